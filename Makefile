@@ -1,0 +1,47 @@
+# `make demo` and `make test` work on a fresh clone that has only Python 3.11 or newer.
+.DEFAULT_GOAL := help
+.PHONY: help install demo check test test-all clean
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python test` chooses another.
+PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+help:
+	@echo "make demo      install into .venv, then compress a small CNN on real data (about a minute)"
+	@echo "make test      install into .venv, then lint, types and tests"
+	@echo "make check     lint and types only"
+	@echo "make test-all  also the tests marked slow and zoo"
+	@echo "make install   make .venv and install the package in it"
+
+# The stamp is written last: an installation that broke off is started again, one that is complete is not touched.
+install: $(STAMP)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone, at its pinned version: whatever asks for torch afterwards finds it installed.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/compressor demo
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# One thread a worker: the tests' networks are tiny, and two workers with two threads each only get in each other's way.
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow and not zoo"
+
+test-all: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist

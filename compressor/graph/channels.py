@@ -1,0 +1,185 @@
+"""The map from every parameter dimension to the channels it holds, and the questions one may ask of it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import UsageError
+
+Ids = NDArray[np.int64]
+Key = tuple[str, int]  # name in the state dict, dimension
+
+
+@dataclass(frozen=True)
+class Place:
+    """A dimension of a parameter or buffer in which a group's channels live."""
+
+    tensor: str  # name in the state dict
+    dim: int
+    role: Literal["row", "column"]  # row: producer or per-channel vector; column: the side that reads the channel
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that live in the same places, so that one can stand for another.
+
+    `ids` are their identities in the order of the first producer's filters. A frozen group is never edited;
+    a `prune_only` one is neither merged nor grown.
+    """
+
+    name: str
+    ids: Ids
+    places: tuple[Place, ...]
+    producers: tuple[str, ...]  # modules whose filters make these channels
+    frozen: str | None = None
+    prune_only: str | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The output of a module, as long as its dimension `dim` holds tracked channels: `ids`, one per position."""
+
+    module: str
+    dim: int
+    ids: Ids
+    shape: tuple[int, ...]
+    order: int  # position in the order of execution
+    elementwise: bool  # the module only applied a function to each element (activation, batch norm at inference)
+
+
+@dataclass(frozen=True)
+class Size:
+    """An integer of a module (`out_channels`, `groups`, one entry of a tuple) that counts the channels `ids`."""
+
+    module: str
+    attribute: str
+    index: int | None  # entry of the tuple or list; None for a plain integer
+    ids: Ids
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of one operator for one image: `factor` times the number of channels in each of `axes`."""
+
+    module: str
+    factor: int
+    axes: tuple[Ids, ...]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Who is tied to whom in one model, as captured; surgery returns a new one after every plan."""
+
+    identities: dict[Key, Ids]
+    groups: tuple[Group, ...]
+    sites_by_module: tuple[Site, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    costs: tuple[Cost, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of every parameter and buffer
+    counted: frozenset[str] = frozenset()  # names of the parameters, without buffers
+    notes: tuple[str, ...] = ()
+
+    @property
+    def free(self) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Group name -> why it may not be edited."""
+        return {group.name: group.frozen for group in self.groups if group.frozen is not None}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    @property
+    def next_id(self) -> int:
+        return 1 + max((int(ids.max()) for ids in self.identities.values() if ids.size), default=-1)
+
+    def group(self, name: str) -> Group:
+        """The group of that name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if name not in self._by_name:
+            known = ", ".join(list(self._by_name)[:8])
+            raise UsageError(f"no group is named {name!r}; the groups are {known} ...")
+        return self._by_name[name]
+
+    def positions(self, place: Place, ids: Iterable[int]) -> NDArray[np.int64]:
+        """Where channels stand in a place: an array (channels, occurrences), each row ascending."""
+        held = self.identities[place.tensor, place.dim]
+        return np.stack([np.flatnonzero(held == identity) for identity in ids])
+
+    def sites(self, group: Group) -> tuple[Site, ...]:
+        """Module outputs that carry every channel of the group, in the order of execution."""
+        return tuple(site for site in self.sites_by_module if np.isin(group.ids, site.ids).all())
+
+    def macs(self, removed: Iterable[int] = ()) -> int:
+        """Multiply-adds of convolutions and matrix products for one image, without the removed channels."""
+        counts = _Kept(removed, self.next_id)
+        return sum(cost.factor * _product(counts.count(axis) for axis in cost.axes) for cost in self.costs)
+
+    def params(self, removed: Iterable[int] = ()) -> int:
+        """Parameters (buffers not counted) without the removed channels."""
+        counts = _Kept(removed, self.next_id)
+        total = 0
+        for name in self.counted:
+            dims = (self.identities.get((name, dim)) for dim in range(len(self.shapes[name])))
+            sizes = zip(dims, self.shapes[name], strict=True)
+            total += _product(size if ids is None else counts.count(ids) for ids, size in sizes)
+        return total
+
+
+class _Kept:
+    """How many of an array's channels remain once some are removed."""
+
+    def __init__(self, removed: Iterable[int], bound: int) -> None:
+        self._kept = np.ones(bound, dtype=bool)
+        self._kept[np.fromiter(removed, dtype=np.int64)] = False
+
+    def count(self, ids: Ids) -> int:
+        return int(np.count_nonzero(self._kept[ids]))
+
+
+def _product(factors: Iterable[int]) -> int:
+    result = 1
+    for factor in factors:
+        result *= factor
+    return result
+
+
+def same_map(one: Channels, other: Channels) -> str | None:
+    """None when two maps say the same of the same model up to the numbering of identities; else the first difference."""
+    if one.identities.keys() != other.identities.keys():
+        return f"places differ: {sorted(one.identities.keys() ^ other.identities.keys())[:4]}"
+    forth: dict[int, int] = {}
+    back: dict[int, int] = {}
+    for key, ids in one.identities.items():
+        others = other.identities[key]
+        if len(ids) != len(others):
+            return f"{key} holds {len(ids)} channels against {len(others)}"
+        for here, there in zip(ids.tolist(), others.tolist(), strict=True):
+            if forth.setdefault(here, there) != there or back.setdefault(there, here) != here:
+                return f"{key} ties different channels"
+    return _same_groups(one, other, forth)
+
+
+def _same_groups(one: Channels, other: Channels, forth: Mapping[int, int]) -> str | None:
+    def described(channels: Channels, rename: Mapping[int, int] | None) -> set[tuple[frozenset[int], bool]]:
+        return {
+            (frozenset(rename[i] if rename else i for i in group.ids.tolist()), group.frozen is None)
+            for group in channels.groups
+        }
+
+    different = described(one, forth) ^ described(other, None)
+    return f"groups differ: {sorted(map(str, different))[:2]}" if different else None

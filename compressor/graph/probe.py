@@ -1,0 +1,145 @@
+"""Try an edit on shapes alone: halve every free group of a copy, run it, and see where the model's own code objects.
+
+A size written into the user's code (`x.view(b, 24, 784)`, a stored `groups`) shows as an operator that fails or
+whose output has another shape than the map predicts. If an integer attribute of the running module holds that size,
+the edit is told to keep it true; otherwise the channels that meet at that operator are frozen.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from compressor.graph.channels import Group, Ids, Key, Size
+from compressor.graph.trace import Op, Trace, run
+from compressor.graph.walk import Track, Walk
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Objection:
+    """The operator at which an edited model no longer does what the map predicts."""
+
+    op: int
+    reason: str
+
+
+def half(groups: tuple[Group, ...], count: int) -> Mask:
+    """Which identities stay in the trial: about half of every free group, of a different number in each."""
+    kept = np.ones(count, dtype=bool)
+    generator = np.random.default_rng(0)
+    for turn, group in enumerate(groups):
+        if group.frozen is None:
+            leave = min(group.size - 1, max(1, group.size // 2 + turn % 3 - 1))
+            kept[generator.choice(group.ids, leave, replace=False)] = False
+    return kept
+
+
+def edited(skeleton: nn.Module, identities: dict[Key, Ids], sizes: tuple[Size, ...], kept: Mask) -> nn.Module:
+    """A copy of the skeleton with only the kept channels, its data meaningless."""
+    model = copy.deepcopy(skeleton)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for (name, dim), ids in identities.items():
+        if not kept[ids].all():
+            rows = torch.from_numpy(np.flatnonzero(kept[ids])).to(tensors[name].device)
+            tensors[name].data = tensors[name].data.index_select(dim, rows)
+    for size in sizes:
+        write_size(model.get_submodule(size.module), size, int(np.count_nonzero(kept[size.ids])))
+    return model
+
+
+def write_size(module: nn.Module, size: Size, value: int) -> None:
+    """Set the integer, or the entry of a tuple or list, that `size` names."""
+    if size.index is None:
+        setattr(module, size.attribute, value)
+        return
+    held = getattr(module, size.attribute)
+    entries = list(held)
+    entries[size.index] = value
+    setattr(module, size.attribute, type(held)(entries) if isinstance(held, tuple | list) else tuple(entries))
+
+
+def objection(model: nn.Module, example: Any, walk: Walk, kept: Mask, roots: Ids, training: bool) -> Objection | None:
+    """Run an edited copy and compare it, operator by operator, with what the map predicts; None when all agree."""
+    seen = run(model, example, training=training)
+    for number, (before, after) in enumerate(zip(walk.trace.ops, seen.ops, strict=False)):
+        where = f"{before.name} in {before.module or 'the model'}"
+        if before.name != after.name:
+            return Objection(number, f"{where} does not run once channels are removed")
+        predicted = [_predicted(ref.shape, track, kept, roots) for ref, track in _outputs(walk, number)]
+        if predicted != [ref.shape for ref in after.outputs] or _moved(before, after, walk, kept, roots):
+            return Objection(number, f"{where} has a size written into the code")
+    if seen.error is None and len(seen.ops) == len(walk.trace.ops):
+        return None
+    number = min(len(seen.ops), len(walk.trace.ops) - 1)
+    before = walk.trace.ops[number]
+    return Objection(number, f"{before.name} in {before.module or 'the model'} has a size written into the code")
+
+
+def _outputs(walk: Walk, number: int) -> Iterator[tuple[Any, Track]]:
+    return zip(walk.trace.ops[number].outputs, walk.op_outputs[number], strict=True)
+
+
+def _predicted(shape: tuple[int, ...], track: Track, kept: Mask, roots: Ids) -> tuple[int, ...]:
+    return tuple(
+        int(np.count_nonzero(kept[roots[track[dim]]])) if dim in track else size for dim, size in enumerate(shape)
+    )
+
+
+def _moved(before: Op, after: Op, walk: Walk, kept: Mask, roots: Ids) -> bool:
+    """Whether a slice takes other channels than it took: right in size but shifted."""
+    if before.name != "slice":
+        return False
+    dim = before.args[1] if len(before.args) > 1 else 0
+    ids = walk.track(before.args[0]).get(dim % len(before.args[0].shape))
+    if ids is None:
+        return False
+    position = np.concatenate([[0], np.cumsum(kept[roots[ids]])])
+    old, new = _bounds(before, len(ids)), _bounds(after, int(position[-1]))
+    return [int(position[b]) for b in old] != new
+
+
+def _bounds(op: Op, size: int) -> list[int]:
+    start, end, _ = slice(*(op.args[2:4] + (None, None))[:2]).indices(size)
+    return [start, max(start, end)]
+
+
+def stored_sizes(op: Op, walk: Walk, model: nn.Module) -> list[list[tuple[str, int | None, Ids]]]:
+    """Attributes of the running module that may hold a size this operator used: alternatives to try, best first."""
+    module = model.get_submodule(op.module)
+    counted = {len(ids): ids for ids in _counted(op, walk)}
+    single = [[(name, None, counted[value])] for name, value in vars(module).items() if _is_size(value, counted)]
+    lists = [
+        [(name, index, counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]
+        for name, value in vars(module).items()
+        if isinstance(value, list | tuple) and any(_is_size(entry, counted) for entry in value)
+    ]
+    together = [[entry for entries in single + lists for entry in entries]]
+    return single + lists + (together if len(single) + len(lists) > 1 else [])
+
+
+def _is_size(value: object, counted: dict[int, Ids]) -> bool:
+    return type(value) is int and value > 1 and value in counted
+
+
+def _counted(op: Op, walk: Walk) -> Iterator[Ids]:
+    refs = [ref for ref in op.inputs if ref.index not in walk.trace.parameters] + list(op.outputs)
+    for ref in refs:
+        yield from walk.track(ref).values()
+
+
+def first_use(trace: Trace, tensors: dict[str, int]) -> dict[str, int]:
+    """For every parameter, when the network first reads it: the order in which groups are named and listed."""
+    order: dict[str, int] = {}
+    for op in trace.ops:
+        for ref in op.inputs:
+            name = trace.parameters.get(ref.index)
+            if name is not None:
+                order.setdefault(name, len(order))
+    return order | {name: len(order) + place for name, place in tensors.items() if name not in order}

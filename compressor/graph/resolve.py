@@ -1,0 +1,163 @@
+"""Turn the ties that the walks found into a map: one identity per channel, groups, and why some are frozen."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from compressor.graph.channels import Cost, Group, Ids, Key, Place, Site, Size
+from compressor.graph.rules_layers import KERNEL
+from compressor.graph.walk import RawSize, Ties, Walk
+
+Roots = NDArray[np.int64]
+
+
+def roots_of(ties: Ties) -> Roots:
+    """For every raw identity, the number of the set it was tied into."""
+    if not ties.pairs:
+        return np.arange(ties.count, dtype=np.int64)
+    ones = np.concatenate([np.broadcast_to(a, b.shape) for a, b in ties.pairs])
+    others = np.concatenate([b for _, b in ties.pairs])
+    links = coo_matrix((np.ones(len(ones), dtype=bool), (ones, others)), shape=(ties.count, ties.count))
+    return connected_components(links, directed=False)[1].astype(np.int64)
+
+
+class Reasons:
+    """The first reason given for each identity, of those that may not be edited (or only pruned)."""
+
+    def __init__(self, marks: Iterable[tuple[Ids, str]], roots: Roots) -> None:
+        self._texts: list[str] = []
+        self._first = np.full(int(roots.max(initial=-1)) + 1, -1, dtype=np.int64)
+        for ids, text in marks:
+            mine = roots[ids]
+            self._first[mine[self._first[mine] < 0]] = len(self._texts)
+            self._texts.append(text)
+
+    def of(self, identity: int) -> str | None:
+        return self._texts[self._first[identity]] if self._first[identity] >= 0 else None
+
+    @property
+    def marked(self) -> NDArray[np.bool_]:
+        return self._first >= 0
+
+
+def identities(ties: Ties, roots: Roots) -> dict[Key, Ids]:
+    return {key: roots[ids] for key, ids in ties.blocks.items()}
+
+
+def groups(ties: Ties, roots: Roots, ranks: Mapping[str, int], tensor_order: Mapping[str, int]) -> tuple[Group, ...]:
+    """Channels with the same places, in the order in which the network first makes them.
+
+    `ranks` holds the number of dimensions of each tensor: a vector does not make channels, a weight does.
+    """
+    columns = {int(ids[0]) for ids in ties.columns if len(ids)}
+    starts = {key: int(ids[0]) for key, ids in ties.blocks.items()}
+    keys = sorted(ties.blocks, key=lambda key: (tensor_order[key[0]], key[1]))
+    held = {key: roots[ties.blocks[key]] for key in keys}
+    places = {key: Place(*key, "column" if starts[key] in columns else "row") for key in keys}
+    families = _families(held, len(np.unique(roots)))
+    frozen, prune_only = Reasons(ties.frozen, roots), Reasons(ties.prune_only, roots)
+    found = []
+    taken: dict[str, int] = {}
+    for ids, family_keys in families:
+        mine = tuple(places[key] for key in family_keys)
+        producers = _producers(mine, ranks)
+        reason = frozen.of(int(ids[0])) or _unfit(ids)
+        if not producers or reason == KERNEL:  # nothing an edit could be about
+            continue
+        name = producers[0]
+        taken[name] = taken.get(name, 0) + 1
+        unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        found.append(Group(unique, ids, mine, producers, reason, prune_only.of(int(ids[0]))))
+    return tuple(found)
+
+
+def _families(held: Mapping[Key, Ids], count: int) -> list[tuple[Ids, list[Key]]]:
+    """Identities that occur equally often in the same places, found by hashing; frozen and free ones never mix."""
+    generator = np.random.default_rng(0)
+    signatures = np.zeros(count, dtype=np.uint64)
+    first = np.full(count, -1, dtype=np.int64)
+    offset = 0
+    for ids in held.values():
+        marks = np.bincount(ids, minlength=1).astype(np.uint64)
+        signatures[: len(marks)] += marks * generator.integers(1, 2**63, dtype=np.uint64)
+        unseen, where = np.unique(ids, return_index=True)
+        new = first[unseen] < 0
+        first[unseen[new]] = offset + where[new]
+        offset += len(ids)
+    seen = np.flatnonzero(first >= 0)
+    seen = seen[np.argsort(first[seen], kind="stable")]
+    _, inverse = np.unique(signatures[seen], return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    runs = np.split(seen[order], np.flatnonzero(np.diff(inverse[order])) + 1)
+    runs.sort(key=lambda run: int(first[run[0]]))
+    members: dict[int, list[Key]] = {int(run[0]): [] for run in runs}
+    for key, ids in held.items():
+        for identity in np.unique(ids).tolist():
+            if identity in members:
+                members[identity].append(key)
+    return [(run, members[int(run[0])]) for run in runs]
+
+
+def _producers(places: Iterable[Place], ranks: Mapping[str, int]) -> tuple[str, ...]:
+    makers = (place.tensor for place in places if place.role == "row" and ranks[place.tensor] > 1)
+    return tuple(dict.fromkeys(_owner(tensor) for tensor in makers))
+
+
+def _owner(tensor: str) -> str:
+    module, _, _ = tensor.replace("parametrizations.weight.original", "weight").rpartition(".")
+    return module or tensor
+
+
+def _unfit(ids: Ids) -> str | None:
+    return "a single channel, or all channels tied into one" if len(ids) == 1 else None
+
+
+def sites(walk: Walk, roots: Roots) -> tuple[Site, ...]:
+    """Outputs of modules that hold channels on one dimension, in the order of execution."""
+    final: dict[int, Ids] = {}
+    found = []
+    for order, call in enumerate(walk.trace.calls):
+        for ref in call.outputs[:1]:
+            ops = walk.trace.ops[call.start : call.end]
+            plain = bool(ops) and all(_keeps_elements(op.name, op.func.tags) for op in ops)
+            for dim, ids in walk.track(ref).items():
+                root = final.setdefault(id(ids), roots[ids])
+                found.append(Site(call.module, dim, root, ref.shape, order, plain))
+    return tuple(found)
+
+
+def _keeps_elements(name: str, tags: Iterable[Any]) -> bool:
+    return name in _ELEMENTWISE_MODULES or any(str(tag).endswith("pointwise") for tag in tags)
+
+
+_ELEMENTWISE_MODULES = frozenset({
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "relu", "hardtanh", "hardswish", "detach", "empty",
+    "native_dropout", "silu", "gelu", "prelu", "_prelu_kernel", "view", "clone",
+})  # fmt: skip
+
+
+def sizes(found: Iterable[RawSize], model: nn.Module, roots: Roots) -> tuple[Size, ...]:
+    """The attributes that exist and hold exactly the count they were said to hold."""
+    kept: dict[tuple[str, str, int | None], Size] = {}
+    for raw in found:
+        attribute, _, entry = raw.attribute.partition(".")
+        index = int(entry) if entry else None
+        module = model.get_submodule(raw.module)
+        value = getattr(module, attribute, None)
+        if index is not None and isinstance(value, tuple | list):
+            value = value[index] if index < len(value) else None
+        if type(value) is int and value == len(raw.ids):
+            kept.setdefault((raw.module, attribute, index), Size(raw.module, attribute, index, roots[raw.ids]))
+    return tuple(kept.values())
+
+
+def costs(walk: Walk, roots: Roots, batch: int) -> tuple[Cost, ...]:
+    return tuple(
+        Cost(cost.module, cost.factor // batch if cost.factor % batch == 0 else cost.factor, tuple(map(roots.take, cost.axes)))
+        for cost in walk.costs
+    )

@@ -1,0 +1,1 @@
+"""AdapNet: prunes, merges and inserts filters while the network trains, judged by the concepts in its feature maps."""

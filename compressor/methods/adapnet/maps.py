@@ -1,0 +1,118 @@
+"""What AdapNet keeps of a period's feature maps: a bounded buffer per group of channels, on the maps' own device.
+
+The paper clusters every map of every batch; here each filter gives `rec_maps` maps in each of `rec_batches` batches.
+Memory of a buffer in bytes: 2 * filters * rec_batches * rec_maps * side^2 (half precision), at most 25 MB for 512
+filters at side 32, plus one float per pair of filters for the cosines.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FIRED = 1e-6  # a map whose range is below this has no pattern
+SIDES = (8, 32)
+
+
+def map_size(height: int, width: int, fixed: int | None = None) -> int:
+    """The side S that maps of this size are resized to for DSC-Net: the next power of two, 8 to 32.
+
+    Upsampling a 4x4 map to DSC-Net's own 32x32 would add no information and cost 16 times as much.
+    """
+    if fixed is not None:
+        return fixed
+    power = 1 << (max(height, width) - 1).bit_length()
+    return int(min(max(power, SIDES[0]), SIDES[1]))
+
+
+def prepare(maps: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Scale maps (n, height, width) to 0..1 and to `size` x `size`; the second result (n,) says which of them fired.
+
+    A map that did not fire comes back as zeros. Maps with negative values are shifted to start at zero first.
+    """
+    maps = maps.float()
+    maps = maps - maps.amin((-2, -1), keepdim=True).clamp(max=0)
+    high = maps.amax((-2, -1), keepdim=True)
+    fired = high > FIRED
+    maps = torch.where(fired, maps / high.clamp(min=FIRED), 0.0)
+    if maps.shape[-2:] != (size, size):
+        shrinks = max(maps.shape[-2:]) > size
+        maps = F.interpolate(maps[:, None], (size, size), mode="bilinear", antialias=shrinks)[:, 0]
+    return maps, fired[:, 0, 0]
+
+
+def draw_images(filters: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Which images of a batch each filter's maps are taken from: (filters, count), drawn alone for every filter."""
+    return torch.randint(batch, (filters, count), generator=generator, device=generator.device)
+
+
+def cosine_sums(maps: Tensor) -> Tensor:
+    """Cosine of every two filters' maps of the same image, summed over the images: (filters, filters).
+
+    `maps` is (images, filters, height, width). Reference: section 3.2, the similarity behind Algorithm 3.
+    """
+    flat = maps.float().flatten(2)
+    flat = flat / flat.norm(dim=2, keepdim=True).clamp(min=1e-8)
+    rows = flat.transpose(0, 1).flatten(1)
+    return torch.mm(rows, rows.T)
+
+
+class Recording:
+    """The running period's maps and sums of one group of `filters` channels; made anew for every period."""
+
+    def __init__(self, filters: int, maps_per_filter: int, size: int, device: torch.device) -> None:
+        self.maps = torch.zeros(filters, maps_per_filter, size, size, dtype=torch.float16, device=device)
+        self.fired = torch.zeros(filters, maps_per_filter, dtype=torch.bool, device=device)
+        self.cosines = torch.zeros(filters, filters, device=device)
+        self.peak = torch.zeros(filters, device=device)
+        self.images = 0
+        self.filled = 0
+
+    def add(self, activations: Tensor, images: Tensor, cosine_images: int, frozen: Tensor) -> None:
+        """Record one batch: `activations` (batch, filters, height, width), `images` from `draw_images`.
+
+        Filters that are `frozen` (a mask on the host) leave no maps. Nothing here waits for the device.
+        """
+        activations = activations.detach()
+        filters, count = images.shape
+        device = self.maps.device
+        rows = torch.arange(filters, device=device).repeat_interleave(count)
+        chosen = activations[images.to(device, non_blocking=True).flatten(), rows]
+        maps, fired = prepare(chosen, self.maps.shape[-1])
+        slots = slice(self.filled, self.filled + count)
+        self.maps[:, slots] = maps.view(filters, count, *maps.shape[-2:]).half()
+        self.fired[:, slots] = fired.view(filters, count) & ~frozen.to(device, non_blocking=True)[:, None]
+        self.filled += count
+        self.cosines += cosine_sums(activations[:cosine_images])
+        self.images += min(cosine_images, activations.shape[0])
+        self.peak = torch.maximum(self.peak, activations.float().abs().amax((0, 2, 3)))
+
+    def full(self) -> bool:
+        """Whether every slot of the buffer has been written."""
+        return self.filled >= self.maps.shape[1]
+
+    def similarity(self) -> Tensor:
+        """Mean cosine of every two filters' maps over the recorded images: (filters, filters), on the host."""
+        return (self.cosines / max(self.images, 1)).double().cpu()
+
+    def dead(self) -> Tensor:
+        """Mask of the filters that no recorded image moved, on the host; empty when nothing was recorded."""
+        return (self.peak <= FIRED).cpu() & (self.filled > 0)
+
+    def select_(self, filters: Tensor) -> None:
+        """Keep the given filters (indices on the host), in their order, after an edit of the group."""
+        chosen = filters.to(self.maps.device)
+        self.maps, self.fired, self.peak = self.maps[chosen], self.fired[chosen], self.peak[chosen]
+        self.cosines = self.cosines[chosen][:, chosen]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and counts, so that a run killed within a period goes on with the same maps."""
+        names = ("maps", "fired", "cosines", "peak", "images", "filled")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, moved to this recording's device."""
+        device = self.maps.device
+        for name, value in state.items():
+            setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)

@@ -1,0 +1,66 @@
+"""Which filters to freeze and then remove: Algorithm 2, its limits, and filters that never fire.
+
+Reference: AdapNet, section 3.2 and Algorithm 2. The limits per period and the rule for dead filters are ours.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.methods.adapnet.settings import AdapNetSettings
+from compressor.methods.adapnet.tables import row_uniformity
+
+DEAD_PERIODS = 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A filter to freeze for one period and then remove: its position, and the numbers that decided it."""
+
+    filter: int
+    p_value: float
+    beta: float
+    kse: float
+    gamma1: float
+
+
+def fewest(original: int, settings: AdapNetSettings) -> int:
+    """The number of filters under which a group that came with `original` is not pruned."""
+    return max(2, math.ceil(settings.min_share * original))
+
+
+def candidates(
+    table: Tensor,
+    concepts: list[int],
+    eligible: Tensor,
+    room: int,
+    beta: float,
+    kse: Callable[[], Tensor],
+    settings: AdapNetSettings,
+) -> list[Candidate]:
+    """The filters that are equally active on all concepts and tell the next layer little, largest p-value first.
+
+    `eligible` masks those neither protected nor frozen; `room` is how many the group can lose; `kse` gives the
+    indicator of every filter and is called only if a filter passes the first test. Needs two concepts; a filter needs
+    `row_min` counts. At most a share of `prune_cap` of the filters is taken.
+    """
+    if len(concepts) < 2 or room < 1:
+        return []
+    p_values = row_uniformity(table, concepts, settings.chi_s)
+    passing = (p_values > beta) & eligible & (table.sum(1) >= settings.row_min)
+    if not bool(passing.any()):
+        return []
+    values = kse()
+    passing &= values < settings.gamma1
+    order = [i for i in p_values.argsort(descending=True, stable=True).tolist() if passing[i]]
+    limit = min(math.ceil(settings.prune_cap * len(table)), room)
+    return [Candidate(i, float(p_values[i]), beta, float(values[i]), settings.gamma1) for i in order[:limit]]
+
+
+def dead(silent: Tensor, protected: Tensor, room: int) -> list[int]:
+    """Filters that fired in no recorded batch of the last periods: removing them leaves the function as it is there."""
+    found = torch.nonzero((silent >= DEAD_PERIODS) & ~protected).flatten().tolist()
+    return found[: max(room, 0)]

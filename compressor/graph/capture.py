@@ -73,6 +73,7 @@ class _Capture:
             costs=resolve.costs(walk, self.roots, self.batch),
             shapes={name: tuple(tensor.shape) for name, tensor in self.tensors.items()},
             counted=frozenset(dict(self.model.named_parameters())),
+            absorbers=resolve.absorbers(walk),
             notes=tuple(self.notes),
         )
 
@@ -141,16 +142,15 @@ def _first_run(model: nn.Module, example: Any) -> tuple[nn.Module, Any, Trace]:
     """A skeleton that runs in evaluation mode: on shapes alone if it can, else on a copy with data."""
     for real in (False, True):
         copied = skeleton(model, real=real)
-        device = torch.device("cpu") if real else torch.device("meta")
         traced = run(copied, example)
         if traced.error is None:
-            return copied, example if real else tree_map(lambda leaf: _to(leaf, device), example), traced
+            return copied, example if real else tree_map(_shape_only, example), traced
     assert traced.error is not None
     raise ModelError(refusal(example, traced.error)) from traced.error
 
 
-def _to(leaf: Any, device: torch.device) -> Any:
-    return torch.empty_like(leaf, device=device) if isinstance(leaf, Tensor) else leaf
+def _shape_only(leaf: Any) -> Any:
+    return torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf
 
 
 def _at_least_two(leaf: Any) -> Any:

@@ -75,6 +75,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Absorber:
+    """What can take up a constant shift of a layer's output: its bias, or the running mean of the norm behind it."""
+
+    kind: Literal["bias", "running_mean"]
+    tensor: str
+
+
+@dataclass(frozen=True)
 class Channels:
     """Who is tied to whom in one model, as captured; surgery returns a new one after every plan."""
 
@@ -85,6 +93,7 @@ class Channels:
     costs: tuple[Cost, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of every parameter and buffer
     counted: frozenset[str] = frozenset()  # names of the parameters, without buffers
+    absorbers: dict[str, Absorber] = field(default_factory=dict)  # by the name of the layer's weight
     notes: tuple[str, ...] = ()
 
     @property
@@ -159,7 +168,7 @@ def _product(factors: Iterable[int]) -> int:
 
 
 def same_map(one: Channels, other: Channels) -> str | None:
-    """None when two maps say the same of the same model up to the numbering of identities; else the first difference."""
+    """None when two maps say the same of a model up to the numbering of identities; else the first difference."""
     if one.identities.keys() != other.identities.keys():
         return f"places differ: {sorted(one.identities.keys() ^ other.identities.keys())[:4]}"
     forth: dict[int, int] = {}

@@ -106,7 +106,7 @@ def _moved(before: Op, after: Op, walk: Walk, kept: Mask, roots: Ids) -> bool:
 
 
 def _bounds(op: Op, size: int) -> list[int]:
-    start, end, _ = slice(*(op.args[2:4] + (None, None))[:2]).indices(size)
+    start, end, _ = slice(*[*op.args[2:4], None, None][:2]).indices(size)
     return [start, max(start, end)]
 
 
@@ -114,6 +114,8 @@ def stored_sizes(op: Op, walk: Walk, model: nn.Module) -> list[list[tuple[str, i
     """Attributes of the running module that may hold a size this operator used: alternatives to try, best first."""
     module = model.get_submodule(op.module)
     counted = {len(ids): ids for ids in _counted(op, walk)}
+    single: list[list[tuple[str, int | None, Ids]]]
+    lists: list[list[tuple[str, int | None, Ids]]]
     single = [[(name, None, counted[value])] for name, value in vars(module).items() if _is_size(value, counted)]
     lists = [
         [(name, index, counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]

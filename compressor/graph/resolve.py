@@ -9,8 +9,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from compressor.graph.channels import Cost, Group, Ids, Key, Place, Site, Size
-from compressor.graph.rules_layers import KERNEL
+from compressor.graph.channels import Absorber, Cost, Group, Ids, Key, Place, Site, Size
+from compressor.graph.rules_layers import BATCH_NORMS, KERNEL
 from compressor.graph.walk import RawSize, Ties, Walk
 
 Roots = NDArray[np.int64]
@@ -23,7 +23,8 @@ def roots_of(ties: Ties) -> Roots:
     ones = np.concatenate([np.broadcast_to(a, b.shape) for a, b in ties.pairs])
     others = np.concatenate([b for _, b in ties.pairs])
     links = coo_matrix((np.ones(len(ones), dtype=bool), (ones, others)), shape=(ties.count, ties.count))
-    return connected_components(links, directed=False)[1].astype(np.int64)
+    labels: Roots = connected_components(links, directed=False)[1].astype(np.int64)
+    return labels
 
 
 class Reasons:
@@ -157,7 +158,25 @@ def sizes(found: Iterable[RawSize], model: nn.Module, roots: Roots) -> tuple[Siz
 
 
 def costs(walk: Walk, roots: Roots, batch: int) -> tuple[Cost, ...]:
+    """Per image, where the operator's work is a multiple of the batch (a product of two weights is not)."""
     return tuple(
-        Cost(cost.module, cost.factor // batch if cost.factor % batch == 0 else cost.factor, tuple(map(roots.take, cost.axes)))
-        for cost in walk.costs
+        Cost(c.module, c.factor // (batch if c.factor % batch == 0 else 1), tuple(roots[axis] for axis in c.axes))
+        for c in walk.costs
     )
+
+
+def absorbers(walk: Walk) -> dict[str, Absorber]:
+    """For every ungrouped layer, what takes up a shift of its output: its bias, else the batch norm that reads it."""
+    names, made, found = walk.trace.parameters, {}, {}
+    for op in walk.trace.ops:
+        if op.name == "convolution" and op.args[8] == 1 and op.args[1].index in names:
+            made[op.outputs[0].index] = names[op.args[1].index]
+            if op.args[2] is not None and op.args[2].index in names:
+                found[names[op.args[1].index]] = Absorber("bias", names[op.args[2].index])
+        elif op.name == "t":
+            made[op.outputs[0].index] = names.get(op.args[0].index, "")
+        elif op.name == "addmm" and made.get(op.args[2].index) and op.args[0].index in names:
+            found[made[op.args[2].index]] = Absorber("bias", names[op.args[0].index])
+        elif op.name in BATCH_NORMS and made.get(op.args[0].index) and op.args[3] is not None:
+            found.setdefault(made[op.args[0].index], Absorber("running_mean", names[op.args[3].index]))
+    return found

@@ -3,6 +3,7 @@
 An operator that is neither here nor marked element-wise by torch freezes the channels that reach it.
 """
 
+from compressor.graph.channels import Ids
 from compressor.graph.rules_layers import LAYERS
 from compressor.graph.rules_shapes import SHAPES
 from compressor.graph.trace import Op, TensorRef
@@ -23,12 +24,12 @@ def elementwise(w: Walk, op: Op) -> None:
         w.give(out, track)
 
 
-def _operand(w: Walk, ref: TensorRef, dim: int) -> tuple[object, int]:
+def _operand(w: Walk, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
     return w.track(ref).get(dim + len(ref.shape)), ref.shape[dim]
 
 
 def reduction(w: Walk, op: Op) -> None:
-    """mean, sum, amax, var ... (x, dims, ..., keepdim): over channels, the rest no longer means the same per channel."""
+    """mean, sum, amax, var ... (x, dims, ..., keepdim): run over channels, they rule merging and inserting out."""
     x, out = op.args[0], op.outputs[0]
     rank = len(x.shape)
     position = 2 if op.name == "linalg_vector_norm" or (op.name == "norm" and len(op.args) > 1) else 1
@@ -44,13 +45,21 @@ def reduction(w: Walk, op: Op) -> None:
         w.give(ref, kept)
 
 
-_ELEMENTWISE = """relu relu6 leaky_relu prelu _prelu_kernel hardtanh hardswish hardsigmoid silu gelu elu celu selu mish
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_ELEMENTWISE = _words("""
+    relu relu6 leaky_relu prelu _prelu_kernel hardtanh hardswish hardsigmoid silu gelu elu celu selu mish
     sigmoid tanh softplus softsign hardshrink softshrink threshold add sub rsub mul div pow sqrt rsqrt exp log abs neg
     clamp clamp_min clamp_max where masked_fill copy erf sin cos sign reciprocal maximum minimum square rrelu
     rrelu_with_noise log_sigmoid_forward lerp addcmul addcdiv floor ceil round eq ne lt le gt ge logical_not
-    bitwise_not logical_and logical_or trunc fmod remainder expm1 log1p floor_divide""".split()
-_REDUCTIONS = """mean sum amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax
-    argmin any all nansum""".split()
+    bitwise_not logical_and logical_or trunc fmod remainder expm1 log1p floor_divide
+""")
+_REDUCTIONS = _words("""
+    mean sum amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax
+    argmin any all nansum
+""")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, elementwise),
     **dict.fromkeys(_REDUCTIONS, reduction),

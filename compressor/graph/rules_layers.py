@@ -80,7 +80,9 @@ def matrix_product(w: Walk, op: Op) -> None:
         ids = w.join(((w.track(a).get(dim), a.shape[dim]), (w.track(b).get(dim), b.shape[dim])), _untracked(op))
         if ids is not None:
             track[dim] = ids
-    track |= {d: i for d, i in ((rank - 2, w.track(a).get(rank - 2)), (rank - 1, w.track(b).get(rank - 1))) if i is not None}
+    for ref, dim in ((a, rank - 2), (b, rank - 1)):
+        if dim in w.track(ref):
+            track[dim] = w.track(ref)[dim]
     if op.name in ("addmm", "baddbmm"):
         track = _added(w, op, op.args[0], track)
     w.give(out, track)
@@ -206,7 +208,7 @@ def _untracked(op: Op) -> str:
     return f"{op.name} in {op.module or 'the model'} joins it with something that is not tracked"
 
 
-_BATCH_NORMS = (
+BATCH_NORMS = (
     "batch_norm",
     "native_batch_norm",
     "cudnn_batch_norm",
@@ -239,6 +241,6 @@ LAYERS: dict[str, Rule] = {
     "native_group_norm": group_norm,
     "_weight_norm_interface": weight_norm,
     "embedding": embedding,
-    **dict.fromkeys(_BATCH_NORMS, batch_norm),
+    **dict.fromkeys(BATCH_NORMS, batch_norm),
     **dict.fromkeys(_ATTENTIONS, attention),
 }

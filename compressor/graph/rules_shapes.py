@@ -13,7 +13,7 @@ from compressor.graph.walk import Rule, Track, Walk
 
 
 def view(w: Walk, op: Op) -> None:
-    """view, reshape: dimensions are split and merged; channels split over several dimensions are tied along all but one."""
+    """view, reshape: channels that end up on several dimensions are tied along all of them but one."""
     x, out = op.args[0], op.outputs[0]
     given: Track = {}
     for source, target in _regrouped(x.shape, out.shape):
@@ -98,8 +98,8 @@ def select(w: Walk, op: Op) -> None:
 
 def slice_(w: Walk, op: Op) -> None:
     """(x, dim, start, end, step)."""
-    x, dim, start, end, step = (*op.args, *(None, 0, None, None, 1)[len(op.args):])  # fmt: skip
-    dim = (dim or 0) % len(x.shape)
+    x, at, start, end, step = (list(op.args) + [0, None, None, 1][len(op.args) - 1 :])[:5]
+    dim = at % len(x.shape)
     track = dict(w.track(x))
     if dim in track:
         if step not in (None, 1):
@@ -267,15 +267,32 @@ def along(w: Walk, op: Op) -> None:
     w.give(op.outputs[0], w.track(x))
 
 
-_SPATIAL = """avg_pool1d avg_pool2d avg_pool3d max_pool2d max_pool2d_with_indices max_pool3d_with_indices
+def as_strided(w: Walk, op: Op) -> None:
+    """(x, size, stride, ...): free as long as it only restates the layout."""
+    x, out = op.args[0], op.outputs[0]
+    if out.shape == x.shape:
+        w.give(out, w.track(x))
+    else:
+        w.freeze_all(w.track(x).values(), f"{op.module or 'the model'} reads memory by strides")
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_SPATIAL = _words("""
+    avg_pool1d avg_pool2d avg_pool3d max_pool2d max_pool2d_with_indices max_pool3d_with_indices
     _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d
     adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
     upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa
     reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
-    grid_sampler_2d fractional_max_pool2d max_pool2d_with_indices mkldnn_max_pool2d lp_pool2d""".split()
-_LIKE = """clone detach alias contiguous _to_copy to zeros_like ones_like empty_like full_like rand_like randn_like
+    grid_sampler_2d fractional_max_pool2d max_pool2d_with_indices mkldnn_max_pool2d lp_pool2d
+""")
+_LIKE = _words("""
+    clone detach alias contiguous _to_copy to zeros_like ones_like empty_like full_like rand_like randn_like
     new_zeros new_ones new_empty new_full native_dropout dropout feature_dropout bernoulli lift_fresh
-    _conj fill zero uniform normal""".split()
+    _conj fill zero uniform normal
+""")
 SHAPES: dict[str, Rule] = {
     "view": view,
     "_unsafe_view": view,
@@ -298,6 +315,7 @@ SHAPES: dict[str, Rule] = {
     "unsafe_split": split,
     "unsafe_chunk": split,
     "unbind": unbind,
+    "as_strided": as_strided,
     "expand": expand,
     "repeat": repeat,
     "constant_pad_nd": pad,

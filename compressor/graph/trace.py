@@ -145,7 +145,7 @@ class _Recorder(TorchDispatchMode):
     """Writes every operator into `result`; keeps each tensor alive so that an object's identity names it."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.result = Trace()
         self._numbers: dict[int, int] = {}
         self._alive: list[Tensor] = []

@@ -1,0 +1,94 @@
+"""What may be done to a group of channels, as plain data: a plan can be printed, counted, saved and tested."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Remove channels everywhere.
+
+    `means`, where given, holds each channel's mean activation: readers are compensated for it, through the running
+    mean of the batch norm that follows them or through their bias.
+    """
+
+    group: str
+    channels: tuple[int, ...]
+    why: str
+    means: tuple[float, ...] | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)  # what decided it, for the report
+    kind: Literal["prune"] = "prune"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Make one channel of two: producers and statistics become their mean, readers' columns their sum."""
+
+    group: str
+    keep: int
+    drop: int
+    why: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    kind: Literal["merge"] = "merge"
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (self.keep, self.drop)
+
+
+@dataclass(frozen=True)
+class Insert:
+    """Add a channel right after its master.
+
+    `rows` gives the new slices of producers by tensor name, in the shape of the master's slice; tensors that are not
+    named copy the master's. Readers see it through columns of zeros, or share the master's columns by halves.
+    """
+
+    group: str
+    after: int
+    why: str
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Literal["zero", "split"] = "zero"
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    kind: Literal["insert"] = "insert"
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (self.after,)
+
+
+Edit = Prune | Merge | Insert
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits to be made together; no channel appears in two of them. `period` says when it was decided."""
+
+    edits: tuple[Edit, ...] = ()
+    period: int = 0
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Identities that will be gone."""
+        return tuple(identity for edit in self.edits for identity in _gone(edit))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The edits as plain types, for the report."""
+        for edit in self.edits:
+            yield {
+                "kind": edit.kind,
+                "period": self.period,
+                "group": edit.group,
+                "channels": list(edit.channels),
+                "why": edit.why,
+                **({"numbers": dict(edit.numbers)} if edit.numbers else {}),
+            }
+
+
+def _gone(edit: Edit) -> tuple[int, ...]:
+    if isinstance(edit, Prune):
+        return edit.channels
+    return (edit.drop,) if isinstance(edit, Merge) else ()

@@ -1,0 +1,113 @@
+"""Carry out a plan on a model, its optimizer and its channels together."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compressor.errors import ModelError
+from compressor.graph.channels import Channels, Group, Place
+from compressor.graph.probe import write_size
+from compressor.surgery.compensation import compensate_
+from compressor.surgery.edits import Insert, Merge, Plan, Prune
+from compressor.surgery.renumber import Renumbering
+from compressor.surgery.slices import Slices
+
+
+@torch.no_grad()
+def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimizer | None = None) -> Channels:
+    """Edit the model in place as the plan says; returns the channels as they stand afterwards.
+
+    Parameters keep their identity, `requires_grad`, dtype, device and memory format; gradients and optimizer state
+    of a parameter's shape are edited by the same map, newcomers' state starts at zero. Module attributes that count
+    channels (`out_channels`, `groups`, ...) are kept true.
+
+    Raises:
+        ModelError: an edit names a frozen or unknown channel, or would leave a group empty; nothing was changed.
+    """
+    _check(plan, channels)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    compensate_(tensors, plan, channels)
+    renumbering = Renumbering.of(plan, channels)
+    for name, dims in _touched(plan, channels).items():
+        slices = [Slices.of(plan, channels, place, renumbering) for place in dims]
+        _replace_(tensors[name], name, slices, optimizer)
+    updated = renumbering.apply(channels)
+    for before, after in zip(channels.sizes, updated.sizes, strict=True):
+        if len(before.ids) != len(after.ids):
+            write_size(model.get_submodule(after.module), after, len(after.ids))
+    return updated
+
+
+def _touched(plan: Plan, channels: Channels) -> dict[str, list[Place]]:
+    """The places that the plan's groups live in, by tensor."""
+    found: dict[str, dict[int, Place]] = {}
+    for name in {edit.group: None for edit in plan.edits}:
+        for place in channels.group(name).places:
+            found.setdefault(place.tensor, {})[place.dim] = place
+    return {tensor: [dims[dim] for dim in sorted(dims)] for tensor, dims in found.items()}
+
+
+def _replace_(tensor: Tensor, name: str, slices: Iterable[Slices], optimizer: Optimizer | None) -> None:
+    """Edit a tensor, its gradient and its optimizer state along each of its touched dimensions."""
+    shape = tensor.shape
+    companions = list(_companions(tensor, optimizer))
+    gradient, tensor.grad = tensor.grad, None
+    data = tensor.data
+    for cut in slices:
+        data = cut.apply(data, name)
+    tensor.data = _in_format_of(tensor.data, data)
+    if gradient is not None:
+        tensor.grad = _edited(gradient, slices)
+    for state, key in companions:
+        if state[key].shape == shape:
+            state[key] = _edited(state[key], slices)
+
+
+def _edited(companion: Tensor, slices: Iterable[Slices]) -> Tensor:
+    data = companion
+    for cut in slices:
+        data = cut.apply(data, None)
+    return _in_format_of(companion, data)
+
+
+def _in_format_of(before: Tensor, after: Tensor) -> Tensor:
+    last = before.ndim == 4 and not before.is_contiguous() and before.is_contiguous(memory_format=torch.channels_last)
+    return after.contiguous(memory_format=torch.channels_last) if last else after.contiguous()
+
+
+def _companions(tensor: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[dict[str, Tensor], str]]:
+    if optimizer is None or tensor not in optimizer.state:
+        return
+    state = optimizer.state[tensor]
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            yield state, key
+
+
+def _check(plan: Plan, channels: Channels) -> None:
+    used: dict[str, list[int]] = {}
+    for edit in plan.edits:
+        group = channels.group(edit.group)
+        if group.frozen is not None:
+            raise ModelError(f"{group.name} cannot be edited: {group.frozen}")
+        if not isinstance(edit, Prune) and group.prune_only is not None:
+            raise ModelError(f"{group.name} can only be pruned: {group.prune_only}")
+        used.setdefault(group.name, []).extend(edit.channels)
+    for name, ids in used.items():
+        group = channels.group(name)
+        if len(set(ids)) != len(ids) or not np.isin(ids, group.ids).all():
+            raise ModelError(f"a plan for {name} names a channel twice, or one that it does not have")
+        _check_left(plan, group)
+
+
+def _check_left(plan: Plan, group: Group) -> None:
+    gone = sum(
+        len(edit.channels) if isinstance(edit, Prune) else isinstance(edit, Merge) - isinstance(edit, Insert)
+        for edit in plan.edits
+        if edit.group == group.name
+    )
+    if gone >= group.size:
+        raise ModelError(f"a plan would leave {group.name} without channels")

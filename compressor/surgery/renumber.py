@@ -1,0 +1,69 @@
+"""How a plan changes arrays of identities: which go, which come after which."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.graph.channels import Channels, Cost, Group, Ids, Site, Size
+from compressor.surgery.edits import Insert, Plan
+
+
+@dataclass(frozen=True)
+class Renumbering:
+    """Identities removed, and for each master the newcomer that will stand right after it (-1: none)."""
+
+    gone: NDArray[np.bool_]
+    newcomer: Ids
+
+    @staticmethod
+    def of(plan: Plan, channels: Channels) -> "Renumbering":
+        count = channels.next_id
+        gone = np.zeros(count, dtype=bool)
+        gone[list(plan.removed)] = True
+        newcomer = np.full(count, -1, dtype=np.int64)
+        for edit in plan.edits:
+            if isinstance(edit, Insert):
+                newcomer[edit.after] = count
+                count += 1
+        return Renumbering(gone, newcomer)
+
+    def sources(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """For each position afterwards, the position it comes from, and whether it is a newcomer (its master's)."""
+        kept = np.flatnonzero(~self.gone[ids])
+        doubled = self.newcomer[ids[kept]] >= 0
+        if not doubled.any():
+            return kept, np.zeros(len(kept), dtype=bool)
+        order = np.repeat(kept, 1 + doubled)
+        new = np.zeros(len(order), dtype=bool)
+        new[1:] = order[1:] == order[:-1]
+        return order, new
+
+    def array(self, ids: Ids) -> Ids:
+        order, new = self.sources(ids)
+        after: Ids = np.where(new, self.newcomer[ids[order]], ids[order])
+        return after
+
+    def apply(self, channels: Channels) -> Channels:
+        """The same map after the plan."""
+        identities = {key: self.array(ids) for key, ids in channels.identities.items()}
+        shapes = dict(channels.shapes)
+        for (name, dim), ids in identities.items():
+            shapes[name] = (*shapes[name][:dim], len(ids), *shapes[name][dim + 1 :])
+        return replace(
+            channels,
+            identities=identities,
+            shapes=shapes,
+            groups=tuple(map(self._group, channels.groups)),
+            sites_by_module=tuple(map(self._site, channels.sites_by_module)),
+            sizes=tuple(Size(s.module, s.attribute, s.index, self.array(s.ids)) for s in channels.sizes),
+            costs=tuple(Cost(c.module, c.factor, tuple(map(self.array, c.axes))) for c in channels.costs),
+        )
+
+    def _group(self, group: Group) -> Group:
+        return replace(group, ids=self.array(group.ids))
+
+    def _site(self, site: Site) -> Site:
+        ids = self.array(site.ids)
+        shape = (*site.shape[: site.dim], len(ids), *site.shape[site.dim + 1 :])
+        return replace(site, ids=ids, shape=shape)

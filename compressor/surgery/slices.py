@@ -1,0 +1,79 @@
+"""What a plan does to one dimension of one tensor."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressor.graph.channels import Channels, Place
+from compressor.surgery.edits import Insert, Merge, Plan
+from compressor.surgery.renumber import Renumbering
+
+
+@dataclass(frozen=True)
+class Slices:
+    """One dimension's new layout: merged pairs of positions, then the source of every new position."""
+
+    dim: int
+    column: bool
+    keep: NDArray[np.int64]  # positions that take up the ones in `drop`
+    drop: NDArray[np.int64]
+    order: NDArray[np.int64]
+    inserts: tuple[tuple[Insert, NDArray[np.int64]], ...]  # with the newcomer's positions in the new layout
+
+    @staticmethod
+    def of(plan: Plan, channels: Channels, place: Place, renumbering: Renumbering) -> "Slices":
+        ids = channels.identities[place.tensor, place.dim]
+        order, _ = renumbering.sources(ids)
+        after = renumbering.array(ids)
+        keep, drop, inserts = [], [], []
+        for edit in plan.edits:
+            if isinstance(edit, Merge) and (where := np.flatnonzero(ids == edit.keep)).size:
+                keep.append(where)
+                drop.append(np.flatnonzero(ids == edit.drop))
+            elif isinstance(edit, Insert) and (where := np.flatnonzero(after == renumbering.newcomer[edit.after])).size:
+                inserts.append((edit, where))
+        none = np.empty(0, dtype=np.int64)
+        return Slices(
+            place.dim,
+            place.role == "column",
+            np.concatenate([none, *keep]),
+            np.concatenate([none, *drop]),
+            order,
+            tuple(inserts),
+        )
+
+    def apply(self, tensor: Tensor, name: str | None) -> Tensor:
+        """The tensor in its new layout; `name` is None for gradients and optimizer state, whose newcomers are zero."""
+        if self.keep.size:
+            tensor = self._merged(tensor)
+        result = tensor.index_select(self.dim, _index(self.order, tensor))
+        for edit, where in self.inserts:
+            self._insert_(result, edit, where, name)
+        return result
+
+    def _merged(self, tensor: Tensor) -> Tensor:
+        keep, drop = _index(self.keep, tensor), _index(self.drop, tensor)
+        total = tensor.index_select(self.dim, keep) + tensor.index_select(self.dim, drop)
+        return tensor.index_copy(self.dim, keep, total if self.column else total / 2)
+
+    def _insert_(self, result: Tensor, edit: Insert, where: NDArray[np.int64], name: str | None) -> None:
+        """Fill the newcomer's positions, which hold copies of the master's."""
+        here = _index(where, result)
+        if name is None:
+            result.index_fill_(self.dim, here, 0)
+        elif name in edit.rows and not self.column:
+            row = edit.rows[name].to(result)
+            result.index_copy_(self.dim, here, row.reshape(result.index_select(self.dim, here).shape))
+        elif self.column and edit.columns == "zero":
+            result.index_fill_(self.dim, here, 0)
+        elif self.column:
+            halves = result.index_select(self.dim, here) / 2
+            result.index_copy_(self.dim, here, halves)
+            result.index_copy_(self.dim, here - 1, halves)
+
+
+def _index(positions: NDArray[np.int64], tensor: Tensor) -> Tensor:
+    return torch.from_numpy(positions).to(tensor.device)

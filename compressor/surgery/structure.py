@@ -1,0 +1,77 @@
+"""The sizes in which an edited network differs from the architecture it came from, as plain data for checkpoints."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.errors import FileError
+
+_LARGEST = 2**31  # no dimension or attribute of a network reaches this
+_MISFIT = "which the architecture does not have: the checkpoint is broken or of another architecture"
+
+
+def describe(fresh: nn.Module, edited: nn.Module) -> dict[str, Any]:
+    """What to change in `fresh`, a new build of the architecture, so that it takes the weights of `edited`.
+
+    Returns `{"shapes": {tensor: [sizes]}, "attributes": {module: {attribute: integer or list of them}}}`.
+    """
+    before, after = _tensors(fresh), _tensors(edited)
+    shapes = {
+        name: list(tensor.shape)
+        for name, tensor in after.items()
+        if name in before and before[name].shape != tensor.shape
+    }
+    attributes: dict[str, dict[str, Any]] = {}
+    ours = dict(edited.named_modules())
+    for name, module in fresh.named_modules():
+        if name in ours:
+            changed = {key: value for key, value in _counts(ours[name]) if _plain(vars(module).get(key)) != value}
+            if changed:
+                attributes[name] = changed
+    return {"shapes": shapes, "attributes": attributes}
+
+
+def apply_(fresh: nn.Module, structure: Mapping[str, Any]) -> None:
+    """Resize a new build of the architecture in place; the resized tensors are empty until weights are loaded.
+
+    Raises:
+        FileError: the structure does not fit the architecture.
+    """
+    tensors, modules = _tensors(fresh), dict(fresh.named_modules())
+    for name, shape in dict(structure.get("shapes", {})).items():
+        if name not in tensors or not _fits(shape) or len(shape) != tensors[name].ndim:
+            raise FileError(f"the checkpoint resizes {name!r} to {shape!r}, {_MISFIT}")
+        tensors[name].data = torch.empty(shape, dtype=tensors[name].dtype, device=tensors[name].device)
+    for name, values in dict(structure.get("attributes", {})).items():
+        for key, value in dict(values).items():
+            held = vars(modules[name]).get(key) if name in modules else None
+            entries = value if isinstance(value, list) else [value]
+            if not _fits(entries) or _plain(held) is None or isinstance(held, int) != isinstance(value, int):
+                raise FileError(f"the checkpoint sets {name}.{key} to {value!r}, {_MISFIT}")
+            setattr(modules[name], key, tuple(value) if isinstance(held, tuple) else value)
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _counts(module: nn.Module) -> Iterator[tuple[str, int | list[int]]]:
+    for key, held in vars(module).items():
+        value = _plain(held)
+        if value is not None and not key.startswith("_"):
+            yield key, value
+
+
+def _plain(held: object) -> int | list[int] | None:
+    """An integer, or a tuple or list of them as a list; None for anything else."""
+    if type(held) is int:
+        return held
+    if type(held) in (tuple, list) and held and all(type(entry) is int for entry in held):  # type: ignore[attr-defined]
+        return list(held)  # type: ignore[call-overload, no-any-return]
+    return None
+
+
+def _fits(sizes: object) -> bool:
+    return isinstance(sizes, list) and all(type(size) is int and 0 <= size < _LARGEST for size in sizes)

@@ -93,8 +93,9 @@ def build(name: str, **arguments: Any) -> nn.Module:
         arguments.setdefault("init_weights", True)
     try:
         module: nn.Module = models.get_model(name, weights=None, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"torchvision:{name} cannot be built with {arguments}: {error}") from error
+    except Exception as error:  # torchvision checks its arguments with whatever fails first
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"torchvision:{name} cannot be built with {arguments}: {first}") from error
     return module
 
 

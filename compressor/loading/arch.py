@@ -1,0 +1,187 @@
+"""How to build a network again: `torchvision:NAME`, `timm:NAME` or `FILE.py:FUNCTION`, and with what arguments."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor import vision
+from compressor.errors import UsageError
+from compressor.loading import code
+from compressor.loading.plain import to_plain
+
+# Arguments of timm.create_model that read files or the network.
+_TIMM_READS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+# Arguments besides num_classes that follow from the weights: classifiers that exist for training only.
+_EXTRA_ARGUMENTS = {"googlenet": ("aux_logits",), "inception_v3": ("aux_logits",)}
+
+_FORMS = "torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Where a network's definition is and what it is called with."""
+
+    name: str  # without the arguments, as given: "torchvision:resnet18", "nets/small.py:build"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str | None = None  # of FILE.py, as it was when the network was built
+
+    def __str__(self) -> str:
+        if not self.arguments:
+            return self.name
+        return self.name + ":" + ",".join(f"{key}={value}" for key, value in self.arguments.items())
+
+
+@dataclass(frozen=True)
+class Definition:
+    """An architecture found: how to call it, and what its author publishes about it (None where nothing is)."""
+
+    arch: Arch
+    call: Callable[..., nn.Module]
+    accepts: frozenset[str] | None  # names of its arguments; None where it takes any
+    channels_argument: str = "in_channels"
+    input_shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    num_classes: int | None = None
+
+    def takes(self, argument: str) -> bool:
+        """Whether the function can be called with this argument."""
+        return self.accepts is None or argument in self.accepts
+
+    def build(self, **more: Any) -> nn.Module:
+        """The network with random weights; `more` is laid over the architecture's own arguments."""
+        return self.call(**{**self.arch.arguments, **more})
+
+    def with_arguments(self, **more: Any) -> Definition:
+        """The same definition, called with these arguments besides."""
+        return replace(self, arch=replace(self.arch, arguments={**self.arch.arguments, **more}))
+
+    def shape(self) -> tuple[int, ...] | None:
+        """The published input shape (channels, height, width), with the channels that the arguments ask for."""
+        if self.input_shape is None:
+            return None
+        channels = self.arch.arguments.get(self.channels_argument, self.input_shape[0])
+        return (int(channels), *self.input_shape[1:])
+
+
+def parse_arch(text: str, arguments: Mapping[str, Any] | None = None) -> Arch:
+    """Read `torchvision:NAME`, `timm:NAME` or `FILE.py:FUNCTION`, each with `:key=value,key=value` behind it or not.
+
+    Values are Python literals (`width=0.25`, `pool=(2, 2)`), anything else is a string; `arguments` is laid over them.
+    Raises UsageError for a text of another form.
+    """
+    match = re.fullmatch(r"((?:torchvision|timm):[^:=]+|.+\.py:\w+)(?::(\w+=.*))?", text.strip())
+    if match is None:
+        hint = f" (did you mean torchvision:{text}?)" if text in vision.classifiers() else ""
+        raise UsageError(f"--arch {text!r} is not an architecture: write {_FORMS}{hint}")
+    written = {} if match.group(2) is None else _arguments(match.group(2), text)
+    return Arch(match.group(1), to_plain({**written, **(arguments or {})}, "arch_arguments"))
+
+
+def find(arch: Arch, *, named: bool) -> Definition:
+    """Look up an architecture.
+
+    `named` says that the person at the keyboard named it; otherwise it comes from a checkpoint, and a file of code is
+    only run if it was named before (see loading.known). Raises UsageError where there is no such architecture, or
+    where the code was changed or never named.
+    """
+    if arch.name.startswith("torchvision:"):
+        return _find_torchvision(arch, arch.name.removeprefix("torchvision:"))
+    if arch.name.startswith("timm:"):
+        return _find_timm(arch, arch.name.removeprefix("timm:"))
+    path, _, function = arch.name.rpartition(":")
+    loaded = code.load(Path(path), function, expected=arch.sha256, named=named)
+    return Definition(
+        arch=replace(arch, sha256=loaded.sha256),
+        call=loaded.call,
+        accepts=loaded.accepts,
+        input_shape=loaded.input_shape,
+    )
+
+
+def data_arguments(arch: Arch, *, num_classes: int, channels: int) -> dict[str, int]:
+    """The arguments that fit a network to a data set, as far as its definition has them.
+
+    `num_classes`, and the number of input channels under the name it has there (`in_channels`, timm's `in_chans`);
+    what the architecture was explicitly given is left as it is.
+    """
+    definition = find(arch, named=arch.sha256 is None)
+    wanted = {"num_classes": num_classes, definition.channels_argument: channels}
+    return {key: value for key, value in wanted.items() if definition.takes(key) and key not in arch.arguments}
+
+
+def _arguments(text: str, whole: str) -> dict[str, Any]:
+    """`width=0.25,pool=(2,2)` -> a dict; a comma inside brackets does not part."""
+    parts = re.split(r",(?=\s*\w+=)", text)
+    found: dict[str, Any] = {}
+    for part in parts:
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if not key.isidentifier() or not value:
+            raise UsageError(f"--arch {whole!r}: {part!r} is not of the form key=value")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def _find_torchvision(arch: Arch, name: str) -> Definition:
+    preset = vision.default_preset(name)
+
+    def call(**arguments: Any) -> nn.Module:
+        return vision.build(name, **arguments)
+
+    return Definition(
+        arch=arch,
+        call=call,
+        accepts=frozenset({"num_classes", *_EXTRA_ARGUMENTS.get(name, ()), *arch.arguments}),
+        input_shape=preset.input_shape,
+        mean=preset.mean,
+        std=preset.std,
+        num_classes=preset.num_classes,
+    )
+
+
+def _find_timm(arch: Arch, name: str) -> Definition:
+    try:
+        import timm
+    except ImportError as error:
+        raise UsageError(f"{arch.name} needs timm: pip install timm") from error
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:8] or timm.list_models(f"{name[:5]}*")[:8]
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UsageError(f"timm has no model {name!r}{hint}; all {len(timm.list_models())}: timm.list_models()")
+    for refused in _TIMM_READS:
+        if refused in arch.arguments:
+            raise UsageError(f"{arch.name} is built without `{refused}`: give a file with the weights instead")
+
+    def call(**arguments: Any) -> nn.Module:
+        try:
+            module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+        except Exception as error:  # timm checks its arguments with whatever fails first
+            raise UsageError(f"{arch.name} cannot be built with {arguments}: {_first_line(error)}") from error
+        return module
+
+    published = timm.get_pretrained_cfg(name)
+    return Definition(
+        arch=arch,
+        call=call,
+        accepts=frozenset({"num_classes", "in_chans", *arch.arguments}),
+        channels_argument="in_chans",
+        input_shape=tuple(published.input_size) if published else None,
+        mean=tuple(published.mean) if published else None,
+        std=tuple(published.std) if published else None,
+        num_classes=published.num_classes if published else None,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

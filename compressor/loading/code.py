@@ -1,0 +1,126 @@
+"""Run the user's own FILE.py to get the function that builds a network; nothing else imports user code."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor.errors import FileError, UsageError
+from compressor.loading import known
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A function out of a file, and the file's hash at the time."""
+
+    call: Callable[..., nn.Module]
+    accepts: frozenset[str] | None  # names of its arguments; None where it takes any
+    sha256: str
+    input_shape: tuple[int, ...] | None  # the file's INPUT_SHAPE, where it has one
+
+
+def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loaded:
+    """Import the file and take `function` from it.
+
+    `expected` is the hash that a checkpoint recorded, `named` whether the user gave this file in this very command.
+    Raises UsageError where the file or the function is missing, was changed since (and is not named), or was never
+    named on this machine; FileError where importing it fails.
+    """
+    name = f"{path}:{function}"
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise UsageError(f"the architecture file {path} {reason}: give --arch FILE.py:{function}") from error
+    sha256 = hashlib.sha256(source).hexdigest()
+    if named:
+        known.remember(path, function, sha256)
+    elif sha256 != expected:
+        raise UsageError(
+            f"the architecture file {path} has changed since the checkpoint was written: if it still fits, give "
+            f"--arch {name}"
+        )
+    elif not known.is_known(path, function, sha256):
+        raise UsageError(
+            f"the checkpoint's architecture is code in a file, {name}, that was never named on this machine: if you "
+            f"trust it, give --arch {name}"
+        )
+    module = _import(path, source, sha256)
+    found = getattr(module, function, None)
+    if not callable(found):
+        others = [key for key, value in vars(module).items() if _is_defined_there(value, module)]
+        raise UsageError(f"{path} has no function {function!r}; it defines: {', '.join(others) or 'none'}")
+    return Loaded(_checked(found, name, path), _argument_names(found), sha256, _input_shape(module, path))
+
+
+def _import(path: Path, source: bytes, sha256: str) -> types.ModuleType:
+    """The file as a module. Read once: what is run is what was hashed, and the same content is the same module."""
+    name = f"compressor_architecture_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}_{sha256[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses look their module up while it runs
+    sys.path.insert(0, str(path.resolve().parent))  # its neighbours, as if it were run as a script
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise FileError(f"{path} cannot be imported: {_told(error, path)}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _checked(function: Callable[..., Any], name: str, path: Path) -> Callable[..., nn.Module]:
+    def call(**arguments: Any) -> nn.Module:
+        try:
+            built = function(**arguments)
+        except Exception as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            raise UsageError(f"{name} called with ({given}) failed: {_told(error, path)}") from error
+        if not isinstance(built, nn.Module):
+            raise UsageError(f"{name} returned a {type(built).__name__}, not an nn.Module")
+        return built
+
+    return call
+
+
+def _argument_names(function: Callable[..., Any]) -> frozenset[str] | None:
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # some classes written in C tell nothing
+        return None
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return None
+    return frozenset(parameters)
+
+
+def _input_shape(module: types.ModuleType, path: Path) -> tuple[int, ...] | None:
+    shape = getattr(module, "INPUT_SHAPE", None)
+    if shape is None:
+        return None
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(each, int) and each > 0 for each in shape):
+        raise FileError(f"INPUT_SHAPE of {path} is {shape!r}: it has to be (channels, height, width)")
+    return tuple(shape)
+
+
+def _is_defined_there(value: Any, module: types.ModuleType) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
+
+
+def _told(error: BaseException, path: Path) -> str:
+    """The error and the last line of the user's file that led to it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    text = (str(error).strip() or "no message").splitlines()[0]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {text}{where}"

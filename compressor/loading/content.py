@@ -1,0 +1,145 @@
+"""What a model file is, told from its bytes and never from its name."""
+
+from __future__ import annotations
+
+import zipfile
+from enum import Enum
+from pathlib import Path
+from typing import BinaryIO
+
+from compressor.errors import FileError
+
+
+class Content(Enum):
+    """The kinds of file that can be opened."""
+
+    PICKLE = "torch.save"
+    SAFETENSORS = "safetensors"
+    PROGRAM = "exported program"
+    ONNX = "ONNX"
+
+
+# The first pickle of torch.save's format before 1.6: protocol 2, then this number.
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+# Files that people give by accident, by their first bytes.
+_NEARLY = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file it stands for: run `git lfs pull`"),
+    (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
+    (b"\xfd7zXZ", "is compressed with xz: unpack it first"),
+    (b"\x89HDF", "is an HDF5 file (Keras): only PyTorch models and ONNX are opened"),
+    (b"<", "is a web page or XML, not a model: was the download a page about the file?"),
+    (b"\x80", "is a pickle, but not one that torch.save wrote: load it in Python and save it with torch.save"),
+)
+
+
+def recognise(path: Path) -> Content:
+    """Say what kind of model file `path` is, by content.
+
+    Raises FileError where there is no such file, and for every file that is empty, cut off or of another kind.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(64)
+            if _starts_like_onnx(file):
+                return Content.ONNX
+    except FileNotFoundError:
+        raise FileError(_no_such_file(path)) from None
+    except IsADirectoryError:
+        raise FileError(_a_folder(path)) from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    if size == 0:
+        raise FileError(f"{path} is empty (0 bytes): copy or download it again")
+    if head.startswith(b"PK\x03\x04"):
+        return _inside_zip(path)
+    if head.startswith(_LEGACY_MAGIC):
+        return Content.PICKLE
+    if _starts_like_safetensors(head):
+        return Content.SAFETENSORS
+    for start, complaint in _NEARLY:
+        if head.startswith(start):
+            raise FileError(f"{path} {complaint}")
+    raise FileError(
+        f"{path} is not a model file: what opens is a checkpoint of compressor's, torch.save's state dict or module, "
+        "safetensors, and for profile and evaluate ONNX"
+    )
+
+
+def _no_such_file(path: Path) -> str:
+    text = str(path)
+    if text.startswith(("torchvision:", "timm:")) or ".py:" in text:
+        return f"there is no file {text}: an architecture with random weights is asked for by --arch {text}"
+    return f"there is no file {text}"
+
+
+def _a_folder(path: Path) -> str:
+    inside = path / "model.pt"
+    hint = f"give the file in it: {inside}" if inside.is_file() else "give a model file"
+    return f"{path} is a folder: {hint}"
+
+
+def _inside_zip(path: Path) -> Content:
+    """torch.save, torch.export.save and torch.jit.save all write a zip; the names of its records tell them apart."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.split("/", 1)[-1] for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise FileError(f"{path} is cut off or damaged ({error}): copy or download it again") from error
+    if "constants.pkl" in names:
+        raise FileError(
+            f"{path} is a TorchScript program, whose layers cannot be edited: save the state dict of the module it was "
+            "made from and give --arch"
+        )
+    if "data.pkl" in names:
+        return Content.PICKLE
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return Content.PROGRAM
+    raise FileError(f"{path} is a zip archive without a PyTorch model in it: unpack it and give the model file")
+
+
+def _starts_like_safetensors(head: bytes) -> bool:
+    """Eight bytes of header length, then the header, which is JSON."""
+    return len(head) > 8 and head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < 1 << 32
+
+
+# Fields of ONNX's ModelProto that may come before the graph: ir_version, producer_name, producer_version, domain,
+# model_version, doc_string, opset_import, metadata_props, training_info, functions, configuration.
+_ONNX_FIELDS = {1, 2, 3, 4, 5, 6, 8, 14, 20, 25, 26}
+_ONNX_GRAPH = 7
+
+
+def _starts_like_onnx(file: BinaryIO) -> bool:
+    """Walk the outer fields of the protobuf message up to the graph; ONNX has no magic number of its own."""
+    file.seek(0)
+    if file.read(1) != b"\x08":  # field 1 (ir_version), a varint: every writer puts it first
+        return False
+    file.seek(0)
+    for _ in range(1000):
+        tag = _varint(file)
+        if tag is None:
+            return False
+        field, wire = tag >> 3, tag & 7
+        if field == _ONNX_GRAPH:
+            return wire == 2
+        if field not in _ONNX_FIELDS or wire not in (0, 2):
+            return False
+        value = _varint(file)
+        if value is None:
+            return False
+        if wire == 2:
+            file.seek(value, 1)
+    return False
+
+
+def _varint(file: BinaryIO) -> int | None:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = file.read(1)
+        if not byte:
+            return None
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    return None

@@ -1,0 +1,55 @@
+"""Remember which architecture files their owner has named, so that a checkpoint cannot name one by itself.
+
+A checkpoint of an architecture that is a Python file records the file's path and hash. Both come from whoever made
+the checkpoint, so neither says that running the file is wanted: a folder from elsewhere may hold a checkpoint and a
+script that match. What is wanted is what was once given as --arch on this machine: path, function and hash, kept in
+$XDG_STATE_HOME/compressor/architectures.json (~/.local/state where that is not set).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+# The networks that come with the project are as trusted as the package beside them.
+_OUR_OWN = Path(__file__).resolve().parents[2] / "sample_models"
+
+
+def remember(path: Path, function: str, sha256: str) -> None:
+    """Note that `function` of the file `path`, with this content, was asked for by name.
+
+    Where nothing can be written (no home folder) nothing is kept: --arch is then needed each time.
+    """
+    entries = _read()
+    entry = [str(path.resolve()), function, sha256]
+    if entry in entries:
+        return
+    try:
+        store = _store()
+        store.parent.mkdir(parents=True, exist_ok=True)
+        temporary = store.with_name(f"{store.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps([*entries, entry], indent=1))
+        temporary.replace(store)
+    except (OSError, RuntimeError):
+        return
+
+
+def is_known(path: Path, function: str, sha256: str) -> bool:
+    """Whether `function` of the file `path` with this content was given as --arch before, or is one of ours."""
+    if path.resolve().parent == _OUR_OWN:
+        return True
+    return [str(path.resolve()), function, sha256] in _read()
+
+
+def _store() -> Path:
+    folder = os.environ.get("XDG_STATE_HOME")
+    return (Path(folder) if folder else Path.home() / ".local" / "state") / "compressor" / "architectures.json"
+
+
+def _read() -> list[list[str]]:
+    try:
+        entries = json.loads(_store().read_text())
+    except (OSError, RuntimeError, ValueError):
+        return []
+    return entries if isinstance(entries, list) else []

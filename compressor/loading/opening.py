@@ -1,0 +1,185 @@
+"""Open a model from a file or from the name of an architecture, without running anybody's code unasked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.errors import FileError, UsageError
+from compressor.loading import checkpoint as checkpoints
+from compressor.loading.arch import Arch, Definition, find, parse_arch
+from compressor.loading.content import Content, recognise
+from compressor.loading.pickles import read_pickle
+from compressor.loading.weights import find_weights, fit, put
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model ready for use, and all that is known about it."""
+
+    module: nn.Module  # in eval mode, float32, on the CPU
+    arch: Arch | None  # how to build it; None for a pickled module
+    input_shape: tuple[int, ...] | None = None  # (channels, height, width)
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None  # per channel, of inputs scaled to 0..1
+    std: tuple[float, ...] | None = None
+    history: tuple[str, ...] = ()  # the commands that made it, oldest first
+    measurements: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what the user should be told about how it was opened
+
+
+def load(path: str | Path, *, arch: str | None = None, trust: bool = False) -> nn.Module:
+    """Open a model file and return its network in eval mode.
+
+    `arch` (`torchvision:NAME`, `timm:NAME` or `FILE.py:FUNCTION`) is needed where the file holds weights only, or
+    where the architecture is your own code. `trust` lets the file's pickle run any code. Raises FileError for a file
+    that is missing, damaged or asks for code, UsageError for an architecture that is missing or does not exist.
+
+        module = compressor.load("runs/demo/model.pt")
+        module = compressor.load("weights.safetensors", arch="torchvision:resnet18")
+    """
+    return open_model(path, arch=arch, trust=trust).module
+
+
+def open_model(
+    path: str | Path | None,
+    *,
+    arch: str | None = None,
+    arch_arguments: Mapping[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust: bool = False,
+) -> OpenedModel:
+    """Open a model: compressor's checkpoint, a state dict with `arch`, a pickled module, or `arch` alone.
+
+    `path` None builds `arch` with random weights. `arch_arguments` go to the architecture's function.
+    `input_shape` (channels, height, width) is laid over what the file or the architecture say. `trust` lets a pickle
+    run any code. Raises FileError and UsageError; the message is one line.
+    """
+    named = None if arch is None else parse_arch(arch, arch_arguments)
+    if path is None:
+        if named is None:
+            raise UsageError("no model: give a file, or --arch for a network with random weights")
+        opened = _random(named)
+    else:
+        opened = _from_file(Path(path), named, trust)
+    if input_shape is not None:
+        if not input_shape or not all(isinstance(size, int) and size > 0 for size in input_shape):
+            raise UsageError(f"the input shape {input_shape} is not (channels, height, width)")
+        opened = replace(opened, input_shape=tuple(input_shape))
+    return _ready(opened)
+
+
+def _random(arch: Arch) -> OpenedModel:
+    definition = find(arch, named=True)
+    module = definition.build()
+    note = f"{definition.arch} has random weights: no file was given"
+    return OpenedModel(module, definition.arch, definition.shape(), notes=(note,))
+
+
+def _from_file(path: Path, named: Arch | None, trust: bool) -> OpenedModel:
+    content = recognise(path)
+    if content is Content.ONNX:
+        raise FileError(f"{path} is an ONNX model: only `compressor profile` and `compressor evaluate` take one")
+    if content is Content.PROGRAM:
+        raise FileError(
+            f"{path} is an exported program (torch.export): give the state dict of the module it was made from, "
+            "with --arch"
+        )
+    held = _read_safetensors(path) if content is Content.SAFETENSORS else read_pickle(path, trust=trust)
+    if checkpoints.is_checkpoint(held):
+        return _from_checkpoint(checkpoints.from_dict(held, str(path)), path, named, trust)
+    found, notes = find_weights(held, path)
+    if isinstance(found, nn.Module) and named is None:
+        return OpenedModel(_unwrapped(found, path), arch=None, notes=tuple(notes))
+    state = _unwrapped(found, path).state_dict() if isinstance(found, nn.Module) else found
+    if named is None:
+        first = next(iter(state))
+        raise UsageError(
+            f"{path} holds weights only ({len(state)} tensors, the first is {first!r}): say how the network is built "
+            "with --arch torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
+        )
+    module, definition, more = fit(state, find(named, named=True), path)
+    return _described(OpenedModel(module, definition.arch, notes=(*notes, *more)), definition)
+
+
+def _described(opened: OpenedModel, definition: Definition) -> OpenedModel:
+    """Add what the architecture's publisher says; the normalisation only where the classes are the published ones."""
+    classes = definition.arch.arguments.get("num_classes", definition.num_classes)
+    mean, std = (definition.mean, definition.std) if classes == definition.num_classes else (None, None)
+    return replace(opened, input_shape=definition.shape(), mean=mean, std=std)
+
+
+def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | None, trust: bool) -> OpenedModel:
+    notes: tuple[str, ...] = ()
+    arch = held.arch
+    if held.module is not None or arch is None:
+        if held.module is None or named is not None:
+            raise UsageError(f"{path} holds its whole network: leave --arch away")
+        module = _unwrapped(held.module, path)
+    else:
+        if named is not None:
+            chosen = replace(named, arguments={**arch.arguments, **named.arguments})
+            definition = find(chosen, named=True)
+        else:
+            definition = find(arch, named=trust)
+        if arch.sha256 not in (None, definition.arch.sha256):
+            notes = (f"{definition.arch.name} is not the code that the checkpoint was written with",)
+        arch = definition.arch
+        module = definition.build()
+        _restructure(module, held.structure, path)
+        put(held.state, module, str(arch), path)
+    return OpenedModel(
+        module, arch, held.input_shape, held.classes, held.mean, held.std, held.history, held.measurements, notes
+    )
+
+
+def _restructure(module: nn.Module, structure: dict[str, Any], path: Path) -> None:
+    """Give the freshly built `module` the sizes of the edited one, in place."""
+    if not structure:
+        return
+    from compressor.surgery.structure import apply_
+
+    try:
+        apply_(module, structure)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise FileError(f"{path} is a damaged checkpoint (its structure: {type(error).__name__}: {error})") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise FileError(f"{path} is cut off or damaged ({error}): copy or download it again") from error
+
+
+def _unwrapped(module: nn.Module, path: Path) -> nn.Module:
+    """The module inside DataParallel; checks that a pickled one has what every module has."""
+    if isinstance(module, nn.DataParallel):
+        module = module.module
+    try:
+        repr(module)
+        valueless = any(tensor.is_meta for tensor in module.state_dict().values())
+    except Exception as error:
+        raise FileError(f"{path} holds a damaged module ({type(error).__name__}: {error})") from error
+    if valueless:
+        raise FileError(f"{path} holds a network without values (its tensors are on the meta device)")
+    return module
+
+
+def _ready(opened: OpenedModel) -> OpenedModel:
+    """In eval mode and float32, with a note where the file had another type."""
+    module = opened.module.eval()
+    types = {each.dtype for each in module.state_dict().values() if each.is_floating_point()}
+    if types - {torch.float32}:
+        module.float()
+        stored = ", ".join(sorted(str(each).removeprefix("torch.") for each in types - {torch.float32}))
+        return replace(opened, notes=(*opened.notes, f"the network is {stored}; it is opened as float32"))
+    return opened

@@ -1,0 +1,211 @@
+"""Read what torch.save wrote without running code: tensors, plain types, and modules of torch's and torchvision's.
+
+A pickle is a program that names functions and calls them. torch.load(weights_only=True) runs it on an interpreter
+that knows a fixed list of names; here that list grows by the exact network classes that the file asks for, and only
+where the class is defined in one of the packages below and is an nn.Module. Functions, methods, dotted names and
+things that a module merely imported are never let through, so whatever such a file calls can build layers and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from compressor import vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
+from compressor.errors import FileError
+
+# Where the allowed network classes are defined; only these, not what is imported there.
+_PACKAGES = ("torch.nn.modules.", "torch.nn.parallel.data_parallel.", "torchvision.models.", "torchvision.ops.")
+
+# What training scripts keep beside the weights (their flags, numpy numbers, paths). It is read as an empty object:
+# the weights can be had, and nothing is called.
+_RECORDS = frozenset(
+    {
+        "argparse.Namespace",
+        "datetime.datetime",
+        "datetime.timedelta",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.dtypes.Float32DType",
+        "numpy.dtypes.Float64DType",
+        "numpy.dtypes.Int64DType",
+        "numpy.ndarray",
+        "pathlib.Path",
+        "pathlib.PosixPath",
+        "pathlib.PurePosixPath",
+        "pathlib.WindowsPath",
+        "types.SimpleNamespace",
+    }
+)
+
+# Names of Python 2, which pickle's protocol 2 still writes.
+_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+class Record:
+    """Stands where a file holds something that is no weight; takes any content and keeps none."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Record:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_pickle(path: Path, *, trust: bool = False) -> Any:
+    """What torch.save put into `path`, on the CPU.
+
+    Raises FileError for a damaged file, and without `trust` for one that asks for anything but tensors, plain types
+    and network classes of torch and torchvision; the message lists what it asks for. With `trust` the file's code
+    runs, whatever it is.
+    """
+    if trust:
+        return _read_trusted(path)
+    asked = pickled_globals(path)
+    refused = [name for name in asked if not _is_allowed(name)]
+    if refused:
+        raise FileError(
+            f"{path} would run code that is neither torch's nor torchvision's: it asks for {listed(refused)}; save the "
+            "state dict instead and give --arch, or open it with --trust if you know who made it"
+        )
+    allowed: list[Any] = [(found, name) for name in asked if (found := _network_class(name)) is not None]
+    allowed += [(Record, name) for name in asked if name in _RECORDS]
+    with torch.serialization.safe_globals(allowed), _one_line_errors(path), warnings.catch_warnings():
+        # A pickle of another protocol is read all the same where its instructions are known.
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def pickled_globals(path: Path) -> list[str]:
+    """The names that the pickles in `path` ask for, sorted, "module.name" each; found without running any of it."""
+    names: set[str] = set()
+    with _one_line_errors(path):
+        for stream in _pickles(path):
+            names.update(_globals_of_one(stream))
+    return sorted(names)
+
+
+def is_own_to_torch(module: nn.Module) -> bool:
+    """Whether every layer's class is one that `read_pickle` lets through, so that the pickled module opens again."""
+    return all(_network_class(f"{type(each).__module__}.{type(each).__qualname__}") for each in module.modules())
+
+
+def listed(names: list[str], most: int = 6) -> str:
+    """The first few of `names` in one line, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _pickles(path: Path) -> Iterator[BinaryIO]:
+    """The file's pickles, one after the other; each has to be read to its end before the next is taken."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            record = next(name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl")
+            yield io.BytesIO(archive.read(record))
+        return
+    with path.open("rb") as file:
+        # The old format: a magic number, the version, the machine, the object, the names of the storages; then bytes.
+        for _ in range(5):
+            yield file
+
+
+def _globals_of_one(stream: BinaryIO) -> set[str]:
+    """Names in the pickle that starts here; the stream stands behind it afterwards."""
+    found: set[str] = set()
+    memo: dict[int, str] = {}
+    pushed: list[str] = ["?", "?"]  # a STACK_GLOBAL takes its two names from the strings pushed last
+    latest = "?"
+    for opcode, argument, _ in pickletools.genops(stream):
+        name = opcode.name
+        if name in ("GLOBAL", "INST"):
+            found.add(_dotted(*str(argument).split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            found.add(_dotted(pushed[-2], pushed[-1]))
+        elif name == "MEMOIZE" or name.endswith("PUT"):
+            memo[len(memo) if argument is None else argument] = latest
+        else:
+            latest = memo.get(argument or 0, "?") if name.endswith("GET") else str(argument)
+            if name.endswith("GET") or isinstance(argument, str):
+                pushed.append(latest)
+    return found
+
+
+def _dotted(module: str, name: str) -> str:
+    return f"{_RENAMED.get(module, module)}.{name}"
+
+
+def _is_allowed(name: str) -> bool:
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    return name in _get_allowed_globals() or name in _RECORDS or _network_class(name) is not None
+
+
+def _network_class(name: str) -> type[nn.Module] | None:
+    """The network class that `name` is, if it is defined in one of the allowed packages; None for all else."""
+    module_name, _, attribute = name.rpartition(".")
+    if not f"{module_name}.".startswith(_PACKAGES):
+        return None
+    # Looked up, not imported: a file does not decide what is imported.
+    found = getattr(sys.modules.get(module_name), attribute, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        return None
+    return found if (found.__module__, found.__qualname__) == (module_name, attribute) else None
+
+
+@contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes torch, zipfile or the unpickler say, in one line."""
+    try:
+        yield
+    except (FileError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        # torch wraps the reason into a page of advice.
+        reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+        first = reason.group(1) if reason else str(error).strip().splitlines()[0]
+        raise FileError(
+            f"{path} is not a pickle that can be read without running code ({first[:200]}): save the state dict again "
+            "with torch.save's defaults, or open it with --trust if you know who made it"
+        ) from error
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileError(f"{path} is cut off or damaged ({first[:200]}): copy or download it again") from error
+
+
+def _read_trusted(path: Path) -> Any:
+    # The classes of one's own module are found where one would run one's own script.
+    folders = [str(Path.cwd()), str(path.resolve().parent)]
+    sys.path[:0] = folders
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (AttributeError, ImportError) as error:
+        raise FileError(
+            f"{path} needs Python code that is not here ({error}): run in the folder of that code, or save the state "
+            "dict and give --arch FILE.py:build"
+        ) from error
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileError(f"{path} cannot be opened ({type(error).__name__}: {first[:200]})") from error
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
+

@@ -1,0 +1,162 @@
+"""Find the weights in what a file holds, and fit them to an architecture: wrappers, prefixes, number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import FileError
+from compressor.loading.arch import Definition
+from compressor.loading.pickles import listed
+
+# Under what names training scripts keep the weights, the likeliest first; averaged weights only where there are no
+# others.
+_WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+)
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+
+# What wrappers put before every name: DataParallel, torch.compile, Lightning and people's own.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+
+State = dict[str, Tensor]
+
+
+def find_weights(held: Any, path: Path, depth: int = 0) -> tuple[nn.Module | State, list[str]]:
+    """The module or the state dict in `held` (what torch.save or safetensors gave), and notes on what was chosen.
+
+    Looks into wrappers, and wrappers in them, three deep. Raises FileError where there is no weight.
+    """
+    if isinstance(held, nn.Module):
+        return held, []
+    if not isinstance(held, Mapping):
+        raise FileError(f"{path} holds a {type(held).__name__}, not a model: give a state dict, with --arch")
+    for key in (*_WRAPPERS, *_AVERAGED):
+        inner = held.get(key)
+        if depth == 3 or not (isinstance(inner, nn.Module) or _holds_tensors(inner, 3 - depth)):
+            continue
+        found, notes = find_weights(inner, path, depth + 1)
+        others = [name for name in _AVERAGED if name != key and isinstance(held.get(name), Mapping)]
+        if others:
+            notes = [*notes, f"the weights under {key!r} are used; the file also has averaged ones ({others[0]!r})"]
+        return found, notes
+    state = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
+        raise FileError(f"{path} holds no weights, only {listed([str(key) for key in held]) or 'nothing'}")
+    dropped = [str(key) for key in held if key not in state]
+    return state, [f"not weights, ignored: {listed(dropped)}"] if dropped else []
+
+
+def fit(state: State, definition: Definition, path: Path) -> tuple[nn.Module, Definition, list[str]]:
+    """Build the architecture and put `state` into it.
+
+    Prefixes of wrappers are taken off; where only the size of the classifier or of the first layer's input differs
+    from the architecture's default, it is built again with the file's. Returns the module, the definition with the
+    arguments it was built with, and a note on each thing done. Raises FileError where it does not fit.
+    """
+    notes = []
+    module = definition.build()
+    state, dropped = _without_prefixes(state, set(module.state_dict()))
+    if dropped:
+        notes.append(f"not part of {definition.arch.name}, ignored: {listed(dropped)}")
+    inferred = _inferred_arguments(state, module.state_dict(), definition)
+    if inferred:
+        tried = definition.with_arguments(**inferred)
+        rebuilt = tried.build()
+        if _fits(state, rebuilt.state_dict()):
+            module, definition = rebuilt, tried
+            given = ", ".join(f"{key}={value}" for key, value in inferred.items())
+            notes.append(f"{definition.arch.name} is built with {given}, as in the file")
+    put(state, module, str(definition.arch), path)
+    return module, definition, notes
+
+
+def put(state: State, module: nn.Module, what: str, path: Path) -> None:
+    """Load `state` into `module`; raises FileError that says which tensors do not fit, the first few of each kind."""
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in wanted]
+    shapes = [
+        f"{key} ({_shape(state[key])} in the file, {_shape(wanted[key])} in the architecture)"
+        for key in state
+        if key in wanted and state[key].shape != wanted[key].shape
+    ]
+    if not (missing or extra or shapes):
+        # Batch norm's counters are newer than the oldest files; without their version number torch fills them in.
+        try:
+            module.load_state_dict(dict(state), strict=True)
+        except RuntimeError as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+            raise FileError(f"the weights of {path} cannot be put into {what}: {first}") from error
+        return
+    kinds = {"missing": missing, "not known to it": extra, "of another shape": shapes}
+    told = "; ".join(f"{len(keys)} {kind}: {listed(keys, 3)}" for kind, keys in kinds.items() if keys)
+    raise FileError(f"the weights of {path} do not fit {what}: {told}; give the --arch they were trained with")
+
+
+def _holds_tensors(held: Any, depth: int) -> bool:
+    if depth == 0 or not isinstance(held, Mapping):
+        return False
+    if any(isinstance(value, (Tensor, nn.Module)) for value in held.values()):
+        return True
+    return any(_holds_tensors(held.get(key), depth - 1) for key in (*_WRAPPERS, *_AVERAGED))
+
+
+def _without_prefixes(state: State, wanted: set[str]) -> tuple[State, list[str]]:
+    """The reading of `state`, with wrappers' prefixes taken off, that has most of the wanted names; what it leaves out.
+
+    Names outside the prefix (a loss, an average's counter) are left out only where the rest is complete.
+    """
+    state = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
+    readings = [state]
+    for reading in readings:
+        for prefix in _PREFIXES:
+            inner = {key.removeprefix(prefix): value for key, value in reading.items() if key.startswith(prefix)}
+            complete = len(inner) == len(reading) or wanted <= inner.keys()
+            if inner and complete and len(readings) < 20:
+                readings.append(inner)
+    best = max(readings, key=lambda reading: (len(wanted & reading.keys()), -len(reading)))
+    kept = {id(value) for value in best.values()}
+    return best, [key for key, value in state.items() if id(value) not in kept]
+
+
+def _inferred_arguments(state: State, fresh: State, definition: Definition) -> dict[str, Any]:
+    """Arguments that would explain how the file's tensors differ from the architecture's defaults."""
+    found: dict[str, Any] = {}
+    differing = [key for key in fresh if key in state and state[key].shape != fresh[key].shape]
+    rows = {state[key].shape[0] for key in differing if _differs_only_at(0, state[key], fresh[key])}
+    columns = {state[key].shape[1] for key in differing if _differs_only_at(1, state[key], fresh[key])}
+    if len(rows) == 1 and definition.takes("num_classes"):
+        found["num_classes"] = rows.pop()
+    if len(columns) == 1 and definition.takes(definition.channels_argument):
+        found[definition.channels_argument] = columns.pop()
+    absent = [key for key in fresh if key not in state]
+    if absent and definition.takes("aux_logits") and all(key.lower().startswith("aux") for key in absent):
+        found["aux_logits"] = False
+    return {key: value for key, value in found.items() if key not in definition.arch.arguments}
+
+
+def _differs_only_at(dim: int, one: Tensor, other: Tensor) -> bool:
+    if one.ndim != other.ndim or one.ndim <= dim:
+        return False
+    return all((one.shape[each] == other.shape[each]) == (each != dim) for each in range(one.ndim))
+
+
+def _fits(state: State, wanted: State) -> bool:
+    return all(key in state and state[key].shape == value.shape for key, value in wanted.items() if value.ndim)
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape) or "a number"

@@ -1,0 +1,1 @@
+"""Data sets, the one visible training loop, checkpoints, evaluation; knows neither methods nor surgery."""

@@ -1,0 +1,83 @@
+"""From stored bytes to what a network takes: normalised float batches of its input shape, on its device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.training.augment import choose_augmentation
+from compressor.training.data import AnySet, Data
+from compressor.training.randomness import generator
+from compressor.training.resizing import fit_shape
+from compressor.training.sets import Draws
+from compressor.training.settings import TrainSettings
+
+
+def batches(
+    image_set: AnySet, data: Data, batch_size: int = 512, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole set once, in its order: normalised float `(batch, *data.input_shape)` and labels on the device."""
+    device = torch.device(device)
+    prepare = Preparation.of(data, device)
+    for images, labels in image_set.read(torch.arange(len(image_set)).split(batch_size), device):
+        yield prepare(images), labels
+
+
+def train_batches(
+    data: Data, settings: TrainSettings, epoch: int, start: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training set's batches of an epoch from the `start`-th on, shuffled and augmented.
+
+    Order and draws are functions of (seed, epoch, batch), so an epoch can go on in its middle. A last batch that is not
+    full is left out (other images each epoch), unless it is the only one.
+    """
+    augmentation = choose_augmentation(settings.augment, data.suits, settings.crop_padding)
+    order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), settings.seed, "order", epoch))
+    indices = order.split(settings.batch_size)[: steps_per_epoch(data, settings)]
+    prepare = Preparation.of(data, device, wants_channels_last(settings, device))
+    draws = Draws(augmentation, settings.seed, epoch, start)
+    for images, labels in data.train.read(indices[start:], device, draws):
+        yield prepare(images), labels
+
+
+def steps_per_epoch(data: Data, settings: TrainSettings) -> int:
+    """Batches that `train_batches` gives in an epoch."""
+    return max(1, len(data.train) // settings.batch_size)
+
+
+def wants_channels_last(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether tensors are laid out with the channels last: what the settings say, else on GPUs."""
+    return device.type == "cuda" if settings.channels_last is None else settings.channels_last
+
+
+def examples(image_set: AnySet, data: Data, count: int = 8, device: torch.device | str = "cpu") -> Tensor:
+    """Up to `count` images spread evenly over a set, as the network takes them: float `(count, *data.input_shape)`."""
+    spread = torch.linspace(0, len(image_set) - 1, min(count, len(image_set))).long()
+    x, _ = next(batches(image_set.take(spread), data, count, device))
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Makes uint8 `(batch, channels, height, width)` of any size into normalised float of the input shape."""
+
+    shape: tuple[int, int, int]
+    scale: Tensor
+    shift: Tensor
+    memory_format: torch.memory_format
+
+    @classmethod
+    def of(cls, data: Data, device: torch.device, channels_last: bool = False) -> "Preparation":
+        """For the normalisation of a data set: (x / 255 - mean) / std for each channel."""
+        mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
+        return cls(
+            data.input_shape,
+            (1 / (255 * std))[:, None, None],
+            (-mean / std)[:, None, None],
+            torch.channels_last if channels_last else torch.contiguous_format,
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        values = fit_shape(images.to(torch.float32, memory_format=self.memory_format), self.shape)
+        return torch.addcmul(self.shift, values, self.scale)

@@ -1,0 +1,119 @@
+"""Top-1 accuracy and loss of a network, or of anything that maps batches to scores, over a data set."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.errors import DataError, ModelError
+from compressor.training.batching import batches, examples
+from compressor.training.data import AnySet, Data
+
+Predict = Callable[[NDArray[np.float32]], Any]  # a float batch to scores, such as ONNX Runtime's
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model does on a set."""
+
+    top1: float  # fraction in 0..1 of the images whose largest score is their class's
+    loss: float  # mean cross-entropy in nats
+    count: int  # images
+
+
+def evaluate(model: nn.Module | Predict, image_set: AnySet, data: Data, batch_size: int = 512) -> Evaluation:
+    """Evaluate in float32, in eval mode, on the model's own device; the model's mode is put back afterwards.
+
+    `model` maps `(batch, *data.input_shape)` to scores `(batch, classes)`, of torch or, for a callable that is no
+    nn.Module, of NumPy. Of several outputs the first counts.
+
+    Raises ModelError when the scores have another shape, DataError when the set is empty.
+    """
+    if not len(image_set):
+        raise DataError(f"{data.name}: there are no images to evaluate on")
+    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    predict = model if isinstance(model, nn.Module) else _through_numpy(model)
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    count = 0
+    with evaluating(model), torch.no_grad():
+        for x, y in batches(image_set, data, batch_size, device):
+            scores = first_output(predict(x))
+            if scores.ndim != 2 or len(scores) != len(y) or scores.shape[1] < len(data.classes):
+                shape = tuple(scores.shape)
+                raise ModelError(f"the model gives {shape} for {len(y)} images of {len(data.classes)} classes")
+            right += (scores.argmax(1) == y).sum()
+            loss += functional.cross_entropy(scores.float(), y, reduction="sum")
+            count += len(y)
+    return Evaluation(int(right) / count, float(loss) / count, count)
+
+
+def count_outputs(model: nn.Module, data: Data) -> int:
+    """How many scores the model gives for an image of the data set; the example is one of the validation set's.
+
+    Raises DataError when the model cannot take images of this shape, ModelError when it gives no scores for them.
+    """
+    with evaluating(model), torch.no_grad():
+        x = examples(data.validation, data, 2, device_of(model))
+        try:
+            scores = first_output(model(x))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            shape = "x".join(str(size) for size in data.input_shape)
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"the model cannot take {shape} images ({reason}): give its own shape with --input"
+            ) from error
+    if scores.ndim != 2 or len(scores) != len(x):
+        raise ModelError(f"the model gives {tuple(scores.shape)} for {len(x)} images, not scores (batch, classes)")
+    return int(scores.shape[1])
+
+
+def first_output(outputs: Any) -> Tensor:
+    """The scores among a model's outputs: the first of a tuple, list or dict.
+
+    Raises ModelError when that is no tensor.
+    """
+    if isinstance(outputs, dict):
+        outputs = tuple(outputs.values())
+    while isinstance(outputs, (tuple, list)) and outputs:
+        outputs = outputs[0]
+    if not isinstance(outputs, Tensor):
+        raise ModelError(f"the model gives {type(outputs).__name__} where scores (batch, classes) are expected")
+    return outputs
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU for a model with neither."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Eval mode inside, every submodule's own mode again afterwards; nothing for what is no nn.Module."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
+
+
+def _through_numpy(predict: Predict) -> Callable[[Tensor], Tensor]:
+    def call(x: Tensor) -> Tensor:
+        outputs = predict(x.numpy())
+        while isinstance(outputs, (tuple, list)) and outputs:
+            outputs = outputs[0]
+        return torch.from_numpy(np.asarray(outputs))
+
+    return call

@@ -1,0 +1,109 @@
+"""A batch in as many pieces as memory asks for, with the gradients of the whole."""
+
+import gc
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CompressorError
+
+# What one batch does: forward, loss, backward. Gradients are None when it is called; it leaves in `.grad` those of the
+# mean loss over the batch, and returns that loss, or the loss and the number of right answers, for the log.
+Step = Callable[[nn.Module, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+
+SMALLEST = 2  # images: batch-norm over one image has no variance where maps are 1x1
+_CPU_REFUSAL = ("can't allocate memory", "not enough memory")
+
+
+@dataclass
+class MicroBatches:
+    """Runs steps; when memory runs out, halves the piece that goes through the network at once and tries again.
+
+    Gradients are the same as in one piece, within rounding, as long as the loss is a mean over images; batch-norm sees
+    the statistics of a piece.
+    """
+
+    step: Step
+    autocast: Callable[[], AbstractContextManager[object]]
+    note: Callable[[str], None]
+    size: int = 0  # images at once; 0: the whole batch
+
+    def run(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Leave the batch's gradients in `.grad`; returns its mean loss and right answers (None if not counted).
+
+        Raises CompressorError when not even two images fit.
+        """
+        while True:
+            try:
+                return self._in_pieces(model, optimizer, x, y)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Outside the handler, where the error no longer holds on to the tensors of the pass that failed.
+            self._halve(len(x))
+            optimizer.zero_grad(set_to_none=True)
+            gc.collect()
+            if x.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _in_pieces(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        optimizer.zero_grad(set_to_none=True)
+        if not self.size or self.size >= len(x):
+            return self._once(model, x, y)
+        pieces = math.ceil(len(x) / self.size)
+        sums: dict[nn.Parameter, Tensor] = {}
+        losses: list[Tensor] = []
+        counts: list[Tensor | None] = []
+        for part, labels in zip(x.tensor_split(pieces), y.tensor_split(pieces)):
+            share = len(part) / len(x)
+            loss, right = self._once(model, part, labels)
+            losses.append(loss * share)
+            counts.append(right)
+            _take_gradients(optimizer, share, sums)
+        for parameter, gradient in sums.items():
+            parameter.grad = gradient
+        known = [count for count in counts if count is not None]
+        return torch.stack(losses).sum(), torch.stack(known).sum() if len(known) == pieces else None
+
+    def _once(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        with self.autocast():
+            result = self.step(model, x, y)
+        loss, right = result if isinstance(result, tuple) else (result, None)
+        return loss.detach(), right
+
+    def _halve(self, batch: int) -> None:
+        size = min(self.size or batch, batch)
+        if size <= SMALLEST:
+            raise CompressorError(
+                f"out of memory with {size} images at a time: choose a smaller --input, or another --device"
+            )
+        self.size = math.ceil(size / 2)
+        self.note(
+            f"out of memory: {self.size} images go through the network at a time now, gradients of {batch} are summed; "
+            f"batch-norm sees {self.size}"
+        )
+
+
+def _take_gradients(optimizer: torch.optim.Optimizer, share: float, sums: dict[nn.Parameter, Tensor]) -> None:
+    """Add every gradient, times its share, to the sums and clear it: a step may rely on finding none."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter in sums:
+                sums[parameter].add_(parameter.grad, alpha=share)
+            else:
+                sums[parameter] = parameter.grad.mul_(share)
+            parameter.grad = None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _CPU_REFUSAL)

@@ -1,0 +1,55 @@
+"""Where and how precisely a network computes: the device, bfloat16 autocast, reproducible kernels."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from compressor.errors import UsageError
+from compressor.training.settings import TrainSettings
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a setting names; "auto" is the first GPU where there is one, else the CPU.
+
+    Raises UsageError for a device that does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    kind, _, number = name.partition(":")
+    index = int(number) if number.isdigit() else 0
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise UsageError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:NUMBER")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if index >= torch.cuda.device_count():
+        raise UsageError(f"there is no {name} here ({torch.cuda.device_count()} GPUs are usable): choose auto or cpu")
+    return torch.device("cuda", index)
+
+
+def uses_bfloat16(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether forward passes run in bfloat16 where that is safe: asked for, and a GPU with the arithmetic for it."""
+    return settings.amp and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@contextmanager
+def numerics(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """torch's global switches as the settings want them; they are put back afterwards."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
+    if settings.deterministic:
+        # cuBLAS reads it when it is first used; without it, it refuses to run under deterministic algorithms.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = settings.deterministic
+    torch.backends.cudnn.benchmark = settings.autotune and not settings.deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[2:]

@@ -1,0 +1,43 @@
+"""Batch-norm statistics measured anew, which a network needs after its filters have changed."""
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compressor.training.batching import Preparation
+from compressor.training.data import AnySet, Data
+from compressor.training.evaluate import device_of, evaluating
+from compressor.training.randomness import generator
+
+
+def recalibrate_(
+    model: nn.Module, image_set: AnySet, data: Data, *, batches: int = 16, batch_size: int = 256, seed: int = 0
+) -> int:
+    """Re-estimate running means and variances in place, over `batches` random batches; returns the number of layers.
+
+    Only batch-norm layers leave eval mode meanwhile (dropout stays off), nothing but their statistics changes, and
+    every batch has equal weight, however many there are: the cumulative average instead of the exponential one. The
+    variance is the mean of the batches' own; that of their means, smaller by about the batch size, is left out.
+
+    Reference: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (precise statistics).
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return 0
+    device = device_of(model)
+    order = torch.randperm(len(image_set), generator=generator(torch.device("cpu"), seed, "recalibrate"))
+    chosen = [part for part in order.split(batch_size)[:batches] if len(part) == min(batch_size, len(image_set))]
+    prepare = Preparation.of(data, device)
+    momenta = [layer.momentum for layer in layers]
+    with evaluating(model), torch.no_grad():
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's sign for the cumulative average
+            layer.train()
+        try:
+            for images, _ in image_set.read(chosen, device):
+                model(prepare(images))
+        finally:
+            for layer, momentum in zip(layers, momenta):
+                layer.momentum = momentum
+    return len(layers)

@@ -1,0 +1,253 @@
+"""What a phase of training carries with it: counters, meter, checkpoints, and what to do when something goes wrong."""
+
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from compressor.errors import DataError, FileError, UsageError
+from compressor.training import checkpoint
+from compressor.training.batching import steps_per_epoch, wants_channels_last
+from compressor.training.data import Data
+from compressor.training.evaluate import evaluate
+from compressor.training.events import Event, Meter, NoteEvent
+from compressor.training.interrupt import Interrupted, Signals
+from compressor.training.microbatches import MicroBatches, Step
+from compressor.training.numerics import choose_device, uses_bfloat16
+from compressor.training.randomness import derive_seed, random_states, restore_random_states_, seed_everything_
+from compressor.training.schedule import lr_at, make_optimizer
+from compressor.training.settings import TrainSettings
+from compressor.training.state import Diverged, History, Saving, TrainState
+
+
+@dataclass
+class Run:
+    """A phase while it lasts."""
+
+    model: nn.Module
+    data: Data
+    settings: TrainSettings
+    device: torch.device
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    meter: Meter
+    forward: nn.Module  # the model, or its compiled form
+    saving: Saving | None
+    on_event: Callable[[Event], None] | None
+    micro: MicroBatches = field(init=False)
+    signals: Signals = field(default_factory=Signals)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    ended_early: bool = False
+    lr_factor: float = 1.0  # halved by every rollback
+    rollbacks: int = 0
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        data: Data,
+        settings: TrainSettings,
+        on_event: Callable[[Event], None] | None,
+        optimizer: torch.optim.Optimizer | None,
+        saving: Saving | None,
+    ) -> "Run":
+        """A phase at its beginning; moves the model to the device."""
+        if settings.on_nan == "rollback" and saving is None:
+            raise UsageError("on_nan='rollback' goes back to a checkpoint: give a folder to write them to")
+        device = choose_device(settings.device)
+        model.to(device)
+        if wants_channels_last(settings, device):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = optimizer or make_optimizer(model, settings)
+        state = TrainState(model, optimizer, settings.first_epoch, steps_per_epoch(data, settings))
+        forward = cast(nn.Module, torch.compile(model)) if settings.compile else model
+        return cls(model, data, settings, device, optimizer, state, Meter(device), forward, saving, on_event)
+
+    def with_step(self, step: Step) -> "Run":
+        """The same run, doing this with every batch."""
+        half = uses_bfloat16(self.settings, self.device)
+        autocast = partial(torch.autocast, self.device.type, dtype=torch.bfloat16) if half else nullcontext
+        self.micro = MicroBatches(step, autocast, self.note)
+        return self
+
+    @property
+    def end(self) -> int:
+        """The epoch before which the phase ends."""
+        return self.settings.first_epoch + self.settings.epochs
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.ended_early or self.state.epoch >= self.end
+
+    def begin(self) -> None:
+        """Go on from the last checkpoint, or seed the generators and write the first one."""
+        if self.saving is not None and self.saving.resume and checkpoint.has_checkpoint(self.saving.folder):
+            self.restore()
+            return
+        seed_everything_(derive_seed(self.settings.seed, "phase", self.settings.first_epoch))
+        if self.saving is not None:
+            self.save()
+
+    def lr_now(self) -> float:
+        """The learning rate of the next step: the schedule's in the middle of it."""
+        place = self.state.epoch + (self.state.batch + 0.5) / self.state.batches
+        return lr_at(self.settings, place) * self.lr_factor
+
+    def steps_left(self) -> int:
+        """Steps until the phase's end."""
+        return (self.end - self.state.epoch) * self.state.batches - self.state.batch
+
+    def tell(self, event: Event) -> None:
+        """Tell whoever listens."""
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def note(self, text: str) -> None:
+        """Keep a line for the user and tell it."""
+        self.notes.append(text)
+        self.tell(NoteEvent(text))
+
+    def close_epoch(self) -> dict[str, Any]:
+        """Evaluate where the settings ask for it, add the epoch's row to the history and go on to the next epoch."""
+        loss, top1, seconds = self.meter.total()
+        every, number = self.settings.evaluate_every, self.state.epoch + 1 - self.settings.first_epoch
+        row = {
+            "phase": self.saving.phase if self.saving is not None else "train",
+            "epoch": self.state.epoch,
+            "step": self.state.step,
+            "lr": self.state.lr,
+            "train_loss": loss,
+            "train_top1": top1,
+            "validation_loss": None,
+            "validation_top1": None,
+            "seconds": seconds,
+            "images_per_second": self.meter.images / max(seconds, 1e-9),
+        }
+        if every and (number % every == 0 or self.state.epoch + 1 == self.end or self.ended_early):
+            result = evaluate(self.model, self.data.validation, self.data)
+            row["validation_loss"], row["validation_top1"] = result.loss, result.top1
+        self.rows.append(row)
+        self.state.epoch, self.state.batch, self.meter = self.state.epoch + 1, 0, Meter(self.device)
+        return row
+
+    def check_loss(self) -> None:
+        """Raise Diverged when a loss of this epoch was not finite; waits for the device."""
+        bad = self.meter.first_bad_step()
+        if bad is not None:
+            raise Diverged(self._advice(f"the loss is no longer finite at step {bad}"))
+
+    def check_weights(self) -> None:
+        """Raise Diverged when a weight is not finite; waits for the device."""
+        named = list(self.model.named_parameters())
+        if named and not bool(torch.stack([parameter.isfinite().all() for _, parameter in named]).all()):
+            name = next(name for name, parameter in named if not parameter.isfinite().all())
+            raise Diverged(self._advice(f"the weights {name} are no longer finite after step {self.state.step}"))
+
+    def roll_back(self, error: Diverged) -> None:
+        """Go back to the last checkpoint with half the learning rate.
+
+        Raises the error itself where the settings do not want that, or it was done `max_rollbacks` times.
+        """
+        if self.settings.on_nan != "rollback" or self.rollbacks >= self.settings.max_rollbacks:
+            raise error
+        factor, count = self.lr_factor / 2, self.rollbacks + 1
+        self.restore()
+        self.lr_factor, self.rollbacks = factor, count
+        self.note(
+            f"{str(error).partition(':')[0]}: back to step {self.state.step} with {factor:g} of the learning rate"
+        )
+        self.save()
+
+    def saving_due(self) -> bool:
+        """Whether the last checkpoint is old."""
+        return self.saving is not None and time.monotonic() - self._saved_at >= self.saving.every_seconds
+
+    def save(self) -> None:
+        """Write a checkpoint, of good numbers only. Raises Diverged when they are not."""
+        assert self.saving is not None
+        self.check_loss()
+        self.check_weights()
+        try:
+            self.saving.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"the folder {self.saving.folder} cannot be made ({error.strerror})") from error
+        checkpoint.write_checkpoint(self.saving.folder, self._content(self.saving))
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Put back the folder's last whole checkpoint."""
+        assert self.saving is not None
+        content, warnings = checkpoint.latest_checkpoint(self.saving.folder)
+        if content["train_images"] != len(self.data.train):
+            before, now = content["train_images"], len(self.data.train)
+            raise DataError(
+                f"the training set had {before} images when the run began, now {now}: resume with the same data"
+            )
+        if self.saving.restore is not None:
+            self.saving.restore(content["structure"], content["method"])
+        checkpoint.restore_model_(self.model, content["model"])
+        checkpoint.restore_optimizer_(self.optimizer, content["optimizer"], self.model)
+        counters = content["counters"]
+        self.state.epoch, self.state.batch, self.state.step = counters["epoch"], counters["batch"], counters["step"]
+        self.state.lr, self.lr_factor, self.rollbacks = counters["lr"], counters["lr_factor"], counters["rollbacks"]
+        self.micro.size, self.ended_early = counters["micro_batch"], counters["ended_early"]
+        self.rows, self.notes = content["rows"], content["notes"]
+        self.meter = Meter(self.device)
+        self.meter.restore(content["meter"])
+        restore_random_states_(content["random"])
+        for warning in warnings:
+            self.note(warning)
+
+    def stop_if_signalled(self) -> None:
+        """Raise Interrupted, after a checkpoint, when a signal asked for it."""
+        number = self.signals.received
+        if number is None:
+            return
+        place = f"stopped by {signal.Signals(number).name} after step {self.state.step} (epoch {self.state.epoch})"
+        if self.saving is None:
+            raise Interrupted(number, f"{place}; nothing was saved")
+        self.save()
+        raise Interrupted(number, f"{place}; to go on: compressor resume {self.saving.folder}")
+
+    def history(self) -> History:
+        """What the phase did."""
+        return History(self.rows, self.notes, self.optimizer, self.ended_early)
+
+    def _content(self, saving: Saving) -> dict[str, Any]:
+        return {
+            "phase": saving.phase,
+            "structure": saving.structure(),
+            "method": saving.method(),
+            "model": checkpoint.model_state(self.model),
+            "optimizer": checkpoint.optimizer_state(self.optimizer, self.model),
+            "counters": {
+                "epoch": self.state.epoch,
+                "batch": self.state.batch,
+                "step": self.state.step,
+                "lr": self.state.lr,
+                "lr_factor": self.lr_factor,
+                "rollbacks": self.rollbacks,
+                "micro_batch": self.micro.size,
+                "ended_early": self.ended_early,
+            },
+            "meter": self.meter.state(),
+            "random": random_states(),
+            "rows": self.rows,
+            "notes": self.notes,
+            "settings": asdict(self.settings),
+            "train_images": len(self.data.train),
+        }
+
+    def _advice(self, what: str) -> str:
+        kept = "" if self.saving is None else f"; the last good checkpoint is in {self.saving.folder}"
+        advice = "try a smaller --lr, --warmup-epochs 1, or --on-nan rollback"
+        return f"{what} (learning rate {self.state.lr:g}): {advice}{kept}"

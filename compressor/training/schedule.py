@@ -1,0 +1,67 @@
+"""The optimizer that the settings name, and its learning rate as a function of the place in the run."""
+
+import math
+
+import torch
+from torch import nn
+
+from compressor.errors import UsageError
+from compressor.training.settings import TrainSettings
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """The optimizer over all parameters that require gradients.
+
+    Raises UsageError for an unknown name.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    lr, decay, betas = start_lr(settings), settings.weight_decay, (settings.beta1, settings.beta2)
+    match settings.optimizer:
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=decay
+            )
+        case "adam":
+            return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=settings.eps, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=settings.eps, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=lr, alpha=settings.rho, eps=settings.eps, weight_decay=decay)
+    raise UsageError(f"unknown optimizer {settings.optimizer!r}: choose sgd, adam, adamw or rmsprop")
+
+
+def start_lr(settings: TrainSettings) -> float:
+    """The learning rate that the schedule scales."""
+    if settings.lr is not None:
+        return settings.lr
+    return 0.05 if settings.optimizer == "sgd" else 0.001
+
+
+def lr_at(settings: TrainSettings, epoch: float) -> float:
+    """The learning rate at a fractional epoch, counted as `first_epoch` is.
+
+    Warm-up is linear and reaches the full rate after `warmup_epochs` of this phase. Cosine falls to zero at the phase's
+    end (Loshchilov and Hutter 2017, "SGDR", equation 5, without restarts).
+
+    Raises UsageError for an unknown schedule.
+    """
+    full, done = start_lr(settings), epoch - settings.first_epoch
+    if done < settings.warmup_epochs:
+        return full * done / settings.warmup_epochs
+    match settings.schedule:
+        case "constant":
+            return full
+        case "cosine":
+            length = max(settings.epochs - settings.warmup_epochs, 1e-9)
+            share = min((done - settings.warmup_epochs) / length, 1.0)
+            return full * 0.5 * (1 + math.cos(math.pi * share))
+        case "step":
+            default = [settings.first_epoch + settings.epochs * share for share in (1 / 2, 3 / 4)]
+            return full * settings.gamma ** sum(epoch >= milestone for milestone in settings.milestones or default)
+    raise UsageError(f"unknown schedule {settings.schedule!r}: choose cosine, step or constant")
+
+
+def set_lr_(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every parameter group, times the group's own `lr_scale` where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,0 +1,133 @@
+"""A folder of images that is too large for memory: worker processes decode the batches while others are trained on."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from compressor.errors import DataError
+from compressor.training.augment import Augmentation, augment
+from compressor.training.decoding import Unreadable, decode
+from compressor.training.randomness import derive_seed, generator
+from compressor.training.sets import Draws
+
+Decoded = tuple[Tensor, Tensor, list[tuple[str, str]]]  # images, labels, (path, reason) of those that are left out
+
+
+def processor_count() -> int:
+    """Processors that this process may use, 8 at most."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, allowed or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSet:
+    """Image files and their labels, read anew in every epoch; offers what `ImageSet` offers but for `images`."""
+
+    paths: NDArray[np.bytes_]  # one block of memory: strings would be copied page by page into every worker
+    labels: Tensor
+    shape: tuple[int, int, int]
+    report: Callable[[str, str], None]
+
+    @classmethod
+    def of(
+        cls,
+        paths: Sequence[Path],
+        labels: Sequence[int],
+        shape: tuple[int, int, int],
+        report: Callable[[str, str], None],
+    ) -> "FolderSet":
+        """A set over files; `report(path, reason)` is told of every image that cannot be read."""
+        return cls(np.array([os.fsencode(path) for path in paths]), torch.tensor(labels), shape, report)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "FolderSet":
+        """The files at some indices, in their order."""
+        return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
+
+    def with_labels(self, labels: Tensor) -> "FolderSet":
+        """The same files under other labels."""
+        return replace(self, labels=labels)
+
+    def read(
+        self, batches: Sequence[Tensor], device: torch.device, draws: Draws | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch of indices, its uint8 images and its labels on the device, without the unreadable ones.
+
+        Raises DataError when a whole batch is unreadable or a worker dies.
+        """
+        loader = self._loader(_Batches(self, batches, draws), len(batches), device)
+        iterator = iter(loader)
+        for number in range(len(batches)):
+            try:
+                images, labels, bad = next(iterator)
+            except RuntimeError as error:
+                raise DataError(f"a worker that reads images died ({' '.join(str(error).split())})") from error
+            for path, reason in bad:
+                self.report(path, reason)
+            if not len(labels):
+                raise DataError(f"none of {len(bad)} images can be read, such as {bad[0][0]}: {bad[0][1]}")
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            if draws is not None:
+                flip = Augmentation(flip=draws.augmentation.flip)  # the crop was made while decoding
+                images = augment(images, flip, generator(device, draws.seed_of(number)))
+            yield images, labels
+
+    def _loader(self, batches: "_Batches", count: int, device: torch.device) -> DataLoader[Decoded]:
+        workers = processor_count() if count > 2 else 0
+        settings: dict[str, Any] = {}
+        if workers and sys.platform == "linux":
+            settings["multiprocessing_context"] = "fork"  # a script without a main guard works, and starts at once
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_prepare_worker,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the global one, and a resumed run would differ
+            **settings,
+        )
+
+
+class _Batches(Dataset[Decoded]):
+    """What a worker runs: item i is the whole i-th batch."""
+
+    def __init__(self, files: FolderSet, batches: Sequence[Tensor], draws: Draws | None) -> None:
+        self.paths, self.labels, self.shape = files.paths, files.labels, files.shape
+        self.batches, self.draws = batches, draws
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Decoded:
+        indices = self.batches[number]
+        seed = self.draws.seed_of(number) if self.draws is not None and self.draws.augmentation.padding else None
+        images, kept, bad = [], [], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what cannot be read is reported
+            for position, index in enumerate(indices.tolist()):
+                path = os.fsdecode(self.paths[index])
+                try:
+                    images.append(decode(path, self.shape, None if seed is None else derive_seed(seed, position)))
+                    kept.append(position)
+                except Unreadable as error:
+                    bad.append((path, str(error)))
+        stacked = np.stack(images) if images else np.empty((0, *self.shape), dtype=np.uint8)
+        return torch.from_numpy(stacked), self.labels[indices[kept]], bad
+
+
+def _prepare_worker(worker: int) -> None:
+    """Ctrl-C reaches the whole process group: the main process decides when its workers stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,108 @@
+"""A network as a graph of ATen operators that runs, trains and can be cut, sharing the parameters it was made from."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from compressor.errors import ModelError
+
+_TRAINING_FLAG = {  # operator -> position of its training flag
+    torch.ops.aten.batch_norm.default: 5,
+    torch.ops.aten.instance_norm.default: 5,
+    torch.ops.aten.dropout.default: 2,
+    torch.ops.aten.feature_dropout.default: 2,
+    torch.ops.aten.alpha_dropout.default: 2,
+    torch.ops.aten.rrelu.default: 3,
+}
+
+
+def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The evaluation graph of a model of one image tensor, in whose every mode `train()` and `eval()` hold.
+
+    `example` is (batch, channels, height, width); the batch may have any size afterwards. Parameters and buffers
+    are the model's own, under the model's names. What only a training run does (auxiliary heads, stochastic depth)
+    is not in it.
+
+    Raises:
+        ModelError: the model cannot be written as one graph.
+    """
+    training = model.training
+    model.eval()
+    try:
+        doubled = example if example.shape[0] > 1 else example.expand(2, *example.shape[1:])
+        exported = torch.export.export(model, (doubled,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+    except Exception as error:  # the exporter and the user's code fail in many ways
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the network cannot be written as one graph ({cause}); only pruning works on it") from error
+    finally:
+        model.train(training)
+    return trainable(exported)
+
+
+def trainable(exported: ExportedProgram) -> fx.GraphModule:
+    """A module that runs the program, trains, and follows `train()` and `eval()`.
+
+    An exported program holds the training flags of batch norm and dropout, and the group counts of convolutions, as
+    constants: here they are read from the module and from the weights, so both stay true after an edit.
+    """
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    graph = module.graph
+    for node in list(graph.nodes):
+        _make_functional(node)
+        position = _TRAINING_FLAG.get(node.target)
+        with graph.inserting_before(node):
+            if position is not None and len(node.args) > position:
+                node.update_arg(position, graph.create_node("get_attr", "training"))
+            elif (place := _GROUPED.get(node.target)) is not None and len(node.args) > place and node.args[place] != 1:
+                node.update_arg(place, _groups(graph, node))
+    graph.lint()
+    return fx.GraphModule(module, graph)
+
+
+_GROUPED = {
+    torch.ops.aten.conv1d.default: 6,
+    torch.ops.aten.conv2d.default: 6,
+    torch.ops.aten.conv3d.default: 6,
+    torch.ops.aten.conv2d.padding: 6,
+}
+
+
+def _groups(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    size = torch.ops.aten.sym_size.int
+    inputs = graph.call_function(size, (node.args[0], 1))
+    return graph.call_function(operator.floordiv, (inputs, graph.call_function(size, (node.args[1], 1))))
+
+
+def _make_functional(node: fx.Node) -> None:
+    """Turn `relu_` into `relu`: an in-place operator would change a tensor that a cut hands to someone else."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not _is_in_place(node.target):
+        return
+    packet = getattr(torch.ops.aten, node.target._schema.name.split("::")[-1][:-1], None)
+    plain = getattr(packet, node.target._overloadname, None) if packet is not None else None
+    changed = node.args[0]
+    if plain is None or not isinstance(changed, fx.Node):
+        return
+    node.target = plain
+    changed.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and user > node)
+
+
+def _is_in_place(func: torch._ops.OpOverload) -> bool:
+    name = func._schema.name
+    return name.startswith("aten::") and name.endswith("_") and not name.endswith("__")
+
+
+def is_weight(node: fx.Node) -> bool:
+    """Whether a node reads from the module rather than computes from the input."""
+    return node.op == "get_attr"
+
+
+def module_of(node: fx.Node) -> str:
+    """Dotted name of the innermost module of the user's network in which the node runs ("" at the top)."""
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    for path, _ in reversed(stack.values()):
+        return str(path)
+    return ""

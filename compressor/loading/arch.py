@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -156,7 +157,7 @@ def _find_timm(arch: Arch, name: str) -> Definition:
     except ImportError as error:
         raise UsageError(f"{arch.name} needs timm: pip install timm") from error
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:8] or timm.list_models(f"{name[:5]}*")[:8]
+        near = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise UsageError(f"timm has no model {name!r}{hint}; all {len(timm.list_models())}: timm.list_models()")
     for refused in _TIMM_READS:

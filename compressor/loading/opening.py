@@ -16,6 +16,7 @@ from compressor.loading.arch import Arch, Definition, find, parse_arch
 from compressor.loading.content import Content, recognise
 from compressor.loading.pickles import read_pickle
 from compressor.loading.weights import find_weights, fit, put
+from compressor.surgery.structure import apply_
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,6 @@ def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | Non
 
 def _restructure(module: nn.Module, structure: dict[str, Any], path: Path) -> None:
     """Give the freshly built `module` the sizes of the edited one, in place."""
-    if not structure:
-        return
-    from compressor.surgery.structure import apply_
-
     try:
         apply_(module, structure)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

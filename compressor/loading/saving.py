@@ -18,6 +18,7 @@ from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.checkpoint import Checkpoint, to_dict
 from compressor.loading.opening import OpenedModel
 from compressor.loading.pickles import is_own_to_torch, read_pickle
+from compressor.surgery.structure import apply_, describe
 
 
 def save(
@@ -119,12 +120,11 @@ def _rebuilt(
     definition = find(arch, named=named)
     with torch.random.fork_rng(devices=[]):  # the run's random numbers are not spent on weights that are thrown away
         fresh = definition.build()
-    structure: dict[str, Any] = {}
-    if _shapes(fresh.state_dict()) != _shapes(state):
-        from compressor.surgery.structure import apply_, describe
-
-        structure = describe(fresh, module)
+    structure = describe(fresh, module)
+    try:
         apply_(fresh, structure)
+    except FileError as error:
+        raise ModelError(f"the network is not an edited {definition.arch}: {error}") from error
     rebuilt = _shapes(fresh.state_dict())
     differing = [key for key in {**rebuilt, **_shapes(state)} if rebuilt.get(key) != _shapes(state).get(key)]
     if differing:

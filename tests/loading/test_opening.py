@@ -1,0 +1,240 @@
+"""Every kind of file that users have, opened; and every one that does not fit, refused in one line."""
+
+import pytest
+import torch
+from torch import nn
+
+import compressor
+from compressor import vision
+from compressor.errors import FileError, UsageError
+from compressor.loading import open_model
+from tests.loading import nets
+
+
+@pytest.fixture
+def arch(tmp_path):
+    return nets.write(tmp_path)
+
+
+@pytest.fixture
+def net(arch):
+    module = open_model(None, arch=arch).module
+    module.norm.running_mean.uniform_()
+    return module
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def with_prefix(state, *prefixes):
+    return {"".join(prefixes) + key: value for key, value in state.items()}
+
+
+WRAPPED = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {}}},
+    "model": lambda state: {"model": state},
+    "model_state_dict": lambda state: {"epoch": 1, "model_state_dict": state},
+    "two deep": lambda state: {"checkpoint": 1, "model": {"state_dict": state}},
+    "averaged only": lambda state: {"ema": state, "epoch": 1},
+    "DataParallel": lambda state: with_prefix(state, "module."),
+    "compiled": lambda state: with_prefix(state, "_orig_mod."),
+    "compiled DataParallel": lambda state: {"state_dict": with_prefix(state, "module.", "_orig_mod.")},
+    "compiled inside": lambda state: {key.replace("conv.", "conv._orig_mod."): value for key, value in state.items()},
+    "Lightning": lambda state: {"state_dict": {**with_prefix(state, "model."), "loss.weight": torch.ones(10)}},
+    "AveragedModel": lambda state: {"n_averaged": torch.tensor(3), **with_prefix(state, "module.")},
+    "before batch norm's counters": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_state_dict_opens_in_whatever_it_is_wrapped(tmp_path, arch, net, wrap):
+    torch.save(wrap(net.state_dict()), tmp_path / "m.bin")
+    opened = open_model(tmp_path / "m.bin", arch=arch)
+    assert same(opened.module, net)
+    assert not opened.module.training
+    assert opened.input_shape == (1, 8, 8)
+
+
+def test_safetensors_opens(tmp_path, arch, net):
+    from safetensors.torch import save_file
+
+    save_file(net.state_dict(), tmp_path / "m.safetensors")
+    assert same(compressor.load(tmp_path / "m.safetensors", arch=arch), net)
+
+
+def test_leaving_something_out_is_told(tmp_path, arch, net):
+    torch.save({"state_dict": WRAPPED["Lightning"](net.state_dict())["state_dict"]}, tmp_path / "m.pt")
+    assert "loss.weight" in open_model(tmp_path / "m.pt", arch=arch).notes[0]
+    torch.save({"model": net.state_dict(), "model_ema": net.state_dict()}, tmp_path / "m.pt")
+    assert "model_ema" in open_model(tmp_path / "m.pt", arch=arch).notes[0]
+
+
+def test_number_of_classes_and_channels_follow_the_file(tmp_path, arch):
+    narrow = open_model(None, arch=arch, arch_arguments={"num_classes": 3, "in_channels": 2}).module
+    torch.save(narrow.state_dict(), tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt", arch=arch)
+    assert opened.arch.arguments == {"num_classes": 3, "in_channels": 2}
+    assert opened.input_shape == (2, 8, 8)
+    assert "num_classes=3" in opened.notes[0]
+
+
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "torchvision:shufflenet_v2_x0_5", "timm:resnet10t"])
+def test_number_of_classes_follows_the_file_for_published_architectures(tmp_path, name):
+    torch.save(open_model(None, arch=f"{name}:num_classes=7").module.state_dict(), tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt", arch=name)
+    assert opened.arch.arguments == {"num_classes": 7}
+    assert opened.mean is None  # 7 classes are not the published ones: nobody knows how they were normalised
+
+
+def test_classifiers_for_training_only_may_be_missing(tmp_path):
+    whole = vision.build("googlenet", num_classes=3)
+    state = {key: value for key, value in whole.state_dict().items() if not key.startswith("aux")}
+    torch.save(state, tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt", arch="torchvision:googlenet")
+    assert opened.arch.arguments == {"num_classes": 3, "aux_logits": False}
+
+
+def test_published_classes_bring_their_normalisation(tmp_path):
+    torch.save(vision.build("squeezenet1_1").state_dict(), tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt", arch="torchvision:squeezenet1_1")
+    assert opened.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert opened.input_shape == (3, 224, 224)
+
+
+def test_pickled_module_opens_without_arch(tmp_path):
+    module = nn.DataParallel(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout())).train()
+    torch.save(module, tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt")
+    assert type(opened.module) is nn.Sequential
+    assert not opened.module.training
+    assert opened.arch is None
+
+
+def test_pickled_module_gives_its_weights_to_an_architecture(tmp_path):
+    module = vision.build("squeezenet1_1", num_classes=3)
+    torch.save({"model": module}, tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt", arch="torchvision:squeezenet1_1")
+    assert same(opened.module, module)
+    assert opened.arch.arguments == {"num_classes": 3}
+
+
+def test_half_precision_is_opened_as_float32_and_said(tmp_path):
+    torch.save(nn.Sequential(nn.Linear(2, 2)).half(), tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt")
+    assert opened.module[0].weight.dtype is torch.float32
+    assert "float16" in opened.notes[0]
+
+
+def test_architecture_alone_has_random_weights_and_says_so(arch):
+    opened = open_model(None, arch=arch, input_shape=(1, 16, 16))
+    assert "random weights" in opened.notes[0]
+    assert opened.input_shape == (1, 16, 16)
+
+
+def test_nothing_given_is_wrong_use():
+    with pytest.raises(UsageError, match="--arch"):
+        open_model(None)
+
+
+def test_weights_without_arch_say_what_is_missing(tmp_path, net):
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(UsageError, match=r"9 tensors.*conv\.weight.*--arch"):
+        open_model(tmp_path / "m.pt")
+
+
+def refused(path, **options) -> str:
+    with pytest.raises(FileError) as caught:
+        open_model(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_weights_that_do_not_fit_say_which(tmp_path, arch, net):
+    state = net.state_dict()
+    state["conv.weight"] = torch.zeros(4, 1, 5, 5)
+    state["other.weight"] = state.pop("head.weight")
+    torch.save(state, tmp_path / "m.pt")
+    message = refused(tmp_path / "m.pt", arch=arch)
+    assert "1 missing: head.weight" in message
+    assert "1 not known to it: other.weight" in message
+    assert "conv.weight (4x1x5x5 in the file, 8x1x3x3 in the architecture)" in message
+
+
+def test_weights_of_another_network_name_only_a_few(tmp_path):
+    torch.save(vision.build("squeezenet1_1").state_dict(), tmp_path / "m.pt")
+    message = refused(tmp_path / "m.pt", arch="torchvision:resnet18")
+    assert "and" in message and "more" in message
+    assert len(message) < 700
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        pytest.param([1, 2], "holds a list", id="list"),
+        pytest.param({}, "nothing", id="empty dict"),
+        pytest.param({"epoch": 3, "loss": 0.1}, "only epoch, loss", id="no weights"),
+        pytest.param(torch.zeros(3), "holds a Tensor", id="tensor"),
+        pytest.param({"format": "compressor", "version": 99}, "version 99", id="newer checkpoint"),
+        pytest.param({"format": "compressor", "version": 1}, "damaged checkpoint", id="cut checkpoint"),
+        pytest.param({"state_dict": {"w": torch.zeros(2, device="meta")}}, "fit", id="meta"),
+    ],
+)
+def test_files_without_a_model_are_refused(tmp_path, arch, held, says):
+    torch.save(held, tmp_path / "m.pt")
+    assert says in refused(tmp_path / "m.pt", arch=arch)
+
+
+def test_dict_that_holds_itself_is_refused(tmp_path, arch):
+    held: dict = {"epoch": 1}
+    held["model"] = held
+    torch.save(held, tmp_path / "m.pt")
+    assert "no weights" in refused(tmp_path / "m.pt", arch=arch)
+
+
+def test_values_on_the_meta_device_are_no_weights(tmp_path, arch, net):
+    torch.save(net.to("meta").state_dict(), tmp_path / "m.pt")
+    assert "meta" in refused(tmp_path / "m.pt", arch=arch)
+    torch.save(nn.Linear(2, 2, device="meta"), tmp_path / "m.pt")
+    assert "meta" in refused(tmp_path / "m.pt")
+
+
+def test_module_without_its_parts_is_refused(tmp_path):
+    module = nn.Linear(2, 2)
+    del module.__dict__["_parameters"]
+    torch.save(module, tmp_path / "m.pt")
+    assert "damaged module" in refused(tmp_path / "m.pt")
+
+
+def test_one_flipped_bit_in_the_weights_is_seen(tmp_path, arch, net):
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    data = bytearray((tmp_path / "m.pt").read_bytes())
+    weight = net.conv.weight.detach().numpy().tobytes()
+    data[data.index(weight) + 5] ^= 1
+    (tmp_path / "m.pt").write_bytes(data)
+    assert "damaged" in refused(tmp_path / "m.pt", arch=arch)
+
+
+def test_cut_safetensors_is_refused(tmp_path, arch, net):
+    from safetensors.torch import save
+
+    (tmp_path / "m.pt").write_bytes(save(net.state_dict())[:-10])
+    assert "damaged" in refused(tmp_path / "m.pt", arch=arch)
+
+
+def test_onnx_and_exported_programs_say_what_takes_them(tmp_path):
+    program = torch.export.export(nn.Sequential(nn.ReLU()).eval(), (torch.zeros(2, 3),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    assert "exported program" in refused(tmp_path / "m.pt2")
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x07\x12\x01x\x3a\x00")
+    assert "compressor profile" in refused(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("shape", [(), (3, 0, 4), (3, -1, 2), ("3", 2, 2)])
+def test_input_shape_is_checked(arch, shape):
+    with pytest.raises(UsageError, match="channels, height, width"):
+        open_model(None, arch=arch, input_shape=shape)

@@ -1,0 +1,22 @@
+"""Which methods exist, for people: read by the command line for `--help`, so nothing heavy is imported here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class About:
+    """A method as a person who has to choose one sees it."""
+
+    summary: str
+    score: str  # what a score counts, as it stands after the number in a reason
+    needs_data: bool = False
+
+
+ABOUT: dict[str, About] = {
+    "l1": About("smallest sum of absolute weights", "of the layer's mean"),
+    "l2": About("smallest Euclidean norm of the weights", "of the layer's mean"),
+    "bn-scale": About("smallest batch norm scale (network slimming)", "mean |scale|"),
+    "fpgm": About("closest to all other filters of its layer (geometric median)", "of the layer's mean distance"),
+    "taylor": About("least change of the loss, to first order", "squared change of the loss", needs_data=True),
+    "random": About("by chance: the baseline that any method has to beat", "drawn from 0 to 1"),
+}

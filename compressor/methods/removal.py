@@ -1,0 +1,76 @@
+"""The order in which scored channels go: units of channels of one group that leave together, the first to go first."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from compressor.graph.channels import Channels, Group, Ids
+from compressor.methods.scores import Values
+from compressor.methods.settings import PruneSettings
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The next channels of a group to go: as many as rounding demands at once."""
+
+    group: str
+    ids: Ids
+    share: float  # of the group that is gone after this unit
+    score: float  # of the last of them
+
+
+def units(group: Group, scores: Values, channels: Channels, settings: PruneSettings) -> list[Unit]:
+    """All that may be taken from a group, the lowest scores first; equal scores go in the order of the filters."""
+    order = np.argsort(scores, kind="stable")
+    step = _step(group, channels, settings.round_to)
+    least = max(1, math.ceil(settings.min_channels / step)) * step
+    sizes = [group.size, *(size for size in range((group.size - 1) // step * step, 0, -step) if size >= least)]
+    cuts = [group.size - size for size in sizes]
+    return [
+        Unit(group.name, group.ids[order[begin:end]], end / group.size, float(scores[order[end - 1]]))
+        for begin, end in pairwise(cuts)
+    ]
+
+
+def _step(group: Group, channels: Channels, multiple: int) -> int:
+    """How many channels make the width of every layer of the group a multiple: grouped layers hold a channel often."""
+    step = 1
+    for place in group.places:
+        if place.role == "row":
+            occurrences = int(np.count_nonzero(channels.identities[place.tensor, place.dim] == group.ids[0]))
+            step = math.lcm(step, multiple // math.gcd(multiple, occurrences))
+    return step
+
+
+def within_ratio(queue: Iterable[Unit], ratio: float) -> list[Unit]:
+    """The first units of one group, up to a share of its channels."""
+    return [unit for unit in queue if unit.share <= ratio + 1e-9]
+
+
+def by_share(queues: Mapping[str, list[Unit]]) -> list[Unit]:
+    """Units of all groups so that every layer shrinks in step with the others."""
+    return sorted(_all(queues), key=lambda unit: unit.share)
+
+
+def by_score(queues: Mapping[str, list[Unit]]) -> list[Unit]:
+    """Units of all groups, the lowest scores first, whatever layer they are in; equal scores spread over the layers."""
+    return sorted(_all(queues), key=lambda unit: (unit.score, unit.share))
+
+
+def _all(queues: Mapping[str, list[Unit]]) -> Iterator[Unit]:
+    for queue in queues.values():
+        yield from queue
+
+
+def up_to(order: Iterable[Unit], most: float) -> list[Unit]:
+    """The first units, as long as they hold no more than `most` channels together."""
+    taken, count = [], 0
+    for unit in order:
+        count += len(unit.ids)
+        if count > most + 1e-9:
+            break
+        taken.append(unit)
+    return taken

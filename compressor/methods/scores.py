@@ -1,0 +1,84 @@
+"""What a scoring method is given and gives back, and how the scores of coupled layers become one per channel.
+
+A channel lives in several tensors: the filters of its own convolution, of those tied to it through an addition, of the
+depthwise convolution that passes it on. Methods that look at the size of weights score each of these members apart,
+divide by the member's mean score, so that no layer counts for more because its weights are larger or its filters
+longer, and average over the members. The result says where in its layers a channel stands: 1 is the mean, in every
+group, and that is what a global ranking compares.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compressor.errors import ModelError
+from compressor.graph.channels import Channels, Group, Place
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method may look at beside the model: labelled images, normalised as the model takes them, and a seed."""
+
+    batches: Sequence[tuple[Tensor, Tensor]] = ()  # each (batch, channels, height, width) and (batch,)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The lower, the sooner a channel goes: `values[group]` has one score for each of the group's `ids`."""
+
+    values: Mapping[str, Values]
+    refused: Mapping[str, str] = field(default_factory=dict)  # free groups without scores -> why
+
+
+Score = Callable[[nn.Module, Channels, Given], Scores]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, cut off from the autograd graph."""
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def slices(tensor: Tensor, place: Place, channels: Channels, group: Group) -> Tensor:
+    """The group's part of a tensor, one row for each channel: (channels, values), in double precision."""
+    where = channels.positions(place, group.ids.tolist())
+    picked = tensor.index_select(place.dim, torch.from_numpy(where.ravel()).to(tensor.device))
+    return picked.movedim(place.dim, 0).reshape(len(where), -1).double()
+
+
+def filters(tensors: Mapping[str, Tensor], channels: Channels, group: Group) -> Iterator[Tensor]:
+    """The weights that make a group's channels, (channels, values) for each tensor; no biases and other vectors."""
+    for place in group.places:
+        if place.role == "row" and tensors[place.tensor].ndim > 1:
+            yield slices(tensors[place.tensor], place, channels, group)
+
+
+def relative(model: nn.Module, channels: Channels, measure: Callable[[Tensor], Tensor]) -> Scores:
+    """`measure` of every group's filters, (channels, values) -> (channels,), combined as the module's text says."""
+    tensors = tensors_of(model)
+    values = {}
+    for group in channels.free:
+        members = [measure(rows) for rows in filters(tensors, channels, group)]
+        shares = [member / mean if (mean := member.mean()) != 0 else torch.ones_like(member) for member in members]
+        values[group.name] = as_values(torch.stack(shares).mean(0), group)
+    return Scores(values)
+
+
+def as_values(scores: Tensor, group: Group) -> Values:
+    """Scores as an array.
+
+    Raises:
+        ModelError: they are not numbers, because the weights (or what came of them) are not.
+    """
+    values: Values = scores.detach().cpu().double().numpy()
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"{group.name} has weights or gradients that are not finite: the model was damaged in training"
+        )
+    return values

@@ -1,0 +1,43 @@
+"""What a person may choose about one-shot pruning, with every default; nothing heavy is imported, so that the command
+line can read it for `--help`.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from compressor.errors import UsageError
+from compressor.methods.catalogue import ABOUT
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """How a one-shot method chooses the channels that go."""
+
+    method: str = "l1"
+    ratio: float = 0.5  # share of the channels that may be pruned; with a target it is searched
+    target_macs: float | None = None  # up to 1: share of the model's MACs that stays; above: MACs that stay
+    scope: Literal["layer", "global"] = "layer"  # layer: the ratio of every layer; global: the lowest scores of all
+    round_to: int = 1  # widths that were changed are multiples of this
+    min_channels: int = 1  # that stay in every layer
+    ratio_for: tuple[tuple[str, float], ...] = ()  # (pattern of layer names, ratio) of layers with a ratio of their own
+    keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
+    seed: int = 0
+
+
+def check(settings: PruneSettings) -> None:
+    """Raise UsageError for a value that makes no sense for any model."""
+    if settings.method not in ABOUT:
+        near = difflib.get_close_matches(settings.method, ABOUT, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(ABOUT)}")
+    for name, ratio in (("ratio", settings.ratio), *((f"ratio for {p}", r) for p, r in settings.ratio_for)):
+        if not 0 <= ratio < 1:
+            raise UsageError(f"the {name} is {ratio:g}; give a share of the channels from 0 to below 1, such as 0.5")
+    if settings.target_macs is not None and not settings.target_macs > 0:
+        raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.5, or a number of MACs")
+    if settings.scope not in ("layer", "global"):
+        raise UsageError(f"the scope is {settings.scope!r}; choose layer or global")
+    for name, count in (("round_to", settings.round_to), ("min_channels", settings.min_channels)):
+        if count < 1:
+            raise UsageError(f"{name} is {count}; give 1 or more")

@@ -1,0 +1,140 @@
+"""The cost of a model: one walk over its trace, drawn up by layer."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from compressor.errors import ModelError
+from compressor.graph.trace import ModuleCall, TensorRef, Trace, trace
+from compressor.profiling.macs import count_macs
+from compressor.profiling.memory import peak_activation_bytes
+from compressor.profiling.speed import model_latency
+from compressor.profiling.thop_count import thop_macs
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What one module costs itself, without the modules inside it."""
+
+    name: str  # dotted; "(model)" for what the outermost forward does itself
+    kind: str  # class of the module, or operator of an .onnx file
+    input_shapes: Shapes  # of the first call, for one image; empty where the module never ran
+    output_shapes: Shapes
+    macs: int  # multiply-adds for one image, over all calls
+    params: int  # its own; a tensor shared by several modules counts for the first
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a model costs for one image; what is None has its reason in `reasons`."""
+
+    macs: int  # multiply-adds of convolutions and matrix products, biases not counted
+    macs_thop: int | None
+    params: int  # shared ones once
+    layers: tuple[LayerCost, ...] = ()
+    uncounted: dict[str, int] = field(default_factory=dict)  # operators without a rule -> calls; they count as zero
+    activation_bytes: int | None = None  # peak, without weights
+    latency_ms: dict[str, Any] | None = None
+    file_bytes: int | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as `compressor profile --json` prints it."""
+        return asdict(self)
+
+
+def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: bool = True) -> Profile:
+    """Multiply-adds, parameters, peak activation memory and, if asked, latency of a model; the model is untouched.
+
+    Args:
+        example: a tensor with the batch first, such as (1, 3, 224, 224), or a tuple or dict of them; costs are for
+            one image, whatever the batch.
+        latency: also measure milliseconds on torch and ONNX Runtime, which takes several seconds.
+        layers: also list the cost of every layer; the sums over the list are the totals.
+
+    Raises:
+        ModelError: the model does not run on the example.
+
+    Example:
+        cost = profile(module, torch.zeros(1, 3, 32, 32))
+        cost.macs, cost.params                 # 313201664, 14728266
+    """
+    image, traced, batch = _trace_one(module, example)
+    counted = count_macs(traced)
+    thop, reason = thop_macs(module, image)
+    reasons = {"file_bytes": "a model in memory has no file"}
+    if reason is not None:
+        reasons["macs_thop"] = reason
+    timings: dict[str, Any] | None = None
+    if latency:
+        timings, missing = model_latency(module, example)
+        reasons.update(missing)
+    else:
+        reasons["latency_ms"] = "not asked for"
+    macs = {name: round(count / batch) for name, count in counted.by_module.items()}
+    return Profile(
+        macs=sum(macs.values()),
+        macs_thop=None if thop is None else round(thop / batch),
+        params=sum(parameter.numel() for parameter in module.parameters()),
+        layers=tuple(_layers(module, traced, macs)) if layers else (),
+        uncounted=counted.uncounted,
+        activation_bytes=peak_activation_bytes(traced) // batch,
+        latency_ms=timings,
+        reasons=reasons,
+    )
+
+
+def _trace_one(module: nn.Module, example: Any) -> tuple[Any, Trace, int]:
+    """The example cut to one image, its trace and its batch size; a model that needs its batch keeps it."""
+    sizes = {len(leaf) for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim()}
+    batch = sizes.pop() if len(sizes) == 1 else 1
+    if batch > 1:
+        image = tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() else leaf, example)
+        try:
+            return image, trace(module, image), 1
+        except ModelError:  # such as one that squeezes the batch away; its costs are divided instead
+            pass
+    return example, trace(module, example), batch
+
+
+def _layers(module: nn.Module, traced: Trace, macs: dict[str, int]) -> Iterator[LayerCost]:
+    """A row for every module that ran without modules inside, and for every other one with a cost of its own."""
+    first: dict[str, ModuleCall] = {}
+    for call in sorted(traced.calls, key=lambda call: (call.start, -call.end)):
+        first.setdefault(call.module, call)
+    modules = dict(module.named_modules())
+    params = _own_params(module)
+    order = [*first, *(name for name in modules if name not in first)]
+    for name in order:
+        inner = any(True for _ in modules[name].children())
+        if not (params[name] or macs.get(name)) and (inner or name not in first):
+            continue
+        yield LayerCost(
+            name=name or "(model)",
+            kind=type(modules[name]).__name__,
+            input_shapes=_shapes(first[name].inputs) if name in first else (),
+            output_shapes=_shapes(first[name].outputs) if name in first else (),
+            macs=macs.get(name, 0),
+            params=params[name],
+        )
+
+
+def _own_params(module: nn.Module) -> Counter[str]:
+    seen: set[int] = set()
+    own: Counter[str] = Counter()
+    for name, layer in module.named_modules():
+        for parameter in layer.parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                own[name] += parameter.numel()
+    return own
+
+
+def _shapes(refs: tuple[TensorRef, ...]) -> Shapes:
+    return tuple(ref.shape for ref in refs)

@@ -1,0 +1,89 @@
+"""Latency of a model on torch and, after an export, on ONNX Runtime, for one image and for a larger batch."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from compressor.errors import CompressorError
+from compressor.exporting.onnx import export_onnx
+from compressor.exporting.parity import Array
+from compressor.exporting.runtime import OnnxModel
+from compressor.graph.trace import call_arguments, set_mode
+from compressor.profiling.latency import measure
+
+LARGER_BATCH = 16
+Timing = dict[str, Any]  # median and p95 in ms, batch, runs, threads; and the same under "larger"
+
+
+def model_latency(module: nn.Module, example: Any) -> tuple[dict[str, Timing | None], dict[str, str]]:
+    """Latency of `module` on its own device, and of its export on ONNX Runtime's CPU provider with as many threads.
+
+    Returns `{"torch": timing, "onnxruntime": timing or None}`, where a timing holds `median` and `p95` in milliseconds,
+    `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), and a reason for each None.
+    """
+    timings: dict[str, Timing | None] = {"torch": _torch_timing(module, example), "onnxruntime": None}
+    if not isinstance(example, Tensor):
+        return timings, {"latency_ms.onnxruntime": "measured for models with one input only"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            export_onnx(module, example, path)
+            timings["onnxruntime"] = file_latency(path, tuple(example.shape[1:]))
+        except CompressorError as error:
+            return timings, {"latency_ms.onnxruntime": str(error)}
+    return timings, {}
+
+
+def file_latency(path: Path, input_shape: tuple[int, ...]) -> Timing:
+    """Latency of an .onnx file for random images of `input_shape` (channels, height, width)."""
+    threads = torch.get_num_threads()
+    model = OnnxModel(path, threads=threads)
+
+    def calling(batch: int) -> Callable[[], object]:
+        images: Array = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)
+        return lambda: model(images)
+
+    first = measure(calling(1), batch=1, threads=threads)
+    larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads)
+    return {**asdict(first), "larger": asdict(larger)}
+
+
+def _torch_timing(module: nn.Module, example: Any) -> Timing:
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
+    threads = torch.get_num_threads()
+
+    def calling(batch: int) -> Callable[[], object]:
+        arguments, keywords = call_arguments(tree_map(lambda leaf: _repeated(leaf, batch, device), example))
+        return lambda: module(*arguments, **keywords)
+
+    with evaluating(module), torch.inference_mode():
+        first = measure(calling(1), batch=1, threads=threads, wait=wait)
+        larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads, wait=wait)
+    return {**asdict(first), "larger": asdict(larger)}
+
+
+def _repeated(leaf: Any, batch: int, device: torch.device) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.dim():
+        return leaf
+    return leaf[torch.arange(batch) % len(leaf)].to(device)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Every submodule in eval mode inside, and in its own mode again afterwards."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    set_mode(module, training=False)
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode

@@ -1,0 +1,59 @@
+"""The figure that thop gives for a model: the convention of several papers, shown beside the exact count.
+
+thop hangs hooks on modules of the classes it knows: it counts bias and batch norm too, and misses whatever is called
+as a function.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from compressor.graph.trace import call_arguments, skeleton
+
+
+def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:
+    """thop's "MACs" for `example`, or None and the reason why there is no figure; never raises.
+
+    Run on a copy, since thop leaves its buffers in the module when it fails; on shapes alone where the model allows.
+    """
+    arguments, keywords = call_arguments(example)
+    if keywords:
+        return None, "thop takes inputs by position only"
+    reason = ""
+    for real in (False, True):
+        try:
+            with _silence():
+                return _run_thop(skeleton(module, real=real), arguments), None
+        except Exception as error:  # thop and the user's own code may fail in any way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None, f"thop failed: {reason}"
+
+
+def _run_thop(copy: nn.Module, arguments: tuple[Any, ...]) -> int:
+    import thop
+
+    device = next((tensor.device for tensor in (*copy.parameters(), *copy.buffers())), torch.device("cpu"))
+    inputs = tree_map(lambda leaf: leaf.detach().to(device) if isinstance(leaf, torch.Tensor) else leaf, arguments)
+    macs, _ = thop.profile(copy, inputs=inputs, verbose=False)
+    return round(float(macs))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """thop prints, logs and warns about its own age; nothing of it concerns the user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    sink = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,103 @@
+"""The cost of a model by layer: rows, sums, and what is left as it was."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor import vision
+from compressor.errors import ModelError
+from compressor.profiling import speed
+from compressor.profiling.latency import measure
+from compressor.profiling.model_profile import profile
+
+
+class Mixed(nn.Module):
+    """A layer called twice, a shared weight, a functional product, a layer never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(4, 4, bias=False)
+        self.tied = nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.twice.weight
+        self.scale = nn.Parameter(torch.ones(4, 2))
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.tied(self.twice(self.twice(x)))) @ self.scale
+
+
+class Squeezing(nn.Module):
+    """Cannot run on one image alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x.squeeze(), x.squeeze().transpose(1, 2))
+
+
+def test_rows_name_every_cost_once() -> None:
+    cost = profile(Mixed(), torch.zeros(3, 4))
+    rows = {row.name: row for row in cost.layers}
+    assert {name: (row.kind, row.macs, row.params) for name, row in rows.items()} == {
+        "(model)": ("Mixed", 8, 8),
+        "twice": ("Linear", 32, 16),
+        "tied": ("Linear", 16, 0),
+        "unused": ("Linear", 0, 12),
+    }
+    assert rows["twice"].input_shapes == ((1, 4),) and rows["unused"].input_shapes == ()
+    assert (cost.macs, cost.params) == (56, 36)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_b_32"])
+def test_rows_sum_to_the_totals(name: str) -> None:
+    model = vision.build(name)
+    cost = profile(model, torch.zeros(1, 3, 224, 224))
+    assert sum(row.macs for row in cost.layers) == cost.macs
+    assert sum(row.params for row in cost.layers) == cost.params == sum(p.numel() for p in model.parameters())
+    assert len({row.name for row in cost.layers}) == len(cost.layers)
+
+
+def test_costs_are_per_image_whatever_the_batch() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    one, five = (profile(model, torch.zeros(batch, 3, 6, 6)) for batch in (1, 5))
+    assert one == five
+    assert one.macs == 4 * 16 * 27
+
+
+def test_a_model_that_needs_its_batch_is_divided_by_it() -> None:
+    assert profile(Squeezing(), torch.zeros(4, 3, 5, 1)).macs == 3 * 3 * 5
+
+
+def test_the_model_is_untouched() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout()).train()
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    profile(model, torch.ones(2, 1, 3, 3))
+    assert [layer.training for layer in model.modules()] == [True, True, False, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_missing_has_a_reason_and_json_takes_it() -> None:
+    cost = profile(nn.Linear(2, 2), {"input": torch.zeros(1, 2)}, layers=False)
+    assert cost.macs_thop is None and cost.latency_ms is None and cost.layers == ()
+    assert {"macs_thop", "latency_ms", "file_bytes"} <= set(cost.reasons)
+    assert json.loads(json.dumps(cost.to_json()))["macs"] == 4
+
+
+def test_wrong_input_is_refused() -> None:
+    with pytest.raises(ModelError, match="does not run on an input of shape 1x2x6x6"):
+        profile(nn.Conv2d(3, 4, 3), torch.zeros(1, 2, 6, 6))
+
+
+def test_latency_covers_torch_and_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "measure", partial(measure, seconds=0.02))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).train()
+    cost = profile(model, torch.zeros(2, 1, 6, 6), latency=True)
+    assert cost.latency_ms is not None
+    for engine in ("torch", "onnxruntime"):
+        timing = cost.latency_ms[engine]
+        assert timing["batch"] == 1 and timing["larger"]["batch"] > 1
+        assert 0 < timing["median"] <= timing["p95"]
+        assert timing["threads"] == torch.get_num_threads()
+    assert model.training and model[0].training

@@ -46,7 +46,7 @@ class OnnxModel:
             raise FileError(f"{self.path} takes {len(inputs)} inputs ({names}); only files with one input can be run")
         if inputs[0].type not in _DTYPES:
             raise FileError(f"{self.path} takes an input of type {inputs[0].type}, which is no tensor of numbers")
-        self._name = inputs[0].name
+        self.input_name = inputs[0].name
         self._dtype = _DTYPES[inputs[0].type]
         sizes = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
         self.batch: int | None = sizes[0] if sizes else None
@@ -70,7 +70,7 @@ class OnnxModel:
     def _run(self, images: Array) -> Array:
         batch = np.ascontiguousarray(images, dtype=self._dtype)
         try:
-            output: Array = self.session.run(None, {self._name: batch})[0]
+            output: Array = self.session.run(None, {self.input_name: batch})[0]
         except Exception as error:  # onnxruntime's exceptions share no class of their own
             raise CompressorError(
                 f"{self.path} does not run on an input of shape {_shape(batch.shape)}, "

@@ -23,6 +23,9 @@ _TIMM_READS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkp
 # Arguments besides num_classes that follow from the weights: classifiers that exist for training only.
 _EXTRA_ARGUMENTS = {"googlenet": ("aux_logits",), "inception_v3": ("aux_logits",)}
 
+# What definitions call the size of their images: ours, timm's, torchvision's.
+_SIZES = ("size", "img_size", "image_size")
+
 _FORMS = "torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
 
 
@@ -66,11 +69,18 @@ class Definition:
         return replace(self, arch=replace(self.arch, arguments={**self.arch.arguments, **more}))
 
     def shape(self) -> tuple[int, ...] | None:
-        """The published input shape (channels, height, width), with the channels that the arguments ask for."""
+        """The published input shape (channels, height, width), with the channels and size that the arguments say."""
         if self.input_shape is None:
             return None
-        channels = self.arch.arguments.get(self.channels_argument, self.input_shape[0])
-        return (int(channels), *self.input_shape[1:])
+        arguments = self.arch.arguments
+        channels, *sizes = self.input_shape
+        for key in _SIZES:
+            size = arguments.get(key)
+            if isinstance(size, int):
+                sizes = [size] * len(sizes)
+            elif isinstance(size, (tuple, list)):
+                sizes = list(size)
+        return (arguments.get(self.channels_argument, channels), *sizes)
 
 
 def parse_arch(text: str, arguments: Mapping[str, Any] | None = None) -> Arch:

@@ -1,16 +1,14 @@
 """Prune the channels whose loss would change least, estimated from gradients on a few batches."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import UsageError
 from compressor.graph.channels import Channels, Group
-from compressor.graph.trace import set_mode
 from compressor.methods.scores import Given, Scores, as_values, slices
+from compressor.training.evaluate import evaluating, first_output
 
 
 def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:
@@ -53,26 +51,11 @@ def _gradient_times_weight(model: nn.Module, images: Tensor, labels: Tensor) -> 
     for weight in weights.values():
         weight.requires_grad_()
     buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
-    with _evaluating(model), torch.enable_grad():
-        output = torch.func.functional_call(model, {**weights, **buffers}, (images,))
-        logits = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
-        if logits is None or logits.ndim != 2:
-            raise ModelError("taylor needs a model whose output is one score per class, (batch, classes)")
-        loss = nn.functional.cross_entropy(logits.float(), labels)
+    with evaluating(model), torch.enable_grad():
+        scores = first_output(torch.func.functional_call(model, {**weights, **buffers}, (images,)))
+        loss = nn.functional.cross_entropy(scores.float(), labels)
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     return {
         name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
     }
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode again afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    set_mode(model, training=False)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -35,7 +35,7 @@ def train_batches(
     augmentation = choose_augmentation(settings.augment, data.suits, settings.crop_padding)
     order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), settings.seed, "order", epoch))
     indices = order.split(settings.batch_size)[: steps_per_epoch(data, settings)]
-    prepare = Preparation.of(data, device, wants_channels_last(settings, device))
+    prepare = Preparation.of(data, device, settings.channels_last)
     draws = Draws(augmentation, settings.seed, epoch, start)
     for images, labels in data.train.read(indices[start:], device, draws):
         yield prepare(images), labels
@@ -44,11 +44,6 @@ def train_batches(
 def steps_per_epoch(data: Data, settings: TrainSettings) -> int:
     """Batches that `train_batches` gives in an epoch."""
     return max(1, len(data.train) // settings.batch_size)
-
-
-def wants_channels_last(settings: TrainSettings, device: torch.device) -> bool:
-    """Whether tensors are laid out with the channels last: what the settings say, else on GPUs."""
-    return device.type == "cuda" if settings.channels_last is None else settings.channels_last
 
 
 def examples(image_set: AnySet, data: Data, count: int = 8, device: torch.device | str = "cpu") -> Tensor:
@@ -79,5 +74,5 @@ class Preparation:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        values = fit_shape(images.to(torch.float32, memory_format=self.memory_format), self.shape)
-        return torch.addcmul(self.shift, values, self.scale)
+        values = fit_shape(images.float(), self.shape)
+        return torch.addcmul(self.shift, values, self.scale).contiguous(memory_format=self.memory_format)

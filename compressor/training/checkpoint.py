@@ -7,7 +7,7 @@ the latter.
 import hashlib
 import io
 import os
-import pickle
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if hashlib.sha256(payload).hexdigest().encode() != header[len(_MAGIC) : -1]:
         raise FileError(f"the checkpoint {path} is damaged (its checksum is wrong)")
     try:
-        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on pickles of other makes, which are refused anyway
+            content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # whoever made the file chose what it raises
         raise FileError(
             f"the checkpoint {path} does not hold plain data: it was not written by this program"
         ) from error
@@ -85,15 +87,15 @@ def latest_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
     Raises FileError when there is none.
     """
-    warnings: list[str] = []
+    passed_over: list[str] = []
     for path in (folder / NAME, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
-            return read_checkpoint(path), warnings
+            return read_checkpoint(path), passed_over
         except FileError as error:
-            warnings.append(f"{error}: the one before it is used")
-    reason = f" ({warnings[0].removesuffix(': the one before it is used')})" if warnings else ""
+            passed_over.append(f"{error}: the one before it is used")
+    reason = f" ({passed_over[0].removesuffix(': the one before it is used')})" if passed_over else ""
     raise FileError(f"there is no checkpoint to go on from in {folder}{reason}: start the run again")
 
 

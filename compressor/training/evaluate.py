@@ -96,17 +96,24 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def evaluating(model: object) -> Iterator[None]:
-    """Eval mode inside, every submodule's own mode again afterwards; nothing for what is no nn.Module."""
+def modes_kept(model: object) -> Iterator[None]:
+    """Put every submodule's training or eval mode back in the end; nothing for what is no nn.Module."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]
-    if isinstance(model, nn.Module):
-        model.eval()
     try:
         yield
     finally:
         for module, mode in zip(modules, modes):
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Eval mode inside, and every submodule's own mode again afterwards."""
+    with modes_kept(model):
+        if isinstance(model, nn.Module):
+            model.eval()
+        yield
 
 
 def _through_numpy(predict: Predict) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from compressor.errors import DataError
 from compressor.training.batching import train_batches
 from compressor.training.data import Data
-from compressor.training.evaluate import first_output
+from compressor.training.evaluate import first_output, modes_kept
 from compressor.training.events import BatchEvent, EpochEvent, Event
 from compressor.training.interrupt import deferred_signals
 from compressor.training.microbatches import Step
@@ -37,7 +37,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     saving: Saving | None = None,
 ) -> History:
-    """Train the model in place, for one phase of `settings.epochs` epochs, and leave it on the settings' device.
+    """Train the model in place for one phase, `settings.epochs` epochs; it stays on the settings' device.
 
     `step(model, x, y)` makes the gradients of one batch (see `Step`; default: cross-entropy), `after_step(state)`
     follows every step of the optimizer and ends the phase by returning True. The model may change its shape there, as
@@ -49,20 +49,31 @@ def fit(
     """
     run = Run.of(model, data, settings, on_event, optimizer, saving)
     run = run.with_step(step or cross_entropy(settings.label_smoothing))
-    with numerics(settings, run.device), deferred_signals() as run.signals:
-        run.begin()
-        while not run.done:
-            try:
-                train_epoch(run, after_step)
-            except Diverged as error:
-                run.roll_back(error)
-            except (RuntimeError, DataError) as error:
-                # Workers that read images may have died of the signal that this process has noted.
-                if not isinstance(error, DataError) and "DataLoader worker" not in str(error):
-                    raise
-                run.stop_if_signalled()
-                raise DataError(" ".join(str(error).split())) from error
+    with modes_kept(model), numerics(settings, run.device), deferred_signals() as run.signals:
+        try:
+            run.begin()
+            while not run.done:
+                train_until_it_fails(run, after_step)
+        finally:
+            # Whoever measures the model next finds it laid out as it came.
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return run.history()
+
+
+def train_until_it_fails(run: Run, after_step: AfterStep | None) -> None:
+    """Epochs until the phase is done, or until the numbers go bad and it is taken back to the last checkpoint."""
+    try:
+        while not run.done:
+            train_epoch(run, after_step)
+    except Diverged as error:
+        run.roll_back(error)
+    except (RuntimeError, DataError) as error:
+        if not isinstance(error, DataError) and "DataLoader worker" not in str(error):
+            raise
+        # The workers that read images may have died of a signal that this process has noted. Their death is told in the
+        # middle of anything, perhaps half a step, so nothing is saved now.
+        run.stop_if_signalled(save=False)
+        raise DataError(" ".join(str(error).split())) from error
 
 
 def train_epoch(run: Run, after_step: AfterStep | None) -> None:

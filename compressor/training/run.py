@@ -13,7 +13,7 @@ from torch import nn
 
 from compressor.errors import DataError, FileError, UsageError
 from compressor.training import checkpoint
-from compressor.training.batching import steps_per_epoch, wants_channels_last
+from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import Event, Meter, NoteEvent
@@ -64,7 +64,7 @@ class Run:
             raise UsageError("on_nan='rollback' goes back to a checkpoint: give a folder to write them to")
         device = choose_device(settings.device)
         model.to(device)
-        if wants_channels_last(settings, device):
+        if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = optimizer or make_optimizer(model, settings)
         state = TrainState(model, optimizer, settings.first_epoch, steps_per_epoch(data, settings))
@@ -207,15 +207,16 @@ class Run:
         for warning in warnings:
             self.note(warning)
 
-    def stop_if_signalled(self) -> None:
-        """Raise Interrupted, after a checkpoint, when a signal asked for it."""
+    def stop_if_signalled(self, save: bool = True) -> None:
+        """Raise Interrupted when a signal asked for it, as a rule after a checkpoint."""
         number = self.signals.received
         if number is None:
             return
         place = f"stopped by {signal.Signals(number).name} after step {self.state.step} (epoch {self.state.epoch})"
         if self.saving is None:
             raise Interrupted(number, f"{place}; nothing was saved")
-        self.save()
+        if save:
+            self.save()
         raise Interrupted(number, f"{place}; to go on: compressor resume {self.saving.folder}")
 
     def history(self) -> History:

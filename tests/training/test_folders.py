@@ -1,0 +1,225 @@
+"""Image folders: layouts, odd files, and that the large ones give what the small ones give."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compressor.errors import DataError
+from compressor.training import folders
+from compressor.training.augment import Augmentation
+from compressor.training.batching import batches, examples, train_batches
+from compressor.training.data import Data, fit_to_model, open_data
+from compressor.training.sets import Draws, ImageSet
+from compressor.training.settings import TrainSettings
+from compressor.training.streaming import FolderSet
+
+CPU = torch.device("cpu")
+
+
+def write_images(place: Path, count: int, size: tuple[int, int] = (12, 12), seed: int = 0) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng([seed, *place.name.encode()])
+    for number in range(count):
+        Image.fromarray(draw.integers(0, 256, (*size, 3), np.uint8)).save(place / f"{number:03}.png")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of 10 training and 3 test images of 12x12."""
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "train" / name, 10)
+        write_images(tmp_path / "test" / name, 3, seed=1)
+    return tmp_path
+
+
+def opened(root: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool, **keywords: object) -> Data:
+    if streamed:
+        monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
+    return open_data(f"folder:{root}", **keywords)
+
+
+def test_folder_is_split_by_class(root):
+    data = open_data(f"folder:{root}")
+    assert data.classes == ("cat", "dog")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 2, 6]
+    assert data.input_shape == (3, 12, 12)
+    assert data.problems == []
+    first = np.asarray(Image.open(root / "test" / "cat" / "000.png")).transpose(2, 0, 1)
+    assert np.array_equal(data.test.images[0].numpy(), first)
+
+
+def test_validation_folder_is_used_beside_a_test_folder(root):
+    write_images(root / "val" / "cat", 2)
+    write_images(root / "val" / "dog", 4)
+    data = open_data(f"folder:{root}")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [20, 6, 6]
+
+
+def test_validation_folder_alone_gives_the_final_number(root):
+    (root / "test").rename(root / "val")
+    data = open_data(f"folder:{root}")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [18, 2, 6]
+    assert "final number" in data.notes[0]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+def test_bad_images_are_left_out_and_named(root, monkeypatch, streamed):
+    (root / "train" / "cat" / "text.png").write_text("no image")
+    whole = (root / "train" / "dog" / "000.png").read_bytes()
+    (root / "train" / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    data = opened(root, monkeypatch, streamed)
+    seen = sum(len(y) for part in (data.train, data.validation) for _, y in batches(part, data, 8))
+    assert seen == 20
+    reasons = {Path(path).name: reason for path, reason in data.problems}
+    assert reasons.keys() == {"text.png", "cut.png"}
+    assert reasons["text.png"] == "not an image"
+    assert len(data.problems) == 2
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+def test_bad_image_stops_where_that_is_asked_for(root, monkeypatch, streamed):
+    (root / "test" / "cat" / "text.png").write_text("no image")
+    with pytest.raises(DataError, match=r"text\.png: not an image.*--bad-images skip"):
+        data = opened(root, monkeypatch, streamed, bad_images="stop")
+        list(batches(data.test, data))
+
+
+def test_files_of_other_kinds_are_counted_in_a_note(root):
+    (root / "train" / "cat" / "notes.txt").write_text("x")
+    (root / "train" / "cat" / ".DS_Store").write_text("x")
+    data = open_data(f"folder:{root}")
+    assert any("1 files that are not named as images are left out (1 .txt)" in note for note in data.notes)
+
+
+def test_empty_class_is_noted_and_kept(root):
+    (root / "train" / "emu").mkdir()
+    data = open_data(f"folder:{root}")
+    assert data.classes == ("cat", "dog", "emu")
+    assert any("'emu' is empty" in note for note in data.notes)
+
+
+def test_class_that_only_the_test_set_has_is_refused(root):
+    write_images(root / "test" / "emu", 1)
+    with pytest.raises(DataError, match="classes that train/ lacks: emu"):
+        open_data(f"folder:{root}")
+
+
+def test_class_that_only_the_training_set_has_keeps_labels_right(root):
+    for file in (root / "test" / "cat").iterdir():
+        file.unlink()
+    (root / "test" / "cat").rmdir()
+    assert open_data(f"folder:{root}").test.labels.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda root: None, "no train/"),
+        (lambda root: (root / "train").mkdir(), "neither test/ nor val/"),
+        (lambda root: [(root / name).mkdir() for name in ("train", "test")], "no class folders"),
+        (lambda root: [(root / name / "cat").mkdir(parents=True) for name in ("train", "test")], "holds no images"),
+    ],
+    ids=["nothing", "train only", "no classes", "no images"],
+)
+def test_wrong_layout_says_what_is_expected(tmp_path, make, says):
+    make(tmp_path)
+    with pytest.raises(DataError, match=says) as caught:
+        open_data(f"folder:{tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_of_unreadable_images_is_refused(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "a.jpg").write_text("x")
+    with pytest.raises(DataError, match="none of 1 images"):
+        open_data(f"folder:{tmp_path}")
+
+
+def test_links_in_circles_end(root):
+    (root / "train" / "cat" / "again").symlink_to(root / "train" / "cat", target_is_directory=True)
+    assert len(open_data(f"folder:{root}").train) == 18
+
+
+def test_sizes_that_differ_are_resized_with_a_note(root):
+    write_images(root / "train" / "cat", 1, (30, 20))
+    data = open_data(f"folder:{root}")
+    assert data.input_shape == (3, 224, 224)
+    assert any("differ in size" in note for note in data.notes)
+    assert any("smaller than 224x224 are enlarged" in note for note in data.notes)
+
+
+def test_grey_is_read_for_a_model_that_takes_grey(root):
+    data = open_data(f"folder:{root}", input_shape=(1, 12, 12))
+    assert data.train.images.shape[1:] == (1, 12, 12)
+    assert len(data.mean) == 1
+
+
+def test_streamed_set_gives_what_the_set_in_memory_gives(root, monkeypatch):
+    memory = open_data(f"folder:{root}")
+    streamed = opened(root, monkeypatch, True)
+    assert isinstance(memory.train, ImageSet)
+    assert isinstance(streamed.train, FolderSet)
+    assert torch.equal(memory.train.labels, streamed.train.labels)
+    images = torch.cat([x for x, _ in streamed.train.read(torch.arange(18).split(5), CPU)])
+    assert torch.equal(images, memory.train.images)
+    assert any("read from the files" in note for note in streamed.notes)
+
+
+def test_streamed_batches_do_not_depend_on_where_the_epoch_was_taken_up(root, monkeypatch):
+    data = opened(root, monkeypatch, True)
+    settings = TrainSettings(batch_size=4)
+    whole = list(train_batches(data, settings, 1, 0, CPU))
+    rest = list(train_batches(data, settings, 1, 2, CPU))
+    assert len(whole) == 4
+    for (x, y), (again_x, again_y) in zip(whole[2:], rest, strict=True):
+        assert torch.equal(x, again_x)
+        assert torch.equal(y, again_y)
+
+
+def test_streamed_reading_leaves_the_global_generator_alone(root, monkeypatch):
+    data = opened(root, monkeypatch, True)
+    before = torch.get_rng_state()
+    list(data.train.read(torch.arange(18).split(5), CPU, Draws(Augmentation(4, True), 0, 0)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_labels_follow_the_models_names_in_a_streamed_set(root, monkeypatch):
+    data = fit_to_model(opened(root, monkeypatch, True), 3, classes=("dog", "emu", "cat"))
+    assert sorted(set(data.train.labels.tolist())) == [0, 2]
+    assert [y.tolist() for _, y in batches(data.test, data, 6)] == [[2, 2, 2, 0, 0, 0]]
+
+
+def test_set_that_vanishes_is_one_line(root, monkeypatch):
+    data = opened(root, monkeypatch, True)
+    for file in (root / "train").rglob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"none of 4 images can be read, such as .*: gone"):
+        list(train_batches(data, TrainSettings(batch_size=4), 0, 0, CPU))
+
+
+def test_killed_worker_is_one_line(root, monkeypatch):
+    data = opened(root, monkeypatch, True)
+    parent = os.getpid()
+
+    def die(*arguments: object) -> None:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("compressor.training.streaming.decode", die)
+    with pytest.raises(DataError, match="worker that reads images died"):
+        list(data.train.read(torch.arange(18).split(5), CPU))
+
+
+def test_examples_are_spread_over_the_classes(root):
+    data = open_data(f"folder:{root}")
+    x = examples(data.test, data, 2)
+    assert x.shape == (2, 3, 12, 12)
+    first, last = batches(data.test, data, 1), list(batches(data.test, data, 1))[-1]
+    assert torch.equal(x[0], next(first)[0][0])
+    assert torch.equal(x[1], last[0][0])

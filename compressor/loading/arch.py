@@ -20,8 +20,9 @@ from compressor.loading.plain import to_plain
 # Arguments of timm.create_model that read files or the network.
 _TIMM_READS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
-# Arguments besides num_classes that follow from the weights: classifiers that exist for training only.
-_EXTRA_ARGUMENTS = {"googlenet": ("aux_logits",), "inception_v3": ("aux_logits",)}
+# Arguments besides num_classes that follow from the weights: classifiers that exist for training only, and the
+# published weights' own normalisation.
+_EXTRA_ARGUMENTS = dict.fromkeys(("googlenet", "inception_v3"), ("aux_logits", "transform_input"))
 
 # What definitions call the size of their images: ours, timm's, torchvision's.
 _SIZES = ("size", "img_size", "image_size")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
 # What wrappers put before every name: DataParallel, torch.compile, Lightning and people's own.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+
+# Names that changed since a publisher's weights were made: torchvision's DenseNets still come as "norm.1.weight".
+_OLD_NAMES = (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"), r"\1\2")
 
 State = dict[str, Tensor]
 
@@ -94,10 +99,13 @@ def put(state: State, module: nn.Module, what: str, path: Path) -> None:
         if key in wanted and state[key].shape != wanted[key].shape
     ]
     if not (missing or extra or shapes):
-        # Batch norm's counters are newer than the oldest files; without their version number torch fills them in.
+        # Batch norm's counters are newer than the oldest files, so the fresh ones stay where there are none. The
+        # layers' version numbers are the fresh ones as well: safetensors keeps none, and some layers insist on one.
+        whole = OrderedDict(state | {key: wanted[key] for key in wanted if key not in state})
+        whole._metadata = wanted._metadata  # type: ignore[attr-defined]
         try:
-            module.load_state_dict(dict(state), strict=True)
-        except RuntimeError as error:
+            module.load_state_dict(whole, strict=True)
+        except (RuntimeError, ValueError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise FileError(f"the weights of {path} cannot be put into {what}: {first}") from error
         return
@@ -120,7 +128,8 @@ def _without_prefixes(state: State, wanted: set[str]) -> tuple[State, list[str]]
     Names outside the prefix (a loss, an average's counter) are left out only where the rest is complete.
     """
     state = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
-    readings = [state]
+    pattern, new = _OLD_NAMES
+    readings = [state, {pattern.sub(new, key): value for key, value in state.items()}]
     for reading in readings:
         for prefix in _PREFIXES:
             inner = {key.removeprefix(prefix): value for key, value in reading.items() if key.startswith(prefix)}
@@ -145,6 +154,9 @@ def _inferred_arguments(state: State, fresh: State, definition: Definition) -> d
     absent = [key for key in fresh if key not in state]
     if absent and definition.takes("aux_logits") and all(key.lower().startswith("aux") for key in absent):
         found["aux_logits"] = False
+    if "num_classes" not in found and definition.takes("transform_input"):
+        # With the published classes the weights are taken for the published ones, which were trained like this.
+        found["transform_input"] = True
     return {key: value for key, value in found.items() if key not in definition.arch.arguments}
 
 

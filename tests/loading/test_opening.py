@@ -1,5 +1,7 @@
 """Every kind of file that users have, opened; and every one that does not fit, refused in one line."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -95,6 +97,30 @@ def test_classifiers_for_training_only_may_be_missing(tmp_path):
     torch.save(state, tmp_path / "m.pt")
     opened = open_model(tmp_path / "m.pt", arch="torchvision:googlenet")
     assert opened.arch.arguments == {"num_classes": 3, "aux_logits": False}
+
+
+def test_published_classes_are_built_as_published(tmp_path):
+    torch.save(vision.build("googlenet").state_dict(), tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt", arch="torchvision:googlenet")
+    assert opened.module.transform_input
+    assert "transform_input=True" in opened.notes[0]
+    explicit = open_model(tmp_path / "m.pt", arch="torchvision:googlenet:transform_input=False")
+    assert not explicit.module.transform_input
+
+
+def test_old_names_of_published_weights_fit(tmp_path):
+    net = vision.build("densenet121", num_classes=2)
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))([12]\.)")
+    torch.save({old.sub(r"\1.\2", key): value for key, value in net.state_dict().items()}, tmp_path / "m.pt")
+    assert same(compressor.load(tmp_path / "m.pt", arch="torchvision:densenet121"), net)
+
+
+def test_layers_that_insist_on_their_version_open_from_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    net = vision.build("mnasnet0_5", num_classes=2)
+    save_file(net.state_dict(), tmp_path / "m")
+    assert same(compressor.load(tmp_path / "m", arch="torchvision:mnasnet0_5"), net)
 
 
 def test_published_classes_bring_their_normalisation(tmp_path):

@@ -25,6 +25,7 @@ $(BIN)/python:
 
 # torch first and alone, at its pinned version: whatever asks for torch afterwards finds it installed.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); the first time this fetches torch and takes some minutes"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

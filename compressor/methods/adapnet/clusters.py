@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 32  # coefficients that place a map outside the sample
+PER_CLUSTER = 8  # maps that a dictionary needs for each cluster it forms
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Clustering:
 def count_limit(classes: int, dictionary: int, fixed: int | None = None) -> int:
     """The most clusters that a dictionary of that many maps may form."""
     limit = min(max(2 * classes, 16), 32) if fixed is None else fixed
-    return min(limit, dictionary // 8)
+    return min(limit, dictionary // PER_CLUSTER)
 
 
 def eigengap(values: Tensor, low: int, high: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compressor.methods.adapnet import clusters, subspace, tables
-from compressor.methods.adapnet.clusters import Clustering
+from compressor.methods.adapnet.clusters import PER_CLUSTER, Clustering
 from compressor.methods.adapnet.maps import Recording
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.adapnet.unit import Unit
@@ -47,7 +47,7 @@ def choose_maps(fired: Tensor, count: int, generator: torch.Generator) -> Tensor
     one map each from a random subset.
     """
     filters, maps = fired.shape
-    each = min(math.ceil(count / filters), maps)
+    each = min(math.ceil(count / max(int(fired.any(1).sum()), 1)), maps)
     keys = torch.rand(filters, maps, generator=generator).masked_fill(~fired, -1.0)
     best = keys.topk(each, dim=1)
     flat = (best.indices + maps * torch.arange(filters)[:, None])[best.values >= 0]
@@ -60,8 +60,8 @@ def extract(
 ) -> dict[str, Clustering]:
     """Cluster the recorded maps of every unit and update its autoencoder, exemplars and table in place.
 
-    Returns the clusterings by the unit's name, for those whose maps were enough: at least 8 for each cluster to be told
-    apart. The other units keep their tables.
+    Returns the clusterings by the unit's name, for those whose dictionary was enough: at least 8 maps for each cluster
+    to be told apart, exemplars among them. The other units keep their tables.
     """
     tasks = [task for unit in units if (task := _prepare(unit, settings, generator)) is not None]
     for group in _by_size(tasks):
@@ -80,7 +80,8 @@ def _prepare(unit: Unit, settings: AdapNetSettings, generator: torch.Generator) 
         return None
     fired = recording.fired.cpu()
     chosen = choose_maps(fired, settings.dict_size, generator)
-    if len(chosen) < 8 * max(settings.k_min, unit.clusters):
+    enough = len(chosen) >= PER_CLUSTER * settings.k_min
+    if not enough or len(unit.exemplars) + len(chosen) < PER_CLUSTER * unit.clusters:
         return None
     maps = recording.maps.flatten(0, 1)[chosen.to(unit.device)]
     return _Task(unit, recording, fired, torch.cat([unit.exemplars, maps]))

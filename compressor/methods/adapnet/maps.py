@@ -1,10 +1,11 @@
 """What AdapNet keeps of a period's feature maps: a bounded buffer per group of channels, on the maps' own device.
 
-The paper clusters every map of every batch; here each filter gives `rec_maps` maps in each of `rec_batches` batches.
-Memory of a buffer in bytes: 2 * filters * rec_batches * rec_maps * side^2 (half precision), at most 25 MB for 512
-filters at side 32, plus one float per pair of filters for the cosines.
+The paper clusters every map of every batch; here each filter gives `rec_maps` maps in each of `rec_batches` batches,
+or as many more as fill the dictionary where filters are few. Memory of a buffer in bytes: 2 * filters * maps * side^2
+(half precision), at most 25 MB for 512 filters at side 32, plus one float per pair of filters for the cosines.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -42,6 +43,14 @@ def prepare(maps: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return maps, fired[:, 0, 0]
 
 
+def maps_per_batch(filters: int, rec_maps: int, rec_batches: int, dict_size: int) -> int:
+    """How many maps each of so many filters gives in a recording batch.
+
+    Without more from each, a narrow layer could not tell its clusters apart and would never be judged again.
+    """
+    return max(rec_maps, math.ceil(dict_size / (filters * rec_batches)))
+
+
 def draw_images(filters: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
     """Which images of a batch each filter's maps are taken from: (filters, count), drawn alone for every filter."""
     return torch.randint(batch, (filters, count), generator=generator, device=generator.device)
@@ -61,9 +70,10 @@ def cosine_sums(maps: Tensor) -> Tensor:
 class Recording:
     """The running period's maps and sums of one group of `filters` channels; made anew for every period."""
 
-    def __init__(self, filters: int, maps_per_filter: int, size: int, device: torch.device) -> None:
-        self.maps = torch.zeros(filters, maps_per_filter, size, size, dtype=torch.float16, device=device)
-        self.fired = torch.zeros(filters, maps_per_filter, dtype=torch.bool, device=device)
+    def __init__(self, filters: int, maps: int, size: int, device: torch.device) -> None:
+        """A buffer of `maps` per filter, each `size` x `size`."""
+        self.maps = torch.zeros(filters, maps, size, size, dtype=torch.float16, device=device)
+        self.fired = torch.zeros(filters, maps, dtype=torch.bool, device=device)
         self.cosines = torch.zeros(filters, filters, device=device)
         self.peak = torch.zeros(filters, device=device)
         self.images = 0

@@ -7,7 +7,7 @@ table 2) where the paper gives a value, and our readings of it elsewhere. A fiel
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Freezing = Literal["hold", "zero", "fade"]
+Freezing = Literal["hold", "zero"]
 KseMode = Literal["minmax", "quantile"]
 Coupled = Literal["prune", "skip"]
 

@@ -13,7 +13,7 @@ from compressor.methods.adapnet.maps import Recording
 from compressor.methods.adapnet.subspace import Autoencoder
 
 _TENSORS = ("table", "exemplars", "owners", "points", "idle", "protect", "frozen", "silent")
-_PLAIN = ("ids", "original", "size", "concepts", "boundaries")
+_PLAIN = ("original", "size", "boundaries")
 
 
 class Unit:
@@ -24,6 +24,7 @@ class Unit:
     points (clusters,): dictionary maps ever assigned.  idle (clusters,): periods without maps.
     protect (filters,): periods of protection left.  frozen (filters,): removed at the end of the running period.
     silent (filters,): periods without any activity.  boundaries: evaluations so far.
+    reasons: the numbers for which a channel was frozen.
     """
 
     def __init__(self, name: str, ids: list[int], size: int, autoencoder: Autoencoder) -> None:
@@ -43,6 +44,7 @@ class Unit:
         self.frozen = torch.zeros(filters, dtype=torch.bool)
         self.silent = torch.zeros(filters, dtype=torch.int64)
         self.boundaries = 0
+        self.reasons: dict[int, dict[str, float]] = {}
         self.recording: Recording | None = None
 
     @property
@@ -52,6 +54,10 @@ class Unit:
     @property
     def clusters(self) -> int:
         return int(self.table.shape[1])
+
+    @property
+    def frozen_ids(self) -> list[int]:
+        return [identity for identity, frozen in zip(self.ids, self.frozen.tolist()) if frozen]
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +106,7 @@ class Unit:
         self.ids = [self.ids[i] for i in filters]
         self.table, self.protect = self.table[chosen], self.protect[chosen]
         self.frozen, self.silent = self.frozen[chosen], self.silent[chosen]
+        self.reasons = {identity: self.reasons[identity] for identity in self.ids if identity in self.reasons}
         if self.recording is not None:
             self.recording.select_(chosen)
 
@@ -107,6 +114,7 @@ class Unit:
         """Plain types and tensors, the running period's maps included."""
         state: dict[str, Any] = {name: getattr(self, name) for name in (*_TENSORS, *_PLAIN)}
         state["ids"], state["concepts"] = list(self.ids), list(self.concepts)
+        state["reasons"] = {identity: dict(numbers) for identity, numbers in self.reasons.items()}
         state["autoencoder"] = dict(self.autoencoder)
         state["recording"] = None if self.recording is None else self.recording.state_dict()
         return state
@@ -117,6 +125,7 @@ class Unit:
         for name in (*_TENSORS, *_PLAIN):
             setattr(self, name, state[name])
         self.ids, self.concepts = list(state["ids"]), list(state["concepts"])
+        self.reasons = {identity: dict(numbers) for identity, numbers in state["reasons"].items()}
         self.exemplars = self.exemplars.to(device)
         self.autoencoder = {name: value.to(device) for name, value in state["autoencoder"].items()}
         self.recording = None

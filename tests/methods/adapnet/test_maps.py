@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compressor.methods.adapnet.maps import Recording, cosine_sums, draw_images, map_size, prepare
+from compressor.methods.adapnet.maps import Recording, cosine_sums, draw_images, map_size, maps_per_batch, prepare
 
 
 @pytest.fixture
@@ -109,6 +109,11 @@ def test_selecting_filters_keeps_rows_and_pairs_together(generator: torch.Genera
     assert torch.equal(recording.maps, maps[[0, 2]])
     assert torch.equal(recording.similarity(), similarity[[0, 2]][:, [0, 2]])
     assert recording.fired.shape == (2, 6) and recording.peak.shape == (2,)
+
+
+@pytest.mark.parametrize(("filters", "expected"), [(64, 3), (11, 3), (10, 4), (2, 16)])
+def test_narrow_layers_give_more_maps_of_each_filter(filters: int, expected: int) -> None:
+    assert maps_per_batch(filters, 3, 8, 256) == expected
 
 
 def test_draws_are_the_generators_alone() -> None:

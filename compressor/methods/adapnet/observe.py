@@ -1,0 +1,222 @@
+"""Where a group's feature maps are looked at, and the hooks that record them there.
+
+Maps are taken where the group's channels are read: after the activation and before pooling, and for channels that
+additions couple, after every addition's activation. The mean of what each reader is given is kept as well, so that
+readers can be compensated for filters that go.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.graph.channels import Channels, Group, Site
+from compressor.methods.adapnet.maps import draw_images
+from compressor.methods.adapnet.settings import AdapNetSettings
+from compressor.methods.adapnet.unit import Unit
+
+# A map of fewer places has no pattern once it is normalised.
+FEWEST_PLACES = 4
+
+
+@dataclass(frozen=True)
+class View:
+    """One tensor that carries a group's channels as maps: the output (or first input) of one call of a module."""
+
+    module: str
+    call: int  # which of the module's calls in one forward pass
+    takes_input: bool
+    positions: tuple[int, ...]  # of the group's channels on dimension 1
+    height: int
+    width: int
+
+
+def views(model: nn.Module, channels: Channels, group: Group) -> tuple[View, ...]:
+    """The group's observation points, in the order of execution; empty when no map has at least four places."""
+    sites = [site for site in channels.sites(group) if _holds_maps(site)]
+    makers = set(group.producers)
+    found: dict[tuple[str, int, bool], View] = {}
+    for reader, order in _readings(channels, group):
+        before = [s for s in sites if s.order < order and (s.elementwise or s.module in makers)]
+        if not before:
+            continue
+        view = _output(channels, group, before[-1])
+        if not before[-1].elementwise and reader is not None:
+            # The activation is no module: what the reader is given shows it.
+            view = _input(model, channels, group, reader, view) or view
+        found.setdefault((view.module, view.call, view.takes_input), view)
+    return tuple(found.values())
+
+
+def _holds_maps(site: Site) -> bool:
+    return len(site.shape) == 4 and site.dim == 1 and site.shape[2] * site.shape[3] >= FEWEST_PLACES
+
+
+def _readings(channels: Channels, group: Group) -> list[tuple[Site | None, float]]:
+    """The calls of modules that read the group, and when; its end when there is none that can be told."""
+    names = {place.tensor.rpartition(".")[0] for place in group.places if place.role == "column"}
+    calls = {(site.module, site.order): site for site in channels.sites_by_module if site.module in names}
+    ordered = sorted(calls.values(), key=lambda site: site.order)
+    return [(site, site.order) for site in ordered] or [(None, float("inf"))]
+
+
+def _call(channels: Channels, site: Site) -> int:
+    orders = sorted({other.order for other in channels.sites_by_module if other.module == site.module})
+    return orders.index(site.order)
+
+
+def _output(channels: Channels, group: Group, site: Site) -> View:
+    positions = _first(site.ids, group)
+    return View(site.module, _call(channels, site), False, positions, site.shape[2], site.shape[3])
+
+
+def _input(model: nn.Module, channels: Channels, group: Group, reader: Site, output: View) -> View | None:
+    """The reader's input as a view, when it reads maps; its size is told from the output's, which it is at most."""
+    module = model.get_submodule(reader.module)
+    if not isinstance(module, nn.Conv2d) or module.groups != 1:
+        return None
+    ids = channels.identities[f"{reader.module}.weight", 1]
+    positions = _first(ids, group)
+    return View(reader.module, _call(channels, reader), True, positions, output.height, output.width)
+
+
+def _first(ids: np.ndarray[Any, np.dtype[np.int64]], group: Group) -> tuple[int, ...]:
+    place = {identity: position for position, identity in reversed(list(enumerate(ids.tolist())))}
+    return tuple(place[identity] for identity in group.ids.tolist())
+
+
+class Means:
+    """Mean of the input of every layer that reads channels, over the recorded batches of a period."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}  # by the name of the reader's weight
+        self.batches: dict[str, int] = defaultdict(int)
+
+    def add(self, weight: str, given: Tensor, dim: int) -> None:
+        """Add one batch that a reader was given, with channels on dimension `dim`."""
+        others = [d for d in range(given.ndim) if d != dim % given.ndim]
+        mean = given.detach().float().mean(others)
+        self.sums[weight] = self.sums[weight] + mean if weight in self.sums else mean
+        self.batches[weight] += 1
+
+    def of(self, channels: Channels, group: Group) -> dict[int, float] | None:
+        """Mean activation by channel, over the group's readers; None when no reader was seen."""
+        totals: dict[int, list[float]] = defaultdict(list)
+        for place in group.places:
+            if place.role == "column" and place.tensor in self.sums:
+                ids = channels.identities[place.tensor, place.dim]
+                means = (self.sums[place.tensor] / self.batches[place.tensor]).double().cpu().numpy()
+                for identity, mean in zip(np.resize(ids, len(means)).tolist(), means.tolist()):
+                    totals[identity].append(mean)
+        known = {identity: float(np.mean(totals[identity])) for identity in group.ids.tolist() if identity in totals}
+        return known if len(known) == group.size else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors."""
+        return {"sums": dict(self.sums), "batches": dict(self.batches)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over what `state_dict` gave."""
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.batches = defaultdict(int, state["batches"])
+
+
+class Watch:
+    """The hooks of one period: they record into the units' buffers in those forward passes that `slot` asks for.
+
+    `slot()` gives the number of the recording batch that the next pass is, or None. Only passes in training mode count,
+    and of a batch that goes through in pieces only the first.
+    """
+
+    def __init__(
+        self,
+        units: Mapping[str, Unit],
+        seen: Mapping[str, tuple[View, ...]],
+        means: Means,
+        settings: AdapNetSettings,
+        generator: torch.Generator,
+        slot: Callable[[], int | None],
+    ) -> None:
+        self.units, self.views, self.means = units, seen, means
+        self.settings, self.generator, self.slot = settings, generator, slot
+        self._live: int | None = None
+        self._last: int | None = None
+        self._calls: dict[tuple[str, bool], int] = {}
+
+    @contextmanager
+    def on(self, model: nn.Module, readers: Mapping[str, int]) -> Iterator[None]:
+        """Attach the hooks to the model; `readers` are the names of weights that read channels, with the dimension."""
+        with ExitStack() as handles:
+            handles.callback(model.register_forward_pre_hook(self._begin).remove)
+            handles.callback(model.register_forward_hook(self._end, always_call=True).remove)
+            places: dict[tuple[str, bool], list[tuple[str, int]]] = defaultdict(list)
+            for name, its_views in self.views.items():
+                for number, view in enumerate(its_views):
+                    places[view.module, view.takes_input].append((name, number))
+            for (module, takes_input), held in places.items():
+                handles.callback(self._attach(model.get_submodule(module), (module, takes_input), held).remove)
+            for weight, dim in readers.items():
+                owner = model.get_submodule(weight.rpartition(".")[0])
+                handles.callback(owner.register_forward_pre_hook(self._reader(weight, dim)).remove)
+            yield
+
+    def _attach(self, module: nn.Module, key: tuple[str, bool], held: list[tuple[str, int]]) -> Any:
+        if key[1]:
+            return module.register_forward_pre_hook(lambda _module, inputs: self._seen(key, held, inputs[0]))
+        return module.register_forward_hook(lambda _module, _inputs, output: self._seen(key, held, output))
+
+    def _begin(self, model: nn.Module, _inputs: Any) -> None:
+        slot = self.slot() if model.training else None
+        self._live = slot if slot != self._last else None
+        self._calls = {}
+
+    def _end(self, _model: nn.Module, _inputs: Any, _output: Any) -> None:
+        if self._live is not None:
+            self._last, self._live = self._live, None
+
+    def _seen(self, key: tuple[str, bool], held: list[tuple[str, int]], tensor: Tensor) -> None:
+        if self._live is None:
+            return
+        call = self._calls.get(key, 0)
+        self._calls[key] = call + 1
+        for name, number in held:
+            its_views = self.views[name]
+            if its_views[number].call == call and self._live % len(its_views) == number:
+                self._record(self.units[name], its_views[number], tensor)
+
+    def _record(self, unit: Unit, view: View, tensor: Tensor) -> None:
+        recording, settings = unit.recording, self.settings
+        if recording is None or recording.full():
+            return
+        positions = torch.tensor(view.positions, device=tensor.device)
+        maps = tensor.detach().index_select(1, positions)
+        each = recording.maps.shape[1] // settings.rec_batches
+        images = draw_images(unit.filters, each, len(tensor), self.generator)
+        recording.add(maps, images, settings.cosine_images, unit.frozen)
+
+    def _reader(self, weight: str, dim: int) -> Callable[[nn.Module, Any], None]:
+        def given(_module: nn.Module, inputs: Any) -> None:
+            if self._live is not None and inputs and isinstance(inputs[0], Tensor):
+                self.means.add(weight, inputs[0], dim)
+
+        return given
+
+
+def reader_inputs(model: nn.Module, channels: Channels) -> dict[str, int]:
+    """Weights that read channels, with the dimension of their layer's input that holds these: convolutions, linear."""
+    found = {}
+    for group in channels.free:
+        for place in group.places:
+            module, _, name = place.tensor.rpartition(".")
+            if place.role == "column" and name == "weight":
+                owner = model.get_submodule(module)
+                if isinstance(owner, nn.Linear):
+                    found[place.tensor] = -1
+                elif isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                    found[place.tensor] = 1
+    return found

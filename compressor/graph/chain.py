@@ -52,6 +52,12 @@ class Chain:
         shape = tuple(int(size) for size in node.meta["tensor_meta"].shape[1:])
         return Cut(index, shape, "" if node.op == "placeholder" else module_of(node), reader, name)
 
+    def operators(self, start: int, end: int) -> tuple[str, ...]:
+        """Names of the operators between two cuts, in the order they run: "conv2d", "batch_norm", "relu"."""
+        first, last = self._crossings[start], self._crossings[end]
+        between = (node for node in self._graph.nodes if first < node and node <= last and not is_weight(node))
+        return tuple(str(node.target).split(".")[1] for node in between if _is_tensor(node))
+
     def segment(self, start: int, end: int) -> fx.GraphModule:
         """The part of the network from cut `start` to cut `end` (`start < end`), sharing its parameters."""
         first, last = self._crossings[start], self._crossings[end]

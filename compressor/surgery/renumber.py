@@ -29,15 +29,19 @@ class Renumbering:
         return Renumbering(gone, newcomer)
 
     def sources(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """For each position afterwards, the position it comes from, and whether it is a newcomer (its master's)."""
+        """For each position afterwards, the position it comes from, and whether it is a newcomer (its master's).
+
+        A channel that fills several positions in a row (a flattened map) is followed by all of its newcomer's.
+        """
         kept = np.flatnonzero(~self.gone[ids])
-        doubled = self.newcomer[ids[kept]] >= 0
-        if not doubled.any():
+        masters = kept[self.newcomer[ids[kept]] >= 0]
+        if not masters.size:
             return kept, np.zeros(len(kept), dtype=bool)
-        order = np.repeat(kept, 1 + doubled)
-        new = np.zeros(len(order), dtype=bool)
-        new[1:] = order[1:] == order[:-1]
-        return order, new
+        run = np.concatenate([[0], np.cumsum(ids[1:] != ids[:-1])])
+        order = np.concatenate([kept, masters])
+        new = np.arange(len(order)) >= len(kept)
+        by_run = np.lexsort((order, new, run[order]))
+        return order[by_run], new[by_run]
 
     def array(self, ids: Ids) -> Ids:
         order, new = self.sources(ids)

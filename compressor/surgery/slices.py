@@ -21,7 +21,8 @@ class Slices:
     keep: NDArray[np.int64]  # positions that take up the ones in `drop`
     drop: NDArray[np.int64]
     order: NDArray[np.int64]
-    inserts: tuple[tuple[Insert, NDArray[np.int64]], ...]  # with the newcomer's positions in the new layout
+    # Each with the positions of newcomer and master in the new layout.
+    inserts: tuple[tuple[Insert, NDArray[np.int64], NDArray[np.int64]], ...]
 
     @staticmethod
     def of(plan: Plan, channels: Channels, place: Place, renumbering: Renumbering) -> "Slices":
@@ -34,7 +35,7 @@ class Slices:
                 keep.append(where)
                 drop.append(np.flatnonzero(ids == edit.drop))
             elif isinstance(edit, Insert) and (where := np.flatnonzero(after == renumbering.newcomer[edit.after])).size:
-                inserts.append((edit, where))
+                inserts.append((edit, where, np.flatnonzero(after == edit.after)))
         none = np.empty(0, dtype=np.int64)
         return Slices(
             place.dim,
@@ -50,8 +51,8 @@ class Slices:
         if self.keep.size:
             tensor = self._merged(tensor)
         result = tensor.index_select(self.dim, _index(self.order, tensor))
-        for edit, where in self.inserts:
-            self._insert_(result, edit, where, name)
+        for insertion in self.inserts:
+            self._insert_(result, insertion, name)
         return result
 
     def _merged(self, tensor: Tensor) -> Tensor:
@@ -59,9 +60,11 @@ class Slices:
         total = tensor.index_select(self.dim, keep) + tensor.index_select(self.dim, drop)
         return tensor.index_copy(self.dim, keep, total if self.column else total / 2)
 
-    def _insert_(self, result: Tensor, edit: Insert, where: NDArray[np.int64], name: str | None) -> None:
+    def _insert_(
+        self, result: Tensor, insertion: tuple[Insert, NDArray[np.int64], NDArray[np.int64]], name: str | None
+    ) -> None:
         """Fill the newcomer's positions, which hold copies of the master's."""
-        here = _index(where, result)
+        edit, here, master = insertion[0], _index(insertion[1], result), _index(insertion[2], result)
         if name is None:
             result.index_fill_(self.dim, here, 0)
         elif name in edit.rows and not self.column:
@@ -72,7 +75,7 @@ class Slices:
         elif self.column:
             halves = result.index_select(self.dim, here) / 2
             result.index_copy_(self.dim, here, halves)
-            result.index_copy_(self.dim, here - 1, halves)
+            result.index_copy_(self.dim, master, halves)
 
 
 def _index(positions: NDArray[np.int64], tensor: Tensor) -> Tensor:

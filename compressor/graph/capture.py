@@ -1,5 +1,6 @@
 """Capture a model: follow its channels through one run in evaluation mode and one in training mode, and try the map."""
 
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph import probe, resolve
-from compressor.graph.channels import Channels, Group
+from compressor.graph.channels import Channels, Group, Ids
 from compressor.graph.rules import RULES, elementwise
 from compressor.graph.trace import Trace, refusal, run, skeleton
 from compressor.graph.walk import RawSize, Ties, Walk
@@ -91,13 +92,16 @@ class _Capture:
 
     def _refine(self) -> None:
         """Freeze, or learn the stored size of, whatever the trial objects to, until it runs as the map predicts."""
+        seen: Counter[tuple[bool, int]] = Counter()
         for _ in range(_MOST_TRIALS):
             found = self._try(self.found)
             if found is None:
                 return
             walk, objection = found
-            if not self._learn(walk, objection):
-                self._freeze(walk, objection)
+            place = (walk is self.walks[0][0], objection.op)
+            if seen[place] or not self._learn(walk, objection):
+                self._freeze(walk, objection, widen=seen[place])
+                seen[place] += 1
         self.ties.frozen.extend((ids, "the model's code objects to every edit") for ids in self.ties.blocks.values())
 
     def _try(self, sizes: list[RawSize]) -> tuple[Walk, probe.Objection] | None:
@@ -130,12 +134,23 @@ class _Capture:
         self.found = before
         return False
 
-    def _freeze(self, walk: Walk, objection: probe.Objection) -> None:
-        touched = walk.op_inputs[objection.op] or [ids for t in walk.op_outputs[objection.op] for ids in t.values()]
-        if not touched:  # the operator that objects sees no channels: what came last before it does
-            earlier = [ids for arrays in walk.op_inputs[: objection.op] for ids in arrays]
-            touched = [np.concatenate(earlier)] if earlier else []
-        self.ties.frozen.extend((ids, objection.reason) for ids in touched)
+    def _freeze(self, walk: Walk, objection: probe.Objection, widen: int) -> None:
+        """Freeze what meets at the operator, and at the same place of every module of the same class: it is one code.
+
+        An operator that still objects took its size from something else: `widen` then freezes whatever came before it
+        in its module, and at last whatever came before it at all.
+        """
+        if widen > 1:
+            touched = walk.op_inputs[: objection.op + 1]
+        else:
+            numbers = probe.same_code(objection.op, walk, self.model)
+            touched = [ids for number in numbers for ids in self._meeting(walk, number, bool(widen))]
+        self.ties.frozen.extend((ids, objection.reason) for arrays in touched for ids in arrays)
+
+    def _meeting(self, walk: Walk, number: int, widen: bool) -> list[list[Ids]]:
+        if widen:
+            return probe.earlier_in_module(number, walk)
+        return [walk.op_inputs[number] or [ids for track in walk.op_outputs[number] for ids in track.values()]]
 
 
 def _first_run(model: nn.Module, example: Any) -> tuple[nn.Module, Any, Trace]:

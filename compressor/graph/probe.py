@@ -110,6 +110,39 @@ def _bounds(op: Op, size: int) -> list[int]:
     return [start, max(start, end)]
 
 
+def same_code(op: int, walk: Walk, model: nn.Module) -> list[int]:
+    """The operators that stand at the same place in a run of a module of the same class, the given one included.
+
+    A module without submodules is a layer like any other: what it objects to depends on what it is fed, not on its code.
+    """
+    if not list(model.get_submodule(walk.trace.ops[op].module).children()):
+        return [op]
+    classes = {name: type(module) for name, module in model.named_modules()}
+    turn: dict[str, int] = {}
+    places: dict[tuple[type, int, str], list[int]] = {}
+    asked: list[int] = []
+    for number, one in enumerate(walk.trace.ops):
+        turn[one.module] = turn.get(one.module, -1) + 1
+        place = places.setdefault((classes[one.module], turn[one.module], one.name), [])
+        place.append(number)
+        if number == op:
+            asked = place
+    return asked
+
+
+def earlier_in_module(op: int, walk: Walk) -> list[list[Ids]]:
+    """What meets at this operator and at every one before it in the same call of its module, submodules included."""
+    module = walk.trace.ops[op].module
+    first = op
+    while first and _inside(walk.trace.ops[first - 1].module, module):
+        first -= 1
+    return walk.op_inputs[first : op + 1]
+
+
+def _inside(module: str, outer: str) -> bool:
+    return module == outer or not outer or module.startswith(outer + ".")
+
+
 def stored_sizes(op: Op, walk: Walk, model: nn.Module) -> list[list[tuple[str, int | None, Ids]]]:
     """Attributes of the running module that may hold a size this operator used: alternatives to try, best first."""
     module = model.get_submodule(op.module)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from compressor.graph.channels import Ids
@@ -18,9 +19,9 @@ def view(w: Walk, op: Op) -> None:
     given: Track = {}
     for source, target in _regrouped(x.shape, out.shape):
         tracked = [dim for dim in source if dim in w.track(x)]
-        if len(tracked) > 1:
-            w.freeze_all((w.track(x)[dim] for dim in tracked), f"{op.module} flattens two kinds of channels together")
-        elif tracked:
+        reason = f"{op.module or 'the model'} flattens them together with other channels"
+        w.freeze_all((w.track(x)[dim] for dim in tracked[1:]), reason)
+        if tracked:
             ids = _spread(w.track(x)[tracked[0]], x.shape, source, tracked[0])
             given |= _rectangular(w, ids.reshape([out.shape[dim] for dim in target]), target)
     w.give(out, given)
@@ -250,6 +251,20 @@ def im2col(w: Walk, op: Op) -> None:
     w.give(op.outputs[0], {} if ids is None else {1: ids.repeat(math.prod(kernel))})
 
 
+def index(w: Walk, op: Op) -> None:
+    """x[indices] (x, indices): free along the dimensions that no index touches, where integers lead the indices."""
+    x, indices, out = op.args[0], op.args[1], op.outputs[0]
+    picked = [dim for dim, entry in enumerate(indices) if entry is not None]
+    leading = picked == list(range(len(picked))) and all(indices[dim].dtype == torch.int64 for dim in picked)
+    track: Track = {}
+    for dim, ids in w.track(x).items():
+        if leading and dim >= len(picked):
+            track[dim + len(out.shape) - len(x.shape)] = ids
+        else:
+            w.freeze(ids, f"{op.module or 'the model'} picks channels by number")
+    w.give(out, track)
+
+
 def unfold(w: Walk, op: Op) -> None:
     """Tensor.unfold (x, dim, size, step): windows over one dimension, as a new last one."""
     x, dim = op.args[0], op.args[1] % len(op.args[0].shape)
@@ -326,6 +341,7 @@ SHAPES: dict[str, Rule] = {
     "native_channel_shuffle": channel_shuffle,
     "im2col": im2col,
     "unfold": unfold,
+    "index": index,
     "_softmax": along,
     "_log_softmax": along,
     "_safe_softmax": along,

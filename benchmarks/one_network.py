@@ -1,0 +1,115 @@
+"""Prune half of every free group of one network and check it against the masked original; prints one JSON line.
+
+    python benchmarks/one_network.py torchvision:resnet18 [--peer]
+
+`--peer` runs Torch-Pruning's magnitude pruner on it instead. Called by benchmarks/surgery.py, one process a network.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+warnings.filterwarnings("ignore")
+
+import torch
+
+from compressor import vision
+from compressor.graph import capture
+from compressor.graph.channels import same_map
+from compressor.surgery import operate_
+from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
+
+
+def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A network with random weights and an example of its own input size."""
+    library, _, network = name.partition(":")
+    torch.manual_seed(0)
+    if library == "timm":
+        import timm
+
+        model = timm.create_model(network, pretrained=False)
+        return model, torch.randn(1, *model.default_cfg["input_size"])
+    if network in ("googlenet", "inception_v3"):  # their own initialisation takes a minute and is not the point
+        torch.nn.init.trunc_normal_ = lambda tensor, *_, **__: tensor.data.normal_(0, 0.05)
+    return vision.build(network), torch.randn(1, *vision.default_preset(network).input_shape)
+
+
+def ours(name: str) -> dict[str, Any]:
+    model, example = build(name)
+    example = example.double()
+    randomise_(model)
+    start = time.perf_counter()
+    channels = capture(model, example)
+    row: dict[str, Any] = {"seconds": time.perf_counter() - start, "free": len(channels.free), "groups": len(channels.groups)}
+    row["reasons"] = Counter(channels.frozen.values()).most_common(5)
+    if not channels.free:
+        return row | {"status": "whole"}
+    plan = half_plan(channels)
+    before, reference = outputs(model, example), masked_outputs(model, example, channels, plan.removed)
+    start = time.perf_counter()
+    updated = operate_(model, plan, channels)
+    row["seconds"] += time.perf_counter() - start
+    row["error"] = relative_error(outputs(model, example), reference)
+    row["control"] = relative_error(before, reference)
+    row["macs_left"] = channels.macs(plan.removed) / max(1, channels.macs())
+    again = capture(model, example)
+    failures = {
+        "output differs from the masked original": row["error"] > 1e-5,
+        "parameters not as promised": sum(p.numel() for p in model.parameters()) != channels.params(plan.removed),
+        "MACs not as promised": again.macs() != channels.macs(plan.removed),
+        "another capture sees another map": same_map(updated, again) is not None,
+        "does not run in training mode": not _trains(model, example),
+    }
+    row["failures"] = [text for text, failed in failures.items() if failed]
+    return row | {"status": "failed" if row["failures"] else "pruned"}
+
+
+def _trains(model: torch.nn.Module, example: torch.Tensor) -> bool:
+    model.train()
+    try:
+        model(torch.cat([example, example]))
+    except (RuntimeError, ValueError, AssertionError, TypeError):
+        return False
+    return True
+
+
+def peer(name: str) -> dict[str, Any]:
+    """The same ratio by magnitude with Torch-Pruning; succeeds when the result runs and is smaller."""
+    import torch_pruning
+
+    model, example = build(name)
+    model.eval()
+    size = sum(p.numel() for p in model.parameters())
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1:]
+    start = time.perf_counter()
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        model, example, importance=torch_pruning.importance.MagnitudeImportance(p=1), pruning_ratio=0.5, ignored_layers=last
+    )
+    pruner.step()
+    seconds = time.perf_counter() - start
+    outputs(model, example)
+    left = sum(p.numel() for p in model.parameters()) / size
+    broken = [] if _trains(model, example) else ["does not run in training mode"]
+    return {"seconds": seconds, "params_left": left, "failures": broken, "status": "pruned" if left < 0.95 else "whole"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("--peer", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        row = peer(arguments.name) if arguments.peer else ours(arguments.name)
+    except Exception as error:  # a crash is a result of this benchmark
+        row = {"status": "crashed", "failures": [f"{type(error).__name__}: {str(error)[:300]}"]}
+    print(json.dumps({"name": arguments.name} | row))
+
+
+if __name__ == "__main__":
+    main()

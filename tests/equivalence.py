@@ -1,0 +1,140 @@
+"""The reference that surgery is held against: the untouched network with the same channels set to zero.
+
+Operators that take statistics over channels (layer norm, a mean over channels, standardised weights) are recomputed
+in the reference over the channels that stay, since a channel of zeros would still count there.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from compressor.graph import Channels, trace
+from compressor.graph.rules import RULES, elementwise
+from compressor.graph.trace import TensorRef, call_arguments
+from compressor.graph.walk import Ties, Walk
+from compressor.surgery import Plan, Prune
+
+STATISTICS = frozenset(
+    ["native_layer_norm", "native_group_norm", "_fused_rms_norm", "mean", "var", "var_mean", "std", "std_mean"]
+    + ["native_batch_norm", "_native_batch_norm_legit", "linalg_vector_norm", "_weight_norm_interface"]
+)
+
+
+def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch-norm statistics and scales as a trained network might have them, in evaluation mode and float64."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            if module.affine:
+                module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+                module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
+    for parameter in model.parameters():
+        if parameter.numel() and parameter.detach().abs().max() < 1e-3:  # a head or a scale that starts at zero hides all errors
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.double().eval()
+
+
+def half_plan(channels: Channels, seed: int = 0, share: float = 0.5) -> Plan:
+    """Prune a random half of every free group."""
+    generator = np.random.default_rng(seed)
+    return Plan(
+        tuple(
+            Prune(group.name, tuple(generator.choice(group.ids, max(1, int(group.size * share)), False).tolist()), "test")
+            for group in channels.free
+        )
+    )
+
+
+def outputs(model: nn.Module, example: Any) -> list[Tensor]:
+    """Every tensor the model gives, in a fixed order."""
+    arguments, keywords = call_arguments(example)
+    with torch.no_grad():
+        return [leaf for leaf in tree_leaves(model(*arguments, **keywords)) if isinstance(leaf, Tensor)]
+
+
+def relative_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Largest relative difference over all outputs, in the Euclidean norm."""
+    assert [a.shape for a in ours] == [b.shape for b in theirs]
+    return max(((a - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in zip(ours, theirs, strict=True))
+
+
+def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: Iterable[int]) -> list[Tensor]:
+    """What the model gives once every position of the removed channels is zero, in all parameters and buffers."""
+    gone = np.zeros(channels.next_id, dtype=bool)
+    gone[list(removed)] = True
+    masked = copy.deepcopy(model)
+    tensors = dict(masked.named_parameters()) | dict(masked.named_buffers())
+    for (name, dim), ids in channels.identities.items():
+        where = np.flatnonzero(gone[ids])
+        if len(where) and tensors[name].is_floating_point() and not name.endswith("running_var"):
+            tensors[name].data.index_fill_(dim, torch.from_numpy(where), 0)
+    walk = Walk(trace(model, example), Ties())
+    walk.follow(RULES, elementwise)
+    with _KeptStatistics(walk, _kept_of_raw(walk, channels, gone)):
+        return outputs(masked, example)
+
+
+def _kept_of_raw(walk: Walk, channels: Channels, gone: np.ndarray) -> np.ndarray:
+    """The same question asked of the walk's own numbering."""
+    kept = np.ones(walk.ties.count, dtype=bool)
+    for key, raw in walk.ties.blocks.items():
+        if key in channels.identities:
+            kept[raw] = ~gone[channels.identities[key]]
+    return kept
+
+
+class _KeptStatistics(TorchDispatchMode):
+    """Replays a trace; operators that take statistics over tracked channels see only the ones that stay."""
+
+    def __init__(self, walk: Walk, kept: np.ndarray) -> None:
+        super().__init__()
+        self.walk, self.kept, self.step = walk, kept, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        op = self.walk.trace.ops[self.step]
+        self.step += 1
+        if op.name not in STATISTICS or not any(self._lost(ids) for ref in op.inputs for ids in self._track(ref).values()):
+            return func(*args, **(kwargs or {}))
+        compact = [self._compact(value, ref) for value, ref in zip(args, op.args, strict=True)]
+        if op.name in ("native_layer_norm", "_fused_rms_norm"):
+            compact[1] = list(compact[0].shape[-len(args[1]) :])
+        if op.name == "native_group_norm":
+            compact[4] = compact[0].shape[1]
+        result = func(*compact, **(kwargs or {}))
+        flat = [result] if isinstance(result, Tensor) else list(result)
+        tracks = self.walk.op_outputs[self.step - 1]
+        full = [self._scatter(value, ref.shape, track) for value, ref, track in zip(flat, op.outputs, tracks, strict=True)]
+        return full[0] if isinstance(result, Tensor) else tuple(full)
+
+    def _track(self, ref: TensorRef) -> dict[int, np.ndarray]:
+        return self.walk.track(ref)
+
+    def _lost(self, ids: np.ndarray) -> bool:
+        return not self.kept[ids].all()
+
+    def _compact(self, value: Any, ref: Any) -> Any:
+        if isinstance(ref, TensorRef):
+            for dim, ids in self._track(ref).items():
+                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(self.kept[ids])))
+        return value
+
+    def _scatter(self, value: Tensor, shape: tuple[int, ...], track: dict[int, np.ndarray]) -> Tensor:
+        if value.numel() == 0:
+            return value
+        for dim, ids in track.items():
+            wide = value.new_zeros([*value.shape[:dim], len(ids), *value.shape[dim + 1 :]])
+            value = wide.index_copy(dim, torch.from_numpy(np.flatnonzero(self.kept[ids])), value)
+        assert value.shape == torch.Size(shape)
+        return value
+
+
+def move(example: Any, dtype: torch.dtype) -> Any:
+    return tree_map(lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, example)

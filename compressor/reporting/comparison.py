@@ -1,0 +1,102 @@
+"""The before -> after table as texts, the same for the terminal and the page."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.reporting import units
+from compressor.reporting.report import Measurements, Report
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: a measurement before and after, and the change."""
+
+    label: str
+    before: str
+    after: str
+    change: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows, and below them why something is missing and how latency was measured."""
+
+    lines: tuple[Line, ...]
+    remarks: tuple[str, ...]
+
+
+def compare(report: Report, *, larger: bool = False) -> Comparison:
+    """Before and after of a report; with `larger` also the latency of the larger batch."""
+    lines: list[Line] = []
+    missing: dict[str, list[str]] = {}
+    for label, key, value, write in _measured(report.before, report.after, larger):
+        before, after = value(report.before), value(report.after)
+        sides = [_reason(report.before, key)] if before is None else []
+        sides += [_reason(report.after, key)] if after is None else []
+        for reason in dict.fromkeys(sides):
+            if label.partition(",")[0] not in missing.setdefault(reason, []):
+                missing[reason].append(label)
+        lines.append(_line(label, before, after, write))
+    remarks = [f"{', '.join(labels)}: {reason}" for reason, labels in missing.items()]
+    return Comparison(tuple(lines), (*remarks, *_latency_remarks(report.after)))
+
+
+Value = Callable[[Measurements], float | None]
+
+
+def _measured(
+    before: Measurements, after: Measurements, larger: bool
+) -> Iterator[tuple[str, str, Value, Callable[[float], str]]]:
+    """Label, key of the reason, how to read the value, how to write it."""
+    yield "MACs", "macs", lambda side: side.macs, units.macs
+    yield "MACs (thop)", "macs_thop", lambda side: side.macs_thop, units.macs
+    yield "parameters", "params", lambda side: side.params, units.amount
+    yield "file size", "file_bytes", lambda side: side.file_bytes, units.size
+    for engine, name in (("torch", "torch"), ("onnxruntime", "ONNX Runtime")):
+        key = f"latency_ms.{engine}"
+        yield f"latency {name}", key, _timing(engine), units.milliseconds
+        timings = [_engine(side, engine) for side in (before, after)]
+        batch = next((timing["larger"]["batch"] for timing in timings if timing and timing.get("larger")), None)
+        if larger and batch is not None:
+            yield f"latency {name}, batch {batch}", key, _timing(engine, "larger"), units.milliseconds
+    yield "test top-1", "top1", lambda side: side.top1, units.percent
+
+
+def _engine(side: Measurements, engine: str) -> dict[str, Any] | None:
+    return (side.latency_ms or {}).get(engine)
+
+
+def _timing(engine: str, part: str | None = None) -> Value:
+    def median(side: Measurements) -> float | None:
+        timing = _engine(side, engine)
+        timing = timing.get(part) if timing and part else timing
+        return None if timing is None else float(timing["median"])
+
+    return median
+
+
+def _reason(side: Measurements, key: str) -> str:
+    general = key.split(".")[0]
+    return side.reasons.get(key) or side.reasons.get(general) or "not measured"
+
+
+def _line(label: str, before: float | None, after: float | None, write: Callable[[float], str]) -> Line:
+    change = ""
+    if before is not None and after is not None:
+        change = units.points(before, after) if write is units.percent else units.ratio(before, after)
+    return Line(
+        label,
+        before=NOTHING if before is None else write(before),
+        after=NOTHING if after is None else write(after),
+        change=change,
+    )
+
+
+def _latency_remarks(side: Measurements) -> Iterator[str]:
+    timing = _engine(side, "torch") or _engine(side, "onnxruntime")
+    if timing is not None:
+        threads = f", {units.counted(timing['threads'], 'thread')}" if timing.get("threads") else ""
+        yield f"latency: median of repeated runs, batch {timing['batch']}{threads}"

@@ -1,0 +1,76 @@
+"""Parts of a report that only some methods have, handed in as data: a title, words, tables and plots."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compressor.errors import FileError
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts and numbers; numbers are set flush right."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One series of a plot; `y` may hold None where there is no value."""
+
+    label: str
+    x: tuple[str | float, ...]  # names for bars, else numbers
+    y: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over one axis, points in a plane, or horizontal bars, several a name."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    kind: Literal["line", "points", "bars"] = "line"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page below the common ones.
+
+    Example:
+        losses = Curve("exit 1", x=(1, 2, 3), y=(0.9, 0.5, 0.4))
+        Section("Detached models", "Loss of each exit.", plots=(Plot("Loss", "epoch", "loss", (losses,)),))
+    """
+
+    title: str
+    text: str = ""
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Plot, ...] = ()
+
+
+def section_from_json(data: Mapping[str, Any]) -> Section:
+    """The section that `dataclasses.asdict` made plain.
+
+    Raises:
+        FileError: a key is missing or unknown.
+    """
+    try:
+        return Section(
+            title=data["title"],
+            text=data["text"],
+            tables=tuple(
+                Table(tuple(table["columns"]), tuple(tuple(row) for row in table["rows"]), table["caption"])
+                for table in data["tables"]
+            ),
+            plots=tuple(_plot_from_json(plot) for plot in data["plots"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise FileError(f"a section of the report is broken ({error}); run the command again") from error
+
+
+def _plot_from_json(data: Mapping[str, Any]) -> Plot:
+    curves = tuple(Curve(curve["label"], tuple(curve["x"]), tuple(curve["y"])) for curve in data["curves"])
+    return Plot(data["title"], data["x_label"], data["y_label"], curves, data["kind"])

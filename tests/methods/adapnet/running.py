@@ -50,6 +50,7 @@ class Running:
     seed: int = 0
     batch: int = 64
     plans: list[Plan] = field(default_factory=list)
+    born: dict[int, int] = field(default_factory=dict)  # inserted channel -> period
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -93,7 +94,9 @@ class Running:
 
     def _change(self) -> None:
         for plan in self.method.plans(self.model, lambda: self.channels):
+            known = self.channels.next_id
             self.channels = operate_(self.model, plan, self.channels, self.optimizer)
+            self.born |= dict.fromkeys(range(known, self.channels.next_id), plan.period)
             self.plans.append(plan)
         self.rows += self.method.rows
 

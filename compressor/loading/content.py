@@ -85,7 +85,7 @@ def _inside_zip(path: Path) -> Content:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.split("/", 1)[-1] for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise FileError(f"{path} is cut off or damaged ({error}): copy or download it again") from error
     if "constants.pkl" in names:
         raise FileError(

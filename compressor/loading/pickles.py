@@ -101,7 +101,10 @@ def pickled_globals(path: Path) -> list[str]:
     names: set[str] = set()
     with _one_line_errors(path):
         for stream in _pickles(path):
-            names.update(_globals_of_one(stream))
+            try:
+                names.update(_globals_of_one(stream))
+            except MemoryError as error:  # nothing is kept here: it is a damaged length that asks for so much
+                raise ValueError("a length that no file has") from error
     return sorted(names)
 
 
@@ -111,9 +114,10 @@ def is_own_to_torch(module: nn.Module) -> bool:
 
 
 def listed(names: list[str], most: int = 6) -> str:
-    """The first few of `names` in one line, and how many more there are."""
+    """The first few of `names` in one line, and how many more there are; a file's names may hold any character."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    shown = [name if name.isprintable() else repr(name)[1:-1] for name in names[:most]]
+    return ", ".join(name if len(name) <= 160 else f"{name[:150]}..." for name in shown) + more
 
 
 def _check_sums(path: Path) -> None:

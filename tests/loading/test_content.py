@@ -59,6 +59,9 @@ def zipped(**records: bytes) -> bytes:
     return file.getvalue()
 
 
+NEWER_ZIP = zipped(a=b"").replace(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x03\xff")
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -74,6 +77,7 @@ def zipped(**records: bytes) -> bytes:
         pytest.param(pickle.dumps({"a": 1}), "not one that torch.save wrote", id="plain pickle"),
         pytest.param(zipped(readme=b"text"), "without a PyTorch model", id="other zip"),
         pytest.param(saved({"a": torch.zeros(99)})[:300], "cut off", id="truncated zip"),
+        pytest.param(NEWER_ZIP, "damaged", id="zip of a version to come"),
     ],
 )
 def test_every_other_file_is_refused_in_one_line(tmp_path, content, says):

@@ -191,6 +191,13 @@ def test_weights_that_do_not_fit_say_which(tmp_path, arch, net):
     assert "conv.weight (4x1x5x5 in the file, 8x1x3x3 in the architecture)" in message
 
 
+def test_names_in_a_file_cannot_break_the_line(tmp_path, arch):
+    torch.save({"a\nb\x1b[2J": torch.zeros(2), "c" * 9999: torch.zeros(2)}, tmp_path / "m.pt")
+    message = refused(tmp_path / "m.pt", arch=arch)
+    assert message.isprintable()
+    assert len(message) < 900
+
+
 def test_weights_of_another_network_name_only_a_few(tmp_path):
     torch.save(vision.build("squeezenet1_1").state_dict(), tmp_path / "m.pt")
     message = refused(tmp_path / "m.pt", arch="torchvision:resnet18")

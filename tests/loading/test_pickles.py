@@ -180,6 +180,14 @@ def test_damaged_files_are_one_line(tmp_path, options, how):
         assert "\n" not in str(caught.value)
 
 
+def test_length_beyond_all_memory_is_damage(tmp_path):
+    file = io.BytesIO()
+    torch.save({"a": 1}, file, _use_new_zipfile_serialization=False)
+    (tmp_path / "m.pt").write_bytes(file.getvalue()[:15] + b"\x80\x05\x96" + b"\xff" * 7 + b"\x0f")
+    with pytest.raises(FileError, match="damaged"):
+        read_pickle(tmp_path / "m.pt")
+
+
 def test_trust_without_the_code_says_what_is_missing(tmp_path):
     with_pickle(tmp_path / "m.pt", b"\x80\x02cno_such_module\nNet\n.")
     with pytest.raises(FileError, match=r"no_such_module.*FILE\.py:build"):

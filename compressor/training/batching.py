@@ -1,5 +1,6 @@
 """From stored bytes to what a network takes: normalised float batches of its input shape, on its device."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,12 +16,17 @@ from compressor.training.settings import TrainSettings
 
 
 def batches(
-    image_set: AnySet, data: Data, batch_size: int = 512, device: torch.device | str = "cpu"
+    image_set: AnySet, data: Data, batch_size: int | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The whole set once, in its order: normalised float `(batch, *data.input_shape)` and labels on the device."""
+    """The whole set once, in its order: normalised float `(batch, *data.input_shape)` and labels on the device.
+
+    Without a batch size it is `easy_batch_size`.
+    """
     device = torch.device(device)
     prepare = Preparation.of(data, device)
-    for images, labels in image_set.read(torch.arange(len(image_set)).split(batch_size), device):
+    for images, labels in image_set.read(
+        torch.arange(len(image_set)).split(batch_size or easy_batch_size(data)), device
+    ):
         yield prepare(images), labels
 
 
@@ -44,6 +50,11 @@ def train_batches(
 def steps_per_epoch(data: Data, settings: TrainSettings) -> int:
     """Batches that `train_batches` gives in an epoch."""
     return max(1, len(data.train) // settings.batch_size)
+
+
+def easy_batch_size(data: Data) -> int:
+    """A batch that needs no thought where nothing is learnt: 512 images of 3x64x64 and below, 41 of 3x224x224."""
+    return max(1, min(512, 512 * 3 * 64 * 64 // math.prod(data.input_shape)))
 
 
 def examples(image_set: AnySet, data: Data, count: int = 8, device: torch.device | str = "cpu") -> Tensor:

@@ -27,7 +27,7 @@ class Evaluation:
     count: int  # images
 
 
-def evaluate(model: nn.Module | Predict, image_set: AnySet, data: Data, batch_size: int = 512) -> Evaluation:
+def evaluate(model: nn.Module | Predict, image_set: AnySet, data: Data, batch_size: int | None = None) -> Evaluation:
     """Evaluate in float32, in eval mode, on the model's own device; the model's mode is put back afterwards.
 
     `model` maps `(batch, *data.input_shape)` to scores `(batch, classes)`, of torch or, for a callable that is no

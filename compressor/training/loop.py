@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.errors import DataError
+from compressor.errors import CompressorError, DataError
 from compressor.training.batching import train_batches
 from compressor.training.data import Data
 from compressor.training.evaluate import first_output, modes_kept
 from compressor.training.events import BatchEvent, EpochEvent, Event
 from compressor.training.interrupt import deferred_signals
-from compressor.training.microbatches import Step
+from compressor.training.microbatches import Step, is_out_of_memory
 from compressor.training.numerics import numerics
 from compressor.training.run import Run
 from compressor.training.schedule import set_lr_
@@ -68,12 +68,14 @@ def train_until_it_fails(run: Run, after_step: AfterStep | None) -> None:
     except Diverged as error:
         run.roll_back(error)
     except (RuntimeError, DataError) as error:
+        if is_out_of_memory(error):  # of the optimizer or the evaluation: smaller pieces of a batch do not help there
+            raise CompressorError(f"out of memory ({one_line(error)[:200]}): choose another --device") from error
         if not isinstance(error, DataError) and "DataLoader worker" not in str(error):
             raise
         # The workers that read images may have died of a signal that this process has noted. Their death is told in the
         # middle of anything, perhaps half a step, so nothing is saved now.
         run.stop_if_signalled(save=False)
-        raise DataError(" ".join(str(error).split())) from error
+        raise DataError(one_line(error)) from error
 
 
 def train_epoch(run: Run, after_step: AfterStep | None) -> None:
@@ -111,6 +113,11 @@ def train_epoch(run: Run, after_step: AfterStep | None) -> None:
     if run.saving is not None:
         run.save()
     run.stop_if_signalled()
+
+
+def one_line(error: Exception) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Step:

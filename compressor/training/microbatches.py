@@ -43,7 +43,7 @@ class MicroBatches:
             try:
                 return self._in_pieces(model, optimizer, x, y)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # Outside the handler, where the error no longer holds on to the tensors of the pass that failed.
             self._halve(len(x))
@@ -105,5 +105,6 @@ def _take_gradients(optimizer: torch.optim.Optimizer, share: float, sums: dict[n
             parameter.grad = None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _CPU_REFUSAL)

@@ -45,7 +45,8 @@ def numerics(settings: TrainSettings, device: torch.device) -> Iterator[None]:
     if settings.deterministic:
         # cuBLAS reads it when it is first used; without it, it refuses to run under deterministic algorithms.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # An operator without a deterministic form warns and is used: better than a run that cannot be made.
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = settings.deterministic
     torch.backends.cudnn.benchmark = settings.autotune and not settings.deterministic
     try:

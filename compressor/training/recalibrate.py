@@ -4,14 +4,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressor.training.batching import Preparation
+from compressor.training.batching import Preparation, easy_batch_size
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import device_of, evaluating
 from compressor.training.randomness import generator
 
 
 def recalibrate_(
-    model: nn.Module, image_set: AnySet, data: Data, *, batches: int = 16, batch_size: int = 256, seed: int = 0
+    model: nn.Module, image_set: AnySet, data: Data, *, batches: int = 16, batch_size: int | None = None, seed: int = 0
 ) -> int:
     """Re-estimate running means and variances in place, over `batches` random batches; returns the number of layers.
 
@@ -26,7 +26,8 @@ def recalibrate_(
         return 0
     device = device_of(model)
     order = torch.randperm(len(image_set), generator=generator(torch.device("cpu"), seed, "recalibrate"))
-    chosen = [part for part in order.split(batch_size)[:batches] if len(part) == min(batch_size, len(image_set))]
+    size = min(batch_size or easy_batch_size(data), len(image_set))
+    chosen = [part for part in order.split(size)[:batches] if len(part) == size]
     prepare = Preparation.of(data, device)
     momenta = [layer.momentum for layer in layers]
     with evaluating(model), torch.no_grad():

@@ -19,7 +19,7 @@ def small_net(classes: int = 10, seed: int = 0, dropout: float = 0.1) -> nn.Sequ
             nn.Dropout(dropout),
             nn.Conv2d(6, 8, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
+            nn.AvgPool2d(2),
             nn.Flatten(),
             nn.Linear(32, classes),
         )

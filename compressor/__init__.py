@@ -21,8 +21,8 @@ _HOMES = {
     "DataError": "compressor.errors",
     "load": "compressor.loading",
     "save": "compressor.loading",
-    "profile": "compressor.pipeline",
-    "prune_": "compressor.pipeline",
+    "profile": "compressor.profiling.model_profile",
+    "prune_": "compressor.pipeline.oneshot",
 }
 
 __all__ = sorted(_HOMES)

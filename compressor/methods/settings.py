@@ -22,6 +22,7 @@ class PruneSettings:
     min_channels: int = 1  # that stay in every layer
     ratio_for: tuple[tuple[str, float], ...] = ()  # (pattern of layer names, ratio) of layers with a ratio of their own
     keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
+    score_images: int = 512  # training images that methods which need data look at
     seed: int = 0
 
 
@@ -38,6 +39,6 @@ def check(settings: PruneSettings) -> None:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.5, or a number of MACs")
     if settings.scope not in ("layer", "global"):
         raise UsageError(f"the scope is {settings.scope!r}; choose layer or global")
-    for name, count in (("round_to", settings.round_to), ("min_channels", settings.min_channels)):
-        if count < 1:
-            raise UsageError(f"{name} is {count}; give 1 or more")
+    for name in ("round_to", "min_channels", "score_images"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"{name} is {getattr(settings, name)}; give 1 or more")

@@ -1,0 +1,72 @@
+"""The list of commands, and the one door through which errors leave."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from compressor.cli import demo, evaluate, export, finetune, profile, prune, train
+from compressor.cli.flags import with_settings
+from compressor.errors import CompressorError
+
+# What Typer raises for a wrong command line, whether it brings Click along or imports it.
+_WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
+
+HELP = "Make a CNN cheaper to run, and say what that cost in accuracy."
+EXAMPLE = "compressor demo"
+
+app = typer.Typer(
+    name="compressor",
+    help=HELP,
+    epilog=f"Try it: {EXAMPLE}",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+for name, command, module in (
+    ("profile", profile.profile, profile),
+    ("train", train.train, train),
+    ("evaluate", evaluate.evaluate, evaluate),
+    ("prune", prune.prune, prune),
+    ("finetune", finetune.finetune, finetune),
+    ("export", export.export, export),
+    ("demo", demo.demo, demo),
+):
+    app.command(name, help=module.HELP, epilog=f"Example: {module.EXAMPLE}")(with_settings(command))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"compressor {version('compressor')}")
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave: 0 done, 2 wrong use, 1 anything else; a bug keeps its traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(
+            args=given, prog_name="compressor", standalone_mode=False, obj=shlex.join(["compressor", *given])
+        )
+    except CompressorError as error:
+        _fail(str(error), error.exit_code)
+    except _WRONG_COMMAND as error:
+        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped", 130)
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """One line on stderr, whatever the message was."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(code)

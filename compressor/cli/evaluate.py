@@ -1,0 +1,37 @@
+"""`compressor evaluate`."""
+
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+import typer
+from rich.text import Text
+
+from compressor.cli.options import Data, Json, needed
+from compressor.cli.terminal import Terminal
+from compressor.pipeline.settings import EvaluateJob, ModelSettings
+from compressor.training.settings import DataSettings
+
+HELP = "Measure the accuracy of a model, or of an .onnx file, on the test set."
+EXAMPLE = "compressor evaluate sample_models/digits_cnn.pt --data digits"
+
+
+def evaluate(
+    model: ModelSettings,
+    loading: DataSettings,
+    data: Data = None,
+    split: Annotated[Literal["test", "validation", "train"], typer.Option(help="Which images.")] = EvaluateJob.split,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = EvaluateJob.device,
+    json: Json = False,
+) -> None:
+    """Parse, run, print."""
+    terminal = Terminal(as_json=json)
+    job = EvaluateJob(model, needed(data), loading, device, split)
+    from compressor.pipeline.evaluate import evaluate as run
+
+    with terminal.progress() as tell:
+        result = run(job, tell)
+    terminal.print_json(asdict(result))
+    line = f"{result.split} top-1 {result.top1:.2%}, loss {result.loss:.4f}, on {result.count:,} images"
+    terminal.show(Text(line))
+    name = model.model or f"--arch {model.arch}"
+    terminal.say("", f"next: compressor prune {name} --data {data} --out runs/small")

@@ -1,0 +1,41 @@
+"""Flags that several commands share and that belong to no settings."""
+
+from typing import Annotated
+
+import typer
+
+from compressor.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, everything else to stderr.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and its cost; write nothing.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        show_default=False,
+        help="digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, svhn:DIR or folder:DIR.",
+    ),
+]
+
+
+def typed(ctx: typer.Context) -> str:
+    """The command as it was typed."""
+    return str(ctx.obj or f"compressor {ctx.command.name}")
+
+
+def was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether a flag stood on the command line, and is not just its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def needed(data: str | None) -> str:
+    """The data, which this command cannot do without.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if data is None:
+        raise UsageError("--data is missing: give digits (built in), folder:DIR, cifar10:DIR or another data set")
+    return data

@@ -1,0 +1,35 @@
+"""`compressor profile`."""
+
+from typing import Annotated
+
+import typer
+
+from compressor.cli.options import Json
+from compressor.cli.terminal import Terminal
+from compressor.pipeline.settings import ModelSettings, ProfileJob
+
+HELP = "Say what a model, or an .onnx file, costs to run: MACs, parameters, memory, time."
+EXAMPLE = "compressor profile --arch torchvision:resnet18 --layers --latency"
+
+
+def profile(
+    model: ModelSettings,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="Measure milliseconds, which takes some seconds.")] = False,
+    device: Annotated[str, typer.Option(help="Where latency is measured.")] = ProfileJob.device,
+    json: Json = False,
+) -> None:
+    """Parse, run, print."""
+    terminal = Terminal(as_json=json)
+    from compressor.pipeline.profile import profile as run
+
+    with terminal.progress() as tell:
+        result = run(ProfileJob(model, latency, device), tell)
+    from compressor.reporting.tables import layers_table, profile_table
+
+    terminal.print_json(result.to_json())
+    if layers:
+        terminal.show(layers_table(result))
+    terminal.show(profile_table(result))
+    name = model.model or f"--arch {model.arch}"
+    terminal.say("", f"next: compressor prune {name} --dry-run")

@@ -1,0 +1,123 @@
+"""How a run is followed: live bars on a terminal, plain lines in a file or a pipe, and a line that stays per epoch."""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
+
+from compressor.pipeline.stages import Stage
+from compressor.training.events import BatchEvent, EpochEvent, Event, NoteEvent
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Lines:
+    """Progress as lines: every stage, note and epoch, and within an epoch one every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = time.monotonic()
+        self._epochs = 0
+
+    def tell(self, event: Event | Stage) -> None:
+        """Print what is worth a line."""
+        if isinstance(event, BatchEvent):
+            self._epochs = event.epochs
+            if time.monotonic() - self._last < SECONDS_BETWEEN_LINES:
+                return
+            text = f"{_epoch(event.epoch, event.epochs)}  {event.batch}/{event.batches}  {_figures(event)}"
+        else:
+            text = _line(event, self._epochs)
+        self._last = time.monotonic()
+        self._console.print(Text(text), soft_wrap=True)
+
+
+class Bars:
+    """Progress as a spinner for the stage, a bar for the epochs and one for the batches of the epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=14),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+        self._stage = self._bars.add_task("", total=None, visible=False, figures="")
+        self._epoch = self._bars.add_task("epoch", total=None, visible=False, figures="")
+        self._batch = self._bars.add_task("batch", total=None, visible=False, figures="")
+        self._epochs = 0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def tell(self, event: Event | Stage) -> None:
+        """Move the bars; epochs and notes leave a line above them."""
+        if isinstance(event, BatchEvent):
+            self._move(event)
+            return
+        if isinstance(event, Stage):
+            for task in (self._epoch, self._batch):
+                self._bars.update(task, visible=False)
+            self._bars.update(self._stage, description=event.text, visible=True)
+            return
+        if isinstance(event, EpochEvent):
+            self._bars.update(self._epoch, completed=event.row["epoch"] + 1)
+        self._console.print(Text(_line(event, self._epochs)), soft_wrap=True)
+
+    def _move(self, event: BatchEvent) -> None:
+        self._epochs = event.epochs
+        left = f"{_clock(event.seconds_left)} left"
+        self._bars.update(self._stage, visible=False)
+        self._bars.update(self._epoch, total=event.epochs, completed=event.epoch, visible=True, figures=left)
+        self._bars.update(
+            self._batch, total=event.batches, completed=event.batch, visible=True, figures=_short(event)
+        )
+
+
+def _line(event: Any, epochs: int) -> str:
+    if isinstance(event, Stage):
+        return f"{event.text} ..."
+    if isinstance(event, NoteEvent):
+        return f"note: {event.text}"
+    row = event.row
+    parts = [_epoch(row["epoch"], epochs), f"loss {row['train_loss']:.4f}", _top1("top-1", row["train_top1"])]
+    parts.append(_top1("validation", row["validation_top1"]))
+    parts.append(f"{row['images_per_second']:,.0f} images/s")
+    return "  ".join(part for part in parts if part)
+
+
+def _figures(event: BatchEvent) -> str:
+    return f"{_short(event)}  {_clock(event.seconds_left)} left"
+
+
+def _short(event: BatchEvent) -> str:
+    parts = (f"loss {event.loss:.4f}", _top1("top-1", event.top1), f"{event.images_per_second:,.0f} images/s")
+    return "  ".join(part for part in parts if part)
+
+
+def _top1(name: str, value: float | None) -> str:
+    return "" if value is None else f"{name} {value:.1%}"
+
+
+def _epoch(epoch: int, epochs: int) -> str:
+    of = f"/{epochs}" if epochs else ""
+    return f"epoch {epoch + 1:>{len(str(epochs))}}{of}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,46 @@
+"""`compressor prune`."""
+
+import typer
+
+from compressor.cli.options import Data, DryRun, Json, typed, was_given
+from compressor.cli.results import show_run
+from compressor.cli.terminal import Terminal
+from compressor.errors import UsageError
+from compressor.methods.catalogue import ABOUT
+from compressor.methods.settings import PruneSettings, check
+from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, PruneJob
+from compressor.training.settings import DataSettings, TrainSettings
+
+HELP = (
+    "Make a model smaller by removing the channels that it can best do without.\n\n"
+    "Without --data this is one-shot: nothing is trained, and no accuracy is known. With --data the smaller "
+    "network is fine-tuned and measured.\n\n"
+    "Methods:\n\n" + "\n\n".join(f"- {name}: {about.summary}" for name, about in ABOUT.items())
+)
+EXAMPLE = (
+    "compressor prune sample_models/digits_cnn.pt --target-macs 0.5 --data digits --epochs 5 --out runs/small"
+)
+
+
+def prune(
+    ctx: typer.Context,
+    model: ModelSettings,
+    choice: PruneSettings,
+    loading: DataSettings,
+    output: OutputSettings,
+    training: TrainSettings = FINETUNE,
+    data: Data = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Parse, run, print."""
+    check(choice)
+    if data is None and was_given(ctx, "epochs"):
+        raise UsageError("--epochs trains the pruned model, which needs --data; without data leave it away")
+    terminal = Terminal(as_json=json)
+    job = PruneJob(model, output, choice, data, loading, training, typed(ctx))
+    from compressor.pipeline import prune as runs
+
+    with terminal.progress() as tell:
+        report = runs.dry_run(job, tell) if dry_run else runs.prune(job, tell)
+    show_run(terminal, report, output.out, dry_run=dry_run, trained=data is not None)

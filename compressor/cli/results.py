@@ -1,0 +1,41 @@
+"""What a command that changed a model prints at its end."""
+
+from pathlib import Path
+
+from compressor.cli.terminal import Terminal
+from compressor.reporting.report import Report
+
+
+def show_run(terminal: Terminal, report: Report, out: str | None, *, dry_run: bool, trained: bool) -> None:
+    """The tables of a run, then the files it made and what to do next."""
+    from compressor.reporting.tables import before_after_table, filters_table, frozen_table
+
+    terminal.print_json({"dry_run": dry_run, **report.to_json()})
+    if dry_run:
+        terminal.show(filters_table(report))
+    if report.frozen or report.refused:
+        terminal.show(frozen_table(report))
+    terminal.show(before_after_table(report))
+    if dry_run:
+        terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
+        return
+    assert out is not None
+    folder = Path(out)
+    terminal.made(_files(folder, report), _following(folder, trained))
+
+
+def _files(folder: Path, report: Report) -> dict[str, str]:
+    files = {str(folder / "model.pt"): "the model"}
+    if report.export is not None:
+        check = report.export
+        files[str(folder / "model.onnx")] = (
+            f"the same for ONNX Runtime, checked on {check.inputs} images: outputs differ by {check.max_rel:.0e}"
+        )
+    files[str(folder / "report.html")] = "the report, to look at in a browser"
+    return files
+
+
+def _following(folder: Path, trained: bool) -> str:
+    if trained:
+        return f"compressor profile {folder / 'model.pt'} --layers"
+    return f"compressor finetune {folder / 'model.pt'} --data DATA --epochs 10 --out {folder}-finetuned"

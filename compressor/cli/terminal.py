@@ -1,0 +1,63 @@
+"""Everything that is printed: results to stdout, progress and remarks to stderr, or one JSON object and nothing else."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from compressor.pipeline.stages import Tell
+
+WIDTH = 80
+
+
+class Terminal:
+    """The two streams of one command."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.out = _console(stderr=False)
+        self.err = _console(stderr=True)
+
+    def show(self, *results: RenderableType) -> None:
+        """Results for people, with an empty line before each; nothing where JSON was asked for."""
+        if not self.as_json:
+            for result in results:
+                self.out.print()
+                self.out.print(result)
+
+    def say(self, *lines: str) -> None:
+        """Remarks, one a line, never cut or wrapped in the middle of a path."""
+        for line in lines:
+            self.err.print(Text(line), soft_wrap=True)
+
+    def made(self, files: Mapping[str, str], following: str) -> None:
+        """The last lines: what was made and where, and the next useful command."""
+        width = max(map(len, files), default=0)
+        lines = [f"{path:<{width}}  {what}" for path, what in files.items()]
+        self.say("", *lines, f"next: {following}")
+
+    def print_json(self, data: Mapping[str, Any]) -> None:
+        """The one object, where it was asked for."""
+        if self.as_json:
+            self.out.file.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def progress(self) -> Iterator["Tell"]:
+        """Someone to tell what a run is doing: bars where there is a terminal, else lines."""
+        from compressor.cli.progress import Bars, Lines
+
+        if not self.err.is_terminal:
+            yield Lines(self.err).tell
+            return
+        with Bars(self.err) as bars:
+            yield bars.tell
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    console.width = min(console.width, WIDTH)
+    return console

@@ -1,0 +1,70 @@
+"""Flags whose text means more than one number or word: `3x224x224`, `KEY=VALUE`, `PATTERN=RATIO`."""
+
+import ast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a flag's text becomes a value; `many` for a flag that may be given several times."""
+
+    read: Callable[[Any], Any]
+    many: bool = False
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`3x224x224` -> (3, 224, 224); a number alone is the side of a colour image."""
+    parts = text.lower().replace("×", "x").replace(",", "x").split("x")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) == 2:
+        raise UsageError(f"--input {text!r} is not a shape: write CHANNELSxHEIGHTxWIDTH, such as 3x224x224")
+    sizes = tuple(int(part) for part in parts)
+    return (3, *sizes, *sizes) if len(sizes) == 1 else sizes
+
+
+def arguments(texts: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """`["width=0.5"]` -> (("width", 0.5),): Python literals, anything else a string."""
+    found = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise UsageError(f"--arch-arg {text!r} is not of the form KEY=VALUE, such as num_classes=10")
+        try:
+            found.append((key.strip(), ast.literal_eval(value.strip())))
+        except (ValueError, SyntaxError):
+            found.append((key.strip(), value.strip()))
+    return tuple(found)
+
+
+def ratios(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """`["layer1.*=0.2"]` -> (("layer1.*", 0.2),)."""
+    found = []
+    for text in texts:
+        pattern, _, value = text.rpartition("=")
+        try:
+            found.append((pattern, float(value)))
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise UsageError(f"--ratio-for {text!r} is not of the form LAYER=RATIO, such as 'layer1.*=0.2'")
+    return tuple(found)
+
+
+def epochs(text: str) -> tuple[int, ...]:
+    """`30,60` -> (30, 60)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--milestones {text!r} is not a list of epochs: write them as 30,60")
+    return tuple(int(part) for part in parts)
+
+
+READERS: dict[str, Reader] = {
+    "input": Reader(shape),
+    "arch_arg": Reader(arguments, many=True),
+    "ratio_for": Reader(ratios, many=True),
+    "keep": Reader(tuple, many=True),
+    "milestones": Reader(epochs),
+}

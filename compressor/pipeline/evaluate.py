@@ -1,0 +1,71 @@
+"""Measure the accuracy of a model or of an .onnx file: `compressor evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.errors import UsageError
+from compressor.exporting.runtime import OnnxModel
+from compressor.loading.content import Content, recognise
+from compressor.pipeline.settings import EvaluateJob
+from compressor.pipeline.stages import Stage, Tell, note_all, silent
+from compressor.pipeline.subject import open_subject
+from compressor.training.data import AnySet, Data, open_data
+from compressor.training.evaluate import evaluate as evaluate_on
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How well a model does on one split of a data set."""
+
+    model: str
+    data: str
+    split: str
+    top1: float  # fraction in 0..1
+    loss: float  # mean cross-entropy in nats
+    count: int  # images
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(job: EvaluateJob, tell: Tell = silent) -> Evaluated:
+    """Top-1 and loss on the chosen split of the data.
+
+    Raises:
+        CompressorError: the model or the data cannot be opened, or do not fit together.
+    """
+    tell(Stage("opening the model and the data"))
+    if job.model.model is not None and recognise(Path(job.model.model)) is Content.ONNX:
+        return _evaluate_onnx(job, Path(job.model.model), tell)
+    subject = open_subject(job.model, job.data, job.loading, job.device)
+    assert subject.data is not None
+    note_all(subject.notes, tell)
+    tell(Stage(f"evaluating on {len(_images(job, subject.data)):,} images"))
+    result = evaluate_on(subject.module, _images(job, subject.data), subject.data)
+    name = job.model.model or str(job.model.arch)
+    return Evaluated(name, job.data, job.split, result.top1, result.loss, result.count, tuple(subject.notes))
+
+
+def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
+    """An .onnx file says nothing of classes and normalisation: the data's own are taken."""
+    if job.model.arch is not None:
+        raise UsageError(f"{path} is an ONNX model and brings its architecture: leave --arch away")
+    model = OnnxModel(path)
+    shape = job.model.input or tuple(size for size in model.input_shape if size is not None)
+    whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
+    loading = job.loading
+    data = open_data(
+        job.data,
+        validation=loading.validation,
+        seed=loading.seed,
+        download=loading.download,
+        input_shape=whole,
+        bad_images=loading.bad_images,
+    )
+    data.notes.append(f"{path} does not say how its images are normalised: as the training set of {job.data} is")
+    note_all(data.notes, tell)
+    tell(Stage(f"evaluating on {len(_images(job, data)):,} images with ONNX Runtime"))
+    result = evaluate_on(model, _images(job, data), data)
+    return Evaluated(str(path), job.data, job.split, result.top1, result.loss, result.count, tuple(data.notes))
+
+
+def _images(job: EvaluateJob, data: Data) -> AnySet:
+    return {"test": data.test, "validation": data.validation, "train": data.train}[job.split]

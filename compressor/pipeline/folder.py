@@ -1,0 +1,62 @@
+"""The folder of a run: refused when it holds anything, files appear in it whole, metrics line by line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import FileError, UsageError
+from compressor.pipeline.settings import OutputSettings
+from compressor.reporting.report import write_whole
+from compressor.training.events import EpochEvent, Event
+
+# What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
+MODEL, ONNX, REPORT, PAGE = "model.pt", "model.onnx", "report.json", "report.html"
+METRICS, SETTINGS = "metrics.jsonl", "settings.json"
+_ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, "checkpoint.pt", "checkpoint.previous.pt")
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, output: OutputSettings) -> None:
+        """Claim a folder without touching it.
+
+        Raises:
+            UsageError: no folder was given, or it holds something and may not be overwritten.
+        """
+        if output.out is None:
+            raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
+        self.path = Path(output.out).expanduser()
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file: give --out the name of a folder")
+        if not output.overwrite and self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Make the folder and write down the settings; an earlier run's files are gone from here on.
+
+        Raises:
+            FileError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in _ALL:
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from error
+        write_whole(self.path / SETTINGS, json.dumps(settings, indent=1) + "\n")
+
+    def recording(self, tell: Callable[[Any], None]) -> Callable[[Event], None]:
+        """`tell`, with every epoch's row written down as well."""
+
+        def record(event: Event) -> None:
+            if isinstance(event, EpochEvent):
+                with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(event.row) + "\n")
+            tell(event)
+
+        return record
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name

@@ -1,0 +1,125 @@
+"""Prune a model in one shot and, with data, fine-tune it: `compressor prune`."""
+
+from dataclasses import dataclass, replace
+
+from compressor.graph import capture
+from compressor.graph.channels import Channels
+from compressor.methods.oneshot import decide
+from compressor.methods.selection import Selection
+from compressor.methods.settings import check
+from compressor.pipeline.folder import RunFolder
+from compressor.pipeline.measuring import filters, filters_after, in_words, layer_sizes, measure
+from compressor.pipeline.oneshot import apply_plan_
+from compressor.pipeline.results import write_results
+from compressor.pipeline.settings import PruneJob, flat
+from compressor.pipeline.stages import Stage, Tell, note_all, silent
+from compressor.pipeline.subject import Subject, open_subject, score_batches
+from compressor.reporting.environment import device_words, versions
+from compressor.reporting.report import Measurements, Report
+from compressor.training.evaluate import evaluate
+from compressor.training.events import NoteEvent
+from compressor.training.loop import fit
+from compressor.training.recalibrate import recalibrate_
+from compressor.training.state import Saving
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would be pruned, of what."""
+
+    subject: Subject
+    channels: Channels
+    selection: Selection
+
+
+def prune(job: PruneJob, tell: Tell = silent) -> Report:
+    """Open, measure, plan, cut, recalibrate, fine-tune, measure again, write; returns the report that was written.
+
+    Raises:
+        CompressorError: anything the user can mend; the folder is as it was when the plan could not be made.
+    """
+    folder = RunFolder(job.output)
+    planned = plan(job, tell)
+    subject, selection = planned.subject, planned.selection
+    tell(Stage("measuring the model as it came"))
+    before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
+    tell(NoteEvent(in_words(before)))
+    folder.begin(flat(job))
+
+    tell(Stage(f"pruning {len(selection.plan.removed)} channels in {len(selection.plan.edits)} groups"))
+    apply_plan_(subject.module, selection.plan, planned.channels, subject.example)
+    rows = _recover(job, subject, folder, tell)
+
+    tell(Stage("measuring the result"))
+    after = measure(subject, latency=job.output.latency)
+    report = replace(
+        _report(job, planned, before, after),
+        layers=layer_sizes(widths, filters(subject.module)),
+        rows=tuple(rows),
+    )
+    return write_results(subject, report, folder, job.output, tell)
+
+
+def plan(job: PruneJob, tell: Tell = silent) -> Planned:
+    """Open what the job names and choose what goes; nothing is changed and nothing written.
+
+    Raises:
+        CompressorError: the model or the data cannot be opened, or nothing can be pruned as asked.
+    """
+    check(job.choice)
+    tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
+    subject = open_subject(job.model, job.data, job.loading, job.training.device)
+    note_all(subject.notes, tell)
+    tell(Stage("finding which channels belong together"))
+    channels = capture(subject.module, subject.example, keep=job.choice.keep)
+    note_all(channels.notes, tell)
+    batches = score_batches(subject, job.choice.score_images, job.choice.seed)
+    selection = decide(subject.module, channels, job.choice, batches)
+    note_all(selection.notes, tell)
+    return Planned(subject, channels, selection)
+
+
+def dry_run(job: PruneJob, tell: Tell = silent) -> Report:
+    """The report of what `prune` would do, with the costs that the plan predicts; nothing is changed and written."""
+    planned = plan(job, tell)
+    channels, selection = planned.channels, planned.selection
+    widths = filters(planned.subject.module)
+    reason = dict.fromkeys(("macs_thop", "file_bytes", "latency_ms", "top1"), "not measured in a dry run")
+    before = Measurements(macs=channels.macs(), params=channels.params(), reasons=reason)
+    after = Measurements(macs=selection.macs, params=selection.params, reasons=reason)
+    predicted = filters_after(widths, channels, selection.plan.removed)
+    return replace(_report(job, planned, before, after), layers=layer_sizes(widths, predicted))
+
+
+def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> list[dict[str, object]]:
+    """Statistics and weights fitted to the smaller network, where there are data; one row an epoch."""
+    if subject.data is None:
+        tell(NoteEvent("no --data: nothing is trained and no accuracy measured; fine-tune before use"))
+        return []
+    tell(Stage("recalibrating batch norm"))
+    recalibrate_(subject.module, subject.data.train, subject.data, seed=job.loading.seed)
+    cut = evaluate(subject.module, subject.data.validation, subject.data)
+    tell(NoteEvent(f"validation top-1 right after pruning: {cut.top1:.1%}"))
+    if job.training.epochs == 0:
+        return []
+    saving = Saving(folder.path, phase="finetune")
+    history = fit(
+        subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving
+    )
+    return history.rows
+
+
+def _report(job: PruneJob, planned: Planned, before: Measurements, after: Measurements) -> Report:
+    return Report(
+        command=job.command,
+        settings=flat(job),
+        seed=job.choice.seed,
+        versions=versions(),
+        device=device_words(planned.subject.device),
+        before=before,
+        after=after,
+        edits=tuple(planned.selection.plan.rows()),
+        frozen=planned.channels.frozen,
+        refused=dict(planned.selection.refused),
+        notes=(*planned.subject.notes, *planned.channels.notes, *planned.selection.notes),
+    )

@@ -1,0 +1,49 @@
+"""Write what a run leaves: the model, its checked ONNX file, the report as data and as a page."""
+
+from dataclasses import replace
+
+from compressor.errors import CompressorError
+from compressor.exporting.onnx import export_onnx
+from compressor.exporting.parity import OnnxCheck
+from compressor.loading import save_model
+from compressor.pipeline.folder import MODEL, ONNX, RunFolder
+from compressor.pipeline.settings import OutputSettings
+from compressor.pipeline.stages import Stage, Tell
+from compressor.pipeline.subject import Subject
+from compressor.reporting.page import write_page
+from compressor.reporting.report import Report
+
+
+def write_results(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Tell) -> Report:
+    """Fill the folder, each file whole, the report last; returns the report with the check of the ONNX file.
+
+    Raises:
+        CompressorError: the ONNX file could not be made or computes something else; all other files are there then.
+        FileError: the folder cannot be written.
+    """
+    tell(Stage(f"writing {folder.path}"))
+    save_model(
+        subject.opened,
+        folder / MODEL,
+        history=(report.command,),
+        measurements=report.after.to_json(),
+        overwrite=True,
+    )
+    check, failure = _export(subject, folder, tell) if output.onnx else (None, None)
+    refused = {} if failure is None else {"export to ONNX": str(failure)}
+    report = replace(report, export=check, refused={**report.refused, **refused})
+    report.save(folder.path)
+    write_page(report, folder.path)
+    if failure is not None:
+        raise CompressorError(
+            f"{folder / MODEL} is made, but not {ONNX}: {failure}; leave it out with --no-onnx"
+        ) from failure
+    return report
+
+
+def _export(subject: Subject, folder: RunFolder, tell: Tell) -> tuple[OnnxCheck | None, CompressorError | None]:
+    tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
+    try:
+        return export_onnx(subject.module, subject.example, folder / ONNX, check_inputs=subject.real_images), None
+    except CompressorError as error:
+        return None, error

@@ -1,0 +1,120 @@
+"""What a run works on: a model and the data that fit it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import UsageError
+from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
+from compressor.pipeline.settings import ModelSettings
+from compressor.training.batching import Preparation, examples
+from compressor.training.data import Data, fit_to_model, open_data, with_input_shape
+from compressor.training.evaluate import count_outputs
+from compressor.training.numerics import choose_device
+from compressor.training.randomness import generator, seed_everything_
+from compressor.training.settings import DataSettings
+
+_CHECKED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on its device, and the data as the model takes them."""
+
+    opened: OpenedModel
+    data: Data | None
+    device: torch.device
+
+    @property
+    def module(self) -> nn.Module:
+        return self.opened.module
+
+    @property
+    def example(self) -> Tensor:
+        """One random image (1, channels, height, width), always the same."""
+        assert self.opened.input_shape is not None
+        source = torch.Generator().manual_seed(0)
+        return torch.randn(1, *self.opened.input_shape, generator=source).to(self.device)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how model and data were opened."""
+        return [*self.opened.notes, *(self.data.notes if self.data else ())]
+
+    @property
+    def real_images(self) -> Tensor | None:
+        """Some images of the validation set as the model takes them; None without data."""
+        return None if self.data is None else examples(self.data.validation, self.data, _CHECKED_IMAGES)
+
+
+def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, device: str) -> Subject:
+    """Open a model, and data for it; an architecture without a file gets random weights and the data's classes.
+
+    Raises:
+        UsageError: flags that contradict each other or what is there, or no input shape.
+        FileError, DataError, ModelError: what was given cannot be opened or does not fit together.
+    """
+    place = choose_device(device)
+    seed_everything_(loading.seed)
+    if data is None:
+        opened = _opened(model, {})
+        if opened.input_shape is None:
+            raise UsageError("the model does not say what images it takes: give --input, such as --input 3x224x224")
+        return Subject(replace(opened, module=opened.module.to(place)), None, place)
+    if model.model is not None:
+        opened = _opened(model, {})
+        found = _open_data(data, loading, opened.input_shape)
+    else:
+        found = _open_data(data, loading, None)
+        opened = _opened(model, _fitting(model, found))
+        found = found if opened.input_shape is None else with_input_shape(found, _images(opened.input_shape))
+    opened = replace(opened, module=opened.module.to(place), input_shape=found.input_shape)
+    outputs = count_outputs(opened.module, found)
+    found = fit_to_model(found, outputs, classes=opened.classes, mean=opened.mean, std=opened.std)
+    known = replace(opened, classes=opened.classes or found.classes, mean=found.mean, std=found.std)
+    return Subject(known, found, place)
+
+
+def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32) -> Sequence[tuple[Tensor, Tensor]]:
+    """Random training images, not augmented, for methods that take gradients; none without data."""
+    data = subject.data
+    if data is None:
+        return ()
+    order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), seed, "score"))[:images]
+    prepare = Preparation.of(data, subject.device)
+    return [(prepare(x), y) for x, y in data.train.read(order.split(batch_size), subject.device)]
+
+
+def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:
+    arguments = {**more, **dict(model.arch_arg)}
+    return open_model(
+        model.model, arch=model.arch, arch_arguments=arguments, input_shape=model.input, trust=model.trust
+    )
+
+
+def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
+    """The arguments with which the architecture has the data's classes and channels."""
+    if model.arch is None:
+        raise UsageError("no model: give a file, or --arch for a network with random weights")
+    arch = parse_arch(model.arch, dict(model.arch_arg))
+    channels = model.input[0] if model.input else data.input_shape[0]
+    return data_arguments(arch, num_classes=len(data.classes), channels=channels)
+
+
+def _open_data(spec: str, loading: DataSettings, shape: tuple[int, ...] | None) -> Data:
+    return open_data(
+        spec,
+        validation=loading.validation,
+        seed=loading.seed,
+        download=loading.download,
+        input_shape=None if shape is None else _images(shape),
+        bad_images=loading.bad_images,
+    )
+
+
+def _images(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise UsageError(f"the model takes inputs of shape {shape}, data sets hold images (channels, height, width)")
+    return shape[0], shape[1], shape[2]

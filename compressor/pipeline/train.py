@@ -1,0 +1,74 @@
+"""Train a model, from random weights or from a file's: `compressor train` and `compressor finetune`."""
+
+from dataclasses import replace
+
+from compressor.pipeline.folder import RunFolder
+from compressor.pipeline.measuring import filters, layer_sizes, measure
+from compressor.pipeline.results import write_results
+from compressor.pipeline.settings import TrainJob, flat
+from compressor.pipeline.stages import Stage, Tell, note_all, silent
+from compressor.pipeline.subject import Subject, open_subject
+from compressor.profiling.model_profile import profile
+from compressor.reporting.environment import device_words, versions
+from compressor.reporting.report import Measurements, Report
+from compressor.training.batching import steps_per_epoch
+from compressor.training.evaluate import evaluate
+from compressor.training.loop import fit
+from compressor.training.state import Saving
+
+
+def train(job: TrainJob, tell: Tell = silent) -> Report:
+    """Open, train, measure, write; returns the report that was written.
+
+    Raises:
+        CompressorError: anything the user can mend.
+    """
+    folder = RunFolder(job.output)
+    subject = _open(job, tell)
+    assert subject.data is not None
+    tell(Stage("measuring the model as it came"))
+    top1 = evaluate(subject.module, subject.data.test, subject.data).top1
+    folder.begin(flat(job))
+
+    saving = Saving(folder.path, phase=job.command.split()[1])
+    history = fit(subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving)
+
+    tell(Stage("measuring the result"))
+    after = measure(subject, latency=job.output.latency)
+    before = replace(after, top1=top1)  # training changes no cost
+    report = replace(_report(job, subject, before, after), rows=tuple(history.rows))
+    return write_results(subject, report, folder, job.output, tell)
+
+
+def dry_run(job: TrainJob, tell: Tell = silent) -> Report:
+    """The report of what `train` would do and to what; nothing is trained and written."""
+    subject = _open(job, tell)
+    data, training = subject.data, job.training
+    assert data is not None
+    cost = profile(subject.module, subject.example, layers=False)
+    size = Measurements.of(cost, reasons=dict.fromkeys(("latency_ms", "top1"), "not measured in a dry run"))
+    work = f"{training.epochs} epochs of {steps_per_epoch(data, training)} steps on {len(data.train):,} images"
+    report = _report(job, subject, size, size)
+    return replace(report, notes=(*report.notes, f"would train for {work}"))
+
+
+def _open(job: TrainJob, tell: Tell) -> Subject:
+    tell(Stage("opening the model and the data"))
+    subject = open_subject(job.model, job.data, job.loading, job.training.device)
+    note_all(subject.notes, tell)
+    return subject
+
+
+def _report(job: TrainJob, subject: Subject, before: Measurements, after: Measurements) -> Report:
+    widths = filters(subject.module)
+    return Report(
+        command=job.command,
+        settings=flat(job),
+        seed=job.training.seed,
+        versions=versions(),
+        device=device_words(subject.device),
+        before=before,
+        after=after,
+        layers=layer_sizes(widths, widths),
+        notes=tuple(subject.notes),
+    )

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from compressor.errors import FileError as FileError
     from compressor.errors import ModelError as ModelError
     from compressor.errors import UsageError as UsageError
+    from compressor.loading import load as load
+    from compressor.loading import save as save
+    from compressor.pipeline.oneshot import prune_ as prune_
+    from compressor.profiling.model_profile import profile as profile
 
 # Public name -> the module that defines it.
 _HOMES = {

@@ -68,6 +68,8 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
     image, traced, batch = _trace_one(module, example)
     counted = count_macs(traced)
     thop, reason = thop_macs(module, image)
+    if thop == 0 < counted.total:
+        thop, reason = None, "thop knows none of this model's layers"
     reasons = {"file_bytes": "a model in memory has no file"}
     if reason is not None:
         reasons["macs_thop"] = reason

@@ -69,14 +69,14 @@ def _with_one_image(proto: Any, input_name: str) -> Any:
     import onnx
 
     image = next(entry for entry in proto.graph.input if entry.name == input_name)
-    batch = image.type.tensor_type.shape.dim[0]
-    if not batch.HasField("dim_value"):
-        batch.dim_value = 1
-    # Sizes that were written down for a free batch would contradict the inferred ones.
+    free = image.type.tensor_type.shape.dim[0].dim_param
     for graph in _graphs(proto.graph):
-        del graph.value_info[:]
-        for output in graph.output:
-            output.type.tensor_type.ClearField("shape")
+        for entry in (*graph.input, *graph.output, *graph.value_info):
+            for dim in entry.type.tensor_type.shape.dim if entry.type.HasField("tensor_type") else ():
+                if free and dim.dim_param == free:
+                    dim.dim_value = 1
+    if not image.type.tensor_type.shape.dim[0].HasField("dim_value"):  # free and without a name
+        image.type.tensor_type.shape.dim[0].dim_value = 1
     return onnx.shape_inference.infer_shapes(proto, data_prop=True)
 
 

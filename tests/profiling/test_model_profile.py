@@ -85,6 +85,11 @@ def test_what_is_missing_has_a_reason_and_json_takes_it() -> None:
     assert json.loads(json.dumps(cost.to_json()))["macs"] == 4
 
 
+def test_a_model_of_which_thop_knows_nothing_gets_no_zero() -> None:
+    cost = profile(Squeezing(), torch.zeros(4, 3, 5, 1))
+    assert cost.macs_thop is None and "thop knows none" in cost.reasons["macs_thop"]
+
+
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ModelError, match="does not run on an input of shape 1x2x6x6"):
         profile(nn.Conv2d(3, 4, 3), torch.zeros(1, 2, 6, 6))

@@ -20,12 +20,14 @@ class Augmentation:
 def choose_augmentation(name: str, suits: str, padding: int) -> Augmentation:
     """The augmentation that a setting names; "auto" is what suits the data set.
 
-    Raises UsageError for an unknown name.
+    Raises UsageError for an unknown name or a negative padding.
     """
     known = ("none", "flip", "crop", "crop+flip")
     chosen = suits if name == "auto" else name
     if chosen not in known:
         raise UsageError(f"unknown augmentation {name!r}: choose auto, {', '.join(known)}")
+    if padding < 0:
+        raise UsageError(f"crop_padding={padding} must be 0 or more pixels")
     return Augmentation(padding if "crop" in chosen else 0, "flip" in chosen)
 
 

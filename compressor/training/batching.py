@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.errors import UsageError
 from compressor.training.augment import choose_augmentation
 from compressor.training.data import AnySet, Data
 from compressor.training.randomness import generator
@@ -48,7 +49,9 @@ def train_batches(
 
 
 def steps_per_epoch(data: Data, settings: TrainSettings) -> int:
-    """Batches that `train_batches` gives in an epoch."""
+    """Batches that `train_batches` gives in an epoch. Raises UsageError for a batch size below 1."""
+    if settings.batch_size < 1:
+        raise UsageError(f"batch_size={settings.batch_size} must be at least 1")
     return max(1, len(data.train) // settings.batch_size)
 
 

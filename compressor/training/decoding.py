@@ -28,8 +28,7 @@ def decode(path: Path | str, shape: tuple[int, int, int], seed: int | None = Non
     channels, height, width = shape
     try:
         with Image.open(path) as opened:
-            if opened.width * opened.height > PIXEL_LIMIT:
-                raise Unreadable(f"{opened.width}x{opened.height} pixels, over the limit of {PIXEL_LIMIT:,}")
+            _check_size(opened)
             image = _upright(opened)
         pixels = _to_mode(image, "L" if channels == 1 else "RGB")
         window = _middle(pixels.size, (width, height)) if seed is None else _random_window(pixels.size, seed)
@@ -50,10 +49,18 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
+            _check_size(image)
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations that lie on a side
             return (image.width, image.height) if turned else (image.height, image.width)
+    except Unreadable:
+        raise
     except Exception as error:  # as in decode
         raise Unreadable(_reason(error, path)) from error
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > PIXEL_LIMIT:
+        raise Unreadable(f"{image.width}x{image.height} pixels, over the limit of {PIXEL_LIMIT:,}")
 
 
 def _upright(image: Image.Image) -> Image.Image:

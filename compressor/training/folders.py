@@ -146,11 +146,13 @@ def _sample_sizes(folder: Folder, count: int = 64) -> list[tuple[tuple[int, int]
     """Height and width of some training images, evenly spread; unreadable ones are reported when they are decoded."""
     paths = folder.splits["train"].paths
     sizes = []
-    for path in paths[:: max(1, len(paths) // count)]:
-        try:
-            sizes.append((image_size(path), path))
-        except Unreadable:
-            continue
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in _decode_all
+        for path in paths[:: max(1, len(paths) // count)]:
+            try:
+                sizes.append((image_size(path), path))
+            except Unreadable:
+                continue
     return sizes
 
 

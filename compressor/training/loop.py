@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.errors import CompressorError, DataError
+from compressor.errors import CompressorError, DataError, UsageError
 from compressor.training.batching import train_batches
 from compressor.training.data import Data
 from compressor.training.evaluate import first_output, modes_kept
@@ -121,7 +121,12 @@ def one_line(error: Exception) -> str:
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Step:
-    """The step of plain training: cross-entropy in nats against the labels."""
+    """The step of plain training: cross-entropy in nats against the labels.
+
+    Raises UsageError for a label smoothing outside 0..1.
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise UsageError(f"label_smoothing={label_smoothing} must lie between 0 and 1")
 
     def step(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         outputs = model(x)

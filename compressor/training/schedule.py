@@ -1,6 +1,7 @@
 """The optimizer that the settings name, and its learning rate as a function of the place in the run."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,22 +13,31 @@ from compressor.training.settings import TrainSettings
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """The optimizer over all parameters that require gradients.
 
-    Raises UsageError for an unknown name.
+    Raises UsageError for an unknown name and for values that the optimizer does not take.
     """
+    kinds = {
+        "sgd": torch.optim.SGD,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
+    }
+    if settings.optimizer not in kinds:
+        raise UsageError(f"unknown optimizer {settings.optimizer!r}: choose {', '.join(kinds)}")
+    own: dict[str, Any] = {"eps": settings.eps}
+    if settings.optimizer == "sgd":
+        own = {"momentum": settings.momentum, "nesterov": settings.nesterov}
+    elif settings.optimizer == "rmsprop":
+        own["alpha"] = settings.rho
+    else:
+        own["betas"] = (settings.beta1, settings.beta2)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    lr, decay, betas = start_lr(settings), settings.weight_decay, (settings.beta1, settings.beta2)
-    match settings.optimizer:
-        case "sgd":
-            return torch.optim.SGD(
-                parameters, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=decay
-            )
-        case "adam":
-            return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=settings.eps, weight_decay=decay)
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=settings.eps, weight_decay=decay)
-        case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr=lr, alpha=settings.rho, eps=settings.eps, weight_decay=decay)
-    raise UsageError(f"unknown optimizer {settings.optimizer!r}: choose sgd, adam, adamw or rmsprop")
+    try:
+        optimizer: torch.optim.Optimizer = kinds[settings.optimizer](
+            parameters, lr=start_lr(settings), weight_decay=settings.weight_decay, **own
+        )
+    except ValueError as error:
+        raise UsageError(f"{settings.optimizer}: {error}") from error
+    return optimizer
 
 
 def start_lr(settings: TrainSettings) -> float:

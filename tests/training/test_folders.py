@@ -17,6 +17,7 @@ from compressor.training.data import Data, fit_to_model, open_data
 from compressor.training.sets import Draws, ImageSet
 from compressor.training.settings import TrainSettings
 from compressor.training.streaming import FolderSet
+from tests.training.test_decoding import png_header
 
 CPU = torch.device("cpu")
 
@@ -72,13 +73,16 @@ def test_bad_images_are_left_out_and_named(root, monkeypatch, streamed):
     (root / "train" / "cat" / "text.png").write_text("no image")
     whole = (root / "train" / "dog" / "000.png").read_bytes()
     (root / "train" / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (root / "train" / "dog" / "bomb.png").write_bytes(png_header(10_000, 9_000))
     data = opened(root, monkeypatch, streamed)
+    assert data.input_shape == (3, 12, 12)
     seen = sum(len(y) for part in (data.train, data.validation) for _, y in batches(part, data, 8))
     assert seen == 20
     reasons = {Path(path).name: reason for path, reason in data.problems}
-    assert reasons.keys() == {"text.png", "cut.png"}
+    assert reasons.keys() == {"text.png", "cut.png", "bomb.png"}
     assert reasons["text.png"] == "not an image"
-    assert len(data.problems) == 2
+    assert "over the limit" in reasons["bomb.png"]
+    assert len(data.problems) == 3
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])

@@ -291,6 +291,36 @@ def test_device_that_is_not_there_is_wrong_use(device, says):
         fit(small_net(), small_data(), replace(FAST, device=device))
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+        ({"momentum": -0.5}, "Invalid momentum"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"label_smoothing": 2.0}, "between 0 and 1"),
+        ({"augment": "crop", "crop_padding": -1}, "0 or more"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_out_of_range_are_wrong_use(settings, says):
+    with pytest.raises(UsageError, match=says):
+        fit(small_net(), small_data(), replace(FAST, **settings))
+
+
+def test_model_with_nothing_to_train_is_wrong_use():
+    with pytest.raises(UsageError, match="empty parameter list"):
+        fit(small_net().requires_grad_(False), small_data(), FAST)
+
+
+def test_memory_short_in_the_optimizer_is_one_line(monkeypatch):
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", refuse)
+    with pytest.raises(CompressorError, match=r"out of memory \(CUDA out of memory\. Tried"):
+        fit(small_net(), small_data(), FAST)
+
+
 def test_global_switches_are_put_back():
     before = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
     fit(small_net(), small_data(), replace(FAST, epochs=1, deterministic=True))

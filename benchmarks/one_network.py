@@ -1,21 +1,16 @@
 """Prune half of every free group of one network and check it against the masked original; prints one JSON line.
 
-    python benchmarks/one_network.py torchvision:resnet18 [--peer]
+    python -m benchmarks.one_network torchvision:resnet18 [--peer]
 
 `--peer` runs Torch-Pruning's magnitude pruner on it instead. Called by benchmarks/surgery.py, one process a network.
 """
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-warnings.filterwarnings("ignore")
 
 import torch
 
@@ -46,7 +41,11 @@ def ours(name: str) -> dict[str, Any]:
     randomise_(model)
     start = time.perf_counter()
     channels = capture(model, example)
-    row: dict[str, Any] = {"seconds": time.perf_counter() - start, "free": len(channels.free), "groups": len(channels.groups)}
+    row: dict[str, Any] = {
+        "seconds": time.perf_counter() - start,
+        "free": len(channels.free),
+        "groups": len(channels.groups),
+    }
     row["reasons"] = Counter(channels.frozen.values()).most_common(5)
     if not channels.free:
         return row | {"status": "whole"}
@@ -89,7 +88,11 @@ def peer(name: str) -> dict[str, Any]:
     last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1:]
     start = time.perf_counter()
     pruner = torch_pruning.pruner.MagnitudePruner(
-        model, example, importance=torch_pruning.importance.MagnitudeImportance(p=1), pruning_ratio=0.5, ignored_layers=last
+        model,
+        example,
+        importance=torch_pruning.importance.MagnitudeImportance(p=1),
+        pruning_ratio=0.5,
+        ignored_layers=last,
     )
     pruner.step()
     seconds = time.perf_counter() - start
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--peer", action="store_true")
     arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")  # the libraries' own, on old networks
     try:
         row = peer(arguments.name) if arguments.peer else ours(arguments.name)
     except Exception as error:  # a crash is a result of this benchmark

@@ -21,8 +21,8 @@ from compressor.graph.walk import Ties, Walk
 from compressor.surgery import Plan, Prune
 
 STATISTICS = frozenset(
-    ["native_layer_norm", "native_group_norm", "_fused_rms_norm", "mean", "var", "var_mean", "std", "std_mean"]
-    + ["native_batch_norm", "_native_batch_norm_legit", "linalg_vector_norm", "_weight_norm_interface"]
+    """native_layer_norm native_group_norm _fused_rms_norm mean var var_mean std std_mean native_batch_norm
+    _native_batch_norm_legit linalg_vector_norm _weight_norm_interface""".split()  # noqa: SIM905 - a list of words
 )
 
 
@@ -37,7 +37,9 @@ def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
                 module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.2)
     for parameter in model.parameters():
-        if parameter.numel() and parameter.detach().abs().max() < 1e-3:  # a head or a scale that starts at zero hides all errors
+        if (
+            parameter.numel() and parameter.detach().abs().max() < 1e-3
+        ):  # a head or a scale that starts at zero hides all errors
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return model.double().eval()
 
@@ -47,7 +49,9 @@ def half_plan(channels: Channels, seed: int = 0, share: float = 0.5) -> Plan:
     generator = np.random.default_rng(seed)
     return Plan(
         tuple(
-            Prune(group.name, tuple(generator.choice(group.ids, max(1, int(group.size * share)), False).tolist()), "test")
+            Prune(
+                group.name, tuple(generator.choice(group.ids, max(1, int(group.size * share)), False).tolist()), "test"
+            )
             for group in channels.free
         )
     )
@@ -101,7 +105,9 @@ class _KeptStatistics(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         op = self.walk.trace.ops[self.step]
         self.step += 1
-        if op.name not in STATISTICS or not any(self._lost(ids) for ref in op.inputs for ids in self._track(ref).values()):
+        if op.name not in STATISTICS or not any(
+            self._lost(ids) for ref in op.inputs for ids in self._track(ref).values()
+        ):
             return func(*args, **(kwargs or {}))
         compact = [self._compact(value, ref) for value, ref in zip(args, op.args, strict=True)]
         if op.name in ("native_layer_norm", "_fused_rms_norm"):
@@ -111,7 +117,9 @@ class _KeptStatistics(TorchDispatchMode):
         result = func(*compact, **(kwargs or {}))
         flat = [result] if isinstance(result, Tensor) else list(result)
         tracks = self.walk.op_outputs[self.step - 1]
-        full = [self._scatter(value, ref.shape, track) for value, ref, track in zip(flat, op.outputs, tracks, strict=True)]
+        full = [
+            self._scatter(value, ref.shape, track) for value, ref, track in zip(flat, op.outputs, tracks, strict=True)
+        ]
         return full[0] if isinstance(result, Tensor) else tuple(full)
 
     def _track(self, ref: TensorRef) -> dict[int, np.ndarray]:
@@ -137,4 +145,6 @@ class _KeptStatistics(TorchDispatchMode):
 
 
 def move(example: Any, dtype: torch.dtype) -> Any:
-    return tree_map(lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, example)
+    return tree_map(
+        lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, example
+    )

@@ -82,7 +82,7 @@ class _Capture:
         self.roots = resolve.roots_of(self.ties)
         self.identities = resolve.identities(self.ties, self.roots)
         self.groups = tuple(map(self._kept, resolve.groups(self.ties, self.roots, self.ranks, self.order)))
-        self.sizes = resolve.sizes(self.found, self.model, self.roots)
+        self.sizes = resolve.sizes(self.found, self.ties, self.model, self.roots)
 
     def _kept(self, group: Group) -> Group:
         asked = any(fnmatchcase(name, pattern) for name in group.producers for pattern in self.keep)

@@ -12,6 +12,7 @@ from compressor.errors import UsageError
 
 Ids = NDArray[np.int64]
 Key = tuple[str, int]  # name in the state dict, dimension
+SINGLE = "a single channel, or all channels tied into one"
 
 
 @dataclass(frozen=True)
@@ -168,27 +169,29 @@ def _product(factors: Iterable[int]) -> int:
 
 
 def same_map(one: Channels, other: Channels) -> str | None:
-    """None when two maps say the same of a model up to the numbering of identities; else the first difference."""
-    if one.identities.keys() != other.identities.keys():
-        return f"places differ: {sorted(one.identities.keys() ^ other.identities.keys())[:4]}"
+    """None when two maps say the same of a model up to the numbering of identities; else the first difference.
+
+    What holds a single channel holds nothing to edit, so a map may name it or not.
+    """
+    ours, theirs = ({key for key, ids in c.identities.items() if len(ids) > 1} for c in (one, other))
+    if ours != theirs:
+        return f"places differ: {sorted(ours ^ theirs)[:4]}"
     forth: dict[int, int] = {}
     back: dict[int, int] = {}
-    for key, ids in one.identities.items():
-        others = other.identities[key]
+    for key in ours:
+        ids, others = one.identities[key], other.identities[key]
         if len(ids) != len(others):
             return f"{key} holds {len(ids)} channels against {len(others)}"
         for here, there in zip(ids.tolist(), others.tolist(), strict=True):
             if forth.setdefault(here, there) != there or back.setdefault(there, here) != here:
                 return f"{key} ties different channels"
-    return _same_groups(one, other, forth)
-
-
-def _same_groups(one: Channels, other: Channels, forth: Mapping[int, int]) -> str | None:
-    def described(channels: Channels, rename: Mapping[int, int] | None) -> set[tuple[frozenset[int], bool]]:
-        return {
-            (frozenset(rename[i] if rename else i for i in group.ids.tolist()), group.frozen is None)
-            for group in channels.groups
-        }
-
-    different = described(one, forth) ^ described(other, None)
+    different = _described(one, forth) ^ _described(other, {i: i for i in back})
     return f"groups differ: {sorted(map(str, different))[:2]}" if different else None
+
+
+def _described(channels: Channels, rename: Mapping[int, int]) -> set[tuple[frozenset[int], bool]]:
+    return {
+        (frozenset(rename[identity] for identity in group.ids.tolist()), group.frozen is None)
+        for group in channels.groups
+        if group.size > 1
+    }

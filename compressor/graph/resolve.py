@@ -9,7 +9,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from compressor.graph.channels import Absorber, Cost, Group, Ids, Key, Place, Site, Size
+from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Ids, Key, Place, Site, Size
 from compressor.graph.rules_layers import BATCH_NORMS, KERNEL
 from compressor.graph.walk import RawSize, Ties, Walk
 
@@ -60,7 +60,7 @@ def groups(ties: Ties, roots: Roots, ranks: Mapping[str, int], tensor_order: Map
     keys = sorted(ties.blocks, key=lambda key: (tensor_order[key[0]], key[1]))
     held = {key: roots[ties.blocks[key]] for key in keys}
     places = {key: Place(*key, "column" if starts[key] in columns else "row") for key in keys}
-    families = _families(held, len(np.unique(roots)))
+    families = _families(held, [roots[ids] for ids in ties.apart], len(np.unique(roots)))
     frozen, prune_only = Reasons(ties.frozen, roots), Reasons(ties.prune_only, roots)
     found = []
     taken: dict[str, int] = {}
@@ -77,7 +77,7 @@ def groups(ties: Ties, roots: Roots, ranks: Mapping[str, int], tensor_order: Map
     return tuple(found)
 
 
-def _families(held: Mapping[Key, Ids], count: int) -> list[tuple[Ids, list[Key]]]:
+def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tuple[Ids, list[Key]]]:
     """Identities that occur equally often in the same places, found by hashing; frozen and free ones never mix."""
     generator = np.random.default_rng(0)
     signatures = np.zeros(count, dtype=np.uint64)
@@ -90,6 +90,8 @@ def _families(held: Mapping[Key, Ids], count: int) -> list[tuple[Ids, list[Key]]
         new = first[unseen] < 0
         first[unseen[new]] = offset + where[new]
         offset += len(ids)
+    for ids in apart:
+        signatures[np.unique(ids)] += generator.integers(1, 2**63, dtype=np.uint64)
     seen = np.flatnonzero(first >= 0)
     seen = seen[np.argsort(first[seen], kind="stable")]
     _, inverse = np.unique(signatures[seen], return_inverse=True)
@@ -115,7 +117,7 @@ def _owner(tensor: str) -> str:
 
 
 def _unfit(ids: Ids) -> str | None:
-    return "a single channel, or all channels tied into one" if len(ids) == 1 else None
+    return SINGLE if len(ids) == 1 else None
 
 
 def sites(walk: Walk, roots: Roots) -> tuple[Site, ...]:
@@ -142,10 +144,17 @@ _ELEMENTWISE_MODULES = frozenset({
 })  # fmt: skip
 
 
-def sizes(found: Iterable[RawSize], model: nn.Module, roots: Roots) -> tuple[Size, ...]:
+def sizes(found: Iterable[RawSize], ties: Ties, model: nn.Module, roots: Roots) -> tuple[Size, ...]:
     """The attributes that exist and hold exactly the count they were said to hold."""
+    names = ("num_features", "num_channels", "num_parameters")  # of modules whose weight is one number per channel
+    vectors = [
+        RawSize(tensor.rpartition(".")[0], name, ids)
+        for (tensor, dim), ids in ties.blocks.items()
+        for name in names
+        if dim == 0 and (tensor, 1) not in ties.blocks
+    ]
     kept: dict[tuple[str, str, int | None], Size] = {}
-    for raw in found:
+    for raw in (*found, *vectors):
         attribute, _, entry = raw.attribute.partition(".")
         index = int(entry) if entry else None
         module = model.get_submodule(raw.module)

@@ -184,6 +184,7 @@ def weight_norm(w: Walk, op: Op) -> None:
         if dim != kept:
             w.prune_only(ids, f"{op.module} takes the length of its weight over these channels")
     w.give(op.outputs[0], track)
+    w.give(op.outputs[1], {kept: track[kept]} if kept in track else {})
 
 
 def attention(w: Walk, op: Op) -> None:

@@ -105,7 +105,9 @@ def slice_(w: Walk, op: Op) -> None:
     if dim in track:
         if step not in (None, 1):
             w.freeze(track[dim], f"{op.module or 'the model'} takes every {step}th channel")
-        track[dim] = track[dim][start:end:step]
+        whole, track[dim] = track[dim], track[dim][start:end:step]
+        if len(track[dim]) < len(whole):
+            w.ties.apart.append(track[dim])
     w.give(op.outputs[0], track)
 
 
@@ -158,6 +160,8 @@ def split(w: Walk, op: Op) -> None:
     parts = np.split(ids, ends[:-1])
     if len({len(part) for part in parts}) == 1:
         w.tie_rows(np.stack(parts))
+    else:
+        w.ties.apart.extend(parts)
     for out, part in zip(op.outputs, parts, strict=True):
         w.give(out, w.track(x) | {dim: part})
 

@@ -27,6 +27,7 @@ class Ties:
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
     prune_only: list[tuple[Ids, str]] = field(default_factory=list)
     columns: list[Ids] = field(default_factory=list)
+    apart: list[Ids] = field(default_factory=list)  # channels that go a way of their own, so cannot stand for others
 
     def fresh(self, size: int) -> Ids:
         ids = np.arange(self.count, self.count + size, dtype=np.int64)

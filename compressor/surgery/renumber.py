@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.graph.channels import Channels, Cost, Group, Ids, Site, Size
+from compressor.graph.channels import SINGLE, Channels, Cost, Group, Ids, Site, Size
 from compressor.surgery.edits import Insert, Plan
 
 
@@ -65,7 +65,8 @@ class Renumbering:
         )
 
     def _group(self, group: Group) -> Group:
-        return replace(group, ids=self.array(group.ids))
+        ids = self.array(group.ids)
+        return replace(group, ids=ids, frozen=group.frozen or (SINGLE if len(ids) == 1 else None))
 
     def _site(self, site: Site) -> Site:
         ids = self.array(site.ids)

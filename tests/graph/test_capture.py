@@ -1,0 +1,78 @@
+"""What capture finds on each way of tying channels, and that it leaves the model alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.errors import ModelError
+from compressor.graph import capture
+from compressor.graph.channels import same_map
+from tests.networks import NETWORKS, Plain, Residual
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_free_groups_are_the_stated_ones(name):
+    network = NETWORKS[name]()
+    channels = capture(network, network.example())
+    assert {group.name: group.size for group in channels.free} == network.FREE
+    for group, word in network.FROZEN.items():
+        assert word in channels.frozen[group]
+
+
+def test_capture_leaves_model_unchanged():
+    model = Residual().train()
+    before = copy.deepcopy(model.state_dict())
+    mode = {name: module.training for name, module in model.named_modules()}
+    capture(model, model.example())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert mode == {name: module.training for name, module in model.named_modules()}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_capture_twice_gives_the_same_map():
+    model = Residual()
+    assert same_map(capture(model, model.example()), capture(model, model.example())) is None
+
+
+def test_kept_layers_are_frozen_on_request():
+    model = Residual()
+    channels = capture(model, model.example(), keep=["a1"])
+    assert channels.frozen["a1"] == "kept by request"
+    assert {group.name for group in channels.free} == {"stem", "b1"}
+
+
+def test_wrong_input_is_one_clear_line():
+    model = Plain()
+    with pytest.raises(ModelError, match=r"does not run on an input of shape 2x5x8x8 .*--input") as caught:
+        capture(model, torch.randn(2, 5, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_model_that_needs_values_is_captured_on_real_data():
+    class Valued(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.a(x))
+            return self.b(x * 2 if float(x.mean()) >= 0 else x)
+
+    assert [group.name for group in capture(Valued(), torch.randn(2, 3, 8, 8)).free] == ["a"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_meta_modules_are_captured(dtype):
+    model = Residual()
+    reference = capture(model, model.example())
+    assert same_map(reference, capture(model.to(dtype), model.example().to(dtype))) is None
+    assert same_map(reference, capture(model.to("meta"), model.example().to(dtype))) is None
+
+
+def test_cost_is_counted_on_the_operators_that_run():
+    model = Plain()  # 3x3 convolutions on 8x8 and 4x4 maps, then two linear layers
+    channels = capture(model, model.example())
+    assert channels.macs() == 64 * 9 * 3 * 6 + 16 * 9 * 6 * 8 + 128 * 10 + 10 * 4
+    assert channels.params() == sum(parameter.numel() for parameter in model.parameters())

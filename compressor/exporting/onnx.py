@@ -127,7 +127,10 @@ def _torch_outputs(reference: nn.Module, inputs: Any) -> list[Array]:
             outputs = reference(*arguments, **keywords)
     except Exception as error:  # any code of the user's may fail in any way
         raise ModelError(refusal(inputs, error)) from error
-    return [leaf.numpy() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise ModelError("the model gives infinities or NaN, so no export can be checked; train it to finite weights")
+    return [tensor.numpy() for tensor in tensors]
 
 
 def _program(reference: nn.Module, example: Any, opset: int) -> Any:

@@ -169,6 +169,13 @@ def test_a_mismatch_is_an_error_and_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_model_without_finite_outputs_is_refused(tmp_path: Path) -> None:
+    net = nn.Conv2d(1, 1, 1)
+    nn.init.constant_(net.weight, float("nan"))
+    with pytest.raises(ModelError, match="infinities or NaN"):
+        export_onnx(net, torch.zeros(1, 1, 2, 2), tmp_path / "net.onnx")
+
+
 def test_nothing_is_printed_and_nothing_warned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

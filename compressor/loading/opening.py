@@ -127,7 +127,7 @@ def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | Non
             chosen = replace(named, arguments={**arch.arguments, **named.arguments})
             definition = find(chosen, named=True)
         else:
-            definition = find(arch, named=trust)
+            definition = find(_located(arch, path), named=trust)
         if arch.sha256 not in (None, definition.arch.sha256):
             notes = (f"{definition.arch.name} is not the code that the checkpoint was written with",)
         arch = definition.arch
@@ -137,6 +137,19 @@ def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | Non
     return OpenedModel(
         module, arch, held.input_shape, held.classes, held.mean, held.std, held.history, held.measurements, notes
     )
+
+
+def _located(arch: Arch, checkpoint: Path) -> Arch:
+    """The architecture with its FILE.py where it is: from the current folder, else from one that holds the checkpoint.
+
+    Only a place to look: whether the file may run is decided by who named it.
+    """
+    path, _, function = arch.name.rpartition(":")
+    if arch.sha256 is None or Path(path).exists():
+        return arch
+    places = (folder / path for folder in checkpoint.resolve().parents)
+    found = next((place for place in places if place.is_file()), None)
+    return arch if found is None else replace(arch, name=f"{found}:{function}")
 
 
 def _restructure(module: nn.Module, structure: dict[str, Any], path: Path) -> None:

@@ -22,6 +22,20 @@ def test_file_named_before_opens_again(tmp_path):
     assert compressor.load(checkpoint(tmp_path)).head.out_features == 10
 
 
+def test_file_is_found_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    nets.write(tmp_path)
+    opened = compressor.loading.open_model(None, arch="net.py:build")
+    compressor.loading.save_model(opened, tmp_path / "runs" / "one" / "model.pt")
+    monkeypatch.chdir("/")
+    again = compressor.loading.open_model(tmp_path / "runs" / "one" / "model.pt")
+    assert again.arch.name == f"{tmp_path / 'net.py'}:build"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another person"))
+    with pytest.raises(UsageError, match="never named"):
+        compressor.load(tmp_path / "runs" / "one" / "model.pt")
+
+
 def test_file_never_named_here_is_not_run(tmp_path, monkeypatch):
     path = checkpoint(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another person"))

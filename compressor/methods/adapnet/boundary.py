@@ -3,6 +3,7 @@
 A boundary lives as long as its plans are being carried out; what lasts is in the units.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -100,7 +101,7 @@ class Boundary:
         return edits
 
     def _prunes_and_merges(self) -> list[Edit]:
-        """Concepts of all judged groups, then algorithms 2 and 3 on each."""
+        """Concepts of all judged groups, then algorithms 2 and 3 on each; recorded maps are not needed afterwards."""
         self._found = extract(self.judged, self.owner.classes, self.settings, self.generator)
         edits: list[Edit] = []
         for unit in self.owner.units.values():
@@ -110,6 +111,7 @@ class Boundary:
                 chosen = self._choose_candidates(unit)
                 edits += self._candidates_edits(unit, chosen)
                 edits += self._merges(unit, {one.filter for one in chosen})
+            unit.recording = None
         return edits
 
     def _see_concepts(self, unit: Unit, found: clusters.Clustering) -> None:
@@ -171,8 +173,6 @@ class Boundary:
     def _insertions(self) -> list[Edit]:
         edits: list[Edit] = []
         for unit in self.judged:
-            # Maps and similarities belong to the filters as they were.
-            unit.recording = None
             edit = self._insertion(unit) if unit.name in self._found else None
             edits += [edit] if edit is not None else []
         return edits
@@ -206,10 +206,11 @@ class Boundary:
     def _follow(self, edits: list[Edit]) -> None:
         """Let the units follow edits that were carried out."""
         channels = self.current()
+        pruned: dict[str, list[int]] = defaultdict(list)
         for edit in edits:
             unit = self.owner.units[edit.group]
             if isinstance(edit, Prune):
-                unit.prune_([unit.ids.index(identity) for identity in edit.channels])
+                pruned[edit.group] += edit.channels
             elif isinstance(edit, Merge):
                 unit.merge_(unit.ids.index(edit.keep), unit.ids.index(edit.drop))
             else:
@@ -217,5 +218,8 @@ class Boundary:
                 position = unit.ids.index(edit.after) + 1
                 # One more than asked: the next boundary counts down before it judges.
                 unit.insert_(position, ids[position], self.settings.protection + 1)
+        for name, identities in pruned.items():
+            unit = self.owner.units[name]
+            unit.prune_([unit.ids.index(identity) for identity in identities])
         for name in {edit.group for edit in edits}:
             assert self.owner.units[name].ids == channels.group(name).ids.tolist(), f"{name} is out of step"

@@ -108,8 +108,6 @@ class AdapNet:
         now = time.perf_counter()
         note = self.governor.passed(list(self.units), len(judged), started - self._since, now - started)
         self.notes += [note] if note else []
-        for unit in self.units.values():
-            unit.recording = None
         self.means = Means()
         self.period += 1
         self.step = 0

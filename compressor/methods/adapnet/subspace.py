@@ -166,16 +166,24 @@ def spectrum(graph: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
     graph = graph.double()
     scale = graph.sum(2).clamp(min=1e-300).rsqrt() * valid
     normalised = graph * scale[:, :, None] * scale[:, None, :]
+    # LAPACK takes one matrix after the other, so there padding would only cost time.
+    return (one_by_one if graph.device.type == "cpu" else together)(normalised, valid, count)
+
+
+def one_by_one(matrices: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalues and their eigenvectors of each matrix without its padding."""
     units, size = valid.shape
-    if graph.device.type == "cpu":  # LAPACK takes one matrix after the other, so padding would only cost time
-        values, vectors = graph.new_zeros(units, count), graph.new_zeros(units, size, count)
-        for i, used in enumerate(valid.sum(1).tolist()):
-            taken = min(count, used)
-            one_values, one_vectors = torch.linalg.eigh(normalised[i, :used, :used])
-            values[i, :taken] = one_values.flip(0)[:taken]
-            vectors[i, :used, :taken] = one_vectors.flip(1)[:, :taken]
-        return values, vectors
-    # Below every true eigenvalue (they lie in -1..1), so that padding comes last.
-    normalised = normalised - 2 * torch.diag_embed((~valid).to(normalised.dtype))
-    all_values, all_vectors = torch.linalg.eigh(normalised)
-    return all_values.flip(1)[:, :count], all_vectors.flip(2)[:, :, :count]
+    values, vectors = matrices.new_zeros(units, count), matrices.new_zeros(units, size, count)
+    for i, used in enumerate(valid.sum(1).tolist()):
+        taken = min(count, used)
+        one_values, one_vectors = torch.linalg.eigh(matrices[i, :used, :used])
+        values[i, :taken] = one_values.flip(0)[:taken]
+        vectors[i, :used, :taken] = one_vectors.flip(1)[:, :taken]
+    return values, vectors
+
+
+def together(matrices: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same for all matrices at once, whose eigenvalues lie in -1..1: padding is given -2, so it comes last."""
+    padded = matrices - 2 * torch.diag_embed((~valid).to(matrices.dtype))
+    values, vectors = torch.linalg.eigh(padded)
+    return values.flip(1)[:, :count], vectors.flip(2)[:, :, :count]

@@ -167,6 +167,18 @@ def test_spectrum_is_that_of_the_normalised_laplacian(generator: torch.Generator
     np.testing.assert_allclose(laplacian @ vectors[0].numpy(), vectors[0].numpy() * (1 - values[0].numpy()), atol=1e-12)
 
 
+def test_eigenvectors_are_the_same_one_by_one_and_together(generator: torch.Generator) -> None:
+    valid = torch.arange(17)[None] < torch.tensor([[11], [17]])
+    graph = torch.rand(2, 17, 17, generator=generator, dtype=torch.float64) * (valid[:, :, None] & valid[:, None, :])
+    graph = graph + graph.transpose(1, 2)
+    scale = graph.sum(2).clamp(min=1e-300).rsqrt() * valid
+    matrices = graph * scale[:, :, None] * scale[:, None, :]
+    values, vectors = subspace.one_by_one(matrices, valid, 6)
+    other_values, other_vectors = subspace.together(matrices, valid, 6)
+    torch.testing.assert_close(other_values, values)
+    torch.testing.assert_close((vectors * other_vectors).sum(1).abs(), torch.ones(2, 6, dtype=torch.float64))
+
+
 def test_spectrum_spans_scikit_learns_embedding(generator: torch.Generator) -> None:
     graph = torch.rand(14, 14, generator=generator, dtype=torch.float64)
     graph = (graph + graph.T).fill_diagonal_(0.0)

@@ -38,8 +38,9 @@ def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loa
     name = f"{path}:{function}"
     try:
         source = path.read_bytes()
-    except OSError as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {told}"
         raise UsageError(f"the architecture file {path} {reason}: give --arch FILE.py:{function}") from error
     sha256 = hashlib.sha256(source).hexdigest()
     if named:

@@ -145,11 +145,14 @@ def _located(arch: Arch, checkpoint: Path) -> Arch:
     Only a place to look: whether the file may run is decided by who named it.
     """
     path, _, function = arch.name.rpartition(":")
-    if arch.sha256 is None or Path(path).exists():
+    places = [Path(path), *(folder / path for folder in checkpoint.resolve().parents)]
+    try:
+        found = next((place for place in places if place.is_file()), None)
+    except OSError:  # a name that no file can have; the error follows when it is read
+        found = None
+    if arch.sha256 is None or found is None:
         return arch
-    places = (folder / path for folder in checkpoint.resolve().parents)
-    found = next((place for place in places if place.is_file()), None)
-    return arch if found is None else replace(arch, name=f"{found}:{function}")
+    return replace(arch, name=f"{found}:{function}")
 
 
 def _restructure(module: nn.Module, structure: dict[str, Any], path: Path) -> None:

@@ -171,6 +171,16 @@ def test_damaged_checkpoints_are_one_line(tmp_path, field, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a" * 5000 + ".py:build", "a\0.py:build", "", ":", "/:build"])
+def test_file_names_that_no_file_has_are_one_line(tmp_path, name):
+    save_model(open_model(None, arch=nets.write(tmp_path)), tmp_path / "m.pt")
+    held = torch.load(tmp_path / "m.pt")
+    held["arch"]["name"] = name
+    torch.save(held, tmp_path / "m.pt")
+    with pytest.raises(UsageError, match="architecture file"):
+        open_model(tmp_path / "m.pt")
+
+
 def test_checkpoint_downloads_nothing(tmp_path):
     compressor.save(vision.build("squeezenet1_1"), tmp_path / "m.pt", arch="torchvision:squeezenet1_1")
     held = torch.load(tmp_path / "m.pt")

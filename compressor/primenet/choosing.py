@@ -1,0 +1,26 @@
+"""Which scale stays for inference: the one whose local classifier does best on data it has not learnt from."""
+
+import torch
+from torch.nn import functional
+
+from compressor.primenet.network import PrimeNetwork
+from compressor.training.batching import batches
+from compressor.training.data import AnySet, Data
+from compressor.training.evaluate import device_of, evaluating
+
+
+def local_losses(network: PrimeNetwork, image_set: AnySet, data: Data, batch_size: int = 512) -> dict[int, float]:
+    """Mean cross-entropy, in nats, of each scale's local classifier over a set, in eval mode."""
+    block, device = network.stage.block, device_of(network)
+    sums = {scale: torch.zeros((), dtype=torch.float64, device=device) for scale in block.scales}
+    with evaluating(network), torch.no_grad():
+        for x, y in batches(image_set, data, batch_size, device):
+            for scale in block.scales:
+                scores = block.heads[str(scale)](block.capsules[str(scale)](x))
+                sums[scale] += functional.cross_entropy(scores.float(), y, reduction="sum")
+    return {scale: float(total) / len(image_set) for scale, total in sums.items()}
+
+
+def best_scale(losses: dict[int, float]) -> int:
+    """The scale with the smallest loss, the smaller one where equal."""
+    return min(losses, key=lambda scale: (losses[scale], scale))

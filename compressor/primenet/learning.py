@@ -1,0 +1,127 @@
+"""The first phase: every capsule learns from its own loss while the batch passes; what is behind learns as usual."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.errors import UsageError
+from compressor.primenet.network import PrimeNetwork
+from compressor.primenet.settings import PrimeNetSettings
+from compressor.training import checkpoint
+from compressor.training.loop import backward
+
+
+class LocalLearning:
+    """The step of `training.loop.fit` for a network whose block is learning; holds each capsule's own Adam.
+
+    A capsule's weights are updated before the next capsule runs, so of its activations only the maps that win stay
+    alive when the rest of the network begins. The rest is updated by the loop's optimizer, which finds no gradients in
+    the capsules and leaves them alone.
+
+    Reference: section 3.2 (weights updated in the forward pass), equations 1-5. Differs: the loss is the cross-entropy
+    of the paper, where the authors' code compares with a map of ones. A batch that memory has cut into pieces updates
+    the capsules after every piece.
+    """
+
+    def __init__(self, network: PrimeNetwork, settings: PrimeNetSettings) -> None:
+        self.network = network
+        self.optimizers: dict[str, torch.optim.Adam] = {}
+        for name, part in self._parts().items():
+            self.optimizers[name] = torch.optim.Adam(
+                part.parameters(),
+                lr=settings.local_lr,
+                betas=(settings.local_beta1, settings.local_beta2),
+                eps=settings.local_eps,
+            )
+        self._begin_epoch()
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One batch: images (batch, channels, height, width), labels (batch,).
+
+        Returns the loss of the network plus that of the capsule it was given (section 5.1), and the right answers.
+        Raises UsageError for a batch of one image.
+        """
+        refuse_single(len(x))
+        maps, local, chosen = self.learn(x, y)
+        scores = self.network.rest(self.network.stage.join(maps, x))
+        loss = functional.cross_entropy(scores.float(), y)
+        backward(loss)
+        self._note(local, chosen)
+        return loss.detach() + local.amin(), (scores.detach().argmax(1) == y).sum()
+
+    def learn(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Update every capsule by its own loss on the batch.
+
+        Returns the maps of the capsule with the smallest loss, from before its update; the losses (scales,); and the
+        number of that capsule. Nothing of it is attached to a graph. The choice is made on the device: looking at a
+        loss would wait for it.
+        """
+        losses: list[Tensor] = []
+        winner = torch.zeros((), dtype=torch.int64, device=x.device)
+        best: Tensor | None = None
+        for number, (name, part) in enumerate(self._parts().items()):
+            maps = part["capsule"](x.detach())
+            loss = functional.cross_entropy(part["head"](maps).float(), y)
+            backward(loss)
+            self.optimizers[name].step()
+            self.optimizers[name].zero_grad(set_to_none=True)
+            maps, loss = maps.detach(), loss.detach()
+            if best is None:
+                best, lowest = maps, loss
+            else:
+                better = loss < lowest
+                best, lowest = torch.where(better, maps, best), torch.minimum(loss, lowest)
+                winner = torch.where(better, number, winner)
+            losses.append(loss)
+        assert best is not None
+        return best, torch.stack(losses), winner
+
+    def close_epoch(self) -> dict[str, dict[str, float]]:
+        """For each scale its mean loss in the epoch that has ended, and in how many batches it was the smallest."""
+        batches = max(int(self._chosen.sum()), 1)
+        scales = list(self.network.stage.block.capsules)
+        row = {
+            "local_losses": dict(zip(scales, (self._losses / batches).tolist())),
+            "chosen": dict(zip(scales, self._chosen.tolist())),
+        }
+        self._begin_epoch()
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on from here, as plain data and tensors."""
+        parts = self._parts()
+        states = {name: checkpoint.optimizer_state(adam, parts[name]) for name, adam in self.optimizers.items()}
+        return {"optimizers": states, "losses": self._losses.cpu(), "chosen": self._chosen.cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put `state_dict` back."""
+        parts = self._parts()
+        for name, adam in self.optimizers.items():
+            checkpoint.restore_optimizer_(adam, state["optimizers"][name], parts[name])
+        self._losses, self._chosen = state["losses"].clone(), state["chosen"].clone()
+
+    def _parts(self) -> dict[str, nn.ModuleDict]:
+        """For each scale the capsule and its local classifier, as one module."""
+        block = self.network.stage.block
+        assert block.learning, "the block has settled"
+        return {
+            name: nn.ModuleDict({"capsule": capsule, "head": block.heads[name]})
+            for name, capsule in block.capsules.items()
+        }
+
+    def _begin_epoch(self) -> None:
+        count = len(self.network.stage.block.scales)
+        self._losses, self._chosen = torch.zeros(count), torch.zeros(count, dtype=torch.int64)
+
+    def _note(self, losses: Tensor, chosen: Tensor) -> None:
+        device = losses.device
+        self._losses = self._losses.to(device) + losses
+        self._chosen = self._chosen.to(device) + functional.one_hot(chosen, len(losses))
+
+
+def refuse_single(batch: int) -> None:
+    """Raises UsageError for batches of one image, which have no statistics for batch norm."""
+    if batch < 2:
+        raise UsageError("a batch of one image: batch norm in the block needs more, give a --batch-size of 2 or larger")

@@ -1,0 +1,138 @@
+"""The two phases: representation, where capsules learn from local losses; then the classifier alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.errors import UsageError
+from compressor.graph.trace import trace
+from compressor.primenet.choosing import best_scale, local_losses
+from compressor.primenet.learning import LocalLearning, refuse_single
+from compressor.primenet.network import PrimeNetwork
+from compressor.training import checkpoint
+from compressor.training.data import Data
+from compressor.training.events import EpochEvent, Event
+from compressor.training.loop import fit
+from compressor.training.settings import TrainSettings
+from compressor.training.state import Saving
+
+REPRESENTATION, CLASSIFIER = "representation", "classifier"
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What both phases did; plain data, as checkpoints hold it."""
+
+    rows: list[dict[str, Any]]  # one an epoch; in the first phase with each scale's local loss and batches won
+    losses: dict[str, float]  # scale -> mean local loss on the validation set, when the first phase ended
+    kept: tuple[int, ...]  # scales of the block that is left
+
+
+def train_in_two_phases(
+    network: PrimeNetwork,
+    data: Data,
+    training: TrainSettings,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    saving: Saving | None = None,
+) -> Learnt:
+    """Train a network whose block is learning, in place; afterwards its block is settled.
+
+    `training` is of the first phase, and of the second but for its epochs and batch size. After the first the scale
+    whose local classifier does best on the validation set stays, or all of them where images are to choose.
+
+    Reference: section 4.1, 100 epochs with batches of 200, then 50 with batches of 32. Our reading: the paper evaluates
+    its features by retraining what reads them, so the block is held in the second phase, and only there.
+
+    Raises UsageError for batches of one image; what `fit` raises.
+    """
+    settings = network.settings
+    refuse_single(training.batch_size)
+    refuse_single(settings.retrain_batch_size)
+    if settings.inference not in ("static", "entropy") or settings.retrain not in ("rest", "head"):
+        raise UsageError("--inference is static or entropy, --retrain is rest or head")
+    reached = _reached(saving)
+    if reached is not None and reached["phase"] == CLASSIFIER:
+        rows, losses = reached["method"]["rows"], reached["method"]["losses"]
+    else:
+        rows = _represent(network, data, training, on_event, saving)
+        losses = {str(scale): loss for scale, loss in local_losses(network, data.validation, data).items()}
+    kept = network.stage.block.scales
+    if settings.inference == "static":
+        kept = (best_scale({int(scale): loss for scale, loss in losses.items()}),)
+    network.stage.block.settle_(kept)
+    second = replace(
+        training,
+        first_epoch=training.first_epoch + training.epochs,
+        epochs=settings.retrain_epochs,
+        batch_size=settings.retrain_batch_size,
+    )
+    if saving is not None:
+        resume = reached is not None and reached["phase"] == CLASSIFIER
+        known = {"rows": rows, "losses": losses}
+        saving = replace(saving, phase=CLASSIFIER, resume=resume, method=lambda: known)
+    with network.only(_retrained(network, data)):
+        history = fit(network, data, second, on_event=_renaming(CLASSIFIER, on_event), saving=saving)
+    return Learnt([*rows, *history.rows], losses, kept)
+
+
+def _represent(
+    network: PrimeNetwork,
+    data: Data,
+    training: TrainSettings,
+    on_event: Callable[[Event], None] | None,
+    saving: Saving | None,
+) -> list[dict[str, Any]]:
+    """The first phase; its rows."""
+    learning = LocalLearning(network, network.settings)
+    tell = _renaming(REPRESENTATION, on_event)
+
+    def close(event: Event) -> None:
+        if isinstance(event, EpochEvent):
+            event.row.update(learning.close_epoch())
+        tell(event)
+
+    if saving is not None:
+        saving = replace(
+            saving,
+            phase=REPRESENTATION,
+            method=learning.state_dict,
+            restore=lambda _, method: learning.load_state_dict(method),
+        )
+    return fit(network, data, training, step=learning, on_event=close, saving=saving).rows
+
+
+def _reached(saving: Saving | None) -> dict[str, Any] | None:
+    """The checkpoint that the run goes on from, if it does."""
+    if saving is None or not saving.resume or not checkpoint.has_checkpoint(saving.folder):
+        return None
+    return checkpoint.latest_checkpoint(saving.folder)[0]
+
+
+def _renaming(phase: str, on_event: Callable[[Event], None] | None) -> Callable[[Event], None]:
+    """The same listener, told rows that bear the phase's name also where nothing is saved."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, EpochEvent):
+            event.row["phase"] = phase
+        if on_event is not None:
+            on_event(event)
+
+    return tell
+
+
+def _retrained(network: PrimeNetwork, data: Data) -> tuple[nn.Module, ...]:
+    """What learns in the second phase: everything that reads the block, or the last layer with weights alone."""
+    if network.settings.retrain == "rest":
+        return network.stage.projection, network.rest
+    return (_last_layer(network, data.input_shape),)
+
+
+def _last_layer(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The module whose weights are the last to be multiplied with."""
+    found = trace(network, torch.zeros(1, *shape))
+    layers = (found.parameters[ref.index] for op in found.ops for ref in op.inputs if ref.index in found.parameters)
+    return network.get_submodule(list(layers)[-1].rpartition(".")[0])

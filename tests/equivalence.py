@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from compressor.graph import Channels, trace
+from compressor.graph import Channels
 from compressor.graph.rules import RULES, elementwise
-from compressor.graph.trace import TensorRef, call_arguments
+from compressor.graph.trace import TensorRef, call_arguments, run, skeleton
 from compressor.graph.walk import Ties, Walk
 from compressor.surgery import Plan, Prune
 
@@ -80,7 +80,8 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
         where = np.flatnonzero(gone[ids])
         if len(where) and tensors[name].is_floating_point() and not name.endswith("running_var"):
             tensors[name].data.index_fill_(dim, torch.from_numpy(where), 0)
-    walk = Walk(trace(model, example), Ties())
+    # Traced on real data, since an operator may be made of others on the meta device than on this one.
+    walk = Walk(run(skeleton(model, real=True), example), Ties())
     walk.follow(RULES, elementwise)
     with _KeptStatistics(walk, _kept_of_raw(walk, channels, gone)):
         return outputs(masked, example)

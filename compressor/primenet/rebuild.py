@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.errors import FileError
+from compressor.errors import FileError, ModelError, UsageError
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.place import Early
 from compressor.primenet.settings import PrimeNetSettings
@@ -22,8 +22,10 @@ def rebuild(module: nn.Module, step: Mapping[str, Any]) -> PrimeNetwork:
         network = module if isinstance(module, PrimeNetwork) else _replaced(module, origin)
         if not set(scales) <= set(network.stage.block.scales):
             raise FileError(f"the checkpoint keeps scales {scales}, which its block does not have: it is damaged")
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"the checkpoint's block is damaged ({type(error).__name__}: {error})") from error
+    except (ArithmeticError, LookupError, ModelError, RuntimeError, TypeError, UsageError, ValueError) as error:
+        raise FileError(
+            f"the checkpoint's block does not fit its network ({error}): it is damaged, or of another architecture"
+        ) from error
     if not learning and network.stage.block.learning:
         network.stage.block.settle_(scales)
     return network

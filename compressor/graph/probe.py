@@ -71,8 +71,8 @@ def objection(model: nn.Module, example: Any, walk: Walk, kept: Mask, roots: Ids
     Copies are left out of the comparison: whether a reshape copies depends on sizes.
     """
     seen = run(model, example, training=training)
-    ours = [number for number, op in enumerate(walk.trace.ops) if op.name != "clone"]
-    theirs = [op for op in seen.ops if op.name != "clone"]
+    ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in _LAYOUT]
+    theirs = [op for op in seen.ops if op.name not in _LAYOUT]
     for number, after in zip(ours, theirs, strict=False):
         before = walk.trace.ops[number]
         where = f"{before.name} in {before.module or 'the model'}"
@@ -86,6 +86,9 @@ def objection(model: nn.Module, example: Any, walk: Walk, kept: Mask, roots: Ids
     number = ours[min(len(theirs), len(ours) - 1)]
     before = walk.trace.ops[number]
     return Objection(number, f"{before.name} in {before.module or 'the model'} has a size written into the code")
+
+
+_LAYOUT = ("clone", "detach")  # whether these run depends on sizes, or on what ran before
 
 
 def _outputs(walk: Walk, number: int) -> Iterator[tuple[Any, Track]]:

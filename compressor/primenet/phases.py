@@ -58,35 +58,29 @@ def train_in_two_phases(
     if reached is not None and reached["phase"] == CLASSIFIER:
         rows, losses = reached["method"]["rows"], reached["method"]["losses"]
     else:
-        rows = _represent(network, data, training, on_event, saving)
+        rows = represent_(network, data, training, on_event=on_event, saving=saving)
         losses = {str(scale): loss for scale, loss in local_losses(network, data.validation, data).items()}
     kept = network.stage.block.scales
     if settings.inference == "static":
         kept = (best_scale({int(scale): loss for scale, loss in losses.items()}),)
     network.stage.block.settle_(kept)
-    second = replace(
-        training,
-        first_epoch=training.first_epoch + training.epochs,
-        epochs=settings.retrain_epochs,
-        batch_size=settings.retrain_batch_size,
-    )
     if saving is not None:
         resume = reached is not None and reached["phase"] == CLASSIFIER
         known = {"rows": rows, "losses": losses}
-        saving = replace(saving, phase=CLASSIFIER, resume=resume, method=lambda: known)
-    with network.only(_retrained(network, data)):
-        history = fit(network, data, second, on_event=_renaming(CLASSIFIER, on_event), saving=saving)
-    return Learnt([*rows, *history.rows], losses, kept)
+        saving = replace(saving, resume=resume, method=lambda: known)
+    later = retrain_(network, data, training, on_event=on_event, saving=saving)
+    return Learnt([*rows, *later], losses, kept)
 
 
-def _represent(
+def represent_(
     network: PrimeNetwork,
     data: Data,
     training: TrainSettings,
-    on_event: Callable[[Event], None] | None,
-    saving: Saving | None,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    saving: Saving | None = None,
 ) -> list[dict[str, Any]]:
-    """The first phase; its rows."""
+    """The first phase, in place: capsules learn from local losses, all else from the network's; returns its rows."""
     learning = LocalLearning(network, network.settings)
     tell = _renaming(REPRESENTATION, on_event)
 
@@ -103,6 +97,30 @@ def _represent(
             restore=lambda _, method: learning.load_state_dict(method),
         )
     return fit(network, data, training, step=learning, on_event=close, saving=saving).rows
+
+
+def retrain_(
+    network: PrimeNetwork,
+    data: Data,
+    training: TrainSettings,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    saving: Saving | None = None,
+) -> list[dict[str, Any]]:
+    """The second phase, in place: what reads the settled block learns, the block is held; returns its rows.
+
+    `training` is that of the first phase; epochs and batch size come from the network's settings.
+    """
+    second = replace(
+        training,
+        first_epoch=training.first_epoch + training.epochs,
+        epochs=network.settings.retrain_epochs,
+        batch_size=network.settings.retrain_batch_size,
+    )
+    if saving is not None:
+        saving = replace(saving, phase=CLASSIFIER)
+    with network.only(_retrained(network, data)):
+        return fit(network, data, second, on_event=_renaming(CLASSIFIER, on_event), saving=saving).rows
 
 
 def _reached(saving: Saving | None) -> dict[str, Any] | None:

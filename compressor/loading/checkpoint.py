@@ -1,8 +1,8 @@
 """compressor's own checkpoint as data: what it says about a model, and how that is checked when it is read.
 
-A dict of plain types and tensors. The network is kept as how to build it (`arch`), what surgery changed since
-(`structure`) and its `state`; where nobody can say how to build it, but all its layers are torch's or torchvision's,
-the `module` itself is kept instead.
+A dict of plain types and tensors. The network is kept as how to build it (`arch`), what was made of that (`steps`),
+what surgery changed since (`structure`) and its `state`; where nobody can say how to build it, but all its layers are
+torch's or torchvision's, the `module` itself is kept instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Checkpoint:
     """What a checkpoint holds; either `module`, or `arch`, `structure` and `state`."""
 
     arch: Arch | None
-    structure: dict[str, Any]
+    steps: tuple[dict[str, Any], ...]  # what was made of the architecture, each with its kind; see loading.steps
+    structure: dict[str, Any]  # sizes that were edited since
     state: dict[str, Tensor]
     module: nn.Module | None
     input_shape: tuple[int, ...] | None
@@ -63,6 +64,7 @@ def from_dict(held: Mapping[str, Any], where: str) -> Checkpoint:
         arch = held["arch"]
         checkpoint = Checkpoint(
             arch=None if arch is None else Arch(str(arch["name"]), dict(arch["arguments"]), _text(arch["sha256"])),
+            steps=tuple(dict(each) for each in held.get("steps", ())),
             structure=dict(held["structure"]),
             state=dict(held["state"]),
             module=held["module"],

@@ -15,8 +15,8 @@ from compressor.loading import checkpoint as checkpoints
 from compressor.loading.arch import Arch, Definition, find, parse_arch
 from compressor.loading.content import Content, recognise
 from compressor.loading.pickles import read_pickle
+from compressor.loading.steps import apply_steps, restructure_
 from compressor.loading.weights import find_weights, fit, put
-from compressor.surgery.structure import apply_
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class OpenedModel:
     history: tuple[str, ...] = ()  # the commands that made it, oldest first
     measurements: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what the user should be told about how it was opened
+    steps: tuple[dict[str, Any], ...] = ()  # what was made of the architecture before the module's last edits
 
 
 def load(path: str | Path, *, arch: str | None = None, trust: bool = False) -> nn.Module:
@@ -132,11 +133,13 @@ def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | Non
             notes = (f"{definition.arch.name} is not the code that the checkpoint was written with",)
         arch = definition.arch
         module = definition.build()
-        _restructure(module, held.structure, path)
+        module = apply_steps(module, held.steps, path)
+        restructure_(module, held.structure, path)
         put(held.state, module, str(arch), path)
     return OpenedModel(
-        module, arch, held.input_shape, held.classes, held.mean, held.std, held.history, held.measurements, notes
-    )
+        module, arch, held.input_shape, held.classes, held.mean, held.std, held.history, held.measurements, notes,
+        held.steps,
+    )  # fmt: skip
 
 
 def _located(arch: Arch, checkpoint: Path) -> Arch:
@@ -153,14 +156,6 @@ def _located(arch: Arch, checkpoint: Path) -> Arch:
     if arch.sha256 is None or found is None:
         return arch
     return replace(arch, name=f"{found}:{function}")
-
-
-def _restructure(module: nn.Module, structure: dict[str, Any], path: Path) -> None:
-    """Give the freshly built `module` the sizes of the edited one, in place."""
-    try:
-        apply_(module, structure)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise FileError(f"{path} is a damaged checkpoint (its structure: {type(error).__name__}: {error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

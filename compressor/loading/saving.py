@@ -18,6 +18,7 @@ from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.checkpoint import Checkpoint, to_dict
 from compressor.loading.opening import OpenedModel
 from compressor.loading.pickles import is_own_to_torch, read_pickle
+from compressor.loading.steps import STRUCTURE, apply_steps
 from compressor.surgery.structure import apply_, describe
 
 
@@ -88,6 +89,7 @@ def _describe(opened: OpenedModel, named: tuple[Arch, bool] | None) -> Checkpoin
     state = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
     checkpoint = Checkpoint(
         arch=None,
+        steps=opened.steps,
         structure={},
         state={},
         module=None,
@@ -99,7 +101,7 @@ def _describe(opened: OpenedModel, named: tuple[Arch, bool] | None) -> Checkpoin
         measurements={},
     )
     if named is not None:
-        arch, structure = _rebuilt(module, state, *named)
+        arch, structure = _rebuilt(module, state, opened.steps, *named)
         return replace(checkpoint, arch=arch, structure=structure, state=state)
     if not is_own_to_torch(module):
         raise UsageError(_needs_arch(module))
@@ -113,13 +115,32 @@ def _needs_arch(module: nn.Module) -> str:
     )
 
 
+def transformed(opened: OpenedModel, module: nn.Module, step: Mapping[str, Any]) -> OpenedModel:
+    """The model after a room made another network of it: `module`, which `step` (with its kind) makes of the old one.
+
+    The old network's sizes are kept as a step of their own; so call it before they change again. Raises UsageError
+    where nobody can say how to build the old network, ModelError where it is not an edited build of its architecture.
+    """
+    bare = _bare(opened.module)
+    named = _named(opened.arch)
+    if named is None:
+        raise UsageError(_needs_arch(module))
+    arch, structure = _rebuilt(bare, bare.state_dict(), opened.steps, *named)
+    edited = ({"kind": STRUCTURE, **structure},) if any(structure.values()) else ()
+    return replace(opened, module=module, arch=arch, steps=(*opened.steps, *edited, dict(step)))
+
+
 def _rebuilt(
-    module: nn.Module, state: dict[str, torch.Tensor], arch: Arch, named: bool
+    module: nn.Module, state: dict[str, torch.Tensor], steps: tuple[dict[str, Any], ...], arch: Arch, named: bool
 ) -> tuple[Arch, dict[str, Any]]:
     """What has to be changed in a network built from `arch` to take `state`; tried before anything is written."""
     definition = find(arch, named=named)
     with torch.random.fork_rng(devices=[]):  # the run's random numbers are not spent on weights that are thrown away
         fresh = definition.build()
+        try:
+            fresh = apply_steps(fresh, steps, Path("the network"))
+        except FileError as error:
+            raise ModelError(f"the network is not one made of {definition.arch}: {error}") from error
     structure = describe(fresh, module)
     try:
         apply_(fresh, structure)

@@ -45,6 +45,10 @@ class Point:
         }
 
 
+# No network takes larger images; a damaged checkpoint may say anything.
+LARGEST_INPUT = 1 << 24
+
+
 class Survey:
     """A base with its chain of cuts, and the points among them where sub-models may start."""
 
@@ -52,6 +56,8 @@ class Survey:
         """`input_shape` is (channels, height, width). Raises ModelError for a network that cannot be cut."""
         self.base = base
         self.input_shape = tuple(input_shape)
+        if math.prod(self.input_shape) > LARGEST_INPUT:
+            raise ModelError(f"an input of shape {self.input_shape} is too large to cut a network for")
         self.like = next(base.parameters(), torch.zeros(0))  # has the device and the type of what is added
         self.chain = Chain(base, self._blank(self.input_shape))
         self.end = len(self.chain.cuts) - 1

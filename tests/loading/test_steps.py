@@ -1,0 +1,86 @@
+"""Networks that were made of networks: saved, opened again, edited before and after, damaged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compressor.errors import FileError, UsageError
+from compressor.graph import capture
+from compressor.loading import OpenedModel, open_model, save_model, transformed
+from compressor.subnets.detachable import make_detachable
+from compressor.subnets.points import Survey
+from compressor.surgery import operate_
+from tests.equivalence import half_plan
+from tests.subnets.nets import SHAPE, Plain, images
+
+NETWORK = f"{Path(__file__).parents[1] / 'subnets' / 'nets.py'}:Plain"
+
+
+@pytest.fixture
+def opened(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return open_model(None, arch=NETWORK, input_shape=SHAPE)
+
+
+def detached(opened: OpenedModel) -> OpenedModel:
+    found = Survey(opened.module, SHAPE)
+    model = make_detachable(found, {point.at: point.plan for point in found.points}, "stats")
+    return transformed(opened, model.eval(), model.step())
+
+
+def halve_(opened: OpenedModel) -> None:
+    channels = capture(opened.module, images())
+    operate_(opened.module, half_plan(channels), channels)
+
+
+def test_prune_detach_prune_survives(opened, tmp_path):
+    halve_(opened)
+    model = detached(opened)
+    halve_(model)
+    save_model(model, tmp_path / "model.pt")
+    again = open_model(tmp_path / "model.pt")
+    assert [step["kind"] for step in again.steps] == ["structure", "detach"]
+    for exit in range(3):
+        torch.testing.assert_close(again.module(images(), exit=exit), model.module(images(), exit=exit))
+    save_model(again, tmp_path / "again.pt")
+    assert (tmp_path / "again.pt").stat().st_size == pytest.approx((tmp_path / "model.pt").stat().st_size, rel=0.01)
+
+
+def test_every_tensor_is_in_the_file_once(opened, tmp_path):
+    model = detached(opened)
+    save_model(model, tmp_path / "model.pt")
+    held = torch.load(tmp_path / "model.pt", weights_only=True)
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    assert sum(v.numel() for k, v in held["state"].items() if "running" not in k and "tracked" not in k) == parameters
+
+
+def test_without_an_architecture_nothing_can_be_made_of_a_network():
+    found = Survey(Plain(), SHAPE)
+    model = make_detachable(found, {found.points[0].at: found.points[0].plan}, "stats")
+    with pytest.raises(UsageError, match="--arch"):
+        transformed(OpenedModel(found.base, None), model, model.step())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda step: {**step, "kind": "os.system"},
+        lambda step: {**step, "kind": ["detach"]},
+        lambda step: {**step, "input_shape": [3, 10**5, 10**5]},
+        lambda step: {**step, "exits": [{**step["exits"][0], "step_down": {**step["exits"][0]["step_down"], **WIDE}}]},
+        lambda step: {**step, "exits": 3},
+        lambda step: "detach",
+    ],
+)
+def test_damaged_steps_are_one_line(opened, tmp_path, damage):
+    save_model(detached(opened), tmp_path / "model.pt")
+    held = torch.load(tmp_path / "model.pt", weights_only=True)
+    held["steps"] = (damage(held["steps"][0]),)
+    torch.save(held, tmp_path / "damaged.pt")
+    with pytest.raises(FileError) as caught:
+        open_model(tmp_path / "damaged.pt")
+    assert "\n" not in str(caught.value)
+
+
+WIDE = {"out_channels": 2**40}

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from compressor.errors import UsageError
-from compressor.exporting.onnx import OPSET, export_onnx
+from compressor.exporting.flat import OPSET
+from compressor.exporting.onnx import export_onnx
 from compressor.exporting.parity import OnnxCheck
 from compressor.pipeline.settings import ExportJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent

@@ -1,0 +1,69 @@
+"""The inputs on which an exported file is compared with torch, and what torch gives for them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from compressor.errors import ModelError
+from compressor.exporting.parity import Array
+from compressor.graph.trace import call_arguments, refusal, set_mode, skeleton
+
+
+def reference_of(module: nn.Module) -> nn.Module:
+    """A copy of the module as it is exported: on the CPU, float32, in evaluation mode."""
+    reference = skeleton(module, real=True).cpu().float()
+    set_mode(reference, training=False)
+    return reference
+
+
+def portable(inputs: Any) -> Any:
+    """The same inputs on the CPU, floats as float32."""
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        plain = leaf.detach().cpu()
+        return plain.float() if plain.is_floating_point() else plain
+
+    return tree_map(moved, inputs)
+
+
+def random_like(example: Any, count: int) -> Any:
+    """Normal noise in place of the floats, `count` images, the same in every run; other types keep their values."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return torch.randn((count, *leaf.shape[1:]), generator=generator)
+
+    return tree_map(drawn, example)
+
+
+def images(inputs: Any, count: int) -> Any:
+    """The first `count` images of every tensor, repeated from the start where there are fewer."""
+
+    def taken(leaf: Any) -> Any:
+        return leaf[torch.arange(count) % len(leaf)] if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    return tree_map(taken, inputs)
+
+
+def torch_outputs(reference: nn.Module, inputs: Any) -> list[Array]:
+    """Every tensor that the model gives.
+
+    Raises:
+        ModelError: it does not run on the inputs, or gives infinities or NaN.
+    """
+    arguments, keywords = call_arguments(inputs)
+    try:
+        with torch.inference_mode():
+            outputs = reference(*arguments, **keywords)
+    except Exception as error:  # any code of the user's may fail in any way
+        raise ModelError(refusal(inputs, error)) from error
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise ModelError("the model gives infinities or NaN, so no export can be checked; train it to finite weights")
+    return [tensor.numpy() for tensor in tensors]

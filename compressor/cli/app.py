@@ -10,6 +10,7 @@ import typer
 
 from compressor.cli import demo, evaluate, export, finetune, profile, prune, train
 from compressor.cli.flags import with_settings
+from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.errors import CompressorError
 
 # What Typer raises for a wrong command line, whether it brings Click along or imports it.
@@ -21,11 +22,12 @@ EXAMPLE = "compressor demo"
 app = typer.Typer(
     name="compressor",
     help=HELP,
-    epilog=f"Try it: {EXAMPLE}",
+    epilog=EXAMPLE,
+    cls=HelpfulGroup,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, command, module in (
     ("profile", profile.profile, profile),
@@ -36,7 +38,7 @@ for name, command, module in (
     ("export", export.export, export),
     ("demo", demo.demo, demo),
 ):
-    app.command(name, help=module.HELP, epilog=f"Example: {module.EXAMPLE}")(with_settings(command))
+    app.command(name, cls=HelpfulCommand, help=module.HELP, epilog=module.EXAMPLE)(with_settings(command))
 
 
 @app.callback(invoke_without_command=True)
@@ -54,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave: 0 done, 2 wrong use, 1 anything else; a bug keeps its traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(
-            args=given, prog_name="compressor", standalone_mode=False, obj=shlex.join(["compressor", *given])
-        )
+        code = app(args=given, prog_name="compressor", standalone_mode=False, obj=shlex.join(["compressor", *given]))
     except CompressorError as error:
         _fail(str(error), error.exit_code)
     except _WRONG_COMMAND as error:
-        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "compressor"
+        _fail(f"{error.format_message().rstrip('.')}; see {where} --help", 2)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped", 130)
     sys.exit(code or 0)

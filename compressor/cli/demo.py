@@ -17,8 +17,12 @@ EXAMPLE = "compressor demo --out runs/demo"
 
 def demo(
     ctx: typer.Context,
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Folder for the results.")] = "runs/demo",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace whatever run is in the folder.")] = False,
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", rich_help_panel="Output", help="Folder for the results.")
+    ] = "runs/demo",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel="Output", help="Replace whatever run is in the folder.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""

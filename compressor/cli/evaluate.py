@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from compressor.cli.options import Data, Json, needed
+from compressor.cli.options import Data, Json, check_model, needed
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import EvaluateJob, ModelSettings
 from compressor.training.settings import DataSettings
@@ -19,11 +19,14 @@ def evaluate(
     model: ModelSettings,
     loading: DataSettings,
     data: Data = None,
-    split: Annotated[Literal["test", "validation", "train"], typer.Option(help="Which images.")] = EvaluateJob.split,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = EvaluateJob.device,
+    split: Annotated[
+        Literal["test", "validation", "train"], typer.Option(metavar="SPLIT", help="test, validation or train.")
+    ] = EvaluateJob.split,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:NUMBER.")] = EvaluateJob.device,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
+    check_model(model)
     terminal = Terminal(as_json=json)
     job = EvaluateJob(model, needed(data), loading, device, split)
     from compressor.pipeline.evaluate import evaluate as run

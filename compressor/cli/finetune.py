@@ -2,7 +2,7 @@
 
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, needed, typed
+from compressor.cli.options import Data, DryRun, Json, check_model, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, TrainJob
@@ -23,6 +23,7 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
+    check_model(model)
     terminal = Terminal(as_json=json)
     job = TrainJob(model, needed(data), output, loading, training, typed(ctx))
     from compressor.pipeline import train as runs

@@ -8,15 +8,18 @@ several settings share (`seed`) is one option for all of them.
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from compressor.cli.descriptions import DESCRIPTIONS, PANELS
+from compressor.cli.help import show_all
 from compressor.cli.texts import READERS
 
 # Fields that are set by the program and not by a person.
 INTERNAL = frozenset({"first_epoch"})
+# Flags that one command takes only to say what to use instead.
+UNFIT = {"train": frozenset({"model", "trust"})}
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
@@ -26,12 +29,17 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     rooms = {name: p for name, p in parameters.items() if is_dataclass(p.annotation)}
     shown = {name: p for name, p in parameters.items() if name not in rooms}
     for room in rooms.values():
-        for parameter in _options(room):
+        for parameter in _options(room, UNFIT.get(command.__name__, frozenset())):
             shown.setdefault(parameter.name, parameter)
 
     def run(**given: Any) -> None:
         whole = {name: _settings(room, given) for name, room in rooms.items()}
         command(**{name: given[name] for name in parameters if name not in rooms}, **whole)
+
+    if any(DESCRIPTIONS[name].rare for name in shown if name in DESCRIPTIONS):
+        everything = typer.Option("--help-all", is_eager=True, callback=show_all, help="Show every flag there is.")
+        flag = inspect.Parameter("help_all", _KEYWORD, default=False, annotation=Annotated[bool, everything])
+        shown["help_all"] = flag
 
     run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
     run.__signature__ = inspect.Signature([p.replace(kind=_KEYWORD) for p in shown.values()])  # type: ignore[attr-defined]
@@ -42,33 +50,44 @@ def _default(room: inspect.Parameter) -> Any:
     return room.annotation() if room.default is inspect.Parameter.empty else room.default
 
 
-def _options(room: inspect.Parameter) -> list[inspect.Parameter]:
+def _options(room: inspect.Parameter, unfit: frozenset[str]) -> list[inspect.Parameter]:
     defaults, types = _default(room), get_type_hints(room.annotation)
     return [
-        _option(field.name, types[field.name], getattr(defaults, field.name), PANELS[room.annotation.__name__])
+        _option(
+            field.name,
+            types[field.name],
+            getattr(defaults, field.name),
+            panel=PANELS[room.annotation.__name__],
+            hidden=DESCRIPTIONS[field.name].rare or field.name in unfit,
+        )
         for field in fields(room.annotation)
         if field.name not in INTERNAL
     ]
 
 
-def _option(name: str, kind: Any, default: Any, panel: str) -> inspect.Parameter:
+def _option(name: str, kind: Any, default: Any, *, panel: str, hidden: bool) -> inspect.Parameter:
+    """The flag, or for a field that is described as an argument the argument, of one field."""
     about = DESCRIPTIONS[name]
     flag = f"--{name.replace('_', '-')}"
     switched_off = kind in (bool, bool | None) and default is not False
     names = f"{flag}/--no-{flag.removeprefix('--')}" if switched_off else flag
+    choices = f" One of {', '.join(get_args(kind))}." if get_origin(kind) is Literal else ""
     if name in READERS:
         kind, default = (list[str], []) if READERS[name].many else (str | None, None)
     if about.argument:
-        argument = typer.Argument(help=about.text, metavar=f"[{about.metavar}]", show_default=False)
+        argument = typer.Argument(
+            help=about.text, metavar=about.metavar, rich_help_panel=panel, hidden=hidden, show_default=False
+        )
         return inspect.Parameter(name, _KEYWORD, default=default, annotation=Annotated[kind, argument])
     option = typer.Option(
         names,
-        help=about.text,
+        help=about.text + choices,
         metavar=about.metavar,
+        hidden=hidden,
         min=about.least,
         max=about.most,
         rich_help_panel=panel,
-        show_default=default not in (None, [], False),
+        show_default=default is not None and default is not False and default != [],
     )
     return inspect.Parameter(name, _KEYWORD, default=default, annotation=Annotated[kind, option])
 

@@ -5,7 +5,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from compressor.pipeline.stages import Stage
@@ -36,55 +37,49 @@ class Lines:
 
 
 class Bars:
-    """Progress as a spinner for the stage, a bar for the epochs and one for the batches of the epoch."""
+    """Progress as one line for the stage, or a bar for the epochs and one for the batches of the epoch.
+
+    Drawn anew at every event and not by a thread of its own, which would disturb what is being timed.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=14),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             console=console,
-            transient=True,
         )
-        self._stage = self._bars.add_task("", total=None, visible=False, figures="")
-        self._epoch = self._bars.add_task("epoch", total=None, visible=False, figures="")
-        self._batch = self._bars.add_task("batch", total=None, visible=False, figures="")
+        self._epoch = self._bars.add_task("epoch", total=None, figures="")
+        self._batch = self._bars.add_task("batch", total=None, figures="")
+        self._live = Live(console=console, auto_refresh=False, transient=True)
         self._epochs = 0
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._live.stop()
 
     def tell(self, event: Event | Stage) -> None:
-        """Move the bars; epochs and notes leave a line above them."""
-        if isinstance(event, BatchEvent):
-            self._move(event)
-            return
+        """Show where the run stands; epochs and notes leave a line."""
         if isinstance(event, Stage):
-            for task in (self._epoch, self._batch):
-                self._bars.update(task, visible=False)
-            self._bars.update(self._stage, description=event.text, visible=True)
+            self._live.update(Text(f"{event.text} ...", style="dim"), refresh=True)
+            return
+        if isinstance(event, BatchEvent):
+            self._epochs = event.epochs
+            left = f"{_clock(event.seconds_left)} left"
+            self._bars.update(self._epoch, total=event.epochs, completed=event.epoch, figures=left)
+            self._bars.update(self._batch, total=event.batches, completed=event.batch, figures=_short(event))
+            self._live.update(self._bars, refresh=True)
             return
         if isinstance(event, EpochEvent):
             self._bars.update(self._epoch, completed=event.row["epoch"] + 1)
         self._console.print(Text(_line(event, self._epochs)), soft_wrap=True)
-
-    def _move(self, event: BatchEvent) -> None:
-        self._epochs = event.epochs
-        left = f"{_clock(event.seconds_left)} left"
-        self._bars.update(self._stage, visible=False)
-        self._bars.update(self._epoch, total=event.epochs, completed=event.epoch, visible=True, figures=left)
-        self._bars.update(
-            self._batch, total=event.batches, completed=event.batch, visible=True, figures=_short(event)
-        )
 
 
 def _line(event: Any, epochs: int) -> str:

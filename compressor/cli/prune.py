@@ -2,7 +2,7 @@
 
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, typed, was_given
+from compressor.cli.options import Data, DryRun, Json, check_model, typed, was_given
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -15,11 +15,9 @@ HELP = (
     "Make a model smaller by removing the channels that it can best do without.\n\n"
     "Without --data this is one-shot: nothing is trained, and no accuracy is known. With --data the smaller "
     "network is fine-tuned and measured.\n\n"
-    "Methods:\n\n" + "\n\n".join(f"- {name}: {about.summary}" for name, about in ABOUT.items())
+    "Methods:\n\n" + "\n".join(f"  {name:<9} {about.summary}" for name, about in ABOUT.items())
 )
-EXAMPLE = (
-    "compressor prune sample_models/digits_cnn.pt --target-macs 0.5 --data digits --epochs 5 --out runs/small"
-)
+EXAMPLE = "compressor prune sample_models/digits_cnn.pt --target-macs 0.5 --data digits --epochs 5 --out runs/small"
 
 
 def prune(
@@ -34,7 +32,8 @@ def prune(
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
-    check(choice)
+    check_model(model)
+    check(choice, has_data=data is not None)
     if data is None and was_given(ctx, "epochs"):
         raise UsageError("--epochs trains the pruned model, which needs --data; without data leave it away")
     terminal = Terminal(as_json=json)

@@ -1,8 +1,12 @@
 """What a command that changed a model prints at its end."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from rich.text import Text
+
 from compressor.cli.terminal import Terminal
+from compressor.reporting import units
 from compressor.reporting.report import Report
 
 
@@ -15,13 +19,20 @@ def show_run(terminal: Terminal, report: Report, out: str | None, *, dry_run: bo
         terminal.show(filters_table(report))
     if report.frozen or report.refused:
         terminal.show(frozen_table(report))
-    terminal.show(before_after_table(report))
     if dry_run:
+        terminal.show(Text("\n".join(_predicted(report))))
         terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
         return
+    terminal.show(before_after_table(report))
     assert out is not None
     folder = Path(out)
     terminal.made(_files(folder, report), _following(folder, trained))
+
+
+def _predicted(report: Report) -> Iterator[str]:
+    for name, key, write in (("MACs", "macs", units.macs), ("parameters", "params", units.amount)):
+        before, after = getattr(report.before, key), getattr(report.after, key)
+        yield f"{name:<12}{write(before)} -> {write(after)}  ({units.ratio(before, after)})"
 
 
 def _files(folder: Path, report: Report) -> dict[str, str]:

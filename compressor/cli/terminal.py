@@ -1,4 +1,4 @@
-"""Everything that is printed: results to stdout, progress and remarks to stderr, or one JSON object and nothing else."""
+"""Everything that is printed: results to stdout, progress and remarks to stderr; or one JSON object to stdout."""
 
 import json
 from collections.abc import Iterator, Mapping

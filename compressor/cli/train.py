@@ -1,8 +1,10 @@
 """`compressor train`."""
 
+from dataclasses import fields
+
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, needed, typed
+from compressor.cli.options import Data, DryRun, Json, needed, typed, was_given
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -29,7 +31,8 @@ def train(
     if model.arch is None:
         raise UsageError("--arch is missing: give torchvision:NAME, timm:NAME or FILE.py:build")
     terminal = Terminal(as_json=json)
-    job = TrainJob(model, needed(data), output, loading, training, typed(ctx))
+    chosen = tuple(field.name for field in fields(TrainSettings) if was_given(ctx, field.name))
+    job = TrainJob(model, needed(data), output, loading, training, typed(ctx), chosen)
     from compressor.pipeline import train as runs
 
     with terminal.progress() as tell:

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from compressor.errors import UsageError
 from compressor.graph.channels import Channels
-from compressor.methods.catalogue import ABOUT
 from compressor.methods.scores import Given
 from compressor.methods.selection import Selection, select
 from compressor.methods.settings import PruneSettings, check
@@ -28,9 +26,6 @@ def decide(
         UsageError: a setting is out of its range, the method needs data, or nothing would be pruned.
         ModelError: nothing may be pruned, or the target cannot be reached.
     """
-    check(settings)
-    if ABOUT[settings.method].needs_data and not batches:
-        free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)
-        raise UsageError(f"{settings.method} needs data: give some, or use a method that needs none ({free})")
+    check(settings, has_data=bool(batches))
     scores = METHODS[settings.method](model, channels, Given(tuple(batches), settings.seed))
     return select(channels, scores, settings)

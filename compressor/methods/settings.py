@@ -26,12 +26,15 @@ class PruneSettings:
     seed: int = 0
 
 
-def check(settings: PruneSettings) -> None:
-    """Raise UsageError for a value that makes no sense for any model."""
+def check(settings: PruneSettings, *, has_data: bool) -> None:
+    """Raise UsageError for a value that makes no sense for any model, or a method that needs the data there are not."""
     if settings.method not in ABOUT:
         near = difflib.get_close_matches(settings.method, ABOUT, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(ABOUT)}")
+    if ABOUT[settings.method].needs_data and not has_data:
+        free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)
+        raise UsageError(f"{settings.method} needs data: give some, or use a method that needs none ({free})")
     for name, ratio in (("ratio", settings.ratio), *((f"ratio for {p}", r) for p, r in settings.ratio_for)):
         if not 0 <= ratio < 1:
             raise UsageError(f"the {name} is {ratio:g}; give a share of the channels from 0 to below 1, such as 0.5")

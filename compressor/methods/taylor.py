@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import UsageError
 from compressor.graph.channels import Channels, Group
 from compressor.methods.scores import Given, Scores, as_values, slices
 from compressor.training.evaluate import evaluating, first_output
@@ -24,11 +23,9 @@ def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:
     Aila, Kautz, "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, section 2.2.
 
     Raises:
-        UsageError: there are no batches.
         ModelError: the model gives no class scores for them.
     """
-    if not given.batches:
-        raise UsageError("taylor needs data to take gradients on: give --data, or use l1, which needs none")
+    assert given.batches, "`decide` asks for them"
     totals: dict[str, Tensor] = {}
     for images, labels in given.batches:
         products = _gradient_times_weight(model, images, labels)

@@ -23,9 +23,9 @@ def demo_job(out: str, overwrite: bool, command: str) -> PruneJob:
     return PruneJob(
         ModelSettings(str(_MODEL)),
         OutputSettings(out, overwrite=overwrite or _holds_demo(Path(out))),
-        PruneSettings(method="taylor", target_macs=0.5, scope="global"),
+        PruneSettings(method="taylor", target_macs=0.5),
         data="digits",
-        training=replace(FINETUNE, epochs=5),
+        training=replace(FINETUNE, epochs=12),
         command=command,
     )
 

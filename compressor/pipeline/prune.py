@@ -66,7 +66,7 @@ def plan(job: PruneJob, tell: Tell = silent) -> Planned:
     Raises:
         CompressorError: the model or the data cannot be opened, or nothing can be pruned as asked.
     """
-    check(job.choice)
+    check(job.choice, has_data=job.data is not None)
     tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
     subject = open_subject(job.model, job.data, job.loading, job.training.device)
     note_all(subject.notes, tell)
@@ -102,10 +102,9 @@ def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> 
     tell(NoteEvent(f"validation top-1 right after pruning: {cut.top1:.1%}"))
     if job.training.epochs == 0:
         return []
+    tell(Stage(f"fine-tuning for {job.training.epochs} epochs"))
     saving = Saving(folder.path, phase="finetune")
-    history = fit(
-        subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving
-    )
+    history = fit(subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving)
     return history.rows
 
 

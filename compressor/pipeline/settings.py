@@ -5,7 +5,10 @@ line can read it for `--help`.
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Literal
 
+from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.methods.settings import PruneSettings
+from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
+from compressor.subnets.settings import CNSN, DetachSettings
 from compressor.training.settings import DataSettings, TrainSettings
 
 # Weights that are good already are trained on gently.
@@ -47,6 +50,35 @@ class PruneJob:
 
 
 @dataclass(frozen=True)
+class GoalSettings:
+    """What AdapNet may be asked beyond the paper; all of it is ours."""
+
+    target_macs: float | None = None  # where the changes of structure end: up to 1 a share that stays, above a number
+    target_params: float | None = None
+    max_drop: float | None = None  # of validation top-1, in 0..1; a plan that costs more is undone
+    distill: bool = False  # learn from the network as it came, too; an untrained one from itself after the start-up
+    distill_weight: float = 0.5
+    distill_temperature: float = 4.0
+
+
+@dataclass(frozen=True)
+class AdaptJob:
+    """AdapNet: pruning, merging and inserting filters while the network trains."""
+
+    model: ModelSettings
+    data: str
+    output: OutputSettings = field(default_factory=OutputSettings)
+    goals: GoalSettings = field(default_factory=GoalSettings)
+    keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
+    loading: DataSettings = field(default_factory=DataSettings)
+    training: TrainSettings = field(default_factory=TrainSettings)  # what AdapNet's own settings do not say
+    preset: str = "paper"
+    adapnet: AdapNetSettings = PRESETS["paper"]
+    method: str = "adapnet"
+    command: str = "compressor prune"
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """Training, from random weights or from a file's."""
 
@@ -56,6 +88,34 @@ class TrainJob:
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = field(default_factory=TrainSettings)
     command: str = "compressor train"
+    chosen: tuple[str, ...] = ()  # which of `training` a person chose; a network with its own training sets the others
+
+
+@dataclass(frozen=True)
+class ReplaceJob:
+    """Replacing the first layers by PrimeNet's block, and training both."""
+
+    model: ModelSettings
+    data: str
+    until: str | None = None  # the module at which the stage ends; None: the earliest that pays
+    output: OutputSettings = field(default_factory=OutputSettings)
+    primenet: PrimeNetSettings = field(default_factory=PrimeNetSettings)
+    loading: DataSettings = field(default_factory=DataSettings)
+    training: TrainSettings = REPRESENTATION
+    command: str = "compressor replace"
+
+
+@dataclass(frozen=True)
+class DetachJob:
+    """Cutting sub-models out of a network, and training all of them together."""
+
+    model: ModelSettings
+    data: str | None = None
+    output: OutputSettings = field(default_factory=OutputSettings)
+    choice: DetachSettings = field(default_factory=DetachSettings)
+    loading: DataSettings = field(default_factory=DataSettings)
+    training: TrainSettings = CNSN
+    command: str = "compressor detach"
 
 
 @dataclass(frozen=True)
@@ -90,7 +150,7 @@ class ExportJob:
     loading: DataSettings = field(default_factory=DataSettings)
 
 
-Job = PruneJob | TrainJob | EvaluateJob | ProfileJob | ExportJob
+Job = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | EvaluateJob | ProfileJob | ExportJob
 
 
 def flat(job: Job) -> dict[str, Any]:

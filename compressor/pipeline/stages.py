@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from compressor.training.events import Event, NoteEvent
 
@@ -13,10 +14,18 @@ class Stage:
     text: str
 
 
-Tell = Callable[[Event | Stage], None]
+@dataclass(frozen=True)
+class PeriodEvent:
+    """A method has judged the network and changed it; `row` is what joins the metrics, `text` says it in a line."""
+
+    row: dict[str, Any]
+    text: str
 
 
-def silent(event: Event | Stage) -> None:
+Tell = Callable[[Event | Stage | PeriodEvent], None]
+
+
+def silent(event: Event | Stage | PeriodEvent) -> None:
     """Tell nobody."""
 
 

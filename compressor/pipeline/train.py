@@ -2,18 +2,24 @@
 
 from dataclasses import replace
 
+from torch import nn
+
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, layer_sizes, measure
+from compressor.pipeline.replace import train_primenet
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import TrainJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import Subject, open_subject
+from compressor.primenet.network import PrimeNetwork
+from compressor.primenet.settings import REPRESENTATION
 from compressor.profiling.model_profile import profile
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
 from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
+from compressor.training.settings import TrainSettings
 from compressor.training.state import Saving
 
 
@@ -27,9 +33,12 @@ def train(job: TrainJob, tell: Tell = silent) -> Report:
     subject = _open(job, tell)
     assert subject.data is not None
     tell(Stage("measuring the model as it came"))
+    if is_learning(subject.module):
+        return _in_two_phases(replace(job, training=own_training(job)), subject, folder, tell)
     top1 = evaluate(subject.module, subject.data.test, subject.data).top1
     folder.begin(flat(job))
 
+    tell(Stage(f"training for {job.training.epochs} epochs"))
     saving = Saving(folder.path, phase=job.command.split()[1])
     history = fit(subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving)
 
@@ -43,13 +52,39 @@ def train(job: TrainJob, tell: Tell = silent) -> Report:
 def dry_run(job: TrainJob, tell: Tell = silent) -> Report:
     """The report of what `train` would do and to what; nothing is trained and written."""
     subject = _open(job, tell)
-    data, training = subject.data, job.training
+    data, training = subject.data, own_training(job) if is_learning(subject.module) else job.training
     assert data is not None
     cost = profile(subject.module, subject.example, layers=False)
     size = Measurements.of(cost, reasons=dict.fromkeys(("latency_ms", "top1"), "not measured in a dry run"))
     work = f"{training.epochs} epochs of {steps_per_epoch(data, training)} steps on {len(data.train):,} images"
     report = _report(job, subject, size, size)
     return replace(report, notes=(*report.notes, f"would train for {work}"))
+
+
+def is_learning(module: nn.Module) -> bool:
+    """Whether it is a PrimeNet that has not learnt: it is trained in two phases, with the paper's settings."""
+    return isinstance(module, PrimeNetwork) and module.stage.block.learning
+
+
+def own_training(job: TrainJob) -> TrainSettings:
+    """The paper's settings, but for what a person chose."""
+    return replace(REPRESENTATION, **{name: getattr(job.training, name) for name in job.chosen})
+
+
+def _in_two_phases(job: TrainJob, subject: Subject, folder: RunFolder, tell: Tell) -> Report:
+    """Train a PrimeNet, measure, write; its cost changes too, since only what inference needs is left."""
+    before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
+    folder.begin(flat(job))
+    subject, learnt, part = train_primenet(subject, job.training, folder, tell)
+    tell(Stage("measuring the result"))
+    after = measure(subject, latency=job.output.latency)
+    report = replace(
+        _report(job, subject, before, after),
+        layers=layer_sizes(widths, filters(subject.module)),
+        rows=tuple(learnt.rows),
+        sections=(part,),
+    )
+    return write_results(subject, report, folder, job.output, tell)
 
 
 def _open(job: TrainJob, tell: Tell) -> Subject:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.methods.bn_scale import bn_scale
 from compressor.methods.fpgm import fpgm
@@ -125,11 +125,6 @@ def test_taylor_finds_the_channel_that_nobody_reads(plain):
         plain.two.weight[:, 3] = 0
     scores = taylor(plain, capture(plain, plain.example), Given(batches())).values["one"]
     assert scores[3] == 0 and scores.argmin() == 3
-
-
-def test_taylor_without_data_says_what_needs_none(plain):
-    with pytest.raises(UsageError, match="l1, which needs none"):
-        taylor(plain, capture(plain, plain.example), NOTHING)
 
 
 def test_random_depends_on_the_seed_alone(plain):

@@ -203,7 +203,7 @@ def test_refusals_of_the_method_are_passed_on():
 )
 def test_settings_out_of_range_are_usage_errors(settings, complaint):
     with pytest.raises(UsageError, match=complaint):
-        check(settings)
+        check(settings, has_data=True)
 
 
 def test_a_method_that_needs_data_says_which_do_not():

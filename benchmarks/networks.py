@@ -1,4 +1,4 @@
-"""The networks that benchmarks/surgery.py prunes: torchvision's classifiers, and one small network a family of timm's."""
+"""The networks that benchmarks/surgery.py prunes: torchvision's classifiers, one small network a family of timm's."""
 
 from compressor import vision
 

@@ -110,8 +110,8 @@ class _Capture:
         kept = probe.half(self.groups, len(self.roots))
         if kept.all():
             return None
+        edited = probe.edited(self.skeleton, self.identities, self.sizes, kept)
         for walk, example, training in self.walks:
-            edited = probe.edited(self.skeleton, self.identities, self.sizes, kept)
             found = probe.objection(edited, example, walk, kept, self.roots, training)
             if found is not None:
                 return walk, found

@@ -128,7 +128,12 @@ class Channels:
     def positions(self, place: Place, ids: Iterable[int]) -> NDArray[np.int64]:
         """Where channels stand in a place: an array (channels, occurrences), each row ascending."""
         held = self.identities[place.tensor, place.dim]
-        return np.stack([np.flatnonzero(held == identity) for identity in ids])
+        order = np.argsort(held, kind="stable")
+        wanted = np.fromiter(ids, dtype=np.int64)
+        first = np.searchsorted(held, wanted, sorter=order)
+        count = int(np.count_nonzero(held == wanted[0])) if len(wanted) else 0
+        found: NDArray[np.int64] = order[first[:, None] + np.arange(count)]
+        return found
 
     def sites(self, group: Group) -> tuple[Site, ...]:
         """Module outputs that carry every channel of the group, in the order of execution."""

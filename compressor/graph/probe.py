@@ -173,7 +173,7 @@ def _is_size(value: object, counted: dict[int, Ids]) -> bool:
 
 
 def _counted(op: Op, walk: Walk) -> Iterator[Ids]:
-    refs = [ref for ref in op.inputs if ref.index not in walk.trace.parameters] + list(op.outputs)
+    refs = [*(ref for ref in op.inputs if ref.index not in walk.trace.parameters), *op.outputs]
     for ref in refs:
         yield from walk.track(ref).values()
 

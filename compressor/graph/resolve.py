@@ -60,7 +60,7 @@ def groups(ties: Ties, roots: Roots, ranks: Mapping[str, int], tensor_order: Map
     keys = sorted(ties.blocks, key=lambda key: (tensor_order[key[0]], key[1]))
     held = {key: roots[ties.blocks[key]] for key in keys}
     places = {key: Place(*key, "column" if starts[key] in columns else "row") for key in keys}
-    families = _families(held, [roots[ids] for ids in ties.apart], len(np.unique(roots)))
+    families = _families(held, [roots[ids] for ids in ties.apart], int(roots.max(initial=-1)) + 1)
     frozen, prune_only = Reasons(ties.frozen, roots), Reasons(ties.prune_only, roots)
     found = []
     taken: dict[str, int] = {}
@@ -99,10 +99,11 @@ def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tup
     runs = np.split(seen[order], np.flatnonzero(np.diff(inverse[order])) + 1)
     runs.sort(key=lambda run: int(first[run[0]]))
     members: dict[int, list[Key]] = {int(run[0]): [] for run in runs}
+    leads = np.zeros(count, dtype=bool)
+    leads[list(members)] = True
     for key, ids in held.items():
-        for identity in np.unique(ids).tolist():
-            if identity in members:
-                members[identity].append(key)
+        for identity in dict.fromkeys(ids[leads[ids]].tolist()):
+            members[identity].append(key)
     return [(run, members[int(run[0])]) for run in runs]
 
 
@@ -146,6 +147,7 @@ _ELEMENTWISE_MODULES = frozenset({
 
 def sizes(found: Iterable[RawSize], ties: Ties, model: nn.Module, roots: Roots) -> tuple[Size, ...]:
     """The attributes that exist and hold exactly the count they were said to hold."""
+    modules = dict(model.named_modules())
     names = ("num_features", "num_channels", "num_parameters")  # of modules whose weight is one number per channel
     vectors = [
         RawSize(tensor.rpartition(".")[0], name, ids)
@@ -157,8 +159,7 @@ def sizes(found: Iterable[RawSize], ties: Ties, model: nn.Module, roots: Roots) 
     for raw in (*found, *vectors):
         attribute, _, entry = raw.attribute.partition(".")
         index = int(entry) if entry else None
-        module = model.get_submodule(raw.module)
-        value = getattr(module, attribute, None)
+        value = getattr(modules[raw.module], attribute, None) if raw.module in modules else None
         if index is not None and isinstance(value, tuple | list):
             value = value[index] if index < len(value) else None
         if type(value) is int and value == len(raw.ids):

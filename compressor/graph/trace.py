@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,12 +37,9 @@ class Op:
     name: str  # without namespace, overload and the underscore of in-place forms: "convolution", "add", "view"
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    inputs: tuple[TensorRef, ...]  # every tensor among the arguments, in order
     outputs: tuple[TensorRef, ...]
     module: str  # dotted name of the innermost module that was running
-
-    @property
-    def inputs(self) -> list[TensorRef]:
-        return [leaf for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, TensorRef)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +145,10 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.result = Trace()
-        self._numbers: dict[int, int] = {}
+        self._known: dict[int, TensorRef] = {}
         self._alive: list[Tensor] = []
         self._stack: list[str] = [""]
+        self._on_meta = all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.result.parameters[self._ref(tensor).index] = name
 
@@ -160,26 +159,37 @@ class _Recorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        inputs, options = tree_map(self._written, args), tree_map(self._written, kwargs)
-        output = func(*args, **kwargs)
-        name = func._schema.name.split("::")[-1]
-        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        self.result.ops.append(Op(func, plain, inputs, options, tuple(self.refs(output)), self._stack[-1]))
+        seen: list[TensorRef] = []
+        arguments = self._written(args, seen)
+        options = {key: self._written(value, seen) for key, value in kwargs.items()} if kwargs else {}
+        output = _shapes_alone(func, args, kwargs or {}) if self._on_meta else func(*args, **(kwargs or {}))
+        made: list[TensorRef] = []
+        self._written(output, made)
+        self.result.ops.append(
+            Op(func, _plain_name(func), arguments, options, tuple(seen), tuple(made), self._stack[-1])
+        )
         return output
 
     def refs(self, values: Any) -> Iterator[TensorRef]:
         return (self._ref(leaf) for leaf in tree_iter(values) if isinstance(leaf, Tensor))
 
     def _ref(self, tensor: Tensor) -> TensorRef:
-        number = self._numbers.get(id(tensor))
-        if number is None:
-            number = self._numbers[id(tensor)] = len(self._alive)
+        known = self._known.get(id(tensor))
+        if known is None or known.shape != tensor.shape:  # an operator may resize a tensor in place
+            number = len(self._alive) if known is None else known.index
+            known = self._known[id(tensor)] = TensorRef(number, tuple(tensor.shape), tensor.dtype)
             self._alive.append(tensor)
-        return TensorRef(number, tuple(tensor.shape), tensor.dtype)
+        return known
 
-    def _written(self, leaf: Any) -> Any:
-        return self._ref(leaf) if isinstance(leaf, Tensor) else leaf
+    def _written(self, value: Any, seen: list[TensorRef]) -> Any:
+        """The value with references for its tensors, which are also added to `seen`."""
+        if isinstance(value, Tensor):
+            ref = self._ref(value)
+            seen.append(ref)
+            return ref
+        if isinstance(value, list | tuple):
+            return type(value)([self._written(item, seen) for item in value])
+        return value
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -209,11 +219,58 @@ class _Recorder(TorchDispatchMode):
         return before, after
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, dict):
-        yield from _leaves(tuple(value.values()))
-    else:
-        yield value
+@cache
+def _plain_name(func: torch._ops.OpOverload) -> str:
+    name = func._schema.name.split("::")[-1]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+# On the meta device torch computes shapes of these by rules written in Python, 50 times slower than a model's own code.
+def _batch_norm_shapes(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *vectors, training = rest[:5]
+    channels = x.shape[1]
+    for vector in vectors:
+        if vector is not None and vector.shape != (channels,):
+            raise RuntimeError(f"batch norm over {channels} channels was given a vector of {tuple(vector.shape)}")
+    saved = channels if training else 0
+    return torch.empty_like(x), x.new_empty(saved), x.new_empty(saved)
+
+
+def _elementwise_shape(x: Any, *rest: Any) -> Tensor:
+    """The result of an element-wise operator that keeps the type of its operands."""
+    others = [value for value in rest if isinstance(value, Tensor)]
+    if not isinstance(x, Tensor) or any(other.dtype != x.dtype for other in others):
+        raise _NotQuick
+    shape = torch.broadcast_shapes(x.shape, *(other.shape for other in others if other.shape != x.shape))
+    return torch.empty_like(x) if shape == x.shape else x.new_empty(shape)
+
+
+def _in_place_shape(x: Tensor, *rest: Any) -> Tensor:
+    if any(isinstance(value, Tensor) and value.shape != x.shape for value in rest):
+        raise _NotQuick
+    return x
+
+
+class _NotQuick(Exception):
+    """The operands are not the common case: torch's own rule decides."""
+
+
+_SAME_TYPE = "relu hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish add mul sub".split()  # noqa: SIM905
+
+
+@cache
+def _quick_rule(func: torch._ops.OpOverload) -> Callable[..., Any] | None:
+    if func is torch.ops.aten.native_batch_norm.default:
+        return _batch_norm_shapes
+    if _plain_name(func) not in _SAME_TYPE or func._overloadname not in ("default", "Tensor"):
+        return None
+    return _in_place_shape if func._schema.is_mutable else _elementwise_shape
+
+
+def _shapes_alone(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator on the meta device."""
+    rule = _quick_rule(func)
+    try:
+        return func(*args, **kwargs) if rule is None or kwargs else rule(*args)
+    except _NotQuick:
+        return func(*args, **kwargs)

@@ -186,7 +186,7 @@ class Walk:
     def size(self, op: Op, **attributes: Ids | None) -> None:
         self.sizes.extend(RawSize(op.module, name, ids) for name, ids in attributes.items() if ids is not None)
 
-    def _mark_weights(self, op: Op, inputs: list[TensorRef]) -> None:
+    def _mark_weights(self, op: Op, inputs: tuple[TensorRef, ...]) -> None:
         if all(ref.index in self._weights for ref in inputs):
             plain = op.name in _MOVES and all(self._weights[ref.index] for ref in inputs)
             for ref in op.outputs:

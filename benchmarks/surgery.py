@@ -1,0 +1,151 @@
+"""Our engine against Torch-Pruning on the same networks: how many can be pruned, and how fast.
+
+    python -m benchmarks.surgery zoo   --out benchmarks/results/zoo.json      # one process a network, both tools
+    python -m benchmarks.surgery speed --out benchmarks/results/speed.json    # same process, medians
+
+`zoo` prunes half of every free group and holds the result against the masked original (ours), or asks that it runs
+and is smaller (theirs). `speed` times capture, plan and application against building their graph and pruning the same
+ratio by magnitude. Both can be interrupted and go on where they stopped.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.networks import TIMM, torchvision_names
+from benchmarks.one_network import build
+from compressor.graph import capture
+from compressor.methods.oneshot import decide
+from compressor.methods.settings import PruneSettings
+from compressor.reporting.environment import device_words, versions
+from compressor.surgery import operate_
+
+LIMIT = 150  # seconds a network and tool
+
+
+def zoo(out: Path, only: str) -> None:
+    names = [f"torchvision:{name}" for name in torchvision_names()] + [f"timm:{name}" for name in TIMM]
+    result = _opened(out, {"what": "half of every free group pruned, random weights", "limit_s": LIMIT, "networks": {}})
+    for name in names:
+        row = result["networks"].setdefault(name, {})
+        for tool, flags in (("ours", []), ("torch_pruning", ["--peer"])):
+            if tool not in row and only in (tool, "both"):
+                row[tool] = _one(name, flags)
+                print(f"{name:45} {tool:14} {row[tool]['status']:8} {row[tool].get('failures') or ''}", flush=True)
+                out.write_text(json.dumps(result, indent=1) + "\n")
+    for tool in ("ours", "torch_pruning"):
+        rows = [row[tool] for row in result["networks"].values() if tool in row]
+        print(
+            tool,
+            {
+                status: sum(row["status"] == status for row in rows)
+                for status in ("pruned", "whole", "failed", "crashed")
+            },
+        )
+
+
+def _one(name: str, flags: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.one_network", name, *flags]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"status": "crashed", "failures": [f"took longer than {LIMIT} s"]}
+    lines = done.stdout.strip().splitlines()
+    return json.loads(lines[-1]) if lines else {"status": "crashed", "failures": [done.stderr[-300:]]}
+
+
+def speed(out: Path, rounds: int) -> None:
+    names = [name for name in torchvision_names() if _is_cnn(name)]
+    result = _opened(out, {"what": "seconds: capture + plan + apply, against graph + prune, L1, half", "networks": {}})
+    for name in names:
+        if name in result["networks"]:
+            continue
+        model, example = build(f"torchvision:{name}")
+        if sum(parameter.numel() for parameter in model.parameters()) > 100e6:
+            continue
+        ours, theirs = _ours, _theirs
+        row: dict[str, Any] = {}
+        times: dict[str, list[float]] = {"ours": [], "torch_pruning": []}
+        for _ in range(rounds):
+            for tool, job in (("ours", ours), ("torch_pruning", theirs)):
+                seconds, error = _timed(job, copy.deepcopy(model), example)
+                times[tool].append(seconds)
+                if error:
+                    row[f"{tool}_error"] = error
+        row |= {tool: statistics.median(values) for tool, values in times.items()}
+        row["ratio"] = row["torch_pruning"] / row["ours"]
+        result["networks"][name] = row
+        print(
+            f"{name:25} ours {row['ours']:7.2f} s  theirs {row['torch_pruning']:7.2f} s  {row['ratio']:6.1f}x",
+            flush=True,
+        )
+        out.write_text(json.dumps(result | {"rounds": rounds}, indent=1) + "\n")
+
+
+def _is_cnn(name: str) -> bool:
+    return not name.startswith(("vit", "swin", "maxvit"))
+
+
+def _timed(
+    job: Callable[[nn.Module, torch.Tensor], None], model: nn.Module, example: torch.Tensor
+) -> tuple[float, str]:
+    start = time.perf_counter()
+    try:
+        job(model.eval(), example)
+    except Exception as error:  # the peer's failures are results
+        return time.perf_counter() - start, f"{type(error).__name__}: {str(error)[:200]}"
+    return time.perf_counter() - start, ""
+
+
+def _ours(model: nn.Module, example: torch.Tensor) -> None:
+    channels = capture(model, example)
+    settings = PruneSettings(method="l1", ratio=0.5, scope="layer")
+    operate_(model, decide(model, channels, settings).plan, channels)
+
+
+def _theirs(model: nn.Module, example: torch.Tensor) -> None:
+    import torch_pruning
+
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    importance = torch_pruning.importance.MagnitudeImportance(p=1)
+    pruner = torch_pruning.pruner.MagnitudePruner(model, example, importance, pruning_ratio=0.5, ignored_layers=last)
+    pruner.step()
+
+
+def _opened(out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    if out.exists():
+        return json.loads(out.read_text())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    import torch_pruning
+
+    machine = {"machine": device_words("cpu"), "threads": torch.get_num_threads(), "versions": versions()}
+    return fresh | machine | {"torch_pruning": torch_pruning.__version__}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=["zoo", "speed"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=["ours", "torch_pruning", "both"], default="both")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")  # the libraries' own, on old networks
+    if arguments.job == "zoo":
+        zoo(arguments.out, arguments.only)
+    else:
+        speed(arguments.out, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

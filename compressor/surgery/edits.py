@@ -1,10 +1,12 @@
 """What may be done to a group of channels, as plain data: a plan can be printed, counted, saved and tested."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
+
+from compressor.errors import FileError
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,29 @@ class Plan:
                 "why": edit.why,
                 **({"numbers": dict(edit.numbers)} if edit.numbers else {}),
             }
+
+
+def plan_of(rows: Sequence[Mapping[str, Any]]) -> Plan:
+    """The plan whose `rows` these are: the same shapes come of it, but no means and no new filters' values.
+
+    Raises:
+        FileError: the rows are no plan.
+    """
+    try:
+        return Plan(tuple(_edit_of(row) for row in rows), rows[0]["period"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise FileError(f"the checkpoint holds an edit that is none ({error}): it is broken") from error
+
+
+def _edit_of(row: Mapping[str, Any]) -> Edit:
+    group, channels, why, numbers = row["group"], tuple(row["channels"]), row["why"], row.get("numbers", {})
+    if row["kind"] == "prune":
+        return Prune(group, channels, why, numbers=numbers)
+    if row["kind"] == "merge":
+        keep, drop = channels
+        return Merge(group, keep, drop, why, numbers)
+    (after,) = channels
+    return Insert(group, after, why, numbers=numbers)
 
 
 def _gone(edit: Edit) -> tuple[int, ...]:

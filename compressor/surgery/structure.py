@@ -27,7 +27,7 @@ def describe(fresh: nn.Module, edited: nn.Module) -> dict[str, Any]:
     ours = dict(edited.named_modules())
     for name, module in fresh.named_modules():
         if name in ours:
-            changed = {key: value for key, value in _counts(ours[name]) if _plain(vars(module).get(key)) != value}
+            changed = {key: value for key, value in counts(ours[name]) if _plain(vars(module).get(key)) != value}
             if changed:
                 attributes[name] = changed
     return {"shapes": shapes, "attributes": attributes}
@@ -57,7 +57,8 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def _counts(module: nn.Module) -> Iterator[tuple[str, int | list[int]]]:
+def counts(module: nn.Module) -> Iterator[tuple[str, int | list[int]]]:
+    """A module's own attributes that hold an integer, or several as a list: its sizes are among them."""
     for key, held in vars(module).items():
         value = _plain(held)
         if value is not None and not key.startswith("_"):

@@ -4,7 +4,7 @@ A boundary lives as long as its plans are being carried out; what lasts is in th
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -41,21 +41,33 @@ class Owner(Protocol):
 class Boundary:
     """One boundary: `plans` decides, `removed` counts what the stop rule counts, `rows` tells what was seen."""
 
-    def __init__(self, owner: Owner, model: nn.Module, current: Callable[[], Channels], judged: list[Unit]) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        model: nn.Module,
+        current: Callable[[], Channels],
+        judged: list[Unit],
+        admit: Callable[[Plan], Plan],
+    ) -> None:
         self.owner, self.settings, self.generator = owner, owner.settings, owner.generator
         self.model, self.current = model, current
-        self.judged = judged
+        self.judged, self.admit = judged, admit
         self.removed = 0
         self._found: dict[str, clusters.Clustering] = {}
+        self._costs: dict[str, float] = {}  # of one channel of each group, by the mean over groups
         self._told: dict[str, dict[str, Any]] = {unit.name: {} for unit in judged}
 
     def plans(self) -> Iterator[Plan]:
-        """The plans, in order; empty ones are left out. Units follow each plan once it was carried out."""
+        """The plans, in order; empty ones are left out. Units follow each plan once it was carried out.
+
+        A plan after which the channels are the same object as before was refused: its filters are spared.
+        """
         for decide in (self._removals, self._prunes_and_merges, self._insertions):
-            edits = decide()
-            if edits:
-                yield Plan(tuple(edits), self.owner.period)
-                self._follow(edits)
+            plan = self.admit(Plan(tuple(decide()), self.owner.period))
+            if plan.edits:
+                before = self.current()
+                yield plan
+                (self._spare if self.current() is before else self._follow)(plan.edits)
 
     def rows(self) -> list[dict[str, Any]]:
         """What was found in every judged group, as plain data."""
@@ -132,8 +144,12 @@ class Boundary:
     def _choose_candidates(self, unit: Unit) -> list[prune.Candidate]:
         channels = self.current()
         kse = partial(indicators, self.model, channels, channels.group(unit.name), self.settings, self.generator)
+        beta = self.owner.beta
+        if self.settings.macs_bias:
+            self._costs = self._costs or prune.relative_costs(channels, list(self.owner.units))
+            beta = prune.biased(beta, self._costs[unit.name], self.settings.macs_bias)
         return prune.candidates(
-            unit.table, unit.concepts, unit.protect == 0, self._room(unit, 0), self.owner.beta, kse, self.settings
+            unit.table, unit.concepts, unit.protect == 0, self._room(unit, 0), beta, kse, self.settings
         )
 
     def _candidates_edits(self, unit: Unit, chosen: list[prune.Candidate]) -> list[Edit]:
@@ -203,7 +219,20 @@ class Boundary:
         why = f"filters are active on too many concepts; its kernels are the {became} of another's"
         return Insert(unit.name, unit.ids[drawn], why, rows, "zero", numbers)
 
-    def _follow(self, edits: list[Edit]) -> None:
+    def _spare(self, edits: Sequence[Edit]) -> None:
+        """Protect the filters of edits that were refused, so that they are not proposed again at once."""
+        for edit in edits:
+            unit = self.owner.units[edit.group]
+            if isinstance(edit, Insert):
+                continue
+            if isinstance(edit, Merge) or unit.reasons.pop(edit.channels[0], None) is None or not self.settings.freeze:
+                self.removed -= 1  # what was frozen a period ago was counted then
+            for identity in edit.channels:
+                at = unit.ids.index(identity)
+                unit.frozen[at] = False
+                unit.protect[at] = self.settings.protection + 1
+
+    def _follow(self, edits: Sequence[Edit]) -> None:
         """Let the units follow edits that were carried out."""
         channels = self.current()
         pruned: dict[str, list[int]] = defaultdict(list)

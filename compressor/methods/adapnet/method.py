@@ -68,7 +68,7 @@ class AdapNet:
     @contextmanager
     def watch(self, model: nn.Module, channels: Channels) -> Iterator[None]:
         """Record feature maps while this lasts: one period at most, since the hooks know the channels as they are."""
-        self._adopt(model, channels)
+        self.adopt(model, channels)
         if self.step == 0:
             self._begin()
         seen = {name: views(model, channels, channels.group(name)) for name in self.units}
@@ -94,14 +94,17 @@ class AdapNet:
                 unit.concepts.remove(concept)
         self.epoch += 1
 
-    def plans(self, model: nn.Module, current: Callable[[], Channels]) -> Iterator[Plan]:
+    def plans(
+        self, model: nn.Module, current: Callable[[], Channels], admit: Callable[[Plan], Plan] = lambda plan: plan
+    ) -> Iterator[Plan]:
         """What to change at the end of a period, each plan judged on the network as the plan before left it.
 
-        `current` gives the channels as they stand: the caller carries out a plan before it asks for the next.
+        `current` gives the channels as they stand: the caller carries out a plan before it asks for the next, or leaves
+        the channels as they are and so refuses it. `admit` may take edits out of a plan before it is offered.
         """
         started = time.perf_counter()
         judged = [self.units[name] for name in self.due if name in self.units]
-        boundary = Boundary(self, model, current, judged)
+        boundary = Boundary(self, model, current, judged, admit)
         yield from boundary.plans()
         self.removed.append(boundary.removed)
         self.rows = boundary.rows()
@@ -140,7 +143,7 @@ class AdapNet:
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module, channels: Channels) -> None:
         """Take over what `state_dict` gave, for a model of the structure it had then."""
-        self._adopt(model, channels)
+        self.adopt(model, channels)
         for name, kept in state["units"].items():
             self.units[name].load_state_dict(kept)
         self.generator.set_state(state["generator"].cpu())
@@ -149,8 +152,8 @@ class AdapNet:
         self.period, self.step, self.epoch = state["period"], state["step"], state["epoch"]
         self.due, self.removed, self.notes = (list(state[name]) for name in ("due", "removed", "notes"))
 
-    def _adopt(self, model: nn.Module, channels: Channels) -> None:
-        """Make the state of every group that can be judged, once."""
+    def adopt(self, model: nn.Module, channels: Channels) -> None:
+        """Make the state of every group that can be judged, once, and say in `locked` why the others cannot."""
         if self.units or self.locked:
             return
         self.coupled = frozenset(group.name for group in channels.free if len(makers(model, group)) > 1)

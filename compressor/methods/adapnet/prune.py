@@ -4,12 +4,13 @@ Reference: AdapNet, section 3.2 and Algorithm 2. The limits per period and the r
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from compressor.graph.channels import Channels
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.adapnet.tables import row_uniformity
 
@@ -30,6 +31,19 @@ class Candidate:
 def fewest(original: int, settings: AdapNetSettings) -> int:
     """The number of filters under which a group that came with `original` is not pruned."""
     return max(2, math.ceil(settings.min_share * original))
+
+
+def relative_costs(channels: Channels, groups: Sequence[str]) -> dict[str, float]:
+    """Multiply-adds that one channel of each group stands for, by their mean over the groups."""
+    whole = channels.macs()
+    saved = {name: whole - channels.macs([int(channels.group(name).ids[0])]) for name in groups}
+    mean = sum(saved.values()) / len(saved)
+    return {name: value / mean for name, value in saved.items()}
+
+
+def biased(beta: float, relative_cost: float, bias: float) -> float:
+    """The threshold of a group whose channels cost that much: lower where they are dear. Ours, not the paper's."""
+    return min(beta * relative_cost**-bias, 1.0) if relative_cost > 0 else beta
 
 
 def candidates(

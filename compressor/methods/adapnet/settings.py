@@ -101,6 +101,9 @@ class AdapNetSettings:
     ic_budget: float | None = None
     units_per_lsep: int | None = None
 
+    # Ours, beyond the paper: how far the prune threshold falls where a channel costs more multiply-adds than elsewhere.
+    macs_bias: float = 0.0
+
 
 PRESETS: dict[str, AdapNetSettings] = {
     "paper": AdapNetSettings(),

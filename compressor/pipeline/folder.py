@@ -7,6 +7,7 @@ from typing import Any
 
 from compressor.errors import FileError, UsageError
 from compressor.pipeline.settings import OutputSettings
+from compressor.pipeline.stages import PeriodEvent
 from compressor.reporting.report import write_whole
 from compressor.training.events import EpochEvent, Event
 
@@ -48,10 +49,10 @@ class RunFolder:
         write_whole(self.path / SETTINGS, json.dumps(settings, indent=1) + "\n")
 
     def recording(self, tell: Callable[[Any], None]) -> Callable[[Event], None]:
-        """`tell`, with every epoch's row written down as well."""
+        """`tell`, with every epoch's and period's row written down as well."""
 
         def record(event: Event) -> None:
-            if isinstance(event, EpochEvent):
+            if isinstance(event, EpochEvent | PeriodEvent):
                 with (self.path / METRICS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(event.row) + "\n")
             tell(event)

@@ -1,0 +1,165 @@
+"""AdapNet on the training loop: its watch, its frozen filters and its plans, between one batch and the next."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compressor.graph.channels import Channels
+from compressor.methods.adapnet.freeze import Held
+from compressor.methods.adapnet.method import AdapNet
+from compressor.pipeline.goals import Guard, Target
+from compressor.pipeline.stages import PeriodEvent, Tell, note_all
+from compressor.reporting import units
+from compressor.surgery import Plan, operate_
+from compressor.surgery.edits import plan_of
+from compressor.surgery.snapshot import Snapshot
+from compressor.training.microbatches import Step
+from compressor.training.state import TrainState
+
+
+class Periods:
+    """The second phase of one run: `step` and `after_step` are the loop's openings, `channels` and `plans` the result.
+
+    Hooks live from the first batch of a period to its last; `open` takes them off whatever happens.
+    """
+
+    def __init__(
+        self, model: nn.Module, channels: Channels, method: AdapNet, target: Target, guard: Guard, tell: Tell
+    ) -> None:
+        self.model, self.channels, self.method = model, channels, method
+        self.target, self.guard, self.tell = target, guard, tell
+        self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
+        self.rows: list[dict[str, Any]] = []  # one a period
+        self.refused: dict[str, str] = {}
+        self.target_met = False
+        self._before = (Snapshot.of(model), channels)
+        self._macs = channels.macs()
+        self._hooks = ExitStack()
+        self._held: Held | None = None
+        self._noted = 0
+
+    @contextmanager
+    def open(self) -> Iterator["Periods"]:
+        """The time in which the network is watched."""
+        try:
+            yield self
+        finally:
+            self._unwatch()
+
+    def step(self, inner: Step, optimizer: Optimizer) -> Step:
+        """`inner`, with the watch set up before the first batch of a period, also after resuming within one."""
+
+        def watched(model: nn.Module, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            if self._held is None:
+                self._hooks.enter_context(self.method.watch(self.model, self.channels))
+                self._held = self.method.hold(self.model, self.channels, optimizer)
+            return inner(model, x, y)
+
+        return watched
+
+    def after_step(self, state: TrainState) -> bool:
+        """Keep frozen filters as they are, change the structure at a period's end; True when the phase is over."""
+        assert self._held is not None
+        self._held.restore_()
+        if self.method.step_done():
+            self._unwatch()
+            self._change(state)
+        if state.batch == state.batches:
+            self.method.epoch_done()
+        return self.target_met or self.method.finished
+
+    def _unwatch(self) -> None:
+        self._hooks.close()
+        self._held = None
+
+    def _change(self, state: TrainState) -> None:
+        beta, done = self.method.beta, Counter[str]()
+        # The gradients belong to the step before; without them there is less to edit and nothing to lose.
+        state.optimizer.zero_grad(set_to_none=True)
+        for plan in self.method.plans(self.model, lambda: self.channels, self._admit):
+            if self._carry_out(plan, state.optimizer):
+                self.plans.append(list(plan.rows()))
+                done.update(edit.kind for edit in plan.edits)
+        self.guard.trained()
+        self.target_met = self.target.met(self.channels)
+        self._report(state, beta, done)
+
+    def _admit(self, plan: Plan) -> Plan:
+        return self.target.trimmed(plan, self.channels)
+
+    def _carry_out(self, plan: Plan, optimizer: Optimizer) -> bool:
+        """Edit model, optimizer and channels; take it back where it does too much harm."""
+        if self.guard.max_drop is None:
+            self.channels = operate_(self.model, plan, self.channels, optimizer)
+            return True
+        self.guard.ready()
+        before = Snapshot.of(self.model, optimizer)
+        updated = operate_(self.model, plan, self.channels, optimizer)
+        passed, measured = self.guard.passes()
+        if passed:
+            self.channels = updated
+            return True
+        before.restore_()
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(edit.kind for edit in plan.edits).items())
+        name = f"period {plan.period}: {kinds} of {', '.join(dict.fromkeys(edit.group for edit in plan.edits))}"
+        self.refused[name] = f"{measured}, more than --max-drop allows: undone"
+        note_all([f"{name}: {self.refused[name]}"], self.tell)
+        return False
+
+    def _report(self, state: TrainState, beta: float, done: Counter[str]) -> None:
+        found = self.method.rows
+        macs = self.channels.macs()
+        row: dict[str, Any] = {
+            "phase": "period",
+            # The middle of the step, counted like the loop's rows, whose epoch is over at `epoch` + 1.
+            "epoch": state.epoch + (state.batch - 0.5) / state.batches - 1,
+            "step": state.step,
+            "period": self.method.period - 1,
+            "beta": beta,
+            "frozen": sum(map(len, self.method.frozen.values())),
+            **{f"{kind}s": done[kind] for kind in ("prune", "merge", "insert")},
+            "filters": sum(unit.filters for unit in self.method.units.values()),
+            "concepts": sum(len(unit.concepts) for unit in self.method.units.values()),
+            "macs": macs,
+            "params": self.channels.params(),
+            "groups": [dict(each) for each in found],
+        }
+        self.rows.append(row)
+        text = (
+            f"period {row['period']}  beta {beta:.2f}  pruned {done['prune']}, merged {done['merge']}, inserted "
+            f"{done['insert']}, frozen {row['frozen']}  {row['filters']} filters, "
+            f"{units.macs(macs)} ({macs / self._macs:.0%})"
+        )
+        self.tell(PeriodEvent(row, text))
+        new, self._noted = self.method.notes[self._noted :], len(self.method.notes)
+        note_all(new, self.tell)
+
+    def structure(self) -> dict[str, Any]:
+        """The edits so far, from which `restore` makes the same network and the same channels."""
+        return {"plans": self.plans}
+
+    def state(self) -> dict[str, Any]:
+        """Everything else that a resumed run needs, as plain data and tensors."""
+        return {
+            "adapnet": self.method.state_dict(),
+            "rows": self.rows,
+            "refused": self.refused,
+            "target_met": self.target_met,
+            "noted": self._noted,
+        }
+
+    def restore(self, structure: dict[str, Any], state: dict[str, Any]) -> None:
+        """Go back, or forward, to the structure and the method's state of a checkpoint; weights are put in after."""
+        self._unwatch()
+        snapshot, self.channels = self._before
+        snapshot.restore_()
+        self.plans = [list(rows) for rows in structure["plans"]]
+        for rows in self.plans:
+            self.channels = operate_(self.model, plan_of(rows), self.channels)
+        self.method.load_state_dict(state["adapnet"], self.model, self.channels)
+        self.rows, self.refused = list(state["rows"]), dict(state["refused"])
+        self.target_met, self._noted = state["target_met"], state["noted"]

@@ -1,0 +1,80 @@
+"""The three phases of an AdapNet run: when each begins, and how it trains. Reference: AdapNet, section 3, figure 1."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from compressor.errors import UsageError
+from compressor.methods.adapnet import schedule
+from compressor.methods.adapnet.settings import AdapNetSettings
+from compressor.pipeline.settings import GoalSettings
+from compressor.training.settings import TrainSettings
+
+Phase = Literal["startup", "periods", "finetune"]
+PHASES: tuple[Phase, ...] = ("startup", "periods", "finetune")
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Where in the run each phase begins, in epochs of the learning rate's schedule."""
+
+    settings: AdapNetSettings
+    training: TrainSettings
+    first: int
+    startup: int
+
+    @staticmethod
+    def of(settings: AdapNetSettings, training: TrainSettings, *, trained: bool) -> "Phases":
+        """For a network that comes with trained weights, or with random ones."""
+        own = {name: getattr(settings, name) for name in ("batch_size", "lr", "momentum", "weight_decay")}
+        training = replace(training, **own)
+        startup = schedule.startup_epochs(settings, trained=trained)
+        return Phases(settings, training, schedule.first_epoch(settings, trained=trained), startup)
+
+    def of_phase(self, phase: Phase, ended: int | None = None) -> TrainSettings:
+        """How a phase trains; fine-tuning begins at epoch `ended`, since the phase before may stop early."""
+        changes = self.first + self.startup
+        latest = changes + self.settings.max_epochs + self.settings.finetune_epochs
+        begin, epochs = {
+            "startup": (self.first, self.startup),
+            "periods": (changes, self.settings.max_epochs),
+            "finetune": (latest if ended is None else ended, self.settings.finetune_epochs),
+        }[phase]
+        milestones = schedule.milestones(self.settings, latest)
+        return replace(
+            self.training,
+            first_epoch=begin,
+            epochs=epochs,
+            schedule="step" if milestones else "constant",
+            milestones=milestones,
+            gamma=0.5,
+            autotune=self.training.autotune and phase != "periods",  # every change of structure has new shapes
+        )
+
+
+def check(settings: AdapNetSettings, goals: GoalSettings) -> None:
+    """Raise UsageError for values that make no sense for any network."""
+    for name in ("max_epochs", "batch_size", "rec_batches", "rec_maps", "dict_size", "lr_halve_every"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {getattr(settings, name)}: give 1 or more")
+    if settings.lsep is not None and settings.lsep < 1:
+        raise UsageError(f"--lsep is {settings.lsep}: give the steps of a period, 1 or more")
+    if goals.max_drop is not None and not 0 <= goals.max_drop < 1:
+        raise UsageError(f"--max-drop is {goals.max_drop:g}: give a share of the images, such as 0.02 for two points")
+
+
+def check_period(settings: AdapNetSettings, steps_per_epoch: int) -> None:
+    """Raise UsageError when the second phase is too short for one filter to be removed.
+
+    A filter is judged when it has counts of enough periods, and is removed, after one more in which it is frozen.
+    """
+    lsep = schedule.period_steps(settings, steps_per_epoch)
+    needed = (2 if settings.freeze else 1) + 1
+    periods = settings.max_epochs * steps_per_epoch // lsep
+    if periods < needed:
+        longest = settings.max_epochs * steps_per_epoch // needed
+        shorter = f"give --lsep {longest} or less, or " if longest else "give "
+        more = -(-needed * lsep // steps_per_epoch)
+        raise UsageError(
+            f"a period of {lsep} steps fits {periods} times into {settings.max_epochs} epochs of {steps_per_epoch} "
+            f"steps, and it takes {needed} until a filter goes: {shorter}--max-epochs {more} or more"
+        )

@@ -1,6 +1,7 @@
 """Which scale stays for inference: the one whose local classifier does best on data it has not learnt from."""
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.primenet.network import PrimeNetwork
@@ -24,3 +25,17 @@ def local_losses(network: PrimeNetwork, image_set: AnySet, data: Data, batch_siz
 def best_scale(losses: dict[int, float]) -> int:
     """The scale with the smallest loss, the smaller one where equal."""
     return min(losses, key=lambda scale: (losses[scale], scale))
+
+
+class WithOneScale(nn.Module):
+    """The network as it would be if this scale were kept, on the network's own layers."""
+
+    def __init__(self, network: PrimeNetwork, scale: int) -> None:
+        super().__init__()
+        self.network = network
+        self.scale = str(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stage = self.network.stage
+        scores: Tensor = self.network.rest(stage.join(stage.block.capsules[self.scale](x), x))
+        return scores

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.primenet.stage import PrimeStage
 
+KIND = "primenet"  # of its entry in a checkpoint
+
 
 class PrimeNetwork(nn.Module):
     """Images (batch, channels, height, width) -> logits (batch, classes)."""
@@ -58,7 +60,7 @@ class PrimeNetwork(nn.Module):
         """What a checkpoint has to know to make this network of a new build of the user's (see `rebuild`)."""
         block = self.stage.block
         return {
-            "kind": "primenet",
+            "kind": KIND,
             "origin": self.origin,
             "scales": list(block.scales),
             "learning": block.learning,

@@ -9,11 +9,12 @@ from torch import nn
 
 from compressor.errors import UsageError
 from compressor.graph.trace import trace
-from compressor.primenet.choosing import best_scale, local_losses
+from compressor.primenet.choosing import WithOneScale, best_scale, local_losses
 from compressor.primenet.learning import LocalLearning, refuse_single
 from compressor.primenet.network import PrimeNetwork
 from compressor.training import checkpoint
 from compressor.training.data import Data
+from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
@@ -80,13 +81,20 @@ def represent_(
     on_event: Callable[[Event], None] | None = None,
     saving: Saving | None = None,
 ) -> list[dict[str, Any]]:
-    """The first phase, in place: capsules learn from local losses, all else from the network's; returns its rows."""
+    """The first phase, in place: capsules learn from local losses, all else from the network's; returns its rows.
+
+    Where one scale will be kept, the validation figures of an epoch are those with the scale that would be, then.
+    """
     learning = LocalLearning(network, network.settings)
     tell = _renaming(REPRESENTATION, on_event)
+    every = training.evaluate_every if network.settings.inference == "static" else 0
 
     def close(event: Event) -> None:
         if isinstance(event, EpochEvent):
             event.row.update(learning.close_epoch())
+            done = event.row["epoch"] + 1 - training.first_epoch
+            if every and (done % every == 0 or done == training.epochs):
+                event.row.update(_with_best(network, data))
         tell(event)
 
     if saving is not None:
@@ -96,7 +104,8 @@ def represent_(
             method=learning.state_dict,
             restore=lambda _, method: learning.load_state_dict(method),
         )
-    return fit(network, data, training, step=learning, on_event=close, saving=saving).rows
+    unasked = replace(training, evaluate_every=0 if every else training.evaluate_every)
+    return fit(network, data, unasked, step=learning, on_event=close, saving=saving).rows
 
 
 def retrain_(
@@ -121,6 +130,13 @@ def retrain_(
         saving = replace(saving, phase=CLASSIFIER)
     with network.only(_retrained(network, data)):
         return fit(network, data, second, on_event=_renaming(CLASSIFIER, on_event), saving=saving).rows
+
+
+def _with_best(network: PrimeNetwork, data: Data) -> dict[str, Any]:
+    losses = local_losses(network, data.validation, data)
+    result = evaluate(WithOneScale(network, best_scale(losses)), data.validation, data)
+    named = {str(scale): loss for scale, loss in losses.items()}
+    return {"validation_local_losses": named, "validation_loss": result.loss, "validation_top1": result.top1}
 
 
 def _reached(saving: Saving | None) -> dict[str, Any] | None:

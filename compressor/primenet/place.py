@@ -56,7 +56,8 @@ class Early:
         if len(image) != 3:
             raise ModelError(f"the network takes inputs of shape {image}, the block images (channels, height, width)")
         self.model, self.image, self.classes, self.settings = model, tuple(image), classes, settings
-        self.chain = Chain(model, torch.zeros(1, *image))
+        self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        self.chain = Chain(model, torch.zeros(1, *image, device=self.device))
         self.end = len(self.chain.cuts) - 1
         first = next((name for name in self.chain.operators(0, self.end) if name in _WEIGHTED), "nothing that learns")
         if first not in _CONVOLUTIONS:
@@ -121,9 +122,8 @@ class Early:
 
     def replaced(self, cut: Cut) -> PrimeNetwork:
         """A network with a new stage in place of everything before the cut, on the model's own layers behind it."""
-        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
         rest = tail(self.chain, self.model, cut.index, self.end, "shared")
-        stage = self.stage(cut).to(device)
+        stage = self.stage(cut).to(self.device)
         return PrimeNetwork(stage, rest, self.settings, self._origin(cut)).train(self.model.training)
 
     def stage(self, cut: Cut) -> PrimeStage:

@@ -34,6 +34,7 @@ def test_learns_stripes_and_keeps_the_scale_that_did_best():
     for row in learnt.rows[:2]:
         assert set(row["local_losses"]) == set(row["chosen"]) == {"3", "5", "7"}
         assert sum(row["chosen"].values()) == 4  # batches of the epoch
+    assert learnt.rows[1]["validation_local_losses"] == pytest.approx(learnt.losses)
     assert [event.row for event in told if isinstance(event, EpochEvent)] == learnt.rows
 
 
@@ -66,6 +67,16 @@ def test_the_last_layer_alone_is_retrained_where_asked():
         train_in_two_phases(net, data, QUICK)
     for (name, ours), theirs in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs) == (not name.startswith("rest.5")), name
+
+
+def test_validation_figures_are_those_of_the_scale_that_would_be_kept():
+    net, data = _with_second(fresh(), 0), stripes()
+    learnt = train_in_two_phases(net, data, replace(QUICK, epochs=1))
+    result = evaluate(net, data.validation, data)
+    assert learnt.rows[0]["validation_top1"] == result.top1
+    assert learnt.rows[0]["validation_loss"] == pytest.approx(result.loss)
+    silent = train_in_two_phases(_with_second(fresh(), 0), data, replace(QUICK, epochs=1, evaluate_every=0))
+    assert silent.rows[0]["validation_top1"] is None and silent.losses == learnt.losses
 
 
 def test_entropy_keeps_every_scale():

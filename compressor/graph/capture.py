@@ -1,5 +1,6 @@
 """Capture a model: follow its channels through one run in evaluation mode and one in training mode, and try the map."""
 
+import gc
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -30,7 +31,13 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Chan
     Raises:
         ModelError: the model does not run on the example.
     """
-    return _Capture(model, example, tuple(keep)).channels()
+    collecting = gc.isenabled()
+    gc.disable()  # nothing here is worth collecting, and one full collection takes as long as the whole capture
+    try:
+        return _Capture(model, example, tuple(keep)).channels()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Capture:

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import demo, evaluate, export, finetune, profile, prune, train
+from compressor.cli import demo, detach, evaluate, export, finetune, profile, prune, replace, train
 from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.errors import CompressorError
@@ -34,6 +34,8 @@ for name, command, module in (
     ("train", train.train, train),
     ("evaluate", evaluate.evaluate, evaluate),
     ("prune", prune.prune, prune),
+    ("detach", detach.detach, detach),
+    ("replace", replace.replace, replace),
     ("finetune", finetune.finetune, finetune),
     ("export", export.export, export),
     ("demo", demo.demo, demo),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from compressor.cli.options import Data, Json, check_model, needed
+from compressor.cli.options import Data, Json, check_model, is_onnx, named, needed
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import EvaluateJob, ModelSettings
 from compressor.training.settings import DataSettings
@@ -36,5 +36,7 @@ def evaluate(
     terminal.print_json(asdict(result))
     line = f"{result.split} top-1 {result.top1:.2%}, loss {result.loss:.4f}, on {result.count:,} images"
     terminal.show(Text(line))
-    name = model.model or f"--arch {model.arch}"
-    terminal.say("", f"next: compressor prune {name} --data {data} --out runs/small")
+    following = f"prune {named(model)} --data {data} --out runs/small"
+    if is_onnx(model):
+        following = f"profile {model.model} --latency"
+    terminal.say("", f"next: compressor {following}")

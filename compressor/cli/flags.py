@@ -2,18 +2,20 @@
 
 A command takes whole settings (`training: TrainSettings`). `with_settings` shows Typer one option for each of their
 fields instead, under the field's name and with its default, and gives the command the settings back. A field that
-several settings share (`seed`) is one option for all of them.
+several settings share (`seed`) is one option for all of them; where they have it from different defaults, each keeps
+its own until the flag is typed, and `--help` shows the first.
 """
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from compressor.cli.descriptions import DESCRIPTIONS, PANELS
 from compressor.cli.help import show_all
+from compressor.cli.options import was_given
 from compressor.cli.texts import READERS
 
 # Fields that are set by the program and not by a person.
@@ -32,8 +34,12 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         for parameter in _options(room, UNFIT.get(command.__name__, frozenset())):
             shown.setdefault(parameter.name, parameter)
 
-    def run(**given: Any) -> None:
-        whole = {name: _settings(room, given) for name, room in rooms.items()}
+    shown.setdefault("ctx", inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context))
+
+    def run(ctx: typer.Context, **given: Any) -> None:
+        given["ctx"] = ctx
+        typed = {name: value for name, value in given.items() if was_given(ctx, name)}
+        whole = {name: _settings(room, typed) for name, room in rooms.items()}
         command(**{name: given[name] for name in parameters if name not in rooms}, **whole)
 
     if any(DESCRIPTIONS[name].rare for name in shown if name in DESCRIPTIONS):
@@ -92,14 +98,9 @@ def _option(name: str, kind: Any, default: Any, *, panel: str, hidden: bool) -> 
     return inspect.Parameter(name, _KEYWORD, default=default, annotation=Annotated[kind, option])
 
 
-def _settings(room: inspect.Parameter, given: dict[str, Any]) -> Any:
-    values = {}
-    for field in fields(room.annotation):
-        if field.name not in given:
-            values[field.name] = getattr(_default(room), field.name)
-        elif field.name in READERS:
-            text = given[field.name]
-            values[field.name] = READERS[field.name].read(text) if text else getattr(_default(room), field.name)
-        else:
-            values[field.name] = given[field.name]
-    return room.annotation(**values)
+def _settings(room: inspect.Parameter, typed: dict[str, Any]) -> Any:
+    """The settings with what was typed; everything else as they have it, which may differ between settings."""
+    chosen = {field.name: typed[field.name] for field in fields(room.annotation) if field.name in typed}
+    for name in chosen.keys() & READERS.keys():
+        chosen[name] = READERS[name].read(chosen[name])
+    return replace(_default(room), **chosen)

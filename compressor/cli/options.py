@@ -1,6 +1,7 @@
 """Flags that several commands share and that belong to no settings."""
 
-from typing import Annotated
+from dataclasses import fields
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +36,11 @@ def was_given(ctx: typer.Context, name: str) -> bool:
     """Whether a flag stood on the command line, and is not just its default."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def chosen(ctx: typer.Context, settings: Any) -> dict[str, Any]:
+    """Those fields of settings that stood on the command line, to be laid over other defaults."""
+    return {field.name: getattr(settings, field.name) for field in fields(settings) if was_given(ctx, field.name)}
 
 
 def check_model(model: ModelSettings) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Json
+from compressor.cli.options import Json, check_model, is_onnx, named
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import ModelSettings, ProfileJob
 
@@ -16,10 +16,11 @@ def profile(
     model: ModelSettings,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     latency: Annotated[bool, typer.Option("--latency", help="Measure milliseconds, which takes some seconds.")] = False,
-    device: Annotated[str, typer.Option(help="Where latency is measured.")] = ProfileJob.device,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where latency is measured.")] = ProfileJob.device,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
+    check_model(model)
     terminal = Terminal(as_json=json)
     from compressor.pipeline.profile import profile as run
 
@@ -31,5 +32,5 @@ def profile(
     if layers:
         terminal.show(layers_table(result))
     terminal.show(profile_table(result))
-    name = model.model or f"--arch {model.arch}"
-    terminal.say("", f"next: compressor prune {name} --dry-run")
+    following = f"evaluate {model.model} --data DATA" if is_onnx(model) else f"prune {named(model)} --dry-run"
+    terminal.say("", f"next: compressor {following}")

@@ -2,14 +2,14 @@
 
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from compressor.pipeline.stages import Stage
+from compressor.pipeline.stages import PeriodEvent, Stage
 from compressor.training.events import BatchEvent, EpochEvent, Event, NoteEvent
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -23,7 +23,7 @@ class Lines:
         self._last = time.monotonic()
         self._epochs = 0
 
-    def tell(self, event: Event | Stage) -> None:
+    def tell(self, event: Event | Stage | PeriodEvent) -> None:
         """Print what is worth a line."""
         if isinstance(event, BatchEvent):
             self._epochs = event.epochs
@@ -65,7 +65,7 @@ class Bars:
     ) -> None:
         self._live.stop()
 
-    def tell(self, event: Event | Stage) -> None:
+    def tell(self, event: Event | Stage | PeriodEvent) -> None:
         """Show where the run stands; epochs and notes leave a line."""
         if isinstance(event, Stage):
             self._live.update(Text(f"{event.text} ...", style="dim"), refresh=True)
@@ -82,11 +82,13 @@ class Bars:
         self._console.print(Text(_line(event, self._epochs)), soft_wrap=True)
 
 
-def _line(event: Any, epochs: int) -> str:
+def _line(event: EpochEvent | NoteEvent | Stage | PeriodEvent, epochs: int) -> str:
     if isinstance(event, Stage):
         return f"{event.text} ..."
     if isinstance(event, NoteEvent):
         return f"note: {event.text}"
+    if isinstance(event, PeriodEvent):
+        return event.text
     row = event.row
     parts = [_epoch(row["epoch"], epochs), f"loss {row['train_loss']:.4f}", _top1("top-1", row["train_top1"])]
     parts.append(_top1("validation", row["validation_top1"]))

@@ -1,7 +1,8 @@
 """What a command that changed a model prints at its end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -10,11 +11,19 @@ from compressor.reporting import units
 from compressor.reporting.report import Report
 
 
-def show_run(terminal: Terminal, report: Report, out: str | None, *, dry_run: bool, trained: bool) -> None:
-    """The tables of a run, then the files it made and what to do next."""
+def show_run(
+    terminal: Terminal,
+    report: Report,
+    out: str | None,
+    *,
+    dry_run: bool,
+    trained: bool,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """The tables of a run, then the files it made and what to do next; `more` joins the JSON object."""
     from compressor.reporting.tables import before_after_table, filters_table, frozen_table
 
-    terminal.print_json({"dry_run": dry_run, **report.to_json()})
+    terminal.print_json({"dry_run": dry_run, **report.to_json(), **(more or {})})
     if dry_run:
         terminal.show(filters_table(report))
     if report.frozen or report.refused:

@@ -61,10 +61,42 @@ def epochs(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """`features.7,features.24` -> ("features.7", "features.24")."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise UsageError(f"--at {text!r} is not a list of modules: write them as features.7,features.24")
+    return parts
+
+
+def numbers(flag: str) -> Callable[[str], tuple[float, ...]]:
+    """The reader of a flag that takes numbers: `0.5,0.25` -> (0.5, 0.25)."""
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError as error:
+            raise UsageError(f"{flag} {text!r} is not a list of numbers: write them as 0.5,0.25") from error
+
+    return read
+
+
+def scales(text: str) -> tuple[int, ...]:
+    """`3,5,7` -> (3, 5, 7)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--scales {text!r} is not a list of kernel sizes: write them as 3,5,7")
+    return tuple(int(part) for part in parts)
+
+
 READERS: dict[str, Reader] = {
     "input": Reader(shape),
     "arch_arg": Reader(arguments, many=True),
     "ratio_for": Reader(ratios, many=True),
     "keep": Reader(tuple, many=True),
     "milestones": Reader(epochs),
+    "scales": Reader(scales),
+    "at": Reader(names),
+    "targets": Reader(numbers("--targets")),
+    "loss_weights": Reader(numbers("--loss-weights")),
 }

@@ -1,13 +1,12 @@
 """The folder of a run: refused when it holds anything, files appear in it whole, metrics line by line."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError, UsageError
 from compressor.pipeline.settings import OutputSettings
-from compressor.pipeline.stages import PeriodEvent
+from compressor.pipeline.stages import PeriodEvent, Stage, Tell
 from compressor.reporting.report import write_whole
 from compressor.training.events import EpochEvent, Event
 
@@ -48,10 +47,10 @@ class RunFolder:
             raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from error
         write_whole(self.path / SETTINGS, json.dumps(settings, indent=1) + "\n")
 
-    def recording(self, tell: Callable[[Any], None]) -> Callable[[Event], None]:
+    def recording(self, tell: Tell) -> Tell:
         """`tell`, with every epoch's and period's row written down as well."""
 
-        def record(event: Event) -> None:
+        def record(event: Event | Stage | PeriodEvent) -> None:
             if isinstance(event, EpochEvent | PeriodEvent):
                 with (self.path / METRICS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(event.row) + "\n")

@@ -1,0 +1,125 @@
+"""Accuracy against mean multiply-adds: the router over its thresholds, fixed depths, and early exit by confidence.
+
+Everything is computed from one observation of a set, so all points stand on the same images and weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.errors import UsageError
+from compressor.routing.costs import Costs
+from compressor.routing.observing import Observation
+
+_CANDIDATES = 200  # thresholds that are looked at
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way of using the network."""
+
+    kind: str  # "router", "fixed" or "early exit"
+    setting: float  # the router's threshold, the depth, or the largest entropy in nats
+    macs: float  # mean multiply-adds for one image, everything counted
+    top1: float  # fraction in 0..1
+    shares: tuple[float, ...]  # of the images that leave at each depth
+
+
+def point_at(seen: Observation, costs: Costs, threshold: float | Sequence[float]) -> Point:
+    """The router at a threshold, or at one for each depth but the last."""
+    limit = torch.as_tensor(threshold, dtype=torch.float32)
+    depths = _first(seen.suffices >= limit)
+    return _point("router", float(limit.flatten()[0]), depths, seen, costs.routed)
+
+
+def routed_points(seen: Observation, costs: Costs) -> list[Point]:
+    """The router over all thresholds that matter, from cheap to dear."""
+    return _sweep(seen.suffices, lambda threshold: point_at(seen, costs, threshold))
+
+
+def early_exit_points(seen: Observation, costs: Costs) -> list[Point]:
+    """An image leaves at the first depth whose class probabilities have an entropy of at most a threshold.
+
+    Reference: Teerapittayanon, McDanel and Kung, "BranchyNet: Fast Inference via Early Exiting from Deep Neural
+    Networks", section III-D; one threshold for all exits.
+    """
+    entropy = seen.entropy[:, :-1]
+
+    def point(limit: float) -> Point:
+        return _point("early exit", limit, _first(entropy <= limit), seen, costs.early_exit)
+
+    return _sweep(entropy, point)
+
+
+def fixed_points(seen: Observation, costs: Costs) -> list[Point]:
+    """Every image at the same depth; the last one is the whole network."""
+    last = len(costs.fixed)
+    depths = [torch.full((len(seen),), depth) for depth in range(last)]
+    return [_point("fixed", float(depth), depths[depth], seen, costs.fixed) for depth in range(last)]
+
+
+def thinned(points: list[Point], wanted: int = 20) -> list[Point]:
+    """About `wanted` of many points, evenly spread over their costs, the ends included."""
+    if len(points) <= wanted:
+        return points
+    low, high = points[0].macs, points[-1].macs
+    grid = [low + (high - low) * step / (wanted - 1) for step in range(wanted)]
+    chosen = {min(range(len(points)), key=lambda i: abs(points[i].macs - macs)) for macs in grid}
+    return [points[i] for i in sorted(chosen)]
+
+
+def accuracy_at(points: list[Point], macs: float) -> float | None:
+    """The best accuracy among the points that cost at most so much; None where none does."""
+    return max((point.top1 for point in points if point.macs <= macs), default=None)
+
+
+def cheapest(points: list[Point], top1: float) -> Point | None:
+    """The cheapest point with at least this accuracy."""
+    return min((point for point in points if point.top1 >= top1), key=lambda point: point.macs, default=None)
+
+
+def choose(points: list[Point], costs: Costs, *, target_macs: float | None, max_drop: float) -> Point:
+    """The router's point to use: within a target the most accurate one, else the cheapest one that loses little.
+
+    `points` are the router's on validation images. `target_macs` is a share of the whole network's up to 1, a number of
+    MACs above. `max_drop` is the accuracy, as a fraction, that may be lost against the most accurate point.
+
+    Raises UsageError when no threshold meets the target; the message names the nearest.
+    """
+    if target_macs is not None:
+        limit = target_macs * costs.whole if target_macs <= 1 else target_macs
+        within = [point for point in points if point.macs <= limit]
+        if not within:
+            least = min(points, key=lambda point: point.macs)
+            raise UsageError(
+                f"no route costs {limit / 1e6:.3g} M MACs ({limit / costs.whole:.1%}) or less: the cheapest takes "
+                f"{least.macs / 1e6:.3g} M ({least.macs / costs.whole:.1%}); give a larger --target-macs"
+            )
+        return max(within, key=lambda point: (point.top1, -point.macs))
+    best = max(point.top1 for point in points)
+    found = cheapest(points, best - max_drop)
+    assert found is not None
+    return found
+
+
+def _first(leaves: Tensor) -> Tensor:
+    """The first depth at which each image leaves; the last one where it never does. bool (images, depths - 1)."""
+    always = torch.ones(len(leaves), 1, dtype=torch.bool)
+    return torch.cat([leaves, always], 1).int().argmax(1)
+
+
+def _point(kind: str, setting: float, depths: Tensor, seen: Observation, costs: Sequence[int]) -> Point:
+    macs = torch.tensor(costs, dtype=torch.float64)[depths].mean()
+    right = seen.right.gather(1, depths[:, None]).double().mean()
+    shares = torch.bincount(depths, minlength=len(costs)).double() / len(depths)
+    return Point(kind, setting, float(macs), float(right), tuple(shares.tolist()))
+
+
+def _sweep(values: Tensor, point: Callable[[float], Point]) -> list[Point]:
+    """The points at quantiles of the values, and just beyond both ends, without repetitions of the same cost."""
+    spread = torch.quantile(values.flatten()[:: max(1, values.numel() // 1_000_000)], torch.linspace(0, 1, _CANDIDATES))
+    beyond = [float(values.min()) - 1e-3, float(values.max()) + 1e-3]
+    found = {each.macs: each for each in map(point, [*spread.tolist(), *beyond])}
+    return [found[macs] for macs in sorted(found)]

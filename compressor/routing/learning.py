@@ -1,0 +1,125 @@
+"""How a skipping network and its router learn: steps for the training loop, and the gates from one observation."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.errors import DataError
+from compressor.routing.labels import outcome_labels
+from compressor.routing.network import Routed
+from compressor.routing.router import Gates, ImageRouter
+from compressor.training.loop import backward
+from compressor.training.microbatches import Step
+from compressor.training.randomness import derive_seed, generator
+
+
+def all_depths(routed: Routed, *, joint: bool = False) -> Step:
+    """Every image at every depth: the sum over depths of the cross-entropy.
+
+    With `joint` the router learns from what the depths get right in this very batch; its gradient stays its own.
+    """
+
+    def step(_: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        scores, maps = routed.all_scores(x)
+        losses = [functional.cross_entropy(each.float(), y) for each in scores]
+        loss = torch.stack(losses).sum()
+        if joint:
+            right = torch.stack([each.detach().argmax(1) == y for each in scores], 1)
+            loss = loss + _router_loss(routed, x, maps, scores, outcome_labels(right))
+        backward(loss)
+        return losses[-1].detach(), (scores[-1].detach().argmax(1) == y).sum()
+
+    return step
+
+
+def by_label(routed: Routed, *, joint: bool = False) -> Step:
+    """Every image at its labelled depth only: what lies behind is neither run nor changed.
+
+    Labels are int64 (batch, 2): the class, and the depth. Layers that no image of a batch needs get no gradient at all,
+    so neither weight decay nor momentum moves them.
+
+    Reference: section 3 of the paper, on CNN 3.
+    """
+
+    def step(_: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        classes, depths = y.unbind(1)
+        scores = routed.scores_at(x, depths)
+        loss = functional.cross_entropy(scores.float(), classes)
+        total = loss
+        if joint and isinstance(routed.router, ImageRouter):
+            total = loss + functional.cross_entropy(routed.router(x).float(), depths)
+        backward(total)
+        return loss.detach(), (scores.detach().argmax(1) == classes).sum()
+
+    return step
+
+
+def image_router(depths: Tensor, count: int, *, weighted: bool) -> Step:
+    """The image router against depth labels; with `weighted` every label counts as much as any other in total.
+
+    Our reading: the paper's rule leaves few shallow labels, since the deeper label of an image wins.
+    """
+    weights = None
+    if weighted:
+        counts = torch.bincount(depths, minlength=count).float()
+        weights = torch.where(counts > 0, len(depths) / (counts.clamp_min(1) * (counts > 0).sum()), 0.0)
+
+    def step(router: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        scores = router(x)
+        loss = functional.cross_entropy(scores.float(), y, None if weights is None else weights.to(x.device))
+        backward(loss)
+        return loss.detach(), (scores.detach().argmax(1) == y).sum()
+
+    return step
+
+
+def fit_gates(
+    gates: Gates, seen: tuple[Tensor, ...], labels: Tensor, *, epochs: int, seed: int, lr: float = 1e-2
+) -> None:
+    """Train the gates in place: gate d learns whether an image's label is d or cheaper.
+
+    `seen` holds what every gate sees, (images, features); Adam with decoupled weight decay, the rate falls to zero.
+
+    Raises DataError with fewer than two batches' worth of images.
+    """
+    device = next(gates.parameters()).device
+    batch = min(256, len(labels) // 2)
+    if batch < 2:
+        raise DataError(f"the gates cannot learn from {len(labels)} images: give more training data")
+    for depth, features in enumerate(seen):
+        gate = gates.gates[depth].train()
+        x, y = features.to(device), (labels <= depth).float().to(device)
+        optimizer = torch.optim.AdamW(gate.parameters(), lr=lr, weight_decay=1e-3)
+        source = generator(torch.device("cpu"), seed, "gate", depth)
+        per_epoch = len(y) // batch
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * per_epoch)
+        for _ in range(epochs):
+            order = torch.randperm(len(y), generator=source).to(device)
+            for chosen in order.split(batch)[:per_epoch]:
+                loss = functional.binary_cross_entropy_with_logits(gate(x[chosen]), y[chosen])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        gate.eval()
+
+
+def reset_(module: nn.Module, seed: int) -> None:
+    """Give every layer of a network new random weights, in place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "scratch"))
+        for layer in module.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+
+def _router_loss(routed: Routed, x: Tensor, maps: list[Tensor], scores: list[Tensor], labels: Tensor) -> Tensor:
+    router = routed.router
+    if isinstance(router, ImageRouter):
+        return functional.cross_entropy(router(x).float(), labels)
+    losses = []
+    for depth in range(routed.depths - 1):
+        seen = router.see(maps[depth].detach(), scores[depth].detach())
+        losses.append(functional.binary_cross_entropy_with_logits(router(depth, seen), (labels <= depth).float()))
+    return torch.stack(losses).sum()

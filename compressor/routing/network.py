@@ -1,0 +1,209 @@
+"""The skipping network: per image it runs the units up to one depth, goes around the others, and ends in the head.
+
+Reference: CNN 3 of the paper. A batch is worked through progressively: each unit runs on those images alone that need
+it, and the scores are put back in the images' order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ModelError
+from compressor.graph.chain import Chain
+from compressor.routing.router import Gates, ImageRouter, Router
+from compressor.routing.shortcuts import ExitHead, Skippable
+from compressor.routing.units import Unit
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a skipping network is built of; plain data, kept in checkpoints."""
+
+    input_shape: tuple[int, ...]  # (channels, height, width)
+    classes: int
+    leave_after: tuple[int, ...]  # unit index for each depth, the last unit last
+    heads: str = "shared"  # "shared": the network's own head for all depths; "own": a small one for each depth
+    adapters: bool = False  # learned 1x1 convolutions where skipping a unit changes the shape
+    router: str = "gates"  # "gates", "image" or "argmax" (the image router as in the paper)
+
+
+class Routed(nn.Module):
+    """A network cut into segments, with a way out after each and a router that chooses one for every image.
+
+    `forward` gives scores (batch, classes) and runs on any batch; it exports as it is, with the images that go on
+    gathered and scattered. `segment(d)` and `leave(d)` are its pieces: depth d is left through
+    `leave(d, segment(d, ... segment(0, x)))`.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self, chain: Chain, units: tuple[Unit, ...], layout: Layout) -> None:
+        """Shares the parameters of the chain's network, except those of its exits, adapters and router."""
+        super().__init__()
+        self.layout = layout
+        self.unit_names = tuple(unit.name for unit in units)
+        parts: list[nn.Module] = []
+        ends: list[int] = []
+        done = 0
+        for unit in units:
+            if unit.start > done:
+                parts.append(chain.segment(done, unit.start))
+            body = chain.segment(unit.start, unit.end)
+            parts.append(Skippable(body, unit.input_shape, unit.output_shape, layout.adapters and unit.index > 0))
+            done = unit.end
+            if unit.index in layout.leave_after:
+                ends.append(len(parts))
+        parts.append(chain.segment(done, len(chain.cuts) - 1))
+        self.parts = nn.ModuleList(parts)
+        self._ends = tuple(ends)
+        shapes = [units[index].output_shape for index in layout.leave_after]
+        own = layout.heads == "own"
+        self.heads = nn.ModuleList(ExitHead(shape, layout.classes) for shape in shapes[:-1] if own)
+        self.router: Router
+        if layout.router == "gates":
+            self.router = Gates([shape[0] for shape in shapes[:-1]], layout.classes)
+        else:
+            self.router = ImageRouter(layout.input_shape, self.depths, argmax=layout.router == "argmax")
+        self.register_buffer("thresholds", torch.full((self.depths - 1,), 0.0 if layout.router == "argmax" else 0.5))
+
+    @property
+    def depths(self) -> int:
+        """How many depths there are; the last one runs the whole network."""
+        return len(self._ends)
+
+    def set_threshold_(self, threshold: float | list[float]) -> None:
+        """An image leaves at the first depth that suffices with at least this probability: 0 for none but the cheapest
+        depth, above 1 for the whole network always. A list has one for each depth but the last.
+        """
+        self.thresholds.copy_(torch.as_tensor(threshold).expand_as(self.thresholds))
+
+    def segment(self, depth: int, x: Tensor) -> Tensor:
+        """From the maps after depth - 1 (or the images) to the maps after this depth."""
+        for index in range(self._ends[depth - 1] if depth else 0, self._ends[depth]):
+            x = self.parts[index](x)
+        return x
+
+    def leave(self, depth: int, maps: Tensor) -> Tensor:
+        """From the maps after a depth to scores (batch, classes), going around all units behind it."""
+        if depth < len(self.heads):
+            y: Tensor = self.heads[depth](maps)
+            return y
+        for index in range(self._ends[depth], len(self.parts)):
+            part = self.parts[index]
+            maps = part.skip(maps) if isinstance(part, Skippable) else part(maps)
+        return maps
+
+    def all_scores(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Scores and maps of every depth."""
+        scores, maps = [], []
+        for depth in range(self.depths):
+            x = self.segment(depth, x)
+            maps.append(x)
+            scores.append(self.leave(depth, x))
+        return scores, maps
+
+    def scores_at(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Scores of a batch whose images leave at given depths, int64 `(batch,)`; for training the skipping network.
+
+        A segment's batch norm sees exactly the images that need it; where one image alone is left in training, the
+        running statistics are used.
+        """
+        places = torch.arange(len(x), device=x.device)
+        pieces, order = [], []
+        for depth in range(self.depths):
+            alone = self.training and len(x) == 1
+            if alone:
+                self._norms(training=False)
+            x = self.segment(depth, x)
+            leaving = labels <= depth
+            if bool(leaving.any()):
+                pieces.append(self.leave(depth, x[leaving]))
+                order.append(places[leaving])
+            if alone:
+                self._norms(training=True)
+            x, labels, places = x[~leaving], labels[~leaving], places[~leaving]
+            if not len(x):
+                break
+        return torch.cat(pieces)[torch.cat(order).argsort()]
+
+    def _norms(self, training: bool) -> None:
+        for part in self.parts:
+            part.train(training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to scores (batch, classes), each at the depth that the router chooses."""
+        return self.route(x)[0]
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (batch, classes), and the depth that each image left at, int64 (batch,)."""
+        plan = self.router.suffices(x) if isinstance(self.router, ImageRouter) else None
+        return self._from(0, x, plan)
+
+    def _from(self, depth: int, x: Tensor, plan: Tensor | None) -> tuple[Tensor, Tensor]:
+        maps = self.segment(depth, x)
+        if depth == self.depths - 1:
+            return self.leave(depth, maps), _depth_ids(maps, depth)
+        scores = None
+        if isinstance(self.router, Gates):
+            scores = self.leave(depth, maps)
+            sure = self.router.suffices(depth, maps, scores)
+        else:
+            assert plan is not None
+            sure = plan[:, depth]
+        leaves = sure >= self.thresholds[depth]
+        going = _where(~leaves)
+        if not torch.compiler.is_exporting():  # the exported graph holds all cases
+            if len(going) == 0:
+                return self.leave(depth, maps) if scores is None else scores, _depth_ids(maps, depth)
+            if len(going) == len(maps):  # nothing to gather and scatter
+                return self._from(depth + 1, maps, plan)
+        deeper, ids = self._from(depth + 1, _chosen(maps, going), None if plan is None else _chosen(plan, going))
+        here = _depth_ids(maps, depth).index_copy(0, going, ids)
+        if scores is None:
+            staying = _where(leaves)
+            left = self.leave(depth, _chosen(maps, staying))
+            scores = left.new_zeros(maps.shape[0], left.shape[1]).index_copy(0, staying, left)
+        return scores.index_copy(0, going, deeper), here
+
+    def step(self) -> dict[str, object]:
+        """What a checkpoint has to know to build this network around a new build of the user's (see `rebuild`)."""
+        layout = self.layout
+        return {
+            "kind": "route",
+            "input_shape": list(layout.input_shape),
+            "classes": layout.classes,
+            "leave_after": list(layout.leave_after),
+            "heads": layout.heads,
+            "adapters": layout.adapters,
+            "router": layout.router,
+            "units": list(self.unit_names),
+        }
+
+
+def check_layout(layout: Layout, units: tuple[Unit, ...]) -> None:
+    """Raise ModelError for depths that the network does not have, ValueError for words that mean nothing."""
+    if layout.heads not in ("own", "shared") or layout.router not in ("gates", "image", "argmax"):
+        raise ValueError(f"heads {layout.heads!r}, router {layout.router!r}")
+    depths = layout.leave_after
+    if len(depths) < 2 or list(depths) != sorted(set(depths)) or depths[-1] != len(units) - 1 or depths[0] < 0:
+        raise ModelError(
+            f"images cannot leave after units {', '.join(map(str, depths))}: give two or more, in ascending order, "
+            f"from 0 to {len(units) - 1}, which is the last"
+        )
+
+
+def _depth_ids(maps: Tensor, depth: int) -> Tensor:
+    return torch.full((maps.shape[0],), depth, dtype=torch.int64, device=maps.device)
+
+
+def _where(mask: Tensor) -> Tensor:
+    places = mask.nonzero().squeeze(1)
+    if torch.compiler.is_exporting():
+        # The exporter must not ask whether there are none; at run time an empty batch is fine.
+        torch._check(places.shape[0] > 0)
+    return places
+
+
+def _chosen(values: Tensor, places: Tensor) -> Tensor:
+    return values.index_select(0, places)

@@ -1,0 +1,50 @@
+"""What a skipping network does with every image of a set: one pass, from which labels, gates and curves are made."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.routing.network import Routed
+from compressor.routing.router import Gates, ImageRouter, sureness
+from compressor.training.batching import batches
+from compressor.training.data import AnySet, Data
+from compressor.training.evaluate import device_of, evaluating
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """All on the CPU; images in the set's order."""
+
+    classes: Tensor  # the right ones, int64 (images,)
+    right: Tensor  # bool (images, depths)
+    entropy: Tensor  # of the class probabilities in nats, (images, depths)
+    suffices: Tensor  # the router's probability for each depth but the last, (images, depths - 1)
+    seen: tuple[Tensor, ...]  # what each gate sees, (images, features); empty unless asked for
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+def observe(
+    routed: Routed, image_set: AnySet, data: Data, *, keep_seen: bool = False, batch_size: int = 512
+) -> Observation:
+    """Run every depth on every image of a set."""
+    rows: list[tuple[Tensor, ...]] = []
+    seen: list[list[Tensor]] = []
+    router = routed.router
+    with evaluating(routed), torch.no_grad():
+        for x, y in batches(image_set, data, batch_size, device_of(routed)):
+            scores, maps = routed.all_scores(x)
+            right = torch.stack([each.argmax(1) == y for each in scores], 1)
+            entropy = torch.stack([-sureness(each)[:, 2] for each in scores], 1)
+            if isinstance(router, ImageRouter):
+                suffices = router.suffices(x)
+            else:
+                places = range(routed.depths - 1)
+                suffices = torch.stack([router.suffices(d, maps[d], scores[d]) for d in places], 1)
+            rows.append((y.cpu(), right.cpu(), entropy.cpu(), suffices.cpu()))
+            if keep_seen and isinstance(router, Gates):
+                seen.append([router.see(maps[d], scores[d]).cpu() for d in range(routed.depths - 1)])
+    classes, right, entropy, suffices = (torch.cat(column) for column in zip(*rows))
+    return Observation(classes, right, entropy, suffices, tuple(torch.cat(column) for column in zip(*seen)))

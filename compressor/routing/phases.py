@@ -1,0 +1,228 @@
+"""Teach a skipping network and its router, phase by phase: labels, network, router."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.errors import DataError
+from compressor.routing.labels import (
+    Balance,
+    activation_labels,
+    activations,
+    balance,
+    outcome_labels,
+    paper_labels,
+)
+from compressor.routing.learning import all_depths, by_label, fit_gates, image_router, reset_
+from compressor.routing.network import Routed
+from compressor.routing.observing import observe
+from compressor.routing.router import Gates, ImageRouter
+from compressor.routing.settings import RouteSettings
+from compressor.training.batching import batches
+from compressor.training.data import AnySet, Data
+from compressor.training.evaluate import device_of, evaluating
+from compressor.training.events import Event, NoteEvent
+from compressor.training.loop import fit
+from compressor.training.numerics import choose_device
+from compressor.training.randomness import generator
+from compressor.training.schedule import start_lr
+from compressor.training.sets import split_indices
+from compressor.training.settings import TrainSettings
+from compressor.training.state import Saving
+
+ALWAYS_WHOLE = 2.0  # a threshold above any probability
+BY_HEART = 0.05  # training accuracy above validation's by more than this: training images teach a router little
+ROUTER_TRAINING = TrainSettings(
+    optimizer="rmsprop", lr=1e-3, rho=0.9, eps=1e-7, weight_decay=0.0, schedule="constant", augment="none",
+    evaluate_every=0,
+)  # fmt: skip
+
+
+@dataclass
+class Taught:
+    """What teaching did."""
+
+    labels: Balance  # of the images that were labelled
+    calibration: AnySet  # validation images that no router learnt from: thresholds are chosen on them
+    rows: list[dict[str, Any]] = field(default_factory=list)  # one an epoch
+    router_top1: float | None = None  # of an image router: share of held-out labelled images whose label it names
+    router_majority: float | None = None  # what always naming the commonest label would get right of them
+    labelled_top1: float | None = None  # accuracy on held-out labelled images, each at its label's depth
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Teacher:
+    """One run of teaching; `tell` hears of every epoch and note."""
+
+    routed: Routed
+    data: Data
+    training: TrainSettings
+    settings: RouteSettings
+    tell: Callable[[Event], None] = lambda _: None
+    saving: Saving | None = None
+
+    def teach(self) -> Taught:
+        """All phases; the network is on the settings' device afterwards and in eval mode, its thresholds not chosen.
+
+        Raises DataError where there are too few images to label or to learn from.
+        """
+        self.routed.to(choose_device(self.training.device))
+        self.routed.set_threshold_(ALWAYS_WHOLE)
+        taught = self._by_outcome() if self.settings.labels == "outcome" else self._by_activations()
+        if taught.labels.constant is not None:
+            self._note(taught, f"every image has the label {taught.labels.constant}: there is nothing to route by")
+        self.routed.eval()
+        return taught
+
+    def _by_outcome(self) -> Taught:
+        """The network at all depths, then labels by what it gets right, then the router."""
+        routed, data, settings = self.routed, self.data, self.settings
+        if settings.init == "scratch":
+            reset_(routed, self.training.seed)
+        taught = Taught(Balance(()), data.validation)
+        if self.training.epochs:
+            taught.rows += self._fit(data, all_depths(routed, joint=settings.joint), self.training, "all-depths")
+        if settings.label_epochs:
+            labels = outcome_labels(observe(routed, data.train, data).right)
+            gentle = start_lr(self.training) / 10
+            later = replace(self.training, first_epoch=self.training.epochs, epochs=settings.label_epochs, lr=gentle)
+            taught.rows += self._fit(_with_depths(data, data.train, labels), by_label(routed), later, "by-label")
+        learn = self._router_set(taught)
+        seen = observe(routed, learn, data, keep_seen=True)
+        labels = outcome_labels(seen.right)
+        taught.labels = balance(labels, routed.depths)
+        if isinstance(routed.router, ImageRouter):
+            self._teach_image_router(taught, learn, labels)
+        elif not settings.joint:
+            fit_gates(routed.router, seen.seen, labels, epochs=settings.router_epochs, seed=self.training.seed)
+        return taught
+
+    def _by_activations(self) -> Taught:
+        """Labels from the network as it came, then the router, then the network with each image at its depth."""
+        routed, data, settings = self.routed, self.data, self.settings
+        strength = activations(routed, data.train, data)
+        if settings.labels == "paper":
+            chosen, labels = paper_labels(strength)
+        else:
+            chosen, labels = torch.arange(len(data.train)), activation_labels(strength)
+        taught = Taught(balance(labels, routed.depths), data.validation)
+        labelled = data.train.take(chosen)
+        kept, held_out = split_indices(labels, 0.2, self.training.seed)
+        if isinstance(routed.router, ImageRouter):
+            self._teach_image_router(taught, labelled, labels)
+            routed.set_threshold_(0.0 if routed.router.argmax else 0.5)
+        if settings.init == "scratch":
+            reset_(_all_but_router(routed), self.training.seed)
+        if settings.skip_set == "paper":
+            learn, depths = labelled.take(kept), labels[kept]
+        else:
+            learn, depths = data.train, self._completed(chosen, labels)
+        if self.training.epochs:
+            small = replace(self.training, batch_size=min(self.training.batch_size, len(learn)))
+            step = by_label(routed, joint=settings.joint)
+            taught.rows += self._fit(_with_depths(data, learn, depths), step, small, "by-label")
+        if isinstance(routed.router, Gates):
+            seen = observe(routed, learn, data, keep_seen=True)
+            fit_gates(routed.router, seen.seen, depths, epochs=settings.router_epochs, seed=self.training.seed)
+        taught.labelled_top1 = top1_at_labels(routed, labelled.take(held_out), labels[held_out], data)
+        return taught
+
+    def _completed(self, chosen: Tensor, labels: Tensor) -> Tensor:
+        """Depths for the whole training set: the labels, and for images without one what the router says."""
+        if len(chosen) == len(self.data.train):
+            return labels
+        depths = router_labels(self.routed, self.data.train, self.data)
+        depths[chosen] = labels
+        return depths
+
+    def _teach_image_router(self, taught: Taught, images: AnySet, labels: Tensor) -> None:
+        """Train on four fifths of the labelled images, measure on the rest."""
+        router, seed = self.routed.router, self.training.seed
+        assert isinstance(router, ImageRouter)
+        kept, held_out = split_indices(labels, 0.2, seed)
+        if len(held_out) < 1:
+            raise DataError(f"the router cannot learn from {len(images)} labelled images: give more training data")
+        if not self.settings.joint or self.settings.labels == "paper":
+            chosen = replace(self.data, train=images.take(kept).with_labels(labels[kept]))
+            step = image_router(labels[kept], self.routed.depths, weighted=router.argmax)
+            training = replace(
+                ROUTER_TRAINING, epochs=self.settings.router_epochs, seed=seed, device=self.training.device,
+                batch_size=min(ROUTER_TRAINING.batch_size, max(8, len(kept) // 8)),
+            )  # fmt: skip
+            fit(router, chosen, training, step=step)
+            router.eval()
+        named = router_labels(self.routed, images.take(held_out), self.data)
+        taught.router_top1 = float((named == labels[held_out]).float().mean())
+        taught.router_majority = balance(labels[held_out], self.routed.depths).largest_share
+
+    def _router_set(self, taught: Taught) -> AnySet:
+        """The images whose outcomes teach the router; where they are validation images, the rest calibrate."""
+        data, settings = self.data, self.settings
+        source = generator(torch.device("cpu"), self.training.seed, "router")
+        order = torch.randperm(len(data.train), generator=source)[: settings.router_images]
+        learn = data.train.take(order.sort().values)
+        by_heart = False
+        if settings.router_set == "auto":
+            few = learn.take(torch.arange(min(len(learn), max(1, len(data.validation)))))
+            lead = _top1(self.routed, few, data) - _top1(self.routed, data.validation, data)
+            by_heart = lead > BY_HEART
+            if by_heart:
+                self._note(
+                    taught,
+                    f"training images are right {lead:.1%} more often than validation images: the router learns from "
+                    "half of the validation images",
+                )
+        if not by_heart and settings.router_set != "validation":
+            return learn
+        taught.calibration, held = _halves(data.validation, self.training.seed)
+        return held
+
+    def _fit(self, data: Data, step: Any, training: TrainSettings, phase: str) -> list[dict[str, Any]]:
+        saving = None if self.saving is None else replace(self.saving, phase=phase)
+        return fit(self.routed, data, training, step=step, on_event=self.tell, saving=saving).rows
+
+    def _note(self, taught: Taught, text: str) -> None:
+        taught.notes.append(text)
+        self.tell(NoteEvent(text))
+
+
+def router_labels(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
+    """The depth that an image router finds most probable, int64 (images,)."""
+    named = []
+    with evaluating(routed), torch.no_grad():
+        for x, _ in batches(image_set, data, device=device_of(routed)):
+            named.append(routed.router(x).argmax(1).cpu())
+    return torch.cat(named)
+
+
+def top1_at_labels(routed: Routed, image_set: AnySet, depths: Tensor, data: Data) -> float:
+    """Accuracy when every image leaves at a given depth, int64 (images,); a fraction."""
+    right, done = 0, 0
+    with evaluating(routed), torch.no_grad():
+        for x, y in batches(image_set, data, device=device_of(routed)):
+            scores = routed.scores_at(x, depths[done : done + len(x)].to(x.device))
+            right += int((scores.argmax(1) == y).sum())
+            done += len(x)
+    return right / max(1, done)
+
+
+def _with_depths(data: Data, images: AnySet, depths: Tensor) -> Data:
+    """The data with these images to train on, each with its class and its depth as label."""
+    return replace(data, train=images.with_labels(torch.stack([images.labels, depths], 1)))
+
+
+def _top1(routed: Routed, image_set: AnySet, data: Data) -> float:
+    return float(observe(routed, image_set, data).right[:, -1].float().mean())
+
+
+def _halves(image_set: AnySet, seed: int) -> tuple[AnySet, AnySet]:
+    first, second = split_indices(image_set.labels, 0.5, seed)
+    return image_set.take(first), image_set.take(second)
+
+
+def _all_but_router(routed: Routed) -> torch.nn.Module:
+    return torch.nn.ModuleList([routed.parts, routed.heads])

@@ -1,0 +1,76 @@
+"""What a person may choose about routing, with every default; nothing heavy is imported."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from compressor.errors import UsageError
+from compressor.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class RouteSettings:
+    """Where images may leave, how they are labelled, what decides, and what is trained.
+
+    `preset="paper"` stands for the paper's letter: see `paper`.
+    """
+
+    labels: Literal["outcome", "activation", "paper"] = "outcome"  # see docs/methods/route.md
+    router: Literal["gates", "image", "argmax"] = "gates"  # argmax: the image router, its most probable label
+    heads: Literal["own", "shared"] = "own"  # a small head for each depth, or the network's head behind shortcuts
+    adapters: bool = False  # learned 1x1 convolutions where a skipped unit changes the shape (with shared heads)
+    depths: int = 4  # places where images may leave, the end included; spread evenly over the MACs
+    leave_after: tuple[int, ...] = ()  # instead of `depths`: the unit numbers of --list
+    init: Literal["copy", "scratch"] = "copy"  # the network's weights, or new ones
+    skip_set: Literal["train", "paper"] = "train"  # images that the skipping network learns from by their labels
+    label_epochs: int = 0  # with outcome: epochs with each image at its labelled depth only, after those at all depths
+    joint: bool = False  # the router learns along with the network, not only afterwards
+    router_epochs: int = 30
+    router_set: Literal["auto", "train", "validation"] = "auto"  # auto: train, unless those are learnt by heart
+    router_images: int = 100_000  # at most so many images teach the gates
+    target_macs: float | None = None  # mean MACs: up to 1 a share of the network's, above 1 a number
+    max_drop: float = 0.002  # without a target: top-1 that may be lost on the validation set, as a fraction
+    threshold: float | None = None  # instead of both: the router's probability from which an image may leave
+
+
+# The paper's training of CNN 3: Keras's RMSprop. Our reading of what it leaves open: no decay, no augmentation.
+PAPER_TRAINING = TrainSettings(
+    epochs=20,
+    batch_size=128,
+    optimizer="rmsprop",
+    lr=1e-3,
+    rho=0.9,
+    eps=1e-7,
+    weight_decay=0.0,
+    schedule="constant",
+    augment="none",
+)
+
+
+def paper(settings: RouteSettings, depths: int) -> RouteSettings:
+    """The paper's letter for a network of so many units: all of them depths, one head, labels by activations."""
+    return replace(
+        settings,
+        labels="paper",
+        router="argmax",
+        heads="shared",
+        adapters=False,
+        leave_after=tuple(range(depths)),
+        label_epochs=0,
+        threshold=0.0,
+    )
+
+
+def check(settings: RouteSettings) -> None:
+    """Raise UsageError for values that make no sense for any network."""
+    if settings.depths < 2:
+        raise UsageError(f"depths is {settings.depths}: images need two or more places to leave at, the end is one")
+    if settings.target_macs is not None and settings.target_macs <= 0:
+        raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.6, or a number of MACs")
+    if settings.threshold is not None and settings.target_macs is not None:
+        raise UsageError("give --threshold or --target-macs, not both: a target is met by choosing the threshold")
+    if not 0 <= settings.max_drop < 1:
+        raise UsageError(f"max_drop is {settings.max_drop:g}; give a fraction of the images, such as 0.002")
+    if settings.labels == "paper" and settings.router == "gates":
+        raise UsageError("--labels paper labels some images only; --router image or argmax labels the others")
+    if settings.skip_set == "paper" and settings.labels != "paper":
+        raise UsageError("--skip-set paper trains on the images that --labels paper chooses: give both")

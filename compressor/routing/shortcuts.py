@@ -1,0 +1,186 @@
+"""What an image goes through in place of a unit that it skips, always of the unit's output shape.
+
+Our reading of a point the paper leaves open (its layers have one height and width but different numbers of maps, and
+one dense layer): a residual block leaves its own shortcut path; elsewhere the way around has no parameters, or, if
+asked for, a learned 1x1 convolution.
+"""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from compressor.graph.program import is_weight
+
+
+class Shortcut(nn.Module):
+    """Maps (batch, channels, height, width) brought to another shape without parameters.
+
+    Larger maps are averaged over windows as wide as the stride; missing channels are zero, superfluous ones are
+    averaged with their neighbours.
+    """
+
+    def __init__(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before == self.after:
+            return x
+        return _channels(_pooled(x, self.before[1:], self.after[1:]), self.after[0])
+
+
+class Adapter(nn.Module):
+    """The same with a learned 1x1 convolution for the channels."""
+
+    def __init__(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+        self.conv = nn.Conv2d(before[0], after[0], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(_pooled(x, self.before[1:], self.after[1:]))
+        return y
+
+
+class ExitHead(nn.Module):
+    """A small classifier for maps on which the network's own head was not trained."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.stride = [max(1, side // _EXIT_SIDE) for side in shape[1:]]
+        rows, columns = (side // stride for side, stride in zip(shape[1:], self.stride))
+        self.linear = nn.Linear(shape[0] * rows * columns, classes)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        y: Tensor = self.linear(functional.avg_pool2d(maps, self.stride).flatten(1))
+        return y
+
+
+_EXIT_SIDE = 4  # maps are averaged to about this size
+
+
+class Skippable(nn.Module):
+    """A unit of the network and the way around it."""
+
+    def __init__(self, body: fx.GraphModule, before: tuple[int, ...], after: tuple[int, ...], adapter: bool) -> None:
+        super().__init__()
+        self.body = body
+        self._own = own_shortcut(body)
+        self.around: nn.Module | None = None
+        if self._own is None:
+            learned = adapter and before != after
+            self.around = Adapter(before, after) if learned else Shortcut(before, after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return y
+
+    def skip(self, x: Tensor) -> Tensor:
+        """What takes the place of the unit's output."""
+        if self.around is not None:
+            y: Tensor = self.around(x)
+        else:
+            # The block's other path runs on the same module, so its weights and statistics are held once.
+            y = fx.Interpreter(self.body, graph=self._own).run(x)
+        return y
+
+
+def shortcut_fits(before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether a parameter-free shortcut exists: the shape stays, or maps become no larger."""
+    if tuple(before) == tuple(after):
+        return True
+    return len(before) == len(after) == 3 and all(old >= new for old, new in zip(before[1:], after[1:]))
+
+
+def shortcut_text(body: fx.GraphModule, before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    """For the list of units: what an image that skips this one goes through."""
+    own = own_shortcut(body)
+    if own is not None:
+        return "its own shortcut path" if any(is_layer(node) for node in own.nodes) else "identity"
+    parts = []
+    if before[1:] != after[1:]:
+        parts.append("average pooling")
+    if before[0] < after[0]:
+        parts.append(f"{after[0] - before[0]} zero channels")
+    elif before[0] > after[0]:
+        parts.append("mean of neighbouring channels")
+    return ", ".join(parts) or "identity"
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether an operator multiplies with weights or matrices: what costs MACs."""
+    words = ("conv", "linear", "matmul", "mm", "einsum", "attention")
+    return node.op == "call_function" and any(word in str(node.target) for word in words)
+
+
+def own_shortcut(body: fx.GraphModule) -> fx.Graph | None:
+    """The graph of a residual block without its main branch; None where the last thing that meets is no sum.
+
+    Of the two operands of the block's last addition the one with fewer convolutions and linear layers stays. A path
+    with a batch norm is not taken: the maps that reach it from shallower depths have other statistics than those it
+    averages, and images that leave early were then classified far worse than in training.
+    """
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(body.graph, mapping)
+    addition = next((node for node in reversed(body.graph.nodes) if _is_sum(node)), None)
+    if addition is None:
+        return None
+    left, right = addition.args[0], addition.args[1]
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+    if len(_layers(left)) == len(_layers(right)):
+        return None
+    stays = left if len(_layers(left)) < len(_layers(right)) else right
+    graph.output(output)
+    mapping[addition].replace_all_uses_with(mapping[stays])
+    graph.eliminate_dead_code()
+    if any("batch_norm" in str(node.target) for node in graph.nodes):
+        return None
+    remaining = sum(is_layer(node) for node in graph.nodes)
+    return graph if remaining < sum(is_layer(node) for node in body.graph.nodes) else None
+
+
+_SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, operator.add)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether the node adds two tensors that are both computed from the input."""
+    if node.target not in _SUMS or node.kwargs:
+        return False
+    operands = node.args[:2]
+    return all(isinstance(each, fx.Node) and not is_weight(each) for each in operands)
+
+
+def _layers(node: fx.Node) -> set[fx.Node]:
+    """The convolutions and linear layers that the node is computed with."""
+    waiting, seen = [node], {node}
+    while waiting:
+        for other in waiting.pop().all_input_nodes:
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return {each for each in seen if is_layer(each)}
+
+
+def _pooled(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """Maps of size `before` averaged to size `after`: over the layer's stride where that fits, else adaptively."""
+    if tuple(before) == tuple(after):
+        return x
+    strides = [max(1, round(old / new)) for old, new in zip(before, after)]
+    if all(old // stride == new for old, new, stride in zip(before, after, strides)):
+        return functional.avg_pool2d(x, strides)
+    if all(-(-old // stride) == new for old, new, stride in zip(before, after, strides)):
+        return functional.avg_pool2d(x, strides, ceil_mode=True)
+    return functional.adaptive_avg_pool2d(x, (after[0], after[1]))
+
+
+def _channels(x: Tensor, wanted: int) -> Tensor:
+    missing = wanted - x.shape[1]
+    if missing >= 0:
+        return functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+    flat = functional.adaptive_avg_pool1d(x.flatten(2).transpose(1, 2), wanted)
+    maps: Tensor = flat.transpose(1, 2).unflatten(2, x.shape[2:])
+    return maps

@@ -1,0 +1,147 @@
+"""What of a network can be skipped: residual blocks, and convolutions with their norm and activation.
+
+The paper skips whole convolutional layers of one height and width; here a unit may change the shape, and what stands in
+for it is said with it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import fx, nn
+
+from compressor.errors import ModelError
+from compressor.graph.chain import Chain
+from compressor.graph.program import module_of
+from compressor.graph.trace import trace
+from compressor.profiling.macs import count_macs
+from compressor.routing.shortcuts import is_layer, own_shortcut, shortcut_fits, shortcut_text
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the network that an image can go around, from cut `start` to cut `end` of the chain."""
+
+    index: int  # the paper's layer number; images labelled with it run units 0..index
+    name: str  # of the module that holds it
+    kind: str  # "block": branches that meet again; "layer": a convolution with its norm and activation
+    start: int
+    end: int
+    input_shape: tuple[int, ...]  # without the batch
+    output_shape: tuple[int, ...]
+    macs: int  # multiply-adds for one image
+    instead: str  # what an image that skips the unit goes through
+
+
+@dataclass(frozen=True)
+class Units:
+    """All units of a network in order, and what was looked at and cannot be skipped, with the reason."""
+
+    units: tuple[Unit, ...]
+    refused: dict[str, str]  # name -> reason
+
+
+def find_units(chain: Chain) -> Units:
+    """The skippable units of a network, from its input to its classifier head.
+
+    Between two units lie parts that every image runs (pooling); behind the last one lies the head, which has at least
+    one convolution or linear layer. Unit 0 is the first layer and is never skipped.
+
+    Raises ModelError where there are fewer than two: nothing can be skipped.
+    """
+    found: list[Unit] = []
+    refused: dict[str, str] = {}
+    head = _start_of_head(chain)
+    for start, end in _candidates(chain, head):
+        segment = chain.segment(start, end)
+        before, after = chain.cuts[start].shape, chain.cuts[end].shape
+        block, name = _is_block(segment), _name(segment)
+        if own_shortcut(segment) is None and not shortcut_fits(before, after):
+            refused[name] = f"its maps of {_text(before)} become {_text(after)}, for which there is no plain shortcut"
+            continue
+        instead = shortcut_text(segment, before, after) if found else "(never skipped)"
+        kind, macs = "block" if block else "layer", macs_of(segment, before)
+        found.append(Unit(len(found), name, kind, start, end, before, after, macs, instead))
+    if len(found) < 2:
+        reasons = "".join(f"; {name}: {reason}" for name, reason in refused.items())
+        raise ModelError(f"the network has nothing to skip: {len(found)} layer or block before its head{reasons}")
+    return Units(tuple(found), refused)
+
+
+def macs_of(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of a module for one input of `shape` (without the batch)."""
+    return count_macs(trace(module, torch.zeros(1, *shape))).total
+
+
+def _start_of_head(chain: Chain) -> int:
+    """The cut at which the last operation with weights begins: it makes the scores and cannot be skipped."""
+    for start in reversed(range(len(chain.cuts) - 1)):
+        if _computes(chain.segment(start, start + 1)):
+            return start
+    raise ModelError("the network has no convolution or linear layer: there is nothing to skip")
+
+
+def _candidates(chain: Chain, head: int) -> Iterator[tuple[int, int]]:
+    """Steps of the chain that convolve, each with the steps behind it that only normalise, activate or gate."""
+    start = 0
+    while start < head:
+        end = start + 1
+        if not _is_candidate(chain, start):
+            start = end
+            continue
+        work = macs_of(chain.segment(start, end), chain.cuts[start].shape)
+        while end < head and _follows(chain, end, work):
+            end += 1
+        yield start, end
+        start = end
+
+
+def _is_candidate(chain: Chain, start: int) -> bool:
+    """Whether the step is a convolution on maps, or a block whose output has its input's shape or is maps."""
+    before, after = chain.cuts[start].shape, chain.cuts[start + 1].shape
+    maps = len(before) == len(after) == 3
+    tokens = before == after and len(before) > 1
+    return (maps or tokens) and _computes(chain.segment(start, start + 1))
+
+
+def _follows(chain: Chain, start: int, work: int) -> bool:
+    """Whether the step behind a unit of `work` MACs belongs to it: it keeps the shape, does not pool, costs little.
+
+    Such as a norm, an activation, or squeeze-and-excitation's gate.
+    """
+    before, after = chain.cuts[start].shape, chain.cuts[start + 1].shape
+    segment = chain.segment(start, start + 1)
+    pools = any(node.name.startswith(("max_pool", "avg_pool")) for node in segment.graph.nodes)
+    if before != after or pools or _is_block(segment) != _computes(segment):
+        return False
+    return not _computes(segment) or (own_shortcut(segment) is None and macs_of(segment, before) < _LITTLE * work)
+
+
+_LITTLE = 0.05  # of the convolution in front of it
+
+
+def _computes(segment: fx.GraphModule) -> bool:
+    return any(is_layer(node) for node in segment.graph.nodes)
+
+
+def _is_block(segment: fx.GraphModule) -> bool:
+    """Whether branches meet in it: an operator with two operands that are both computed from the input's values."""
+    flowing, met = {next(iter(segment.graph.nodes))}, False
+    for node in segment.graph.nodes:
+        operands = {each for each in node.all_input_nodes if each in flowing}
+        met = met or (len(operands) > 1 and node.op == "call_function")
+        if operands and not str(node.target).startswith("aten.sym_size"):
+            flowing.add(node)
+    return met
+
+
+def _name(segment: fx.GraphModule) -> str:
+    """The innermost module that all weighted operators of the segment lie in."""
+    paths = [module_of(node).split(".") for node in segment.graph.nodes if is_layer(node)]
+    levels = list(takewhile(lambda names: len(set(names)) == 1, zip(*paths)))
+    return ".".join(names[0] for names in levels) or ".".join(paths[0]) or "(model)"
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape)

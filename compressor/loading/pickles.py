@@ -10,13 +10,13 @@ nothing else.
 from __future__ import annotations
 
 import io
+import os
 import pickle
-import pickletools
 import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,9 @@ from torch import nn
 
 from compressor import vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
 from compressor.errors import FileError
+from compressor.limits import LARGEST_GIB, check_size
+from compressor.loading.archive import check_archive
+from compressor.loading.instructions import Kind, Reader, Survey
 
 # Where the allowed network classes are defined; only these, not what is imported there.
 _PACKAGES = ("torch.nn.modules.", "torch.nn.parallel.data_parallel.", "torchvision.models.", "torchvision.ops.")
@@ -54,8 +57,8 @@ _RECORDS = frozenset(
     }
 )
 
-# Names of Python 2, which pickle's protocol 2 still writes.
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+# A state dict of a thousand tensors takes some 100 kB; training records come beside it.
+_LARGEST_PICKLE = 256 << 20
 
 
 class Record:
@@ -71,41 +74,45 @@ class Record:
         pass
 
 
-def read_pickle(path: Path, *, trust: bool = False) -> Any:
+def read_pickle(path: Path, *, trust: bool = False, most_gib: float = LARGEST_GIB) -> Any:
     """What torch.save put into `path`, on the CPU.
 
-    Raises FileError for a damaged file, and without `trust` for one that asks for anything but tensors, plain types
-    and network classes of torch and torchvision; the message lists what it asks for. With `trust` the file's code
-    runs, whatever it is.
+    Raises FileError for a damaged file or one that takes more than `most_gib` unpacked, and without `trust` for one
+    that asks for anything but tensors, plain types and network classes of torch and torchvision; the message lists what
+    it asks for. With `trust` the file's code runs, whatever it is.
     """
-    _check_sums(path)
-    if trust:
-        return _read_trusted(path)
-    asked = pickled_globals(path)
-    refused = [name for name in asked if not _is_allowed(name)]
+    with _one_line_errors(path), path.open("rb") as file:
+        sizes = _check_container(file, path, most_gib)
+        if not trust:
+            return _read_surveyed(file, path, _survey(file, sizes))
+    return _read_trusted(path)
+
+
+def _read_surveyed(file: BinaryIO, path: Path, survey: Survey) -> Any:
+    refused = sorted(name for name in survey.names if not _is_allowed(name))
     if refused:
         raise FileError(
             f"{path} would run code that is neither torch's nor torchvision's: it asks for {listed(refused)}; save the "
             "state dict instead and give --arch, or open it with --trust if you know who made it"
         )
-    allowed: list[Any] = [(found, name) for name in asked if (found := _network_class(name)) is not None]
-    allowed += [(Record, name) for name in asked if name in _RECORDS]
-    with torch.serialization.safe_globals(allowed), _one_line_errors(path), warnings.catch_warnings():
+    if survey.objection is not None:
+        raise FileError(
+            f"{path} is not a pickle that can be read without running code ({listed([survey.objection])}): save the "
+            "state dict again with torch.save's defaults, or open it with --trust if you know who made it"
+        )
+    allowed: list[Any] = [(found, name) for name in survey.names if (found := _network_class(name)) is not None]
+    allowed += [(Record, name) for name in survey.names if name in _RECORDS]
+    file.seek(0)
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
         # A pickle of another protocol is read all the same where its instructions are known.
         warnings.filterwarnings("ignore", message="Detected pickle protocol")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def pickled_globals(path: Path) -> list[str]:
     """The names that the pickles in `path` ask for, sorted, "module.name" each; found without running any of it."""
-    names: set[str] = set()
-    with _one_line_errors(path):
-        for stream in _pickles(path):
-            try:
-                names.update(_globals_of_one(stream))
-            except MemoryError as error:  # nothing is kept here: it is a damaged length that asks for so much
-                raise ValueError("a length that no file has") from error
-    return sorted(names)
+    with _one_line_errors(path), path.open("rb") as file:
+        return sorted(_survey(file, _check_container(file, path, LARGEST_GIB)).names)
 
 
 def is_own_to_torch(module: nn.Module) -> bool:
@@ -120,55 +127,55 @@ def listed(names: list[str], most: int = 6) -> str:
     return ", ".join(name if len(name) <= 160 else f"{name[:150]}..." for name in shown) + more
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the records with their checksums, which torch writes and does not read: a damaged weight is silent."""
-    if not zipfile.is_zipfile(path):
-        return
-    with _one_line_errors(path), zipfile.ZipFile(path) as archive:
-        for record in archive.infolist():
-            if record.CRC == 0:  # none was written: torch.serialization.set_crc32_options
-                continue
-            with archive.open(record) as stream:
-                while stream.read(1 << 20):
-                    pass
+def _check_container(file: BinaryIO, path: Path, most_gib: float) -> dict[str, int] | None:
+    """Check the sizes of a file and the sums of its records; returns the records' sizes, None for the old format."""
+    if not zipfile.is_zipfile(file):
+        check_size(f"{path} has", file.seek(0, os.SEEK_END), most_gib)
+        return None
+    sizes = check_archive(file, path, most_gib)
+    with zipfile.ZipFile(file) as archive:
+        _check_sums(archive)
+    return sizes
 
 
-def _pickles(path: Path) -> Iterator[BinaryIO]:
-    """The file's pickles, one after the other; each has to be read to its end before the next is taken."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            record = next(name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl")
-            yield io.BytesIO(archive.read(record))
-        return
-    with path.open("rb") as file:
+def _survey(file: BinaryIO, sizes: Mapping[str, int] | None) -> Survey:
+    """Follow the file's pickles without carrying them out."""
+    reader = Reader(sizes, file.seek(0, os.SEEK_END), _kind_of)
+    file.seek(0)
+    if sizes is None:
         # The old format: a magic number, the version, the machine, the object, the names of the storages; then bytes.
         for _ in range(5):
-            yield file
+            _follow(reader, file)
+        return reader.survey
+    if not 0 < sizes.get("data.pkl", 0) <= _LARGEST_PICKLE:
+        raise ValueError(f"its pickle has {sizes.get('data.pkl', 0):,} bytes")
+    with zipfile.ZipFile(file) as archive:
+        record = next(name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl")
+        _follow(reader, io.BytesIO(archive.read(record)))
+    return reader.survey
 
 
-def _globals_of_one(stream: BinaryIO) -> set[str]:
-    """Names in the pickle that starts here; the stream stands behind it afterwards."""
-    found: set[str] = set()
-    memo: dict[int, str] = {}
-    pushed: list[str] = ["?", "?"]  # a STACK_GLOBAL takes its two names from the strings pushed last
-    latest = "?"
-    for opcode, argument, _ in pickletools.genops(stream):
-        name = opcode.name
-        if name in ("GLOBAL", "INST"):
-            found.add(_dotted(*str(argument).split(" ", 1)))
-        elif name == "STACK_GLOBAL":
-            found.add(_dotted(pushed[-2], pushed[-1]))
-        elif name == "MEMOIZE" or name.endswith("PUT"):
-            memo[len(memo) if argument is None else argument] = latest
-        else:
-            latest = memo.get(argument or 0, "?") if name.endswith("GET") else str(argument)
-            if name.endswith("GET") or isinstance(argument, str):
-                pushed.append(latest)
-    return found
+def _follow(reader: Reader, stream: BinaryIO) -> None:
+    try:
+        reader.follow(stream)
+    except MemoryError as error:  # nothing is kept there: it is a damaged length that asks for so much
+        raise ValueError("a length that no file has") from error
 
 
-def _dotted(module: str, name: str) -> str:
-    return f"{_RENAMED.get(module, module)}.{name}"
+def _check_sums(archive: zipfile.ZipFile) -> None:
+    """Compare the records with their checksums, which torch writes and does not read: a damaged weight is silent."""
+    for record in archive.infolist():
+        if record.CRC == 0:  # none was written: torch.serialization.set_crc32_options
+            continue
+        with archive.open(record) as stream:
+            while stream.read(1 << 20):
+                pass
+
+
+def _kind_of(name: str) -> Kind | None:
+    if name in _RECORDS:
+        return Kind.RECORD
+    return None if _network_class(name) is None else Kind.NETWORK
 
 
 def _is_allowed(name: str) -> bool:
@@ -226,4 +233,3 @@ def _read_trusted(path: Path) -> Any:
     finally:
         for folder in folders:
             sys.path.remove(folder)
-

@@ -15,6 +15,7 @@ from torch import nn
 
 from compressor import vision
 from compressor.errors import FileError
+from compressor.loading.instructions import Survey
 from compressor.loading.pickles import is_own_to_torch, pickled_globals, read_pickle
 
 FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
@@ -126,9 +127,9 @@ def test_names_hidden_behind_allowed_packages_are_refused(tmp_path, name):
 
 
 def test_torch_refuses_what_the_listing_does_not_see(tmp_path, monkeypatch):
-    """The listing chooses which classes are let in; torch's own reader is what holds the door."""
+    """The survey chooses which classes are let in; torch's own reader is what holds the door."""
     torch.save(Calls(os.system, "true"), tmp_path / "m.pt")
-    monkeypatch.setattr("compressor.loading.pickles.pickled_globals", lambda path: [])
+    monkeypatch.setattr("compressor.loading.pickles._survey", lambda file, sizes: Survey())
     with pytest.raises(FileError, match="without running code"):
         read_pickle(tmp_path / "m.pt")
 

@@ -26,6 +26,9 @@ def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:
     arguments, keywords = call_arguments(example)
     if keywords:
         return None, "thop takes inputs by position only"
+    weighted = [id(layer) for _, layer in module.named_modules(remove_duplicate=False) if layer._parameters]
+    if len(weighted) > len(set(weighted)):
+        return None, "a layer stands in several places of the network, and thop would count it once for each"
     reason = ""
     for real in (False, True):
         try:

@@ -62,3 +62,11 @@ def test_the_model_is_untouched() -> None:
     assert list(model.state_dict()) == list(before) and model[1].training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(layer._forward_hooks or hasattr(layer, "total_ops") for layer in model.modules())
+
+
+def test_no_figure_where_a_layer_stands_in_several_places():
+    layer = nn.Linear(4, 4)
+    macs, reason = thop_macs(nn.Sequential(layer, nn.ReLU(), layer), torch.zeros(1, 4))
+    assert macs is None and "several places" in reason
+    activation = nn.ReLU()
+    assert thop_macs(nn.Sequential(layer, activation, nn.Linear(4, 4), activation), torch.zeros(1, 4))[0] is not None

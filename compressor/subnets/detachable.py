@@ -70,6 +70,10 @@ class Detachable(nn.Module):
             raise IndexError(f"there is no exit {exit}: 0 is the base, {self.exits} the smallest sub-model")
         return self.submodels[exit - 1] if exit else self.base
 
+    def learners(self) -> list[nn.Module]:
+        """Every model as it is trained, the base first."""
+        return [self.detach(exit) for exit in range(self.exits + 1)]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Detachable":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         tie_(self)

@@ -93,6 +93,10 @@ class Nested(nn.Module):
         """
         return self._stack(exit) if exit else self.base
 
+    def learners(self) -> list[nn.Module]:
+        """Every model as it is trained, with its dropout, the base first."""
+        return list(self.stacks)
+
     def _stack(self, exit: int) -> nn.Module:
         if not 0 <= exit <= self.exits:
             raise IndexError(f"there is no exit {exit}: 0 is the base, {self.exits} the smallest sub-model")

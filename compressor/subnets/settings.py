@@ -1,7 +1,10 @@
 """What a person may choose about detachable networks, with every default; nothing heavy is imported."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Literal
+
+from compressor.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -21,3 +24,25 @@ class DetachSettings:
     keep_hidden: float = 0.5  # nsn: that it keeps a hidden unit
     l2: float | None = None  # nsn: penalty on the base's weights; None: 9e-6 with one hidden layer, 9e-5 with more
     baseline: bool = False  # also train every model alone, from the same start with the same budget
+
+
+# How the papers train (CNSN: section 3; NSN: section 4), apart from the number of epochs.
+CNSN = TrainSettings(batch_size=32, lr=0.01, weight_decay=6e-4, schedule="step", warmup_epochs=1)
+NSN = TrainSettings(lr=0.3, weight_decay=0.0, schedule="step", gamma=1 / 3, augment="none")
+PAPER_EPOCHS = {"cnsn": 300, "nsn": 600}
+_FALLS = {"cnsn": (1 / 6, 1 / 3, 1 / 2), "nsn": (1 / 3, 2 / 3)}  # of the epochs: where the learning rate falls
+
+
+def training_for(method: str, typed: TrainSettings, chosen: Iterable[str]) -> TrainSettings:
+    """The paper's training for a method, with what a person chose: the fields of `typed` that `chosen` names.
+
+    Where none are chosen, the learning rate falls at the paper's shares of the epochs.
+    """
+    known = {field.name for field in fields(TrainSettings)}
+    ours = NSN if method == "nsn" else CNSN
+    settings = replace(ours, **{name: getattr(typed, name) for name in chosen if name in known})
+    if settings.milestones or settings.schedule != "step":
+        return settings
+    places = {max(1, round(share * settings.epochs)) for share in _FALLS[method]}
+    first = settings.first_epoch
+    return replace(settings, milestones=tuple(sorted(first + place for place in places)))

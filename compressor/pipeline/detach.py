@@ -1,0 +1,237 @@
+"""Cut sub-models out of a network and train all on one set of weights: `compressor detach`."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compressor.errors import UsageError
+from compressor.loading import transformed
+from compressor.pipeline.folder import RunFolder
+from compressor.pipeline.measuring import filters, in_words, layer_sizes, measure
+from compressor.pipeline.results import write_results
+from compressor.pipeline.settings import DetachJob, flat
+from compressor.pipeline.stages import Stage, Tell, note_all, silent
+from compressor.pipeline.subject import Subject, open_subject
+from compressor.reporting import units
+from compressor.reporting.environment import device_words, versions
+from compressor.reporting.report import Measurements, Report
+from compressor.reporting.sections import Curve, Plot, Section, Table
+from compressor.subnets.cutting import Detaching, ModelCost, added_bytes, cut, model_costs
+from compressor.subnets.learning import recalibrated, training_of
+from compressor.subnets.points import legal_points
+from compressor.training.evaluate import evaluate
+from compressor.training.events import NoteEvent
+from compressor.training.loop import fit
+from compressor.training.randomness import seed_everything_
+from compressor.training.state import Saving
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the network: its costs and, where they were measured, its accuracies."""
+
+    cost: ModelCost
+    top1: float | None = None  # fraction in 0..1 of the test images
+    alone_top1: float | None = None  # of the same model trained alone, with the same budget
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**self.cost.to_json(), "top1": self.top1, "alone_top1": self.alone_top1}
+
+
+@dataclass(frozen=True)
+class Detached:
+    """What a run did: its report, and a row for the base and each sub-model."""
+
+    report: Report
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report with `base` and `exits` beside what every report has."""
+        return {**self.report.to_json(), **self.models()}
+
+    def models(self) -> dict[str, Any]:
+        """The rows: `base`, and `exits` from the largest sub-model on."""
+        base, *exits = (row.to_json() for row in self.rows)
+        return {"base": base, "exits": exits}
+
+
+def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Detached:
+    """Open, cut, train all models together, measure each, write; returns the report that was written.
+
+    With `resume` the training goes on from the folder's last checkpoint.
+
+    Raises:
+        CompressorError: anything the user can mend.
+    """
+    folder = RunFolder(replace(job.output, overwrite=job.output.overwrite or resume))
+    subject = _open(job, tell)
+    data = subject.data
+    if data is None:
+        raise UsageError("detach trains the sub-models, which needs --data; without data there is --dry-run and --list")
+    tell(Stage("measuring the model as it came"))
+    before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
+    tell(NoteEvent(in_words(before)))
+    model, notes = _cut(job, subject, tell)
+    subject = replace(subject, opened=transformed(subject.opened, model, model.step()))
+    alone = [copy.deepcopy(each) for each in model.learners()] if job.choice.baseline else []
+    step, optimizer = training_of(model, job.choice, job.training)
+    if not resume:
+        folder.begin(flat(job))
+
+    tell(Stage(f"training the base and {units.counted(model.exits, 'sub-model')} together"))
+    saving = Saving(folder.path, phase="detach", resume=resume)
+    history = fit(
+        model, data, job.training, step=step, optimizer=optimizer, on_event=folder.recording(tell), saving=saving
+    )
+    if job.choice.recalibrate:
+        tell(Stage("recalibrating the batch norm of every model"))
+        model = recalibrated(model, data, job.loading.seed)
+        steps = (*subject.opened.steps[:-1], model.step())
+        subject = replace(subject, opened=replace(subject.opened, module=model, steps=steps))
+    model.eval()
+    references = [_trained_alone(job, subject, module, exit, tell) for exit, module in enumerate(alone)]
+
+    tell(Stage("measuring every model"))
+    rows = tuple(_measured(subject, model, references, latency=job.output.latency))
+    # thop cannot count layers that stand in several models.
+    after = replace(measure(subject, latency=job.output.latency), macs_thop=rows[0].cost.macs_thop)
+    report = replace(
+        _report(job, subject, before, after, notes),
+        layers=layer_sizes(widths, filters(model.detach(0))),
+        rows=tuple(history.rows),
+        sections=(_section(rows),),
+    )
+    return Detached(write_results(subject, report, folder, job.output, tell), rows)
+
+
+def dry_run(job: DetachJob, tell: Tell = silent) -> Detached:
+    """The report of what `detach` would make, with what each model costs; nothing is trained and written."""
+    subject = _open(job, tell)
+    widths = filters(subject.module)
+    missing = dict.fromkeys(("file_bytes", "latency_ms", "top1"), "not measured in a dry run")
+    model, notes = _cut(job, subject, tell)
+    rows = tuple(Row(cost) for cost in model_costs(model, subject.example))
+    base = rows[0].cost
+    size = Measurements(base.macs, base.macs_thop, base.params, reasons={**base.reasons, **missing})
+    report = replace(_report(job, subject, size, size, notes), layers=layer_sizes(widths, widths))
+    return Detached(replace(report, sections=(_section(rows),)), rows)
+
+
+def list_points(job: DetachJob, tell: Tell = silent) -> dict[str, Any]:
+    """The base's cost, and for every legal cut point what a sub-model from there costs; nothing is changed."""
+    subject = _open(job, tell)
+    tell(Stage("finding where the network may be cut"))
+    found = legal_points(subject.module, subject.example)
+    params = sum(parameter.numel() for parameter in subject.module.parameters())
+    points = [point.to_json() for point in found.points]
+    return {"base": {"macs": found.macs, "params": params}, "points": points}
+
+
+def _open(job: DetachJob, tell: Tell) -> Subject:
+    tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
+    subject = open_subject(job.model, job.data, job.loading, job.training.device)
+    if job.choice.method == "nsn" and job.model.model is None:
+        subject = _with_plain_pixels(subject)
+    note_all(subject.notes, tell)
+    return subject
+
+
+def _with_plain_pixels(subject: Subject) -> Subject:
+    """Pixels in 0..1 and not standardised, as NSN's paper has them; for a network without a past."""
+    if subject.data is None:
+        return subject
+    channels = subject.data.input_shape[0]
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    opened, data = replace(subject.opened, mean=mean, std=std), replace(subject.data, mean=mean, std=std)
+    return replace(subject, opened=opened, data=data)
+
+
+def _cut(job: DetachJob, subject: Subject, tell: Tell) -> tuple[Detaching, list[str]]:
+    tell(Stage("finding where the network may be cut"))
+    seed_everything_(job.training.seed)  # of the step-downs' weights
+    model, notes = cut(subject.module, subject.example, job.choice)
+    notes += _stored(model)
+    note_all(notes, tell)
+    return model, notes
+
+
+def _stored(model: Detaching) -> Iterator[str]:
+    """What the sub-models share and what they have of their own."""
+    own = {
+        "stats": "statistics of its own, the base's scale and shift",
+        "switchable": "statistics, scale and shift of its own",
+        "shared": "the base's statistics, scale and shift",
+    }
+    steps, norms = added_bytes(model)
+    if any(isinstance(layer, _BatchNorm) for layer in model.base.modules()):
+        yield f"--bn {model.norms}: in batch norm every sub-model has {own[model.norms]}"
+    yield f"stored beyond the base: {units.size(steps)} of step-downs, {units.size(norms)} of batch norm"
+
+
+def _trained_alone(job: DetachJob, subject: Subject, module: nn.Module, exit: int, tell: Tell) -> float:
+    """Test accuracy of one model that learns from the same start with the same budget, and shares nothing."""
+    assert subject.data is not None
+    tell(Stage(f"training {_name(exit)} alone, to compare"))
+    fit(module, subject.data, job.training, on_event=tell)
+    return evaluate(module, subject.data.test, subject.data).top1
+
+
+def _measured(subject: Subject, model: Detaching, references: list[float], *, latency: bool) -> Iterator[Row]:
+    assert subject.data is not None
+    for cost in model_costs(model, subject.example, latency=latency):
+        top1 = evaluate(model.detach(cost.exit), subject.data.test, subject.data).top1
+        yield Row(cost, top1, references[cost.exit] if references else None)
+
+
+def _name(exit: int) -> str:
+    return f"sub-model {exit}" if exit else "the base"
+
+
+def _section(rows: tuple[Row, ...]) -> Section:
+    """The rows as a table, and accuracy against multiply-adds as a plot."""
+    columns = ("model", "starts at", "MACs", "MACs (thop)", "parameters", "shared", "own", "latency", "top-1", "alone")
+    table = Table(columns, tuple(_cells(row) for row in rows), "Sub-models: what each costs and how well it does.")
+    curves = []
+    for label, field in (("together", "top1"), ("each trained alone", "alone_top1")):
+        known = [(row.cost.macs / 1e6, getattr(row, field)) for row in reversed(rows)]
+        known = [(macs, 100 * top1) for macs, top1 in known if top1 is not None]
+        if known:
+            curves.append(Curve(label, tuple(macs for macs, _ in known), tuple(top1 for _, top1 in known)))
+    plots = (Plot("Accuracy against cost", "million MACs", "test top-1, %", tuple(curves)),) if curves else ()
+    text = "Exit 0 is the base; every sub-model is a step-down and the base's remaining layers, on the same weights."
+    return Section("Sub-models", text, (table,), plots)
+
+
+def _cells(row: Row) -> tuple[str | float | None, ...]:
+    cost = row.cost
+    timing = (cost.latency_ms or {}).get("torch")
+    return (
+        f"exit {cost.exit}" if cost.exit else "base",
+        cost.at,
+        units.macs(cost.macs),
+        None if cost.macs_thop is None else units.macs(cost.macs_thop),
+        units.amount(cost.params),
+        units.amount(cost.shared_params),
+        units.amount(cost.own_params),
+        None if timing is None else units.milliseconds(timing["median"]),
+        None if row.top1 is None else units.percent(row.top1),
+        None if row.alone_top1 is None else units.percent(row.alone_top1),
+    )
+
+
+def _report(job: DetachJob, subject: Subject, before: Measurements, after: Measurements, notes: list[str]) -> Report:
+    return Report(
+        command=job.command,
+        settings=flat(job),
+        seed=job.training.seed,
+        versions=versions(),
+        device=device_words(subject.device),
+        before=before,
+        after=after,
+        notes=(*subject.notes, *notes),
+    )

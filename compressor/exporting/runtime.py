@@ -2,8 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +26,8 @@ _DTYPES = {
 class OnnxModel:
     """An .onnx image classifier with one input, called with a batch of images.
 
-    A graph that was exported for one fixed batch size is fed in pieces of that size, the last one filled up.
+    A graph that was exported for one fixed batch size is fed in pieces of that size, the last one filled up. Inputs
+    with a default (which exit of a package) may be given as `feeds`.
 
     Example:
         model = OnnxModel("small.onnx")
@@ -37,9 +39,13 @@ class OnnxModel:
             than one tensor of numbers.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int | None = None, feeds: Mapping[str, Array] | None = None
+    ) -> None:
         self.path = Path(path)
         self.session = open_session(self.path, threads=threads)
+        self._feeds = dict(feeds or {})
+        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(entry.name for entry in inputs) or "none"
@@ -70,7 +76,7 @@ class OnnxModel:
     def _run(self, images: Array) -> Array:
         batch = np.ascontiguousarray(images, dtype=self._dtype)
         try:
-            output: Array = self.session.run(None, {self.input_name: batch})[0]
+            output: Array = self.session.run(None, {self.input_name: batch, **self._feeds})[0]
         except Exception as error:  # onnxruntime's exceptions share no class of their own
             raise CompressorError(
                 f"{self.path} does not run on an input of shape {_shape(batch.shape)}, "
@@ -79,8 +85,13 @@ class OnnxModel:
         return output
 
 
-def open_session(path: Path, *, threads: int | None = None) -> Any:
+Level = Literal["all", "extended", "basic", "off"]  # of what ONNX Runtime changes in a graph before it runs it
+
+
+def open_session(path: Path, *, threads: int | None = None, level: Level = "all", profile: Path | None = None) -> Any:
     """An onnxruntime.InferenceSession on the CPU with `threads` threads an operator (None: one per core).
+
+    With `profile` the session writes what it runs to a file of that name and more.
 
     Raises:
         FileError: the file is missing, empty, no ONNX file, or needs what this ONNX Runtime lacks.
@@ -93,14 +104,32 @@ def open_session(path: Path, *, threads: int | None = None) -> Any:
         raise FileError(f"{path} does not exist; give an .onnx file")
     if path.stat().st_size == 0:
         raise FileError(f"{path} is empty; export it again")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong comes as an exception; its copy on stderr is silenced
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = session_options(level, threads)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no class of their own
         raise FileError(f"{path} cannot be opened by ONNX Runtime ({first_line(error)})") from error
+
+
+def session_options(level: Level = "all", threads: int | None = None) -> Any:
+    """An onnxruntime.SessionOptions that keeps quiet: what goes wrong comes as an exception."""
+    import onnxruntime
+
+    levels = onnxruntime.GraphOptimizationLevel
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = {
+        "all": levels.ORT_ENABLE_ALL,
+        "extended": levels.ORT_ENABLE_EXTENDED,
+        "basic": levels.ORT_ENABLE_BASIC,
+        "off": levels.ORT_DISABLE_ALL,
+    }[level]
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 def first_line(error: BaseException) -> str:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import UsageError
+from compressor.exporting.manifest import manifest_inside
 from compressor.exporting.runtime import OnnxModel
 from compressor.loading.content import Content, recognise
 from compressor.pipeline.settings import EvaluateJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import open_subject
-from compressor.training.data import AnySet, Data, open_data
+from compressor.training.data import AnySet, Data, fit_to_model, open_data
 from compressor.training.evaluate import evaluate as evaluate_on
 
 
@@ -45,7 +46,7 @@ def evaluate(job: EvaluateJob, tell: Tell = silent) -> Evaluated:
 
 
 def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
-    """An .onnx file says nothing of classes and normalisation: the data's own are taken."""
+    """A package's graph says what its classes and normalisation are; of any other file the data's own are taken."""
     if job.model.arch is not None:
         raise UsageError(f"{path} is an ONNX model and brings its architecture: leave --arch away")
     model = OnnxModel(path)
@@ -60,7 +61,13 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
         input_shape=whole,
         bad_images=loading.bad_images,
     )
-    data.notes.append(f"{path} does not say how its images are normalised: as the training set of {job.data} is")
+    manifest = manifest_inside(model.metadata, str(path))
+    if manifest is None or not manifest.normalised:
+        data.notes.append(f"{path} does not say how its images are normalised: as the training set of {job.data} is")
+    if manifest is not None:
+        mean, std = (manifest.input["mean"], manifest.input["std"]) if manifest.normalised else (None, None)
+        outputs = len(manifest.classes or data.classes)
+        data = fit_to_model(data, outputs, classes=manifest.classes, mean=mean, std=std)
     note_all(data.notes, tell)
     tell(Stage(f"evaluating on {len(_images(job, data)):,} images with ONNX Runtime"))
     result = evaluate_on(model, _images(job, data), data)

@@ -1,28 +1,125 @@
-"""Write a model as a file for another runtime, checked: `compressor export`."""
+"""Write a model for another runtime, checked: `compressor export`."""
 
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from compressor.errors import UsageError
 from compressor.exporting.flat import OPSET
+from compressor.exporting.forms import form_of
+from compressor.exporting.manifest import MANIFEST, MODEL, RUNNER, WEIGHTS, Card, Manifest
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.parity import OnnxCheck
+from compressor.exporting.package import PackageSettings, check_target, export_package
+from compressor.exporting.parity import Array
+from compressor.exporting.proof import PROOF_IMAGES
 from compressor.pipeline.settings import ExportJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import open_subject
+from compressor.pipeline.subject import Subject, open_subject
+from compressor.training.batching import examples
+from compressor.training.data import Data
+from compressor.training.evaluate import evaluate
 
 
-def export(job: ExportJob, tell: Tell = silent) -> OnnxCheck:
-    """Write one .onnx file after its outputs were compared with torch's.
+@dataclass(frozen=True)
+class Exported:
+    """What was written: each file with a few words, and all that was found out about it."""
+
+    files: dict[str, str]
+    facts: dict[str, Any]
+    manifest: Manifest | None = None
+    model: str = ""  # the file to profile next
+    notes: tuple[str, ...] = field(default=())
+
+
+def export(job: ExportJob, tell: Tell = silent) -> Exported:
+    """Write one .onnx file, or a package where `out` is a folder, after comparing ONNX Runtime with torch.
 
     Raises:
-        CompressorError: the model cannot be opened or exported, or the file computes something else, or exists.
+        CompressorError: the model cannot be opened or exported, or the export computes something else, or exists.
     """
     path = Path(job.out).expanduser()
-    if path.exists() and not path.is_dir() and not job.overwrite:
-        raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
+    single = path.suffix == ".onnx"
+    _check(job, path, single)
     tell(Stage("opening the model"))
     subject = open_subject(job.model, job.data, job.loading, "cpu")
     note_all(subject.notes, tell)
+    module = _chosen(subject, job)
     tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
     opset = OPSET if job.opset is None else job.opset
-    return export_onnx(subject.module, subject.example, path, opset=opset, check_inputs=subject.real_images)
+    if single:
+        return _file(subject, module, path, opset)
+    settings = PackageSettings(opset, job.exits == "separate", job.latency, job.overwrite)
+    data = subject.data
+    manifest = export_package(
+        module,
+        subject.example,
+        path,
+        card=card_of(subject),
+        check_inputs=None if data is None else examples(data.validation, data, PROOF_IMAGES),
+        score=None if data is None else partial(_top1, data),
+        settings=settings,
+    )
+    return _package(path, manifest)
+
+
+def card_of(subject: Subject) -> Card:
+    """What a package says of its model."""
+    opened = subject.opened
+    return Card(opened.classes, opened.mean, opened.std, opened.history)
+
+
+def _check(job: ExportJob, path: Path, single: bool) -> None:
+    """Raise UsageError before anything is opened."""
+    if single and path.exists() and not path.is_dir() and not job.overwrite:
+        raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
+    if single and job.exits == "separate":
+        raise UsageError("--exits separate writes several files: give --out the name of a folder")
+    if not single:
+        check_target(path, overwrite=job.overwrite)
+
+
+def _chosen(subject: Subject, job: ExportJob) -> nn.Module:
+    """The whole model, or the one exit that was asked for."""
+    exits = form_of(subject.module, subject.example).exits
+    if job.exit is not None:
+        if not 0 <= job.exit < len(exits):
+            names = ", ".join(f"{each.number} ({each.name})" for each in exits)
+            raise UsageError(f"there is no exit {job.exit}: the model has {names}")
+        return exits[job.exit].module
+    if len(exits) > 1 and Path(job.out).suffix == ".onnx":
+        raise UsageError(
+            f"the model has {len(exits)} exits: give --out the name of a folder, or choose one with --exit"
+        )
+    return subject.module
+
+
+def _file(subject: Subject, module: nn.Module, path: Path, opset: int) -> Exported:
+    check = export_onnx(module, subject.example, path, opset=opset, check_inputs=subject.real_images)
+    words = f"{check.file_bytes:,} bytes; on {check.inputs} images its outputs differ by {check.max_rel:.0e}"
+    return Exported({str(path): words}, {"file": str(path), **asdict(check)}, model=str(path))
+
+
+def _package(folder: Path, manifest: Manifest) -> Exported:
+    worst = max(each.max_rel or 0.0 for each in manifest.exits)
+    words = {
+        MODEL: f"the graph; on {manifest.checked_on} its outputs differ from torch's by {worst:.0e}",
+        WEIGHTS: "the weights, each once",
+        MANIFEST: "inputs, classes, exits with cost and accuracy, hashes",
+        RUNNER: "classifies an image with numpy and onnxruntime alone",
+    }
+    files = {
+        str(folder / name): words.get(name, f"exit {name.removeprefix('exit_').removesuffix('.onnx')} alone")
+        for name in (*sorted(manifest.files, key=lambda name: (name != MODEL, name)), MANIFEST)
+    }
+    return Exported(files, {"folder": str(folder), **manifest.to_json()}, manifest, str(folder / MODEL))
+
+
+def _top1(data: Data, predict: Any) -> float:
+    def scores(images: Array) -> Array:
+        found: Array = predict(images)
+        return found
+
+    return evaluate(scores, data.test, data).top1

@@ -1,0 +1,152 @@
+"""What a package says of itself: the file manifest.json, and the same inside the graph."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import FileError
+
+FORMAT, VERSION = "compressor package", 1
+MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run_onnx.py"
+METADATA_KEY = "compressor.manifest"
+
+_KNOWN = "of the training data"
+
+# How ONNX Runtime is to open the files; docs/deploy.md says why.
+SESSION = {
+    "fastest": "default options; every session keeps a re-ordered copy of the weights for itself",
+    "least memory": "graph_optimization_level = ORT_ENABLE_EXTENDED: sessions and processes share the mapped weights",
+    "tuned": "model.cpu.onnx of `compressor tune`: graph_optimization_level = ORT_DISABLE_ALL, fast and shared",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a model besides its weights."""
+
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None  # per channel, of pixels scaled to 0..1; None: pixels go in as they are
+    std: tuple[float, ...] | None = None
+    history: tuple[str, ...] = ()  # the commands that made it
+
+
+@dataclass(frozen=True)
+class ExitFacts:
+    """One way through the model: how to ask for it, what it costs, how well it does."""
+
+    number: int
+    name: str
+    macs: int  # for one image
+    params: int  # used by it, shared ones counted in full
+    convolutions: int  # executed for one batch, counted by ONNX Runtime's profiler
+    feeds: dict[str, Any] = field(default_factory=dict)  # input -> value that chooses this exit
+    file: str | None = None  # of the flat graph, where there is one
+    top1: float | None = None  # fraction of the test images; None without data
+    latency_ms: dict[str, Any] | None = None  # batch 1 where it was exported: median, p95, runs, threads
+    max_rel: float | None = None  # largest difference from torch, as a share of the largest output
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A package: its inputs and outputs, its exits, and the hash of every file."""
+
+    kind: str
+    input: dict[str, Any]  # name, shape of one image, layout, dtype, scale, mean, std
+    outputs: tuple[str, ...]
+    exits: tuple[ExitFacts, ...]
+    classes: tuple[str, ...] | None = None
+    choice: dict[str, Any] | None = None  # input, default, what it means
+    opset: int = 0
+    checked_on: str = ""  # the images on which ONNX Runtime was compared with torch
+    quantization: dict[str, Any] | None = None
+    session: dict[str, str] = field(default_factory=lambda: dict(SESSION))
+    tuned: dict[str, Any] | None = None  # machine and version that the .cpu files were made for
+    made_with: dict[str, str] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> bytes, sha256
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the model said how its images are normalised."""
+        return self.input.get("normalisation") == _KNOWN
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as it is written."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    def text(self) -> str:
+        """The file's content."""
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a package.
+
+    Raises:
+        FileError: the folder holds no package, or its manifest is damaged or newer than this compressor.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise FileError(f"{folder} is not a folder: give the folder that `compressor export --out FOLDER` made")
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(f"{folder} is no package: it has no {MANIFEST}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged ({error}): export the package again") from error
+    return manifest_from(held, str(path))
+
+
+def manifest_from(held: Any, where: str) -> Manifest:
+    """The manifest in plain data; raises FileError as `read_manifest` does."""
+    if not isinstance(held, Mapping) or held.get("format") != FORMAT:
+        raise FileError(f"{where} is not the manifest of a package: export the package again")
+    if not isinstance(held.get("version"), int) or held["version"] > VERSION:
+        raise FileError(f"{where} has version {held.get('version')}, this compressor reads {VERSION}: upgrade it")
+    try:
+        known = {key: held[key] for key in (each.name for each in fields(Manifest)) if key in held}
+        exits = tuple(ExitFacts(**each) for each in known.pop("exits"))
+        files = {str(name): dict(facts) for name, facts in known.pop("files").items()}
+        for facts in files.values():
+            int(facts["bytes"]), str(facts["sha256"])
+        classes = None if known.pop("classes") is None else tuple(map(str, held["classes"]))
+        numbers = {key: tuple(float(each) for each in held["input"][key]) for key in ("mean", "std")}
+        known["input"] = {**held["input"], **numbers, "shape": tuple(int(size) for size in held["input"]["shape"])}
+        known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
+        return Manifest(**known, exits=exits, files=files, classes=classes)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{where} is damaged ({type(error).__name__}: {error}): export the package again") from error
+
+
+def manifest_inside(metadata: Mapping[str, str], where: str) -> Manifest | None:
+    """The manifest in a graph's metadata; None where there is none. Raises FileError for a damaged one."""
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        held = json.loads(metadata[METADATA_KEY])
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{where} holds a damaged manifest ({error}): export the package again") from error
+    return manifest_from(held, where)
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size and hash of a file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def input_facts(shape: tuple[int, ...], card: Card) -> dict[str, Any]:
+    """How images have to be brought to the model."""
+    return {
+        "name": "input",
+        "shape": shape,
+        "layout": "NCHW",
+        "dtype": "float32",
+        "scale": "pixels / 255, then (x - mean) / std for each channel",
+        "mean": card.mean or (0.0,) * shape[0],
+        "std": card.std or (1.0,) * shape[0],
+        "normalisation": _KNOWN if card.mean and card.std else "unknown: the model did not say",
+    }

@@ -1,0 +1,123 @@
+"""The proof that an exported graph does what it should and no more: parity, executed convolutions, and time."""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from compressor.errors import CompressorError
+from compressor.exporting.forms import Cost, Exit
+from compressor.exporting.parity import RELATIVE_LIMIT, Array, largest_difference
+from compressor.exporting.runtime import first_line, open_session
+from compressor.exporting.samples import torch_outputs
+from compressor.profiling.latency import Latency, measure
+
+PROOF_IMAGES = 64
+_TIE = 1e-5  # share of the largest score within which two classes are equally good
+_SLOWER = 1.1  # how much slower than a dearer exit a cheaper one may be measured on a machine that others use too
+_SLOWER_MS = 0.1
+
+
+class Runner:
+    """One exit of one file on ONNX Runtime: (batch, channels, height, width) to a list of outputs."""
+
+    def __init__(self, session: Any, feeds: Mapping[str, Array]) -> None:
+        self._session, self._feeds = session, dict(feeds)
+
+    def __call__(self, images: Array) -> list[Array]:
+        """All outputs.
+
+        Raises:
+            CompressorError: ONNX Runtime cannot run the graph.
+        """
+        try:
+            outputs: list[Array] = self._session.run(None, {"input": np.ascontiguousarray(images), **self._feeds})
+        except Exception as error:  # onnxruntime's exceptions share no class of their own
+            raise CompressorError(f"ONNX Runtime cannot run the exported graph ({first_line(error)})") from error
+        return outputs
+
+
+def parity(runner: Runner, leaving: Exit, images: Tensor) -> float:
+    """The largest relative difference of an exit from torch, on one image, on five, and on all.
+
+    Raises:
+        CompressorError: it is too large, or the classes with the largest scores are others.
+    """
+    worst = 0.0
+    for batch in (images[:1], images[:5], images):
+        expected = torch_outputs(leaving.module, batch)
+        got = runner(batch.numpy())
+        _, relative = largest_difference(expected, got)
+        worst = max(worst, relative)
+        if not relative <= RELATIVE_LIMIT:
+            raise CompressorError(
+                f"exit {leaving.number} ({leaving.name}) differs from torch by {relative:.1e} of the largest output "
+                f"(at most {RELATIVE_LIMIT:.0e} is allowed); nothing was written"
+            )
+        if not same_classes(expected[0], got[0]):
+            raise CompressorError(f"exit {leaving.number} ({leaving.name}) gives other classes than torch")
+    return worst
+
+
+def same_classes(expected: Array, got: Array) -> bool:
+    """Whether the largest scores are at the same places, but for ties; true for what are no scores."""
+    if expected.ndim != 2 or not expected.size:
+        return True
+    chosen = np.take_along_axis(expected, got.argmax(1)[:, None], 1)[:, 0]
+    return bool((chosen >= expected.max(1) - _TIE * np.abs(expected).max()).all())
+
+
+def executed(file: Path, feeds: Mapping[str, Array], image: Array) -> Counter[str]:
+    """How often each operator ran for one image, by ONNX Runtime's profiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(file, profile=Path(folder) / "profile")
+        Runner(session, feeds)(image)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    names = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
+    return Counter(event["args"]["op_name"] for event in names)
+
+
+def count_convolutions(file: Path, leaving: Exit, promised: Cost, image: Array) -> int:
+    """The convolutions that an exit really executes.
+
+    Raises:
+        CompressorError: they are others than promised.
+    """
+    ran = executed(file, leaving.feeds, image)
+    found = sum(count for name, count in ran.items() if "Conv" in name)
+    if found != promised.convolutions:
+        raise CompressorError(
+            f"exit {leaving.number} ({leaving.name}) executes {found} convolutions and not the "
+            f"{promised.convolutions} it should; nothing was written"
+        )
+    return found
+
+
+def latencies(runners: Sequence[Runner], costs: Sequence[Cost], image: Array, threads: int) -> list[Latency]:
+    """The time of each exit for one image.
+
+    Raises:
+        CompressorError: an exit of fewer multiply-adds is clearly slower than one of more, each time it is measured.
+    """
+    for seconds in (0.3, 1.0, 2.0):
+        found = [measure(partial(run, image), threads=threads, seconds=seconds) for run in runners]
+        order = sorted(range(len(runners)), key=lambda index: costs[index].macs)
+        wrong = [
+            (cheap, dear)
+            for cheap, dear in pairwise(order)
+            if costs[cheap].macs < costs[dear].macs and found[cheap].median > _SLOWER * found[dear].median + _SLOWER_MS
+        ]
+        if not wrong:
+            return found
+    cheap, dear = wrong[0]
+    raise CompressorError(
+        f"exit {cheap} takes {found[cheap].median:.2f} ms and exit {dear}, with more multiply-adds, "
+        f"{found[dear].median:.2f} ms; nothing was written: if others use this machine, try again"
+    )

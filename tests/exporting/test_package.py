@@ -1,0 +1,196 @@
+"""Packages of compact models: what lies in the folder, what is promised and kept, what a failed proof leaves."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CompressorError, FileError, ModelError, UsageError
+from compressor.exporting import package as packaging
+from compressor.exporting.forms import cost_of
+from compressor.exporting.manifest import Card, Manifest, manifest_from, read_manifest
+from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.runtime import OnnxModel
+from compressor.exporting.verify import verify_package
+from tests.exporting.nets import small_net
+
+SHAPE = (3, 8, 8)
+CARD = Card(("ant", "bee", "cow", "dog"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("compressor prune net.pt",))
+QUICK = PackageSettings(latency=False)
+
+
+def example() -> Tensor:
+    return torch.zeros(1, *SHAPE)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("packages") / "deep" / "net"
+    images = torch.rand(70, *SHAPE)
+    return folder, export_package(small_net(), example(), folder, card=CARD, check_inputs=images, score=lambda run: 0.5)
+
+
+def test_the_folder_holds_four_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
+    folder, _ = made
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        "manifest.json",
+        "model.onnx",
+        "run_onnx.py",
+        "weights.bin",
+    ]
+    assert [entry.name for entry in folder.parent.iterdir()] == ["net"]
+    assert (folder / "model.onnx").stat().st_size < 10_000
+
+
+def test_the_manifest_says_what_the_model_is(made: tuple[Path, Manifest]) -> None:
+    folder, manifest = made
+    assert manifest == read_manifest(folder) == verify_package(folder)
+    (leaving,) = manifest.exits
+    cost = cost_of(packaging.form_of(small_net(), example()).exits[0], example())
+    assert (leaving.macs, leaving.params, leaving.convolutions) == (cost.macs, cost.params, 2)
+    assert leaving.top1 == 0.5 and leaving.latency_ms["median"] > 0 and leaving.max_rel < 1e-5
+    assert manifest.checked_on == "70 real images" and manifest.classes == CARD.classes
+    assert manifest.input["shape"] == SHAPE and manifest.input["mean"] == CARD.mean and manifest.normalised
+    assert set(manifest.files) == {"model.onnx", "weights.bin", "run_onnx.py"}
+
+
+def test_the_graph_brings_the_manifest_along(made: tuple[Path, Manifest]) -> None:
+    folder, manifest = made
+    held = {entry.key: entry.value for entry in onnx.load(folder / "model.onnx").metadata_props}
+    inside = manifest_from(json.loads(held["compressor.manifest"]), "inside")
+    assert inside == replace(manifest, files={"weights.bin": manifest.files["weights.bin"]})
+
+
+def test_it_gives_torchs_outputs_wherever_it_lies(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    shutil.copytree(made[0], tmp_path / "moved")
+    images = torch.randn(7, *SHAPE)
+    with torch.no_grad():
+        expected = small_net()(images).numpy()
+    np.testing.assert_allclose(OnnxModel(tmp_path / "moved" / "model.onnx")(images.numpy()), expected, atol=1e-5)
+
+
+def test_the_script_needs_numpy_and_onnxruntime_alone(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "image.npy", image)
+    code = (
+        "import runpy, sys\n"
+        "for name in ('torch', 'onnx', 'PIL', 'compressor'): sys.modules[name] = None\n"
+        f"sys.argv = ['run_onnx.py', {str(tmp_path / 'image.npy')!r}]\n"
+        f"runpy.run_path({str(made[0] / 'run_onnx.py')!r}, run_name='__main__')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    x = (torch.from_numpy(image).permute(2, 0, 1) / 255 - torch.tensor(CARD.mean).view(3, 1, 1)) / torch.tensor(
+        CARD.std
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        shares = small_net()(x[None]).softmax(1)[0]
+    likeliest = ran.stdout.splitlines()[0].split()
+    assert likeliest == [f"{shares.max():.1%}", CARD.classes[int(shares.argmax())]]
+
+
+def test_a_second_package_needs_leave_and_keeps_other_files(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    export_package(small_net(), example(), folder, settings=replace(QUICK, separate=True))
+    assert (folder / "exit_0.onnx").exists()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="--overwrite"):
+        export_package(small_net(), example(), folder, settings=QUICK)
+    export_package(small_net(6), example(), folder, settings=replace(QUICK, overwrite=True))
+    assert OnnxModel(folder / "model.onnx")(np.zeros((1, *SHAPE))).shape == (1, 6)
+    assert not (folder / "exit_0.onnx").exists() and (folder / "notes.txt").read_text() == "mine"
+    verify_package(folder)
+
+
+def test_a_folder_that_is_no_package_is_never_written_into(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    for place in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(UsageError, match=str(place)):
+            export_package(small_net(), example(), place, settings=replace(QUICK, overwrite=True))
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) + torch.randn_like(x[:, :, 0, 0])
+
+
+def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CompressorError, match="differs from torch"):
+        export_package(Noisy(), example(), tmp_path / "net", settings=QUICK)
+    truth = packaging.cost_of
+    monkeypatch.setattr(packaging, "cost_of", lambda *a: replace(truth(*a), convolutions=1))
+    with pytest.raises(CompressorError, match="executes 2 convolutions and not the 1"):
+        export_package(small_net(), example(), tmp_path / "net", settings=QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_of_several_inputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="one tensor of images"):
+        export_package(small_net(), (example(), example()), tmp_path / "net", settings=QUICK)
+
+
+def _cut(folder: Path) -> None:
+    (folder / "weights.bin").write_bytes((folder / "weights.bin").read_bytes()[:-1])
+
+
+def _flip(folder: Path) -> None:
+    data = bytearray((folder / "weights.bin").read_bytes())
+    data[5] ^= 1
+    (folder / "weights.bin").write_bytes(data)
+
+
+def _link(folder: Path) -> None:
+    (folder / "weights.bin").rename(folder.parent / "weights.bin")
+    (folder / "weights.bin").symlink_to(folder.parent / "weights.bin")
+
+
+def _rewrite(folder: Path, **changes: object) -> None:
+    held = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**held, **changes}))
+
+
+def _outside(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights.bin"
+    onnx.save(model, folder / "model.onnx")
+    held = json.loads((folder / "manifest.json").read_text())
+    from compressor.exporting.manifest import file_facts
+
+    _rewrite(folder, files={**held["files"], "model.onnx": file_facts(folder / "model.onnx")})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut, "weights.bin has"),
+        (_flip, "was changed since"),
+        (_link, "is a link"),
+        (lambda folder: (folder / "model.onnx").unlink(), "is missing"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "is damaged"),
+        (lambda folder: (folder / "manifest.json").unlink(), "is no package"),
+        (lambda folder: _rewrite(folder, version=99), "version 99"),
+        (lambda folder: _rewrite(folder, format="x"), "not the manifest"),
+        (lambda folder: _rewrite(folder, exits=[{}]), "is damaged"),
+        (lambda folder: _rewrite(folder, input=3), "is damaged"),
+        (lambda folder: _rewrite(folder, files={"../x": {"bytes": 1, "sha256": ""}}), "outside the folder"),
+        (lambda folder: _rewrite(folder, files={}), "names no model.onnx"),
+        (_outside, "reads weights from '../weights.bin'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tampering_is_found(damage, message: str, made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    shutil.copytree(made[0], tmp_path / "net")
+    damage(tmp_path / "net")
+    with pytest.raises(FileError, match=message) as caught:
+        verify_package(tmp_path / "net")
+    assert "\n" not in str(caught.value)

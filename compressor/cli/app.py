@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import demo, detach, evaluate, export, finetune, profile, prune, replace, train
+from compressor.cli import demo, detach, evaluate, export, finetune, profile, prune, replace, train, verify
 from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.errors import CompressorError
@@ -38,6 +38,7 @@ for name, command, module in (
     ("replace", replace.replace, replace),
     ("finetune", finetune.finetune, finetune),
     ("export", export.export, export),
+    ("verify", verify.verify, verify),
     ("demo", demo.demo, demo),
 ):
     app.command(name, cls=HelpfulCommand, help=module.HELP, epilog=module.EXAMPLE)(with_settings(command))

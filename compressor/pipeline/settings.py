@@ -143,10 +143,13 @@ class ExportJob:
     """A model as a file for another runtime."""
 
     model: ModelSettings
-    out: str
+    out: str  # a file that ends in .onnx, or the folder of a package
     overwrite: bool = False
     opset: int | None = None  # None: the exporter's own
-    data: str | None = None  # whose validation images the file is compared on
+    exit: int | None = None  # one way through a model of several; None: all of them
+    exits: Literal["one", "separate"] = "one"  # one graph with branches, or besides it a flat one for each exit
+    latency: bool = True  # measure each exit of a package
+    data: str | None = None  # whose validation images the file is compared on, whose test images give the accuracy
     loading: DataSettings = field(default_factory=DataSettings)
 
 

@@ -8,13 +8,15 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import demo, detach, evaluate, export, finetune, profile, prune, replace, train, verify
+from compressor.cli import demo, detach, evaluate, export, finetune, inspect, profile, prune, replace, train, verify
 from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.errors import CompressorError
 
 # What Typer raises for a wrong command line, whether it brings Click along or imports it.
 _WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
+
+_STOPPED = 130  # the shell's code for Ctrl-C
 
 HELP = "Make a CNN cheaper to run, and say what that cost in accuracy."
 EXAMPLE = "compressor demo"
@@ -31,6 +33,7 @@ app = typer.Typer(
 )
 for name, command, module in (
     ("profile", profile.profile, profile),
+    ("inspect", inspect.inspect, inspect),
     ("train", train.train, train),
     ("evaluate", evaluate.evaluate, evaluate),
     ("prune", prune.prune, prune),
@@ -63,12 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except CompressorError as error:
         _fail(str(error), error.exit_code)
     except _WRONG_COMMAND as error:
-        context = getattr(error, "ctx", None)
-        where = context.command_path if context else "compressor"
-        _fail(f"{error.format_message().rstrip('.')}; see {where} --help", 2)  # type: ignore[attr-defined]
+        _fail(f"{error.format_message().rstrip('.')}; see {_where(given)} --help", 2)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped", 130)
+        code = _STOPPED
+    if code == _STOPPED:  # also what Typer makes of Ctrl-C by itself
+        _fail("stopped", _STOPPED)
     sys.exit(code or 0)
+
+
+def _where(given: Sequence[str]) -> str:
+    """The command whose help page helps."""
+    return (
+        f"compressor {given[0]}" if given[0] in [command.name for command in app.registered_commands] else "compressor"
+    )
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -43,6 +43,17 @@ class Group:
     def size(self) -> int:
         return len(self.ids)
 
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The modules that read these channels."""
+        return tuple(dict.fromkeys(owner(place.tensor) for place in self.places if place.role == "column"))
+
+
+def owner(tensor: str) -> str:
+    """The module that a parameter belongs to; the parameter itself where it stands at the top."""
+    module, _, _ = tensor.replace("parametrizations.weight.original", "weight").rpartition(".")
+    return module or tensor
+
 
 @dataclass(frozen=True)
 class Site:

@@ -9,7 +9,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Ids, Key, Place, Site, Size
+from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Ids, Key, Place, Site, Size, owner
 from compressor.graph.rules_layers import BATCH_NORMS, KERNEL
 from compressor.graph.walk import RawSize, Ties, Walk
 
@@ -109,12 +109,7 @@ def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tup
 
 def _producers(places: Iterable[Place], ranks: Mapping[str, int]) -> tuple[str, ...]:
     makers = (place.tensor for place in places if place.role == "row" and ranks[place.tensor] > 1)
-    return tuple(dict.fromkeys(_owner(tensor) for tensor in makers))
-
-
-def _owner(tensor: str) -> str:
-    module, _, _ = tensor.replace("parametrizations.weight.original", "weight").rpartition(".")
-    return module or tensor
+    return tuple(dict.fromkeys(owner(tensor) for tensor in makers))
 
 
 def _unfit(ids: Ids) -> str | None:

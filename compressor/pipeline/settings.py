@@ -37,6 +37,14 @@ class OutputSettings:
 
 
 @dataclass(frozen=True)
+class InspectJob:
+    """Which channels belong together."""
+
+    model: ModelSettings
+    keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
+
+
+@dataclass(frozen=True)
 class PruneJob:
     """One-shot pruning, and with data fine-tuning and accuracy."""
 

@@ -12,6 +12,7 @@ from compressor.reporting.comparison import NOTHING, compare
 from compressor.reporting.report import Report
 
 if TYPE_CHECKING:
+    from compressor.graph.channels import Channels
     from compressor.profiling.model_profile import Profile, Shapes
 
 WIDTH = 80
@@ -93,6 +94,21 @@ def layers_table(profile: "Profile") -> RenderableType:
     table.add_section()
     table.add_row("total", "", "", units.macs(profile.macs), units.amount(profile.params))
     return table
+
+
+def groups_table(channels: "Channels") -> RenderableType:
+    """One row a group: how many channels, which layers make and read them, and why it is frozen."""
+    table = _table("group", ("channels", "right"), ("with", "left"), ("read by", "left"), ("edits", "left"))
+    for group in channels.groups:
+        others = ", ".join(name for name in group.producers if name != group.name)
+        if group.frozen is not None:
+            edits = f"frozen: {group.frozen}"
+        else:
+            edits = "all" if group.prune_only is None else f"prune only: {group.prune_only}"
+        table.add_row(Text(group.name), str(group.size), Text(others), Text(", ".join(group.readers)), Text(edits))
+    free = channels.free
+    summary = f"{len(free)} of {len(channels.groups)} groups are free: {sum(g.size for g in free)} channels"
+    return _with_remarks(table, summary, *channels.notes)
 
 
 def _table(first: str, *others: tuple[str, str]) -> Table:

@@ -1,0 +1,54 @@
+"""`compressor inspect`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compressor.cli.options import Json, check_model, named
+from compressor.cli.terminal import Terminal
+from compressor.errors import UsageError
+from compressor.pipeline.settings import InspectJob, ModelSettings
+
+HELP = "Show which channels of a model belong together, which can be edited, and why others cannot."
+EXAMPLE = "compressor inspect --arch torchvision:resnet18 --picture coupling.svg"
+_PICTURES = (".svg", ".png", ".pdf")
+
+
+def inspect(
+    model: ModelSettings,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Layers to keep as they are, as prune does.")
+    ] = None,
+    picture: Annotated[
+        str | None, typer.Option("--picture", metavar="FILE", help="Draw the coupling: .svg, .png or .pdf.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="FILE may exist.")] = False,
+    json: Json = False,
+) -> None:
+    """Parse, run, print."""
+    check_model(model)
+    if picture is not None:
+        _check_picture(Path(picture), overwrite)
+    terminal = Terminal(as_json=json)
+    from compressor.pipeline.inspect import inspect as run
+    from compressor.reporting.coupling import draw_coupling, groups_json
+    from compressor.reporting.tables import groups_table
+
+    with terminal.progress() as tell:
+        channels = run(InspectJob(model, tuple(keep or ())), tell)
+    terminal.print_json(groups_json(channels))
+    terminal.show(groups_table(channels))
+    if picture is not None:
+        draw_coupling(channels, Path(picture))
+    made = {picture: "the coupling as a picture"} if picture is not None else {}
+    terminal.made(made, f"compressor prune {named(model)} --dry-run")
+
+
+def _check_picture(path: Path, overwrite: bool) -> None:
+    if path.suffix not in _PICTURES:
+        raise UsageError(f"--picture {path} has no known ending: use one of {', '.join(_PICTURES)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--picture {path}: the folder {path.parent} does not exist; make it first")
+    if path.exists() and not overwrite:
+        raise UsageError(f"--picture {path} exists; give another name or --overwrite")

@@ -1,0 +1,36 @@
+"""`compressor inspect` as a person types it."""
+
+import json
+
+import pytest
+
+from tests.cli.command import check_golden
+
+DIGITS = "sample_models/digits_cnn.pt"
+
+
+def test_table_of_groups(compressor):
+    ran = compressor("inspect", DIGITS)
+    assert ran.code == 0
+    check_golden("inspect", ran, compressor.folder)
+
+
+def test_json_is_one_object_and_respects_keep(compressor):
+    ran = compressor("inspect", DIGITS, "--json", "--keep", "*")
+    data = json.loads(ran.out)
+    assert {group["why_frozen"] for group in data["groups"]} <= {"kept by request", "output of the model"}
+
+
+def test_picture_is_written_once(compressor):
+    path = compressor.folder / "coupling.svg"
+    assert compressor("inspect", DIGITS, "--picture", path).code == 0
+    assert path.exists()
+    again = compressor("inspect", DIGITS, "--picture", path)
+    assert (again.code, "exists; give another name or --overwrite" in again.err) == (2, True)
+
+
+@pytest.mark.parametrize(("name", "words"), [("c.jpeg", "no known ending"), ("nowhere/c.svg", "does not exist")])
+def test_bad_picture_is_one_line(compressor, name, words):
+    ran = compressor("inspect", DIGITS, "--picture", compressor.folder / name)
+    assert ran.code == 2
+    assert words in ran.err and ran.err.count("\n") == 1

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from compressor.cli.terminal import Terminal
 from compressor.reporting import units
-from compressor.reporting.report import Report
+
+if TYPE_CHECKING:
+    from compressor.reporting.report import Report
 
 
 def show_run(
     terminal: Terminal,
-    report: Report,
+    report: "Report",
     out: str | None,
     *,
     dry_run: bool,
@@ -24,7 +26,7 @@ def show_run(
     from compressor.reporting.tables import before_after_table, filters_table, frozen_table
 
     terminal.print_json({"dry_run": dry_run, **report.to_json(), **(more or {})})
-    if dry_run:
+    if dry_run and report.edits:
         terminal.show(filters_table(report))
     if report.frozen or report.refused:
         terminal.show(frozen_table(report))
@@ -38,13 +40,16 @@ def show_run(
     terminal.made(_files(folder, report), _following(folder, trained))
 
 
-def _predicted(report: Report) -> Iterator[str]:
+def _predicted(report: "Report") -> Iterator[str]:
     for name, key, write in (("MACs", "macs", units.macs), ("parameters", "params", units.amount)):
         before, after = getattr(report.before, key), getattr(report.after, key)
-        yield f"{name:<12}{write(before)} -> {write(after)}  ({units.ratio(before, after)})"
+        if after is None:
+            yield f"{name:<12}{write(before)} -> {report.after.reasons[key]}"
+        else:
+            yield f"{name:<12}{write(before)} -> {write(after)}  ({units.ratio(before, after)})"
 
 
-def _files(folder: Path, report: Report) -> dict[str, str]:
+def _files(folder: Path, report: "Report") -> dict[str, str]:
     files = {str(folder / "model.pt"): "the model"}
     if report.export is not None:
         check = report.export

@@ -18,6 +18,7 @@ from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
 from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
+from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Saving
@@ -56,9 +57,11 @@ def dry_run(job: TrainJob, tell: Tell = silent) -> Report:
     assert data is not None
     cost = profile(subject.module, subject.example, layers=False)
     size = Measurements.of(cost, reasons=dict.fromkeys(("latency_ms", "top1"), "not measured in a dry run"))
-    work = f"{training.epochs} epochs of {steps_per_epoch(data, training)} steps on {len(data.train):,} images"
+    steps = steps_per_epoch(data, training)
+    work = f"would train for {training.epochs} epochs of {steps} steps on {len(data.train):,} images"
+    tell(NoteEvent(work))
     report = _report(job, subject, size, size)
-    return replace(report, notes=(*report.notes, f"would train for {work}"))
+    return replace(report, notes=(*report.notes, work))
 
 
 def is_learning(module: nn.Module) -> bool:

@@ -1,0 +1,70 @@
+"""Run a command as a person would, and compare all it prints with a file, numbers that vary made equal."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+RENEW = bool(os.environ.get("RENEW_GOLDEN"))  # write the files anew instead of comparing
+
+# What depends on the machine, its speed, or the last bits of a sum.
+VARIES = (
+    (r"[\d,]+ images/s", "N images/s"),
+    (r"\d\.?\d*e-\d\d", "E"),
+    (r"[\d.]+ ms\b", "T ms"),
+    (r"[\d.]+ [kM]B\b", "SIZE"),
+    (r"[\d,]+ bytes", "SIZE"),
+    (r"loss [\d.]+", "loss L"),
+    (r"(top-1|validation)(\s+)[\d.]+( ?%)", r"\1\2P\3"),
+    (r"(right after pruning: )[\d.]+%", r"\1P%"),
+    (r"(test top-1).*", r"\1 ..."),
+    (r"(latency (?:torch|ONNX Runtime)).*", r"\1 ..."),
+    (r"\d+ threads?\b", "N threads"),
+)
+
+
+@dataclass
+class Ran:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Compressor:
+    """The command line, called inside this process: `compressor("profile", "model.pt")`."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        self._capsys = capsys
+        self.folder = folder  # a fresh one for results
+
+    def __call__(self, *arguments: str) -> Ran:
+        from compressor.cli import main
+
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        seen = self._capsys.readouterr()
+        return Ran(left.value.code, seen.out, seen.err)
+
+
+def normal(text: str, folder: Path) -> str:
+    """The text with everything that varies made equal, and at most 80 columns wide as it was printed."""
+    text = text.replace(str(folder), "OUT").replace(str(ROOT), "ROOT")
+    for pattern, same in VARIES:
+        text = re.sub(pattern, same, text)
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip() + "\n"
+
+
+def check_golden(name: str, ran: Ran, folder: Path) -> None:
+    """Compare exit code, stdout and stderr with the file of that name."""
+    found = f"exit {ran.code}\n\n--- stdout\n{normal(ran.out, folder)}\n--- stderr\n{normal(ran.err, folder)}"
+    path = GOLDEN / f"{name}.txt"
+    if RENEW:
+        path.write_text(found, encoding="utf-8")
+    expected = path.read_text(encoding="utf-8") if path.exists() else ""
+    assert found == expected, f"{path.name} says otherwise; if it is meant so: RENEW_GOLDEN=1 pytest tests/cli"

@@ -1,0 +1,146 @@
+"""Each command as a person runs it: the whole text it prints, its JSON, and the files it leaves."""
+
+import json
+
+import pytest
+
+from tests.cli.command import check_golden
+
+DIGITS = "sample_models/digits_cnn.pt"
+SMALL = ["--no-latency", "--no-onnx", "--device", "cpu"]
+
+
+def data_of(ran):
+    assert ran.code == 0
+    return json.loads(ran.out)
+
+
+def test_version(compressor):
+    ran = compressor("--version")
+    assert (ran.code, ran.err) == (0, "") and ran.out.startswith("compressor ")
+
+
+def test_profile(compressor):
+    check_golden("profile", compressor("profile", DIGITS, "--layers"), compressor.folder)
+
+
+def test_profile_of_random_weights(compressor):
+    check_golden("profile-arch", compressor("profile", "--arch", "torchvision:alexnet"), compressor.folder)
+
+
+def test_profile_as_json(compressor):
+    data = data_of(compressor("profile", DIGITS, "--json"))
+    assert {"macs", "macs_thop", "params", "layers"} <= set(data)
+    assert {"name", "kind", "input_shapes", "output_shapes", "macs", "params"} <= set(data["layers"][0])
+    assert sum(layer["macs"] for layer in data["layers"]) == data["macs"]
+    assert sum(layer["params"] for layer in data["layers"]) == data["params"]
+
+
+def test_latency_as_json_has_median_spread_and_batch(compressor):
+    timings = data_of(compressor("profile", DIGITS, "--latency", "--json"))["latency_ms"]
+    assert all({"median", "p95", "batch"} <= set(timings[engine]) for engine in ("torch", "onnxruntime"))
+
+
+def test_evaluate(compressor):
+    check_golden("evaluate", compressor("evaluate", DIGITS, "--data", "digits"), compressor.folder)
+
+
+def test_evaluate_as_json(compressor):
+    data = data_of(compressor("evaluate", DIGITS, "--data", "digits", "--json"))
+    assert data["top1"] > 0.98 and data["count"] == 359 and data["split"] == "test"
+
+
+def test_prune_dry_run(compressor):
+    ran = compressor("prune", DIGITS, "--target-macs", "0.5", "--dry-run")
+    check_golden("prune-dry-run", ran, compressor.folder)
+
+
+def test_prune_dry_run_as_json(compressor):
+    out = compressor.folder / "run"
+    data = data_of(compressor("prune", DIGITS, "--out", out, "--dry-run", "--json"))
+    assert data["dry_run"] and data["after"]["macs"] < data["before"]["macs"] and data["edits"]
+    assert not out.exists()
+
+
+def test_prune_one_shot(compressor):
+    ran = compressor("prune", DIGITS, "--method", "fpgm", "--round-to", "8", "--out", compressor.folder / "run", *SMALL)
+    check_golden("prune", ran, compressor.folder)
+
+
+def test_prune_with_data(compressor):
+    out = compressor.folder / "run"
+    ran = compressor("prune", DIGITS, "--data", "digits", "--epochs", "2", "--out", out, "--no-latency")
+    check_golden("prune-with-data", ran, compressor.folder)
+    assert (out / "model.onnx").exists()
+
+
+def test_prune_as_json_is_the_report(compressor):
+    out = compressor.folder / "run"
+    data = data_of(compressor("prune", DIGITS, "--out", out, "--json", *SMALL))
+    report = json.loads((out / "report.json").read_text())
+    assert data == {"dry_run": False, **report}
+    assert report["command"] == f"compressor prune {DIGITS} --out {out} --json {' '.join(SMALL)}"
+
+
+def test_flags_reach_the_settings(compressor):
+    flags = ["--ratio-for", "3=0.25", "--ratio-for", "7=0.1", "--keep", "0", "--seed", "5", "--min-channels", "3"]
+    settings = data_of(compressor("prune", DIGITS, "--dry-run", "--json", *flags))["settings"]
+    assert settings["ratio_for"] == [["3", 0.25], ["7", 0.1]] and settings["keep"] == ["0"]
+    assert settings["seed"] == 5 and settings["min_channels"] == 3 and settings["ratio"] == 0.5
+
+
+def test_each_settings_keep_their_own_default_until_a_flag_is_typed(compressor):
+    def rate(*arguments):
+        return data_of(compressor(*arguments, "--data", "digits", "--dry-run", "--json"))["settings"]["lr"]
+
+    assert rate("finetune", DIGITS) == 0.01
+    assert rate("train", "--arch", "sample_models/digits_cnn.py:build") is None
+    assert rate("finetune", DIGITS, "--lr", "0.2") == 0.2
+
+
+def test_train(compressor):
+    arguments = ["--arch", "sample_models/digits_cnn.py:build", "--arch-arg", "width=0.25", "--data", "digits"]
+    ran = compressor("train", *arguments, "--epochs", "1", "--out", compressor.folder / "run", *SMALL)
+    check_golden("train", ran, compressor.folder)
+
+
+def test_finetune(compressor):
+    ran = compressor(
+        "finetune", DIGITS, "--data", "digits", "--epochs", "1", "--out", compressor.folder / "run", *SMALL
+    )
+    check_golden("finetune", ran, compressor.folder)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["finetune", DIGITS], ["train", "--arch", "sample_models/digits_cnn.py:build"]],
+    ids=["finetune", "train"],
+)
+def test_training_dry_run(compressor, command):
+    ran = compressor(*command, "--data", "digits", "--dry-run")
+    check_golden(f"{command[0]}-dry-run", ran, compressor.folder)
+
+
+def test_demo(compressor, monkeypatch):
+    """The demo itself, but for its length and its latency."""
+    from dataclasses import replace
+
+    from compressor.pipeline import demo
+
+    def quick(*arguments):
+        job = whole(*arguments)
+        return replace(job, training=replace(job.training, epochs=1), output=replace(job.output, latency=False))
+
+    whole = demo.demo_job
+    monkeypatch.setattr(demo, "demo_job", quick)
+    out = compressor.folder / "demo"
+    check_golden("demo", compressor("demo", "--out", out), compressor.folder)
+    assert compressor("demo", "--out", out).code == 0, "an earlier demo is replaced without asking"
+    (out / "settings.json").write_text('{"command": "prune"}')
+    assert compressor("demo", "--out", out).code == 2, "anything else is not"
+
+
+def test_nothing_is_wider_than_a_terminal(compressor):
+    for arguments in (["profile", "--arch", "torchvision:densenet121", "--layers"], ["prune", DIGITS, "--dry-run"]):
+        ran = compressor(*arguments)
+        assert max(map(len, ran.out.splitlines())) <= 80

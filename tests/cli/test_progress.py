@@ -1,0 +1,62 @@
+"""How a run is followed: lines without a terminal, bars with one."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from compressor.cli.progress import Bars, Lines
+from compressor.pipeline.stages import PeriodEvent, Stage
+from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
+
+ROW = {"epoch": 2, "train_loss": 0.5, "train_top1": 0.9, "validation_top1": 0.875, "images_per_second": 1234.4}
+BATCH = BatchEvent(2, 10, 40, 391, 0.51234, 0.9013, 5123.4, 3725.0, 0.1)
+
+
+def told(events, *, terminal):
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=terminal, color_system=None, highlight=False)
+    if not terminal:
+        listener = Lines(console)
+        for event in events:
+            listener.tell(event)
+        return file.getvalue()
+    with Bars(console) as bars:
+        for event in events:
+            bars.tell(event)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["lines", "bars"])
+def test_epochs_notes_and_periods_leave_a_line(terminal):
+    text = told([Stage("training"), EpochEvent(ROW), NoteEvent("mind"), PeriodEvent({}, "period 3")], terminal=terminal)
+    assert "epoch 3  loss 0.5000  top-1 90.0%  validation 87.5%  1,234 images/s\n" in text
+    assert "note: mind\n" in text and "period 3\n" in text
+
+
+def test_lines_say_the_stage_and_only_now_and_then_the_batches():
+    assert told([Stage("measuring")], terminal=False) == "measuring ...\n"
+    assert told([BATCH], terminal=False) == ""
+
+
+def test_a_batch_that_took_long_is_a_line(monkeypatch):
+    monkeypatch.setattr("compressor.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
+    text = told([BATCH, EpochEvent(ROW)], terminal=False)
+    assert text.splitlines()[0] == "epoch  3/10  40/391  loss 0.5123  top-1 90.1%  5,123 images/s  1:02:05 left"
+    assert text.splitlines()[1].startswith("epoch  3/10  loss")
+
+
+def test_bars_show_loss_accuracy_speed_and_time_left():
+    text = told([BATCH], terminal=True)
+    for words in ("2/10", "40/391", "loss 0.5123", "top-1 90.1%", "5,123 images/s", "1:02:05 left"):
+        assert words in text
+
+
+def test_what_a_step_does_not_count_is_left_out():
+    row = {**ROW, "train_top1": None, "validation_top1": None}
+    assert told([EpochEvent(row)], terminal=False) == "epoch 3  loss 0.5000  1,234 images/s\n"
+
+
+def test_no_line_is_wider_than_a_terminal():
+    text = told([EpochEvent({**ROW, "epoch": 199, "images_per_second": 123456.0}), BATCH], terminal=False)
+    assert max(map(len, text.splitlines())) <= 80

@@ -32,6 +32,8 @@ from compressor.training.events import NoteEvent
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Saving
 
+MEASURED_PIXELS = 1 << 20  # of the images in the step whose memory is measured: no more, however large the batch
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -154,7 +156,8 @@ def _stage_macs(network: PrimeNetwork, scale: int, image: tuple[int, ...]) -> in
 
 def _memory(subject: Subject, network: PrimeNetwork, batch_size: int) -> TrainingMemory:
     assert subject.data is not None
-    count = min(batch_size, len(subject.data.train))
+    pixels = subject.data.input_shape[1] * subject.data.input_shape[2]
+    count = min(batch_size, len(subject.data.train), max(2, MEASURED_PIXELS // pixels))
     images, labels = next(subject.data.train.read([torch.arange(count)], subject.device))
     return training_memory(network, Preparation.of(subject.data, subject.device)(images), labels)
 
@@ -162,7 +165,11 @@ def _memory(subject: Subject, network: PrimeNetwork, batch_size: int) -> Trainin
 def _place_in_words(place: Place) -> str:
     where = f"until {place.until}" if place.until else f"up to {'x'.join(map(str, place.cut.shape))}"
     costs = ", ".join(f"{scale}x{scale} {units.macs(macs)}" for scale, macs in place.block.items())
-    return f"the stage {where} goes, {units.macs(place.removed)}; with one scale the block takes {costs}"
+    cheaper = [f"{scale}x{scale}" for scale, macs in place.block.items() if macs < place.removed]
+    text = f"the stage {where} goes, {units.macs(place.removed)}; with one scale the block takes {costs}"
+    if len(cheaper) == len(place.block):
+        return text
+    return f"{text}: MACs fall only if {' or '.join(cheaper)} stays" if cheaper else f"{text}: MACs will rise"
 
 
 def _layers(before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:

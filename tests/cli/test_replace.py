@@ -96,6 +96,13 @@ def test_a_pruned_network_can_be_replaced_too_and_keep_all_scales(tmp_path):
     assert "does not pay here" in report.sections[0].text
 
 
+@pytest.mark.parametrize(("until", "said"), [("2", "MACs will rise"), ("5", "MACs fall only if 3x3 stays")])
+def test_says_before_training_what_the_block_will_cost(until, said, capsys):
+    wide = ["--arch", "sample_models/digits_cnn.py:build", "--data", "digits"]
+    assert run("replace", *wide, "--until", until, "--out", "nowhere", "--dry-run") == 0
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_dry_run_names_costs_and_writes_nothing(tmp_path, capsys):
     assert run("replace", *DIGITS, "--until", "5", "--out", tmp_path / "run", "--dry-run", "--json") == 0
     told = json.loads(capsys.readouterr().out)

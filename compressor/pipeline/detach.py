@@ -73,13 +73,13 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
     data = subject.data
     if data is None:
         raise UsageError("detach trains the sub-models, which needs --data; without data there is --dry-run and --list")
+    model, notes = _cut(job, subject, tell)
+    step, optimizer = training_of(model, job.choice, job.training)
     tell(Stage("measuring the model as it came"))
     before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
     tell(NoteEvent(in_words(before)))
-    model, notes = _cut(job, subject, tell)
     subject = replace(subject, opened=transformed(subject.opened, model, model.step()))
     alone = [copy.deepcopy(each) for each in model.learners()] if job.choice.baseline else []
-    step, optimizer = training_of(model, job.choice, job.training)
     if not resume:
         folder.begin(flat(job))
 

@@ -20,6 +20,8 @@ PANELS = {
     "ModelSettings": "Model",
     "DataSettings": "Data",
     "PruneSettings": "Pruning",
+    "AdapNetSettings": "AdapNet",
+    "GoalSettings": "AdapNet",
     "DetachSettings": "Sub-models",
     "PrimeNetSettings": "PrimeNet",
     "TrainSettings": "Training",

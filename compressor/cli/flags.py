@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from compressor.cli.descriptions import DESCRIPTIONS, PANELS
+from compressor.cli.adapnet_flags import ADAPNET
+from compressor.cli.descriptions import DESCRIPTIONS, PANELS, Described
 from compressor.cli.help import show_all
 from compressor.cli.options import was_given
 from compressor.cli.texts import READERS
@@ -63,17 +64,23 @@ def _options(room: inspect.Parameter, unfit: frozenset[str]) -> list[inspect.Par
             field.name,
             types[field.name],
             getattr(defaults, field.name),
+            about=_about(room.annotation.__name__, field.name),
             panel=PANELS[room.annotation.__name__],
-            hidden=DESCRIPTIONS[field.name].rare or field.name in unfit,
+            hidden=_about(room.annotation.__name__, field.name).rare or field.name in unfit,
         )
         for field in fields(room.annotation)
         if field.name not in INTERNAL
     ]
 
 
-def _option(name: str, kind: Any, default: Any, *, panel: str, hidden: bool) -> inspect.Parameter:
+def _about(room: str, name: str) -> Described:
+    """What is said of a field: a text of this room's own where another room's field has the same name."""
+    scoped = ADAPNET.get(f"{room}.{name}")
+    return scoped or DESCRIPTIONS.get(name) or ADAPNET[name]
+
+
+def _option(name: str, kind: Any, default: Any, *, about: Described, panel: str, hidden: bool) -> inspect.Parameter:
     """The flag, or for a field that is described as an argument the argument, of one field."""
-    about = DESCRIPTIONS[name]
     flag = f"--{name.replace('_', '-')}"
     switched_off = kind in (bool, bool | None) and default is not False
     names = f"{flag}/--no-{flag.removeprefix('--')}" if switched_off else flag

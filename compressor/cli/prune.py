@@ -1,23 +1,32 @@
 """`compressor prune`."""
 
+from typing import Annotated, Literal
+
 import typer
 
+from compressor.cli import adapnet as adaptive
 from compressor.cli.options import Data, DryRun, Json, check_model, typed, was_given
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.methods.catalogue import ABOUT
+from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.methods.catalogue import ABOUT, TRAINED
 from compressor.methods.settings import PruneSettings, check
-from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, PruneJob
+from compressor.pipeline.settings import FINETUNE, AdaptJob, GoalSettings, ModelSettings, OutputSettings, PruneJob
 from compressor.training.settings import DataSettings, TrainSettings
 
 HELP = (
     "Make a model smaller by removing the channels that it can best do without.\n\n"
     "Without --data this is one-shot: nothing is trained, and no accuracy is known. With --data the smaller "
     "network is fine-tuned and measured.\n\n"
-    "Methods:\n\n" + "\n".join(f"  {name:<9} {about.summary}" for name, about in ABOUT.items())
+    "Methods:\n\n"
+    + "\n".join(f"  {name:<9} {about.summary}" for name, about in {**ABOUT, **TRAINED}.items())
+    + "\n\nadapnet trains in three phases: before, while and after the structure changes. --preset paper takes up to "
+    "120 epochs as in the paper, --preset quick minutes; learning rate, weight decay and batch size are the preset's, "
+    "too. Flags change single settings of either."
 )
 EXAMPLE = "compressor prune sample_models/digits_cnn.pt --target-macs 0.5 --data digits --epochs 5 --out runs/small"
+_NO_GOALS = GoalSettings()
 
 
 def prune(
@@ -27,12 +36,23 @@ def prune(
     loading: DataSettings,
     output: OutputSettings,
     training: TrainSettings = FINETUNE,
+    preset: Annotated[
+        Literal["paper", "quick"],
+        typer.Option("--preset", metavar="NAME", rich_help_panel="AdapNet", help="paper or quick, see above."),
+    ] = "paper",
+    goals: GoalSettings = _NO_GOALS,
+    own: AdapNetSettings = PRESETS["paper"],
     data: Data = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
     check_model(model)
+    if choice.method == "adapnet":
+        given = adaptive.Given(model, choice, goals, own, preset, loading, output, training, data)
+        _adapt(adaptive.job(ctx, given), dry_run, Terminal(as_json=json))
+        return
+    adaptive.refuse_own(ctx, choice.method)
     check(choice, has_data=data is not None)
     if data is None and was_given(ctx, "epochs"):
         raise UsageError("--epochs trains the pruned model, which needs --data; without data leave it away")
@@ -43,3 +63,11 @@ def prune(
     with terminal.progress() as tell:
         report = runs.dry_run(job, tell) if dry_run else runs.prune(job, tell)
     show_run(terminal, report, output.out, dry_run=dry_run, trained=data is not None)
+
+
+def _adapt(job: AdaptJob, dry_run: bool, terminal: Terminal) -> None:
+    from compressor.pipeline import adapnet as runs
+
+    with terminal.progress() as tell:
+        report = runs.dry_run(job, tell) if dry_run else runs.adapt(job, tell)
+    show_run(terminal, report, job.output.out, dry_run=dry_run, trained=True)

@@ -20,3 +20,8 @@ ABOUT: dict[str, About] = {
     "taylor": About("least change of the loss, to first order", "squared change of the loss", needs_data=True),
     "random": About("by chance: the baseline that any method has to beat", "drawn from 0 to 1"),
 }
+
+# Methods that are no one-shot choice: they work while the network trains.
+TRAINED: dict[str, About] = {
+    "adapnet": About("prune, merge and insert filters while the network trains", "", needs_data=True),
+}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compressor.errors import UsageError
-from compressor.methods.catalogue import ABOUT
+from compressor.methods.catalogue import ABOUT, TRAINED
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,16 @@ class PruneSettings:
 
 def check(settings: PruneSettings, *, has_data: bool) -> None:
     """Raise UsageError for a value that makes no sense for any model, or a method that needs the data there are not."""
+    if settings.method in TRAINED:
+        raise UsageError(
+            f"{settings.method} works while a network trains, not in one shot: "
+            f"compressor prune MODEL --method {settings.method} --data DATA"
+        )
     if settings.method not in ABOUT:
-        near = difflib.get_close_matches(settings.method, ABOUT, n=1)
+        known = [*ABOUT, *TRAINED]
+        near = difflib.get_close_matches(settings.method, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(ABOUT)}")
+        raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(known)}")
     if ABOUT[settings.method].needs_data and not has_data:
         free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)
         raise UsageError(f"{settings.method} needs data: give some, or use a method that needs none ({free})")

@@ -75,8 +75,9 @@ def dry_run(job: AdaptJob, tell: Tell = silent) -> Report:
     size = Measurements.of(cost, reasons=reasons)
     open_ends = dict.fromkeys(("macs", "macs_thop", "params"), "AdapNet decides while it trains")
     report = _report(job, subject, periods, size, Measurements(reasons={**reasons, **open_ends}))
-    widths = filters(subject.module)
-    return replace(report, layers=layer_sizes(widths, widths), notes=(*report.notes, *_outlook(periods, phases)))
+    widths, outlook = filters(subject.module), _outlook(periods, phases)
+    note_all(outlook, tell)
+    return replace(report, layers=layer_sizes(widths, widths), notes=(*report.notes, *outlook))
 
 
 def _outlook(periods: Periods, phases: Phases) -> list[str]:

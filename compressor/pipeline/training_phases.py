@@ -36,6 +36,7 @@ class TrainingPhases:
     ) -> None:
         """Raises UsageError when there is nobody to learn from."""
         self.model, self.data, self.periods, self.phases, self.goals = model, data, periods, phases, goals
+        self.optimizer = make_optimizer(model, phases.training)  # one for all phases
         self.rows: list[dict[str, Any]] = []  # of the phases that are over
         self.notes: list[str] = []  # of these, for the user
         self.teacher: nn.Module | None = None
@@ -58,7 +59,6 @@ class TrainingPhases:
             content, _ = checkpoint.latest_checkpoint(folder)
             begin, ended = content["phase"], content["settings"]["first_epoch"]
             self._restore_teacher(content["method"]["teacher"])
-        optimizer = make_optimizer(self.model, self.phases.training)
         for phase in PHASES[PHASES.index(begin) :]:
             settings = self.phases.of_phase(phase, ended)
             if not settings.epochs:
@@ -71,20 +71,20 @@ class TrainingPhases:
                     self.model,
                     self.data,
                     settings,
-                    step=self._step(phase, settings, optimizer),
+                    step=self._step(phase, settings),
                     after_step=self.periods.after_step if phase == "periods" else None,
                     on_event=on_event,
-                    optimizer=optimizer,
+                    optimizer=self.optimizer,
                     saving=saving,
                 )
             ended = self._close(phase, history)
 
-    def _step(self, phase: Phase, settings: TrainSettings, optimizer: Any) -> Step:
+    def _step(self, phase: Phase, settings: TrainSettings) -> Step:
         step = cross_entropy(settings.label_smoothing)
         if self.teacher is not None and phase != "startup":
             self.teacher.to(next(self.model.parameters()).device)
             step = distilling(self.teacher, self.goals.distill_weight, self.goals.distill_temperature)
-        return self.periods.step(step, optimizer) if phase == "periods" else step
+        return self.periods.step(step, self.optimizer) if phase == "periods" else step
 
     def _close(self, phase: Phase, history: History) -> int | None:
         """Take over a phase's rows; returns the epoch at which the next one begins."""

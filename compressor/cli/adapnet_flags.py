@@ -1,0 +1,81 @@
+"""What the flags of `--method adapnet` say in `--help`; defaults stand in AdapNet's settings."""
+
+from compressor.cli.descriptions import Described
+
+ADAPNET: dict[str, Described] = {
+    # Ours, beyond the paper
+    "target_params": Described("Like --target-macs, of the parameters; adapnet only.", "PARAMS"),
+    "max_drop": Described("Undo a plan that costs more validation top-1, such as 0.02.", "SHARE", least=0, most=1),
+    "GoalSettings.distill": Described("Learn from the network as it came as well (untrained: from its start-up copy)."),
+    "distill_weight": Described("Share of the loss that follows the teacher.", "SHARE", least=0, most=1, rare=True),
+    "distill_temperature": Described("Of the scores that --distill compares.", "X", least=0, rare=True),
+    # Phases
+    "startup_epochs": Described("Epochs before the structure changes. [0 for a trained network, else 50]", "N", 0),
+    "startup_untrained": Described("What that is for an untrained network.", "N", least=0, rare=True),
+    "max_epochs": Described("Most epochs in which the structure changes.", "N", least=1),
+    "min_epochs": Described("Before which they do not end by themselves. [a quarter of the most]", "N", 0, rare=True),
+    "finetune_epochs": Described("Epochs afterwards.", "N", least=0),
+    "lsep": Described("Steps of a period, at whose end the structure changes.", "STEPS", least=1),
+    "stop_k": Described("The phase ends when fewer filters go ...", "N", least=0, rare=True),
+    "stop_n": Described("... in each of so many periods running.", "N", least=1, rare=True),
+    # Training
+    "lr_halve_every": Described("Epochs between halvings of the learning rate.", "N", least=1, rare=True),
+    "lr_trained_epoch": Described("Epoch of that schedule at which a trained network enters.", "N", 0, rare=True),
+    # The falling threshold
+    "beta_start": Described("Threshold of the uniformity tests at first.", "P", least=0, most=1, rare=True),
+    "beta_step": Described("By how much it falls.", "P", least=0, most=1, rare=True),
+    "beta_every": Described("After how many epochs. [a twelfth of the most]", "N", least=1, rare=True),
+    "beta_floor": Described("Where it ends; lower prunes more.", "P", least=0, most=1, rare=True),
+    # Recording and clustering
+    "rec_batches": Described("Batches of a period that are recorded.", "N", least=1, rare=True),
+    "rec_maps": Described("Feature maps kept per filter and recorded batch.", "N", least=1, rare=True),
+    "cosine_images": Described("Images per recorded batch that similarities come from.", "N", least=1, rare=True),
+    "dict_size": Described("Feature maps that are clustered; more is steadier and slower.", "N", least=32, rare=True),
+    "dsc_size": Described("Side of the maps in DSC-Net. [next power of two, 8 to 32]", "N", least=4, rare=True),
+    "dsc_epochs": Described("Epochs of DSC-Net in every period.", "N", least=0, rare=True),
+    "dsc_lr": Described("Its learning rate.", "RATE", least=0, rare=True),
+    "dsc_batch": Described("Its batch size.", "N", least=1, rare=True),
+    "lambda1": Described("Weight of its coefficients' norm.", "X", least=0, rare=True),
+    "lambda2": Described("Weight of its self-expression.", "X", least=0, rare=True),
+    "alpha": Described("Share of a map's coefficients that the affinity keeps.", "SHARE", 0, 1, rare=True),
+    "tau": Described("Affinity of all maps to all, in mean degrees.", "X", least=0, rare=True),
+    "k_min": Described("Fewest clusters of a layer.", "N", least=2, rare=True),
+    "k_max": Described("Most clusters of a layer. [twice the classes, 16 to 32]", "N", least=2, rare=True),
+    "exemplars": Described("Maps that carry a cluster into the next period.", "N", least=1, rare=True),
+    "retire_after": Described("Periods without maps after which a cluster may go.", "N", least=1, rare=True),
+    "retire_share": Described("Fewer of a period's maps than this count as none.", "SHARE", 0, 1, rare=True),
+    "dist_decay": Described("What is left of a filter's counts after a period.", "SHARE", 0, 1, rare=True),
+    "chi_s": Described("Strength: a filter's counts are scaled to this; smaller prunes more.", "X", least=1),
+    "row_min": Described("Maps seen before a filter is judged.", "N", least=0, rare=True),
+    "border_fraction": Described("Share of a concept's maps that form its border.", "SHARE", 0, 1, rare=True),
+    "border_ratio": Described("Distance from it that makes another concept.", "X", least=0, rare=True),
+    # Prune
+    "gamma1": Described("KSE indicator below which a filter may go.", "X", least=0, rare=True),
+    "kse_k": Described("Neighbours that its entropy looks at.", "N", least=1, rare=True),
+    "kse_rows": Described("Kernels of the next layer that it looks at.", "N", least=2, rare=True),
+    "kse_mode": Described("How the indicator is scaled.", "MODE", rare=True),
+    "prune_cap": Described("Most of a layer's filters that go in a period.", "SHARE", 0, 1, rare=True),
+    "victims": Described("Which of the filters that qualify go first.", "WHICH", rare=True),
+    "min_share": Described("Least of a layer's filters that stay.", "SHARE", 0, 1, rare=True),
+    "prune_dead": Described("Remove filters that are never active.", rare=True),
+    "freeze": Described("Hold a filter still for one period before it goes."),
+    "freeze_mode": Described("Frozen filters keep their output, or give zero.", "MODE", rare=True),
+    "compensate": Described("Make up for the mean of what is removed.", rare=True),
+    # Merge
+    "merge": Described("Make one filter of two that are alike."),
+    "gamma2_factor": Described("Times the mean similarity: how alike.", "X", least=0, rare=True),
+    "gamma2_cap": Described("At most so alike.", "X", least=0, most=1, rare=True),
+    "gamma3": Described("Distance of their concepts below which they are alike.", "X", least=0, rare=True),
+    "merge_cap": Described("Most of a layer's filters that merge in a period.", "SHARE", 0, 1, rare=True),
+    # Insert
+    "insert": Described("Add filters to layers that need more."),
+    "active_share": Described("Of the concepts, that a filter should be active on.", "SHARE", 0, 1, rare=True),
+    "active_mass": Described("Of its activity, that they should hold.", "SHARE", 0, 1, rare=True),
+    "max_width": Described("Of a layer's first width, that insertion may reach.", "X", least=0, rare=True),
+    "protection": Described("Periods in which a new filter is not judged.", "N", least=0, rare=True),
+    # Cost
+    "coupled": Described("Channels that additions tie together: prune them, or skip them.", "HOW", rare=True),
+    "ic_budget": Described("Share of training time that judging may take.", "SHARE", least=0),
+    "units_per_lsep": Described("Layers judged in each period, in turn.", "N", least=1, rare=True),
+    "macs_bias": Described("Ours: how much sooner filters go that cost more MACs.", "X", least=0, rare=True),
+}

@@ -14,7 +14,7 @@ from torch import nn
 from compressor.graph.channels import Channels
 from compressor.methods.adapnet import clusters, concepts, insert, merge, prune, tables
 from compressor.methods.adapnet.extract import extract
-from compressor.methods.adapnet.neighbours import indicators, newcomer
+from compressor.methods.adapnet.neighbours import indicators, newcomer, strength
 from compressor.methods.adapnet.observe import Means
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.adapnet.unit import Unit
@@ -143,13 +143,15 @@ class Boundary:
 
     def _choose_candidates(self, unit: Unit) -> list[prune.Candidate]:
         channels = self.current()
-        kse = partial(indicators, self.model, channels, channels.group(unit.name), self.settings, self.generator)
+        group = channels.group(unit.name)
+        kse = partial(indicators, self.model, channels, group, self.settings, self.generator)
+        weights = partial(strength, self.model, channels, group)
         beta = self.owner.beta
         if self.settings.macs_bias:
             self._costs = self._costs or prune.relative_costs(channels, list(self.owner.units))
             beta = prune.biased(beta, self._costs[unit.name], self.settings.macs_bias)
         return prune.candidates(
-            unit.table, unit.concepts, unit.protect == 0, self._room(unit, 0), beta, kse, self.settings
+            unit.table, unit.concepts, unit.protect == 0, self._room(unit, 0), beta, kse, self.settings, weights
         )
 
     def _candidates_edits(self, unit: Unit, chosen: list[prune.Candidate]) -> list[Edit]:

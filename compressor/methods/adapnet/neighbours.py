@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from compressor.graph.channels import Channels, Group, Place
 from compressor.methods.adapnet import insert, kse
 from compressor.methods.adapnet.settings import AdapNetSettings
+from compressor.methods.scores import filters, tensors_of
 
 
 def readers(model: nn.Module, channels: Channels, group: Group) -> Iterator[Tensor]:
@@ -35,6 +36,12 @@ def indicators(
         return torch.ones(group.size, dtype=torch.float64)
     values = kse.combine(found)
     return kse.quantiles(values) if settings.kse_mode == "quantile" else values
+
+
+def strength(model: nn.Module, channels: Channels, group: Group) -> Tensor:
+    """Sum of absolute weights of every filter, by the layer's mean, averaged over tied layers: (channels,)."""
+    members = [rows.abs().sum(1).cpu() for rows in filters(tensors_of(model), channels, group)]
+    return torch.stack([member / member.mean().clamp(min=1e-12) for member in members]).mean(0)
 
 
 def is_depthwise(module: nn.Module) -> bool:

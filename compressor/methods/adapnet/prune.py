@@ -54,12 +54,13 @@ def candidates(
     beta: float,
     kse: Callable[[], Tensor],
     settings: AdapNetSettings,
+    strength: Callable[[], Tensor] | None = None,
 ) -> list[Candidate]:
-    """The filters that are equally active on all concepts and tell the next layer little, largest p-value first.
+    """The filters that are equally active on all concepts and tell the next layer little, in the order of `victims`.
 
     `eligible` masks those neither protected nor frozen; `room` is how many the group can lose; `kse` gives the
-    indicator of every filter and is called only if a filter passes the first test. Needs two concepts; a filter needs
-    `row_min` counts. At most a share of `prune_cap` of the filters is taken.
+    indicator of every filter and is called only if a filter passes the first test; `strength` the size of its weights.
+    Needs two concepts; a filter needs `row_min` counts. At most a share of `prune_cap` of the filters is taken.
     """
     if len(concepts) < 2 or room < 1:
         return []
@@ -69,7 +70,8 @@ def candidates(
         return []
     values = kse()
     passing &= values < settings.gamma1
-    order = [i for i in p_values.argsort(descending=True, stable=True).tolist() if passing[i]]
+    ranks = {"uniform": lambda: -p_values, "kse": lambda: values, "weights": strength or (lambda: -p_values)}
+    order = [i for i in ranks[settings.victims]().argsort(stable=True).tolist() if passing[i]]
     limit = min(math.ceil(settings.prune_cap * len(table)), room)
     return [Candidate(i, float(p_values[i]), beta, float(values[i]), settings.gamma1) for i in order[:limit]]
 

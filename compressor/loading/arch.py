@@ -27,6 +27,9 @@ _EXTRA_ARGUMENTS = dict.fromkeys(("googlenet", "inception_v3"), ("aux_logits", "
 # What definitions call the size of their images: ours, timm's, torchvision's.
 _SIZES = ("size", "img_size", "image_size")
 
+# An architecture's name without arguments.
+FORM = re.compile(r"(?:torchvision|timm):[^:=]+|.+\.py:\w+")
+
 _FORMS = "torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
 
 
@@ -90,7 +93,7 @@ def parse_arch(text: str, arguments: Mapping[str, Any] | None = None) -> Arch:
     Values are Python literals (`width=0.25`, `pool=(2, 2)`), anything else is a string; `arguments` is laid over them.
     Raises UsageError for a text of another form.
     """
-    match = re.fullmatch(r"((?:torchvision|timm):[^:=]+|.+\.py:\w+)(?::(\w+=.*))?", text.strip())
+    match = re.fullmatch(rf"({FORM.pattern})(?::(\w+=.*))?", text.strip())
     if match is None:
         hint = f" (did you mean torchvision:{text}?)" if text in vision.classifiers() else ""
         raise UsageError(f"--arch {text!r} is not an architecture: write {_FORMS}{hint}")

@@ -34,12 +34,7 @@ def check_archive(file: BinaryIO, where: Path | str, most_gib: float) -> dict[st
     that two readers could read differently.
     """
     packed = file.seek(0, os.SEEK_END)
-    _check_end(file, packed, where)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-        raise _damaged(where, str(error)) from error
+    records = directory(file, where)
     folders = {record.filename.split("/", 1)[0] for record in records}
     names = {record.filename.lower() for record in records}
     if not records or len(folders) > 1 or len(names) < len(records):
@@ -54,6 +49,16 @@ def check_archive(file: BinaryIO, where: Path | str, most_gib: float) -> dict[st
             "for one that was made to fill the memory"
         )
     return {record.filename.split("/", 1)[-1]: record.file_size for record in records}
+
+
+def directory(file: BinaryIO, where: Path | str) -> list[zipfile.ZipInfo]:
+    """What an archive's directory lists. Raises FileError where it is damaged, or larger than any model's."""
+    _check_end(file, file.seek(0, os.SEEK_END), where)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        raise _damaged(where, str(error)) from error
 
 
 def _check_end(file: BinaryIO, packed: int, where: Path | str) -> None:

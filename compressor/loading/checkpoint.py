@@ -7,6 +7,7 @@ torch's or torchvision's, the `module` itself is kept instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,11 +15,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import FileError
-from compressor.loading.arch import Arch
-from compressor.loading.plain import to_plain
+from compressor.loading.arch import FORM, Arch
+from compressor.loading.plain import check_plain, shape_of, to_plain
 
 FORMAT = "compressor"
 VERSION = 1
+
+_MOST_STEPS = 32  # transformations of one network after another
+
+# What has to be plain; the weights and a whole module are looked at where they are used.
+_PLAIN = ("arch", "steps", "structure", "input_shape", "classes", "mean", "std", "history", "measurements")
 
 
 @dataclass(frozen=True)
@@ -58,35 +64,57 @@ def to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
 def from_dict(held: Mapping[str, Any], where: str) -> Checkpoint:
     """Read the dict again; raises FileError where a field is missing or of another kind, or the version is newer."""
     version = held.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise FileError(f"{where} is a checkpoint of version {version}, this compressor reads {VERSION}: upgrade it")
+    if type(version) is not int or not 0 < version <= VERSION:
+        shown = version if type(version) is int and 0 < version < 1000 else "none that there is"
+        raise FileError(f"{where} is a checkpoint of version {shown}, this compressor reads {VERSION}: upgrade it")
     try:
-        arch = held["arch"]
+        for name in _PLAIN:
+            check_plain(held.get(name), name)
         checkpoint = Checkpoint(
-            arch=None if arch is None else Arch(str(arch["name"]), dict(arch["arguments"]), _text(arch["sha256"])),
+            arch=_arch(held["arch"]),
             steps=tuple(dict(each) for each in held.get("steps", ())),
             structure=dict(held["structure"]),
             state=dict(held["state"]),
             module=held["module"],
-            input_shape=_tuple(held["input_shape"], int),
-            classes=_tuple(held["classes"], str),
-            mean=_tuple(held["mean"], float),
-            std=_tuple(held["std"], float),
-            history=_tuple(held["history"], str) or (),
+            input_shape=shape_of(held["input_shape"]),
+            classes=_texts(held["classes"], "classes"),
+            mean=_numbers(held["mean"], "mean"),
+            std=_numbers(held["std"], "std"),
+            history=_texts(held["history"], "history") or (),
             measurements=dict(held["measurements"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{where} is a damaged checkpoint ({type(error).__name__}: {error})") from error
     whole = isinstance(checkpoint.module, nn.Module)
-    weights = all(isinstance(each, Tensor) for each in checkpoint.state.values())
+    weights = all(isinstance(key, str) and isinstance(each, Tensor) for key, each in checkpoint.state.items())
     if whole == (checkpoint.arch is not None) or not weights:
         raise FileError(f"{where} is a damaged checkpoint (it has neither a module nor a network's weights)")
+    if len(checkpoint.steps) > _MOST_STEPS:
+        raise FileError(f"{where} is a damaged checkpoint (it was transformed {len(checkpoint.steps)} times)")
     return checkpoint
 
 
-def _tuple(value: Any, kind: type[Any]) -> tuple[Any, ...] | None:
-    return None if value is None else tuple(kind(each) for each in value)
+def _arch(held: Any) -> Arch | None:
+    if held is None:
+        return None
+    name, arguments, sha256 = held["name"], held["arguments"], held["sha256"]
+    if not isinstance(name, str) or not FORM.fullmatch(name) or not isinstance(sha256, str | None):
+        raise ValueError("its architecture has no name of a known form")
+    if not isinstance(arguments, dict) or not all(isinstance(key, str) and key.isidentifier() for key in arguments):
+        raise ValueError("the arguments of its architecture are none")
+    return Arch(name, arguments, sha256)
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+def _texts(value: Any, name: str) -> tuple[str, ...] | None:
+    if value is not None and not (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)):
+        raise ValueError(f"its {name} are no texts")
+    return None if value is None else tuple(value)
+
+
+def _numbers(value: Any, name: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    numbers = tuple(float(each) for each in value)
+    if not all(math.isfinite(each) for each in numbers):
+        raise ValueError(f"its {name} is not finite")
+    return numbers

@@ -16,6 +16,9 @@ from torch import nn
 
 from compressor.errors import FileError, UsageError
 from compressor.loading import known
+from compressor.loading.plain import shown
+
+_LARGEST_SOURCE = 10 << 20  # bytes of a file of code
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,10 @@ def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loa
     named on this machine; FileError where importing it fails.
     """
     name = f"{path}:{function}"
+    if not named and not (expected and known.is_known(path, function, expected)):
+        raise _never_named(path, function)  # and not even read: the path is the checkpoint's, and may be a device
     try:
-        source = path.read_bytes()
+        source = _read(path)
     except (OSError, ValueError) as error:
         told = error.strerror if isinstance(error, OSError) else error
         reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {told}"
@@ -51,16 +56,29 @@ def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loa
             f"--arch {name}"
         )
     elif not known.is_known(path, function, sha256):
-        raise UsageError(
-            f"the checkpoint's architecture is code in a file, {name}, that was never named on this machine: if you "
-            f"trust it, give --arch {name}"
-        )
+        raise _never_named(path, function)
     module = _import(path, source, sha256)
     found = getattr(module, function, None)
     if not callable(found):
         others = [key for key, value in vars(module).items() if _is_defined_there(value, module)]
         raise UsageError(f"{path} has no function {function!r}; it defines: {', '.join(others) or 'none'}")
     return Loaded(_checked(found, name, path), _argument_names(found), sha256, _input_shape(module, path))
+
+
+def _never_named(path: Path, function: str) -> UsageError:
+    name = shown(f"{path}:{function}")
+    return UsageError(
+        f"the checkpoint's architecture file {name} is code that was never named on this machine: if you trust it, "
+        f"give --arch {name}"
+    )
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        source = file.read(_LARGEST_SOURCE + 1)
+    if len(source) > _LARGEST_SOURCE:
+        raise ValueError(f"it has more than {_LARGEST_SOURCE:,} bytes")
+    return source
 
 
 def _import(path: Path, source: bytes, sha256: str) -> types.ModuleType:

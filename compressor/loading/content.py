@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
+import stat
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
 from compressor.errors import FileError
+from compressor.limits import LARGEST_GIB, check_size
+from compressor.loading.archive import directory
 
 
 class Content(Enum):
@@ -33,13 +35,18 @@ _NEARLY = (
 )
 
 
-def recognise(path: Path) -> Content:
+def recognise(path: Path, most_gib: float = LARGEST_GIB) -> Content:
     """Say what kind of model file `path` is, by content.
 
-    Raises FileError where there is no such file, and for every file that is empty, cut off or of another kind.
+    Raises FileError where there is no such file, and for every file that is empty, cut off, of another kind or larger
+    than `most_gib`.
     """
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        size = found.st_size
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise FileError(f"{path} is no regular file: copy the model into one")
+        check_size(f"{path} has", size, most_gib)
         with path.open("rb") as file:
             head = file.read(64)
             if _starts_like_onnx(file):
@@ -82,11 +89,8 @@ def _a_folder(path: Path) -> str:
 
 def _inside_zip(path: Path) -> Content:
     """torch.save, torch.export.save and torch.jit.save all write a zip; the names of its records tell them apart."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.split("/", 1)[-1] for name in archive.namelist()}
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-        raise FileError(f"{path} is cut off or damaged ({error}): copy or download it again") from error
+    with path.open("rb") as file:
+        names = {record.filename.split("/", 1)[-1] for record in directory(file, path)}
     if "constants.pkl" in names:
         raise FileError(
             f"{path} is a TorchScript program, whose layers cannot be edited: save the state dict of the module it was "

@@ -37,9 +37,11 @@ def remember(path: Path, function: str, sha256: str) -> None:
 
 def is_known(path: Path, function: str, sha256: str) -> bool:
     """Whether `function` of the file `path` with this content was given as --arch before, or is one of ours."""
-    if path.resolve().parent == _OUR_OWN:
-        return True
-    return [str(path.resolve()), function, sha256] in _read()
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, a link to itself
+        return False
+    return place.parent == _OUR_OWN or [str(place), function, sha256] in _read()
 
 
 def _store() -> Path:

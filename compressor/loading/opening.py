@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError, UsageError
+from compressor.limits import LARGEST_GIB
 from compressor.loading import checkpoint as checkpoints
 from compressor.loading.arch import Arch, Definition, find, parse_arch
 from compressor.loading.content import Content, recognise
 from compressor.loading.pickles import read_pickle
+from compressor.loading.proportion import Proportion
 from compressor.loading.steps import apply_steps, restructure_
 from compressor.loading.weights import find_weights, fit, put
+from compressor.loading.whole import checked
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ def open_model(
     arch_arguments: Mapping[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
     trust: bool = False,
+    max_size: float = LARGEST_GIB,
 ) -> OpenedModel:
     """Open a model: compressor's checkpoint, a state dict with `arch`, a pickled module, or `arch` alone.
 
     `path` None builds `arch` with random weights. `arch_arguments` go to the architecture's function.
     `input_shape` (channels, height, width) is laid over what the file or the architecture say. `trust` lets a pickle
-    run any code. Raises FileError and UsageError; the message is one line.
+    run any code. A file of more than `max_size` GiB, on the disk or unpacked, is refused. Raises FileError and
+    UsageError; the message is one line.
     """
     named = None if arch is None else parse_arch(arch, arch_arguments)
     if path is None:
@@ -68,7 +73,7 @@ def open_model(
             raise UsageError("no model: give a file, or --arch for a network with random weights")
         opened = _random(named)
     else:
-        opened = _from_file(Path(path), named, trust)
+        opened = _from_file(Path(path), named, trust, max_size)
     if input_shape is not None:
         if not input_shape or not all(isinstance(size, int) and size > 0 for size in input_shape):
             raise UsageError(f"the input shape {input_shape} is not (channels, height, width)")
@@ -83,8 +88,8 @@ def _random(arch: Arch) -> OpenedModel:
     return OpenedModel(module, definition.arch, definition.shape(), notes=(note,))
 
 
-def _from_file(path: Path, named: Arch | None, trust: bool) -> OpenedModel:
-    content = recognise(path)
+def _from_file(path: Path, named: Arch | None, trust: bool, max_size: float) -> OpenedModel:
+    content = recognise(path, max_size)
     if content is Content.ONNX:
         raise FileError(f"{path} is an ONNX model: only `compressor profile` and `compressor evaluate` take one")
     if content is Content.PROGRAM:
@@ -92,13 +97,16 @@ def _from_file(path: Path, named: Arch | None, trust: bool) -> OpenedModel:
             f"{path} is an exported program (torch.export): give the state dict of the module it was made from, "
             "with --arch"
         )
-    held = _read_safetensors(path) if content is Content.SAFETENSORS else read_pickle(path, trust=trust)
+    if content is Content.SAFETENSORS:
+        held: Any = _read_safetensors(path)
+    else:
+        held = read_pickle(path, trust=trust, most_gib=max_size)
     if checkpoints.is_checkpoint(held):
         return _from_checkpoint(checkpoints.from_dict(held, str(path)), path, named, trust)
     found, notes = find_weights(held, path)
     if isinstance(found, nn.Module) and named is None:
-        return OpenedModel(_unwrapped(found, path), arch=None, notes=tuple(notes))
-    state = _unwrapped(found, path).state_dict() if isinstance(found, nn.Module) else found
+        return OpenedModel(found if trust else checked(found, path), arch=None, notes=tuple(notes))
+    state = checked(found, path).state_dict() if isinstance(found, nn.Module) else found
     if named is None:
         first = next(iter(state))
         raise UsageError(
@@ -122,7 +130,7 @@ def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | Non
     if held.module is not None or arch is None:
         if held.module is None or named is not None:
             raise UsageError(f"{path} holds its whole network: leave --arch away")
-        module = _unwrapped(held.module, path)
+        module = checked(held.module, path)
     else:
         if named is not None:
             chosen = replace(named, arguments={**arch.arguments, **named.arguments})
@@ -132,9 +140,10 @@ def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | Non
         if arch.sha256 not in (None, definition.arch.sha256):
             notes = (f"{definition.arch.name} is not the code that the checkpoint was written with",)
         arch = definition.arch
-        module = definition.build()
-        module = apply_steps(module, held.steps, path)
+        allowed = Proportion.to(held.state.values(), path)
+        module = apply_steps(allowed.build(definition), held.steps, path, allowed)
         restructure_(module, held.structure, path)
+        allowed.check(module)
         put(held.state, module, str(arch), path)
     return OpenedModel(
         module, arch, held.input_shape, held.classes, held.mean, held.std, held.history, held.measurements, notes,
@@ -159,27 +168,13 @@ def _located(arch: Arch, checkpoint: Path) -> Arch:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise FileError(f"{path} is cut off or damaged ({error}): copy or download it again") from error
-
-
-def _unwrapped(module: nn.Module, path: Path) -> nn.Module:
-    """The module inside DataParallel; checks that a pickled one has what every module has."""
-    if isinstance(module, nn.DataParallel):
-        module = module.module
-    try:
-        repr(module)
-        valueless = any(tensor.is_meta for tensor in module.state_dict().values())
-    except Exception as error:
-        raise FileError(f"{path} holds a damaged module ({type(error).__name__}: {error})") from error
-    if valueless:
-        raise FileError(f"{path} holds a network without values (its tensors are on the meta device)")
-    return module
+    except Exception as error:  # whoever made the file chose which of several libraries gives up on it
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileError(f"{path} is cut off or damaged ({first[:200]}): copy or download it again") from error
 
 
 def _ready(opened: OpenedModel) -> OpenedModel:

@@ -29,6 +29,7 @@ from compressor.errors import FileError
 from compressor.limits import LARGEST_GIB, check_size
 from compressor.loading.archive import check_archive
 from compressor.loading.instructions import Kind, Reader, Survey
+from compressor.loading.plain import shown
 
 # Where the allowed network classes are defined; only these, not what is imported there.
 _PACKAGES = ("torch.nn.modules.", "torch.nn.parallel.data_parallel.", "torchvision.models.", "torchvision.ops.")
@@ -97,7 +98,7 @@ def _read_surveyed(file: BinaryIO, path: Path, survey: Survey) -> Any:
         )
     if survey.objection is not None:
         raise FileError(
-            f"{path} is not a pickle that can be read without running code ({listed([survey.objection])}): save the "
+            f"{path} is not a pickle that can be read without running code ({shown(survey.objection)}): save the "
             "state dict again with torch.save's defaults, or open it with --trust if you know who made it"
         )
     allowed: list[Any] = [(found, name) for name in survey.names if (found := _network_class(name)) is not None]
@@ -123,8 +124,7 @@ def is_own_to_torch(module: nn.Module) -> bool:
 def listed(names: list[str], most: int = 6) -> str:
     """The first few of `names` in one line, and how many more there are; a file's names may hold any character."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    shown = [name if name.isprintable() else repr(name)[1:-1] for name in names[:most]]
-    return ", ".join(name if len(name) <= 160 else f"{name[:150]}..." for name in shown) + more
+    return ", ".join(shown(name) for name in names[:most]) + more
 
 
 def _check_container(file: BinaryIO, path: Path, most_gib: float) -> dict[str, int] | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from compressor.errors import FileError
+from compressor.errors import CompressorError, FileError
+from compressor.loading.proportion import Proportion
 from compressor.surgery.structure import apply_
 
 # Kind of a step -> the module whose `rebuild(network, step)` gives the network after it.
@@ -21,19 +23,24 @@ REBUILDERS = {
 STRUCTURE = "structure"  # the kind of a step in which only sizes changed, by surgery
 
 
-def apply_steps(module: nn.Module, steps: Iterable[Mapping[str, Any]], path: Path) -> nn.Module:
+def apply_steps(
+    module: nn.Module, steps: Iterable[Mapping[str, Any]], path: Path, allowed: Proportion | None = None
+) -> nn.Module:
     """The network that the steps made of a fresh build, in their order; its weights are still to be loaded.
 
-    Raises FileError for a step that is damaged, unknown or does not fit.
+    Raises FileError for a step that is damaged, unknown, does not fit or gets out of proportion.
     """
     for step in steps:
         kind = step.get("kind")
         if kind == STRUCTURE:
             restructure_(module, step, path)
         elif isinstance(kind, str) and kind in REBUILDERS:
-            module = importlib.import_module(REBUILDERS[kind]).rebuild(module, step)
+            with _one_line_errors(path, f"its step {kind!r}"), nullcontext() if allowed is None else allowed.watching():
+                module = importlib.import_module(REBUILDERS[kind]).rebuild(module, step)
         else:
             raise FileError(f"{path} is a damaged checkpoint, or a newer one: it has a step of the kind {kind!r}")
+        if allowed is not None:
+            allowed.check(module)
     return module
 
 
@@ -42,7 +49,17 @@ def restructure_(module: nn.Module, structure: Mapping[str, Any], path: Path) ->
 
     Raises FileError for a structure that is damaged or does not fit.
     """
-    try:
+    with _one_line_errors(path, "its structure"):
         apply_(module, structure)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise FileError(f"{path} is a damaged checkpoint (its structure: {type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _one_line_errors(path: Path, what: str) -> Iterator[None]:
+    """What damaged data of a checkpoint make the code fail with that they are given to."""
+    try:
+        yield
+    except CompressorError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        first = (str(error).strip() or "no reason given").splitlines()[0]
+        raise FileError(f"{path} is a damaged checkpoint ({what}: {type(error).__name__}: {first[:200]})") from error

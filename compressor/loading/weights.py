@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.errors import FileError
 from compressor.loading.arch import Definition
 from compressor.loading.pickles import listed
+from compressor.loading.proportion import Proportion
 
 # Under what names training scripts keep the weights, the likeliest first; averaged weights only where there are no
 # others.
@@ -79,7 +80,7 @@ def fit(state: State, definition: Definition, path: Path) -> tuple[nn.Module, De
     inferred = _inferred_arguments(state, module.state_dict(), definition)
     if inferred:
         tried = definition.with_arguments(**inferred)
-        rebuilt = tried.build()
+        rebuilt = Proportion.to(state.values(), path).build(tried)
         if _fits(state, rebuilt.state_dict()):
             module, definition = rebuilt, tried
             given = ", ".join(f"{key}={value}" for key, value in inferred.items())

@@ -6,6 +6,7 @@ the edit is told to keep it true; otherwise the channels that meet at that opera
 """
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -153,19 +154,29 @@ def _inside(module: str, outer: str) -> bool:
 
 
 def stored_sizes(op: Op, walk: Walk, model: nn.Module) -> list[list[tuple[str, int | None, Ids]]]:
-    """Attributes of the running module that may hold a size this operator used: alternatives to try, best first."""
-    module = model.get_submodule(op.module)
+    """Attributes of the running module that may hold the sizes this operator used: alternatives to try, simplest first.
+
+    An alternative names at most one attribute for each size, or one list that holds several.
+    """
+    held = vars(model.get_submodule(op.module))
     counted = {len(ids): ids for ids in _counted(op, walk)}
-    single: list[list[tuple[str, int | None, Ids]]]
-    lists: list[list[tuple[str, int | None, Ids]]]
-    single = [[(name, None, counted[value])] for name, value in vars(module).items() if _is_size(value, counted)]
-    lists = [
+    lists: list[list[tuple[str, int | None, Ids]]] = [
         [(name, index, counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]
-        for name, value in vars(module).items()
-        if isinstance(value, list | tuple) and any(_is_size(entry, counted) for entry in value)
+        for name, value in held.items()
+        if isinstance(value, list | tuple)
     ]
-    together = [[entry for entries in single + lists for entry in entries]]
-    return single + lists + (together if len(single) + len(lists) > 1 else [])
+    choices = [
+        [None, *(name for name, value in held.items() if value == size and _is_size(value, counted))]
+        for size in counted
+    ]
+    mixed: list[list[tuple[str, int | None, Ids]]] = [
+        [(name, None, counted[held[name]]) for name in names if name is not None]
+        for names in itertools.islice(itertools.product(*choices), _MOST_ALTERNATIVES)
+    ]
+    return sorted((found for found in (*lists, *mixed) if found), key=len)
+
+
+_MOST_ALTERNATIVES = 64
 
 
 def _is_size(value: object, counted: dict[int, Ids]) -> bool:

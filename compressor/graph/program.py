@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from compressor.errors import ModelError
+from compressor.graph.sizes import free_sizes_
 
 _TRAINING_FLAG = {  # operator -> position of its training flag
     torch.ops.aten.batch_norm.default: 5,
@@ -43,14 +44,20 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
 
 def trainable(exported: ExportedProgram) -> fx.GraphModule:
-    """A module that runs the program, trains, and follows `train()` and `eval()`.
-
-    An exported program holds the training flags of batch norm and dropout, and the group counts of convolutions, as
-    constants: here they are read from the module and from the weights, so both stay true after an edit.
-    """
+    """A module that runs the program, trains, and follows `train()` and `eval()`."""
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    graph = module.graph
+    return trainable_graph(module, module.graph)
+
+
+def trainable_graph(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The same of a graph whose weights are `root`'s; the graph is used up.
+
+    An exported graph holds the training flags of batch norm and dropout, the group counts of convolutions and the sizes
+    of reshapes as constants: here they are read from the module, from the weights and from the tensors, so that they
+    stay true after an edit.
+    """
+    free_sizes_(graph)
     for node in list(graph.nodes):
         _make_functional(node)
         position = _TRAINING_FLAG.get(node.target)
@@ -60,7 +67,7 @@ def trainable(exported: ExportedProgram) -> fx.GraphModule:
             elif (place := _GROUPED.get(node.target)) is not None and len(node.args) > place and node.args[place] != 1:
                 node.update_arg(place, _groups(graph, node))
     graph.lint()
-    return fx.GraphModule(module, graph)
+    return fx.GraphModule(root, graph)
 
 
 _GROUPED = {

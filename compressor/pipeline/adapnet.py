@@ -38,15 +38,15 @@ def adapt(job: AdaptJob, tell: Tell = silent, *, resume: bool = False) -> Report
     """
     folder = RunFolder(replace(job.output, overwrite=job.output.overwrite or resume))
     subject, periods, phases = _prepare(job, tell)
+    assert subject.data is not None
+    trained = job.model.model is not None
+    training = TrainingPhases(subject.module, subject.data, periods, phases, job.goals, trained)
     tell(Stage("measuring the model as it came"))
     before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
     tell(NoteEvent(in_words(before)))
     if not resume:
         folder.begin(flat(job))
 
-    assert subject.data is not None
-    trained = job.model.model is not None
-    training = TrainingPhases(subject.module, subject.data, periods, phases, job.goals, trained)
     record = folder.recording(tell)
     periods.tell = record
     training.run(folder.path, record, resume=resume)

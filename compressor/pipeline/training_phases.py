@@ -34,8 +34,8 @@ class TrainingPhases:
     def __init__(
         self, model: nn.Module, data: Data, periods: Periods, phases: Phases, goals: GoalSettings, trained: bool
     ) -> None:
-        """Raises UsageError when there is nobody to learn from."""
-        self.model, self.data, self.periods, self.phases, self.goals = model, data, periods, phases, goals
+        """Raises UsageError when there is nobody to learn from, or settings are out of their range."""
+        self.model, self.data, self.periods, self.phases = model, data, periods, phases
         self.optimizer = make_optimizer(model, phases.training)  # one for all phases
         self.rows: list[dict[str, Any]] = []  # of the phases that are over
         self.notes: list[str] = []  # of these, for the user
@@ -48,6 +48,7 @@ class TrainingPhases:
                     "or --startup-epochs"
                 )
             self.teacher = copy.deepcopy(model)
+            self._distil = distilling(self.teacher, goals.distill_weight, goals.distill_temperature)
 
     def run(
         self, folder: Path | None = None, on_event: Callable[[Any], None] | None = None, *, resume: bool = False
@@ -82,8 +83,7 @@ class TrainingPhases:
     def _step(self, phase: Phase, settings: TrainSettings) -> Step:
         step = cross_entropy(settings.label_smoothing)
         if self.teacher is not None and phase != "startup":
-            self.teacher.to(next(self.model.parameters()).device)
-            step = distilling(self.teacher, self.goals.distill_weight, self.goals.distill_temperature)
+            step = self._distil
         return self.periods.step(step, self.optimizer) if phase == "periods" else step
 
     def _close(self, phase: Phase, history: History) -> int | None:

@@ -1,0 +1,214 @@
+"""AdapNet from a network to a report: its phases, targets and limits, and that a broken run goes on exactly."""
+
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+import compressor
+from compressor.errors import CompressorError, ModelError, UsageError
+from compressor.loading import open_model
+from compressor.methods.adapnet.settings import PRESETS
+from compressor.pipeline.adapnet import adapt, dry_run
+from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
+from compressor.pipeline.stages import PeriodEvent
+from compressor.reporting.report import Report
+from compressor.training.events import BatchEvent, NoteEvent
+from compressor.training.interrupt import Interrupted
+from compressor.training.settings import TrainSettings
+
+ARCH = "sample_models/digits_cnn.py:build"
+# A fifth of the network's width, so that a run takes seconds; periods of half an epoch.
+SETTINGS = replace(
+    PRESETS["quick"],
+    startup_epochs=2,
+    max_epochs=4,
+    min_epochs=4,
+    finetune_epochs=1,
+    lsep=10,
+    batch_size=64,
+    beta_start=0.7,
+    row_min=20,
+    dict_size=96,
+    lr=0.05,
+)
+
+
+def job(out, goals=None, model=None, **changes):
+    return AdaptJob(
+        model or ModelSettings(arch=ARCH, arch_arg=(("width", 0.25),)),
+        "digits",
+        OutputSettings(str(out), latency=False, onnx=False),
+        goals or GoalSettings(),
+        training=TrainSettings(log_seconds=0.0),
+        preset="quick",
+        adapnet=replace(SETTINGS, **changes),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    events = []
+    report = adapt(job(out), events.append)
+    return out, report, events
+
+
+def state_of(out):
+    return open_model(out / "model.pt", arch=ARCH).module.state_dict()
+
+
+def assert_same_run(out, report, other_out, other):
+    assert report.edits == other.edits
+    mine, theirs = state_of(out), state_of(other_out)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+    def without_times(rows):
+        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+    assert without_times(report.rows) == without_times(other.rows)
+    assert report.after.top1 == other.after.top1
+
+
+def test_a_run_from_scratch_prunes_merges_and_inserts(whole):
+    out, report, _ = whole
+    assert set(Counter(edit["kind"] for edit in report.edits)) == {"prune", "merge", "insert"}
+    for edit in report.edits:
+        assert {"period", "group", "channels", "why"} <= edit.keys()
+    assert report.after.params < report.before.params and report.after.macs < report.before.macs
+    assert report.before.top1 < 0.3 < report.after.top1
+    assert report.frozen == {"12": "output of the model"}
+    assert Report.load(out).edits == report.edits
+    assert (out / "metrics.jsonl").read_text().count('"phase": "period"') == 8
+
+
+def test_the_phases_follow_each_other(whole):
+    _, report, _ = whole
+    assert [row["phase"] for row in report.rows if row["phase"] != "period"] == [
+        *["startup"] * 2, *["periods"] * 4, "finetune",
+    ]  # fmt: skip
+    epochs = [row["epoch"] for row in report.rows]
+    assert epochs == sorted(epochs) and len(set(epochs)) == len(epochs)
+    first = {edit["period"] for edit in report.edits}
+    assert min(first) >= 0 and max(first) <= 7
+
+
+def test_the_saved_network_is_the_one_that_was_measured(whole):
+    out, report, _ = whole
+    module = compressor.load(out / "model.pt", arch=ARCH)
+    assert sum(p.numel() for p in module.parameters()) == report.after.params
+    assert all(layer.after == module.get_submodule(layer.name).weight.shape[0] for layer in report.layers)
+
+
+def test_every_period_is_told(whole):
+    _, report, events = whole
+    told = [event for event in events if isinstance(event, PeriodEvent)]
+    assert [event.row["period"] for event in told] == list(range(8))
+    for kind in ("prune", "merge", "insert"):
+        count = sum(len(e["channels"]) if kind == "prune" else 1 for e in report.edits if e["kind"] == kind)
+        assert sum(event.row[f"{kind}s"] for event in told) == count
+    assert told[-1].text.startswith("period 7  beta 0.")
+
+
+def test_the_same_job_gives_the_same_network(whole, tmp_path):
+    out, report, _ = whole
+    assert_same_run(out, report, tmp_path / "again", adapt(job(tmp_path / "again")))
+
+
+def interrupting(when):
+    """A listener that sends SIGINT once, at the first event for which `when` holds."""
+    sent = []
+
+    def tell(event):
+        if not sent and when(event):
+            sent.append(event)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        lambda event: isinstance(event, BatchEvent) and event.epoch == 0 and event.batch == 7,
+        lambda event: isinstance(event, PeriodEvent) and event.row["period"] == 4,
+        lambda event: isinstance(event, BatchEvent) and event.epoch == 5 and event.batch == 4,
+        lambda event: isinstance(event, BatchEvent) and event.epoch == 6 and event.batch == 3,
+    ],
+    ids=["in the start-up", "right after an edit", "within a period", "in fine-tuning"],
+)
+def test_a_broken_run_goes_on_to_the_same_network(when, whole, tmp_path):
+    out, report, _ = whole
+    broken = tmp_path / "broken"
+    with pytest.raises(Interrupted, match="compressor resume"):
+        adapt(job(broken), interrupting(when))
+    assert_same_run(out, report, broken, adapt(job(broken), resume=True))
+
+
+def test_the_structure_stops_changing_when_the_target_is_met(tmp_path):
+    report = adapt(job(tmp_path / "run", GoalSettings(target_params=0.9), startup_epochs=1))
+    assert 0.85 < report.after.params / report.before.params <= 0.9
+    assert "target" not in report.refused
+    assert sum(row["phase"] == "periods" for row in report.rows) < SETTINGS.max_epochs
+
+
+def test_a_target_out_of_reach_keeps_what_came_of_it_and_says_so(tmp_path):
+    notes = []
+    report = adapt(
+        job(tmp_path / "run", GoalSettings(target_macs=0.05), startup_epochs=0, max_epochs=2, finetune_epochs=0),
+        lambda event: notes.append(event.text) if isinstance(event, NoteEvent) else None,
+    )
+    assert "were asked for" in report.refused["target"] and report.refused["target"] in notes
+    assert (tmp_path / "run" / "model.pt").is_file()
+
+
+def test_a_plan_that_costs_too_much_is_undone_and_reported(tmp_path, monkeypatch):
+    falling = iter([0.9 - 0.1 * number for number in range(1000)])
+    monkeypatch.setattr("compressor.pipeline.adapnet._top1", lambda subject: next(falling))
+    report = adapt(job(tmp_path / "run", GoalSettings(max_drop=0.05), startup_epochs=0, max_epochs=3))
+    assert report.edits == () and report.after.params == report.before.params
+    assert len(report.refused) >= 2
+    assert all("more than --max-drop allows: undone" in reason for reason in report.refused.values())
+
+
+def test_distilling_needs_somebody_to_learn_from(tmp_path):
+    with pytest.raises(UsageError, match="--distill has no teacher"):
+        adapt(job(tmp_path / "run", GoalSettings(distill=True), startup_epochs=0))
+
+
+def test_an_untrained_network_learns_from_its_start_up_copy(tmp_path):
+    report = adapt(job(tmp_path / "run", GoalSettings(distill=True), startup_epochs=1, max_epochs=2, finetune_epochs=1))
+    assert report.after.top1 > 0.3
+
+
+def test_a_dry_run_says_what_would_be_judged_and_writes_nothing(tmp_path):
+    report = dry_run(job(tmp_path / "run"))
+    assert "would train 2 epochs without changes, up to 4 in which every 10 steps" in report.notes[-2]
+    assert "0 (8), 3 (16), 7 (16)" in report.notes[-1]
+    assert report.after.macs is None and not (tmp_path / "run").exists()
+
+
+def test_nothing_to_edit_is_an_error_with_reasons(tmp_path):
+    with pytest.raises(ModelError, match="nothing that AdapNet could change: .*(kept|keep)"):
+        adapt(replace(job(tmp_path / "run"), keep=("*",)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "goals", "message"),
+    [
+        ({"lsep": 60}, {}, "fits 1 times into 4 epochs of 20 steps.*--lsep 26 or less, or --max-epochs 9 or more"),
+        ({"max_epochs": 0}, {}, "--max-epochs is 0"),
+        ({}, {"target_macs": 2e9}, "no more than the 2,000,000,000 of --target-macs"),
+        ({}, {"target_params": -1.0}, "--target-params -1"),
+        ({}, {"max_drop": 2.0}, "--max-drop is 2"),
+        ({}, {"distill": True, "distill_weight": 3.0}, "distill_weight=3.0 must lie"),
+    ],
+    ids=["long period", "no epochs", "met already", "negative", "drop", "weight"],
+)
+def test_settings_that_make_no_sense_are_one_line_before_anything_is_written(changes, goals, message, tmp_path):
+    with pytest.raises(CompressorError, match=message):
+        adapt(job(tmp_path / "run", GoalSettings(**goals), **changes))
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.errors import DataError
+from compressor.errors import DataError, ModelError
 from compressor.routing.labels import outcome_labels
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter
@@ -13,8 +13,8 @@ from compressor.training.microbatches import Step
 from compressor.training.randomness import derive_seed, generator
 
 
-def all_depths(routed: Routed, *, joint: bool = False) -> Step:
-    """Every image at every depth: the sum over depths of the cross-entropy.
+def all_depths(routed: Routed, *, early_weight: float = 0.3, joint: bool = False) -> Step:
+    """Every image at every depth: the cross-entropy of the last depth, plus the earlier ones' times a weight.
 
     With `joint` the router learns from what the depths get right in this very batch; its gradient stays its own.
     """
@@ -22,7 +22,7 @@ def all_depths(routed: Routed, *, joint: bool = False) -> Step:
     def step(_: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         scores, maps = routed.all_scores(x)
         losses = [functional.cross_entropy(each.float(), y) for each in scores]
-        loss = torch.stack(losses).sum()
+        loss = losses[-1] + early_weight * torch.stack(losses[:-1]).sum()
         if joint:
             right = torch.stack([each.detach().argmax(1) == y for each in scores], 1)
             loss = loss + _router_loss(routed, x, maps, scores, outcome_labels(right))
@@ -104,14 +104,24 @@ def fit_gates(
         gate.eval()
 
 
-def reset_(module: nn.Module, seed: int) -> None:
-    """Give every layer of a network new random weights, in place."""
+def reset_(network: nn.Module, seed: int) -> None:
+    """Give every layer of a network new random weights, in place; a skipping network made of it shares them.
+
+    Raises ModelError for parameters that no layer knows how to draw.
+    """
+    layers = dict(network.named_modules())
+    strange = [name for name, _ in network.named_parameters() if not _draws(layers[name.rpartition(".")[0]])]
+    if strange:
+        raise ModelError(f"the weights {strange[0]} belong to no layer of torch's and cannot be drawn: use --init copy")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "scratch"))
-        for layer in module.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
+        for layer in layers.values():
+            if _draws(layer):
+                layer.reset_parameters()
+
+
+def _draws(layer: nn.Module) -> bool:
+    return callable(getattr(layer, "reset_parameters", None))
 
 
 def _router_loss(routed: Routed, x: Tensor, maps: list[Tensor], scores: list[Tensor], labels: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.errors import DataError
 from compressor.routing.labels import (
@@ -58,6 +58,7 @@ class Taught:
 class Teacher:
     """One run of teaching; `tell` hears of every epoch and note."""
 
+    network: nn.Module  # the user's, whose weights the skipping network shares
     routed: Routed
     data: Data
     training: TrainSettings
@@ -82,10 +83,11 @@ class Teacher:
         """The network at all depths, then labels by what it gets right, then the router."""
         routed, data, settings = self.routed, self.data, self.settings
         if settings.init == "scratch":
-            reset_(routed, self.training.seed)
+            reset_(self.network, self.training.seed)
         taught = Taught(Balance(()), data.validation)
         if self.training.epochs:
-            taught.rows += self._fit(data, all_depths(routed, joint=settings.joint), self.training, "all-depths")
+            step = all_depths(routed, early_weight=settings.early_weight, joint=settings.joint)
+            taught.rows += self._fit(data, step, self.training, "all-depths")
         if settings.label_epochs:
             labels = outcome_labels(observe(routed, data.train, data).right)
             gentle = start_lr(self.training) / 10
@@ -116,7 +118,7 @@ class Teacher:
             self._teach_image_router(taught, labelled, labels)
             routed.set_threshold_(0.0 if routed.router.argmax else 0.5)
         if settings.init == "scratch":
-            reset_(_all_but_router(routed), self.training.seed)
+            reset_(self.network, self.training.seed)
         if settings.skip_set == "paper":
             learn, depths = labelled.take(kept), labels[kept]
         else:
@@ -222,7 +224,3 @@ def _top1(routed: Routed, image_set: AnySet, data: Data) -> float:
 def _halves(image_set: AnySet, seed: int) -> tuple[AnySet, AnySet]:
     first, second = split_indices(image_set.labels, 0.5, seed)
     return image_set.take(first), image_set.take(second)
-
-
-def _all_but_router(routed: Routed) -> torch.nn.Module:
-    return torch.nn.ModuleList([routed.parts, routed.heads])

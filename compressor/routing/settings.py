@@ -23,6 +23,7 @@ class RouteSettings:
     init: Literal["copy", "scratch"] = "copy"  # the network's weights, or new ones
     skip_set: Literal["train", "paper"] = "train"  # images that the skipping network learns from by their labels
     label_epochs: int = 0  # with outcome: epochs with each image at its labelled depth only, after those at all depths
+    early_weight: float = 0.3  # of each earlier depth's loss, where the last one's counts 1
     joint: bool = False  # the router learns along with the network, not only afterwards
     router_epochs: int = 30
     router_set: Literal["auto", "train", "validation"] = "auto"  # auto: train, unless those are learnt by heart
@@ -68,6 +69,8 @@ def check(settings: RouteSettings) -> None:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.6, or a number of MACs")
     if settings.threshold is not None and settings.target_macs is not None:
         raise UsageError("give --threshold or --target-macs, not both: a target is met by choosing the threshold")
+    if settings.early_weight <= 0:
+        raise UsageError(f"early_weight is {settings.early_weight:g}: earlier depths would learn nothing; give 0.3")
     if not 0 <= settings.max_drop < 1:
         raise UsageError(f"max_drop is {settings.max_drop:g}; give a fraction of the images, such as 0.002")
     if settings.labels == "paper" and settings.router == "gates":

@@ -1,0 +1,101 @@
+"""Curves and thresholds against loops over made-up observations."""
+
+import pytest
+import torch
+
+from compressor.errors import UsageError
+from compressor.routing.costs import Costs
+from compressor.routing.curve import (
+    accuracy_at,
+    cheapest,
+    choose,
+    early_exit_points,
+    fixed_points,
+    point_at,
+    routed_points,
+    thinned,
+)
+from compressor.routing.observing import Observation
+
+COSTS = Costs(whole=100, fixed=(20, 60, 100), routed=(21, 62, 103), early_exit=(20, 61, 102), router=3)
+
+
+def seen(images: int = 50) -> Observation:
+    source = torch.Generator().manual_seed(0)
+    suffices = torch.rand(images, 2, generator=source)
+    right = torch.rand(images, 3, generator=source) < torch.tensor([0.6, 0.8, 0.9])
+    entropy = torch.rand(images, 3, generator=source) * 2
+    return Observation(torch.zeros(images, dtype=torch.int64), right, entropy, suffices, ())
+
+
+def by_hand(observed: Observation, leaves: torch.Tensor, costs: tuple[int, ...]) -> tuple[float, float]:
+    macs, right = 0, 0
+    for image in range(len(observed)):
+        depth = next((d for d in range(2) if leaves[image, d]), 2)
+        macs += costs[depth]
+        right += int(observed.right[image, depth])
+    return macs / len(observed), right / len(observed)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8, 2.0])
+def test_router_point_against_a_loop(threshold):
+    observed = seen()
+    point = point_at(observed, COSTS, threshold)
+    assert (point.macs, point.top1) == pytest.approx(by_hand(observed, observed.suffices >= threshold, COSTS.routed))
+    assert sum(point.shares) == pytest.approx(1)
+
+
+def test_early_exit_points_against_a_loop():
+    observed = seen()
+    for point in thinned(early_exit_points(observed, COSTS), 5):
+        leaves = observed.entropy[:, :2] <= point.setting
+        assert (point.macs, point.top1) == pytest.approx(by_hand(observed, leaves, COSTS.early_exit))
+
+
+def test_curves_reach_from_the_cheapest_depth_to_the_whole():
+    observed = seen()
+    for points, costs in (
+        (routed_points(observed, COSTS), COSTS.routed),
+        (early_exit_points(observed, COSTS), (20, 61, 102)),
+    ):
+        assert points[0].macs == costs[0]
+        assert points[-1].macs == costs[-1]
+        assert [point.macs for point in points] == sorted({point.macs for point in points})
+
+
+def test_fixed_points_are_the_depths_themselves():
+    observed = seen()
+    points = fixed_points(observed, COSTS)
+    assert [point.macs for point in points] == [20, 60, 100]
+    assert [point.top1 for point in points] == pytest.approx(observed.right.double().mean(0).tolist())
+
+
+def test_target_takes_the_most_accurate_point_within_it():
+    points = routed_points(seen(), COSTS)
+    chosen = choose(points, COSTS, target_macs=0.6, max_drop=0.0)
+    assert chosen.macs <= 60
+    assert chosen.top1 == accuracy_at(points, 60)
+    assert choose(points, COSTS, target_macs=60, max_drop=0.0) == chosen
+
+
+def test_without_target_the_cheapest_point_that_loses_little_is_taken():
+    points = routed_points(seen(), COSTS)
+    best = max(point.top1 for point in points)
+    assert choose(points, COSTS, target_macs=None, max_drop=0.05) == cheapest(points, best - 0.05)
+    assert choose(points, COSTS, target_macs=None, max_drop=0.99).macs == 21
+
+
+def test_target_that_no_route_meets_names_the_nearest():
+    with pytest.raises(
+        UsageError, match=r"no route costs .*20\.0%.*the cheapest takes .*21\.0%.*--target-macs"
+    ) as error:
+        choose(routed_points(seen(), COSTS), COSTS, target_macs=0.2, max_drop=0.0)
+    assert "\n" not in str(error.value)
+
+
+def test_thinning_keeps_the_ends():
+    points = routed_points(seen(500), COSTS)
+    few = thinned(points, 7)
+    assert len(few) <= 7
+    assert (few[0], few[-1]) == (points[0], points[-1])
+    assert thinned(points[:3], 7) == points[:3]

@@ -1,0 +1,89 @@
+"""Labels against loops, on made-up activations and outcomes."""
+
+import pytest
+import torch
+
+from compressor.errors import DataError
+from compressor.routing.labels import activation_labels, activations, balance, outcome_labels, paper_labels
+from compressor.training.batching import batches
+from tests.routing.nets import Residual, Three, routed, small_data
+
+
+def test_papers_rule_against_loops():
+    strength = torch.rand(40, 3, 4, generator=torch.Generator().manual_seed(0))
+    expected: dict[int, int] = {}
+    for layer in range(3):
+        for feature in range(4):
+            ranked = sorted(range(40), key=lambda image: -float(strength[image, layer, feature]))
+            expected.update(dict.fromkeys(ranked[:5], layer))  # a deeper layer overwrites
+    chosen, labels = paper_labels(strength, top=5)
+    assert dict(zip(chosen.tolist(), labels.tolist())) == expected
+    assert chosen.tolist() == sorted(expected)
+
+
+def test_papers_rule_takes_the_first_of_equal_images():
+    strength = torch.zeros(30, 2, 1)
+    strength[5:20, 0] = 1.0
+    strength[3:, 1] = 1.0
+    chosen, labels = paper_labels(strength, top=10)
+    first = set(range(5, 15)) - set(range(3, 13))
+    assert set(chosen[labels == 0].tolist()) == first
+    assert chosen[labels == 1].tolist() == list(range(3, 13))
+
+
+def test_papers_rule_leaves_out_maps_that_never_fire():
+    strength = torch.rand(20, 2, 3)
+    strength[:, 1, 1:] = 0
+    _, labels = paper_labels(strength, top=2)
+    assert int((labels == 1).sum()) == 2
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(DataError, match="needs 10 images for every feature map, there are 9"):
+        paper_labels(torch.rand(9, 2, 3))
+
+
+def test_activation_labels_against_loops():
+    strength = (
+        torch.rand(30, 3, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0, 0.1])[:, None]
+    )
+    expected = []
+    for image in range(30):
+        best = []
+        for layer in range(3):
+            scores = strength[:, layer]
+            best.append(float(((scores[image] - scores.mean(0)) / scores.std(0, correction=0)).max()))
+        expected.append(max(range(3), key=lambda layer: best[layer]))
+    assert activation_labels(strength).tolist() == expected
+    assert activation_labels(strength * 1000).tolist() == expected  # no layer wins by its scale
+
+
+def test_deeper_layer_wins_a_tie_and_dead_maps_never_win():
+    strength = torch.zeros(4, 3, 2)
+    strength[:, 0, 0] = strength[:, 1, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    assert activation_labels(strength).tolist() == [1, 1, 1, 1]
+
+
+def test_outcome_label_is_the_cheapest_depth_as_good_as_the_whole():
+    right = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]]).bool()
+    assert outcome_labels(right).tolist() == [0, 1, 2, 0, 0, 0, 0]
+
+
+def test_balance_counts_and_finds_a_constant():
+    mixed = balance(torch.tensor([0, 2, 2, 2]), 3)
+    assert mixed.counts == (1, 0, 3)
+    assert mixed.constant is None
+    assert mixed.largest_share == 0.75
+    assert balance(torch.tensor([1, 1]), 3).constant == 1
+
+
+@pytest.mark.parametrize("network", [Three, Residual])
+def test_activations_are_mean_absolute_values_behind_each_unit(network):
+    net, data = routed(network).eval(), small_data(20)
+    strength = activations(net, data.train, data, batch_size=8)
+    x, _ = next(batches(data.train, data, 20))
+    for depth in range(net.depths):
+        x = net.segment(depth, x)
+        count = min(10, x.shape[1])
+        torch.testing.assert_close(strength[:, depth, :count], x.abs().mean((2, 3))[:, :10].detach())
+        assert not strength[:, depth, count:].any()

@@ -8,7 +8,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import demo, detach, evaluate, export, finetune, inspect, profile, prune, replace, train, verify
+from compressor.cli import (
+    demo,
+    detach,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    profile,
+    prune,
+    replace,
+    resume,
+    train,
+    verify,
+)
 from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.errors import CompressorError
@@ -40,6 +53,7 @@ for name, command, module in (
     ("detach", detach.detach, detach),
     ("replace", replace.replace, replace),
     ("finetune", finetune.finetune, finetune),
+    ("resume", resume.resume, resume),
     ("export", export.export, export),
     ("verify", verify.verify, verify),
     ("demo", demo.demo, demo),

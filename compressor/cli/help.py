@@ -48,8 +48,9 @@ def show_all(ctx: typer.Context, value: bool) -> None:
 
 
 def _command_page(command: Any, ctx: Any) -> Iterator[RenderableType]:
-    takes_model = any(each.param_type_name == "argument" and not each.hidden for each in command.params)
-    yield _usage(ctx, "[MODEL] [FLAGS]" if takes_model else "[FLAGS]")
+    arguments = [each for each in command.params if each.param_type_name == "argument" and not each.hidden]
+    names = [each.metavar if each.required else f"[{each.metavar}]" for each in arguments]
+    yield _usage(ctx, " ".join([*names, "[FLAGS]"]))
     yield from _paragraphs(command.help or "")
     yield from _example(command.epilog)
     panels: dict[str, list[Any]] = {"Model": [], "Data": [], _OWN_PANEL: []}

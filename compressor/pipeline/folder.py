@@ -1,6 +1,7 @@
 """The folder of a run: refused when it holds anything, files appear in it whole, metrics line by line."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ _ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, "checkpoint.pt", "checkpoi
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one run; `resuming` says that the run was broken off and goes on from its last checkpoint."""
 
-    def __init__(self, output: OutputSettings) -> None:
+    def __init__(self, output: OutputSettings, *, resume: bool = False) -> None:
         """Claim a folder without touching it.
 
         Raises:
@@ -30,22 +31,27 @@ class RunFolder:
         self.path = Path(output.out).expanduser()
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file: give --out the name of a folder")
-        if not output.overwrite and self.path.is_dir() and any(self.path.iterdir()):
+        self.resuming = resume
+        if not output.overwrite and not resume and self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Make the folder and write down the settings; an earlier run's files are gone from here on.
 
+        A run that goes on finds all that already.
+
         Raises:
             FileError: the folder cannot be written.
         """
+        if self.resuming:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in _ALL:
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from error
-        write_whole(self.path / SETTINGS, json.dumps(settings, indent=1) + "\n")
+        write_whole(self.path / SETTINGS, json.dumps({**settings, "cwd": str(Path.cwd())}, indent=1) + "\n")
 
     def recording(self, tell: Tell) -> Tell:
         """`tell`, with every epoch's and period's row written down as well."""
@@ -57,6 +63,11 @@ class RunFolder:
             tell(event)
 
         return record
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The metrics of a whole run, without the lines that a run which was broken off wrote twice."""
+        if rows:
+            write_whole(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

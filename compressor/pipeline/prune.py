@@ -32,13 +32,16 @@ class Planned:
     selection: Selection
 
 
-def prune(job: PruneJob, tell: Tell = silent) -> Report:
+def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report:
     """Open, measure, plan, cut, recalibrate, fine-tune, measure again, write; returns the report that was written.
+
+    With `resume` the fine-tuning of the run in the job's folder goes on from its last checkpoint; what comes before it
+    is done again, to the same end.
 
     Raises:
         CompressorError: anything the user can mend; the folder is as it was when the plan could not be made.
     """
-    folder = RunFolder(job.output)
+    folder = RunFolder(job.output, resume=resume)
     planned = plan(job, tell)
     subject, selection = planned.subject, planned.selection
     tell(Stage("measuring the model as it came"))
@@ -103,7 +106,7 @@ def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> 
     if job.training.epochs == 0:
         return []
     tell(Stage(f"fine-tuning for {job.training.epochs} epochs"))
-    saving = Saving(folder.path, phase="finetune")
+    saving = Saving(folder.path, phase="finetune", resume=folder.resuming)
     history = fit(subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving)
     return history.rows
 

@@ -44,13 +44,15 @@ class Planned:
     place: Place
 
 
-def replace_early(job: ReplaceJob, tell: Tell = silent) -> Report:
+def replace_early(job: ReplaceJob, tell: Tell = silent, *, resume: bool = False) -> Report:
     """Open, measure, put the block in, train in two phases, measure again, write; returns the report that was written.
+
+    With `resume` the training of the run in the job's folder goes on from its last checkpoint.
 
     Raises:
         CompressorError: anything the user can mend; the folder is as it was when the stage cannot be replaced.
     """
-    folder = RunFolder(job.output)
+    folder = RunFolder(job.output, resume=resume)
     planned = plan(job, tell)
     widths = filters(planned.subject.module)
     tell(Stage("measuring the model as it came"))
@@ -126,7 +128,7 @@ def train_primenet(
     tell(Stage("measuring the memory that a step of training takes"))
     memory = _memory(subject, network, training.batch_size)
     tell(Stage("training every scale by its own loss, and the rest behind them; then the rest alone"))
-    saving = Saving(folder.path)
+    saving = Saving(folder.path, resume=folder.resuming)
     learnt = train_in_two_phases(network, data, training, on_event=folder.recording(tell), saving=saving)
     tell(NoteEvent(f"kept for inference: {', '.join(f'{scale}x{scale}' for scale in learnt.kept)}"))
     earlier = tuple(step for step in opened.steps if not _is_of_learning(step))

@@ -32,6 +32,7 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, output: O
     check, failure = _export(subject, folder, tell) if output.onnx else (None, None)
     refused = {} if failure is None else {"export to ONNX": str(failure)}
     report = replace(report, export=check, refused={**report.refused, **refused})
+    folder.write_rows(report.rows)
     report.save(folder.path)
     write_page(report, folder.path)
     if failure is not None:

@@ -172,6 +172,7 @@ def flat(job: Job) -> dict[str, Any]:
             found.update(asdict(value))
         elif name == "command":
             found["command"] = value.split()[1]  # without the flags: they are the other entries
+            found["typed"] = value
         else:
             found[name] = value
     return found

@@ -24,13 +24,15 @@ from compressor.training.settings import TrainSettings
 from compressor.training.state import Saving
 
 
-def train(job: TrainJob, tell: Tell = silent) -> Report:
+def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report:
     """Open, train, measure, write; returns the report that was written.
+
+    With `resume` the run in the job's folder goes on from its last checkpoint.
 
     Raises:
         CompressorError: anything the user can mend.
     """
-    folder = RunFolder(job.output)
+    folder = RunFolder(job.output, resume=resume)
     subject = _open(job, tell)
     assert subject.data is not None
     tell(Stage("measuring the model as it came"))
@@ -40,7 +42,7 @@ def train(job: TrainJob, tell: Tell = silent) -> Report:
     folder.begin(flat(job))
 
     tell(Stage(f"training for {job.training.epochs} epochs"))
-    saving = Saving(folder.path, phase=job.command.split()[1])
+    saving = Saving(folder.path, phase=job.command.split()[1], resume=resume)
     history = fit(subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving)
 
     tell(Stage("measuring the result"))

@@ -33,7 +33,7 @@ from compressor.reporting.report import Report
 from compressor.training.events import EpochEvent, NoteEvent
 from compressor.training.settings import TrainSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = ModelSettings(str(ROOT / "sample_models" / "digits_cnn.pt"))
 FRESH = ModelSettings(arch=f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build")
 QUICK = replace(FINETUNE, epochs=1, device="cpu")

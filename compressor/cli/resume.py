@@ -1,0 +1,28 @@
+"""`compressor resume`."""
+
+from typing import Annotated
+
+import typer
+
+from compressor.cli.options import Json
+from compressor.cli.results import show_run
+from compressor.cli.terminal import Terminal
+
+HELP = (
+    "Go on with a run that was broken off, from its last checkpoint, to the result it would have had.\n\n"
+    "The folder may have been moved; model and data have to be where they were."
+)
+EXAMPLE = "compressor resume runs/small"
+
+
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN", rich_help_panel="Run", help="Folder of the run.")],
+    json: Json = False,
+) -> None:
+    """Parse, run, print."""
+    terminal = Terminal(as_json=json)
+    from compressor.pipeline.resume import resume as go_on
+
+    with terminal.progress() as tell:
+        report = go_on(run, tell)
+    show_run(terminal, report, run, dry_run=False, trained=True)

@@ -132,3 +132,12 @@ def test_refuses_settings_that_do_not_exist(change, training, said):
 def _with_second(net: PrimeNetwork, epochs: int, inference: str = "static") -> PrimeNetwork:
     net.settings = replace(net.settings, retrain_epochs=epochs, inference=inference)
     return net
+
+
+@pytest.mark.gpu
+def test_learns_on_a_gpu_and_goes_on_there(tmp_path):
+    net, data = fresh(), stripes()
+    learnt = train_in_two_phases(net, data, replace(QUICK, device="cuda"), saving=Saving(tmp_path))
+    assert len(learnt.rows) == 4 and next(net.parameters()).is_cuda
+    again = train_in_two_phases(fresh(), data, replace(QUICK, device="cuda"), saving=Saving(tmp_path, resume=True))
+    assert again.losses == learnt.losses and again.kept == learnt.kept

@@ -96,7 +96,8 @@ def some_edit(group: Group, channels: Channels, generator: np.random.Generator) 
     kinds = ["prune"] if group.prune_only else ["prune", "merge", "insert"]
     kind = generator.choice(kinds)
     if kind == "insert":
-        return Insert(group.name, int(generator.choice(group.ids)), "random", columns=generator.choice(["zero", "split"]))
+        columns = "zero" if generator.random() < 0.5 else "split"
+        return Insert(group.name, int(generator.choice(group.ids)), "random", columns=columns)
     if group.size < 3 + repeated:
         return None
     if kind == "merge":

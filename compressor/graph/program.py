@@ -62,7 +62,7 @@ def trainable_graph(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         _make_functional(node)
         position = _TRAINING_FLAG.get(node.target)
         with graph.inserting_before(node):
-            if position is not None and len(node.args) > position:
+            if position is not None and len(node.args) > position and not _always_of_batch(node):
                 node.update_arg(position, graph.create_node("get_attr", "training"))
             elif (place := _GROUPED.get(node.target)) is not None and len(node.args) > place and node.args[place] != 1:
                 node.update_arg(place, _groups(graph, node))
@@ -78,8 +78,24 @@ _GROUPED = {
 }
 
 
-def _groups(graph: fx.Graph, node: fx.Node) -> fx.Node:
+_TRANSPOSED = (
+    torch.ops.aten.conv_transpose1d.default,
+    torch.ops.aten.conv_transpose2d.input,
+    torch.ops.aten.conv_transpose3d.input,
+)
+_GROUPED |= dict.fromkeys(_TRANSPOSED, 6)
+
+
+def _always_of_batch(node: fx.Node) -> bool:
+    """Whether a norm keeps no statistics, so that it takes the batch's in evaluation too."""
+    return "_norm" in str(node.target) and node.args[3] is None
+
+
+def _groups(graph: fx.Graph, node: fx.Node) -> Any:
     size = torch.ops.aten.sym_size.int
+    if node.target in _TRANSPOSED:  # its weight has all inputs first, and does not show in how many groups
+        inputs = node.args[1].meta["val"].shape[0]  # type: ignore[union-attr]
+        return graph.call_function(size, (node.args[1], 0)) if inputs == node.args[6] else node.args[6]
     inputs = graph.call_function(size, (node.args[0], 1))
     return graph.call_function(operator.floordiv, (inputs, graph.call_function(size, (node.args[1], 1))))
 

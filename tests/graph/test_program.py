@@ -1,0 +1,89 @@
+"""Networks as exported graphs: the groups of the eager network, right after surgery, in training and evaluation."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor import vision
+from compressor.graph import capture
+from compressor.graph.program import program
+from compressor.surgery import operate_
+from tests.equivalence import half_plan, masked_outputs, move, outputs, randomise_, relative_error
+from tests.networks import NETWORKS
+
+
+def free(model: nn.Module, example: Tensor) -> dict[str, int]:
+    return {group.name: group.size for group in capture(model, example).free}
+
+
+def check(model: nn.Module, example: Tensor) -> None:
+    graph = program(model, example).eval()
+    assert relative_error(outputs(graph, example), outputs(model, example)) < 1e-12
+    channels = capture(graph, example)
+    plan = half_plan(channels)
+    expected = masked_outputs(graph, example, channels, plan.removed)
+    operate_(graph, plan, channels)
+    assert relative_error(outputs(graph, example), expected) < 1e-12
+    torch.testing.assert_close(outputs(graph, example[:1])[0], outputs(graph, example)[0][:1], msg="any batch")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_groups_and_surgery_are_those_of_the_network(name: str) -> None:
+    model = randomise_(NETWORKS[name]())
+    example = move(model.example(), torch.float64)
+    if not isinstance(example, Tensor) or len(outputs(model, example)) > 1 or example.ndim != 4:
+        pytest.skip("one tensor of images and one output")
+    if type(model).__name__ not in ("WrittenSize", "Chunked"):
+        assert free(program(model, example).eval(), example) == free(model, example)
+    check(model, example)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11"])
+def test_torchvision_networks_have_the_same_groups(name: str) -> None:
+    model, example = randomise_(vision.build(name)), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    assert free(program(model, example).eval(), example) == free(model, example)
+    check(model, example)
+
+
+class Statistics(nn.Module):
+    """Norms that take the batch's statistics always, and one that does in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.kept, self.instance = nn.BatchNorm2d(4), nn.InstanceNorm2d(4)
+        self.batch = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.batch(self.instance(self.kept(self.conv(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_norms_follow_the_mode_where_the_network_does(training: bool) -> None:
+    x = torch.randn(4, 3, 5, 5)
+    model = Statistics()
+    graph = program(model, x)
+    twin = copy.deepcopy(model).train(training)
+    graph.train(training)
+    torch.testing.assert_close(graph(x), twin(x))
+    torch.testing.assert_close(graph.kept.running_mean, twin.kept.running_mean)
+
+
+def test_fine_tuning_the_graph_is_fine_tuning_the_network() -> None:
+    model = NETWORKS["residual"]()
+    x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
+    graph = program(model, x).train()
+    twin = copy.deepcopy(model).train()
+    for net in (graph, twin):
+        optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    state = graph.state_dict()
+    for name, tensor in twin.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(state[name], tensor, rtol=0, atol=0, msg=name)

@@ -11,7 +11,7 @@ from compressor.graph import capture
 from compressor.graph.program import program
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, move, outputs, randomise_, relative_error
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, Residual
 
 
 def free(model: nn.Module, example: Tensor) -> dict[str, int]:
@@ -73,7 +73,7 @@ def test_norms_follow_the_mode_where_the_network_does(training: bool) -> None:
 
 
 def test_fine_tuning_the_graph_is_fine_tuning_the_network() -> None:
-    model = NETWORKS["residual"]()
+    model = Residual()
     x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
     graph = program(model, x).train()
     twin = copy.deepcopy(model).train()

@@ -56,7 +56,8 @@ class Chain:
         """Names of the operators between two cuts, in the order they run: "conv2d", "batch_norm", "relu"."""
         first, last = self._crossings[start], self._crossings[end]
         between = (node for node in self._graph.nodes if first < node and node <= last and not is_weight(node))
-        return tuple(str(node.target).split(".")[1] for node in between if _is_tensor(node))
+        named = (node for node in between if isinstance(node.target, torch._ops.OpOverload) and _is_tensor(node))
+        return tuple(str(node.target).split(".")[1] for node in named)
 
     def segment(self, start: int, end: int) -> fx.GraphModule:
         """The part of the network from cut `start` to cut `end` (`start < end`), sharing its parameters."""

@@ -19,6 +19,7 @@ from compressor.cli import (
     prune,
     replace,
     resume,
+    route,
     train,
     verify,
 )
@@ -52,6 +53,7 @@ for name, command, module in (
     ("prune", prune.prune, prune),
     ("detach", detach.detach, detach),
     ("replace", replace.replace, replace),
+    ("route", route.route, route),
     ("finetune", finetune.finetune, finetune),
     ("resume", resume.resume, resume),
     ("export", export.export, export),

@@ -61,6 +61,14 @@ def epochs(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def units(text: str) -> tuple[int, ...]:
+    """`0,2,5` -> (0, 2, 5)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--leave-after {text!r} is not a list of unit numbers: write them as 0,2,5 (see --list)")
+    return tuple(int(part) for part in parts)
+
+
 def names(text: str) -> tuple[str, ...]:
     """`features.7,features.24` -> ("features.7", "features.24")."""
     parts = tuple(part.strip() for part in text.split(","))
@@ -97,6 +105,7 @@ READERS: dict[str, Reader] = {
     "milestones": Reader(epochs),
     "scales": Reader(scales),
     "at": Reader(names),
+    "leave_after": Reader(units),
     "targets": Reader(numbers("--targets")),
     "loss_weights": Reader(numbers("--loss-weights")),
 }

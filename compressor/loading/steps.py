@@ -19,6 +19,7 @@ REBUILDERS = {
     "detach": "compressor.subnets.detachable",
     "nsn": "compressor.subnets.nested",
     "primenet": "compressor.primenet.rebuild",
+    "route": "compressor.routing.rebuild",
 }
 STRUCTURE = "structure"  # the kind of a step in which only sizes changed, by surgery
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.methods.settings import PruneSettings
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
+from compressor.routing.settings import TUNED_TRAINING, RouteSettings
 from compressor.subnets.settings import CNSN, DetachSettings
 from compressor.training.settings import DataSettings, TrainSettings
 
@@ -127,6 +128,20 @@ class DetachJob:
 
 
 @dataclass(frozen=True)
+class RouteJob:
+    """Ways out of a network, and a router that chooses one for each image."""
+
+    model: ModelSettings
+    data: str | None = None
+    output: OutputSettings = field(default_factory=OutputSettings)
+    choice: RouteSettings = field(default_factory=RouteSettings)
+    loading: DataSettings = field(default_factory=DataSettings)
+    training: TrainSettings = TUNED_TRAINING
+    command: str = "compressor route"
+    chosen: tuple[str, ...] = ()  # which of `choice` a person chose; the paper's mode sets the others
+
+
+@dataclass(frozen=True)
 class EvaluateJob:
     """The accuracy of a model on a test set."""
 
@@ -161,7 +176,7 @@ class ExportJob:
     loading: DataSettings = field(default_factory=DataSettings)
 
 
-Job = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | EvaluateJob | ProfileJob | ExportJob
+Job = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | RouteJob | EvaluateJob | ProfileJob | ExportJob
 
 
 def flat(job: Job) -> dict[str, Any]:

@@ -40,17 +40,17 @@ def routed_points(seen: Observation, costs: Costs) -> list[Point]:
 
 
 def early_exit_points(seen: Observation, costs: Costs) -> list[Point]:
-    """An image leaves at the first depth whose class probabilities have an entropy of at most a threshold.
+    """`early_exit_at` over all thresholds that matter, from cheap to dear."""
+    return _sweep(seen.entropy[:, :-1], lambda limit: early_exit_at(seen, costs, limit))
+
+
+def early_exit_at(seen: Observation, costs: Costs, limit: float) -> Point:
+    """An image leaves at the first depth whose class probabilities have an entropy (nats) of at most `limit`.
 
     Reference: Teerapittayanon, McDanel and Kung, "BranchyNet: Fast Inference via Early Exiting from Deep Neural
     Networks", section III-D; one threshold for all exits.
     """
-    entropy = seen.entropy[:, :-1]
-
-    def point(limit: float) -> Point:
-        return _point("early exit", limit, _first(entropy <= limit), seen, costs.early_exit)
-
-    return _sweep(entropy, point)
+    return _point("early exit", limit, _first(seen.entropy[:, :-1] <= limit), seen, costs.early_exit)
 
 
 def fixed_points(seen: Observation, costs: Costs) -> list[Point]:
@@ -89,19 +89,26 @@ def choose(points: list[Point], costs: Costs, *, target_macs: float | None, max_
     Raises UsageError when no threshold meets the target; the message names the nearest.
     """
     if target_macs is not None:
-        limit = target_macs * costs.whole if target_macs <= 1 else target_macs
-        within = [point for point in points if point.macs <= limit]
-        if not within:
-            least = min(points, key=lambda point: point.macs)
-            raise UsageError(
-                f"no route costs {limit / 1e6:.3g} M MACs ({limit / costs.whole:.1%}) or less: the cheapest takes "
-                f"{least.macs / 1e6:.3g} M ({least.macs / costs.whole:.1%}); give a larger --target-macs"
-            )
-        return max(within, key=lambda point: (point.top1, -point.macs))
+        limit = within(target_macs, min(point.macs for point in points), costs.whole)
+        return max((point for point in points if point.macs <= limit), key=lambda point: (point.top1, -point.macs))
     best = max(point.top1 for point in points)
     found = cheapest(points, best - max_drop)
     assert found is not None
     return found
+
+
+def within(target_macs: float, least: float, whole: int) -> float:
+    """A target, up to 1 a share of the whole network's MACs and above 1 a number, as a number.
+
+    Raises UsageError where the cheapest route takes more.
+    """
+    limit = target_macs * whole if target_macs <= 1 else target_macs
+    if limit < least:
+        raise UsageError(
+            f"no route costs {limit / 1e6:.3g} M MACs ({limit / whole:.1%}) or less: the cheapest takes "
+            f"{least / 1e6:.3g} M ({least / whole:.1%}); give a larger --target-macs"
+        )
+    return limit
 
 
 def _first(leaves: Tensor) -> Tensor:

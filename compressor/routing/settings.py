@@ -1,5 +1,6 @@
 """What a person may choose about routing, with every default; nothing heavy is imported."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,11 +10,9 @@ from compressor.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class RouteSettings:
-    """Where images may leave, how they are labelled, what decides, and what is trained.
+    """Where images may leave, how they are labelled, what decides, and what is trained."""
 
-    `preset="paper"` stands for the paper's letter: see `paper`.
-    """
-
+    mode: Literal["tuned", "paper"] = "tuned"  # paper: the paper's letter in what follows, see `paper`
     labels: Literal["outcome", "activation", "paper"] = "outcome"  # see docs/methods/route.md
     router: Literal["gates", "image", "argmax"] = "gates"  # argmax: the image router, its most probable label
     heads: Literal["own", "shared"] = "own"  # a small head for each depth, or the network's head behind shortcuts
@@ -33,6 +32,9 @@ class RouteSettings:
     threshold: float | None = None  # instead of both: the router's probability from which an image may leave
 
 
+# Weights that are good already learn new ways out gently.
+TUNED_TRAINING = replace(TrainSettings(), lr=0.01)
+
 # The paper's training of CNN 3: Keras's RMSprop. Our reading of what it leaves open: no decay, no augmentation.
 PAPER_TRAINING = TrainSettings(
     epochs=20,
@@ -47,22 +49,36 @@ PAPER_TRAINING = TrainSettings(
 )
 
 
-def paper(settings: RouteSettings, depths: int) -> RouteSettings:
-    """The paper's letter for a network of so many units: all of them depths, one head, labels by activations."""
-    return replace(
-        settings,
-        labels="paper",
-        router="argmax",
-        heads="shared",
-        adapters=False,
-        leave_after=tuple(range(depths)),
-        label_epochs=0,
-        threshold=0.0,
-    )
+def paper(settings: RouteSettings, depths: int, chosen: Collection[str] = ()) -> RouteSettings:
+    """The paper's letter for a network of so many units: all of them depths, one head, labels by activations.
+
+    What a person chose otherwise (names of fields) stays.
+    """
+    letter = {
+        "labels": "paper",
+        "router": "argmax",
+        "heads": "shared",
+        "adapters": False,
+        "leave_after": tuple(range(depths)),
+        "threshold": 0.0,
+    }
+    if "target_macs" in chosen:
+        del letter["threshold"]
+    wanted = {name: value for name, value in letter.items() if name not in chosen}
+    return replace(settings, **wanted)  # type: ignore[arg-type]
 
 
-def check(settings: RouteSettings) -> None:
-    """Raise UsageError for values that make no sense for any network."""
+def training_for(mode: str, training: TrainSettings, chosen: Collection[str]) -> TrainSettings:
+    """The training of a mode, with what a person chose (names of fields)."""
+    if mode != "paper":
+        return training
+    return replace(PAPER_TRAINING, **{name: getattr(training, name) for name in chosen})
+
+
+def check(settings: RouteSettings, chosen: Collection[str] = ()) -> None:
+    """Raise UsageError for values that make no sense for any network, once the mode has set what was not chosen."""
+    if settings.mode == "paper":
+        settings = paper(settings, 2, chosen)
     if settings.depths < 2:
         raise UsageError(f"depths is {settings.depths}: images need two or more places to leave at, the end is one")
     if settings.target_macs is not None and settings.target_macs <= 0:

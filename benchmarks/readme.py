@@ -1,0 +1,141 @@
+"""Write the results of benchmarks/results into README.md, between the lines that name them.
+
+    python -m benchmarks.readme            # rewrites README.md
+    python -m benchmarks.readme --check    # exit code 1 where README.md and the result files disagree
+
+A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; `BLOCKS` says which function fills which.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from compressor.reporting.report import Report
+from compressor.reporting.tables import before_after_table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def demo() -> str:
+    """The table that `make demo` printed."""
+    return _run_table("demo.json")
+
+
+def fashion() -> str:
+    """A quarter-width VGG-11 on Fashion-MNIST at half its MACs, with the commands."""
+    report = _read("fashion_vgg11.json")
+    commands = "\n".join(f"    {command}" for command in report["commands"])
+    return f"{commands}\n\n{_run_table('fashion_vgg11.json')}"
+
+
+def zoo() -> str:
+    """How many networks each tool prunes, and ours that fail, by name."""
+    result = _read("zoo.json")
+    lines = ["| networks | ours: pruned | whole, with reasons | failed | Torch-Pruning: pruned and smaller | failed |"]
+    lines.append("|---|---|---|---|---|---|")
+    for library in ("torchvision", "timm"):
+        rows = {name: row for name, row in result["networks"].items() if name.startswith(library)}
+        ours = _statuses(rows, "ours")
+        theirs = _statuses(rows, "torch_pruning")
+        ran = sum(theirs.values())
+        peer = f"{theirs.get('pruned', 0)} of {ran}" if ran else "not run"
+        lines.append(
+            f"| {library} ({len(rows)}) | {ours.get('pruned', 0)} | {ours.get('whole', 0)} | {_failed(ours)} | {peer} "
+            f"| {_failed(theirs) if ran else ''} |"
+        )
+    bad = [
+        name for name, row in result["networks"].items() if row.get("ours", {}).get("status") in ("failed", "crashed")
+    ]
+    lines.append(f"\nOurs that fail: {', '.join(bad) if bad else 'none'}. {_where(result)}")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """Seconds of both tools on the networks that one looks for, and the range over all."""
+    result = _read("speed.json")
+    rows = result["networks"]
+    lines = ["| network | ours | Torch-Pruning | times faster |", "|---|---|---|---|"]
+    named = ("resnet50", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "vgg11_bn", "convnext_tiny")
+    for name in (name for name in named if name in rows):
+        row = rows[name]
+        lines.append(f"| {name} | {row['ours']:.2f} s | {row['torch_pruning']:.2f} s | {row['ratio']:.1f} |")
+    ratios = [row["ratio"] for row in rows.values() if "torch_pruning_error" not in row]
+    slower = [name for name, row in rows.items() if row["ratio"] < 1 and "torch_pruning_error" not in row]
+    lines.append(
+        f"\nOver {len(ratios)} torchvision networks on which both succeed the median is {median(ratios):.1f} times; "
+        f"slower on {', '.join(slower) if slower else 'none'}. Medians of {result['rounds']} rounds. {_where(result)}"
+    )
+    return "\n".join(lines)
+
+
+def _run_table(name: str) -> str:
+    report = Report.from_json(_read(name))
+    console = Console(width=76, file=open("/dev/null", "w"), record=True)  # noqa: PTH123, SIM115 - a sink
+    console.print(before_after_table(report))
+    console.file.close()
+    table = "\n".join(f"    {line}".rstrip() for line in console.export_text().splitlines())
+    versions = report.versions
+    where = f"{report.device}; torch {versions['torch']}, onnxruntime {versions['onnxruntime']}; one run."
+    return table.strip("\n") + "\n\n" + where
+
+
+def _statuses(rows: dict[str, Any], tool: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in rows.values():
+        if tool in row:
+            status = row[tool]["status"]
+            status = "failed" if row[tool].get("failures") else status
+            found[status] = found.get(status, 0) + 1
+    return found
+
+
+def _failed(statuses: dict[str, int]) -> int:
+    return statuses.get("failed", 0) + statuses.get("crashed", 0)
+
+
+def _where(result: dict[str, Any]) -> str:
+    return f"{result['machine']}; torch {result['versions']['torch']}, Torch-Pruning {result['torch_pruning']}."
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "fashion": fashion, "zoo": zoo, "speed": speed}
+
+
+def filled(text: str) -> str:
+    """The page with every block written anew from its result file; a block without a file says so."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match.group(1)
+        try:
+            content = BLOCKS[name]()
+        except FileNotFoundError as error:
+            content = f"(not measured yet: {Path(error.filename).name} is missing)"
+        return f"<!-- begin {name} -->\n{content}\n<!-- end {name} -->"
+
+    return re.sub(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", block, text, flags=re.S)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--check", action="store_true")
+    path = ROOT / "README.md"
+    text = path.read_text()
+    new = filled(text)
+    if parser.parse_args().check:
+        sys.exit(0 if new == text else "README.md and benchmarks/results disagree: run python -m benchmarks.readme")
+    path.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

@@ -65,16 +65,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=SPEC", required=True)
+    parser.add_argument("--images", type=int, help="of each training set, in place of the scale's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     out = arguments.out or RESULTS / f"primenet-{arguments.scale}.json"
     scale = SCALES[arguments.scale]
+    if arguments.images is not None:
+        scale = replace(scale, images=arguments.images)
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
     results |= {
         "benchmark": "primenet",
-        "scale": {"name": arguments.scale, **asdict(scale)},
+        "scale": arguments.scale,
         "machine": device_words(choose_device(arguments.device)),
         "versions": versions(),
         "paper": {"error_percent": PAPER_ERROR, "params": PAPER_PARAMS, "flops": PAPER_FLOPS},
@@ -121,6 +124,7 @@ def measure(name: str, spec: str, scale: Scale, seed: int, device: str) -> dict[
     return {
         "data": name,
         "seed": seed,
+        "budget": asdict(scale),
         "train_images": len(data.train),
         "test_images": len(data.test),
         "error_percent": errors,

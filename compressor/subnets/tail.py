@@ -57,9 +57,10 @@ def tail(chain: Chain, base: nn.Module, start: int, end: int, norms: Norms) -> f
     _use_weights_of_(part, base)
     if norms != "shared":
         _give_own_norms_(part, norms == "switchable")
+    layers = dict(base.named_modules(remove_duplicate=False))
     for path, nodes in _by_module(part.graph).items():
-        layer = base.get_submodule(path)
-        if all(_is_call_of(node, layer, path) for node in nodes):
+        layer = layers.get(path)  # of an exported program, only those with weights are left, and they are no layers
+        if layer is not None and all(_is_call_of(node, layer, path) for node in nodes):
             part.add_submodule(path, layer)
             for node in nodes:
                 _call(part.graph, node, path)

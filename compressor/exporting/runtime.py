@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from compressor.errors import CompressorError, FileError
+from compressor.exporting.outside import check_graph
 from compressor.exporting.parity import Array
 
 # ONNX Runtime's names of element types, as far as a model's input may have them.
@@ -94,7 +95,8 @@ def open_session(path: Path, *, threads: int | None = None, level: Level = "all"
     With `profile` the session writes what it runs to a file of that name and more.
 
     Raises:
-        FileError: the file is missing, empty, no ONNX file, or needs what this ONNX Runtime lacks.
+        FileError: the file is missing, empty, no ONNX file, reads outside of its folder, or needs what this ONNX
+            Runtime lacks.
     """
     import onnxruntime
 
@@ -104,6 +106,7 @@ def open_session(path: Path, *, threads: int | None = None, level: Level = "all"
         raise FileError(f"{path} does not exist; give an .onnx file")
     if path.stat().st_size == 0:
         raise FileError(f"{path} is empty; export it again")
+    check_graph(path)
     options = session_options(level, threads)
     if profile is not None:
         options.enable_profiling = True

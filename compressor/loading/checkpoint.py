@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from compressor.errors import FileError
 from compressor.loading.arch import FORM, Arch
 from compressor.loading.plain import check_plain, shape_of, to_plain
+from compressor.loading.programs import PROGRAM
 
 FORMAT = "compressor"
 VERSION = 1
 
+_LONGEST_ARGUMENTS = 4000  # characters
 _MOST_STEPS = 32  # transformations of one network after another
 
 # What has to be plain; the weights and a whole module are looked at where they are used.
@@ -65,8 +67,8 @@ def from_dict(held: Mapping[str, Any], where: str) -> Checkpoint:
     """Read the dict again; raises FileError where a field is missing or of another kind, or the version is newer."""
     version = held.get("version")
     if type(version) is not int or not 0 < version <= VERSION:
-        shown = version if type(version) is int and 0 < version < 1000 else "none that there is"
-        raise FileError(f"{where} is a checkpoint of version {shown}, this compressor reads {VERSION}: upgrade it")
+        of = f"version {version}" if type(version) is int and abs(version) < 1000 else "another version"
+        raise FileError(f"{where} is a checkpoint of {of}, this compressor reads {VERSION}: upgrade it")
     try:
         for name in _PLAIN:
             check_plain(held.get(name), name)
@@ -98,10 +100,12 @@ def _arch(held: Any) -> Arch | None:
     if held is None:
         return None
     name, arguments, sha256 = held["name"], held["arguments"], held["sha256"]
-    if not isinstance(name, str) or not FORM.fullmatch(name) or not isinstance(sha256, str | None):
+    if not isinstance(name, str) or not (name == PROGRAM or FORM.fullmatch(name)) or not isinstance(sha256, str | None):
         raise ValueError("its architecture has no name of a known form")
     if not isinstance(arguments, dict) or not all(isinstance(key, str) and key.isidentifier() for key in arguments):
         raise ValueError("the arguments of its architecture are none")
+    if len(str(arguments)) > _LONGEST_ARGUMENTS:
+        raise ValueError("the arguments of its architecture are longer than anyone would write")
     return Arch(name, arguments, sha256)
 
 

@@ -99,6 +99,13 @@ def put(state: State, module: nn.Module, what: str, path: Path) -> None:
         for key in state
         if key in wanted and state[key].shape != wanted[key].shape
     ]
+    kinds = [
+        f"{key} ({str(state[key].dtype).removeprefix('torch.')})"
+        for key in state
+        if state[key].is_complex() or state[key].is_quantized or state[key].layout is not torch.strided
+    ]
+    if kinds:
+        raise FileError(f"the weights of {path} are no plain real numbers: {listed(kinds, 3)}; save them as float32")
     if not (missing or extra or shapes):
         # Batch norm's counters are newer than the oldest files, so the fresh ones stay where there are none. The
         # layers' version numbers are the fresh ones as well: safetensors keeps none, and some layers insist on one.
@@ -110,8 +117,8 @@ def put(state: State, module: nn.Module, what: str, path: Path) -> None:
             first = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise FileError(f"the weights of {path} cannot be put into {what}: {first}") from error
         return
-    kinds = {"missing": missing, "not known to it": extra, "of another shape": shapes}
-    told = "; ".join(f"{len(keys)} {kind}: {listed(keys, 3)}" for kind, keys in kinds.items() if keys)
+    misfits = {"missing": missing, "not known to it": extra, "of another shape": shapes}
+    told = "; ".join(f"{len(keys)} {kind}: {listed(keys, 3)}" for kind, keys in misfits.items() if keys)
     raise FileError(f"the weights of {path} do not fit {what}: {told}; give the --arch they were trained with")
 
 

@@ -1,0 +1,39 @@
+"""Safetensors files whose header lies."""
+
+import json
+from typing import Any
+
+from tests.faults.hostile_archives import written
+from tests.faults.hostile_pickles import Make
+
+
+def safetensors(header: Any, body: bytes = b"", length: int | None = None) -> Make:
+    """A header, as JSON unless it is bytes, and numbers behind it."""
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return written((len(encoded) if length is None else length).to_bytes(8, "little") + encoded + body)
+
+
+def _entries(**changes: Any) -> dict[str, Any]:
+    return {"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **changes}}
+
+
+_ONE = b'{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
+
+HEADERS: dict[str, Make] = {
+    "header_longer_than_file": safetensors(_entries(), bytes(16), 10**6),
+    "header_of_4_GiB": safetensors(_entries(), bytes(16), 2**32 - 1),
+    "header_cut": safetensors(b'{"w": {"dtype": "F32", "sha'),
+    "header_no_text": safetensors(b'{"\xff\xfe": {}}'),
+    "header_of_lists": safetensors({"w": [1, 2]}),
+    "header_deep": safetensors(b'{"w":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "header_duplicates": safetensors(b'{"w":%s,"w":%s}' % (_ONE, _ONE.replace(b"1]", b"2]")), b"ab"),
+    "unknown_type": safetensors(_entries(dtype="F1024"), bytes(16)),
+    "offsets_beyond": safetensors(_entries(data_offsets=[0, 10**12]), bytes(16)),
+    "offsets_reversed": safetensors(_entries(data_offsets=[16, 0]), bytes(16)),
+    "shape_overflow": safetensors(_entries(shape=[2**62, 2**62]), bytes(16)),
+    "shape_negative": safetensors(_entries(shape=[-4]), bytes(16)),
+    "shape_and_size_differ": safetensors(_entries(shape=[400]), bytes(16)),
+    "hole": safetensors({**_entries(), "v": {"dtype": "F32", "shape": [1], "data_offsets": [99, 103]}}, bytes(103)),
+    "metadata_no_text": safetensors({"__metadata__": {"a": {"b": 1}}, **_entries()}, bytes(16)),
+    "no_tensors": safetensors({}),
+}

@@ -1,6 +1,6 @@
 """Find how much of an order of removal meets a target of multiply-adds, predicted without touching the model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from compressor.graph.channels import Channels
 from compressor.methods.removal import Unit
 
 TOLERANCE = 0.01  # of the target: how near counts as met
+_PAIRED_GROUPS = 40  # of networks with more than that no pairs are tried: they have steps small enough
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ def meet(channels: Channels, fixed: Sequence[Unit], order: Sequence[Unit], targe
     return Met(
         taken,
         macs,
-        f"the target of {wanted:,.0f} MACs cannot be met within {TOLERANCE:.0%}: channels go in whole units, and the "
-        f"nearest is {macs:,} ({off:+.1%})",
+        f"the target of {wanted:,.0f} MACs is not met within {TOLERANCE:.0%}: channels go in whole units, and "
+        f"the nearest found is {macs:,} ({off:+.1%})",
     )
 
 
 class _Search:
-    """Costs of prefixes of an order, on top of what is gone anyway."""
+    """Costs of parts of an order, on top of what is gone anyway."""
 
     def __init__(self, channels: Channels, fixed: Sequence[Unit]) -> None:
         self._channels = channels
@@ -65,26 +66,40 @@ class _Search:
         return self._channels.macs(np.concatenate([self._fixed, removed(taken)]).tolist())
 
     def nearest(self, order: Sequence[Unit], wanted: float) -> tuple[list[Unit], int]:
-        """The longest prefix that stays above the target, and then whatever still brings it nearer."""
-        low, high = 0, len(order)  # the prefix of `low` units is above the target, or empty
+        """The first units of the order, as many as come nearest; where that is not near enough, some more or fewer.
+
+        Fewer and more is tried one unit of a group at a time, then one group's against another's, as long as it helps.
+        """
+        low, high = 0, len(order)  # `high` units are below what is wanted, `low` are not
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.macs(order[:middle]) >= wanted else (low, middle)
-        taken = list(order[:low])
-        macs = self.macs(taken)
-        refused: set[str] = set()  # groups whose next unit takes too much: those after it have to wait
-        for unit in order[low:]:
-            if abs(macs - wanted) <= TOLERANCE * wanted / 10:
+        best = min((list(order[:low]), list(order[:high])), key=lambda taken: abs(self.macs(taken) - wanted))
+        macs = self.macs(best)
+        while abs(macs - wanted) > TOLERANCE * wanted:
+            moves = [(taken, self.macs(taken)) for taken in _moves(order, best)]
+            taken, found = min(moves, key=lambda move: abs(move[1] - wanted), default=(best, macs))
+            if abs(found - wanted) >= abs(macs - wanted):
                 break
-            if unit.group in refused:
-                continue
-            tried = self.macs([*taken, unit])
-            if abs(tried - wanted) < abs(macs - wanted):
-                taken.append(unit)
-                macs = tried
-            else:
-                refused.add(unit.group)
-        return taken, macs
+            best, macs = taken, found
+        return best, macs
+
+
+def _moves(order: Sequence[Unit], taken: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """What is taken with one unit more, one fewer, or one group's unit in the place of another's."""
+    gone = {id(unit) for unit in taken}
+    last = {unit.group: unit for unit in taken}  # of each group the one that may stay after all
+    following: dict[str, Unit] = {}  # and the next that may go
+    for unit in order:
+        if id(unit) not in gone:
+            following.setdefault(unit.group, unit)
+    for unit in following.values():
+        yield [*taken, unit]
+    for kept in last.values():
+        without = [unit for unit in taken if unit is not kept]
+        yield without
+        if len(following) <= _PAIRED_GROUPS:
+            yield from ([*without, unit] for unit in following.values() if unit.group != kept.group)
 
 
 def removed(taken: Iterable[Unit]) -> np.ndarray:

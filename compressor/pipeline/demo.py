@@ -1,18 +1,21 @@
-"""The job that `compressor demo` shows: a small CNN on scikit-learn's digits, to half its multiply-adds."""
+"""The job that `compressor demo` shows: AdapNet on a small CNN for scikit-learn's digits, to half its multiply-adds."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 from compressor.errors import FileError
-from compressor.methods.settings import PruneSettings
+from compressor.methods.adapnet.settings import PRESETS
 from compressor.pipeline.folder import SETTINGS
-from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, PruneJob
+from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
 
 _MODEL = Path(__file__).resolve().parents[2] / "sample_models" / "digits_cnn.pt"
 
+# Smaller batches make more of few images: a period is then an epoch. The target ends the changes after 10 to 13 epochs.
+_SETTINGS = replace(PRESETS["quick"], batch_size=64, max_epochs=16, finetune_epochs=6)
 
-def demo_job(out: str, overwrite: bool, command: str) -> PruneJob:
+
+def demo_job(out: str, overwrite: bool, command: str) -> AdaptJob:
     """The demo as a job; an earlier demo in the same folder may be replaced without asking.
 
     Raises:
@@ -20,12 +23,13 @@ def demo_job(out: str, overwrite: bool, command: str) -> PruneJob:
     """
     if not _MODEL.is_file():
         raise FileError(f"the demo's model {_MODEL} is not here: run the demo in a clone of the repository")
-    return PruneJob(
+    return AdaptJob(
         ModelSettings(str(_MODEL)),
+        "digits",
         OutputSettings(out, overwrite=overwrite or _holds_demo(Path(out))),
-        PruneSettings(method="taylor", target_macs=0.5),
-        data="digits",
-        training=replace(FINETUNE, epochs=12),
+        GoalSettings(target_macs=0.5),
+        preset="quick",
+        adapnet=_SETTINGS,
         command=command,
     )
 

@@ -141,9 +141,24 @@ def test_an_absolute_target_is_a_number_of_macs():
 
 
 def test_a_target_that_granularity_cannot_meet_says_how_near_it_got():
-    selection = picked(PruneSettings(target_macs=0.5, round_to=4))
-    assert "cannot be met within 1%" in selection.notes[0]
+    selection = picked(PruneSettings(target_macs=0.85, round_to=4))
+    assert "not met within 1%" in selection.notes[0]
     assert f"{selection.macs:,}" in selection.notes[0]
+
+
+def test_a_target_is_met_by_other_than_equal_shares_where_rounding_allows_no_other():
+    """Multiples of 8 of 24 and 48 channels: equal shares are off, 16 and 32 filters are not."""
+    wanted = 0.45
+    found = {
+        (a, b): Wide.channels.macs(
+            [*Wide.channels.group("0").ids[a:].tolist(), *Wide.channels.group("2").ids[b:].tolist()]
+        )
+        for a in (8, 16, 24)
+        for b in (8, 16, 24, 32, 40, 48)
+    }
+    best = min(abs(macs / Wide.channels.macs() - wanted) for macs in found.values())
+    selection = decide(Wide.model, Wide.channels, PruneSettings(target_macs=wanted, round_to=8))
+    assert abs(selection.macs / Wide.channels.macs() - wanted) == pytest.approx(best)
 
 
 def test_a_target_counts_what_single_layers_ratios_take():

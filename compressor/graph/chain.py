@@ -47,7 +47,8 @@ class Chain:
         return tuple(self._cut(index, node) for index, node in enumerate(self._crossings))
 
     def _cut(self, index: int, node: fx.Node) -> Cut:
-        after = next((user for user in sorted(node.users) if user.op != "output" and _is_tensor(user)), None)
+        readers = (user for user in sorted(node.users) if user.op != "output" and user.target is not _SIZE)
+        after = next((user for user in readers if not _is_size(user)), None)
         reader, name = ("", "") if after is None else (module_of(after), str(after.target).split(".")[1])
         shape = tuple(int(size) for size in node.meta["tensor_meta"].shape[1:])
         return Cut(index, shape, "" if node.op == "placeholder" else module_of(node), reader, name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from compressor.errors import UsageError
+from compressor.errors import ModelError, UsageError
 from compressor.subnets.points import Point, Survey
 from compressor.subnets.settings import DetachSettings
 
@@ -13,7 +13,8 @@ def choose_points(found: Survey, settings: DetachSettings) -> tuple[Point, ...]:
     """The points that the settings ask for, the largest sub-model first.
 
     By name (`at`), by fractions of the base's multiply-adds (`targets`), else `exits` of them spread evenly over the
-    multiply-adds. Raises UsageError for names that are no legal points and for more sub-models than there are points.
+    multiply-adds. Raises UsageError for names that are no legal points and for more sub-models than there are points,
+    ModelError where no sub-model would cost less than the base.
     """
     if settings.at and settings.targets:
         raise UsageError("give cut points by name (--at) or by cost (--targets), not both")
@@ -30,6 +31,8 @@ def choose_points(found: Survey, settings: DetachSettings) -> tuple[Point, ...]:
     if not all(0 < target < 1 for target in targets):
         raise UsageError(f"--targets {', '.join(f'{t:g}' for t in targets)}: each is a fraction between 0 and 1")
     cheaper = [point for point in found.points if point.macs < found.macs]
+    if not cheaper:
+        raise ModelError("no sub-model would cost less than the base: the step-downs to its feature maps are too large")
     if len(targets) > len(cheaper):
         raise UsageError(
             f"{len(targets)} exits were asked for, and there are {len(cheaper)} legal points whose sub-model costs "

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import ModelError
 from compressor.graph.chain import Chain, Cut
+from compressor.graph.program import module_of
 from compressor.graph.trace import trace
 from compressor.profiling.macs import count_macs
 from compressor.subnets.stepdown import ACTIVATIONS, StepDown, StepDownPlan, plan_step_down
@@ -60,18 +61,27 @@ class Survey:
             raise ModelError(f"an input of shape {self.input_shape} is too large to cut a network for")
         self.like = next(base.parameters(), torch.zeros(0))  # has the device and the type of what is added
         self.chain = Chain(base, self._blank(self.input_shape))
-        self.end = len(self.chain.cuts) - 1
+        self.end = len(self.chain.cuts) - 1  # index of the last cut, the output
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """For every cut the module of the base that starts there; each name stands once."""
+        """For every cut the module of the base that starts there, or the next; each name stands once."""
+        direct = [_starts(cut.read_by, cut.made_by) for cut in self.chain.cuts]
         taken: dict[str, int] = {}
         found = []
-        for cut in self.chain.cuts:
-            name = _starts(cut) or f"{cut.operator or 'output'}@{cut.index}"
+        for cut, name in zip(self.chain.cuts, direct):
+            if not name:
+                following = self._next_module(cut)
+                name = following if following not in direct else f"{cut.operator or 'output'}@{cut.index}"
             taken[name] = taken.get(name, 0) + 1
             found.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
         return tuple(found)
+
+    def _next_module(self, cut: Cut) -> str:
+        """The first module that runs between a cut and the next one; "" where there is none."""
+        nodes = self.chain.segment(cut.index, cut.index + 1).graph.nodes if cut.index < self.end else ()
+        reader = next((module_of(node) for node in nodes if module_of(node)), "")
+        return _starts(reader, cut.made_by)
 
     @cached_property
     def convolutional(self) -> bool:
@@ -107,8 +117,10 @@ class Survey:
             cut, before = cuts[index], operators(index - 1, index)
             convolved = not CONVOLUTIONS.isdisjoint(before)
             seen = seen or convolved
-            if len(cut.shape) != 3 or (not convolved and math.prod(cut.shape[1:]) == 1):
+            if len(cut.shape) == 1 or (not convolved and math.prod(cut.shape[1:]) == 1):
                 return
+            if len(cut.shape) != 3:
+                continue
             fits = all(size <= pixels for size, pixels in zip(cut.shape[1:], self.input_shape[1:], strict=True))
             if seen and fits and not CONVOLUTIONS.isdisjoint(operators(index, index + 1)):
                 yield index
@@ -153,14 +165,14 @@ def legal_points(base: nn.Module, example: Tensor) -> Survey:
     return found
 
 
-def _starts(cut: Cut) -> str:
-    """The outermost module that begins at the cut; "" for code outside any module."""
-    parts = cut.read_by.split(".") if cut.read_by else []
+def _starts(reader: str, maker: str) -> str:
+    """The outermost of the modules around `reader` that the maker is not in; "" for code outside any module."""
+    parts = reader.split(".") if reader else []
     for length in range(1, len(parts) + 1):
         name = ".".join(parts[:length])
-        if cut.made_by != name and not cut.made_by.startswith(f"{name}."):
+        if maker != name and not maker.startswith(f"{name}."):
             return name
-    return cut.read_by
+    return reader
 
 
 def _activation_before(node: fx.Node) -> tuple[Any, ...] | None:

@@ -89,7 +89,26 @@ class Grouped(nn.Sequential):
         )  # fmt: skip
 
 
-CONVOLUTIONAL = {"plain": Plain, "bare": Bare, "residual": Residual, "grouped": Grouped}
+class Split(nn.Module):
+    """Channels that part, meet and are shuffled."""
+
+    legal = ("branch", "last")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.branch = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.last = nn.Conv2d(8, 6, 3, stride=2)
+        self.classifier = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.first(x).chunk(2, dim=1)
+        x = torch.cat((left, self.branch(right)), dim=1)
+        x = x.view(x.shape[0], 2, x.shape[1] // 2, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return self.classifier(self.last(x).relu().mean((2, 3)))
+
+
+CONVOLUTIONAL = {"plain": Plain, "bare": Bare, "residual": Residual, "grouped": Grouped, "split": Split}
 SHAPE = (3, 16, 16)
 
 

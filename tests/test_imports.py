@@ -17,7 +17,7 @@ FORBIDDEN = {
     "training": {"methods", "surgery", "subnets", "routing", "primenet"},
     "reporting": {"methods", "surgery", "training"},
     "profiling": {"methods", "surgery", "training"},
-    "loading": {"graph", "methods", "training", "profiling", "exporting", "reporting"},
+    "loading": {"methods", "training", "profiling", "exporting", "reporting"},
 }
 
 

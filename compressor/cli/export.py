@@ -11,10 +11,11 @@ from compressor.pipeline.settings import ExportJob, ModelSettings
 from compressor.training.settings import DataSettings
 
 HELP = (
-    "Write a model for ONNX Runtime, after it gave the same outputs as torch.\n\n"
+    "Write a model for another runtime, after it gave the same outputs there.\n\n"
     "--out NAME.onnx writes one file. --out FOLDER writes a package: the graph, the weights each once, a manifest with "
     "cost and accuracy of every exit, and a script that needs numpy and onnxruntime alone. With --data everything is "
-    "checked on real images and the accuracy is measured on ONNX Runtime."
+    "checked on real images and the accuracy is measured on ONNX Runtime. --to pt2 writes torch's exported program, "
+    "which opens without the network's code."
 )
 EXAMPLE = "compressor export sample_models/digits_cnn.pt --to onnx --data digits --out deploy"
 _PANEL = "Output"
@@ -28,8 +29,9 @@ def export(
         typer.Option(metavar="PATH", rich_help_panel=_PANEL, help="The file or folder to write.", show_default=False),
     ] = None,
     to: Annotated[
-        Literal["onnx"], typer.Option(metavar="KIND", rich_help_panel=_PANEL, help="What to write: onnx.")
-    ] = "onnx",
+        Literal["onnx", "pt2"],
+        typer.Option(metavar="KIND", rich_help_panel=_PANEL, help="onnx, or pt2: torch's exported program."),
+    ] = ExportJob.to,
     exit: Annotated[
         int | None,
         typer.Option(metavar="N", rich_help_panel=_PANEL, help="Only this exit of a model that has several."),
@@ -64,7 +66,7 @@ def export(
     terminal = Terminal(as_json=json)
     from compressor.pipeline.export import export as run
 
-    job = ExportJob(model, out, overwrite, opset, exit, exits, latency, data, loading)
+    job = ExportJob(model, out, to, overwrite, opset, exit, exits, latency, data, loading)
     with terminal.progress() as tell:
         made = run(job, tell)
     terminal.print_json({"format": to, **made.facts})

@@ -14,7 +14,7 @@ from torch import nn
 
 from compressor import vision
 from compressor.errors import UsageError
-from compressor.loading import code
+from compressor.loading import code, programs
 from compressor.loading.plain import to_plain
 
 # Arguments of timm.create_model that read files or the network.
@@ -42,6 +42,8 @@ class Arch:
     sha256: str | None = None  # of FILE.py, as it was when the network was built
 
     def __str__(self) -> str:
+        if self.name == programs.PROGRAM:
+            return "the exported program"
         if not self.arguments:
             return self.name
         return self.name + ":" + ",".join(f"{key}={value}" for key, value in self.arguments.items())
@@ -108,6 +110,8 @@ def find(arch: Arch, *, named: bool) -> Definition:
     only run if it was named before (see loading.known). Raises UsageError where there is no such architecture, or
     where the code was changed or never named.
     """
+    if arch.name == programs.PROGRAM:
+        return Definition(arch, programs.build, frozenset(arch.arguments))
     if arch.name.startswith("torchvision:"):
         return _find_torchvision(arch, arch.name.removeprefix("torchvision:"))
     if arch.name.startswith("timm:"):

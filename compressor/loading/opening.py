@@ -16,10 +16,15 @@ from compressor.loading import checkpoint as checkpoints
 from compressor.loading.arch import Arch, Definition, find, parse_arch
 from compressor.loading.content import Content, recognise
 from compressor.loading.pickles import read_pickle
+from compressor.loading.program_file import read_program
+from compressor.loading.programs import PROGRAM, packed
 from compressor.loading.proportion import Proportion
 from compressor.loading.steps import apply_steps, restructure_
 from compressor.loading.weights import find_weights, fit, put
 from compressor.loading.whole import checked
+
+# What a program of ours says of itself.
+_TOLD = ("input_shape", "classes", "mean", "std", "history", "measurements")
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,9 @@ def _from_file(path: Path, named: Arch | None, trust: bool, max_size: float) -> 
     if content is Content.ONNX:
         raise FileError(f"{path} is an ONNX model: only `compressor profile` and `compressor evaluate` take one")
     if content is Content.PROGRAM:
-        raise FileError(
-            f"{path} is an exported program (torch.export): give the state dict of the module it was made from, "
-            "with --arch"
-        )
+        if named is not None:
+            raise UsageError(f"{path} is an exported program and brings its network: leave --arch away")
+        return _from_program(path, max_size)
     if content is Content.SAFETENSORS:
         held: Any = _read_safetensors(path)
     else:
@@ -149,6 +153,16 @@ def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | Non
         module, arch, held.input_shape, held.classes, held.mean, held.std, held.history, held.measurements, notes,
         held.steps,
     )  # fmt: skip
+
+
+def _from_program(path: Path, max_size: float) -> OpenedModel:
+    """What torch.export.save wrote becomes a checkpoint whose architecture is the program's own graph."""
+    read = read_program(path, max_size)
+    about: dict[str, Any] = {"input_shape": read.input_shape, "history": (), "measurements": {}}
+    about |= dict.fromkeys(("classes", "mean", "std")) | {key: read.extra[key] for key in _TOLD if key in read.extra}
+    whole = {"version": checkpoints.VERSION, "steps": (), "structure": {}, "state": read.state, "module": None}
+    arch = {"name": PROGRAM, "arguments": {"graph": packed(read.recipe)}, "sha256": None}
+    return _from_checkpoint(checkpoints.from_dict({**whole, **about, "arch": arch}, str(path)), path, None, False)
 
 
 def _located(arch: Arch, checkpoint: Path) -> Arch:

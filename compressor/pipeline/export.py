@@ -14,6 +14,7 @@ from compressor.exporting.manifest import MANIFEST, MODEL, RUNNER, WEIGHTS, Card
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, check_target, export_package
 from compressor.exporting.parity import Array
+from compressor.exporting.program import export_program
 from compressor.exporting.proof import PROOF_IMAGES
 from compressor.pipeline.settings import ExportJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
@@ -41,12 +42,15 @@ def export(job: ExportJob, tell: Tell = silent) -> Exported:
         CompressorError: the model cannot be opened or exported, or the export computes something else, or exists.
     """
     path = Path(job.out).expanduser()
-    single = path.suffix == ".onnx"
+    single = job.to == "pt2" or path.suffix == ".onnx"
     _check(job, path, single)
     tell(Stage("opening the model"))
     subject = open_subject(job.model, job.data, job.loading, "cpu")
     note_all(subject.notes, tell)
-    module = _chosen(subject, job)
+    module = _chosen(subject, job, single)
+    if job.to == "pt2":
+        tell(Stage("writing the program and opening it again"))
+        return _program(subject, module, path)
     tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
     opset = OPSET if job.opset is None else job.opset
     if single:
@@ -75,13 +79,15 @@ def _check(job: ExportJob, path: Path, single: bool) -> None:
     """Raise UsageError before anything is opened."""
     if single and path.exists() and not path.is_dir() and not job.overwrite:
         raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
+    if job.to == "pt2" and path.suffix != ".pt2":
+        raise UsageError(f"--to pt2 writes one file: give --out a name that ends in .pt2, not {path.name!r}")
     if single and job.exits == "separate":
         raise UsageError("--exits separate writes several files: give --out the name of a folder")
     if not single:
         check_target(path, overwrite=job.overwrite)
 
 
-def _chosen(subject: Subject, job: ExportJob) -> nn.Module:
+def _chosen(subject: Subject, job: ExportJob, single: bool) -> nn.Module:
     """The whole model, or the one exit that was asked for."""
     exits = form_of(subject.module, subject.example).exits
     if job.exit is not None:
@@ -89,7 +95,7 @@ def _chosen(subject: Subject, job: ExportJob) -> nn.Module:
             names = ", ".join(f"{each.number} ({each.name})" for each in exits)
             raise UsageError(f"there is no exit {job.exit}: the model has {names}")
         return exits[job.exit].module
-    if len(exits) > 1 and Path(job.out).suffix == ".onnx":
+    if len(exits) > 1 and single:
         raise UsageError(
             f"the model has {len(exits)} exits: give --out the name of a folder, or choose one with --exit"
         )
@@ -99,6 +105,14 @@ def _chosen(subject: Subject, job: ExportJob) -> nn.Module:
 def _file(subject: Subject, module: nn.Module, path: Path, opset: int) -> Exported:
     check = export_onnx(module, subject.example, path, opset=opset, check_inputs=subject.real_images)
     words = f"{check.file_bytes:,} bytes; on {check.inputs} images its outputs differ by {check.max_rel:.0e}"
+    return Exported({str(path): words}, {"file": str(path), **asdict(check)}, model=str(path))
+
+
+def _program(subject: Subject, module: nn.Module, path: Path) -> Exported:
+    settings = {"measurements": subject.opened.measurements}
+    images = subject.real_images
+    check = export_program(module, subject.example, path, card=card_of(subject), settings=settings, check_inputs=images)
+    words = f"{check.file_bytes:,} bytes; opened again its outputs differ by {check.max_rel:.0e}"
     return Exported({str(path): words}, {"file": str(path), **asdict(check)}, model=str(path))
 
 

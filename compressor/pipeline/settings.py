@@ -166,7 +166,8 @@ class ExportJob:
     """A model as a file for another runtime."""
 
     model: ModelSettings
-    out: str  # a file that ends in .onnx, or the folder of a package
+    out: str  # a file that ends in .onnx or .pt2, or the folder of a package
+    to: Literal["onnx", "pt2"] = "onnx"
     overwrite: bool = False
     opset: int | None = None  # None: the exporter's own
     exit: int | None = None  # one way through a model of several; None: all of them

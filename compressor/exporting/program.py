@@ -1,0 +1,117 @@
+"""Write a model as torch's exported program (.pt2): one file that opens without the code it was made of.
+
+Plain torch runs it (`torch.export.load(path).module()`), and so does compressor, which also edits and trains it.
+"""
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CompressorError, FileError, ModelError
+from compressor.exporting.manifest import Card
+from compressor.exporting.onnx import CHECKED_BATCHES
+from compressor.exporting.parity import RELATIVE_LIMIT, Array, largest_difference
+from compressor.exporting.runtime import first_line
+from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
+from compressor.exporting.staging import folder_beside, move_files
+from compressor.loading import open_model
+from compressor.loading.program_file import EXTRA
+
+
+@dataclass(frozen=True)
+class ProgramCheck:
+    """A written program and how far the outputs are from the model's when it is opened, by torch and by compressor."""
+
+    max_abs: float
+    max_rel: float
+    file_bytes: int
+    batches: tuple[int, ...]
+    inputs: str  # "real" or "random"
+
+
+def export_program(
+    module: nn.Module,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    card: Card | None = None,
+    settings: dict[str, Any] | None = None,
+    check_inputs: Tensor | None = None,
+) -> ProgramCheck:
+    """Write the module in evaluation mode as a program of any batch size, checked after opening it again.
+
+    Args:
+        example: an image (1, channels, height, width).
+        card: what the file says of the model: classes, normalisation, history.
+        settings: plain data of the caller's, kept in the file.
+        check_inputs: real images on which the opened program is compared; random ones where left out.
+
+    Raises:
+        ModelError: the model cannot be written as one graph.
+        CompressorError: the opened program computes something else. Nothing is left under `path` then, except what was
+            there before.
+        FileError: the file cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise FileError(f"{target} is a folder; give the name of the .pt2 file to write")
+    reference, whole = reference_of(module), portable(example)
+    inputs = random_like(whole, max(CHECKED_BATCHES)) if check_inputs is None else portable(check_inputs)
+    batches = [images(inputs, count) for count in CHECKED_BATCHES]
+    expected = [torch_outputs(reference, batch) for batch in batches]
+    about = _about(card or Card(), tuple(whole.shape[1:]), settings or {})
+    with folder_beside(target) as folder:
+        file = folder / target.name
+        _write(reference, images(whole, 2), file, about)
+        worst = [_compared(opened, batches, expected) for opened in _opened(file)]
+        check = ProgramCheck(
+            max_abs=max(absolute for absolute, _ in worst),
+            max_rel=max(relative for _, relative in worst),
+            file_bytes=file.stat().st_size,
+            batches=CHECKED_BATCHES,
+            inputs="random" if check_inputs is None else "real",
+        )
+        if not check.max_rel <= RELATIVE_LIMIT:
+            raise CompressorError(
+                f"the opened program's outputs differ from the model's by {check.max_rel:.1e} of the largest output "
+                f"(at most {RELATIVE_LIMIT:.0e} is allowed); {path} was not written"
+            )
+        move_files(folder, target.parent, last=target.name)
+    return check
+
+
+def _about(card: Card, shape: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
+    known = {"classes": card.classes, "mean": card.mean, "std": card.std, "history": card.history}
+    return {"format": "compressor program", "version": 1, "input_shape": shape, **known, "settings": settings}
+
+
+def _write(reference: nn.Module, example: Tensor, file: Path, about: dict[str, Any]) -> None:
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's about torch's own internals
+            program = torch.export.export(reference, (example,), dynamic_shapes=free, strict=False)
+            torch.export.save(program, file, extra_files={EXTRA: json.dumps(about)})
+    except OSError as error:
+        raise FileError(f"{file.name} cannot be written ({error.strerror})") from error
+    except Exception as error:  # the exporter and the user's code fail in many ways
+        raise ModelError(f"torch cannot write this model as a program ({first_line(error)})") from error
+
+
+def _opened(file: Path) -> list[nn.Module]:
+    """The program as plain torch opens it, and as compressor does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = torch.export.load(file).module()
+    return [plain, open_model(file).module]
+
+
+def _compared(opened: nn.Module, batches: list[Tensor], expected: list[list[Array]]) -> tuple[float, float]:
+    found = [largest_difference(outputs, torch_outputs(opened, batch)) for batch, outputs in zip(batches, expected)]
+    return max(absolute for absolute, _ in found), max(relative for _, relative in found)

@@ -1,0 +1,50 @@
+"""Programs that are written: opened by plain torch and by compressor, with what is known of the model inside."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from compressor.errors import CompressorError, FileError, ModelError
+from compressor.exporting.manifest import Card
+from compressor.exporting.program import export_program
+from compressor.loading import open_model
+from tests.exporting.nets import small_net
+from tests.exporting.test_package import Noisy
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+CARD = Card(("ant", "bee", "cow", "dog"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("compressor prune net.pt",))
+
+
+def test_it_opens_everywhere_and_knows_its_model(tmp_path: Path) -> None:
+    images = torch.rand(6, 3, 8, 8)
+    check = export_program(
+        small_net(), EXAMPLE, tmp_path / "net.pt2", card=CARD, settings={"ratio": 0.5}, check_inputs=images
+    )
+    assert check.max_rel == 0 and check.inputs == "real" and check.file_bytes == (tmp_path / "net.pt2").stat().st_size
+    extra = {"compressor.json": ""}
+    plain = torch.export.load(tmp_path / "net.pt2", extra_files=extra).module()
+    torch.testing.assert_close(plain(images), small_net()(images))
+    assert json.loads(extra["compressor.json"])["settings"] == {"ratio": 0.5}
+    opened = open_model(tmp_path / "net.pt2")
+    assert (opened.classes, opened.mean, opened.std, opened.history) == (
+        CARD.classes,
+        CARD.mean,
+        CARD.std,
+        CARD.history,
+    )
+    assert opened.input_shape == (3, 8, 8)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["net.pt2"]
+
+
+def test_what_differs_or_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"mine")
+    with pytest.raises(CompressorError, match="differ"):
+        export_program(Noisy(), EXAMPLE, path)
+    with pytest.raises(ModelError, match="does not run"):
+        export_program(small_net(), torch.zeros(1, 1, 8, 8), path)
+    with pytest.raises(FileError, match="is a folder"):
+        export_program(small_net(), EXAMPLE, tmp_path)
+    assert path.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [path]

@@ -104,7 +104,7 @@ def _arch(held: Any) -> Arch | None:
         raise ValueError("its architecture has no name of a known form")
     if not isinstance(arguments, dict) or not all(isinstance(key, str) and key.isidentifier() for key in arguments):
         raise ValueError("the arguments of its architecture are none")
-    if len(str(arguments)) > _LONGEST_ARGUMENTS:
+    if name != PROGRAM and len(str(arguments)) > _LONGEST_ARGUMENTS:
         raise ValueError("the arguments of its architecture are longer than anyone would write")
     return Arch(name, arguments, sha256)
 

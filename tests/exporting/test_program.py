@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from compressor import vision
 from compressor.errors import CompressorError, FileError, ModelError
 from compressor.exporting.manifest import Card
 from compressor.exporting.program import export_program
-from compressor.loading import open_model
+from compressor.graph import capture
+from compressor.loading import open_model, save_model
+from compressor.surgery import operate_
+from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
 from tests.exporting.nets import small_net
 from tests.exporting.test_package import Noisy
 
@@ -48,3 +52,29 @@ def test_what_differs_or_cannot_be_written_leaves_the_old_file(tmp_path: Path) -
     with pytest.raises(FileError, match="is a folder"):
         export_program(small_net(), EXAMPLE, tmp_path)
     assert path.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11"])
+def test_torchvision_networks_are_edited_as_programs(name: str, tmp_path: Path) -> None:
+    model, images = randomise_(vision.build(name, num_classes=5)).float(), torch.randn(4, 3, 64, 64)
+    export_program(model, images[:1], tmp_path / "net.pt2")
+    opened = open_model(tmp_path / "net.pt2")
+    module, wide = opened.module.double(), images.double()
+    channels = capture(module, wide)
+    eager = capture(model.double(), wide)
+    assert {group.name: group.size for group in channels.free} == {group.name: group.size for group in eager.free}
+    plan = half_plan(channels)
+    expected = masked_outputs(module, wide, channels, plan.removed)
+    operate_(module, plan, channels)
+    assert relative_error(outputs(module, wide), expected) < 1e-10
+
+    module.float().train()
+    optimizer = torch.optim.SGD(module.parameters(), 1e-3)
+    for _ in range(2):
+        torch.nn.functional.cross_entropy(module(images), torch.tensor([0, 1, 2, 3])).backward()
+        optimizer.step()
+    export_program(module.eval(), images[:1], tmp_path / "half.pt2", check_inputs=images)
+    save_model(opened, tmp_path / "half.pt")
+    for again in ("half.pt2", "half.pt"):
+        assert relative_error(outputs(open_model(tmp_path / again).module, images), outputs(module, images)) < 1e-6

@@ -229,6 +229,14 @@ def test_a_bomb_in_a_checkpoint_is_refused(plain: Path) -> None:
         build(["no base85 \n"])
 
 
+def test_a_deep_network_is_not_too_long_for_a_checkpoint(tmp_path: Path) -> None:
+    layers = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(60))
+    exported(nn.Sequential(*layers), tmp_path / "deep.pt2")
+    opened = open_model(tmp_path / "deep.pt2")
+    save_model(opened, tmp_path / "deep.pt")
+    assert outputs(open_model(tmp_path / "deep.pt").module, IMAGES)[0].shape == (2, 3, 8, 8)
+
+
 @pytest.mark.parametrize("target", ["torch.ops.aten.conv2d.default", "_operator.floordiv", "torch.sym_max"])
 def test_operators_that_networks_use_are_known(target: str) -> None:
     assert callable(operator_named(target))

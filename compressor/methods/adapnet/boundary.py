@@ -145,13 +145,23 @@ class Boundary:
         channels = self.current()
         group = channels.group(unit.name)
         kse = partial(indicators, self.model, channels, group, self.settings, self.generator)
-        weights = partial(strength, self.model, channels, group)
+        ranks: dict[str, Callable[[], torch.Tensor | None]] = {
+            "change": partial(self.owner.means.change, self.model, channels, group),
+            "weights": partial(strength, self.model, channels, group),
+        }
         beta = self.owner.beta
         if self.settings.macs_bias:
             self._costs = self._costs or prune.relative_costs(channels, list(self.owner.units))
             beta = prune.biased(beta, self._costs[unit.name], self.settings.macs_bias)
         return prune.candidates(
-            unit.table, unit.concepts, unit.protect == 0, self._room(unit, 0), beta, kse, self.settings, weights
+            unit.table,
+            unit.concepts,
+            unit.protect == 0,
+            self._room(unit, 0),
+            beta,
+            kse,
+            self.settings,
+            ranks.get(self.settings.victims),
         )
 
     def _candidates_edits(self, unit: Unit, chosen: list[prune.Candidate]) -> list[Edit]:

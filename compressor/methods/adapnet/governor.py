@@ -10,7 +10,7 @@ WORTH_A_WARNING = 0.25
 class Governor:
     """Says which groups are judged at the next boundary: all, or some of them in turn.
 
-    With `units_per_lsep` the number is the user's and runs can be repeated; with `ic_budget` it follows from the times
+    With `units_per_lsep` the number is the user's, of whatever cost, and runs can be repeated; with `ic_budget` it follows from the times
     of the first period, which differ from run to run.
     """
 
@@ -41,7 +41,7 @@ class Governor:
                 f"concepts of {min(self.together, len(names))} of {len(names)} groups are judged in each period, to "
                 f"stay within {budget:.0%} of training time; --units-per-lsep {self.together} repeats this run"
             )
-        if self.overhead > WORTH_A_WARNING:
+        if self.together is None and self.overhead > WORTH_A_WARNING:
             return f"concepts take {self.overhead:.0%} of training time; --ic-budget {WORTH_A_WARNING} bounds it"
         return None
 

@@ -71,6 +71,7 @@ class AdapNet:
         self.adopt(model, channels)
         if self.step == 0:
             self._begin()
+            self.means.begin(channels)
         seen = {name: views(model, channels, channels.group(name)) for name in self.units}
         recorded = schedule.recording_steps(self.lsep, self.settings.rec_batches)
 

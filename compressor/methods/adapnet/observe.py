@@ -91,39 +91,76 @@ def _first(ids: np.ndarray[Any, np.dtype[np.int64]], group: Group) -> tuple[int,
 
 
 class Means:
-    """Mean of the input of every layer that reads channels, over the recorded batches of a period."""
+    """Mean and mean square of the input of every layer that reads channels, over the recorded batches of a period."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}  # by the name of the reader's weight
+        self.sums: dict[str, Tensor] = {}  # (2, inputs) by the name of the reader's weight
         self.batches: dict[str, int] = defaultdict(int)
+        self.ids: dict[str, list[int]] = {}  # the channels that these inputs were while they were recorded
+
+    def begin(self, channels: Channels) -> None:
+        """Take down which channels the readers are about to be given."""
+        places = [place for group in channels.free for place in group.places if place.role == "column"]
+        self.ids = {place.tensor: channels.identities[place.tensor, place.dim].tolist() for place in places}
 
     def add(self, weight: str, given: Tensor, dim: int) -> None:
         """Add one batch that a reader was given, with channels on dimension `dim`."""
         others = [d for d in range(given.ndim) if d != dim % given.ndim]
-        mean = given.detach().float().mean(others)
-        self.sums[weight] = self.sums[weight] + mean if weight in self.sums else mean
+        values = given.detach().float()
+        moments = torch.stack([values.mean(others), values.square().mean(others)])
+        self.sums[weight] = self.sums[weight] + moments if weight in self.sums else moments
         self.batches[weight] += 1
+
+    def _moments(self, weight: str) -> dict[int, tuple[float, float]]:
+        """Mean and mean square of every channel that a reader was given; several inputs of one channel are averaged."""
+        moments = (self.sums[weight] / self.batches[weight]).double().cpu()
+        # A grouped convolution has several times as many inputs as its weight has columns.
+        ids = torch.from_numpy(np.resize(np.array(self.ids[weight]), moments.shape[1]))
+        known, index = ids.unique(return_inverse=True)
+        totals = torch.zeros(2, len(known), dtype=torch.float64).index_add_(1, index, moments)
+        means = totals / torch.bincount(index)
+        return {identity: (mean, square) for identity, mean, square in zip(known.tolist(), *means.tolist())}
 
     def of(self, channels: Channels, group: Group) -> dict[int, float] | None:
         """Mean activation by channel, over the group's readers; None when no reader was seen."""
         totals: dict[int, list[float]] = defaultdict(list)
         for place in group.places:
             if place.role == "column" and place.tensor in self.sums:
-                ids = channels.identities[place.tensor, place.dim]
-                means = (self.sums[place.tensor] / self.batches[place.tensor]).double().cpu().numpy()
-                for identity, mean in zip(np.resize(ids, len(means)).tolist(), means.tolist()):
+                for identity, (mean, _) in self._moments(place.tensor).items():
                     totals[identity].append(mean)
         known = {identity: float(np.mean(totals[identity])) for identity in group.ids.tolist() if identity in totals}
         return known if len(known) == group.size else None
 
+    def change(self, model: nn.Module, channels: Channels, group: Group) -> Tensor | None:
+        """How much each channel's removal changes what its readers make, once its mean is made up for: (channels,).
+
+        The variance of the channel times the squares of the weights that read it, as a share of the group's total,
+        summed over the readers; None when a channel was not seen by one of them.
+        """
+        tensors = dict(model.named_parameters())
+        ids = group.ids.tolist()
+        totals = torch.zeros(group.size, dtype=torch.float64)
+        for place in group.places:
+            if place.role != "column" or place.tensor not in tensors:
+                continue
+            moments = self._moments(place.tensor) if place.tensor in self.sums else {}
+            if not set(ids) <= moments.keys():
+                return None
+            variance = torch.tensor([moments[i][1] - moments[i][0] ** 2 for i in ids], dtype=torch.float64)
+            squares = tensors[place.tensor].detach().movedim(place.dim, 0).flatten(1).double().square().sum(1).cpu()
+            change = variance.clamp(min=0) * squares[torch.from_numpy(channels.positions(place, ids))].sum(1)
+            totals += change / change.sum().clamp(min=1e-300)
+        return totals
+
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
-        return {"sums": dict(self.sums), "batches": dict(self.batches)}
+        return {"sums": dict(self.sums), "batches": dict(self.batches), "ids": dict(self.ids)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over what `state_dict` gave."""
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.batches = defaultdict(int, state["batches"])
+        self.ids = dict(state["ids"])
 
 
 class Watch:

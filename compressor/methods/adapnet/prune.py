@@ -54,13 +54,14 @@ def candidates(
     beta: float,
     kse: Callable[[], Tensor],
     settings: AdapNetSettings,
-    strength: Callable[[], Tensor] | None = None,
+    rank: Callable[[], Tensor | None] | None = None,
 ) -> list[Candidate]:
-    """The filters that are equally active on all concepts and tell the next layer little, in the order of `victims`.
+    """The filters that are equally active on all concepts and tell the next layer little, largest p-value first.
 
     `eligible` masks those neither protected nor frozen; `room` is how many the group can lose; `kse` gives the
-    indicator of every filter and is called only if a filter passes the first test; `strength` the size of its weights.
-    Needs two concepts; a filter needs `row_min` counts. At most a share of `prune_cap` of the filters is taken.
+    indicator of every filter and is called only if a filter passes the first test; `rank` a number by which the lowest
+    go first, in place of the p-value. Needs two concepts; a filter needs `row_min` counts. At most a share of
+    `prune_cap` of the filters is taken.
     """
     if len(concepts) < 2 or room < 1:
         return []
@@ -70,8 +71,9 @@ def candidates(
         return []
     values = kse()
     passing &= values < settings.gamma1
-    ranks = {"uniform": lambda: -p_values, "kse": lambda: values, "weights": strength or (lambda: -p_values)}
-    order = [i for i in ranks[settings.victims]().argsort(stable=True).tolist() if passing[i]]
+    ranks = rank() if rank is not None else None
+    ordered = (-p_values if ranks is None else ranks).argsort(stable=True)
+    order = [i for i in ordered.tolist() if passing[i]]
     limit = min(math.ceil(settings.prune_cap * len(table)), room)
     return [Candidate(i, float(p_values[i]), beta, float(values[i]), settings.gamma1) for i in order[:limit]]
 

@@ -10,7 +10,7 @@ from typing import Literal
 Freezing = Literal["hold", "zero"]
 KseMode = Literal["minmax", "quantile"]
 Coupled = Literal["prune", "skip"]
-Victims = Literal["uniform", "kse", "weights"]
+Victims = Literal["uniform", "change", "weights"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class AdapNetSettings:
     kse_rows: int = 256
     kse_mode: KseMode = "minmax"
     prune_cap: float = 0.10
-    victims: Victims = "uniform"  # who goes first when more qualify: the most uniform, least KSE or smallest weights
+    victims: Victims = "uniform"  # who goes first when more qualify than may: see docs
     min_share: float = 0.05
     prune_dead: bool = True
     freeze: bool = True

@@ -144,12 +144,12 @@ def test_a_new_filter_is_spared_at_exactly_the_next_two_boundaries(monkeypatch: 
     spared: dict[int, int] = {}
     asked = boundary.prune.candidates
 
-    def watching(table, concepts, eligible, room, beta, kse, settings):  # type: ignore[no-untyped-def]
+    def watching(table, concepts, eligible, *more):  # type: ignore[no-untyped-def]
         unit = next(unit for unit in running.method.units.values() if unit.table is table)
         for identity, free in zip(unit.ids, eligible.tolist()):
             if not free:
                 spared[identity] = spared.get(identity, 0) + 1
-        return asked(table, concepts, eligible, room, beta, kse, settings)
+        return asked(table, concepts, eligible, *more)
 
     monkeypatch.setattr(boundary.prune, "candidates", watching)
     torch.manual_seed(0)

@@ -123,6 +123,7 @@ def watched(
         unit.start_recording(3 * 2)  # of which two batches take half each
     seen: dict[str, tuple[View, ...]] = {n: views(model, channels, channels.group(n)) for n in names}
     means, asked = Means(), iter(slots)
+    means.begin(channels)
     watch = Watch(units, seen, means, AdapNetSettings(rec_batches=2), generator, lambda: next(asked))
     model.train()
     with watch.on(model, reader_inputs(model, channels)):
@@ -183,3 +184,23 @@ def test_means_are_those_of_what_the_readers_get(build: type[nn.Module]) -> None
         found = means.of(channels, group)
         assert found is not None
         assert found == pytest.approx({i: sum(expected[i]) / len(expected[i]) for i in group.ids.tolist()}, abs=1e-5)
+
+
+def test_change_is_what_the_readers_output_varies_without_a_channel() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 1, bias=False))
+    whole = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)).train()
+    channels = capture(whole, torch.zeros(1, 3, 8, 8))
+    means = Means()
+    means.begin(channels)
+    images = torch.rand(16, 3, 8, 8)
+    given = model[1](model[0](images)).detach()
+    means.add("0.2.weight", given, 1)
+    found = means.change(whole, channels, channels.group("0.0"))
+    assert found is not None
+    # Without channel c, and with its mean made up for, the output differs by (a_c - mean a_c) times its columns.
+    kernel = model[2].weight.detach()[:, :, 0, 0]
+    wanted = torch.stack(
+        [((given[:, c] - given[:, c].mean()).square().mean() * kernel[:, c].square().sum()).double() for c in range(6)]
+    )
+    assert torch.allclose(found, wanted / wanted.sum(), rtol=1e-4)

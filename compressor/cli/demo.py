@@ -9,8 +9,8 @@ from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 
 HELP = (
-    "Show the whole job in about a minute: a small CNN that reads digits is profiled, pruned to half its MACs, "
-    "fine-tuned, measured and exported."
+    "Show the whole job in about a minute: a small CNN that reads digits is profiled, brought to half its MACs by "
+    "AdapNet, which prunes, merges and inserts filters while it trains, then measured and exported."
 )
 EXAMPLE = "compressor demo --out runs/demo"
 
@@ -27,9 +27,9 @@ def demo(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
+    from compressor.pipeline.adapnet import adapt
     from compressor.pipeline.demo import demo_job
-    from compressor.pipeline.prune import prune as run
 
     with terminal.progress() as tell:
-        report = run(demo_job(out, overwrite, typed(ctx)), tell)
+        report = adapt(demo_job(out, overwrite, typed(ctx)), tell)
     show_run(terminal, report, out, dry_run=False, trained=True)

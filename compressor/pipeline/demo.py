@@ -12,7 +12,8 @@ from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, 
 _MODEL = Path(__file__).resolve().parents[2] / "sample_models" / "digits_cnn.pt"
 
 # Smaller batches make more of few images: a period is then an epoch. The target ends the changes after 10 to 13 epochs.
-_SETTINGS = replace(PRESETS["quick"], batch_size=64, max_epochs=16, finetune_epochs=6)
+# All three layers are judged in every period, which takes longer than training them does here.
+_SETTINGS = replace(PRESETS["quick"], batch_size=64, max_epochs=16, finetune_epochs=6, units_per_lsep=3)
 
 
 def demo_job(out: str, overwrite: bool, command: str) -> AdaptJob:

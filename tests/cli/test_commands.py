@@ -129,7 +129,8 @@ def test_demo(compressor, monkeypatch):
 
     def quick(*arguments):
         job = whole(*arguments)
-        return replace(job, training=replace(job.training, epochs=1), output=replace(job.output, latency=False))
+        short = replace(job.adapnet, max_epochs=4, finetune_epochs=1)
+        return replace(job, adapnet=short, output=replace(job.output, latency=False))
 
     whole = demo.demo_job
     monkeypatch.setattr(demo, "demo_job", quick)

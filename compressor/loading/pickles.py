@@ -110,6 +110,20 @@ def _read_surveyed(file: BinaryIO, path: Path, survey: Survey) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def read_plain(file: BinaryIO, where: Path, most_gib: float = LARGEST_GIB) -> Any:
+    """What torch.save put into an open file, where it is tensors and plain types alone: no module, no record.
+
+    Raises FileError for anything else, and for a damaged file.
+    """
+    with _one_line_errors(where), warnings.catch_warnings():
+        # torch's remarks on pickles of other makes, which are refused anyway.
+        warnings.simplefilter("ignore")
+        survey = _survey(file, _check_container(file, where, most_gib))
+        if survey.objection is not None or any(_kind_of(name) is not None for name in survey.names):
+            raise FileError(f"{where} does not hold plain data: it was not written by this program")
+        return _read_surveyed(file, where, survey)
+
+
 def pickled_globals(path: Path) -> list[str]:
     """The names that the pickles in `path` ask for, sorted, "module.name" each; found without running any of it."""
     with _one_line_errors(path), path.open("rb") as file:

@@ -7,7 +7,6 @@ the latter.
 import hashlib
 import io
 import os
-import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import FileError
+from compressor.limits import check_size
+from compressor.loading.pickles import read_plain
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 _MAGIC = b"compressor checkpoint 1 "
@@ -61,6 +62,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises FileError when it is missing, damaged or of another version; nothing in it is ever executed.
     """
     try:
+        check_size(f"the checkpoint {path} has", path.stat().st_size)
         with path.open("rb") as file:
             header, payload = file.read(_HEADER_BYTES), file.read()
     except OSError as error:
@@ -69,16 +71,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileError(f"{path} is no checkpoint of this version: give the run folder that holds checkpoint.pt")
     if hashlib.sha256(payload).hexdigest().encode() != header[len(_MAGIC) : -1]:
         raise FileError(f"the checkpoint {path} is damaged (its checksum is wrong)")
+    foreign = f"the checkpoint {path} does not hold plain data: it was not written by this program"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on pickles of other makes, which are refused anyway
-            content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # whoever made the file chose what it raises
-        raise FileError(
-            f"the checkpoint {path} does not hold plain data: it was not written by this program"
-        ) from error
+        content = read_plain(io.BytesIO(payload), path)
+    except FileError as error:
+        raise FileError(foreign) from error
     if not isinstance(content, dict):
-        raise FileError(f"the checkpoint {path} does not hold plain data: it was not written by this program")
+        raise FileError(foreign)
     return content
 
 

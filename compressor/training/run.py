@@ -18,7 +18,7 @@ from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import Event, Meter, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
-from compressor.training.microbatches import MicroBatches, Step
+from compressor.training.microbatches import MicroBatches, Step, is_out_of_memory
 from compressor.training.numerics import choose_device, uses_bfloat16
 from compressor.training.randomness import derive_seed, random_states, restore_random_states_, seed_everything_
 from compressor.training.schedule import lr_at, make_optimizer
@@ -187,13 +187,26 @@ class Run:
         """Put back the folder's last whole checkpoint."""
         assert self.saving is not None
         content, warnings = checkpoint.latest_checkpoint(self.saving.folder)
+        try:
+            self._take_over(self.saving, content)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise FileError(
+                f"the checkpoint in {self.saving.folder} does not fit this run ({type(error).__name__}: "
+                f"{str(error)[:200]}): was it another run's, or another version's?"
+            ) from error
+        for warning in warnings:
+            self.note(warning)
+
+    def _take_over(self, saving: Saving, content: dict[str, Any]) -> None:
         if content["train_images"] != len(self.data.train):
             before, now = content["train_images"], len(self.data.train)
             raise DataError(
                 f"the training set had {before} images when the run began, now {now}: resume with the same data"
             )
-        if self.saving.restore is not None:
-            self.saving.restore(content["structure"], content["method"])
+        if saving.restore is not None:
+            saving.restore(content["structure"], content["method"])
         checkpoint.restore_model_(self.model, content["model"])
         checkpoint.restore_optimizer_(self.optimizer, content["optimizer"], self.model)
         counters = content["counters"]
@@ -204,8 +217,6 @@ class Run:
         self.meter = Meter(self.device)
         self.meter.restore(content["meter"])
         restore_random_states_(content["random"])
-        for warning in warnings:
-            self.note(warning)
 
     def stop_if_signalled(self, save: bool = True) -> None:
         """Raise Interrupted when a signal asked for it, as a rule after a checkpoint."""

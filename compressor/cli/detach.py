@@ -17,7 +17,7 @@ from compressor.training.settings import DataSettings, TrainSettings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from compressor.pipeline.detach import Row
+    from compressor.pipeline.exits import Row
 
 HELP = (
     "Make one network of several sizes: smaller sub-models that start inside it and share its weights.\n\n"

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.errors import UsageError
 from compressor.loading import transformed
+from compressor.pipeline.exits import Row, exits_section, measured_rows
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, in_words, layer_sizes, measure
 from compressor.pipeline.results import write_results
@@ -19,8 +20,7 @@ from compressor.pipeline.subject import Subject, open_subject
 from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
-from compressor.reporting.sections import Curve, Plot, Section, Table
-from compressor.subnets.cutting import Detaching, ModelCost, added_bytes, cut, model_costs
+from compressor.subnets.cutting import Detaching, added_bytes, cut, model_costs
 from compressor.subnets.learning import recalibrated, training_of
 from compressor.subnets.points import legal_points
 from compressor.training.evaluate import evaluate
@@ -28,19 +28,6 @@ from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
 from compressor.training.randomness import seed_everything_
 from compressor.training.state import Saving
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model of the network: its costs and, where they were measured, its accuracies."""
-
-    cost: ModelCost
-    top1: float | None = None  # fraction in 0..1 of the test images
-    alone_top1: float | None = None  # of the same model trained alone, with the same budget
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**self.cost.to_json(), "top1": self.top1, "alone_top1": self.alone_top1}
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,7 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
     Raises:
         CompressorError: anything the user can mend.
     """
-    folder = RunFolder(replace(job.output, overwrite=job.output.overwrite or resume))
+    folder = RunFolder(job.output, resume=resume)
     subject = _open(job, tell)
     data = subject.data
     if data is None:
@@ -80,8 +67,7 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
     tell(NoteEvent(in_words(before)))
     subject = replace(subject, opened=transformed(subject.opened, model, model.step()))
     alone = [copy.deepcopy(each) for each in model.learners()] if job.choice.baseline else []
-    if not resume:
-        folder.begin(flat(job))
+    folder.begin(flat(job))
 
     tell(Stage(f"training the base and {units.counted(model.exits, 'sub-model')} together"))
     saving = Saving(folder.path, phase="detach", resume=resume)
@@ -97,14 +83,14 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
     references = [_trained_alone(job, subject, module, exit, tell) for exit, module in enumerate(alone)]
 
     tell(Stage("measuring every model"))
-    rows = tuple(_measured(subject, model, references, latency=job.output.latency))
+    rows = tuple(measured_rows(subject, model, references, latency=job.output.latency))
     # thop cannot count layers that stand in several models.
     after = replace(measure(subject, latency=job.output.latency), macs_thop=rows[0].cost.macs_thop)
     report = replace(
         _report(job, subject, before, after, notes),
         layers=layer_sizes(widths, filters(model.detach(0))),
         rows=tuple(history.rows),
-        sections=(_section(rows),),
+        sections=(exits_section(rows),),
     )
     return Detached(write_results(subject, report, folder, job.output, tell), rows)
 
@@ -119,7 +105,7 @@ def dry_run(job: DetachJob, tell: Tell = silent) -> Detached:
     base = rows[0].cost
     size = Measurements(base.macs, base.macs_thop, base.params, reasons={**base.reasons, **missing})
     report = replace(_report(job, subject, size, size, notes), layers=layer_sizes(widths, widths))
-    return Detached(replace(report, sections=(_section(rows),)), rows)
+    return Detached(replace(report, sections=(exits_section(rows),)), rows)
 
 
 def list_points(job: DetachJob, tell: Tell = silent) -> dict[str, Any]:
@@ -181,47 +167,8 @@ def _trained_alone(job: DetachJob, subject: Subject, module: nn.Module, exit: in
     return evaluate(module, subject.data.test, subject.data).top1
 
 
-def _measured(subject: Subject, model: Detaching, references: list[float], *, latency: bool) -> Iterator[Row]:
-    assert subject.data is not None
-    for cost in model_costs(model, subject.example, latency=latency):
-        top1 = evaluate(model.detach(cost.exit), subject.data.test, subject.data).top1
-        yield Row(cost, top1, references[cost.exit] if references else None)
-
-
 def _name(exit: int) -> str:
     return f"sub-model {exit}" if exit else "the base"
-
-
-def _section(rows: tuple[Row, ...]) -> Section:
-    """The rows as a table, and accuracy against multiply-adds as a plot."""
-    columns = ("model", "starts at", "MACs", "MACs (thop)", "parameters", "shared", "own", "latency", "top-1", "alone")
-    table = Table(columns, tuple(_cells(row) for row in rows), "Sub-models: what each costs and how well it does.")
-    curves = []
-    for label, field in (("together", "top1"), ("each trained alone", "alone_top1")):
-        known = [(row.cost.macs / 1e6, getattr(row, field)) for row in reversed(rows)]
-        known = [(macs, 100 * top1) for macs, top1 in known if top1 is not None]
-        if known:
-            curves.append(Curve(label, tuple(macs for macs, _ in known), tuple(top1 for _, top1 in known)))
-    plots = (Plot("Accuracy against cost", "million MACs", "test top-1, %", tuple(curves)),) if curves else ()
-    text = "Exit 0 is the base; every sub-model is a step-down and the base's remaining layers, on the same weights."
-    return Section("Sub-models", text, (table,), plots)
-
-
-def _cells(row: Row) -> tuple[str | float | None, ...]:
-    cost = row.cost
-    timing = (cost.latency_ms or {}).get("torch")
-    return (
-        f"exit {cost.exit}" if cost.exit else "base",
-        cost.at,
-        units.macs(cost.macs),
-        None if cost.macs_thop is None else units.macs(cost.macs_thop),
-        units.amount(cost.params),
-        units.amount(cost.shared_params),
-        units.amount(cost.own_params),
-        None if timing is None else units.milliseconds(timing["median"]),
-        None if row.top1 is None else units.percent(row.top1),
-        None if row.alone_top1 is None else units.percent(row.alone_top1),
-    )
 
 
 def _report(job: DetachJob, subject: Subject, before: Measurements, after: Measurements, notes: list[str]) -> Report:

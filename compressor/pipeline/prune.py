@@ -7,6 +7,7 @@ from compressor.graph.channels import Channels
 from compressor.methods.oneshot import decide
 from compressor.methods.selection import Selection
 from compressor.methods.settings import check
+from compressor.pipeline.exits import exit_sections
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, filters_after, in_words, layer_sizes, measure
 from compressor.pipeline.oneshot import apply_plan_
@@ -16,6 +17,7 @@ from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import Subject, open_subject, score_batches
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
+from compressor.subnets.learning import step_of
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
@@ -59,6 +61,7 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
         _report(job, planned, before, after),
         layers=layer_sizes(widths, filters(subject.module)),
         rows=tuple(rows),
+        sections=exit_sections(subject, latency=job.output.latency),
     )
     return write_results(subject, report, folder, job.output, tell)
 
@@ -107,7 +110,8 @@ def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> 
         return []
     tell(Stage(f"fine-tuning for {job.training.epochs} epochs"))
     saving = Saving(folder.path, phase="finetune", resume=folder.resuming)
-    history = fit(subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving)
+    step = step_of(subject.module, job.training.label_smoothing)
+    history = fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)
     return history.rows
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from compressor.pipeline.exits import exit_sections
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, layer_sizes, measure
 from compressor.pipeline.replace import train_primenet
@@ -16,6 +17,7 @@ from compressor.primenet.settings import REPRESENTATION
 from compressor.profiling.model_profile import profile
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
+from compressor.subnets.learning import step_of
 from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
@@ -43,12 +45,14 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
 
     tell(Stage(f"training for {job.training.epochs} epochs"))
     saving = Saving(folder.path, phase=job.command.split()[1], resume=resume)
-    history = fit(subject.module, subject.data, job.training, on_event=folder.recording(tell), saving=saving)
+    step = step_of(subject.module, job.training.label_smoothing)
+    history = fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)
 
     tell(Stage("measuring the result"))
     after = measure(subject, latency=job.output.latency)
     before = replace(after, top1=top1)  # training changes no cost
-    report = replace(_report(job, subject, before, after), rows=tuple(history.rows))
+    sections = exit_sections(subject, latency=job.output.latency)
+    report = replace(_report(job, subject, before, after), rows=tuple(history.rows), sections=sections)
     return write_results(subject, report, folder, job.output, tell)
 
 

@@ -1,13 +1,18 @@
 """A whole detaching run: broken off and gone on with, and what its report says of sharing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from compressor.loading import open_model
+from compressor.methods.settings import PruneSettings
 from compressor.pipeline.detach import detach
-from compressor.pipeline.settings import DetachJob, ModelSettings, OutputSettings
+from compressor.pipeline.prune import prune
+from compressor.pipeline.resume import resume
+from compressor.pipeline.settings import FINETUNE, DetachJob, ModelSettings, OutputSettings, PruneJob, TrainJob
+from compressor.pipeline.train import train
 from compressor.subnets.settings import CNSN, NSN, DetachSettings, training_for
 from compressor.training.events import EpochEvent
 from compressor.training.settings import TrainSettings
@@ -41,7 +46,7 @@ def test_a_broken_run_goes_on_to_the_same_weights(monkeypatch, tmp_path, model, 
     whole = detach(job(model, tmp_path / "whole", **choice))
     with pytest.raises(Killed):
         detach(job(model, tmp_path / "broken", **choice), dies_after_one_epoch)
-    detach(job(model, tmp_path / "broken", **choice), resume=True)
+    resume(str(tmp_path / "broken"))
     one, other = (open_model(tmp_path / name / "model.pt").module.state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     for row in whole.rows:
@@ -49,6 +54,27 @@ def test_a_broken_run_goes_on_to_the_same_weights(monkeypatch, tmp_path, model, 
     base, *exits = whole.rows
     assert all(row.cost.own_params < row.cost.shared_params for row in exits)
     assert all(row.cost.macs < base.cost.macs for row in exits)
+
+
+def test_a_detached_model_is_pruned_and_trained_further_as_one(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    detach(job(DIGITS, tmp_path / "detached", exits=1))
+    short = replace(FINETUNE, epochs=1, batch_size=256)
+    output = OutputSettings(str(tmp_path / "pruned"), latency=False, onnx=False)
+    model = ModelSettings(str(tmp_path / "detached" / "model.pt"))
+    report = prune(PruneJob(model, output, PruneSettings(ratio=0.25), "digits", training=short))
+    base, sub_model = report.sections[0].tables[0].rows
+    assert (base[0], sub_model[1]) == ("base", "7")
+    module = open_model(tmp_path / "pruned" / "model.pt").module
+    assert module.submodels[0].step_down.conv.out_channels == module.base[3].out_channels == 48
+    output = OutputSettings(str(tmp_path / "tuned"), latency=False, onnx=False)
+    command = "compressor finetune"
+    model = ModelSettings(str(tmp_path / "pruned" / "model.pt"))
+    tuned = train(TrainJob(model, "digits", output, training=short, command=command))
+    assert len(tuned.sections[0].tables[0].rows) == 2
+    moved = open_model(tmp_path / "tuned" / "model.pt").module.state_dict()
+    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, moved[name])}
+    assert {"submodels.0.step_down.conv.weight", "base.0.weight", "submodels.0.tail.8.running_mean"} <= changed
 
 
 def test_training_is_the_papers_where_nobody_chose():

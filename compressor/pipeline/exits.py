@@ -1,0 +1,75 @@
+"""What a report says of every model of a detachable network: costs, accuracies, and the two against each other."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.pipeline.subject import Subject
+from compressor.reporting import units
+from compressor.reporting.sections import Curve, Plot, Section, Table
+from compressor.subnets.cutting import Detaching, ModelCost, model_costs
+from compressor.subnets.detachable import Detachable
+from compressor.subnets.nested import Nested
+from compressor.training.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the network: its costs and, where they were measured, its accuracies."""
+
+    cost: ModelCost
+    top1: float | None = None  # fraction in 0..1 of the test images
+    alone_top1: float | None = None  # of the same model trained alone, with the same budget
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**self.cost.to_json(), "top1": self.top1, "alone_top1": self.alone_top1}
+
+
+def measured_rows(
+    subject: Subject, model: Detaching, references: Sequence[float] = (), *, latency: bool
+) -> Iterator[Row]:
+    """A row for each model; the accuracies of the same models trained alone are `references`, where there are any."""
+    data = subject.data
+    for cost in model_costs(model, subject.example, latency=latency):
+        top1 = None if data is None else evaluate(model.detach(cost.exit), data.test, data).top1
+        yield Row(cost, top1, references[cost.exit] if references else None)
+
+
+def exit_sections(subject: Subject, *, latency: bool) -> tuple[Section, ...]:
+    """The part of a report for a network that is detachable; none for another."""
+    if not isinstance(subject.module, Detachable | Nested):
+        return ()
+    return (exits_section(tuple(measured_rows(subject, subject.module, latency=latency))),)
+
+
+def exits_section(rows: tuple[Row, ...]) -> Section:
+    """The rows as a table, and accuracy against multiply-adds as a plot."""
+    columns = ("model", "starts at", "MACs", "MACs (thop)", "parameters", "shared", "own", "latency", "top-1", "alone")
+    table = Table(columns, tuple(_cells(row) for row in rows), "Sub-models: what each costs and how well it does.")
+    curves = []
+    for label, field in (("together", "top1"), ("each trained alone", "alone_top1")):
+        known = [(row.cost.macs / 1e6, getattr(row, field)) for row in reversed(rows)]
+        known = [(macs, 100 * top1) for macs, top1 in known if top1 is not None]
+        if known:
+            curves.append(Curve(label, tuple(macs for macs, _ in known), tuple(top1 for _, top1 in known)))
+    plots = (Plot("Accuracy against cost", "million MACs", "test top-1, %", tuple(curves)),) if curves else ()
+    text = "Exit 0 is the base; every sub-model is a step-down and the base's remaining layers, on the same weights."
+    return Section("Sub-models", text, (table,), plots)
+
+
+def _cells(row: Row) -> tuple[str | float | None, ...]:
+    cost = row.cost
+    timing = (cost.latency_ms or {}).get("torch")
+    return (
+        f"exit {cost.exit}" if cost.exit else "base",
+        cost.at,
+        units.macs(cost.macs),
+        None if cost.macs_thop is None else units.macs(cost.macs_thop),
+        units.amount(cost.params),
+        units.amount(cost.shared_params),
+        units.amount(cost.own_params),
+        None if timing is None else units.milliseconds(timing["median"]),
+        None if row.top1 is None else units.percent(row.top1),
+        None if row.alone_top1 is None else units.percent(row.alone_top1),
+    )

@@ -1,0 +1,199 @@
+"""AdapNet against one-shot l1 from the same weights with the same epochs: `benchmarks/adapnet.py --scale small`.
+
+Four networks come of the same start weights and the same number of further epochs on the same learning-rate schedule:
+untouched; AdapNet; l1, global, at AdapNet's final MACs (is its choice of widths good?); l1 at AdapNet's own widths (is
+its choice of filters good?). Test accuracy is read once, at the end of each.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.graph import capture
+from compressor.graph.channels import Channels
+from compressor.methods.adapnet.method import AdapNet
+from compressor.methods.adapnet.settings import AdapNetSettings
+from compressor.methods.oneshot import decide
+from compressor.methods.scores import Given
+from compressor.methods.settings import PruneSettings
+from compressor.methods.table import METHODS
+from compressor.pipeline.goals import Guard, Target
+from compressor.pipeline.periods import Periods
+from compressor.pipeline.phases import Phases
+from compressor.pipeline.settings import GoalSettings
+from compressor.pipeline.stages import silent
+from compressor.pipeline.training_phases import TrainingPhases
+from compressor.surgery import Plan, Prune, operate_
+from compressor.training.batching import steps_per_epoch
+from compressor.training.data import Data
+from compressor.training.distillation import distilling
+from compressor.training.evaluate import evaluate
+from compressor.training.loop import fit
+from compressor.training.randomness import derive_seed, seed_everything_
+from compressor.training.recalibrate import recalibrate_
+from compressor.training.settings import TrainSettings
+from sample_models.vgg11 import build
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One seed on one data set."""
+
+    data: Data
+    settings: AdapNetSettings
+    goals: GoalSettings
+    training: TrainSettings
+    start_epochs: int
+    total_epochs: int  # after the start; AdapNet fine-tunes for as many as its second phase leaves
+    width: float
+
+    def phases(self, finetune_epochs: int) -> Phases:
+        """The second and third phase; the first is the start that all networks share."""
+        settings = replace(self.settings, startup_epochs=0, finetune_epochs=finetune_epochs)
+        return Phases.of(settings, self.training, trained=True)
+
+
+def run(trial: Trial, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Rows of one seed: the start, and what became of it in four ways."""
+    start = _start(trial)
+    rows = [_row("start", trial, start, trial.start_epochs, 0.0)]
+    tell(_words(rows[-1]))
+
+    def add(name: str, model: nn.Module, epochs: int, began: float) -> None:
+        rows.append(_row(name, trial, model, epochs, time.process_time() - began))
+        tell(_words(rows[-1]))
+
+    began = time.process_time()
+    small, periods, changing = _adapnet(trial, copy.deepcopy(start))
+    add("adapnet", small, trial.total_epochs, began)
+    rows[-1]["changing_epochs"] = changing
+    rows[-1]["edits"] = _counted(periods)
+    rows[-1]["filters_by_group"] = {group.name: group.size for group in periods.channels.free}
+    rows[-1]["notes"] = periods.method.notes
+
+    arms: dict[str, Callable[[nn.Module], None]] = {
+        "untouched": lambda model: None,
+        "l1, same MACs": lambda model: _same_macs_(model, trial, periods.channels.macs()),
+        "l1, same widths": lambda model: _same_widths_(model, trial, periods.channels),
+    }
+    for name, cut_ in arms.items():
+        began = time.process_time()
+        model = copy.deepcopy(start)
+        cut_(model)
+        recalibrate_(model, trial.data.train, trial.data, batch_size=trial.settings.batch_size)
+        _train_(model, trial, start, trial.total_epochs)
+        add(name, model, trial.total_epochs, began)
+    return rows
+
+
+def _start(trial: Trial) -> nn.Module:
+    """The network that all begin with, on the device."""
+    seed_everything_(trial.training.seed)
+    model = build(len(trial.data.classes), trial.data.input_shape[0], trial.width)
+    settings = replace(trial.phases(0).training, epochs=trial.start_epochs, schedule="cosine")
+    fit(model, trial.data, settings)
+    return model
+
+
+def _adapnet(trial: Trial, model: nn.Module) -> tuple[nn.Module, Periods, int]:
+    """AdapNet's second phase, and fine-tuning with the epochs it left; how many it took."""
+    start = copy.deepcopy(model)
+    phases, data = trial.phases(0), trial.data
+    channels = capture(model, _example(model, data))
+    method = AdapNet(
+        trial.settings,
+        classes=len(data.classes),
+        steps_per_epoch=steps_per_epoch(data, phases.training),
+        seed=trial.training.seed,
+    )
+    guard = Guard(trial.goals.max_drop, lambda: evaluate(model, data.validation, data).top1)
+    periods = Periods(model, channels, method, Target.of(trial.goals, channels), guard, silent)
+    training = TrainingPhases(model, data, periods, phases, trial.goals, trained=True)
+    training.run()
+    changing = sum(row["phase"] != "period" for row in training.rows)
+    _train_(model, trial, start, trial.total_epochs - changing, done=changing, optimizer=training.optimizer)
+    return model, periods, changing
+
+
+def _train_(
+    model: nn.Module,
+    trial: Trial,
+    start: nn.Module,
+    epochs: int,
+    *,
+    done: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Plain epochs on the common schedule, from epoch `done` of it on."""
+    if not epochs:
+        return
+    settings = trial.phases(trial.total_epochs).of_phase("periods")
+    settings = replace(settings, first_epoch=settings.first_epoch + done, epochs=epochs)
+    goals = trial.goals
+    teacher = copy.deepcopy(start) if goals.distill else None
+    step = None if teacher is None else distilling(teacher, goals.distill_weight, goals.distill_temperature)
+    fit(model, trial.data, settings, step=step, optimizer=optimizer)
+
+
+def _same_macs_(model: nn.Module, trial: Trial, macs: int) -> None:
+    channels = capture(model, _example(model, trial.data))
+    if macs >= channels.macs():
+        return
+    selection = decide(model, channels, PruneSettings(method="l1", scope="global", target_macs=float(macs)))
+    operate_(model, selection.plan, channels)
+
+
+def _same_widths_(model: nn.Module, trial: Trial, wanted: Channels) -> None:
+    channels = capture(model, _example(model, trial.data))
+    scores = METHODS["l1"](model, channels, Given()).values
+    edits = []
+    for group in channels.free:
+        surplus = group.size - wanted.group(group.name).size
+        if surplus > 0:
+            gone = group.ids[scores[group.name].argsort(kind="stable")[:surplus]]
+            edits.append(Prune(group.name, tuple(sorted(gone.tolist())), "l1 at given widths"))
+    operate_(model, Plan(tuple(edits)), channels)
+
+
+def _example(model: nn.Module, data: Data) -> torch.Tensor:
+    return torch.zeros(1, *data.input_shape, device=next(model.parameters()).device)
+
+
+def _row(name: str, trial: Trial, model: nn.Module, epochs: int, seconds: float) -> dict[str, Any]:
+    channels = capture(model, _example(model, trial.data))
+    return {
+        "network": name,
+        "data": trial.data.name,
+        "seed": trial.training.seed,
+        "epochs": epochs,
+        "top1": evaluate(model, trial.data.test, trial.data).top1,
+        "macs": channels.macs(),
+        "params": channels.params(),
+        "filters": sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _counted(periods: Periods) -> dict[str, int]:
+    kinds = [row["kind"] for plan in periods.plans for row in plan]
+    return {kind: kinds.count(kind) for kind in ("prune", "merge", "insert")}
+
+
+def _words(row: dict[str, Any]) -> str:
+    return (
+        f"seed {row['seed']}  {row['network']:<16} top-1 {row['top1']:.4f}  {row['params']:>7,} parameters  "
+        f"{row['macs']:>10,} MACs  {row['filters']} filters  {row['epochs']} epochs  {row['seconds']:.0f} s"
+    )
+
+
+def subset(data: Data, images: int, seed: int) -> Data:
+    """The data with so many training images, drawn by the seed; validation is cut to a fifth of that."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "subset"))
+    train = data.train.take(torch.randperm(len(data.train), generator=generator)[:images])
+    validation = data.validation.take(torch.randperm(len(data.validation), generator=generator)[: images // 5])
+    return replace(data, train=train, validation=validation)

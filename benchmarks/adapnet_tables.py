@@ -1,0 +1,187 @@
+"""The paper's tables 3 to 6 and 10 to 13: AdapNet from random weights, whole, for a GPU.
+
+Reference: Ahmadluei, Faez, Masoumi, "Adaptive Pruning of Convolutional Neural Network", section 4 and 5. The paper's
+figures stand beside ours; several of them cannot be met by any reading (see docs/methods/adapnet.md).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor import vision
+from compressor.graph import capture
+from compressor.methods.adapnet.method import AdapNet
+from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pipeline.goals import Guard, Target
+from compressor.pipeline.periods import Periods
+from compressor.pipeline.phases import Phases
+from compressor.pipeline.settings import GoalSettings
+from compressor.pipeline.stages import PeriodEvent
+from compressor.pipeline.training_phases import TrainingPhases
+from compressor.training.batching import batches, steps_per_epoch
+from compressor.training.data import Data, with_input_shape
+from compressor.training.evaluate import device_of, evaluating
+from compressor.training.events import EpochEvent
+from compressor.training.numerics import choose_device
+from compressor.training.randomness import seed_everything_
+from compressor.training.settings import TrainSettings
+from sample_models import net2, vgg11
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its network, what differs from the paper's settings, and its figures in per cent.
+
+    `paper` maps a column (classes, or batch size) to train, top-1, top-2, prune ratio and epochs of phase two.
+    """
+
+    build: Callable[[int], nn.Module]
+    size: int = 32  # of the images
+    changes: dict[str, Any] = field(default_factory=dict)
+    batch_sizes: tuple[int, ...] = (128,)
+    paper: dict[int, tuple[float, ...]] = field(default_factory=dict)
+
+
+def alexnet(classes: int) -> nn.Module:
+    """AlexNet's five convolutions for 32x32 images, (batch, 3, 32, 32) -> (batch, classes); the paper does not say how
+    it fits AlexNet to CIFAR."""
+
+    def convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(
+        *convolution(3, 64, stride=2),
+        nn.MaxPool2d(2),
+        *convolution(64, 192),
+        nn.MaxPool2d(2),
+        *convolution(192, 384),
+        *convolution(384, 256),
+        *convolution(256, 256),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        *(nn.Dropout(), nn.Linear(256 * 2 * 2, 4096), nn.ReLU(inplace=True)),
+        *(nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(inplace=True)),
+        nn.Linear(4096, classes),
+    )
+
+
+def resnet50(classes: int) -> nn.Module:
+    """ResNet-50 with a 3x3 stem without pooling, as is usual for 32x32 images."""
+    model = vision.build("resnet50", num_classes=classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+_VGG11 = {10: (93, 88, 92, 87, 53), 100: (87, 85, 90, 79, 49)}
+TABLES: dict[str, Table] = {
+    # Net2's maps shrink by unpadded convolutions, 60x60 after the first: its images are enlarged to 64x64.
+    "3": Table(net2.build, 64, {"startup_untrained": 20}, paper={10: (82, 69, 84, 88, 50), 100: (79, 64, 73, 89, 41)}),
+    "4": Table(vgg11.build, paper=_VGG11),
+    "5": Table(alexnet, paper={10: (86, 84, 89, 81, 52), 100: (82, 79, 81, 78, 32)}),
+    "6": Table(resnet50, paper={10: (92, 89, 94, 89, 49), 100: (91, 87, 89, 59, 29)}),
+    "10": Table(vgg11.build, 32, {"merge": False}, paper={10: (95, 89, 93, 80, 60), 100: (86, 84, 91, 75, 53)}),
+    "11": Table(vgg11.build, 32, {"freeze": False}, paper={10: (94, 85, 90, 87, 54), 100: (87, 86, 87, 80, 48)}),
+    "12": Table(vgg11.build, 32, {"insert": False}, paper={10: (93, 88, 91, 81, 61), 100: (94, 89, 90, 74, 68)}),
+    "13": Table(
+        vgg11.build,
+        batch_sizes=(16, 32, 64, 128),
+        paper={16: (89, 84, 86, 63, 100), 32: (93, 82, 88, 88, 86), 64: (92, 89, 90, 86, 61), 128: _VGG11[10]},
+    ),
+}
+
+
+def budget(name: str) -> dict[str, Any]:
+    """What the results file says of a table: its settings."""
+    return {"table": int(name), "settings": asdict(replace(PRESETS["paper"], **TABLES[name].changes))}
+
+
+def run(name: str, data: Data, training: TrainSettings, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The table's rows on one data set, one a batch size."""
+    table = TABLES[name]
+    if data.input_shape[1] != table.size:
+        data = with_input_shape(data, (3, table.size, table.size))
+    rows = []
+    for batch_size in table.batch_sizes:
+        settings = replace(PRESETS["paper"], **table.changes, batch_size=batch_size)
+        column = batch_size if len(table.batch_sizes) > 1 else len(data.classes)
+        rows.append(_one(table, settings, data, training, tell) | {"paper": table.paper.get(column)})
+    return rows
+
+
+def _one(
+    table: Table, settings: AdapNetSettings, data: Data, training: TrainSettings, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    seed_everything_(training.seed)
+    model = table.build(len(data.classes)).to(choose_device(training.device))
+    phases = Phases.of(settings, training, trained=False)
+    channels = capture(model, torch.zeros(1, *data.input_shape, device=device_of(model)))
+    method = AdapNet(
+        settings,
+        classes=len(data.classes),
+        steps_per_epoch=steps_per_epoch(data, phases.training),
+        seed=training.seed,
+    )
+
+    def show(event: Any) -> None:
+        if isinstance(event, PeriodEvent):
+            tell(event.text)
+        elif isinstance(event, EpochEvent):
+            row = event.row
+            tell(f"{row['phase']} {row['epoch']}  loss {row['train_loss']:.4f}  top-1 {row['train_top1']:.4f}")
+
+    goals = GoalSettings()
+    before = (channels.params(), channels.macs(), _filters(model))
+    periods = Periods(model, channels, method, Target.of(goals, channels), Guard(None, lambda: 0.0), show)
+    whole = TrainingPhases(model, data, periods, phases, goals, trained=False)
+    whole.run(on_event=show)
+    after = (periods.channels.params(), periods.channels.macs(), _filters(model))
+    top1, top2 = _top(model, data)
+    return {
+        "data": data.name,
+        "classes": len(data.classes),
+        "seed": training.seed,
+        "batch_size": settings.batch_size,
+        "train_top1": next(row["train_top1"] for row in reversed(whole.rows) if "train_top1" in row),
+        "top1": top1,
+        "top2": top2,
+        **{f"{what}_removed": 1 - b / a for what, a, b in zip(("params", "macs", "filters"), before, after)},
+        "epochs_phase2": method.epoch,
+        "seconds": round(time.perf_counter() - began),
+        "filters": {group.name: group.size for group in periods.channels.free},
+    }
+
+
+def _filters(model: nn.Module) -> int:
+    return sum(module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+
+
+def _top(model: nn.Module, data: Data) -> tuple[float, float]:
+    """Top-1 and top-2 on the test set."""
+    first = second = 0
+    with evaluating(model), torch.no_grad():
+        for x, y in batches(data.test, data, device=device_of(model)):
+            hits = model(x).topk(2, dim=1).indices == y[:, None]
+            first += int(hits[:, 0].sum())
+            second += int(hits.sum())
+    return first / len(data.test), second / len(data.test)
+
+
+def table(results: dict[str, Any]) -> str:
+    """The result as Markdown, ours and the paper's."""
+    lines = [
+        "| data | batch size | seed | train | top-1 | top-2 | parameters removed | filters removed | epochs "
+        "| paper: train, top-1, top-2, ratio, epochs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        shares = [f"{row[key]:.1%}" for key in ("train_top1", "top1", "top2", "params_removed", "filters_removed")]
+        paper = ", ".join(map(str, row["paper"])) if row["paper"] else "–"
+        cells = [row["data"], row["batch_size"], row["seed"], *shares, row["epochs_phase2"], paper]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)

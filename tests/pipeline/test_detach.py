@@ -78,10 +78,11 @@ def test_a_detached_model_is_pruned_and_trained_further_as_one(monkeypatch, tmp_
 
 
 def test_training_is_the_papers_where_nobody_chose():
-    assert training_for("cnsn", TrainSettings(epochs=300), ("epochs",)).milestones == (50, 100, 150)
+    stepped = training_for("cnsn", TrainSettings(epochs=300, schedule="step"), ("epochs", "schedule"))
+    assert (stepped.milestones, stepped.gamma, stepped.warmup_epochs) == ((50, 100, 150), 0.1, 1)
     nested = training_for("nsn", TrainSettings(epochs=600, lr=0.2), ("epochs", "lr"))
     assert (nested.milestones, nested.lr, nested.momentum) == ((200, 400), 0.2, 0.9)
     assert nested.gamma == pytest.approx(1 / 3)
-    assert training_for("cnsn", TrainSettings(), ()).milestones == (2, 3, 5)
-    assert training_for("cnsn", TrainSettings(schedule="cosine"), ("schedule",)).milestones == ()
+    short = training_for("cnsn", TrainSettings(), ())
+    assert (short.schedule, short.milestones, short.lr) == ("cosine", (), 0.01)
     assert (CNSN.batch_size, CNSN.lr, CNSN.weight_decay, NSN.batch_size) == (32, 0.01, 6e-4, 128)

@@ -1,0 +1,92 @@
+"""`compressor prune --method adapnet`: its flags, what they make, and what it refuses."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.methods.catalogue import ABOUT
+from compressor.pipeline.settings import GoalSettings
+
+DIGITS = "sample_models/digits_cnn.pt"
+PRUNE = ("prune", DIGITS, "--method", "adapnet")
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """The jobs that the command would have run."""
+    from compressor.pipeline import adapnet
+
+    seen = []
+
+    def instead(job, tell):
+        seen.append(job)
+        return adapnet_dry_run(job, tell)
+
+    adapnet_dry_run = adapnet.dry_run
+    monkeypatch.setattr(adapnet, "dry_run", instead)
+    return seen
+
+
+def test_every_setting_is_a_flag(compressor):
+    page = compressor("prune", "--help-all").out
+    for room in (AdapNetSettings, GoalSettings):
+        for field in fields(room):
+            assert f"--{field.name.replace('_', '-')}" in page, field.name
+    assert "--no-merge" in page and "--no-freeze" in page and "--no-insert" in page
+
+
+def test_a_preset_gives_what_was_not_typed(compressor, jobs):
+    arguments = ["--data", "digits", "--dry-run", "--lsep", "10"]
+    assert compressor(*PRUNE, *arguments, "--preset", "quick", "--no-merge", "--lr", "0.3").code == 0
+    assert compressor(*PRUNE, *arguments).code == 0
+    quick, paper = jobs
+    assert quick.adapnet == replace(PRESETS["quick"], lsep=10, merge=False, lr=0.3) and quick.preset == "quick"
+    assert paper.adapnet == replace(PRESETS["paper"], lsep=10) and paper.preset == "paper"
+
+
+def test_goals_and_shared_flags_reach_the_job(compressor, jobs):
+    goals = ["--target-macs", "0.5", "--target-params", "0.6", "--max-drop", "0.02", "--distill"]
+    shared = ["--seed", "7", "--keep", "3", "--augment", "flip"]
+    ran = compressor(*PRUNE, "--data", "digits", "--preset", "quick", "--dry-run", "--json", *goals, *shared)
+    assert ran.code == 0
+    (job,) = jobs
+    assert job.goals == GoalSettings(target_macs=0.5, target_params=0.6, max_drop=0.02, distill=True)
+    assert (job.training.seed, job.training.augment, job.keep) == (7, "flip", ("3",))
+    printed = json.loads(ran.out)
+    assert printed["settings"]["method"] == "adapnet" and printed["settings"]["lsep"] is None
+    assert printed["frozen"].keys() == {"3", "12"} and printed["after"]["macs"] is None
+
+
+def test_without_data_it_names_the_methods_that_need_none(compressor):
+    ran = compressor(*PRUNE, "--out", compressor.folder / "run")
+    assert ran.code == 2 and "needs --data" in ran.err
+    assert all(name in ran.err for name, about in ABOUT.items() if not about.needs_data)
+    assert "taylor" not in ran.err and not (compressor.folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ratio", "0.3"], "--ratio is not for adapnet: it decides itself"),
+        (["--epochs", "3"], "--epochs is not for adapnet: give --startup-epochs"),
+        (["--schedule", "cosine"], "--schedule is not for adapnet: its learning rate halves"),
+        (["--compile"], "--compile is not for adapnet"),
+        (["--beta-start", "2"], "--beta-start"),
+        (["--preset", "slow"], "--preset"),
+        (["--lsep", "9999"], "a period of 9999 steps fits 0 times"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_flags_that_do_not_fit_are_one_line(flags, message, compressor):
+    ran = compressor(*PRUNE, "--data", "digits", "--preset", "quick", "--out", compressor.folder / "run", *flags)
+    assert ran.code == 2
+    assert message in ran.err.splitlines()[-1] and ran.err.splitlines()[-1].startswith("error: ")
+    assert not (compressor.folder / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [["--no-insert"], ["--distill"], ["--preset", "quick"], ["--target-params", "0.5"]])
+def test_other_methods_refuse_its_flags(flags, compressor):
+    ran = compressor("prune", DIGITS, "--method", "l1", "--dry-run", *flags)
+    assert ran.code == 2 and "belongs to --method adapnet, not to l1" in ran.err

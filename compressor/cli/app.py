@@ -25,12 +25,12 @@ from compressor.cli import (
 )
 from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
+from compressor.cli.stopping import INTERRUPTED, stopping
 from compressor.errors import CompressorError
 
 # What Typer raises for a wrong command line, whether it brings Click along or imports it.
 _WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
 
-_STOPPED = 130  # the shell's code for Ctrl-C
 
 HELP = "Make a CNN cheaper to run, and say what that cost in accuracy."
 EXAMPLE = "compressor demo"
@@ -75,18 +75,23 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and leave: 0 done, 2 wrong use, 1 anything else; a bug keeps its traceback."""
+    """Run the command line and leave: 0 done, 2 wrong use, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else.
+
+    A bug keeps its traceback.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        code = app(args=given, prog_name="compressor", standalone_mode=False, obj=shlex.join(["compressor", *given]))
-    except CompressorError as error:
-        _fail(str(error), error.exit_code)
-    except _WRONG_COMMAND as error:
-        _fail(f"{error.format_message().rstrip('.')}; see {_where(given)} --help", 2)  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort):
-        code = _STOPPED
-    if code == _STOPPED:  # also what Typer makes of Ctrl-C by itself
-        _fail("stopped", _STOPPED)
+    typed = shlex.join(["compressor", *given])
+    with stopping() as stopped:
+        try:
+            code = app(args=given, prog_name="compressor", standalone_mode=False, obj=typed)
+        except CompressorError as error:
+            _fail(str(error), error.exit_code)
+        except _WRONG_COMMAND as error:
+            _fail(f"{error.format_message().rstrip('.')}; see {_where(given)} --help", 2)  # type: ignore[attr-defined]
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        if code == INTERRUPTED:  # also what Typer makes of Ctrl-C by itself
+            _fail(f"stopped{stopped.how_to_go_on()}", stopped.code)
     sys.exit(code or 0)
 
 
@@ -98,6 +103,8 @@ def _where(given: Sequence[str]) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, whatever the message was."""
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    """One line on stderr, whatever the message was: file names may hold any character."""
+    line = " ".join(message.split())
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+    sys.stderr.write(f"error: {shown}\n")
     sys.exit(code)

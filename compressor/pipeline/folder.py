@@ -1,11 +1,15 @@
 """The folder of a run: refused when it holds anything, files appear in it whole, metrics line by line."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError, UsageError
+from compressor.pipeline.lock import NAME as LOCK
+from compressor.pipeline.lock import FolderLock
 from compressor.pipeline.settings import OutputSettings
 from compressor.pipeline.stages import PeriodEvent, Stage, Tell
 from compressor.reporting.report import write_whole
@@ -14,6 +18,8 @@ from compressor.training.events import EpochEvent, Event
 # What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
 MODEL, ONNX, REPORT, PAGE = "model.pt", "model.onnx", "report.json", "report.html"
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
+# Unfinished files of ours, and the folder that an export is made in.
+SCRAPS = (".*.tmp", "*.pt.tmp", ".export-*")
 _ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, "checkpoint.pt", "checkpoint.previous.pt")
 
 
@@ -32,37 +38,62 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file: give --out the name of a folder")
         self.resuming = resume
-        if not output.overwrite and not resume and self.path.is_dir() and any(self.path.iterdir()):
-            raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
+        self._may_replace = output.overwrite or resume
+        self._lock: FolderLock | None = None
+        self._check_free()
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Make the folder and write down the settings; an earlier run's files are gone from here on.
+        """Make the folder, shut others out and write down the settings; an earlier run's files are gone from here on.
 
-        A run that goes on finds all that already.
+        A run that goes on keeps them. Others stay out until the process ends, or this object does.
 
         Raises:
             FileError: the folder cannot be written.
+            UsageError: another run writes to it, or did so since this one was started.
         """
-        if self.resuming:
-            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in _ALL:
+            self._lock = FolderLock(self.path)
+            self._check_free()
+            for scrap in self._scraps():
+                shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
+            for name in () if self.resuming else _ALL:
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from error
-        write_whole(self.path / SETTINGS, json.dumps({**settings, "cwd": str(Path.cwd())}, indent=1) + "\n")
+        if not self.resuming:
+            started = {**settings, "cwd": str(Path.cwd()), "model_sha256": file_sha256(settings.get("model"))}
+            write_whole(self.path / SETTINGS, json.dumps(started, indent=1) + "\n")
+
+    def _check_free(self) -> None:
+        if self._may_replace or not self.path.is_dir():
+            return
+        if any(entry.name != LOCK for entry in self.path.iterdir()):
+            raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
+
+    def _scraps(self) -> list[Path]:
+        """What a run that was killed in the middle of writing left behind."""
+        return [entry for pattern in SCRAPS for entry in self.path.glob(pattern)]
 
     def recording(self, tell: Tell) -> Tell:
         """`tell`, with every epoch's and period's row written down as well."""
 
         def record(event: Event | Stage | PeriodEvent) -> None:
             if isinstance(event, EpochEvent | PeriodEvent):
-                with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(event.row) + "\n")
+                self._append(json.dumps(event.row))
             tell(event)
 
         return record
+
+    def _append(self, line: str) -> None:
+        path = self.path / METRICS
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise FileError(
+                f"{path} cannot be written ({error.strerror}): make room, then go on with compressor resume {self.path}"
+            ) from error
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """The metrics of a whole run, without the lines that a run which was broken off wrote twice."""
@@ -71,3 +102,11 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+
+def file_sha256(path: Any) -> str | None:
+    """The hash of the file that a run starts from; None where it starts from an architecture."""
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,8 +29,8 @@ def export(
         typer.Option(metavar="PATH", rich_help_panel=_PANEL, help="The file or folder to write.", show_default=False),
     ] = None,
     to: Annotated[
-        Literal["onnx", "pt2"],
-        typer.Option(metavar="KIND", rich_help_panel=_PANEL, help="onnx, or pt2: torch's exported program."),
+        Literal["onnx", "pt2", "int8"],
+        typer.Option(metavar="KIND", rich_help_panel=_PANEL, help="onnx; int8: quantized onnx; pt2: torch's program."),
     ] = ExportJob.to,
     exit: Annotated[
         int | None,
@@ -53,6 +53,19 @@ def export(
     latency: Annotated[
         bool, typer.Option("--latency/--no-latency", rich_help_panel=_PANEL, help="Measure each exit of a package.")
     ] = ExportJob.latency,
+    chip: Annotated[
+        Literal["x86", "x86-old", "arm", "npu"],
+        typer.Option(
+            metavar="CHIP", rich_help_panel=_PANEL, help="That int8 is for: x86, x86-old (no VNNI), arm, npu."
+        ),
+    ] = ExportJob.chip,
+    calibration_images: Annotated[
+        int, typer.Option(metavar="N", min=8, rich_help_panel=_PANEL, help="Training images that int8 is fitted on.")
+    ] = ExportJob.calibration_images,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", min=0, max=1, rich_help_panel=_PANEL, help="Of top-1 that int8 may cost: 0.01."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=_PANEL, help="Replace what is there.")
     ] = False,
@@ -66,7 +79,9 @@ def export(
     terminal = Terminal(as_json=json)
     from compressor.pipeline.export import export as run
 
-    job = ExportJob(model, out, to, overwrite, opset, exit, exits, latency, data, loading)
+    job = ExportJob(
+        model, out, to, overwrite, opset, exit, exits, latency, chip, calibration_images, max_drop, data, loading
+    )
     with terminal.progress() as tell:
         made = run(job, tell)
     terminal.print_json({"format": to, **made.facts})

@@ -45,6 +45,7 @@ class ExitFacts:
     feeds: dict[str, Any] = field(default_factory=dict)  # input -> value that chooses this exit
     file: str | None = None  # of the flat graph, where there is one
     top1: float | None = None  # fraction of the test images; None without data
+    top1_float: float | None = None  # the same before quantization
     latency_ms: dict[str, Any] | None = None  # batch 1 where it was exported: median, p95, runs, threads
     max_rel: float | None = None  # largest difference from torch, as a share of the largest output
 

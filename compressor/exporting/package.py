@@ -8,19 +8,17 @@ run_onnx.py     classifies an image with numpy and onnxruntime alone
 
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from compressor.errors import FileError, UsageError
-from compressor.exporting.builds import build, flat_name
+from compressor.exporting.builds import build
+from compressor.exporting.evidence import Demands, Evidence, prove
 from compressor.exporting.flat import OPSET, check_file, check_opset
-from compressor.exporting.forms import Form, cost_of, form_of
+from compressor.exporting.forms import Form, form_of
 from compressor.exporting.manifest import (
     MANIFEST,
     METADATA_KEY,
@@ -28,22 +26,18 @@ from compressor.exporting.manifest import (
     RUNNER,
     WEIGHTS,
     Card,
-    ExitFacts,
     Manifest,
     file_facts,
     input_facts,
     read_manifest,
 )
-from compressor.exporting.parity import Array
-from compressor.exporting.proof import PROOF_IMAGES, Runner, count_convolutions, latencies, parity
+from compressor.exporting.quantize import Chip, QuantizingMaker, facts
 from compressor.exporting.runtime import open_session
-from compressor.exporting.samples import portable, random_like, reference_of
+from compressor.exporting.samples import portable, reference_of
 from compressor.exporting.stages import StageMaker
 from compressor.exporting.staging import folder_beside, move_folder
 from compressor.exporting.verify import verify_package
 from compressor.exporting.weights import WeightsFile
-
-Score = Callable[[Callable[[Array], Array]], float]  # what runs one exit -> its top-1 on the test images
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,8 @@ class PackageSettings:
     separate: bool = False  # also a flat graph for each exit
     latency: bool = True  # measure each exit
     overwrite: bool = False  # a package that is there may be replaced
+    int8: Chip | None = None  # quantized for a chip; None: float32
+    max_drop: float | None = None  # of top-1 by quantization, in 0..1, of any exit
 
 
 def export_package(
@@ -62,8 +58,7 @@ def export_package(
     folder: str | os.PathLike[str],
     *,
     card: Card | None = None,
-    check_inputs: Tensor | None = None,
-    score: Score | None = None,
+    evidence: Evidence | None = None,
     settings: PackageSettings | None = None,
 ) -> Manifest:
     """Write a model as a package, after every exit was compared with torch, counted and timed on ONNX Runtime.
@@ -73,39 +68,45 @@ def export_package(
     Args:
         example: an image (1, channels, height, width); its values do not matter.
         card: class names and normalisation, for the manifest.
-        check_inputs: real images as the module takes them, 64 or more, on which the exits are compared with torch;
-            random ones where left out.
-        score: gives the top-1 of something that maps images to scores, for the manifest.
+        evidence: real images to compare on, others to calibrate a quantizer on, and what measures top-1; without it
+            the comparison is on random images, and there is no quantization.
 
     Raises:
-        UsageError: the folder holds something, or no such opset.
+        UsageError: the folder holds something, no such opset, or nothing to calibrate on.
         ModelError: the model does not run on the example, takes several inputs, or torch cannot export it.
-        CompressorError: an exit computes something else than torch, or more or less than it promises.
+        CompressorError: an exit computes something else than torch, or more or less than it promises, or loses more
+            accuracy by quantization than it may.
         FileError: the folder cannot be written.
 
     Example:
         manifest = export_package(module, torch.zeros(1, 3, 32, 32), "deploy", card=Card(classes=("cat", "dog")))
         manifest.exits[0].latency_ms["median"]      # 0.84
     """
-    settings, card, target = settings or PackageSettings(), card or Card(), Path(folder)
+    settings, target = settings or PackageSettings(), Path(folder)
     check_opset(settings.opset)
     outdated = check_target(target, overwrite=settings.overwrite)
     form = form_of(reference_of(module), portable(example))
-    inputs = random_like(portable(example), PROOF_IMAGES) if check_inputs is None else portable(check_inputs)
+    evidence = (evidence or Evidence()).on(portable(example))
+    assert evidence.images is not None
+    if settings.int8 is not None and (evidence.calibration is None or evidence.score is None):
+        raise UsageError("quantization needs images to calibrate on and to measure the accuracy on: give --data")
     with folder_beside(target) as staging:
-        _write_model(form, inputs, staging, settings)
-        exits = _prove(form, inputs, staging, score, settings)
+        _write_graphs(form, evidence, staging, settings)
+        demands = Demands(settings.separate, settings.latency, settings.int8 is not None, settings.max_drop)
+        exits = prove(form, evidence, staging, demands)
+        calibration = evidence.calibration
         manifest = Manifest(
             kind=form.kind,
-            input=input_facts(tuple(inputs.shape[1:]), card),
-            outputs=output_names(staging / MODEL),
+            input=input_facts(tuple(evidence.images.shape[1:]), card or Card()),
+            outputs=tuple(entry.name for entry in open_session(staging / MODEL, level="off").get_outputs()),
             exits=exits,
-            classes=card.classes,
+            classes=None if card is None else card.classes,
             choice=form.choice,
             opset=settings.opset,
-            checked_on=f"{len(inputs)} {'random' if check_inputs is None else 'real'} images",
+            checked_on=evidence.words,
+            quantization=None if not settings.int8 or calibration is None else facts(settings.int8, len(calibration)),
             made_with={name: version(name) for name in ("compressor", "torch", "onnx", "onnxruntime")},
-            history=card.history,
+            history=() if card is None else card.history,
         )
         manifest = finish(staging, manifest)
         move_folder(staging, target, last=MANIFEST, outdated=outdated)
@@ -149,55 +150,17 @@ def finish(staging: Path, manifest: Manifest) -> Manifest:
     return verify_package(staging)
 
 
-def output_names(file: Path) -> tuple[str, ...]:
-    """Names of a graph's outputs."""
-    return tuple(entry.name for entry in open_session(file, level="off").get_outputs())
-
-
-def _write_model(form: Form, inputs: Tensor, staging: Path, settings: PackageSettings) -> None:
+def _write_graphs(form: Form, evidence: Evidence, staging: Path, settings: PackageSettings) -> None:
     import onnx
 
     with WeightsFile(staging / WEIGHTS) as weights, tempfile.TemporaryDirectory(dir=staging) as scratch:
-        maker = StageMaker(weights, Path(scratch), settings.opset)
-        graphs = build(form, inputs, maker, separate=settings.separate)
+        if settings.int8 is None:
+            maker, images = StageMaker(weights, Path(scratch), settings.opset), evidence.images
+        else:
+            maker = QuantizingMaker(weights, Path(scratch), settings.opset, settings.int8)
+            images = evidence.calibration
+        assert images is not None
+        graphs = build(form, images, maker, separate=settings.separate)
     for name, model in graphs.items():
         onnx.save(model, staging / name)
         check_file(staging / name)
-
-
-def _prove(
-    form: Form, inputs: Tensor, staging: Path, score: Score | None, settings: PackageSettings
-) -> tuple[ExitFacts, ...]:
-    """Compare, count and time every exit; the flat graphs too are compared and counted."""
-    file, image, threads = staging / MODEL, inputs[:1].numpy(), torch.get_num_threads()
-    session = open_session(file, threads=threads)
-    costs = [cost_of(leaving, inputs) for leaving in form.exits]
-    runners = [Runner(session, leaving.feeds) for leaving in form.exits]
-    found = []
-    for leaving, cost, run in zip(form.exits, costs, runners):
-        found.append(parity(run, leaving, inputs))
-        count_convolutions(file, leaving, cost, image)
-        if settings.separate:
-            flat, alone = staging / flat_name(leaving.number), replace(leaving, feeds={})
-            found[-1] = max(found[-1], parity(Runner(open_session(flat), {}), alone, inputs))
-            count_convolutions(flat, alone, cost, image)
-    times = latencies(runners, costs, image, threads) if settings.latency else [None] * len(costs)
-    return tuple(
-        ExitFacts(
-            number=leaving.number,
-            name=leaving.name,
-            macs=cost.macs,
-            params=cost.params,
-            convolutions=cost.convolutions,
-            feeds={name: value.tolist() for name, value in leaving.feeds.items()},
-            file=flat_name(leaving.number) if settings.separate else None,
-            top1=None if score is None else score(partial(_scores, run)),
-            latency_ms=None if time is None else asdict(time),
-            max_rel=relative,
-        )
-        for leaving, cost, run, relative, time in zip(form.exits, costs, runners, found, times)
-    )
-
-
-def _scores(run: Runner, batch: Array) -> Array:
-    return run(batch)[0]

@@ -29,10 +29,14 @@ class StageMaker:
         Tensors of two or more images have a free batch size in the graph; others keep their shape.
         """
         file = self._scratch / "stage.onnx"
-        example = tuple(images(tensor, 2) if len(tensor) > 1 else tensor for tensor in samples[0])
-        program = flatten(module, example, self.opset, inputs, outputs)
-        program.save(file, external_data=True)
+        self._program(module, samples, inputs, outputs).save(file, external_data=True)
         return self._taken(file)
+
+    def _program(
+        self, module: nn.Module, samples: Samples, inputs: Sequence[str], outputs: Sequence[str] | None
+    ) -> Any:
+        example = tuple(images(tensor, 2) if len(tensor) > 1 else tensor for tensor in samples[0])
+        return flatten(module, example, self.opset, inputs, outputs)
 
     def _taken(self, file: Path) -> Stage:
         """A flat graph on the disk, its weights moved into the package's file and itself removed."""

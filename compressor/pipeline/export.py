@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import UsageError
+from compressor.exporting.evidence import Evidence
 from compressor.exporting.flat import OPSET
 from compressor.exporting.forms import form_of
 from compressor.exporting.manifest import MANIFEST, MODEL, RUNNER, WEIGHTS, Card, Manifest
@@ -55,16 +56,17 @@ def export(job: ExportJob, tell: Tell = silent) -> Exported:
     opset = OPSET if job.opset is None else job.opset
     if single:
         return _file(subject, module, path, opset)
-    settings = PackageSettings(opset, job.exits == "separate", job.latency, job.overwrite)
-    data = subject.data
+    settings = PackageSettings(
+        opset=opset,
+        separate=job.exits == "separate",
+        latency=job.latency,
+        overwrite=job.overwrite,
+        int8=job.chip if job.to == "int8" else None,
+        max_drop=job.max_drop,
+    )
+    evidence = evidence_of(subject, job.calibration_images if job.to == "int8" else 0)
     manifest = export_package(
-        module,
-        subject.example,
-        path,
-        card=card_of(subject),
-        check_inputs=None if data is None else examples(data.validation, data, PROOF_IMAGES),
-        score=None if data is None else partial(_top1, data),
-        settings=settings,
+        module, subject.example, path, card=card_of(subject), evidence=evidence, settings=settings
     )
     return _package(path, manifest)
 
@@ -75,6 +77,15 @@ def card_of(subject: Subject) -> Card:
     return Card(opened.classes, opened.mean, opened.std, opened.history)
 
 
+def evidence_of(subject: Subject, calibration_images: int = 0) -> Evidence:
+    """What the data give to judge an export by; nothing without data."""
+    data = subject.data
+    if data is None:
+        return Evidence()
+    calibration = examples(data.train, data, calibration_images) if calibration_images else None
+    return Evidence(examples(data.validation, data, PROOF_IMAGES), calibration, partial(_top1, data))
+
+
 def _check(job: ExportJob, path: Path, single: bool) -> None:
     """Raise UsageError before anything is opened."""
     if single and path.exists() and not path.is_dir() and not job.overwrite:
@@ -83,6 +94,10 @@ def _check(job: ExportJob, path: Path, single: bool) -> None:
         raise UsageError(f"--to pt2 writes one file: give --out a name that ends in .pt2, not {path.name!r}")
     if single and job.exits == "separate":
         raise UsageError("--exits separate writes several files: give --out the name of a folder")
+    if job.to == "int8" and (single or job.data is None):
+        raise UsageError("--to int8 writes a package and calibrates on data: give --out FOLDER and --data")
+    if job.max_drop is not None and job.to != "int8":
+        raise UsageError("--max-drop is what --to int8 may cost: leave it away")
     if not single:
         check_target(path, overwrite=job.overwrite)
 
@@ -118,8 +133,9 @@ def _program(subject: Subject, module: nn.Module, path: Path) -> Exported:
 
 def _package(folder: Path, manifest: Manifest) -> Exported:
     worst = max(each.max_rel or 0.0 for each in manifest.exits)
+    checked = f"on {manifest.checked_on} its outputs differ from torch's by {worst:.0e}"
     words = {
-        MODEL: f"the graph; on {manifest.checked_on} its outputs differ from torch's by {worst:.0e}",
+        MODEL: "the graph in INT8" if manifest.quantization else f"the graph; {checked}",
         WEIGHTS: "the weights, each once",
         MANIFEST: "inputs, classes, exits with cost and accuracy, hashes",
         RUNNER: "classifies an image with numpy and onnxruntime alone",

@@ -167,12 +167,15 @@ class ExportJob:
 
     model: ModelSettings
     out: str  # a file that ends in .onnx or .pt2, or the folder of a package
-    to: Literal["onnx", "pt2"] = "onnx"
+    to: Literal["onnx", "pt2", "int8"] = "onnx"
     overwrite: bool = False
     opset: int | None = None  # None: the exporter's own
     exit: int | None = None  # one way through a model of several; None: all of them
     exits: Literal["one", "separate"] = "one"  # one graph with branches, or besides it a flat one for each exit
     latency: bool = True  # measure each exit of a package
+    chip: Literal["x86", "x86-old", "arm", "npu"] = "x86"  # that int8 is for
+    calibration_images: int = 128  # of the training set
+    max_drop: float | None = None  # of test top-1 by int8, in 0..1; more is refused
     data: str | None = None  # whose validation images the file is compared on, whose test images give the accuracy
     loading: DataSettings = field(default_factory=DataSettings)
 

@@ -18,15 +18,17 @@ def exits_table(manifest: "Manifest") -> RenderableType:
     """Costs, accuracy and latency of every exit; below, what was not measured and how an exit is chosen."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("exit", overflow="fold", min_width=12)
-    for title in ("MACs", "parameters", "convolutions", "top-1", "latency"):
+    quantized = manifest.quantization is not None
+    titles = ("MACs", "parameters", *(("top-1 float32",) if quantized else ("convolutions",)), "top-1", "latency")
+    for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for each in manifest.exits:
         table.add_row(
             Text(f"{each.number} {each.name}" if len(manifest.exits) > 1 else each.name),
             units.macs(each.macs),
             units.amount(each.params),
-            str(each.convolutions),
-            NOTHING if each.top1 is None else units.percent(each.top1),
+            _share(each.top1_float) if quantized else str(each.convolutions),
+            _share(each.top1),
             NOTHING if each.latency_ms is None else units.milliseconds(each.latency_ms["median"]),
         )
     remarks = []
@@ -34,7 +36,13 @@ def exits_table(manifest: "Manifest") -> RenderableType:
         remarks.append(f"chosen by the input {manifest.choice['input']!r}: {manifest.choice['meaning']}")
     if any(each.top1 is None for each in manifest.exits):
         remarks.append("top-1: measured on ONNX Runtime where --data is given")
+    if manifest.quantization is not None:
+        remarks.append(f"INT8, calibrated on {manifest.quantization['calibrated_on']}; {manifest.quantization['note']}")
     timing = next((each.latency_ms for each in manifest.exits if each.latency_ms), None)
     if timing is not None:
         remarks.append(f"latency: ONNX Runtime, batch 1, {timing['threads']} thread(s) an operator, median")
     return Group(table, *(Text(remark, style="dim") for remark in remarks))
+
+
+def _share(fraction: float | None) -> str:
+    return NOTHING if fraction is None else units.percent(fraction)

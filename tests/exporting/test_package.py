@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
-from compressor.exporting import package as packaging
-from compressor.exporting.forms import cost_of
+from compressor.exporting import evidence as judging
+from compressor.exporting.evidence import Evidence
+from compressor.exporting.forms import cost_of, form_of
 from compressor.exporting.manifest import Card, Manifest, manifest_from, read_manifest
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.runtime import OnnxModel
@@ -35,7 +36,9 @@ def example() -> Tensor:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("packages") / "deep" / "net"
     images = torch.rand(70, *SHAPE)
-    return folder, export_package(small_net(), example(), folder, card=CARD, check_inputs=images, score=lambda run: 0.5)
+    return folder, export_package(
+        small_net(), example(), folder, card=CARD, evidence=Evidence(images, score=lambda run: 0.5)
+    )
 
 
 def test_the_folder_holds_four_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
@@ -54,7 +57,7 @@ def test_the_manifest_says_what_the_model_is(made: tuple[Path, Manifest]) -> Non
     folder, manifest = made
     assert manifest == read_manifest(folder) == verify_package(folder)
     (leaving,) = manifest.exits
-    cost = cost_of(packaging.form_of(small_net(), example()).exits[0], example())
+    cost = cost_of(form_of(small_net(), example()).exits[0], example())
     assert (leaving.macs, leaving.params, leaving.convolutions) == (cost.macs, cost.params, 2)
     assert leaving.top1 == 0.5 and leaving.latency_ms["median"] > 0 and leaving.max_rel < 1e-5
     assert manifest.checked_on == "70 real images" and manifest.classes == CARD.classes
@@ -124,8 +127,8 @@ class Noisy(nn.Module):
 def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CompressorError, match="differs from torch"):
         export_package(Noisy(), example(), tmp_path / "net", settings=QUICK)
-    truth = packaging.cost_of
-    monkeypatch.setattr(packaging, "cost_of", lambda *a: replace(truth(*a), convolutions=1))
+    truth = judging.cost_of
+    monkeypatch.setattr(judging, "cost_of", lambda *a: replace(truth(*a), convolutions=1))
     with pytest.raises(CompressorError, match="executes 2 convolutions and not the 1"):
         export_package(small_net(), example(), tmp_path / "net", settings=QUICK)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,120 @@
+"""What an export is judged by, and the judgement: one row of facts for each exit, or an error."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressor.errors import CompressorError
+from compressor.exporting.builds import flat_name
+from compressor.exporting.forms import Cost, Exit, Form, cost_of
+from compressor.exporting.manifest import MODEL, ExitFacts
+from compressor.exporting.parity import Array
+from compressor.exporting.proof import PROOF_IMAGES, Runner, count_convolutions, latencies, parity
+from compressor.exporting.runtime import open_session
+from compressor.exporting.samples import portable, random_like, torch_outputs
+
+Score = Callable[[Callable[[Array], Array]], float]  # what maps images to scores -> its top-1 on the test images
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Images as the model takes them, float `(count, channels, height, width)`, and what measures accuracy."""
+
+    images: Tensor | None = None  # on which ONNX Runtime is compared with torch, 64 or more; None: random ones
+    calibration: Tensor | None = None  # of the training set, for a quantizer
+    score: Score | None = None
+    words: str = ""
+
+    def on(self, example: Tensor) -> "Evidence":
+        """The same with images in any case, on the CPU, and with words for what they are."""
+        real = self.images is not None
+        images = portable(self.images) if real else random_like(example, PROOF_IMAGES)
+        calibration = None if self.calibration is None else portable(self.calibration)
+        words = f"{len(images)} {'real' if real else 'random'} images"
+        return replace(self, images=images, calibration=calibration, words=words)
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What is looked at beyond parity and executed convolutions."""
+
+    separate: bool = False  # there is a flat graph for each exit, too
+    latency: bool = True
+    quantized: bool = False  # then accuracy is compared and not outputs
+    max_drop: float | None = None  # of top-1, in 0..1
+
+
+def prove(form: Form, evidence: Evidence, folder: Path, demands: Demands) -> tuple[ExitFacts, ...]:
+    """Compare, count and time every exit of the graphs in a folder.
+
+    Raises:
+        CompressorError: one computes something else than torch, executes something else than it promises, takes longer
+            than a dearer one, or lost more accuracy than allowed.
+    """
+    assert evidence.images is not None
+    file, images, threads = folder / MODEL, evidence.images, torch.get_num_threads()
+    session = open_session(file, threads=threads)
+    costs = [cost_of(leaving, images) for leaving in form.exits]
+    runners = [Runner(session, leaving.feeds) for leaving in form.exits]
+    worst = [_compare(folder, *each, images, demands) for each in zip(form.exits, costs, runners)]
+    top1 = [
+        (None, None) if evidence.score is None else _accuracy(evidence.score, *each, demands)
+        for each in zip(form.exits, runners)
+    ]
+    image = images[:1].numpy()
+    times = latencies(runners, costs, image, threads) if demands.latency else [None] * len(costs)
+    return tuple(
+        ExitFacts(
+            number=leaving.number,
+            name=leaving.name,
+            macs=cost.macs,
+            params=cost.params,
+            convolutions=cost.convolutions,
+            feeds={name: value.tolist() for name, value in leaving.feeds.items()},
+            file=flat_name(leaving.number) if demands.separate else None,
+            top1=after,
+            top1_float=before,
+            latency_ms=None if time is None else asdict(time),
+            max_rel=relative,
+        )
+        for leaving, cost, (before, after), relative, time in zip(form.exits, costs, top1, worst, times)
+    )
+
+
+def _compare(folder: Path, leaving: Exit, cost: Cost, run: Runner, images: Tensor, demands: Demands) -> float | None:
+    """The largest difference of an exit in its graphs, which execute the convolutions they should."""
+    graphs = [(folder / MODEL, leaving, run)]
+    if demands.separate:
+        flat = folder / flat_name(leaving.number)
+        graphs.append((flat, replace(leaving, feeds={}), Runner(open_session(flat), {})))
+    for file, asked, _ in graphs:
+        count_convolutions(file, asked, cost, images[:1].numpy())
+    return None if demands.quantized else max(parity(each, asked, images) for _, asked, each in graphs)
+
+
+def _accuracy(score: Score | None, leaving: Exit, run: Runner, demands: Demands) -> tuple[float | None, float | None]:
+    """Top-1 before quantization, None where there was none, and on ONNX Runtime."""
+    if score is None:
+        return None, None
+    after = score(partial(_scores, run))
+    if not demands.quantized:
+        return None, after
+    before = score(partial(_torch_scores, leaving))
+    if demands.max_drop is not None and before - after > demands.max_drop:
+        raise CompressorError(
+            f"exit {leaving.number} ({leaving.name}) falls from {before:.2%} to {after:.2%} by quantization, and "
+            f"{demands.max_drop:.2%} is allowed; nothing was written"
+        )
+    return before, after
+
+
+def _scores(run: Runner, batch: Array) -> Array:
+    return run(batch)[0]
+
+
+def _torch_scores(leaving: Exit, batch: Array) -> Array:
+    return torch_outputs(leaving.module, torch.from_numpy(batch))[0]

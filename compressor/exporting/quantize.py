@@ -1,0 +1,125 @@
+"""Flat graphs in INT8: ONNX Runtime's own static quantizer, with the settings that pay on a chip, on real activations.
+
+The quantizer sees only a graph's top level, so a model with branches is quantized stage by stage, each on what the
+float stages before it give.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from compressor.errors import ModelError
+from compressor.exporting.compose import Stage
+from compressor.exporting.flat import quiet
+from compressor.exporting.parity import Array
+from compressor.exporting.runtime import first_line
+from compressor.exporting.stages import Samples, StageMaker
+from compressor.exporting.weights import WeightsFile
+
+Chip = Literal["x86", "x86-old", "arm", "npu"]
+_BATCH = 8  # images that are calibrated on at a time
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How numbers are stored for a chip, in ONNX Runtime's names, and what to know about it."""
+
+    activations: str
+    weights: str
+    per_channel: bool
+    reduced: bool  # 7 bits for weights
+    note: str
+
+
+# Measured on an x86 chip with VNNI: the quantizer's own defaults (QInt8 for both, one scale a tensor) were no faster
+# than float32, these were three times as fast. The others follow ONNX Runtime's documentation and were not measured.
+SCHEMES: dict[Chip, Scheme] = {
+    "x86": Scheme("QUInt8", "QInt8", True, False, "for x86 with VNNI; without it sums may saturate: --chip x86-old"),
+    "x86-old": Scheme("QUInt8", "QInt8", True, True, "for x86 without VNNI: weights of 7 bits, no sum saturates"),
+    "arm": Scheme("QInt8", "QInt8", True, False, "for Arm64: signed on both sides; not measured by us"),
+    "npu": Scheme("QUInt8", "QUInt8", False, False, "for accelerators, one scale a tensor; not measured by us. Most "
+                  "take flat graphs only (--exits separate), and some one batch size"),
+}  # fmt: skip
+
+# Left in float32: the last step to probabilities is cheap, and a router's thresholds are compared with them.
+_LEFT_OUT = frozenset({"Softmax", "Sigmoid", "LogSoftmax"})
+
+
+class QuantizingMaker(StageMaker):
+    """Makes the graphs of one package in INT8, calibrated on the samples."""
+
+    def __init__(self, weights: WeightsFile, scratch: Path, opset: int, chip: Chip) -> None:
+        super().__init__(weights, scratch, opset)
+        self._scheme = SCHEMES[chip]
+
+    def make(self, module: nn.Module, samples: Samples, inputs: Sequence[str], outputs: Sequence[str] | None) -> Stage:
+        """The module as a quantized graph; see `StageMaker.make`."""
+        file = self._scratch / "stage.onnx"
+        self._program(module, samples, inputs, outputs).save(file, external_data=False)
+        quantized = self._scratch / "quantized.onnx"
+        try:
+            with quiet():
+                _quantize(file, quantized, self._scheme, _Reader(samples, inputs))
+        except Exception as error:  # the quantizer fails in many ways
+            raise ModelError(f"ONNX Runtime cannot quantize this model ({first_line(error)})") from error
+        return self._taken(quantized)
+
+
+class _Reader:
+    """Hands the quantizer what a stage is called with, a few images at a time."""
+
+    def __init__(self, samples: Samples, inputs: Sequence[str]) -> None:
+        self._pieces = self._read(samples, inputs)
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The next piece; None after the last."""
+        return next(self._pieces, None)
+
+    @staticmethod
+    def _read(samples: Samples, inputs: Sequence[str]) -> Iterator[dict[str, Array]]:
+        for arguments in samples:
+            images = len(arguments[0])
+            for place in range(0, images, _BATCH):
+                yield {name: _piece(tensor, place, images) for name, tensor in zip(inputs, arguments, strict=True)}
+
+
+def _piece(tensor: Tensor, place: int, images: int) -> Array:
+    whole: Array = (tensor[place : place + _BATCH] if len(tensor) == images else tensor).numpy()
+    return whole
+
+
+def _quantize(source: Path, target: Path, scheme: Scheme, reader: _Reader) -> None:
+    from onnxruntime import quantization
+    from onnxruntime.quantization.registry import QDQRegistry
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = source.with_name("prepared.onnx")
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    kinds = quantization.QuantType
+    quantization.quantize_static(
+        prepared,
+        target,
+        reader,
+        quant_format=quantization.QuantFormat.QDQ,
+        op_types_to_quantize=sorted(set(QDQRegistry) - _LEFT_OUT),
+        per_channel=scheme.per_channel,
+        reduce_range=scheme.reduced,
+        activation_type=getattr(kinds, scheme.activations),
+        weight_type=getattr(kinds, scheme.weights),
+    )
+
+
+def facts(chip: Chip, images: int) -> dict[str, Any]:
+    """What a manifest says about the quantization."""
+    scheme = SCHEMES[chip]
+    return {
+        "chip": chip,
+        "activations": scheme.activations,
+        "weights": scheme.weights,
+        "per_channel": scheme.per_channel,
+        "calibrated_on": f"{images} training images",
+        "note": scheme.note,
+    }

@@ -1,0 +1,64 @@
+"""INT8: what runs, how near it stays, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.errors import CompressorError, UsageError
+from compressor.exporting.evidence import Evidence
+from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.proof import executed
+from compressor.exporting.quantize import SCHEMES
+from compressor.exporting.runtime import OnnxModel
+from compressor.exporting.verify import verify_package
+from tests.exporting.nets import small_net
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+IMAGES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+EVIDENCE = Evidence(IMAGES[:8], IMAGES, lambda run: 0.9)
+SETTINGS = PackageSettings(latency=False, int8="x86")
+
+
+def noise(folder: Path) -> float:
+    """Error of the quantized model as a share of the signal."""
+    with torch.no_grad():
+        expected = small_net()(IMAGES).numpy()
+    return float(np.linalg.norm(OnnxModel(folder / "model.onnx")(IMAGES.numpy()) - expected) / np.linalg.norm(expected))
+
+
+def test_every_convolution_runs_in_int8_and_the_outputs_stay_near(tmp_path: Path) -> None:
+    manifest = export_package(small_net(), EXAMPLE, tmp_path / "net", evidence=EVIDENCE, settings=SETTINGS)
+    ran = executed(tmp_path / "net" / "model.onnx", {}, IMAGES[:1].numpy())
+    assert sum(count for name, count in ran.items() if "QLinearConv" in name) == 2
+    assert 0 < noise(tmp_path / "net") < 0.05
+    assert manifest.quantization["activations"] == "QUInt8" and manifest.quantization["weights"] == "QInt8"
+    assert manifest.quantization["calibrated_on"] == "40 training images"
+    assert (manifest.exits[0].top1_float, manifest.exits[0].top1, manifest.exits[0].max_rel) == (0.9, 0.9, None)
+    assert verify_package(tmp_path / "net") == manifest
+
+
+@pytest.mark.parametrize("chip", [chip for chip in SCHEMES if chip != "x86"])
+def test_other_chips_have_their_own_scheme(chip: str, tmp_path: Path) -> None:
+    manifest = export_package(
+        small_net(), EXAMPLE, tmp_path / "net", evidence=EVIDENCE, settings=replace(SETTINGS, int8=chip)
+    )
+    assert manifest.quantization["chip"] == chip and manifest.quantization["note"]
+    assert noise(tmp_path / "net") < 0.1
+
+
+def test_a_drop_above_what_is_allowed_leaves_nothing(tmp_path: Path) -> None:
+    answers = iter([0.80, 0.90])
+    evidence = replace(EVIDENCE, score=lambda run: next(answers))
+    with pytest.raises(CompressorError, match=r"falls from 90.00% to 80.00% by quantization, and 5.00% is allowed"):
+        export_package(
+            small_net(), EXAMPLE, tmp_path / "net", evidence=evidence, settings=replace(SETTINGS, max_drop=0.05)
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_calibrated_on_noise(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--data"):
+        export_package(small_net(), EXAMPLE, tmp_path / "net", evidence=Evidence(IMAGES), settings=SETTINGS)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from compressor.errors import FileError, ModelError
 from compressor.subnets.once import store_once_, tie_
 from compressor.subnets.points import Survey
-from compressor.subnets.stepdown import StepDown, StepDownPlan
+from compressor.subnets.stepdown import StepDown, StepDownPlan, plan_step_down
 from compressor.subnets.tail import Norms, tail
 
 KIND = "detach"  # of the entry among a checkpoint's steps
@@ -107,6 +107,10 @@ def rebuild(base: nn.Module, step: Mapping[str, Any]) -> Detachable:
     try:
         found = Survey(base, tuple(int(size) for size in step["input_shape"]))
         plans = {str(each["at"]): StepDownPlan.from_json(each["step_down"]) for each in step["exits"]}
+        for name, plan in plans.items():
+            feature = found.chain.cuts[found.names.index(name)].shape
+            if plan != plan_step_down(found.input_shape, feature, norm=plan.norm, activation=plan.activation):
+                raise ValueError(f"the step-down at {name} does not make {feature}")
         norms = step["bn"]
         if norms not in ("stats", "switchable", "shared") or not plans:
             raise ValueError(f"bn {norms!r}, {len(plans)} exits")

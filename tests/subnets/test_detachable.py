@@ -135,6 +135,13 @@ def test_damaged_entry_is_a_file_error(broken):
         rebuild(Plain(), {**detachable().step(), **broken})
 
 
+def test_a_step_down_of_another_size_is_a_file_error():
+    step = detachable().step()
+    step["exits"][0]["step_down"]["out_channels"] = 1 << 24
+    with pytest.raises(FileError, match="does not make"):
+        rebuild(Plain(), step)
+
+
 @pytest.mark.parametrize(("name", "bn"), EVERY)
 def test_pruning_holds_for_all_models_at_once(name, bn):
     model = randomise_(detachable(randomise_(CONVOLUTIONAL[name]()), bn))

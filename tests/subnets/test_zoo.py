@@ -1,4 +1,4 @@
-"""Sub-models of published architectures compute what their base computes behind the cut, at the cost that was listed."""
+"""Sub-models of published architectures compute what their base computes behind the cut, at the listed cost."""
 
 import pytest
 import torch

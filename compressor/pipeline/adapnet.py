@@ -10,6 +10,7 @@ from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.methods.adapnet.method import AdapNet
+from compressor.pipeline.adapnet_section import section
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.goals import Guard, Target
 from compressor.pipeline.measuring import filters, in_words, layer_sizes, measure
@@ -36,7 +37,7 @@ def adapt(job: AdaptJob, tell: Tell = silent, *, resume: bool = False) -> Report
     Raises:
         CompressorError: anything the user can mend.
     """
-    folder = RunFolder(replace(job.output, overwrite=job.output.overwrite or resume))
+    folder = RunFolder(job.output, resume=resume)
     subject, periods, phases = _prepare(job, tell)
     assert subject.data is not None
     trained = job.model.model is not None
@@ -44,8 +45,7 @@ def adapt(job: AdaptJob, tell: Tell = silent, *, resume: bool = False) -> Report
     tell(Stage("measuring the model as it came"))
     before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
     tell(NoteEvent(in_words(before)))
-    if not resume:
-        folder.begin(flat(job))
+    folder.begin(flat(job))
 
     record = folder.recording(tell)
     periods.tell = record
@@ -58,6 +58,7 @@ def adapt(job: AdaptJob, tell: Tell = silent, *, resume: bool = False) -> Report
         layers=layer_sizes(widths, filters(subject.module)),
         edits=tuple(row for plan in periods.plans for row in plan),
         rows=tuple(training.rows),
+        sections=section(periods.rows),
     )
     report = replace(report, notes=(*report.notes, *training.notes))
     missed = periods.target.shortfall(periods.channels)

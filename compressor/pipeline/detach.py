@@ -87,7 +87,7 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
     # thop cannot count layers that stand in several models.
     after = replace(measure(subject, latency=job.output.latency), macs_thop=rows[0].cost.macs_thop)
     report = replace(
-        _report(job, subject, before, after, notes),
+        _report(job, subject, before, after, [*notes, *history.notes]),
         layers=layer_sizes(widths, filters(model.detach(0))),
         rows=tuple(history.rows),
         sections=(exits_section(rows),),

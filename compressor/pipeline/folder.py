@@ -18,6 +18,7 @@ from compressor.training.events import EpochEvent, Event
 # What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
 MODEL, ONNX, REPORT, PAGE = "model.pt", "model.onnx", "report.json", "report.html"
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
+_LONGEST_SETTINGS = 1 << 20  # characters
 # Unfinished files of ours, and the folder that an export is made in.
 SCRAPS = (".*.tmp", "*.pt.tmp", ".export-*")
 _ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, "checkpoint.pt", "checkpoint.previous.pt")
@@ -37,6 +38,7 @@ class RunFolder:
         self.path = Path(output.out).expanduser()
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file: give --out the name of a folder")
+        self.named = output.out  # as it was given when the run began, wherever its folder is now
         self.resuming = resume
         self._may_replace = output.overwrite or resume
         self._lock: FolderLock | None = None
@@ -61,7 +63,9 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from error
-        if not self.resuming:
+        if self.resuming:
+            self.named = read_settings(self.path).get("out", self.named)
+        else:
             started = {**settings, "cwd": str(Path.cwd()), "model_sha256": file_sha256(settings.get("model"))}
             write_whole(self.path / SETTINGS, json.dumps(started, indent=1) + "\n")
 
@@ -110,3 +114,22 @@ def file_sha256(path: Any) -> str | None:
         return None
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What a run wrote down when it began.
+
+    Raises:
+        FileError: there is no run in the folder, or its settings are damaged.
+    """
+    path = folder / SETTINGS
+    try:
+        with path.open(encoding="utf-8") as file:
+            settings = json.loads(file.read(_LONGEST_SETTINGS))
+    except OSError as error:
+        raise FileError(f"there is no run in {folder} ({SETTINGS}: {error.strerror}): give a run's folder") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged ({error}): start the run again") from error
+    if not isinstance(settings, dict):
+        raise FileError(f"{path} is damaged: start the run again")
+    return settings

@@ -22,7 +22,7 @@ from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
 from compressor.training.recalibrate import recalibrate_
-from compressor.training.state import Saving
+from compressor.training.state import History, Saving
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,18 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
 
     tell(Stage(f"pruning {len(selection.plan.removed)} channels in {len(selection.plan.edits)} groups"))
     apply_plan_(subject.module, selection.plan, planned.channels, subject.example)
-    rows = _recover(job, subject, folder, tell)
+    history = _recover(job, subject, folder, tell)
 
     tell(Stage("measuring the result"))
     after = measure(subject, latency=job.output.latency)
     report = replace(
         _report(job, planned, before, after),
         layers=layer_sizes(widths, filters(subject.module)),
-        rows=tuple(rows),
+        rows=() if history is None else tuple(history.rows),
         sections=exit_sections(subject, latency=job.output.latency),
     )
+    if history is not None:
+        report = replace(report, notes=(*report.notes, *history.notes))
     return write_results(subject, report, folder, job.output, tell)
 
 
@@ -97,22 +99,21 @@ def dry_run(job: PruneJob, tell: Tell = silent) -> Report:
     return replace(_report(job, planned, before, after), layers=layer_sizes(widths, predicted))
 
 
-def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> list[dict[str, object]]:
-    """Statistics and weights fitted to the smaller network, where there are data; one row an epoch."""
+def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> History | None:
+    """Statistics and weights fitted to the smaller network, where there are data; what training did, if any."""
     if subject.data is None:
         tell(NoteEvent("no --data: nothing is trained and no accuracy measured; fine-tune before use"))
-        return []
+        return None
     tell(Stage("recalibrating batch norm"))
     recalibrate_(subject.module, subject.data.train, subject.data, seed=job.loading.seed)
     cut = evaluate(subject.module, subject.data.validation, subject.data)
     tell(NoteEvent(f"validation top-1 right after pruning: {cut.top1:.1%}"))
     if job.training.epochs == 0:
-        return []
+        return None
     tell(Stage(f"fine-tuning for {job.training.epochs} epochs"))
     saving = Saving(folder.path, phase="finetune", resume=folder.resuming)
     step = step_of(subject.module, job.training.label_smoothing)
-    history = fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)
-    return history.rows
+    return fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)
 
 
 def _report(job: PruneJob, planned: Planned, before: Measurements, after: Measurements) -> Report:

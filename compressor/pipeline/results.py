@@ -31,10 +31,11 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, output: O
     )
     check, failure = _export(subject, folder, tell) if output.onnx else (None, None)
     refused = {} if failure is None else {"export to ONNX": str(failure)}
-    report = replace(report, export=check, refused={**report.refused, **refused})
+    settings = {**report.settings, "out": folder.named}
+    report = replace(report, settings=settings, export=check, refused={**report.refused, **refused})
     folder.write_rows(report.rows)
-    report.save(folder.path)
     write_page(report, folder.path)
+    report.save(folder.path)  # the last: a run with a report is finished
     if failure is not None:
         raise CompressorError(
             f"{folder / MODEL} is made, but not {ONNX}: {failure}; leave it out with --no-onnx"

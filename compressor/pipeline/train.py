@@ -52,7 +52,8 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
     after = measure(subject, latency=job.output.latency)
     before = replace(after, top1=top1)  # training changes no cost
     sections = exit_sections(subject, latency=job.output.latency)
-    report = replace(_report(job, subject, before, after), rows=tuple(history.rows), sections=sections)
+    report = _report(job, subject, before, after)
+    report = replace(report, rows=tuple(history.rows), notes=(*report.notes, *history.notes), sections=sections)
     return write_results(subject, report, folder, job.output, tell)
 
 

@@ -13,12 +13,13 @@ from compressor.pipeline.detach import detach
 from compressor.pipeline.folder import REPORT, SETTINGS
 from compressor.pipeline.prune import prune
 from compressor.pipeline.replace import replace_early
-from compressor.pipeline.settings import AdaptJob, DetachJob, PruneJob, ReplaceJob, TrainJob
+from compressor.pipeline.route import route
+from compressor.pipeline.settings import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob
 from compressor.pipeline.stages import Tell, silent
 from compressor.pipeline.train import train
 from compressor.reporting.report import Report
 
-LongJob = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob
+LongJob = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | RouteJob
 
 _JOBS: dict[str, type[Any]] = {
     "prune": PruneJob,
@@ -26,6 +27,7 @@ _JOBS: dict[str, type[Any]] = {
     "finetune": TrainJob,
     "replace": ReplaceJob,
     "detach": DetachJob,
+    "route": RouteJob,
 }
 
 
@@ -84,6 +86,8 @@ def _go_on(job: LongJob, tell: Tell) -> Report:
             return replace_early(job, tell, resume=True)
         case DetachJob():
             return detach(job, tell, resume=True).report
+        case RouteJob():
+            return route(job, tell, resume=True).report
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -68,13 +68,15 @@ class Planned:
     costs: Costs
 
 
-def route(job: RouteJob, tell: Tell = silent) -> RoutedRun:
+def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> RoutedRun:
     """Open, find what can be skipped, teach network and router, choose the threshold, measure, write.
+
+    With `resume` the training goes on from the folder's last checkpoint.
 
     Raises:
         CompressorError: anything the user can mend; the folder is as it was when the network cannot be routed.
     """
-    folder = RunFolder(job.output)
+    folder = RunFolder(job.output, resume=resume)
     planned = plan(job, tell)
     subject, routed = planned.subject, planned.routed
     data = subject.data
@@ -91,7 +93,7 @@ def route(job: RouteJob, tell: Tell = silent) -> RoutedRun:
     tell(Stage("teaching the network and its router"))
     teacher = Teacher(
         subject.module, routed, data, job.training, planned.settings,
-        tell=folder.recording(tell), saving=Saving(folder.path),
+        tell=folder.recording(tell), saving=Saving(folder.path, resume=resume),
     )  # fmt: skip
     taught = teacher.teach()
     tell(Stage("choosing the threshold on validation images, measuring on test images"))

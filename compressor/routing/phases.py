@@ -21,11 +21,13 @@ from compressor.routing.network import Routed
 from compressor.routing.observing import observe
 from compressor.routing.router import Gates, ImageRouter
 from compressor.routing.settings import RouteSettings
+from compressor.training import checkpoint
 from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import device_of, evaluating
 from compressor.training.events import Event, NoteEvent
 from compressor.training.loop import fit
+from compressor.training.microbatches import Step
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import generator
 from compressor.training.schedule import start_lr
@@ -85,14 +87,19 @@ class Teacher:
         if settings.init == "scratch":
             reset_(self.network, self.training.seed)
         taught = Taught(Balance(()), data.validation)
-        if self.training.epochs:
+        known = self._reached("by-label")
+        if known is not None:
+            taught.rows += known["rows"]
+        elif self.training.epochs:
             step = all_depths(routed, early_weight=settings.early_weight, joint=settings.joint)
             taught.rows += self._fit(data, step, self.training, "all-depths")
         if settings.label_epochs:
-            labels = outcome_labels(observe(routed, data.train, data).right)
+            labels = outcome_labels(observe(routed, data.train, data).right) if known is None else known["labels"]
+            known = {"rows": taught.rows, "labels": labels}
             gentle = start_lr(self.training) / 10
             later = replace(self.training, first_epoch=self.training.epochs, epochs=settings.label_epochs, lr=gentle)
-            taught.rows += self._fit(_with_depths(data, data.train, labels), by_label(routed), later, "by-label")
+            labelled = _with_depths(data, data.train, labels)
+            taught.rows = taught.rows + self._fit(labelled, by_label(routed), later, "by-label", known)
         learn = self._router_set(taught)
         seen = observe(routed, learn, data, keep_seen=True)
         labels = outcome_labels(seen.right)
@@ -183,8 +190,23 @@ class Teacher:
         taught.calibration, held = _halves(data.validation, self.training.seed)
         return held
 
-    def _fit(self, data: Data, step: Any, training: TrainSettings, phase: str) -> list[dict[str, Any]]:
-        saving = None if self.saving is None else replace(self.saving, phase=phase)
+    def _reached(self, phase: str) -> dict[str, Any] | None:
+        """What a run that goes on from the middle of this phase, and not its beginning, knew then."""
+        saving = self.saving
+        if saving is None or not saving.resume or not checkpoint.has_checkpoint(saving.folder):
+            return None
+        content, _ = checkpoint.latest_checkpoint(saving.folder)
+        known: dict[str, Any] = content["method"]
+        return known if content["phase"] == phase and known else None
+
+    def _fit(
+        self, data: Data, step: Step, training: TrainSettings, phase: str, known: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """A phase of the network; `known` is what a run that goes on in it has to be given back."""
+        saving = self.saving
+        if saving is not None:
+            resume = saving.resume and (known is None or self._reached(phase) is not None)
+            saving = replace(saving, phase=phase, resume=resume, method=lambda: known or {})
         return fit(self.routed, data, training, step=step, on_event=self.tell, saving=saving).rows
 
     def _note(self, taught: Taught, text: str) -> None:

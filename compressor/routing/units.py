@@ -65,7 +65,8 @@ def find_units(chain: Chain) -> Units:
         found.append(Unit(len(found), name, kind, start, end, before, after, macs, instead))
     if len(found) < 2:
         reasons = "".join(f"; {name}: {reason}" for name, reason in refused.items())
-        raise ModelError(f"the network has nothing to skip: {len(found)} layer or block before its head{reasons}")
+        found_few = "one convolution" if found else "no convolution"
+        raise ModelError(f"the network has nothing to skip: there is {found_few} or block before its head{reasons}")
     return Units(tuple(found), refused)
 
 

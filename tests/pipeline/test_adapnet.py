@@ -113,6 +113,19 @@ def test_every_period_is_told(whole):
     assert told[-1].text.startswith("period 7  beta 0.")
 
 
+def test_the_page_shows_every_layer_over_the_periods(whole):
+    out, report, _ = whole
+    (section,) = report.sections
+    filters, concepts, edits = section.plots
+    assert [curve.label for curve in filters.curves] == [curve.label for curve in concepts.curves] == ["0", "3", "7"]
+    assert [len(curve.x) for curve in filters.curves] == [8] * 3
+    assert [row[0] for row in section.tables[0].rows] == ["0", "3", "7"]
+    assert sum(sum(curve.y) for curve in edits.curves if curve.label != "frozen") == sum(
+        len(edit["channels"]) if edit["kind"] == "prune" else 1 for edit in report.edits
+    )
+    assert "<h2>AdapNet</h2>" in (out / "report.html").read_text()
+
+
 def test_the_same_job_gives_the_same_network(whole, tmp_path):
     out, report, _ = whole
     assert_same_run(out, report, tmp_path / "again", adapt(job(tmp_path / "again")))

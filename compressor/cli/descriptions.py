@@ -36,6 +36,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "arch_arg": Described("Argument of the architecture, such as num_classes=10. Repeatable.", "KEY=VALUE"),
     "input": Described("Shape of the images, such as 3x224x224, where the model does not say.", "CxHxW"),
     "trust": Described("Let a pickled model run code while it is opened. Only for files of your own."),
+    "max_size": Described("Largest model file, also unpacked, in GiB.", "GIB", least=0, rare=True),
     # Data
     "validation": Described("Share of the training set that decisions look at.", "SHARE", least=0, most=1, rare=True),
     "download": Described("Fetch a data set that is missing."),

@@ -34,7 +34,7 @@ def evaluate(job: EvaluateJob, tell: Tell = silent) -> Evaluated:
         CompressorError: the model or the data cannot be opened, or do not fit together.
     """
     tell(Stage("opening the model and the data"))
-    if job.model.model is not None and recognise(Path(job.model.model)) is Content.ONNX:
+    if job.model.model is not None and recognise(Path(job.model.model), job.model.max_size) is Content.ONNX:
         return _evaluate_onnx(job, Path(job.model.model), tell)
     subject = open_subject(job.model, job.data, job.loading, job.device)
     assert subject.data is not None

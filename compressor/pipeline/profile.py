@@ -21,7 +21,7 @@ def profile(job: ProfileJob, tell: Tell = silent) -> Profile:
     """
     tell(Stage("opening the model"))
     path = None if job.model.model is None else Path(job.model.model)
-    if path is not None and recognise(path) is Content.ONNX:
+    if path is not None and recognise(path, job.model.max_size) is Content.ONNX:
         tell(Stage("measuring"))
         return profile_onnx(path, latency=job.latency)
     subject = open_subject(job.model, None, DataSettings(), job.device)

@@ -5,6 +5,7 @@ line can read it for `--help`.
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Literal
 
+from compressor.limits import LARGEST_GIB
 from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.methods.settings import PruneSettings
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
@@ -25,6 +26,7 @@ class ModelSettings:
     arch_arg: tuple[tuple[str, Any], ...] = ()  # arguments of the architecture's function
     input: tuple[int, ...] | None = None  # (channels, height, width)
     trust: bool = False  # let a pickle run code
+    max_size: float = LARGEST_GIB  # GiB that a file may take, on the disk and unpacked
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,12 @@ def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32
 def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:
     arguments = {**more, **dict(model.arch_arg)}
     return open_model(
-        model.model, arch=model.arch, arch_arguments=arguments, input_shape=model.input, trust=model.trust
+        model.model,
+        arch=model.arch,
+        arch_arguments=arguments,
+        input_shape=model.input,
+        trust=model.trust,
+        max_size=model.max_size,
     )
 
 

@@ -73,7 +73,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "local_beta1": Described("Of these Adams.", "X", least=0, most=1, rare=True),
     "local_beta2": Described("Of these Adams.", "X", least=0, most=1, rare=True),
     "local_eps": Described("Of these Adams.", "X", least=0, rare=True),
-    "retrain": Described("What learns in the second phase: all behind the block, or the last layer.", "PART", rare=True),
+    "retrain": Described("What learns in phase two: all behind the block, or the last layer.", "PART", rare=True),
     "retrain_epochs": Described("Epochs of the second phase, in which the block is held.", "N", least=0),
     "retrain_batch_size": Described("Images per step of the second phase.", "N", least=1, rare=True),
     # Routing

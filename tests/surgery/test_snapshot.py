@@ -66,7 +66,7 @@ def test_an_edit_taken_back_leaves_model_and_optimizer_as_they_were(name):
 
 
 def test_a_snapshot_can_be_restored_twice(name):
-    model, optimizer = trained(name)
+    model, _ = trained(name)
     channels = capture(model, model.example)
     before = copy.deepcopy(model.state_dict())
     snapshot = Snapshot.of(model)

@@ -10,8 +10,8 @@ WORTH_A_WARNING = 0.25
 class Governor:
     """Says which groups are judged at the next boundary: all, or some of them in turn.
 
-    With `units_per_lsep` the number is the user's, of whatever cost, and runs can be repeated; with `ic_budget` it follows from the times
-    of the first period, which differ from run to run.
+    With `units_per_lsep` the number is the user's, of whatever cost, and runs can be repeated; with `ic_budget` it
+    follows from the times of the first period, which differ from run to run.
     """
 
     def __init__(self, settings: AdapNetSettings) -> None:

@@ -31,6 +31,7 @@ class Lines:
                 return
             text = f"{_epoch(event.epoch, event.epochs)}  {event.batch}/{event.batches}  {_figures(event)}"
         else:
+            self._epochs = event.epochs if isinstance(event, Stage) else self._epochs
             text = _line(event, self._epochs)
         self._last = time.monotonic()
         self._console.print(Text(text), soft_wrap=True)
@@ -68,6 +69,7 @@ class Bars:
     def tell(self, event: Event | Stage | PeriodEvent) -> None:
         """Show where the run stands; epochs and notes leave a line."""
         if isinstance(event, Stage):
+            self._epochs = event.epochs
             self._live.update(Text(f"{event.text} ...", style="dim"), refresh=True)
             return
         if isinstance(event, BatchEvent):

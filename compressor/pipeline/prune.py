@@ -15,6 +15,7 @@ from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import PruneJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import Subject, open_subject, score_batches
+from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
 from compressor.subnets.learning import step_of
@@ -110,7 +111,7 @@ def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> 
     tell(NoteEvent(f"validation top-1 right after pruning: {cut.top1:.1%}"))
     if job.training.epochs == 0:
         return None
-    tell(Stage(f"fine-tuning for {job.training.epochs} epochs"))
+    tell(Stage(f"fine-tuning for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))
     saving = Saving(folder.path, phase="finetune", resume=folder.resuming)
     step = step_of(subject.module, job.training.label_smoothing)
     return fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)

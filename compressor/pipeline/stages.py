@@ -12,6 +12,7 @@ class Stage:
     """Something begins that takes a while, in a few words."""
 
     text: str
+    epochs: int = 0  # of the training that begins; 0: it is none, or nobody knows
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from compressor.pipeline.subject import Subject, open_subject
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import REPRESENTATION
 from compressor.profiling.model_profile import profile
+from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
 from compressor.subnets.learning import step_of
@@ -43,7 +44,7 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
     top1 = evaluate(subject.module, subject.data.test, subject.data).top1
     folder.begin(flat(job))
 
-    tell(Stage(f"training for {job.training.epochs} epochs"))
+    tell(Stage(f"training for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))
     saving = Saving(folder.path, phase=job.command.split()[1], resume=resume)
     step = step_of(subject.module, job.training.label_smoothing)
     history = fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)

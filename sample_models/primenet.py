@@ -26,7 +26,8 @@ def build(
     inference: Literal["static", "entropy"] = PrimeNetSettings.inference,
     retrain_epochs: int = PrimeNetSettings.retrain_epochs,
 ) -> PrimeNetwork:
-    """The network, (batch, in_channels, size, size) -> logits (batch, num_classes); `width` scales the filters.
+    """The network, (batch, in_channels, size, size) -> logits (batch, num_classes); `size` is 12 or more, `width`
+    scales the filters.
 
     `retrain_epochs` are those of the second phase; `inference` says what of the block is left after the first.
     """

@@ -17,6 +17,13 @@ EXAMPLE = "compressor resume runs/small"
 
 def resume(
     run: Annotated[str, typer.Argument(metavar="RUN", rich_help_panel="Run", help="Folder of the run.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", rich_help_panel="Run", help="Let the run's model file run code, as it did.")
+    ] = False,
+    arch: Annotated[
+        str | None,
+        typer.Option(metavar="ARCH", rich_help_panel="Run", help="The run's architecture, where it is code of yours."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
@@ -24,5 +31,5 @@ def resume(
     from compressor.pipeline.resume import resume as go_on
 
     with terminal.progress() as tell:
-        report = go_on(run, tell)
+        report = go_on(run, tell, trust=trust, arch=arch)
     show_run(terminal, report, run, dry_run=False, trained=True)

@@ -126,6 +126,12 @@ def find(arch: Arch, *, named: bool) -> Definition:
     )
 
 
+def was_named(arch: Arch) -> bool:
+    """Whether an architecture may be built without asking: it is no file of code, or one that was given before."""
+    path, _, function = arch.name.rpartition(":")
+    return not path.endswith(".py") or code.was_named(Path(path), function)
+
+
 def data_arguments(arch: Arch, *, num_classes: int, channels: int) -> dict[str, int]:
     """The arguments that fit a network to a data set, as far as its definition has them.
 

@@ -65,6 +65,14 @@ def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loa
     return Loaded(_checked(found, name, path), _argument_names(found), sha256, _input_shape(module, path))
 
 
+def was_named(path: Path, function: str) -> bool:
+    """Whether this function of the file as it is now was asked for by name on this machine."""
+    try:
+        return path.is_file() and known.is_known(path, function, hashlib.sha256(_read(path)).hexdigest())
+    except (OSError, ValueError):
+        return False
+
+
 def _never_named(path: Path, function: str) -> UsageError:
     name = shown(f"{path}:{function}")
     return UsageError(

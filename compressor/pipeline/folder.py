@@ -69,6 +69,11 @@ class RunFolder:
             started = {**settings, "cwd": str(Path.cwd()), "model_sha256": file_sha256(settings.get("model"))}
             write_whole(self.path / SETTINGS, json.dumps(started, indent=1) + "\n")
 
+    def finish(self) -> None:
+        """Let others in: all that the run leaves is written."""
+        if self._lock is not None:
+            self._lock.release()
+
     def _check_free(self) -> None:
         if self._may_replace or not self.path.is_dir():
             return

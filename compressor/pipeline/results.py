@@ -36,6 +36,7 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, output: O
     folder.write_rows(report.rows)
     write_page(report, folder.path)
     report.save(folder.path)  # the last: a run with a report is finished
+    folder.finish()
     if failure is not None:
         raise CompressorError(
             f"{folder / MODEL} is made, but not {ONNX}: {failure}; leave it out with --no-onnx"

@@ -24,6 +24,7 @@ class Layout:
     classes: int
     leave_after: tuple[int, ...]  # unit index for each depth, the last unit last
     heads: str = "shared"  # "shared": the network's own head for all depths; "own": a small one for each depth
+    grids: tuple[int, ...] = ()  # own heads: about how many means in height and width each depth but the last sees
     adapters: bool = False  # learned 1x1 convolutions where skipping a unit changes the shape
     router: str = "gates"  # "gates", "image" or "argmax" (the image router as in the paper)
 
@@ -58,8 +59,8 @@ class Routed(nn.Module):
         self.parts = nn.ModuleList(parts)
         self._ends = tuple(ends)
         shapes = [units[index].output_shape for index in layout.leave_after]
-        own = layout.heads == "own"
-        self.heads = nn.ModuleList(ExitHead(shape, layout.classes) for shape in shapes[:-1] if own)
+        grids = zip(shapes, layout.grids) if layout.heads == "own" else ()
+        self.heads = nn.ModuleList(ExitHead(shape, layout.classes, grid) for shape, grid in grids)
         self.router: Router
         if layout.router == "gates":
             self.router = Gates([shape[0] for shape in shapes[:-1]], layout.classes)
@@ -175,6 +176,7 @@ class Routed(nn.Module):
             "classes": layout.classes,
             "leave_after": list(layout.leave_after),
             "heads": layout.heads,
+            "grids": list(layout.grids),
             "adapters": layout.adapters,
             "router": layout.router,
             "units": list(self.unit_names),
@@ -185,6 +187,8 @@ def check_layout(layout: Layout, units: tuple[Unit, ...]) -> None:
     """Raise ModelError for depths that the network does not have, ValueError for words that mean nothing."""
     if layout.heads not in ("own", "shared") or layout.router not in ("gates", "image", "argmax"):
         raise ValueError(f"heads {layout.heads!r}, router {layout.router!r}")
+    if layout.heads == "own" and (len(layout.grids) != len(layout.leave_after) - 1 or min(layout.grids) < 1):
+        raise ValueError(f"grids {layout.grids} for {len(layout.leave_after)} depths")
     depths = layout.leave_after
     if len(depths) < 2 or list(depths) != sorted(set(depths)) or depths[-1] != len(units) - 1 or depths[0] < 0:
         raise ModelError(

@@ -10,8 +10,11 @@ from compressor.errors import CompressorError, FileError, ModelError
 from compressor.graph.chain import Chain
 from compressor.routing.network import Layout, Routed, check_layout
 from compressor.routing.settings import RouteSettings
+from compressor.routing.shortcuts import head_side
 from compressor.routing.units import Unit, Units, find_units
 from compressor.training.evaluate import device_of
+
+_HEAD_SHARE = 0.02  # of the network's MACs that an exit head may take, where it has a choice
 
 
 def survey(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Chain, Units]:
@@ -28,11 +31,15 @@ def make_routed(chain: Chain, units: tuple[Unit, ...], settings: RouteSettings) 
 
     Raises ModelError for places to leave that the network does not have, or images too small for the router.
     """
+    classes, leave_after = chain.cuts[-1].shape[0], settings.leave_after or spread(units, settings.depths)
+    most = int(_HEAD_SHARE * sum(unit.macs for unit in units))
+    passed = [units[index].output_shape for index in leave_after[:-1] if index < len(units)]
     layout = Layout(
         input_shape=chain.cuts[0].shape,
-        classes=chain.cuts[-1].shape[0],
-        leave_after=settings.leave_after or spread(units, settings.depths),
+        classes=classes,
+        leave_after=leave_after,
         heads=settings.heads,
+        grids=tuple(head_side(shape, classes, most) for shape in passed),
         adapters=settings.adapters,
         router=settings.router,
     )
@@ -64,6 +71,7 @@ def rebuild(module: nn.Module, step: Mapping[str, Any]) -> Routed:
             classes=int(step["classes"]),
             leave_after=tuple(int(index) for index in step["leave_after"]),
             heads=str(step["heads"]),
+            grids=tuple(int(side) for side in step["grids"]),
             adapters=bool(step["adapters"]),
             router=str(step["router"]),
         )

@@ -80,7 +80,8 @@ class Gates(nn.Module):
 
     def see(self, maps: Tensor, scores: Tensor) -> Tensor:
         """What a gate looks at, (batch, channels + classes + 3)."""
-        return torch.cat([maps.flatten(2).mean(2), scores.softmax(1), sureness(scores)], 1)
+        scores = scores.float()  # under autocast they are bfloat16
+        return torch.cat([maps.flatten(2).mean(2).float(), scores.softmax(1), sureness(scores)], 1)
 
     def forward(self, depth: int, seen: Tensor) -> Tensor:
         """See `Gate.forward`."""

@@ -46,12 +46,11 @@ class Adapter(nn.Module):
 
 
 class ExitHead(nn.Module):
-    """A small classifier for maps on which the network's own head was not trained."""
+    """A small classifier for maps on which the network's own head was not trained: means over a grid, then linear."""
 
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int, side: int) -> None:
         super().__init__()
-        self.stride = [max(1, side // _EXIT_SIDE) for side in shape[1:]]
-        rows, columns = (side // stride for side, stride in zip(shape[1:], self.stride))
+        self.stride, (rows, columns) = _grid(shape, side)
         self.linear = nn.Linear(shape[0] * rows * columns, classes)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -59,7 +58,18 @@ class ExitHead(nn.Module):
         return y
 
 
-_EXIT_SIDE = 4  # maps are averaged to about this size
+def head_side(shape: tuple[int, ...], classes: int, most: int) -> int:
+    """The finest grid, of about 4x4, 2x2 or 1x1 means, with which an exit head takes at most so many MACs."""
+    for side in (4, 2):
+        _, (rows, columns) = _grid(shape, side)
+        if shape[0] * rows * columns * classes <= most:
+            return side
+    return 1
+
+
+def _grid(shape: tuple[int, ...], side: int) -> tuple[list[int], list[int]]:
+    strides = [max(1, size // side) for size in shape[1:]]
+    return strides, [size // stride for size, stride in zip(shape[1:], strides)]
 
 
 class Skippable(nn.Module):

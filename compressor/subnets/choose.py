@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from compressor.errors import ModelError, UsageError
-from compressor.subnets.points import Point, Survey
+from compressor.subnets.points import Point, Survey, begins
 from compressor.subnets.settings import DetachSettings
 
 DEFAULT_EXITS = 2  # as many sub-models as in the paper's experiment
@@ -65,8 +65,7 @@ def _named(found: Survey, names: Sequence[str]) -> tuple[Point, ...]:
 def _point(found: Survey, name: str) -> Point:
     """The point by its name, or by that of a module inside which nothing ran before the cut."""
     for point in found.points:
-        inner = point.cut.read_by.startswith(f"{name}.") and name.startswith(f"{point.at}.")
-        if name in (point.at, point.cut.read_by) or inner:
+        if begins(name, point.at, point.cut):
             return point
     modules = [each for each, _ in found.base.named_modules()]
     problem = "is no legal cut point" if name in modules else "is no module of the network"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError, UsageError
 from compressor.subnets.once import store_once_, tie_
-from compressor.subnets.points import WEIGHTED, Survey
+from compressor.subnets.points import WEIGHTED, Survey, begins
 from compressor.subnets.settings import DetachSettings
 from compressor.subnets.tail import Norms, tail
 
@@ -128,11 +128,11 @@ def find_run(found: Survey, start: str | None = None) -> Run:
             )
         begin = weighted[0] if weighted else 0
     else:
-        named = {found.names[i]: i for i in weighted} | {cuts[i].read_by: i for i in reversed(weighted)}
-        if start not in named:
+        named = [i for i in weighted if begins(start, found.names[i], cuts[i])]
+        if not named:
             known = ", ".join(found.names[i] for i in weighted)
             raise UsageError(f"no layer begins at {start!r} where one tensor alone carries the flow; those are {known}")
-        begin = named[start]
+        begin = named[0]
     run = [i for i in weighted if i >= begin]
     end = next((place for place, i in enumerate(run) if cuts[i].shape != cuts[begin].shape), len(run))
     if end < 2:

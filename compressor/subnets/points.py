@@ -147,6 +147,12 @@ class Survey:
         )
 
 
+def begins(name: str, at: str, cut: Cut) -> bool:
+    """Whether a module begins at a cut: the outermost that does is `at`, the innermost reads the tensor."""
+    between = name.startswith(f"{at}.") and cut.read_by.startswith(f"{name}.")
+    return between or name in (at, cut.read_by)
+
+
 def survey(base: nn.Module, example: Tensor) -> Survey:
     """The base with its chain of cuts. Raises ModelError for a network that cannot be written as one chain."""
     return Survey(base, tuple(example.shape[1:]))

@@ -103,6 +103,7 @@ def routed(network: nn.Module | type[nn.Module] = Three, **layout: object) -> Ro
     chain, found = survey(network, SHAPE) if shared else surveyed(network)
     places = tuple(range(len(found.units)))
     chosen = {"input_shape": SHAPE, "classes": 10, "leave_after": places, **layout}
+    chosen.setdefault("grids", (4,) * (len(chosen["leave_after"]) - 1))
     net = Routed(chain, found.units, Layout(**chosen))
     return net if shared else copy.deepcopy(net)
 

@@ -33,13 +33,13 @@ def test_step_makes_the_same_network_again(network, layout):
     "damage",
     [
         {"input_shape": [1, 8]}, {"input_shape": None}, {"classes": "many"}, {"leave_after": [0, 9]},
-        {"router": "oracle"}, {"units": ["0", "2"]}, {"heads": None},
+        {"router": "oracle"}, {"units": ["0", "2"]}, {"heads": None}, {"grids": [4]},
     ],
     ids=lambda damage: next(iter(damage)),
 )  # fmt: skip
 def test_damaged_step_is_one_line(damage):
     with pytest.raises(FileError, match="does not fit its network") as error:
-        rebuild(Three(), {**routed().step(), **damage})
+        rebuild(Three(), {**routed(heads="own").step(), **damage})
     assert "\n" not in str(error.value)
 
 

@@ -66,7 +66,7 @@ def test_fewer_exits_than_layers():
 def test_runs_of_blocks_in_a_convolutional_network():
     found = Survey(Residual(), SHAPE)
     run = find_run(found, "blocks")
-    assert (run.layers, run.shape) == (1, (4, 16, 16))
+    assert (run.layers, run.shape) == (1, (4, 16, 16)) and find_run(found, "blocks.0") == run
     model = make_nested(found, DetachSettings(method="nsn", at=("blocks",)))
     x = images()
     by_hand = model.base.blocks[2](model.base.blocks[1](model.base.eval().conv(x).relu()))

@@ -1,0 +1,112 @@
+"""A run folder from elsewhere runs nobody's code, and two runs never write to one folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import CompressorError, FileError, UsageError
+from compressor.pipeline.folder import RunFolder
+from compressor.pipeline.resume import resume
+from compressor.pipeline.settings import ModelSettings, OutputSettings, TrainJob, flat
+from compressor.training.checkpoint import NAME
+from tests.faults.hostile_pickles import source
+from tests.faults.runs import ARCH, MODEL, ROOT, environment
+
+
+def recorded(folder: Path, model: ModelSettings, **changes: object) -> Path:
+    """A run folder as somebody could have made it by hand."""
+    folder.mkdir(parents=True)
+    job = TrainJob(model, "digits", OutputSettings(str(folder), latency=False, onnx=False))
+    settings = {**flat(job), "cwd": str(folder), **changes}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_architecture_of_a_strange_folder_is_not_run(tmp_path):
+    canary, run = tmp_path / "canary", tmp_path / "run"
+    recorded(run, ModelSettings(arch="net.py:build"))
+    (run / "net.py").write_text(f"{source(canary)}\ndef build(**_): {source(canary)}\n")
+    with pytest.raises(UsageError, match="never named on this machine"):
+        resume(str(run))
+    assert not canary.exists()
+
+
+def test_trust_of_a_strange_folder_is_not_taken_over(tmp_path):
+    run = recorded(tmp_path / "run", ModelSettings(MODEL, trust=True))
+    with pytest.raises(UsageError, match="--trust again"):
+        resume(str(run))
+
+
+def test_model_that_changed_since_is_refused(tmp_path):
+    run = recorded(tmp_path / "run", ModelSettings(MODEL), model_sha256="0" * 64)
+    with pytest.raises(UsageError, match="has changed since the run began"):
+        resume(str(run))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", "many"), ("lr", [1]), ("optimizer", "rm -rf"), ("arch_arg", 3), ("latency", 1), ("milestones", ["x"])],
+)
+def test_settings_of_another_kind_are_one_line(tmp_path, name, value):
+    run = recorded(tmp_path / "run", ModelSettings(arch=ARCH), **{name: value})
+    with pytest.raises(FileError, match=rf"settings.json is damaged: {name}") as caught:
+        resume(str(run))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 200, b"compressor checkpoint 1 " + b"0" * 65 + b"rest"])
+def test_hostile_checkpoint_is_one_line(tmp_path, content):
+    run = recorded(tmp_path / "run", ModelSettings(arch=ARCH, arch_arg=(("width", 0.25),)))
+    (run / NAME).write_bytes(content)
+    with pytest.raises(CompressorError) as caught:
+        resume(str(run))
+    assert "\n" not in str(caught.value)
+
+
+_HOLDER = """
+import sys, time
+from compressor.pipeline.folder import RunFolder
+from compressor.pipeline.settings import OutputSettings
+folder = RunFolder(OutputSettings(sys.argv[1]))
+folder.begin({})
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_second_run_on_a_folder_is_refused_until_the_first_is_gone(tmp_path):
+    out = OutputSettings(str(tmp_path / "run"), overwrite=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(tmp_path / "run")],
+        stdout=subprocess.PIPE, text=True, env=environment(tmp_path), cwd=ROOT,
+    ) as holder:  # fmt: skip
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            for resuming in (False, True):
+                with pytest.raises(UsageError, match=f"another run is writing.*{holder.pid}"):
+                    RunFolder(out, resume=resuming).begin({})
+        finally:
+            holder.kill()
+    RunFolder(out).begin({})
+
+
+def test_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CompressorError) as caught:
+        RunFolder(OutputSettings(str(tmp_path / "file" / "run"))).begin({})
+    assert "\n" not in str(caught.value)
+
+
+def test_scraps_of_a_killed_run_are_cleared_away(tmp_path):
+    run = recorded(tmp_path / "run", ModelSettings(arch=ARCH))
+    (run / ".model.pt.1.tmp").write_text("half")
+    (run / "checkpoint.pt.tmp").write_text("half")
+    (run / ".export-x").mkdir()
+    (run / "mine.txt").write_text("stays")
+    folder = RunFolder(OutputSettings(str(run)), resume=True)
+    folder.begin({})
+    assert sorted(each.name for each in run.iterdir()) == [".lock", "mine.txt", "settings.json"]

@@ -1,0 +1,64 @@
+"""Replacing an early stage as a whole run: broken off in either phase it goes on to the same network."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import compressor
+from compressor.pipeline.replace import replace_early
+from compressor.pipeline.resume import resume
+from compressor.pipeline.settings import ModelSettings, OutputSettings, ReplaceJob, TrainJob
+from compressor.pipeline.train import train
+from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
+from compressor.training.events import BatchEvent
+from compressor.training.interrupt import Interrupted
+from compressor.training.settings import TrainSettings
+
+ROOT = Path(__file__).parents[2]
+SMALL = ModelSettings(arch=f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build", arch_arg=(("width", 0.25),))
+PAPERS = ModelSettings(
+    arch=f"{ROOT / 'sample_models' / 'primenet.py'}:build",
+    arch_arg=(("width", 0.125), ("size", 12), ("retrain_epochs", 1)),
+)
+CHOSEN = {"epochs": 2, "batch_size": 100, "log_seconds": 0.0, "device": "cpu"}
+
+
+def out(folder: Path) -> OutputSettings:
+    return OutputSettings(str(folder), latency=False, onnx=False)
+
+
+def replacing(folder: Path) -> ReplaceJob:
+    settings = PrimeNetSettings(fit="stride", retrain_epochs=1, retrain_batch_size=50)
+    training = replace(REPRESENTATION, **CHOSEN)
+    return ReplaceJob(SMALL, "digits", "5", out(folder), settings, training=training)
+
+
+def learning(folder: Path) -> TrainJob:
+    return TrainJob(PAPERS, "digits", out(folder), training=TrainSettings(**CHOSEN), chosen=tuple(CHOSEN))
+
+
+RUNS = {"replace": (replace_early, replacing), "train": (train, learning)}
+
+
+@pytest.mark.parametrize("epoch", [1, 2], ids=["first phase", "second phase"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_was_broken_off_comes_to_the_same_end(name, epoch, tmp_path):
+    run, job = RUNS[name]
+
+    def stop(event: object) -> None:
+        if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (epoch, 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = run(job(tmp_path / "whole"))
+    with pytest.raises(Interrupted, match="compressor resume"):
+        run(job(tmp_path / "broken"), stop)
+    report = resume(str(tmp_path / "broken"))
+    one, other = (compressor.load(tmp_path / folder / "model.pt").state_dict() for folder in ("whole", "broken"))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert report.after.top1 == whole.after.top1 and report.notes == whole.notes
+    assert report.sections == whole.sections
+    assert [row["epoch"] for row in report.rows] == [0, 1, 2]

@@ -35,13 +35,19 @@ def die_at_rename(number: int) -> None:
     Path.replace = replace_or_die
 
 
+def unhurried(state: object) -> None:
+    """Rest after every step, so that on a fast machine, too, the run outlasts all who would kill it."""
+    time.sleep(0.05)
+
+
 def attempt(folder: Path, seconds: float, rename: int) -> bool:
     """Resume in a child that is killed after some seconds, or before a rename; whether it was killed."""
     child = os.fork()
     if child == 0:
         if rename:
             die_at_rename(rename)
-        fit(small_net(seed=5), small_data(), LONG, saving=Saving(folder, resume=True, every_seconds=0))
+        saving = Saving(folder, resume=True, every_seconds=0)
+        fit(small_net(seed=5), small_data(), LONG, saving=saving, after_step=unhurried)
         os._exit(0)
     if not rename:
         time.sleep(seconds)

@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
+Patterns = tuple[tuple[str, str], ...]  # regular expression -> what stands in its place
 RENEW = bool(os.environ.get("RENEW_GOLDEN"))  # write the files anew instead of comparing
 
 # What depends on the machine, its speed, or the last bits of a sum.
-VARIES = (
+VARIES: Patterns = (
     (r"^epoch .* left\n", ""),  # a line within an epoch, where that takes long
     (r"[\d,]+ images/s", "N images/s"),
     (r"\d\.?\d*e-\d\d", "E"),
@@ -53,17 +54,18 @@ class Compressor:
         return Ran(left.value.code, seen.out, seen.err)
 
 
-def normal(text: str, folder: Path) -> str:
+def normal(text: str, folder: Path, also: Patterns = ()) -> str:
     """The text with everything that varies made equal, and at most 80 columns wide as it was printed."""
     text = text.replace(str(folder), "OUT").replace(str(ROOT), "ROOT")
-    for pattern, same in VARIES:
+    for pattern, same in (*VARIES, *also):
         text = re.sub(pattern, same, text, flags=re.MULTILINE)
     return "\n".join(line.rstrip() for line in text.splitlines()).strip() + "\n"
 
 
-def check_golden(name: str, ran: Ran, folder: Path) -> None:
-    """Compare exit code, stdout and stderr with the file of that name."""
-    found = f"exit {ran.code}\n\n--- stdout\n{normal(ran.out, folder)}\n--- stderr\n{normal(ran.err, folder)}"
+def check_golden(name: str, ran: Ran, folder: Path, also: Patterns = ()) -> None:
+    """Compare exit code, stdout and stderr with the file of that name; `also` varies in this one."""
+    out, err = (normal(text, folder, also) for text in (ran.out, ran.err))
+    found = f"exit {ran.code}\n\n--- stdout\n{out}\n--- stderr\n{err}"
     path = GOLDEN / f"{name}.txt"
     if RENEW:
         path.write_text(found, encoding="utf-8")

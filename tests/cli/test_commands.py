@@ -7,6 +7,13 @@ import pytest
 from tests.cli.command import check_golden
 
 DIGITS = "sample_models/digits_cnn.pt"
+# Which filters AdapNet takes hangs on the last bits of sums, which are others on another processor.
+ADAPTED = (
+    (r"(pruned|merged|inserted|frozen) \d+", r"\1 N"),
+    (r"\d+ filters, [\d.]+ [kM]?MAC \(\d+%\)", "N filters, N MAC (P%)"),
+    (r"[\d.]+ [kM]?MAC are left", "N MAC are left"),
+    (r"^((?:MACs|MACs \(thop\)|parameters|file size)\s.*) (?:SIZE|[\d.]+ \w+)\s+\d\.\d\dx$", r"\1 AFTER"),
+)
 SMALL = ["--no-latency", "--no-onnx", "--device", "cpu"]
 
 
@@ -135,8 +142,10 @@ def test_demo(compressor, monkeypatch):
     whole = demo.demo_job
     monkeypatch.setattr(demo, "demo_job", quick)
     out = compressor.folder / "demo"
-    check_golden("demo", compressor("demo", "--out", out), compressor.folder)
-    assert compressor("demo", "--out", out).code == 0, "an earlier demo is replaced without asking"
+    check_golden("demo", compressor("demo", "--out", out), compressor.folder, ADAPTED)
+    report = json.loads((out / "report.json").read_text())
+    assert report["edits"] and report["after"]["macs"] < report["before"]["macs"]
+    assert demo.demo_job(str(out), False, "").output.overwrite, "an earlier demo is replaced without asking"
     (out / "settings.json").write_text('{"command": "prune"}')
     assert compressor("demo", "--out", out).code == 2, "anything else is not"
 

@@ -10,9 +10,7 @@ Writes benchmarks/results/adapnet-small.json or adapnet-table-N.json, adding to 
 
 import argparse
 import json
-import statistics
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +71,7 @@ def main() -> None:
             results["rows"] = [*kept, *rows]
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(results, indent=1) + "\n")
-    print(small_table(results) if arguments.scale else adapnet_tables.table(results))
+    print((adapnet_small if arguments.scale else adapnet_tables).table(results))
     print(f"\n{out}")
 
 
@@ -96,30 +94,6 @@ def _small(data: Data, images: int, training: TrainSettings) -> list[dict[str, A
 
 def _show(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def small_table(results: dict[str, Any]) -> str:
-    """The result as Markdown: mean and standard deviation over the seeds."""
-    lines = [
-        "| data | network | top-1, % | parameters left | MACs left | filters | seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for data in dict.fromkeys(row["data"] for row in results["rows"]):
-        rows = [row for row in results["rows"] if row["data"] == data]
-        whole = next(row for row in rows if row["network"] == "untouched")
-        for network in dict.fromkeys(row["network"] for row in rows):
-            same = [row for row in rows if row["network"] == network]
-            top1 = _spread(100 * row["top1"] for row in same)
-            params = statistics.mean(row["params"] for row in same) / whole["params"]
-            macs = statistics.mean(row["macs"] for row in same) / whole["macs"]
-            filters = statistics.mean(row["filters"] for row in same)
-            lines.append(f"| {data} | {network} | {top1} | {params:.1%} | {macs:.1%} | {filters:.0f} | {len(same)} |")
-    return "\n".join(lines)
-
-
-def _spread(values: Iterable[float]) -> str:
-    values = list(values)
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
 if __name__ == "__main__":

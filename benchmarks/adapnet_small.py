@@ -6,8 +6,9 @@ its choice of filters good?). Test accuracy is read once, at the end of each.
 """
 
 import copy
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,3 +198,34 @@ def subset(data: Data, images: int, seed: int) -> Data:
     train = data.train.take(torch.randperm(len(data.train), generator=generator)[:images])
     validation = data.validation.take(torch.randperm(len(data.validation), generator=generator)[: images // 5])
     return replace(data, train=train, validation=validation)
+
+
+def table(results: dict[str, Any]) -> str:
+    """The result as Markdown: mean and standard deviation over the seeds, and AdapNet's lead over each other network,
+    from the same start weights."""
+    lines = [
+        "| data | network | top-1, % | AdapNet's lead, points | parameters left | MACs left | filters |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for data in dict.fromkeys(row["data"] for row in results["rows"]):
+        of = {
+            network: [row for row in results["rows"] if row["data"] == data and row["network"] == network]
+            for network in dict.fromkeys(row["network"] for row in results["rows"])
+        }
+        for network, rows in of.items():
+            top1 = _spread(100 * row["top1"] for row in rows)
+            lead = _spread(100 * (ours["top1"] - row["top1"]) for ours, row in zip(of["adapnet"], rows, strict=True))
+            params, macs = (_share(rows, of["untouched"], what) for what in ("params", "macs"))
+            filters = statistics.mean(row["filters"] for row in rows)
+            lead = "" if network in ("start", "adapnet") else lead
+            lines.append(f"| {data} | {network} | {top1} | {lead} | {params:.1%} | {macs:.1%} | {filters:.0f} |")
+    return "\n".join(lines)
+
+
+def _share(rows: list[dict[str, Any]], whole: list[dict[str, Any]], what: str) -> float:
+    return statistics.mean(row[what] for row in rows) / statistics.mean(row[what] for row in whole)
+
+
+def _spread(values: Iterable[float]) -> str:
+    values = list(values)
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"

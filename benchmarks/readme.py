@@ -1,7 +1,7 @@
-"""Write the results of benchmarks/results into README.md, between the lines that name them.
+"""Write the results of benchmarks/results into README.md and docs/methods, between the lines that name them.
 
-    python -m benchmarks.readme            # rewrites README.md
-    python -m benchmarks.readme --check    # exit code 1 where README.md and the result files disagree
+    python -m benchmarks.readme            # rewrites the pages
+    python -m benchmarks.readme --check    # exit code 1 where a page and the result files disagree
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; `BLOCKS` says which function fills which.
 """
@@ -17,11 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks import adapnet_small
 from compressor.reporting.report import Report
 from compressor.reporting.tables import before_after_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "methods").glob("*.md")))
 
 
 def demo() -> str:
@@ -76,6 +78,18 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def adapnet() -> str:
+    """AdapNet against one-shot l1 and the untouched network, over seeds."""
+    result = _read("adapnet-small.json")
+    seeds = len({row["seed"] for row in result["rows"]})
+    return (
+        f"{adapnet_small.table(result)}\n\n{result['network']}, {result['train_images']:,} training images, "
+        f"{result['start_epochs']} epochs to the start weights and {result['epochs']} more for each network; mean ± "
+        f"standard deviation over {seeds} seeds, on the whole test set. {result['machine']}; torch "
+        f"{result['versions']['torch']}."
+    )
+
+
 def _run_table(name: str) -> str:
     report = Report.from_json(_read(name))
     console = Console(width=76, file=open("/dev/null", "w"), record=True)  # noqa: PTH123, SIM115 - a sink
@@ -109,7 +123,13 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "fashion": fashion, "zoo": zoo, "speed": speed}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "fashion": fashion,
+    "zoo": zoo,
+    "speed": speed,
+    "adapnet": adapnet,
+}
 
 
 def filled(text: str) -> str:
@@ -127,14 +147,19 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    path = ROOT / "README.md"
-    text = path.read_text()
-    new = filled(text)
-    if parser.parse_args().check:
-        sys.exit(0 if new == text else "README.md and benchmarks/results disagree: run python -m benchmarks.readme")
-    path.write_text(new)
+    check = parser.parse_args().check
+    wrong = []
+    for path in PAGES:
+        text = path.read_text()
+        new = filled(text)
+        if new != text and check:
+            wrong.append(str(path.relative_to(ROOT)))
+        elif new != text:
+            path.write_text(new)
+    if wrong:
+        sys.exit(f"{', '.join(wrong)} and benchmarks/results disagree: run python -m benchmarks.readme")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.goals import Guard, Target
 from compressor.pipeline.measuring import filters, in_words, layer_sizes, measure
 from compressor.pipeline.periods import Periods
-from compressor.pipeline.phases import Phases, check, check_period
+from compressor.pipeline.phases import Phases, check, check_period, hints
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import AdaptJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
@@ -104,6 +104,7 @@ def _prepare(job: AdaptJob, tell: Tell) -> tuple[Subject, Periods, Phases]:
     phases = Phases.of(job.adapnet, job.training, trained=job.model.model is not None)
     steps = steps_per_epoch(data, phases.training)
     check_period(job.adapnet, steps)
+    note_all(hints(job.adapnet, subject.module), tell)
     tell(Stage("finding which channels belong together"))
     channels = capture(subject.module, subject.example, keep=job.keep)
     note_all(channels.notes, tell)
@@ -140,5 +141,5 @@ def _report(job: AdaptJob, subject: Subject, periods: Periods, before: Measureme
         after=after,
         frozen={**periods.channels.frozen, **method.locked},
         refused=dict(periods.refused),
-        notes=(*subject.notes, *periods.channels.notes, *method.notes),
+        notes=(*subject.notes, *periods.channels.notes, *hints(job.adapnet, subject.module), *method.notes),
     )

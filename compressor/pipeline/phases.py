@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from compressor.errors import UsageError
 from compressor.methods.adapnet import schedule
 from compressor.methods.adapnet.settings import AdapNetSettings
@@ -11,6 +14,7 @@ from compressor.training.settings import TrainSettings
 
 Phase = Literal["startup", "periods", "finetune"]
 PHASES: tuple[Phase, ...] = ("startup", "periods", "finetune")
+STRONG_DECAY = 0.005  # half of the paper's
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,16 @@ def check(settings: AdapNetSettings, goals: GoalSettings) -> None:
         raise UsageError(f"--lsep is {settings.lsep}: give the steps of a period, 1 or more")
     if goals.max_drop is not None and not 0 <= goals.max_drop < 1:
         raise UsageError(f"--max-drop is {goals.max_drop:g}: give a share of the images, such as 0.02 for two points")
+
+
+def hints(settings: AdapNetSettings, model: nn.Module) -> list[str]:
+    """What a person should know of these settings on this network, in lines."""
+    if settings.weight_decay < STRONG_DECAY or any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return []
+    return [
+        f"a weight decay of {settings.weight_decay:g} is strong for a network without batch norm, whose output shrinks "
+        "with its weights; --weight-decay 5e-4 is usual"
+    ]
 
 
 def check_period(settings: AdapNetSettings, steps_per_epoch: int) -> None:

@@ -204,6 +204,22 @@ def test_a_dry_run_says_what_would_be_judged_and_writes_nothing(tmp_path):
     assert report.after.macs is None and not (tmp_path / "run").exists()
 
 
+def test_the_papers_decay_is_remarked_on_where_no_batch_norm_makes_up_for_it(tmp_path):
+    def noted(weight_decay, arch=ARCH):
+        model = ModelSettings(arch=str(arch), input=(1, 8, 8))
+        return "weight decay" in " ".join(dry_run(job(tmp_path / "run", model=model, weight_decay=weight_decay)).notes)
+
+    plain = tmp_path / "plain.py"
+    plain.write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    convolution = nn.Conv2d(1, 8, 3, padding=1)\n"
+        "    return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))\n"
+    )
+    built = f"{plain}:build"
+    assert noted(0.01, built) and not noted(5e-4, built) and not noted(0.01)
+
+
 def test_nothing_to_edit_is_an_error_with_reasons(tmp_path):
     with pytest.raises(ModelError, match="nothing that AdapNet could change: .*(kept|keep)"):
         adapt(replace(job(tmp_path / "run"), keep=("*",)))

@@ -46,6 +46,7 @@ ADAPNET: dict[str, Described] = {
     "retire_share": Described("Fewer of a period's maps than this count as none.", "SHARE", 0, 1, rare=True),
     "dist_decay": Described("What is left of a filter's counts after a period.", "SHARE", 0, 1, rare=True),
     "chi_s": Described("Strength: a filter's counts are scaled to this; smaller prunes more.", "X", least=1),
+    "chi_s_concepts": Described("The same for clusters; larger: more are concepts. [chi_s]", "X", 1, rare=True),
     "row_min": Described("Maps seen before a filter is judged.", "N", least=0, rare=True),
     "border_fraction": Described("Share of a concept's maps that form its border.", "SHARE", 0, 1, rare=True),
     "border_ratio": Described("Distance from it that makes another concept.", "X", least=0, rare=True),

@@ -60,7 +60,7 @@ def detect(
     """
     concepts = list(concepts)
     rows = reliable_rows(table, boundaries, settings.row_min)
-    p_values = column_uniformity(table, rows, settings.chi_s).tolist()
+    p_values = column_uniformity(table, rows, settings.evidence).tolist()
     totals = table.sum(0).tolist()
     verdicts = []
     for candidate in range(table.shape[1]):
@@ -100,5 +100,5 @@ def useless(table: Tensor, concepts: list[int], boundaries: int, beta: float, se
     Reference: section 3, the end of each epoch.
     """
     rows = reliable_rows(table, boundaries, settings.row_min)
-    p_values = column_uniformity(table, rows, settings.chi_s).tolist()
+    p_values = column_uniformity(table, rows, settings.evidence).tolist()
     return [q for q in concepts if p_values[q] > beta]

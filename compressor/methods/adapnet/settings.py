@@ -65,6 +65,7 @@ class AdapNetSettings:
     retire_share: float = 0.01
     dist_decay: float = 1.0
     chi_s: float = 20.0
+    chi_s_concepts: float | None = None  # of the columns' test; None: chi_s
     row_min: int = 40
 
     # Concepts (algorithm 1).
@@ -105,6 +106,11 @@ class AdapNetSettings:
 
     # Ours, beyond the paper: how far the prune threshold falls where a channel costs more multiply-adds than elsewhere.
     macs_bias: float = 0.0
+
+    @property
+    def evidence(self) -> float:
+        """What each filter's counts are scaled to when a cluster is tested for being a concept."""
+        return self.chi_s if self.chi_s_concepts is None else self.chi_s_concepts
 
 
 PRESETS: dict[str, AdapNetSettings] = {

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from compressor.methods.adapnet.clusters import Clustering
 from compressor.methods.adapnet.concepts import boundary_points, detect, useless
@@ -64,6 +65,16 @@ def test_a_concept_must_lie_outside_the_nearest_ones_boundary(place: float, acce
 def test_a_cluster_that_all_filters_feed_equally_is_no_concept() -> None:
     (verdict,) = detect(EQUAL, [0], laid_out(3.0), 5, 0.9, SETTINGS)
     assert not verdict.accepted and verdict.p_value == pytest.approx(1.0) and verdict.nearest is None
+
+
+def test_more_counts_make_a_slight_difference_between_filters_a_concept() -> None:
+    slight = torch.tensor([[60.0, 40.0], [40.0, 60.0], [50.0, 50.0]]).double()
+    (verdict,) = detect(slight, [0], laid_out(3.0), 5, 0.5, SETTINGS)
+    assert not verdict.accepted
+    surer = replace(SETTINGS, chi_s_concepts=200.0)
+    (verdict,) = detect(slight, [0], laid_out(3.0), 5, 0.5, surer)
+    assert verdict.accepted and verdict.p_value == pytest.approx(chisquare([120.0, 80.0, 100.0]).pvalue)
+    assert useless(slight, [0, 1], 5, 0.5, SETTINGS) == [0, 1] and useless(slight, [0, 1], 5, 0.5, surer) == []
 
 
 def test_the_first_concept_needs_no_distance_and_the_second_sees_it() -> None:

@@ -9,6 +9,7 @@ ADAPNET: dict[str, Described] = {
     "GoalSettings.distill": Described("Learn from the network as it came as well (untrained: from its start-up copy)."),
     "distill_weight": Described("Share of the loss that follows the teacher.", "SHARE", least=0, most=1, rare=True),
     "distill_temperature": Described("Of the scores that --distill compares.", "X", least=0, rare=True),
+    "fill": Described("Fine-tune through the epochs that are left when the changes end early.", rare=True),
     # Phases
     "startup_epochs": Described("Epochs before the structure changes. [0 for a trained network, else 50]", "N", 0),
     "startup_untrained": Described("What that is for an untrained network.", "N", least=0, rare=True),

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from compressor.cli import (
+    compare,
     demo,
     detach,
     evaluate,
@@ -20,6 +21,7 @@ from compressor.cli import (
     replace,
     resume,
     route,
+    sweep,
     train,
     verify,
 )
@@ -56,6 +58,8 @@ for name, command, module in (
     ("route", route.route, route),
     ("finetune", finetune.finetune, finetune),
     ("resume", resume.resume, resume),
+    ("sweep", sweep.sweep, sweep),
+    ("compare", compare.compare, compare),
     ("export", export.export, export),
     ("verify", verify.verify, verify),
     ("demo", demo.demo, demo),

@@ -25,6 +25,7 @@ PANELS = {
     "DetachSettings": "Sub-models",
     "PrimeNetSettings": "PrimeNet",
     "RouteSettings": "Routing",
+    "SweepSettings": "Grid",
     "TrainSettings": "Training",
     "OutputSettings": "Output",
 }
@@ -94,6 +95,10 @@ DESCRIPTIONS: dict[str, Described] = {
     "router_images": Described("At most so many of them.", "N", least=4, rare=True),
     "max_drop": Described("Without a target: validation top-1 that may be lost, as a fraction.", "X", 0, 1),
     "threshold": Described("Instead: leave where the router is at least so sure; 0 never goes on.", "X", 0),
+    # Sweep
+    "methods": Described("Of pruning, see `compressor prune --help`. [l1,taylor,adapnet]", "NAME,NAME,..."),
+    "ratios": Described("Shares of the MACs that go. [0.3,0.5,0.7]", "SHARE,..."),
+    "control": Described("Also train the model itself on with the same budget, to compare."),
     # Training
     "epochs": Described("Times through the training set.", "N", least=0),
     "batch_size": Described("Images per step.", "N", least=1),

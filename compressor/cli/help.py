@@ -90,10 +90,10 @@ def _paragraphs(text: str) -> Iterator[RenderableType]:
 def _example(command: str | None) -> Iterator[RenderableType]:
     if command:
         yield _heading("Example")
-        yield Text("\n".join(_broken(command)))
+        yield Text("\n".join(broken(command)))
 
 
-def _broken(command: str) -> Iterator[str]:
+def broken(command: str) -> Iterator[str]:
     """A command over several lines, broken before flags only, as one would type it."""
     line = "  "
     for piece in re.split(r" (?=--)", command):

@@ -4,12 +4,13 @@ from typing import Annotated
 
 import typer
 
+from compressor.cli.compare import show_comparison
 from compressor.cli.options import Json
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 
 HELP = (
-    "Go on with a run that was broken off, from its last checkpoint, to the result it would have had.\n\n"
+    "Go on with a run or a sweep that was broken off, from its last checkpoint, to the result it would have had.\n\n"
     "The folder may have been moved; model and data have to be where they were."
 )
 EXAMPLE = "compressor resume runs/small"
@@ -29,7 +30,11 @@ def resume(
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
     from compressor.pipeline.resume import resume as go_on
+    from compressor.reporting.runs import RunComparison
 
     with terminal.progress() as tell:
-        report = go_on(run, tell, trust=trust, arch=arch)
-    show_run(terminal, report, run, dry_run=False, trained=True)
+        found = go_on(run, tell, trust=trust, arch=arch)
+    if isinstance(found, RunComparison):
+        show_comparison(terminal, found, run)
+    else:
+        show_run(terminal, found, run, dry_run=False, trained=True)

@@ -22,8 +22,9 @@ class Stopped:
 
     def how_to_go_on(self) -> str:
         """The command that finishes what this one began, with a semicolon before it; nothing where it began no run."""
-        folders = [each for each in _begun()[self.earlier :] if not (each / "report.json").exists()]
-        return f"; to go on: compressor resume {folders[-1]}" if folders else ""
+        done = ("report.json", "comparison.html")
+        folders = [each for each in _begun()[self.earlier :] if not any((each / name).exists() for name in done)]
+        return f"; to go on: compressor resume {folders[0]}" if folders else ""  # a sweep's comes before its runs'
 
 
 @contextmanager

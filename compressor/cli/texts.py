@@ -77,6 +77,11 @@ def names(text: str) -> tuple[str, ...]:
     return parts
 
 
+def words(text: str) -> tuple[str, ...]:
+    """`l1,taylor` -> ("l1", "taylor")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def numbers(flag: str) -> Callable[[str], tuple[float, ...]]:
     """The reader of a flag that takes numbers: `0.5,0.25` -> (0.5, 0.25)."""
 
@@ -108,4 +113,6 @@ READERS: dict[str, Reader] = {
     "leave_after": Reader(units),
     "targets": Reader(numbers("--targets")),
     "loss_weights": Reader(numbers("--loss-weights")),
+    "methods": Reader(words),
+    "ratios": Reader(numbers("--ratios")),
 }

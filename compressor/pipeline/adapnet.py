@@ -101,7 +101,7 @@ def _prepare(job: AdaptJob, tell: Tell) -> tuple[Subject, Periods, Phases]:
     note_all(subject.notes, tell)
     data = subject.data
     assert data is not None
-    phases = Phases.of(job.adapnet, job.training, trained=job.model.model is not None)
+    phases = Phases.of(job.adapnet, job.training, trained=job.model.model is not None, fill=job.goals.fill)
     steps = steps_per_epoch(data, phases.training)
     check_period(job.adapnet, steps)
     note_all(hints(job.adapnet, subject.module), tell)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.errors import UsageError
 from compressor.loading import transformed
-from compressor.pipeline.exits import Row, exits_section, measured_rows
+from compressor.pipeline.exits import Row, exits_section, measured_rows, variants
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, in_words, layer_sizes, measure
 from compressor.pipeline.results import write_results
@@ -91,6 +91,7 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
         layers=layer_sizes(widths, filters(model.detach(0))),
         rows=tuple(history.rows),
         sections=(exits_section(rows),),
+        variants=variants(rows),
     )
     return Detached(write_results(subject, report, folder, job.output, tell), rows)
 

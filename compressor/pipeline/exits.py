@@ -6,6 +6,7 @@ from typing import Any
 
 from compressor.pipeline.subject import Subject
 from compressor.reporting import units
+from compressor.reporting.report import Measurements
 from compressor.reporting.sections import Curve, Plot, Section, Table
 from compressor.subnets.cutting import Detaching, ModelCost, model_costs
 from compressor.subnets.detachable import Detachable
@@ -36,11 +37,25 @@ def measured_rows(
         yield Row(cost, top1, references[cost.exit] if references else None)
 
 
-def exit_sections(subject: Subject, *, latency: bool) -> tuple[Section, ...]:
-    """The part of a report for a network that is detachable; none for another."""
+def exit_parts(subject: Subject, *, latency: bool) -> dict[str, Any]:
+    """The parts of a report for a network that is detachable, by their names; none for another."""
     if not isinstance(subject.module, Detachable | Nested):
-        return ()
-    return (exits_section(tuple(measured_rows(subject, subject.module, latency=latency))),)
+        return {}
+    rows = tuple(measured_rows(subject, subject.module, latency=latency))
+    return {"sections": (exits_section(rows),), "variants": variants(rows)}
+
+
+def variants(rows: Sequence[Row]) -> dict[str, Measurements]:
+    """The sub-models as a report takes them; the base is the report's own."""
+    found = {}
+    for row in rows:
+        cost = row.cost
+        if cost.exit:
+            reasons = {**cost.reasons, "file_bytes": "on the base's weights"}
+            found[f"exit {cost.exit}"] = Measurements(
+                cost.macs, cost.macs_thop, cost.params, None, cost.latency_ms, row.top1, reasons
+            )
+    return found
 
 
 def exits_section(rows: tuple[Row, ...]) -> Section:

@@ -25,23 +25,27 @@ class Phases:
     training: TrainSettings
     first: int
     startup: int
+    fill: bool = False  # fine-tuning takes the epochs that the changes left over
 
     @staticmethod
-    def of(settings: AdapNetSettings, training: TrainSettings, *, trained: bool) -> "Phases":
+    def of(
+        settings: AdapNetSettings, training: TrainSettings, *, trained: bool, fill: bool = False
+    ) -> "Phases":
         """For a network that comes with trained weights, or with random ones."""
         own = {name: getattr(settings, name) for name in ("batch_size", "lr", "momentum", "weight_decay")}
         training = replace(training, **own)
         startup = schedule.startup_epochs(settings, trained=trained)
-        return Phases(settings, training, schedule.first_epoch(settings, trained=trained), startup)
+        return Phases(settings, training, schedule.first_epoch(settings, trained=trained), startup, fill)
 
     def of_phase(self, phase: Phase, ended: int | None = None) -> TrainSettings:
         """How a phase trains; fine-tuning begins at epoch `ended`, since the phase before may stop early."""
         changes = self.first + self.startup
         latest = changes + self.settings.max_epochs + self.settings.finetune_epochs
+        fine = latest - self.settings.finetune_epochs if ended is None else ended
         begin, epochs = {
             "startup": (self.first, self.startup),
             "periods": (changes, self.settings.max_epochs),
-            "finetune": (latest if ended is None else ended, self.settings.finetune_epochs),
+            "finetune": (fine, latest - fine if self.fill else self.settings.finetune_epochs),
         }[phase]
         milestones = schedule.milestones(self.settings, latest)
         return replace(

@@ -7,7 +7,7 @@ from compressor.graph.channels import Channels
 from compressor.methods.oneshot import decide
 from compressor.methods.selection import Selection
 from compressor.methods.settings import check
-from compressor.pipeline.exits import exit_sections
+from compressor.pipeline.exits import exit_parts
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, filters_after, in_words, layer_sizes, measure
 from compressor.pipeline.oneshot import apply_plan_
@@ -62,7 +62,7 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
         _report(job, planned, before, after),
         layers=layer_sizes(widths, filters(subject.module)),
         rows=() if history is None else tuple(history.rows),
-        sections=exit_sections(subject, latency=job.output.latency),
+        **exit_parts(subject, latency=job.output.latency),
     )
     if history is not None:
         report = replace(report, notes=(*report.notes, *history.notes))

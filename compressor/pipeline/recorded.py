@@ -7,9 +7,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from compressor.errors import FileError
 from compressor.pipeline.folder import SETTINGS
-from compressor.pipeline.settings import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob
-
-LongJob = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | RouteJob
+from compressor.pipeline.settings import (
+    AdaptJob,
+    DetachJob,
+    LongJob,
+    PruneJob,
+    ReplaceJob,
+    RouteJob,
+    SweepJob,
+    TrainJob,
+)
 
 _JOBS: dict[str, type[Any]] = {
     "prune": PruneJob,
@@ -18,6 +25,7 @@ _JOBS: dict[str, type[Any]] = {
     "replace": ReplaceJob,
     "detach": DetachJob,
     "route": RouteJob,
+    "sweep": SweepJob,
 }
 
 

@@ -16,17 +16,30 @@ from compressor.pipeline.adapnet import adapt
 from compressor.pipeline.detach import detach
 from compressor.pipeline.folder import REPORT, file_sha256, read_settings
 from compressor.pipeline.prune import prune
-from compressor.pipeline.recorded import LongJob, job_of
+from compressor.pipeline.recorded import job_of
 from compressor.pipeline.replace import replace_early
 from compressor.pipeline.route import route
-from compressor.pipeline.settings import AdaptJob, DetachJob, ModelSettings, PruneJob, ReplaceJob, RouteJob, TrainJob
+from compressor.pipeline.settings import (
+    AdaptJob,
+    DetachJob,
+    LongJob,
+    ModelSettings,
+    PruneJob,
+    ReplaceJob,
+    RouteJob,
+    SweepJob,
+    TrainJob,
+)
 from compressor.pipeline.stages import Tell, silent
 from compressor.pipeline.train import train
 from compressor.reporting.report import Report
+from compressor.reporting.runs import RunComparison
+from compressor.reporting.runs_page import PAGE as COMPARISON
 
 
-def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | None = None) -> Report:
-    """Finish the run in a folder, which may have been moved; returns the report that was written.
+def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | None = None) -> Report | RunComparison:
+    """Finish the run in a folder, which may have been moved; returns the report that was written, of a sweep the
+    comparison.
 
     `trust` lets the run's model file run code, where the run began with that; `arch` names the run's architecture
     again, where it is code that was never named on this machine.
@@ -38,7 +51,7 @@ def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | N
     """
     folder = Path(path).expanduser().resolve()
     settings = read_settings(folder)
-    if (folder / REPORT).exists():
+    if (folder / REPORT).exists() or (folder / COMPARISON).exists():
         raise UsageError(f"the run in {path} is finished: there is nothing to resume")
     job = job_of(settings)
     job = replace(job, output=replace(job.output, out=str(folder)))
@@ -75,8 +88,12 @@ def _check_unchanged(model: ModelSettings, settings: Mapping[str, Any]) -> None:
         raise UsageError(f"{model.model} has changed since the run began: put the old file back, or start a new run")
 
 
-def _go_on(job: LongJob, tell: Tell) -> Report:
+def _go_on(job: LongJob, tell: Tell) -> Report | RunComparison:
     match job:
+        case SweepJob():
+            from compressor.pipeline.sweep import sweep  # which resumes its runs
+
+            return sweep(job, tell)
         case PruneJob():
             return prune(job, tell, resume=True)
         case AdaptJob():

@@ -112,6 +112,7 @@ def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> Routed
         rows=tuple(taught.rows),
         notes=(*report.notes, *taught.notes, *said),
         sections=(section(found, said),),
+        variants=_other_ways(found),
     )
     return RoutedRun(write_results(result, report, folder, job.output, tell), found)
 
@@ -239,6 +240,15 @@ def _after(subject: Subject, found: Findings, job: RouteJob) -> Measurements:
         top1=found.routed.top1,
         reasons=reasons,
     )
+
+
+def _other_ways(found: Findings) -> dict[str, Measurements]:
+    """What else the same weights can do, for comparisons: early exit by confidence, and one depth for all images."""
+    reasons = {"file_bytes": "the routed network's file", "latency_ms": "only the router was timed"}
+    return {
+        way.name: Measurements(macs=round(way.point.macs), top1=way.point.top1, reasons=reasons)
+        for way in found.ways[1:]
+    }
 
 
 def _report(job: RouteJob, planned: Planned, before: Measurements, after: Measurements) -> Report:

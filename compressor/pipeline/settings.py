@@ -67,6 +67,7 @@ class GoalSettings:
     target_macs: float | None = None  # where the changes of structure end: up to 1 a share that stays, above a number
     target_params: float | None = None
     max_drop: float | None = None  # of validation top-1, in 0..1; a plan that costs more is undone
+    fill: bool = False  # fine-tuning takes the epochs that changes of structure left over, for equal budgets
     distill: bool = False  # learn from the network as it came, too; an untrained one from itself after the start-up
     distill_weight: float = 0.5
     distill_temperature: float = 4.0
@@ -144,6 +145,30 @@ class RouteJob:
 
 
 @dataclass(frozen=True)
+class SweepSettings:
+    """Which runs a sweep is made of: every method at every ratio."""
+
+    methods: tuple[str, ...] = ("l1", "taylor", "adapnet")
+    ratios: tuple[float, ...] = (0.3, 0.5, 0.7)  # shares of the model's multiply-adds that go
+    control: bool = True  # also train the model itself on, with the same budget
+    lsep: int | None = None  # steps of AdapNet's periods; None: 2.6 periods an epoch, within 20 to 150 steps
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """Runs over a grid, each with the same budget, and their comparison."""
+
+    model: ModelSettings
+    data: str
+    output: OutputSettings = field(default_factory=OutputSettings)
+    grid: SweepSettings = field(default_factory=SweepSettings)
+    loading: DataSettings = field(default_factory=DataSettings)
+    training: TrainSettings = FINETUNE
+    command: str = "compressor sweep"
+    chosen: tuple[str, ...] = ()  # which settings a person chose: AdapNet has its own for the others
+
+
+@dataclass(frozen=True)
 class EvaluateJob:
     """The accuracy of a model on a test set."""
 
@@ -182,7 +207,8 @@ class ExportJob:
     loading: DataSettings = field(default_factory=DataSettings)
 
 
-Job = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | RouteJob | EvaluateJob | ProfileJob | ExportJob
+LongJob = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | RouteJob | SweepJob  # what can be resumed
+Job = LongJob | EvaluateJob | ProfileJob | ExportJob
 
 
 def flat(job: Job) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from compressor.pipeline.exits import exit_sections
+from compressor.pipeline.exits import exit_parts
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, layer_sizes, measure
 from compressor.pipeline.replace import train_primenet
@@ -52,9 +52,9 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
     tell(Stage("measuring the result"))
     after = measure(subject, latency=job.output.latency)
     before = replace(after, top1=top1)  # training changes no cost
-    sections = exit_sections(subject, latency=job.output.latency)
+    exits = exit_parts(subject, latency=job.output.latency)
     report = _report(job, subject, before, after)
-    report = replace(report, rows=tuple(history.rows), notes=(*report.notes, *history.notes), sections=sections)
+    report = replace(report, rows=tuple(history.rows), notes=(*report.notes, *history.notes), **exits)
     return write_results(subject, report, folder, job.output, tell)
 
 

@@ -30,7 +30,7 @@ def device_words(device: Any = "cpu") -> str:
     if place.type != "cpu":
         return str(place)
     cores, threads = len(_usable_cores()), torch.get_num_threads()
-    return f"CPU: {_processor()}, {counted(cores, 'core')}, {counted(threads, 'thread')}"
+    return f"CPU: {processor()}, {counted(cores, 'core')}, {counted(threads, 'thread')}"
 
 
 def _version(package: str) -> str | None:
@@ -46,7 +46,7 @@ def _usable_cores() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's own name where the system tells it, else the architecture."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():

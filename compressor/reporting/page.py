@@ -27,15 +27,16 @@ def write_page(report: Report, folder: str | os.PathLike[str]) -> Path:
 
 def page(report: Report) -> str:
     """The report as a whole HTML document."""
-    return _rendered("page.html", report)
+    return rendered("page.html", {"body": "fragment.html", **_content(report)})
 
 
 def fragment(report: Report) -> str:
     """The report as one `<article>`, for a notebook."""
-    return _rendered("fragment.html", report)
+    return rendered("fragment.html", _content(report))
 
 
-def _rendered(template: str, report: Report) -> str:
+def rendered(template: str, content: Mapping[str, Any]) -> str:
+    """A template of this folder, filled."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -48,7 +49,7 @@ def _rendered(template: str, report: Report) -> str:
         lstrip_blocks=True,
     )
     style = Markup((folder / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(style=style, **_content(report))
+    return environment.get_template(template).render(style=style, **content)
 
 
 def _content(report: Report) -> dict[str, Any]:
@@ -61,9 +62,9 @@ def _content(report: Report) -> dict[str, Any]:
         "report": report,
         "comparison": [(line.label, line.before, line.after, line.change) for line in comparison.lines],
         "remarks": comparison.remarks,
-        "run_plots": _drawn(run_plots(report.rows)),
+        "run_plots": drawn(run_plots(report.rows)),
         "sections": [_section(section) for section in report.sections],
-        "filters": _drawn((_filters_plot(report),)) if changed else [],
+        "filters": drawn((_filters_plot(report),)) if changed else [],
         "filters_remark": f"{len(changed)} of {len(report.layers)} layers changed",
         "edits": edits[:_MOST_EDITS],
         "edits_summary": _edits_summary(report.edits),
@@ -82,7 +83,8 @@ def _title(command: str) -> str:
     return " ".join(words) or "compressor"
 
 
-def _drawn(plots: tuple[Plot, ...]) -> list[tuple[str, Any]]:
+def drawn(plots: tuple[Plot, ...]) -> list[tuple[str, Any]]:
+    """Titles and finished pictures, as the templates take them."""
     from markupsafe import Markup
 
     return [(plot.title, Markup(draw(plot))) for plot in plots]
@@ -99,7 +101,7 @@ def _section(section: Section) -> dict[str, Any]:
     return {
         "title": section.title,
         "text": section.text,
-        "plots": _drawn(section.plots),
+        "plots": drawn(section.plots),
         "tables": [_table(table) for table in section.tables],
     }
 

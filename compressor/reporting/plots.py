@@ -20,6 +20,7 @@ _EXCHANGE = {
     _FAINT: "var(--line)",
     **{color: f"var(--series-{number})" for number, color in enumerate(_SERIES, 1)},
 }
+_SHAPES = ("o", "s", "^", "D", "v", "P")  # of points, so that series differ without colours too
 _WIDTH = 4.6  # inches: 331 points, shown near their natural size on a telephone and on a desk
 _BAR_HEIGHT = 0.17  # inches
 
@@ -98,15 +99,29 @@ def _times(value: Any, factor: float) -> float | None:
 def _draw_curves(axes: "Axes", plot: Plot) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for curve, color in zip(plot.curves, itertools.cycle(_SERIES)):
+    colors, shapes = itertools.cycle(_SERIES), itertools.cycle(_SHAPES)
+    for curve in plot.curves:
         known = [(x, y) for x, y in zip(curve.x, curve.y) if y is not None]
         x, y = [float(pair[0]) for pair in known], [pair[1] for pair in known]
-        style: dict[str, Any] = {"linestyle": "none"} if plot.kind == "points" else {"linewidth": 1.6}
-        few = len(known) <= 40 or plot.kind == "points"
-        axes.plot(x, y, color=color, label=curve.label, marker="o" if few else "", markersize=3.2, **style)
+        axes.plot(x, y, label=curve.label, **_look(plot, curve, len(known), colors, shapes))
+        for name, at in zip(curve.names, known):
+            if name:
+                axes.annotate(name, (float(at[0]), at[1]), xytext=(4, 3), textcoords="offset points", fontsize=8)
     if all(float(x).is_integer() for curve in plot.curves for x in curve.x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(linewidth=0.6)
+
+
+def _look(plot: Plot, curve: Curve, points: int, colors: Iterator[str], shapes: Iterator[str]) -> dict[str, Any]:
+    """How a curve is drawn; marks and dashed lines take no colour of the series."""
+    if curve.look == "dashed":
+        return {"color": _SERIES[-1], "linestyle": "--", "linewidth": 1.2, "zorder": 1}
+    if curve.look:
+        marker = {"gone": "x", "come": "^", "joined": "o"}[curve.look]
+        return {"color": _INK, "linestyle": "none", "marker": marker, "markersize": 5.5, "markerfacecolor": "none"}
+    if plot.kind == "points":
+        return {"color": next(colors), "linestyle": "none", "marker": next(shapes), "markersize": 4.5}
+    return {"color": next(colors), "linewidth": 1.6, "marker": "o" if points <= 40 else "", "markersize": 3.2}
 
 
 def _draw_bars(axes: "Axes", plot: Plot) -> None:

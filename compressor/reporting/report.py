@@ -100,6 +100,7 @@ class Report:
     rows: tuple[dict[str, Any], ...] = ()  # metrics, one row an epoch or period
     export: OnnxCheck | None = None
     sections: tuple[Section, ...] = ()
+    variants: dict[str, Measurements] = field(default_factory=dict)  # sub-models on the same weights, by name
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain types; a number that is not finite becomes None."""
@@ -123,6 +124,8 @@ class Report:
             values["before"], values["after"] = (Measurements.from_json(data[side]) for side in ("before", "after"))
             values["layers"] = tuple(LayerSize(**layer) for layer in data.get("layers", ()))
             values["sections"] = tuple(section_from_json(section) for section in data.get("sections", ()))
+            variants = data.get("variants", {}).items()
+            values["variants"] = {name: Measurements.from_json(measured) for name, measured in variants}
             check = data.get("export")
             values["export"] = check and OnnxCheck(**{**check, "batches": tuple(check["batches"])})
             for name in ("edits", "notes", "rows"):
@@ -133,8 +136,7 @@ class Report:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `report.json` into `folder` and return its path; an older one is replaced only by a whole one."""
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        return write_whole(Path(folder) / "report.json", text + "\n")
+        return write_json(Path(folder) / "report.json", self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Report":
@@ -180,6 +182,15 @@ def write_whole(path: Path, text: str) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> Path:
+    """Write plain data so that the file is there whole or not at all.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    return write_whole(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,10 @@ class Table:
     caption: str = ""
 
 
+# A dashed line without points, or points alone: x for what goes, a triangle for what comes, a ring for what joins.
+Look = Literal["", "dashed", "gone", "come", "joined"]
+
+
 @dataclass(frozen=True)
 class Curve:
     """One series of a plot; `y` may hold None where there is no value."""
@@ -23,6 +27,8 @@ class Curve:
     label: str
     x: tuple[str | float, ...]  # names for bars, else numbers
     y: tuple[float | None, ...]
+    look: Look = ""  # "": as the plot's kind says
+    names: tuple[str, ...] = ()  # written beside the points
 
 
 @dataclass(frozen=True)
@@ -72,5 +78,8 @@ def section_from_json(data: Mapping[str, Any]) -> Section:
 
 
 def _plot_from_json(data: Mapping[str, Any]) -> Plot:
-    curves = tuple(Curve(curve["label"], tuple(curve["x"]), tuple(curve["y"])) for curve in data["curves"])
+    curves = tuple(
+        Curve(each["label"], tuple(each["x"]), tuple(each["y"]), each.get("look", ""), tuple(each.get("names", ())))
+        for each in data["curves"]
+    )
     return Plot(data["title"], data["x_label"], data["y_label"], curves, data["kind"])

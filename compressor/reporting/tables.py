@@ -22,7 +22,7 @@ _ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
 def before_after_table(report: Report) -> RenderableType:
     """What the run changed: costs and accuracy before -> after, with a line below for everything not measured."""
     comparison = compare(report)
-    table = _table("", ("before", "right"), ("after", "right"), ("change", "right"))
+    table = plain_table("", ("before", "right"), ("after", "right"), ("change", "right"))
     for line in comparison.lines:
         table.add_row(line.label, line.before, line.after, line.change)
     return _with_remarks(table, *comparison.remarks)
@@ -30,7 +30,7 @@ def before_after_table(report: Report) -> RenderableType:
 
 def filters_table(report: Report) -> RenderableType:
     """Filters of every layer before -> after; layers that stayed as they were are counted in a line below."""
-    table = _table("layer", ("filters before", "right"), ("after", "right"), ("left", "right"))
+    table = plain_table("layer", ("filters before", "right"), ("after", "right"), ("left", "right"))
     changed = [layer for layer in report.layers if layer.before != layer.after]
     for layer in changed:
         left = units.ratio(layer.before, layer.after)
@@ -41,7 +41,7 @@ def filters_table(report: Report) -> RenderableType:
 
 def frozen_table(report: Report) -> RenderableType:
     """What was not touched and why: frozen groups, then refused wishes, equal reasons together."""
-    table = _table("not touched", ("why", "left"))
+    table = plain_table("not touched", ("why", "left"))
     for source in (report.frozen, report.refused):
         names: dict[str, list[str]] = {}
         for name, reason in source.items():
@@ -53,7 +53,7 @@ def frozen_table(report: Report) -> RenderableType:
 
 def profile_table(profile: "Profile") -> RenderableType:
     """The costs of one model, with a line below for what was not measured or not counted."""
-    table = _table("", ("", "right"))
+    table = plain_table("", ("", "right"))
     table.show_header = False
     table.add_row("MACs", units.macs(profile.macs))
     if profile.macs_thop is not None:
@@ -83,7 +83,7 @@ def profile_table(profile: "Profile") -> RenderableType:
 
 def layers_table(profile: "Profile") -> RenderableType:
     """The cost of every layer that multiplies or has weights."""
-    table = _table("layer", ("kind", "left"), ("output", "right"), ("MACs", "right"), ("parameters", "right"))
+    table = plain_table("layer", ("kind", "left"), ("output", "right"), ("MACs", "right"), ("parameters", "right"))
     for layer in profile.layers:
         if layer.macs or layer.params:
             cells = (
@@ -98,7 +98,7 @@ def layers_table(profile: "Profile") -> RenderableType:
 
 def groups_table(channels: "Channels") -> RenderableType:
     """One row a group: how many channels, which layers make and read them, and why it is frozen."""
-    table = _table("group", ("channels", "right"), ("with", "left"), ("read by", "left"), ("edits", "left"))
+    table = plain_table("group", ("channels", "right"), ("with", "left"), ("read by", "left"), ("edits", "left"))
     for group in channels.groups:
         others = ", ".join(name for name in group.producers if name != group.name)
         if group.frozen is not None:
@@ -111,7 +111,7 @@ def groups_table(channels: "Channels") -> RenderableType:
     return _with_remarks(table, summary, *channels.notes)
 
 
-def _table(first: str, *others: tuple[str, str]) -> Table:
+def plain_table(first: str, *others: tuple[str, str]) -> Table:
     """A table whose first column takes long names by wrapping; numbers never wrap."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column(first, overflow="fold", min_width=12)

@@ -1,0 +1,63 @@
+"""`compressor compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compressor.cli.options import Json
+from compressor.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from compressor.reporting.runs import RunComparison
+
+HELP = (
+    "Put runs side by side: what each network costs and how well it does, and which of them no other beats.\n\n"
+    "The networks that the runs started from are in the table, and so are the sub-models of runs that made some. "
+    "--out also writes a page with accuracy against MACs, latency and file size."
+)
+EXAMPLE = "compressor compare runs/l1 runs/adapnet --out runs/compared"
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", rich_help_panel="Runs", help="Folders of finished runs.")
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", rich_help_panel="Output", show_default=False, help="Folder for the page."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel="Output", help="Replace the comparison that is there.")
+    ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option("--latency", rich_help_panel="Output", help="Time the runs' ONNX files anew, in turn."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Parse, run, print."""
+    terminal = Terminal(as_json=json)
+    from compressor.pipeline.compare import compare as run
+    from compressor.reporting.runs_page import comparison_table
+
+    compared = run(runs, out, overwrite=overwrite, latency=latency)
+    if out is not None:
+        show_comparison(terminal, compared, out)
+        return
+    terminal.print_json(compared.to_json())
+    terminal.show(comparison_table(compared))
+    terminal.made({}, f"compressor compare {' '.join(runs)} --out FOLDER")
+
+
+def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> None:
+    """The table, the files that were made, and what to do with the best of them."""
+    from compressor.reporting.runs_page import comparison_table
+
+    terminal.print_json(compared.to_json())
+    terminal.show(comparison_table(compared))
+    page, data = Path(out) / "comparison.html", Path(out) / "comparison.json"
+    files = {str(page): "the comparison, to look at in a browser", str(data): "the same as data"}
+    on_front = [compared.points[number - 1].run for number in compared.fronts["macs"]]
+    best = next((run for run in on_front if (Path(run) / "model.pt").exists()), "RUN")
+    terminal.made(files, f"compressor export {Path(best) / 'model.pt'} --data DATA --out deploy")

@@ -1,0 +1,52 @@
+"""`compressor sweep`."""
+
+import typer
+
+from compressor.cli.compare import show_comparison
+from compressor.cli.help import broken
+from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
+from compressor.cli.terminal import Terminal
+from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, SweepJob, SweepSettings
+from compressor.training.settings import DataSettings, TrainSettings
+
+HELP = (
+    "Prune a trained model by several methods at several ratios, each with the same data, epochs, batch size and "
+    "seed, and compare what they come to.\n\n"
+    "A ratio is the share of the MACs that goes. AdapNet changes the structure in three quarters of the epochs and "
+    "fine-tunes in the rest. The same command again, or `compressor resume FOLDER`, does what is missing; more methods "
+    "and ratios may join."
+)
+EXAMPLE = (
+    "compressor sweep sample_models/digits_cnn.pt --methods l1,taylor --ratios 0.3,0.5,0.7 --data digits --epochs 5 "
+    "--out runs/sweep"
+)
+
+
+def sweep(
+    ctx: typer.Context,
+    model: ModelSettings,
+    grid: SweepSettings,
+    loading: DataSettings,
+    output: OutputSettings,
+    training: TrainSettings = FINETUNE,
+    data: Data = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Parse, run, print."""
+    terminal = Terminal(as_json=json)
+    rooms = (model, grid, loading, output, training)
+    names = tuple(name for settings in rooms for name in chosen(ctx, settings))
+    job = SweepJob(model, needed(data), output, grid, loading, training, typed(ctx), names)
+    from compressor.pipeline import sweep as runs
+
+    if dry_run:
+        commands = [run.job.command for run in runs.plan(job)]
+        terminal.print_json({"dry_run": True, "commands": commands})
+        terminal.show(*("\n".join(broken(command)) for command in commands))
+        terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
+        return
+    with terminal.progress() as tell:
+        compared = runs.sweep(job, tell)
+    assert output.out is not None
+    show_comparison(terminal, compared, output.out)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 
 import typer
 
-from compressor.cli.options import typed, was_given
+from compressor.cli.options import chosen, typed, was_given
 from compressor.errors import UsageError
 from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.methods.catalogue import ABOUT
@@ -58,7 +58,7 @@ def job(ctx: typer.Context, given: Given) -> AdaptJob:
     for name, instead in _INSTEAD.items():
         if was_given(ctx, name):
             raise UsageError(f"--{name.replace('_', '-')} is not for adapnet: {instead}")
-    chosen = {f.name: getattr(given.adapnet, f.name) for f in fields(AdapNetSettings) if was_given(ctx, f.name)}
+    own = {f.name: getattr(given.adapnet, f.name) for f in fields(AdapNetSettings) if was_given(ctx, f.name)}
     return AdaptJob(
         given.model,
         given.data,
@@ -68,8 +68,9 @@ def job(ctx: typer.Context, given: Given) -> AdaptJob:
         given.loading,
         given.training,
         given.preset,
-        replace(PRESETS[given.preset], **chosen),
+        replace(PRESETS[given.preset], **own),
         command=typed(ctx),
+        chosen=chosen(ctx),
     )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, needed, typed, was_given
+from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -54,10 +54,9 @@ def detach(
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
-    chosen = [name for name in vars(training) if was_given(ctx, name)]
     terminal = Terminal(as_json=json)
-    settings = training_for(method, training, chosen)
-    job = DetachJob(model, data, output, choice, loading, settings, typed(ctx))
+    settings = training_for(method, training, chosen(ctx))
+    job = DetachJob(model, data, output, choice, loading, settings, typed(ctx), chosen(ctx))
     if list_points and method == "nsn":
         raise UsageError("--list is for cnsn: with nsn every hidden layer comes off, one by one")
     from compressor.pipeline import detach as runs

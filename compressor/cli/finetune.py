@@ -2,7 +2,7 @@
 
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, check_model, needed, typed
+from compressor.cli.options import Data, DryRun, Json, check_model, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, TrainJob
@@ -25,7 +25,7 @@ def finetune(
     """Parse, run, print."""
     check_model(model)
     terminal = Terminal(as_json=json)
-    job = TrainJob(model, needed(data), output, loading, training, typed(ctx))
+    job = TrainJob(model, needed(data), output, loading, training, typed(ctx), chosen(ctx))
     from compressor.pipeline import train as runs
 
     with terminal.progress() as tell:

@@ -7,17 +7,20 @@ its own until the flag is typed, and `--help` shows the first.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from compressor.cli.adapnet_flags import ADAPNET
+from compressor.cli.config import Known, read_config
 from compressor.cli.descriptions import DESCRIPTIONS, PANELS, Described
 from compressor.cli.help import show_all
-from compressor.cli.options import was_given
+from compressor.cli.options import NO_SETTINGS, Config, on_command_line
 from compressor.cli.texts import READERS
+from compressor.pipeline.settings import OutputSettings
 
 # Fields that are set by the program and not by a person.
 INTERNAL = frozenset({"first_epoch"})
@@ -37,12 +40,20 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     shown.setdefault("ctx", inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context))
 
+    configurable = any(room.annotation is OutputSettings for room in rooms.values())
+
     def run(ctx: typer.Context, **given: Any) -> None:
         given["ctx"] = ctx
-        typed = {name: value for name, value in given.items() if was_given(ctx, name)}
+        typed = {name: _read(name, value) for name, value in given.items() if on_command_line(ctx, name)}
+        if given.get("config") is not None:
+            known = _known(rooms.values(), shown.values())
+            typed = {**read_config(Path(given["config"]).expanduser(), ctx, known), **typed}
+            given.update((name, value) for name, value in typed.items() if name in parameters)
         whole = {name: _settings(room, typed) for name, room in rooms.items()}
         command(**{name: given[name] for name in parameters if name not in rooms}, **whole)
 
+    if configurable:
+        shown["config"] = inspect.Parameter("config", _KEYWORD, default=None, annotation=Config)
     if any(DESCRIPTIONS[name].rare for name in shown if name in DESCRIPTIONS):
         everything = typer.Option("--help-all", is_eager=True, callback=show_all, help="Show every flag there is.")
         flag = inspect.Parameter("help_all", _KEYWORD, default=False, annotation=Annotated[bool, everything])
@@ -51,6 +62,25 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
     run.__signature__ = inspect.Signature([p.replace(kind=_KEYWORD) for p in shown.values()])  # type: ignore[attr-defined]
     return run
+
+
+def _read(name: str, value: Any) -> Any:
+    return READERS[name].read(value) if name in READERS else value
+
+
+def _known(rooms: Iterable[inspect.Parameter], shown: Iterable[inspect.Parameter]) -> dict[str, Known]:
+    """Every setting that a command takes: the fields of its settings, and flags that stand beside them."""
+    found: dict[str, Known] = {}
+    for room in rooms:
+        types = get_type_hints(room.annotation)
+        for field in fields(room.annotation):
+            if field.name not in INTERNAL:
+                about, default = _about(room.annotation.__name__, field.name), getattr(_default(room), field.name)
+                found.setdefault(field.name, Known(types[field.name], default, about.least, about.most))
+    for parameter in shown:
+        if parameter.name not in NO_SETTINGS and get_origin(parameter.annotation) is Annotated:
+            found.setdefault(parameter.name, Known(get_args(parameter.annotation)[0], parameter.default))
+    return found
 
 
 def _default(room: inspect.Parameter) -> Any:
@@ -108,6 +138,4 @@ def _option(name: str, kind: Any, default: Any, *, about: Described, panel: str,
 def _settings(room: inspect.Parameter, typed: dict[str, Any]) -> Any:
     """The settings with what was typed; everything else as they have it, which may differ between settings."""
     chosen = {field.name: typed[field.name] for field in fields(room.annotation) if field.name in typed}
-    for name in chosen.keys() & READERS.keys():
-        chosen[name] = READERS[name].read(chosen[name])
     return replace(_default(room), **chosen)

@@ -1,13 +1,28 @@
 """Flags that several commands share and that belong to no settings."""
 
-from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from compressor.cli.config import CHOSEN
 from compressor.errors import UsageError
 from compressor.pipeline.settings import ModelSettings
 
+# Parameters of commands that are no settings of a run.
+NO_SETTINGS = frozenset(
+    ("ctx", "config", "json", "dry_run", "help_all", "list_points", "list_units", "quiet", "verbose")
+)
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        show_default=False,
+        rich_help_panel="Other",
+        help="Settings from a TOML file, or a run's settings.json. Flags win.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to stdout, all else to stderr.", rich_help_panel="Output")
 ]
@@ -32,15 +47,21 @@ def typed(ctx: typer.Context) -> str:
     return str(ctx.obj or f"compressor {ctx.command.name}")
 
 
-def was_given(ctx: typer.Context, name: str) -> bool:
-    """Whether a flag stood on the command line, and is not just its default."""
+def on_command_line(ctx: typer.Context, name: str) -> bool:
+    """Whether a flag was typed."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def chosen(ctx: typer.Context, settings: Any) -> dict[str, Any]:
-    """Those fields of settings that stood on the command line, to be laid over other defaults."""
-    return {field.name: getattr(settings, field.name) for field in fields(settings) if was_given(ctx, field.name)}
+def was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether a person chose a value, by a flag or in the file of --config, and it is not just the default."""
+    return on_command_line(ctx, name) or name in ctx.meta.get(CHOSEN, ())
+
+
+def chosen(ctx: typer.Context) -> tuple[str, ...]:
+    """The names of all settings that a person chose."""
+    names = (parameter.name for parameter in ctx.command.params if parameter.name not in NO_SETTINGS)
+    return tuple(name for name in names if name is not None and was_given(ctx, name))
 
 
 def check_model(model: ModelSettings) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from compressor.cli import adapnet as adaptive
-from compressor.cli.options import Data, DryRun, Json, check_model, typed, was_given
+from compressor.cli.options import Data, DryRun, Json, check_model, chosen, typed, was_given
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -57,7 +57,7 @@ def prune(
     if data is None and was_given(ctx, "epochs"):
         raise UsageError("--epochs trains the pruned model, which needs --data; without data leave it away")
     terminal = Terminal(as_json=json)
-    job = PruneJob(model, output, choice, data, loading, training, typed(ctx))
+    job = PruneJob(model, output, choice, data, loading, training, typed(ctx), chosen(ctx))
     from compressor.pipeline import prune as runs
 
     with terminal.progress() as tell:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, needed, typed
+from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -46,7 +46,7 @@ def replace(
     if min(training.batch_size, primenet.retrain_batch_size) < 2:
         raise UsageError("batches of one image: batch norm in the block needs more, give 2 or larger")
     terminal = Terminal(as_json=json)
-    job = ReplaceJob(model, needed(data), until, output, primenet, loading, training, typed(ctx))
+    job = ReplaceJob(model, needed(data), until, output, primenet, loading, training, typed(ctx), chosen(ctx))
     from compressor.pipeline import replace as runs
 
     with terminal.progress() as tell:

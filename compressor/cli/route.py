@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, check_model, needed, typed, was_given
+from compressor.cli.options import Data, DryRun, Json, check_model, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import ModelSettings, OutputSettings, RouteJob
@@ -48,11 +48,11 @@ def route(
 ) -> None:
     """Parse, run, print."""
     check_model(model)
-    chosen = tuple(name for name in vars(choice) if was_given(ctx, name))
-    check(choice, chosen)
-    training = training_for(choice.mode, training, [name for name in vars(training) if was_given(ctx, name)])
+    names = chosen(ctx)
+    check(choice, names)
+    training = training_for(choice.mode, training, names)
     terminal = Terminal(as_json=json)
-    job = RouteJob(model, data, output, choice, loading, training, typed(ctx), chosen)
+    job = RouteJob(model, data, output, choice, loading, training, typed(ctx), names)
     if not list_units and not dry_run:
         needed(data)
     from compressor.pipeline import route as runs

@@ -35,9 +35,7 @@ def sweep(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    rooms = (model, grid, loading, output, training)
-    names = tuple(name for settings in rooms for name in chosen(ctx, settings))
-    job = SweepJob(model, needed(data), output, grid, loading, training, typed(ctx), names)
+    job = SweepJob(model, needed(data), output, grid, loading, training, typed(ctx), chosen(ctx))
     from compressor.pipeline import sweep as runs
 
     if dry_run:

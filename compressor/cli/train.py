@@ -1,10 +1,8 @@
 """`compressor train`."""
 
-from dataclasses import fields
-
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, needed, typed, was_given
+from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -31,8 +29,7 @@ def train(
     if model.arch is None:
         raise UsageError("--arch is missing: give torchvision:NAME, timm:NAME or FILE.py:build")
     terminal = Terminal(as_json=json)
-    chosen = tuple(field.name for field in fields(TrainSettings) if was_given(ctx, field.name))
-    job = TrainJob(model, needed(data), output, loading, training, typed(ctx), chosen)
+    job = TrainJob(model, needed(data), output, loading, training, typed(ctx), chosen(ctx))
     from compressor.pipeline import train as runs
 
     with terminal.progress() as tell:

@@ -58,6 +58,7 @@ class PruneJob:
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = FINETUNE
     command: str = "compressor prune"  # as it was typed
+    chosen: tuple[str, ...] = ()  # which settings a person chose
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class AdaptJob:
     adapnet: AdapNetSettings = PRESETS["paper"]
     method: str = "adapnet"
     command: str = "compressor prune"
+    chosen: tuple[str, ...] = ()  # which settings a person chose
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class TrainJob:
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = field(default_factory=TrainSettings)
     command: str = "compressor train"
-    chosen: tuple[str, ...] = ()  # which of `training` a person chose; a network with its own training sets the others
+    chosen: tuple[str, ...] = ()  # which settings a person chose; a network with its own training sets the others
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class ReplaceJob:
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = REPRESENTATION
     command: str = "compressor replace"
+    chosen: tuple[str, ...] = ()  # which settings a person chose
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class DetachJob:
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = CNSN
     command: str = "compressor detach"
+    chosen: tuple[str, ...] = ()  # which settings a person chose
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class RouteJob:
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = TUNED_TRAINING
     command: str = "compressor route"
-    chosen: tuple[str, ...] = ()  # which of `choice` a person chose; the paper's mode sets the others
+    chosen: tuple[str, ...] = ()  # which settings a person chose; the paper's mode sets the others
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def is_learning(module: nn.Module) -> bool:
 
 def own_training(job: TrainJob) -> TrainSettings:
     """The paper's settings, but for what a person chose."""
-    return replace(REPRESENTATION, **{name: getattr(job.training, name) for name in job.chosen})
+    chosen = vars(job.training).keys() & set(job.chosen)
+    return replace(REPRESENTATION, **{name: getattr(job.training, name) for name in chosen})
 
 
 def _in_two_phases(job: TrainJob, subject: Subject, folder: RunFolder, tell: Tell) -> Report:

@@ -72,7 +72,7 @@ def training_for(mode: str, training: TrainSettings, chosen: Collection[str]) ->
     """The training of a mode, with what a person chose (names of fields)."""
     if mode != "paper":
         return training
-    return replace(PAPER_TRAINING, **{name: getattr(training, name) for name in chosen})
+    return replace(PAPER_TRAINING, **{name: getattr(training, name) for name in chosen if hasattr(training, name)})
 
 
 def check(settings: RouteSettings, chosen: Collection[str] = ()) -> None:

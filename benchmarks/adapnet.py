@@ -43,7 +43,7 @@ START_EPOCHS, TOTAL_EPOCHS, WIDTH = 5, 18, 0.25
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=["small"])
+    parser.add_argument("--scale", choices=["small", "toy"], help="toy, for a table: a minute to see that it runs")
     parser.add_argument("--table", choices=sorted(adapnet_tables.TABLES, key=int))
     parser.add_argument("--data", action="append", metavar="NAME=SPEC", required=True)
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -51,27 +51,32 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    if (arguments.scale is None) == (arguments.table is None):
-        parser.error("give --scale small or --table N")
-    name = "adapnet-small" if arguments.scale else f"adapnet-table-{arguments.table}"
+    small, toy = arguments.scale == "small", arguments.scale == "toy"
+    if small == (arguments.table is not None):
+        parser.error("give --scale small, or --table N and perhaps --scale toy")
+    if toy and arguments.out is None:
+        parser.error("--scale toy measures nothing: give a file besides the results by --out")
+    name = "adapnet-small" if small else f"adapnet-table-{arguments.table}"
     out = arguments.out or RESULTS / f"{name}.json"
+    table = None if small else adapnet_tables.toy(arguments.table) if toy else adapnet_tables.TABLES[arguments.table]
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
     results |= {"benchmark": name, "machine": device_words(choose_device(arguments.device)), "versions": versions()}
-    results |= _small_budget(arguments.images) if arguments.scale else adapnet_tables.budget(arguments.table)
+    results |= adapnet_tables.budget(arguments.table, table) if table else _small_budget(arguments.images)
     for entry in arguments.data:
         data_name, _, spec = entry.partition("=")
-        for seed in arguments.seeds or ([0, 1, 2] if arguments.scale else [0]):
+        for seed in arguments.seeds or ([0, 1, 2] if small else [0]):
             training = TrainSettings(seed=seed, device=arguments.device, evaluate_every=0)
             data = replace(open_data(spec), name=data_name)
-            if arguments.scale:
+            if table is None:
                 rows = _small(data, arguments.images, training)
             else:
-                rows = adapnet_tables.run(arguments.table, data, training, _show)
+                data = adapnet_small.subset(data, 64, seed, test=64) if toy else data
+                rows = adapnet_tables.run(table, data, training, _show)
             kept = [row for row in results["rows"] if (row["data"], row["seed"]) != (data_name, seed)]
             results["rows"] = [*kept, *rows]
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(results, indent=1) + "\n")
-    print((adapnet_small if arguments.scale else adapnet_tables).table(results))
+    print((adapnet_small if small else adapnet_tables).table(results))
     print(f"\n{out}")
 
 

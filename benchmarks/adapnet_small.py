@@ -192,12 +192,13 @@ def _words(row: dict[str, Any]) -> str:
     )
 
 
-def subset(data: Data, images: int, seed: int) -> Data:
-    """The data with so many training images, drawn by the seed; validation is cut to a fifth of that."""
+def subset(data: Data, images: int, seed: int, test: int | None = None) -> Data:
+    """The data with so many training images, drawn by the seed; validation is cut to a fifth of that, and the test set
+    to `test` if it is given."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "subset"))
     train = data.train.take(torch.randperm(len(data.train), generator=generator)[:images])
     validation = data.validation.take(torch.randperm(len(data.validation), generator=generator)[: images // 5])
-    return replace(data, train=train, validation=validation)
+    return replace(data, train=train, validation=validation, test=data.test.take(torch.arange(test or len(data.test))))
 
 
 def table(results: dict[str, Any]) -> str:

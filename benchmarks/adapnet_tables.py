@@ -95,14 +95,20 @@ TABLES: dict[str, Table] = {
 }
 
 
-def budget(name: str) -> dict[str, Any]:
+def budget(name: str, table: Table) -> dict[str, Any]:
     """What the results file says of a table: its settings."""
-    return {"table": int(name), "settings": asdict(replace(PRESETS["paper"], **TABLES[name].changes))}
+    return {"table": int(name), "settings": asdict(replace(PRESETS["paper"], **table.changes))}
 
 
-def run(name: str, data: Data, training: TrainSettings, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The table's rows on one data set, one a batch size."""
+def toy(name: str) -> Table:
+    """The table with a few epochs and small batches, which only shows that its command runs to the end."""
     table = TABLES[name]
+    short = {"startup_untrained": 1, "max_epochs": 3, "finetune_epochs": 1, "lsep": 3, "row_min": 20, "beta_start": 0.3}
+    return replace(table, changes={**table.changes, **short}, batch_sizes=tuple(b // 8 for b in table.batch_sizes))
+
+
+def run(table: Table, data: Data, training: TrainSettings, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The table's rows on one data set, one a batch size."""
     if data.input_shape[1] != table.size:
         data = with_input_shape(data, (3, table.size, table.size))
     rows = []

@@ -1,7 +1,8 @@
-"""Make up for the mean of what is removed, in whatever follows the layers that read it.
+"""Make up for what is removed, in the layers that read it and in whatever follows them.
 
 A reader that loses channels of mean activation m shifts, on average, by its columns times m. A bias takes that shift
-up; without one, the running mean of the batch norm behind the reader does.
+up; without one, the running mean of the batch norm behind the reader does. Where other channels predict a removed one,
+the reader's columns for these take on their share of its columns.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compressor.graph.channels import Channels
+from compressor.graph.channels import Channels, Place
 from compressor.surgery.edits import Plan, Prune
 
 
@@ -29,3 +30,19 @@ def compensate_(tensors: Mapping[str, Tensor], plan: Plan, channels: Channels) -
                 shift = torch.tensordot(columns.movedim(place.dim, 0).flatten(2).sum(2) if weight.ndim > 2
                                         else columns.movedim(place.dim, 0), spread, dims=([0], [0]))  # fmt: skip
                 tensors[absorber.tensor].add_(shift if absorber.kind == "bias" else -shift)
+    for edit in plan.edits:  # only now: the shifts are those of the columns as they were
+        if isinstance(edit, Prune) and edit.heirs:
+            for place in channels.group(edit.group).places:
+                if place.role == "column" and place.tensor in tensors:
+                    _bequeath_(tensors[place.tensor], place, edit, channels)
+
+
+def _bequeath_(weight: Tensor, place: Place, edit: Prune, channels: Channels) -> None:
+    """Add to the columns of the edit's heirs their shares of the columns that go."""
+    gone = channels.positions(place, edit.channels)  # (channels, occurrences)
+    heirs = channels.positions(place, list(edit.heirs))
+    shares = torch.tensor(list(edit.heirs.values()), dtype=weight.dtype, device=weight.device)  # (heirs, channels)
+    for occurrence in range(gone.shape[1]):
+        old = weight.index_select(place.dim, torch.from_numpy(gone[:, occurrence]).to(weight.device))
+        added = torch.tensordot(shares, old.movedim(place.dim, 0), dims=1).movedim(0, place.dim)
+        weight.index_add_(place.dim, torch.from_numpy(heirs[:, occurrence]).to(weight.device), added)

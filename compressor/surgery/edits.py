@@ -14,13 +14,15 @@ class Prune:
     """Remove channels everywhere.
 
     `means`, where given, holds each channel's mean activation: readers are compensated for it, through the running
-    mean of the batch norm that follows them or through their bias.
+    mean of the batch norm that follows them or through their bias. `heirs` maps channels that stay to what of each
+    removed channel's columns is added to theirs, where their maps predict its; `means` is then what these leave over.
     """
 
     group: str
     channels: tuple[int, ...]
     why: str
     means: tuple[float, ...] | None = None
+    heirs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)  # what decided it, for the report
     kind: Literal["prune"] = "prune"
 

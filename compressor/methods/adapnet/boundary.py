@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from compressor.graph.channels import Channels
-from compressor.methods.adapnet import clusters, concepts, insert, merge, prune, tables
+from compressor.graph.channels import Channels, Group
+from compressor.methods.adapnet import clusters, concepts, heirs, insert, merge, prune, tables
 from compressor.methods.adapnet.extract import extract
 from compressor.methods.adapnet.neighbours import indicators, newcomer, strength
 from compressor.methods.adapnet.observe import Means
@@ -104,13 +104,25 @@ class Boundary:
         if not why:
             return []
         channels = self.current()
-        means = self.owner.means.of(channels, channels.group(unit.name)) if self.settings.compensate else None
+        group = channels.group(unit.name)
+        means = self.owner.means.of(channels, group) if self.settings.compensate else None
+        inherited = self._heirs(unit, group, list(why))
         edits: list[Edit] = []
-        for position, reason in why.items():
+        for (position, reason), heirs_of in zip(why.items(), inherited):
             identity = unit.ids[position]
-            mean = None if means is None else (means[identity],)
-            edits.append(Prune(unit.name, (identity,), reason, mean, unit.reasons.get(identity, {})))
+            mean = None
+            if means is not None:
+                mean = (means[identity] - sum(share * means[heir] for heir, (share,) in heirs_of.items()),)
+            edits.append(Prune(unit.name, (identity,), reason, mean, heirs_of, unit.reasons.get(identity, {})))
         return edits
+
+    def _heirs(self, unit: Unit, group: Group, gone: list[int]) -> list[dict[int, tuple[float, ...]]]:
+        """For each filter that goes, what part of its columns every one that stays takes over."""
+        covariance = self.owner.means.covariance(group) if self.settings.reconstruct else None
+        if covariance is None or len(gone) == unit.filters:
+            return [{} for _ in gone]
+        staying, parts = heirs.shares(covariance, gone)
+        return [{unit.ids[i]: (part,) for i, part in zip(staying, column)} for column in parts.T.tolist()]
 
     def _prunes_and_merges(self) -> list[Edit]:
         """Concepts of all judged groups, then algorithms 2 and 3 on each; recorded maps are not needed afterwards."""

@@ -42,7 +42,7 @@ class AdapNet:
         self.lsep = schedule.period_steps(settings, steps_per_epoch)
         self.generator = torch.Generator().manual_seed(seed)
         self.governor = Governor(settings)
-        self.means = Means()
+        self.means = Means(settings.reconstruct)
         self.units: dict[str, Unit] = {}  # by the group's name, in topological order
         self.locked: dict[str, str] = {}  # groups that the engine could edit and AdapNet does not -> why
         self.coupled: frozenset[str] = frozenset()  # groups that additions or gates tie together: no insertion
@@ -112,7 +112,7 @@ class AdapNet:
         now = time.perf_counter()
         note = self.governor.passed(list(self.units), len(judged), started - self._since, now - started)
         self.notes += [note] if note else []
-        self.means = Means()
+        self.means = Means(self.settings.reconstruct)
         self.period += 1
         self.step = 0
 

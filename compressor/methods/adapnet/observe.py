@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group, Site
+from compressor.methods.adapnet import heirs
 from compressor.methods.adapnet.maps import draw_images
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.adapnet.unit import Unit
@@ -91,10 +92,15 @@ def _first(ids: np.ndarray[Any, np.dtype[np.int64]], group: Group) -> tuple[int,
 
 
 class Means:
-    """Mean and mean square of the input of every layer that reads channels, over the recorded batches of a period."""
+    """Mean and mean square of the input of every layer that reads channels, over the recorded batches of a period.
 
-    def __init__(self) -> None:
+    With `joint` the means of every two inputs' product as well.
+    """
+
+    def __init__(self, joint: bool = False) -> None:
+        self.joint = joint
         self.sums: dict[str, Tensor] = {}  # (2, inputs) by the name of the reader's weight
+        self.products: dict[str, Tensor] = {}  # (inputs, inputs)
         self.batches: dict[str, int] = defaultdict(int)
         self.ids: dict[str, list[int]] = {}  # the channels that these inputs were while they were recorded
 
@@ -110,6 +116,30 @@ class Means:
         moments = torch.stack([values.mean(others), values.square().mean(others)])
         self.sums[weight] = self.sums[weight] + moments if weight in self.sums else moments
         self.batches[weight] += 1
+        if self.joint:
+            rows = values.movedim(dim, -1).flatten(0, -2)
+            products = rows.T @ rows / len(rows)
+            self.products[weight] = self.products[weight] + products if weight in self.products else products
+
+    def covariance(self, group: Group) -> Tensor | None:
+        """Covariance of the group's channels (channels, channels), on the host, as a mean over its readers.
+
+        None unless every reader was seen and has one input for each of the channels, as convolutions in groups and
+        layers behind a flattened map have not.
+        """
+        total = torch.zeros(group.size, group.size, dtype=torch.float64)
+        for place in group.places:
+            if place.role != "column":
+                continue
+            given, ids = self.products.get(place.tensor), self.ids.get(place.tensor, [])
+            if given is None or len(given) != len(ids) or any(ids.count(i) != 1 for i in group.ids.tolist()):
+                return None
+            at = torch.tensor([ids.index(i) for i in group.ids.tolist()])
+            mean = (self.sums[place.tensor][0] / self.batches[place.tensor]).double().cpu()[at]
+            moments = (given / self.batches[place.tensor]).double().cpu()[at][:, at]
+            found = moments - torch.outer(mean, mean)
+            total += found / found.diagonal().mean().clamp(min=1e-300)
+        return total
 
     def _moments(self, weight: str) -> dict[int, tuple[float, float]]:
         """Mean and mean square of every channel that a reader was given; several inputs of one channel are averaged."""
@@ -134,11 +164,13 @@ class Means:
     def change(self, model: nn.Module, channels: Channels, group: Group) -> Tensor | None:
         """How much each channel's removal changes what its readers make, once its mean is made up for: (channels,).
 
-        The variance of the channel times the squares of the weights that read it, as a share of the group's total,
-        summed over the readers; None when a channel was not seen by one of them.
+        The variance of the channel (where heirs stand in for it, what they do not predict of it) times the squares of
+        the weights that read it, as a share of the group's total, summed over the readers; None when a channel was not
+        seen by one of them.
         """
         tensors = dict(model.named_parameters())
         ids = group.ids.tolist()
+        joint = self.covariance(group) if self.joint else None
         totals = torch.zeros(group.size, dtype=torch.float64)
         for place in group.places:
             if place.role != "column" or place.tensor not in tensors:
@@ -147,6 +179,7 @@ class Means:
             if not set(ids) <= moments.keys():
                 return None
             variance = torch.tensor([moments[i][1] - moments[i][0] ** 2 for i in ids], dtype=torch.float64)
+            variance = variance if joint is None else heirs.residuals(joint)
             squares = tensors[place.tensor].detach().movedim(place.dim, 0).flatten(1).double().square().sum(1).cpu()
             change = variance.clamp(min=0) * squares[torch.from_numpy(channels.positions(place, ids))].sum(1)
             totals += change / change.sum().clamp(min=1e-300)
@@ -154,11 +187,13 @@ class Means:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
-        return {"sums": dict(self.sums), "batches": dict(self.batches), "ids": dict(self.ids)}
+        sums = {"sums": dict(self.sums), "products": dict(self.products)}
+        return {**sums, "batches": dict(self.batches), "ids": dict(self.ids)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over what `state_dict` gave."""
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.products = {name: value.to(device) for name, value in state["products"].items()}
         self.batches = defaultdict(int, state["batches"])
         self.ids = dict(state["ids"])
 

@@ -104,7 +104,9 @@ class AdapNetSettings:
     ic_budget: float | None = None
     units_per_lsep: int | None = None
 
-    # Ours, beyond the paper: how far the prune threshold falls where a channel costs more multiply-adds than elsewhere.
+    # Ours, beyond the paper: whether filters that predict a removed one stand in for it; how far the prune threshold
+    # falls where a channel costs more multiply-adds than elsewhere.
+    reconstruct: bool = False
     macs_bias: float = 0.0
 
     @property

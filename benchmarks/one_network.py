@@ -103,18 +103,18 @@ def peer(name: str) -> dict[str, Any]:
     return {"seconds": seconds, "params_left": left, "failures": broken, "status": "pruned" if left < 0.95 else "whole"}
 
 
-def main() -> None:
+def row_of(name: str, tool: str) -> dict[str, Any]:
+    """What "ours" or "torch_pruning" does with a network: its status, failures and numbers as plain types."""
+    warnings.filterwarnings("ignore")  # the libraries' own, on old networks
+    try:
+        return ours(name) if tool == "ours" else peer(name)
+    except Exception as error:  # a crash is a result of this benchmark
+        return {"status": "crashed", "failures": [f"{type(error).__name__}: {str(error)[:300]}"]}
+
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("--peer", action="store_true")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")  # the libraries' own, on old networks
-    try:
-        row = peer(arguments.name) if arguments.peer else ours(arguments.name)
-    except Exception as error:  # a crash is a result of this benchmark
-        row = {"status": "crashed", "failures": [f"{type(error).__name__}: {str(error)[:300]}"]}
-    print(json.dumps({"name": arguments.name} | row))
-
-
-if __name__ == "__main__":
-    main()
+    print(json.dumps(row_of(arguments.name, "torch_pruning" if arguments.peer else "ours")))

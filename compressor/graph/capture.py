@@ -3,6 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,10 +16,11 @@ from compressor.errors import ModelError
 from compressor.graph import probe, resolve
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.graph.rules import RULES, elementwise
-from compressor.graph.trace import Trace, refusal, run, skeleton
+from compressor.graph.trace import Trace, cause, refusal, run, skeleton
 from compressor.graph.walk import RawSize, Ties, Walk
 
 _MOST_TRIALS = 200
+_Run = tuple[Walk, Any, bool]  # a walk, the example it was traced on, whether in training mode
 
 
 def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Channels:
@@ -48,18 +50,22 @@ class _Capture:
         self.keep = keep
         self.notes: list[str] = []
         self.ties = Ties()
-        self.skeleton, self.example, evaluated = _first_run(model, example)
-        self.batch = next((leaf.shape[0] for leaf in tree_leaves(self.example) if isinstance(leaf, Tensor)), 1)
-        self.walks = [(self._walk(evaluated), self.example, False)]
-        doubled = tree_map(_at_least_two, self.example)
-        trained = run(self.skeleton, doubled, training=True)
-        if trained.error is None:
-            self.walks.append((self._walk(trained), doubled, True))
+        first = _first_runs(model, example)
+        self.real = first.real
+        self.patient = probe.Patient(first.skeleton)
+        self.batch = next((leaf.shape[0] for leaf in tree_leaves(first.example) if isinstance(leaf, Tensor)), 1)
+        self.walks: list[_Run] = [(self._walk(first.evaluated), first.example, False)]
+        self.trials = self.walks, self.walks
+        if first.trained.error is None:
+            self.walks.append((self._walk(first.trained), first.doubled, True))
+            if probe.same_operators(first.evaluated, first.trained):  # the code is tried in both ways either way
+                self.trials = self.walks[:1], self.walks[1:]
         else:
-            self.notes.append(f"not captured in training mode: {refusal(doubled, trained.error)}")
+            self.notes.append(f"not captured in training mode, in which it fails: {cause(first.trained.error)}")
         self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.modules = {n: m for n, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
         order = {name: place for place, name in enumerate(self.tensors)}
-        self.order = probe.first_use(evaluated, order)
+        self.order = probe.first_use(first.evaluated, order)
         self.ranks = {name: tensor.ndim for name, tensor in self.tensors.items()}
         self.found: list[RawSize] = [size for walk, _, _ in self.walks for size in walk.sizes]
 
@@ -70,15 +76,14 @@ class _Capture:
 
     def channels(self) -> Channels:
         self._refine()
-        self._resolve()
         walk = self.walks[0][0]
         grouped = np.isin(np.arange(len(self.roots)), np.concatenate([group.ids for group in self.groups]))
         return Channels(
             identities={key: ids for key, ids in self.identities.items() if grouped[ids].any()},
             groups=self.groups,
-            sites_by_module=resolve.sites(walk, self.roots),
+            sites_by_module=resolve.sites(walk, self.numbered),
             sizes=self.sizes,
-            costs=resolve.costs(walk, self.roots, self.batch),
+            costs=resolve.costs(walk, self.numbered, self.batch),
             shapes={name: tuple(tensor.shape) for name, tensor in self.tensors.items()},
             counted=frozenset(dict(self.model.named_parameters())),
             absorbers=resolve.absorbers(walk),
@@ -87,9 +92,10 @@ class _Capture:
 
     def _resolve(self) -> None:
         self.roots = resolve.roots_of(self.ties)
-        self.identities = resolve.identities(self.ties, self.roots)
-        self.groups = tuple(map(self._kept, resolve.groups(self.ties, self.roots, self.ranks, self.order)))
-        self.sizes = resolve.sizes(self.found, self.ties, self.model, self.roots)
+        self.numbered = numbered = resolve.Numbered(self.roots)
+        self.identities = resolve.identities(self.ties, numbered)
+        self.groups = tuple(map(self._kept, resolve.groups(self.ties, numbered, self.ranks, self.order)))
+        self.sizes = resolve.sizes(self.found, self.ties, self.modules, numbered)
 
     def _kept(self, group: Group) -> Group:
         asked = any(fnmatchcase(name, pattern) for name in group.producers for pattern in self.keep)
@@ -98,48 +104,78 @@ class _Capture:
         return Group(group.name, group.ids, group.places, group.producers, "kept by request", group.prune_only)
 
     def _refine(self) -> None:
-        """Freeze, or learn the stored size of, whatever the trial objects to, until it runs as the map predicts."""
+        """Freeze, or learn the stored size of, whatever the trials object to, until they run as the map predicts."""
         seen: Counter[tuple[bool, int]] = Counter()
         for _ in range(_MOST_TRIALS):
-            found = self._try(self.found)
+            found = self._try()
             if found is None:
                 return
             walk, objection = found
             place = (walk is self.walks[0][0], objection.op)
-            if seen[place] or not self._learn(walk, objection):
+            if seen[place] or not (self._learn(walk, objection) or self._even(walk, objection)):
                 self._freeze(walk, objection, widen=seen[place])
                 seen[place] += 1
         self.ties.frozen.extend((ids, "the model's code objects to every edit") for ids in self.ties.blocks.values())
-
-    def _try(self, sizes: list[RawSize]) -> tuple[Walk, probe.Objection] | None:
-        self.found = sizes
         self._resolve()
-        kept = probe.half(self.groups, len(self.roots))
-        if kept.all():
-            return None
-        edited = probe.edited(self.skeleton, self.identities, self.sizes, kept)
-        for walk, example, training in self.walks:
-            found = probe.objection(edited, example, walk, kept, self.roots, training)
+
+    def _try(self) -> tuple[Walk, probe.Objection] | None:
+        self._resolve()
+        for pattern, runs in zip((probe.half, probe.uneven), self.trials, strict=True):
+            kept = pattern(self.groups, len(self.roots))
+            found = None if kept.all() else self._objection(kept, runs)
             if found is not None:
-                return walk, found
+                return found
         return None
 
+    def _objection(self, kept: probe.Mask, runs: Iterable[_Run]) -> tuple[Walk, probe.Objection] | None:
+        with self.patient.edited(self.identities, self.sizes, kept) as edited:
+            for walk, example, training in runs:
+                found = probe.objection(edited, example, walk, kept, self.roots, training)
+                if found is not None:
+                    break
+            else:
+                return None
+        self.patient = probe.Patient(skeleton(self.model, real=self.real))  # what ended halfway may be in any state
+        return walk, found
+
     def _learn(self, walk: Walk, objection: probe.Objection) -> bool:
-        """Keep an attribute true that the running module read a size from, if that moves the objection further on."""
+        """Keep an attribute true that the running module read a size from, if that moves the objection further on.
+
+        One attribute that counts two kinds of channels ties them: they stay equally many.
+        """
         op = walk.trace.ops[objection.op]
-        before = list(self.found)
-        known = {(size.module, size.attribute) for size in before}
+        found, pairs = list(self.found), list(self.ties.pairs)
+        known = {(size.module, size.attribute): size.ids for size in reversed(found)}
         for alternative in probe.stored_sizes(op, walk, self.model):
-            more = [
-                RawSize(op.module, name if index is None else f"{name}.{index}", ids)
-                for name, index, ids in alternative
-                if (op.module, name) not in known
-            ]
-            found = self._try(before + more) if more else (walk, objection)
-            if found is None or (found[0] is walk and found[1].op > objection.op):
-                return True
-        self.found = before
+            named = [RawSize(op.module, name if at is None else f"{name}.{at}", ids) for name, at, ids in alternative]
+            fresh = [size for size in named if (size.module, size.attribute) not in known]
+            others = [(known[size.module, size.attribute], size.ids) for size in named if size not in fresh]
+            tied = [(one, two) for one, two in others if len(one) == len(two) and self._differ(one, two)]
+            if fresh or tied:
+                self.found, self.ties.pairs = found + fresh, pairs + tied
+                if self._moves_on(walk, objection):
+                    return True
+        self.found, self.ties.pairs = found, pairs
         return False
+
+    def _differ(self, one: Ids, two: Ids) -> bool:
+        return not np.array_equal(self.roots[one], self.roots[two])
+
+    def _even(self, walk: Walk, objection: probe.Objection) -> bool:
+        """Tie the parts into which slices cut a dimension evenly, as `chunk` does, if that moves the objection on."""
+        parts = probe.parts(walk.trace.ops[objection.op], walk)
+        if parts is None:
+            return False
+        pairs = list(self.ties.pairs)
+        walk.tie_rows(parts)
+        if self._moves_on(walk, objection):
+            return True
+        self.ties.pairs = pairs
+        return False
+
+    def _moves_on(self, walk: Walk, objection: probe.Objection) -> bool:
+        found = self._try()
+        return found is None or (found[0] is walk and found[1].op > objection.op)
 
     def _freeze(self, walk: Walk, objection: probe.Objection, widen: int) -> None:
         """Freeze what meets at the operator, and at the same place of every module of the same class: it is one code.
@@ -160,15 +196,40 @@ class _Capture:
         return [walk.op_inputs[number] or [ids for track in walk.op_outputs[number] for ids in track.values()]]
 
 
-def _first_run(model: nn.Module, example: Any) -> tuple[nn.Module, Any, Trace]:
-    """A skeleton that runs in evaluation mode: on shapes alone if it can, else on a copy with data."""
+@dataclass(frozen=True)
+class _FirstRuns:
+    """The model's skeleton and how it ran in both modes."""
+
+    skeleton: nn.Module
+    real: bool
+    example: Any
+    evaluated: Trace
+    doubled: Any
+    trained: Trace
+
+
+def _first_runs(model: nn.Module, example: Any) -> _FirstRuns:
+    """Run a skeleton in both modes: on shapes alone if it can, else on a copy with data.
+
+    Raises:
+        ModelError: it does not run in evaluation mode.
+    """
+    best = None
     for real in (False, True):
         copied = skeleton(model, real=real)
-        traced = run(copied, example)
-        if traced.error is None:
-            return copied, example if real else tree_map(_shape_only, example), traced
-    assert traced.error is not None
-    raise ModelError(refusal(example, traced.error)) from traced.error
+        given = example if real else tree_map(_shape_only, example)
+        evaluated = run(copied, given)
+        if evaluated.error is not None:
+            continue
+        doubled = tree_map(_at_least_two, given)
+        found = _FirstRuns(copied, real, given, evaluated, doubled, run(copied, doubled, training=True))
+        if found.trained.error is None:
+            return found
+        best = best or found
+    if best is None:
+        assert evaluated.error is not None
+        raise ModelError(refusal(example, evaluated.error)) from evaluated.error
+    return best
 
 
 def _shape_only(leaf: Any) -> Any:

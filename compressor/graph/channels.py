@@ -1,5 +1,6 @@
 """The map from every parameter dimension to the channels it holds, and the questions one may ask of it."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,9 +122,14 @@ class Channels:
     def _by_name(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
 
-    @property
+    @cached_property
     def next_id(self) -> int:
-        return 1 + max((int(ids.max()) for ids in self.identities.values() if ids.size), default=-1)
+        """Above every identity of the map, those of padding and other constants included."""
+        sites = (site.ids for site in self.sites_by_module)
+        axes = (axis for cost in self.costs for axis in cost.axes)
+        held = itertools.chain(self.identities.values(), sites, axes, (size.ids for size in self.sizes))
+        different = {id(ids): ids for ids in held}.values()
+        return 1 + max((int(ids.max()) for ids in different if ids.size), default=-1)
 
     def group(self, name: str) -> Group:
         """The group of that name.
@@ -172,9 +178,13 @@ class _Kept:
     def __init__(self, removed: Iterable[int], bound: int) -> None:
         self._kept = np.ones(bound, dtype=bool)
         self._kept[np.fromiter(removed, dtype=np.int64)] = False
+        self._counted: dict[int, int] = {}  # many places share one array
 
     def count(self, ids: Ids) -> int:
-        return int(np.count_nonzero(self._kept[ids]))
+        known = self._counted.get(id(ids))
+        if known is None:
+            known = self._counted[id(ids)] = int(np.count_nonzero(self._kept[ids]))
+        return known
 
 
 def _product(factors: Iterable[int]) -> int:

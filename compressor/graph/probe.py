@@ -5,20 +5,21 @@ whose output has another shape than the map predicts. If an integer attribute of
 the edit is told to keep it true; otherwise the channels that meet at that operator are frozen.
 """
 
-import copy
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.graph.channels import Group, Ids, Key, Size
-from compressor.graph.trace import Op, Trace, run
-from compressor.graph.walk import Track, Walk
+from compressor.graph.trace import Op, Ran, Trace, outline
+from compressor.graph.walk import Walk
 
 Mask = NDArray[np.bool_]
 
@@ -32,7 +33,7 @@ class Objection:
 
 
 def half(groups: tuple[Group, ...], count: int) -> Mask:
-    """Which identities stay in the trial: about half of every free group, of a different number in each."""
+    """Which identities stay in the first trial: about half of every free group, of a different number in each."""
     kept = np.ones(count, dtype=bool)
     generator = np.random.default_rng(0)
     for turn, group in enumerate(groups):
@@ -42,17 +43,54 @@ def half(groups: tuple[Group, ...], count: int) -> Mask:
     return kept
 
 
-def edited(skeleton: nn.Module, identities: dict[Key, Ids], sizes: tuple[Size, ...], kept: Mask) -> nn.Module:
-    """A copy of the skeleton with only the kept channels, its data meaningless."""
-    model = copy.deepcopy(skeleton)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    for (name, dim), ids in identities.items():
-        if not kept[ids].all():
-            rows = torch.from_numpy(np.flatnonzero(kept[ids])).to(tensors[name].device)
-            tensors[name].data = tensors[name].data.index_select(dim, rows)
-    for size in sizes:
-        write_size(model.get_submodule(size.module), size, int(np.count_nonzero(kept[size.ids])))
-    return model
+def uneven(groups: tuple[Group, ...], count: int) -> Mask:
+    """Which stay in the second: of some groups all, of others few, so that no two agree by chance."""
+    kept = np.ones(count, dtype=bool)
+    generator = np.random.default_rng(1)
+    for group in groups:
+        if group.frozen is None:
+            leave = int(generator.integers(0, max(2, group.size * 3 // 4)))
+            kept[generator.choice(group.ids, leave, replace=False)] = False
+    return kept
+
+
+class Patient:
+    """A skeleton that is edited for a trial and put back afterwards."""
+
+    def __init__(self, skeleton: nn.Module) -> None:
+        self.model = skeleton
+        self._tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
+        self._modules = dict(skeleton.named_modules())
+
+    @contextmanager
+    def edited(self, identities: Mapping[Key, Ids], sizes: Iterable[Size], kept: Mask) -> Iterator[nn.Module]:
+        """The skeleton with only the kept channels, its data meaningless."""
+        whole: dict[str, Tensor] = {}
+        for (name, dim), ids in identities.items():
+            stay = kept[ids]
+            if not stay.all():
+                whole.setdefault(name, self._tensors[name].data)
+                self._tensors[name].data = _taken(self._tensors[name].data, dim, stay)
+        before = []
+        for size in sizes:
+            count = int(np.count_nonzero(kept[size.ids]))
+            if count != len(size.ids):
+                before.append((self._modules[size.module], size))
+                write_size(self._modules[size.module], size, count)
+        try:
+            yield self.model
+        finally:
+            for name, data in whole.items():
+                self._tensors[name].data = data
+            for module, size in before:
+                write_size(module, size, len(size.ids))
+
+
+def _taken(data: Tensor, dim: int, stay: Mask) -> Tensor:
+    if data.is_meta:
+        shape = (*data.shape[:dim], int(np.count_nonzero(stay)), *data.shape[dim + 1 :])
+        return torch.empty(shape, dtype=data.dtype, device="meta")
+    return data.index_select(dim, torch.from_numpy(np.flatnonzero(stay)).to(data.device))
 
 
 def write_size(module: nn.Module, size: Size, value: int) -> None:
@@ -71,53 +109,98 @@ def objection(model: nn.Module, example: Any, walk: Walk, kept: Mask, roots: Ids
 
     Copies are left out of the comparison: whether a reshape copies depends on sizes.
     """
-    seen = run(model, example, training=training)
+    ran, error = outline(model, example, training=training)
     ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in _LAYOUT]
-    theirs = [op for op in seen.ops if op.name not in _LAYOUT]
+    theirs = [op for op in ran if op.name not in _LAYOUT]
+    left = _Left(kept, roots)
     for number, after in zip(ours, theirs, strict=False):
-        before = walk.trace.ops[number]
-        where = f"{before.name} in {before.module or 'the model'}"
-        if before.name.removeprefix("_unsafe_") != after.name.removeprefix("_unsafe_"):
-            return Objection(number, f"{where} does not run once channels are removed")
-        predicted = [_predicted(ref.shape, track, kept, roots) for ref, track in _outputs(walk, number)]
-        if predicted != [ref.shape for ref in after.outputs] or _moved(before, after, walk, kept, roots):
-            return Objection(number, f"{where} has a size written into the code")
-    if seen.error is None and len(theirs) == len(ours):
+        why = _difference(walk, number, after, left)
+        if why is not None:
+            before = walk.trace.ops[number]
+            return Objection(number, f"{before.name} in {before.module or 'the model'} {why}")
+    if error is None and len(theirs) == len(ours):
         return None
     number = ours[min(len(theirs), len(ours) - 1)]
     before = walk.trace.ops[number]
-    return Objection(number, f"{before.name} in {before.module or 'the model'} has a size written into the code")
+    return Objection(number, f"{before.name} in {before.module or 'the model'} {_WRITTEN}")
 
 
 _LAYOUT = ("clone", "detach")  # whether these run depends on sizes, or on what ran before
+_WRITTEN = "has a size written into the code"
 
 
-def _outputs(walk: Walk, number: int) -> Iterator[tuple[Any, Track]]:
-    return zip(walk.trace.ops[number].outputs, walk.op_outputs[number], strict=True)
+class _Left:
+    """How many of an array's channels, and which positions, a trial leaves."""
+
+    def __init__(self, kept: Mask, roots: Ids) -> None:
+        self._stays = kept[roots]
+        self._counts: dict[int, int] = {}
+
+    def count(self, ids: Ids) -> int:
+        known = self._counts.get(id(ids))
+        if known is None:
+            known = self._counts[id(ids)] = int(np.count_nonzero(self._stays[ids]))
+        return known
+
+    def before(self, ids: Ids) -> list[int]:
+        """For every bound between positions, how many that stay are in front of it."""
+        return [0, *np.cumsum(self._stays[ids]).tolist()]
 
 
-def _predicted(shape: tuple[int, ...], track: Track, kept: Mask, roots: Ids) -> tuple[int, ...]:
-    return tuple(
-        int(np.count_nonzero(kept[roots[track[dim]]])) if dim in track else size for dim, size in enumerate(shape)
-    )
+def _difference(walk: Walk, number: int, after: Ran, left: _Left) -> str | None:
+    """In what an operator of an edited run is not what the map predicts."""
+    before = walk.trace.ops[number]
+    if before.name.removeprefix("_unsafe_") != after.name.removeprefix("_unsafe_"):
+        return "does not run once channels are removed"
+    if len(before.outputs) != len(after.shapes):
+        return _WRITTEN
+    for ref, track, found in zip(before.outputs, walk.op_outputs[number], after.shapes, strict=True):
+        if len(ref.shape) != len(found):
+            return _WRITTEN
+        follows = walk.uniform(ref)
+        for dim, (size, now) in enumerate(zip(ref.shape, found, strict=True)):
+            if now != (left.count(track[dim]) if dim in track else size) and dim not in follows:
+                return _WRITTEN
+    if before.name == "slice" and _moved(before, after, walk, left):
+        return _WRITTEN
+    if torch.Tag.pointwise in before.func.tags and _numbers(before.args) != _numbers(after.args):
+        return "computes with the number of channels"
+    return None
 
 
-def _moved(before: Op, after: Op, walk: Walk, kept: Mask, roots: Ids) -> bool:
+def _numbers(args: Iterable[Any]) -> list[int | float]:
+    return [value for value in args if type(value) in (int, float)]
+
+
+def _moved(before: Op, after: Ran, walk: Walk, left: _Left) -> bool:
     """Whether a slice takes other channels than it took: right in size but shifted."""
-    if before.name != "slice":
-        return False
     dim = before.args[1] if len(before.args) > 1 else 0
     ids = walk.track(before.args[0]).get(dim % len(before.args[0].shape))
     if ids is None:
         return False
-    position = np.concatenate([[0], np.cumsum(kept[roots[ids]])])
-    old, new = _bounds(before, len(ids)), _bounds(after, int(position[-1]))
-    return [int(position[b]) for b in old] != new
+    position = left.before(ids)
+    return [position[bound] for bound in _bounds(before, len(ids))] != _bounds(after, position[-1])
 
 
-def _bounds(op: Op, size: int) -> list[int]:
+def _bounds(op: Op | Ran, size: int) -> list[int]:
     start, end, _ = slice(*[*op.args[2:4], None, None][:2]).indices(size)
     return [start, max(start, end)]
+
+
+def parts(op: Op, walk: Walk) -> Ids | None:
+    """The dimension that a slice cuts as a matrix, one row for each of the equal parts its bounds may count in."""
+    dim = op.args[1] if op.name == "slice" and len(op.args) > 1 else 0
+    ids = walk.track(op.args[0]).get(dim % len(op.args[0].shape)) if op.name == "slice" else None
+    if ids is None:
+        return None
+    unit = math.gcd(len(ids), *_bounds(op, len(ids)))
+    return ids.reshape(-1, unit) if unit < len(ids) else None
+
+
+def same_operators(one: Trace, other: Trace) -> bool:
+    """Whether two traces are the same operators in the same modules; copies are left out."""
+    ours, theirs = ([(op.name, op.module) for op in t.ops if op.name not in _LAYOUT] for t in (one, other))
+    return ours == theirs
 
 
 def same_code(op: int, walk: Walk, model: nn.Module) -> list[int]:

@@ -27,14 +27,31 @@ def roots_of(ties: Ties) -> Roots:
     return labels
 
 
+class Numbered:
+    """Arrays of raw identities in final ones; equal arrays are one object, so that what follows meets each once."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+        self.count = int(roots.max(initial=-1)) + 1
+        self._by_content: dict[bytes, Ids] = {}
+        self._by_object: dict[int, tuple[Ids, Ids]] = {}  # the raw array is kept, lest another takes its number
+
+    def __call__(self, raw: Ids) -> Ids:
+        known = self._by_object.get(id(raw))
+        if known is None:
+            ids = self.roots[raw]
+            known = self._by_object[id(raw)] = raw, self._by_content.setdefault(ids.tobytes(), ids)
+        return known[1]
+
+
 class Reasons:
     """The first reason given for each identity, of those that may not be edited (or only pruned)."""
 
-    def __init__(self, marks: Iterable[tuple[Ids, str]], roots: Roots) -> None:
+    def __init__(self, marks: Iterable[tuple[Ids, str]], numbered: Numbered) -> None:
         self._texts: list[str] = []
-        self._first = np.full(int(roots.max(initial=-1)) + 1, -1, dtype=np.int64)
+        self._first = np.full(numbered.count, -1, dtype=np.int64)
         for ids, text in marks:
-            mine = roots[ids]
+            mine = numbered(ids)
             self._first[mine[self._first[mine] < 0]] = len(self._texts)
             self._texts.append(text)
 
@@ -46,11 +63,13 @@ class Reasons:
         return self._first >= 0
 
 
-def identities(ties: Ties, roots: Roots) -> dict[Key, Ids]:
-    return {key: roots[ids] for key, ids in ties.blocks.items()}
+def identities(ties: Ties, numbered: Numbered) -> dict[Key, Ids]:
+    return {key: numbered(ids) for key, ids in ties.blocks.items()}
 
 
-def groups(ties: Ties, roots: Roots, ranks: Mapping[str, int], tensor_order: Mapping[str, int]) -> tuple[Group, ...]:
+def groups(
+    ties: Ties, numbered: Numbered, ranks: Mapping[str, int], tensor_order: Mapping[str, int]
+) -> tuple[Group, ...]:
     """Channels with the same places, in the order in which the network first makes them.
 
     `ranks` holds the number of dimensions of each tensor: a vector does not make channels, a weight does.
@@ -58,17 +77,18 @@ def groups(ties: Ties, roots: Roots, ranks: Mapping[str, int], tensor_order: Map
     columns = {int(ids[0]) for ids in ties.columns if len(ids)}
     starts = {key: int(ids[0]) for key, ids in ties.blocks.items()}
     keys = sorted(ties.blocks, key=lambda key: (tensor_order[key[0]], key[1]))
-    held = {key: roots[ties.blocks[key]] for key in keys}
+    held = {key: numbered(ties.blocks[key]) for key in keys}
     places = {key: Place(*key, "column" if starts[key] in columns else "row") for key in keys}
-    families = _families(held, [roots[ids] for ids in ties.apart], int(roots.max(initial=-1)) + 1)
-    frozen, prune_only = Reasons(ties.frozen, roots), Reasons(ties.prune_only, roots)
+    families = _families(held, [numbered(ids) for ids in ties.apart], numbered.count)
+    frozen, prune_only = Reasons(ties.frozen, numbered), Reasons(ties.prune_only, numbered)
+    kernels = Reasons(((ids, text) for ids, text in ties.frozen if text == KERNEL), numbered)
     found = []
     taken: dict[str, int] = {}
     for ids, family_keys in families:
         mine = tuple(places[key] for key in family_keys)
         producers = _producers(mine, ranks)
         reason = frozen.of(int(ids[0])) or _unfit(ids)
-        if not producers or reason == KERNEL:  # nothing an edit could be about
+        if not producers or kernels.of(int(ids[0])) is not None:  # nothing an edit could be about
             continue
         name = producers[0]
         taken[name] = taken.get(name, 0) + 1
@@ -82,10 +102,15 @@ def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tup
     generator = np.random.default_rng(0)
     signatures = np.zeros(count, dtype=np.uint64)
     first = np.full(count, -1, dtype=np.int64)
+    different = {id(ids): ids for ids in held.values()}
+    marks = dict.fromkeys(different, np.uint64(0))  # a number of every place, added up where places hold the same
+    with np.errstate(over="ignore"):
+        for ids in held.values():
+            marks[id(ids)] += generator.integers(1, 2**63, dtype=np.uint64)
     offset = 0
-    for ids in held.values():
-        marks = np.bincount(ids, minlength=1).astype(np.uint64)
-        signatures[: len(marks)] += marks * generator.integers(1, 2**63, dtype=np.uint64)
+    for name, ids in different.items():
+        times = np.bincount(ids, minlength=1).astype(np.uint64)
+        signatures[: len(times)] += times * marks[name]
         unseen, where = np.unique(ids, return_index=True)
         new = first[unseen] < 0
         first[unseen[new]] = offset + where[new]
@@ -101,8 +126,9 @@ def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tup
     members: dict[int, list[Key]] = {int(run[0]): [] for run in runs}
     leads = np.zeros(count, dtype=bool)
     leads[list(members)] = True
+    led = {name: dict.fromkeys(ids[leads[ids]].tolist()) for name, ids in different.items()}
     for key, ids in held.items():
-        for identity in dict.fromkeys(ids[leads[ids]].tolist()):
+        for identity in led[id(ids)]:
             members[identity].append(key)
     return [(run, members[int(run[0])]) for run in runs]
 
@@ -116,17 +142,15 @@ def _unfit(ids: Ids) -> str | None:
     return SINGLE if len(ids) == 1 else None
 
 
-def sites(walk: Walk, roots: Roots) -> tuple[Site, ...]:
+def sites(walk: Walk, numbered: Numbered) -> tuple[Site, ...]:
     """Outputs of modules that hold channels on one dimension, in the order of execution."""
-    final: dict[int, Ids] = {}
     found = []
     for order, call in enumerate(walk.trace.calls):
         for ref in call.outputs[:1]:
             ops = walk.trace.ops[call.start : call.end]
             plain = bool(ops) and all(_keeps_elements(op.name, op.func.tags) for op in ops)
             for dim, ids in walk.track(ref).items():
-                root = final.setdefault(id(ids), roots[ids])
-                found.append(Site(call.module, dim, root, ref.shape, order, plain))
+                found.append(Site(call.module, dim, numbered(ids), ref.shape, order, plain))
     return tuple(found)
 
 
@@ -140,9 +164,10 @@ _ELEMENTWISE_MODULES = frozenset({
 })  # fmt: skip
 
 
-def sizes(found: Iterable[RawSize], ties: Ties, model: nn.Module, roots: Roots) -> tuple[Size, ...]:
-    """The attributes that exist and hold exactly the count they were said to hold."""
-    modules = dict(model.named_modules())
+def sizes(
+    found: Iterable[RawSize], ties: Ties, modules: Mapping[str, nn.Module], numbered: Numbered
+) -> tuple[Size, ...]:
+    """The attributes that exist, can be written, and hold exactly the count they were said to hold."""
     names = ("num_features", "num_channels", "num_parameters")  # of modules whose weight is one number per channel
     vectors = [
         RawSize(tensor.rpartition(".")[0], name, ids)
@@ -154,18 +179,18 @@ def sizes(found: Iterable[RawSize], ties: Ties, model: nn.Module, roots: Roots) 
     for raw in (*found, *vectors):
         attribute, _, entry = raw.attribute.partition(".")
         index = int(entry) if entry else None
-        value = getattr(modules[raw.module], attribute, None) if raw.module in modules else None
+        value = getattr(modules.get(raw.module), attribute, None)
         if index is not None and isinstance(value, tuple | list):
             value = value[index] if index < len(value) else None
         if type(value) is int and value == len(raw.ids):
-            kept.setdefault((raw.module, attribute, index), Size(raw.module, attribute, index, roots[raw.ids]))
+            kept.setdefault((raw.module, attribute, index), Size(raw.module, attribute, index, numbered(raw.ids)))
     return tuple(kept.values())
 
 
-def costs(walk: Walk, roots: Roots, batch: int) -> tuple[Cost, ...]:
+def costs(walk: Walk, numbered: Numbered, batch: int) -> tuple[Cost, ...]:
     """Per image, where the operator's work is a multiple of the batch (a product of two weights is not)."""
     return tuple(
-        Cost(c.module, c.factor // (batch if c.factor % batch == 0 else 1), tuple(roots[axis] for axis in c.axes))
+        Cost(c.module, c.factor // (batch if c.factor % batch == 0 else 1), tuple(map(numbered, c.axes)))
         for c in walk.costs
     )
 

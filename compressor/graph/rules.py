@@ -25,7 +25,7 @@ def elementwise(w: Walk, op: Op) -> None:
 
 
 def _operand(w: Walk, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
-    return w.track(ref).get(dim + len(ref.shape)), ref.shape[dim]
+    return w.held(ref, dim + len(ref.shape))
 
 
 def reduction(w: Walk, op: Op) -> None:
@@ -54,7 +54,7 @@ _ELEMENTWISE = _words("""
     sigmoid tanh softplus softsign hardshrink softshrink threshold add sub rsub mul div pow sqrt rsqrt exp log abs neg
     clamp clamp_min clamp_max where masked_fill copy erf sin cos sign reciprocal maximum minimum square rrelu
     rrelu_with_noise log_sigmoid_forward lerp addcmul addcdiv floor ceil round eq ne lt le gt ge logical_not
-    bitwise_not logical_and logical_or trunc fmod remainder expm1 log1p floor_divide
+    bitwise_not logical_and logical_or trunc fmod remainder expm1 log1p floor_divide complex polar angle
 """)
 _REDUCTIONS = _words("""
     mean sum amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax

@@ -16,7 +16,8 @@ def convolution(w: Walk, op: Op) -> None:
     x, weight, bias, transposed, groups = op.args[0], op.args[1], op.args[2], op.args[6], op.args[8]
     kernel = w.track(weight)
     w.freeze_all((ids for dim, ids in kernel.items() if dim > 1), KERNEL)
-    w.freeze_all((ids for dim, ids in w.track(x).items() if dim != 1), f"{op.module} convolves over channels")
+    beside = (ids for dim, ids in w.track(x).items() if dim != 1)
+    w.freeze_all(beside, f"{op.module or 'the model'} convolves over channels")
     out = _grouped(w, op, groups, transposed) if groups > 1 else _dense(w, op, transposed)
     if bias is not None:
         out = w.join(((out, op.outputs[0].shape[1]), (w.track(bias).get(0), bias.shape[0])), "bias not tracked")
@@ -35,8 +36,8 @@ def _dense(w: Walk, op: Op, transposed: bool) -> Ids | None:
 
 def _grouped(w: Walk, op: Op, groups: int, transposed: bool) -> Ids | None:
     x, weight = op.args[0], op.args[1]
-    ids, rows, columns = w.track(x).get(1), w.track(weight).get(0), w.track(weight).get(1)
-    untracked = f"{op.module} has groups and an input that is not tracked"
+    ids, rows, columns = w.track(x).get(1), w.adopt(weight, 0), w.track(weight).get(1)
+    untracked = f"{op.module or 'the model'} has groups and an input or a weight that is not tracked"
     multiplicity = op.outputs[0].shape[1] // groups
     if x.shape[1] == groups:  # depthwise: a channel keeps its own filters, in the whole network
         spread = None if ids is None else ids.repeat(1 if transposed else multiplicity)
@@ -133,11 +134,11 @@ def batch_norm(w: Walk, op: Op) -> None:
     x, *vectors = [arg for arg in op.args[:5] if isinstance(arg, TensorRef)]
     ids = w.join(
         [(w.track(x).get(1), x.shape[1])] + [(w.track(v).get(0), v.shape[0]) for v in vectors],
-        f"{op.module} normalises channels that are not tracked",
+        f"{op.module or 'the model'} normalises channels that are not tracked",
     )
     rest = {dim: other for dim, other in w.track(x).items() if dim != 1}
     for other in rest.values():
-        w.prune_only(other, f"{op.module} takes its statistics over these channels")
+        w.prune_only(other, f"{op.module or 'the model'} takes its statistics over these channels")
     w.give(op.outputs[0], rest if ids is None else rest | {1: ids})
     for ref in op.outputs[1:]:  # the batch's statistics
         w.give(ref, {0: ids} if ids is not None and ref.shape == (len(ids),) else {})
@@ -155,7 +156,7 @@ def layer_norm(w: Walk, op: Op) -> None:
         ids = w.join([(track.get(dim), size)] + [(w.track(v).get(offset), size) for v in vectors], _untracked(op))
         if ids is not None:
             track[dim] = ids
-            w.prune_only(ids, f"{op.module} normalises across channels")
+            w.prune_only(ids, f"{op.module or 'the model'} normalises across channels")
             w.size(op, **{f"normalized_shape.{offset}": ids})
     w.give(op.outputs[0], track)
 
@@ -170,7 +171,7 @@ def group_norm(w: Walk, op: Op) -> None:
             w.size(op, num_groups=ids)
         else:
             w.tie_rows(ids.reshape(groups, -1))
-            w.prune_only(ids, f"{op.module} normalises across channels")
+            w.prune_only(ids, f"{op.module or 'the model'} normalises across channels")
         w.size(op, num_channels=ids)
     w.give(op.outputs[0], {} if ids is None else {1: ids})
 
@@ -182,7 +183,7 @@ def weight_norm(w: Walk, op: Op) -> None:
     w.join(((track.get(kept), v.shape[kept]), (w.track(g).get(kept), g.shape[kept])), _untracked(op))
     for dim, ids in track.items():
         if dim != kept:
-            w.prune_only(ids, f"{op.module} takes the length of its weight over these channels")
+            w.prune_only(ids, f"{op.module or 'the model'} takes the length of its weight over these channels")
     w.give(op.outputs[0], track)
     w.give(op.outputs[1], {kept: track[kept]} if kept in track else {})
 
@@ -193,6 +194,9 @@ def attention(w: Walk, op: Op) -> None:
     rank = len(q.shape)
     w.contract((q, rank - 1), (k, rank - 1), op)
     w.freeze_all((ids for ref in (q, k, v) for dim, ids in w.track(ref).items() if dim < rank - 1), "attention heads")
+    if op.kwargs.get("scale") is None:
+        for ref in (q, k):
+            w.freeze(w.track(ref).get(rank - 1), "attention divides by the root of their number")
     last = w.track(v).get(rank - 1)
     w.give(op.outputs[0], {} if last is None else {rank - 1: last})
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from compressor.graph.channels import Ids
 from compressor.graph.trace import Op, TensorRef
-from compressor.graph.walk import Rule, Track, Walk
+from compressor.graph.walk import FILLED, Rule, Track, Walk
 
 
 def view(w: Walk, op: Op) -> None:
@@ -104,11 +104,19 @@ def slice_(w: Walk, op: Op) -> None:
     track = dict(w.track(x))
     if dim in track:
         if step not in (None, 1):
-            w.freeze(track[dim], f"{op.module or 'the model'} takes every {step}th channel")
+            _every(w, op, track[dim], start or 0, step)
         whole, track[dim] = track[dim], track[dim][start:end:step]
         if len(track[dim]) < len(whole):
             w.ties.apart.append(track[dim])
     w.give(op.outputs[0], track)
+
+
+def _every(w: Walk, op: Op, ids: Ids, start: int, step: int) -> None:
+    """x[:, start::step] keeps its place as long as whole runs of `step` channels go."""
+    if len(ids) % step == 0 and 0 <= start < step:
+        w.tie_rows(ids.reshape(-1, step).T)
+    else:
+        w.freeze(ids, f"{op.module or 'the model'} takes every {step}th channel")
 
 
 def cat(w: Walk, op: Op) -> None:
@@ -117,7 +125,7 @@ def cat(w: Walk, op: Op) -> None:
     out = op.outputs[0]
     at = (op.args[1] if len(op.args) > 1 else 0) % len(out.shape)
     track = _joined(w, op, tensors, at)
-    if any(at in w.track(ref) for ref in tensors):
+    if any(w.adopt(ref, at) is not None for ref in tensors):
         parts = [_known(w, ref, at, f"{op.module or 'the model'} concatenates it untracked") for ref in tensors]
         track[at] = np.concatenate(parts)
     w.give(out, track)
@@ -133,8 +141,7 @@ def _joined(w: Walk, op: Op, tensors: list[TensorRef], skipped: int) -> Track:
     track: Track = {}
     for dim in range(len(tensors[0].shape)):
         if dim != skipped:
-            reason = f"{op.name} in {op.module or 'the model'} joins it with something that is not tracked"
-            ids = w.join([(w.track(ref).get(dim), ref.shape[dim]) for ref in tensors], reason)
+            ids = w.join([w.held(ref, dim) for ref in tensors], _alone(op))
             if ids is not None:
                 track[dim] = ids
     return track
@@ -180,6 +187,7 @@ def expand(w: Walk, op: Op) -> None:
     x, out = op.args[0], op.outputs[0]
     shift = len(out.shape) - len(x.shape)
     w.give(out, {dim + shift: ids for dim, ids in w.track(x).items()})
+    w.mark_repeated(x, out)
 
 
 def repeat(w: Walk, op: Op) -> None:
@@ -187,6 +195,7 @@ def repeat(w: Walk, op: Op) -> None:
     x, times = op.args[0], op.args[1]
     shift = len(times) - len(x.shape)
     w.give(op.outputs[0], {dim + shift: np.tile(ids, times[dim + shift]) for dim, ids in w.track(x).items()})
+    w.mark_repeated(x, op.outputs[0])
 
 
 def pad(w: Walk, op: Op) -> None:
@@ -223,6 +232,8 @@ def like(w: Walk, op: Op) -> None:
     """zeros_like, rand_like, dropout, clone, detach: something of the same shape."""
     for out in op.outputs:
         w.give(out, w.track(op.args[0]) if out.shape == op.args[0].shape else {})
+        if op.name in FILLED and out.shape != op.args[0].shape:
+            w.mark_uniform(out, range(len(out.shape)))
 
 
 def pixel_shuffle(w: Walk, op: Op) -> None:
@@ -255,6 +266,34 @@ def im2col(w: Walk, op: Op) -> None:
     w.give(op.outputs[0], {} if ids is None else {1: ids.repeat(math.prod(kernel))})
 
 
+def glu(w: Walk, op: Op) -> None:
+    """(x, dim): one half times the sigmoid of the other."""
+    x = op.args[0]
+    dim = (op.args[1] if len(op.args) > 1 else -1) % len(x.shape)
+    track = dict(w.track(x))
+    if dim in track:
+        track[dim] = w.tie_rows(track[dim].reshape(2, -1))
+    w.give(op.outputs[0], track)
+
+
+def picked(w: Walk, op: Op) -> None:
+    """topk (x, k, dim), sort, index_select and gather (x, dim, ...): free as long as they do not run over channels."""
+    x = op.args[0]
+    given = op.args[2:3] if op.name == "topk" else op.args[1:2]
+    dim = (given[0] if given and type(given[0]) is int else op.kwargs.get("dim", -1)) % len(x.shape)
+    track = dict(w.track(x))
+    w.freeze(track.pop(dim, None), f"{op.name} in {op.module or 'the model'} picks channels")
+    if op.name == "gather":
+        others = {d: w.join((w.held(x, d), w.held(op.args[2], d)), _alone(op)) for d in range(len(x.shape)) if d != dim}
+        track = {d: ids for d, ids in others.items() if ids is not None and len(ids) == op.outputs[0].shape[d]}
+    for out in op.outputs:
+        w.give(out, track)
+
+
+def _alone(op: Op) -> str:
+    return f"{op.name} in {op.module or 'the model'} joins it with something that is not tracked"
+
+
 def index(w: Walk, op: Op) -> None:
     """x[indices] (x, indices): free along the dimensions that no index touches, where integers lead the indices."""
     x, indices, out = op.args[0], op.args[1], op.outputs[0]
@@ -278,12 +317,24 @@ def unfold(w: Walk, op: Op) -> None:
 
 
 def along(w: Walk, op: Op) -> None:
-    """softmax, cumsum, flip, roll (x, dim or dims, ...): free as long as they do not run over channels."""
-    x = op.args[0]
+    """softmax, cumsum, flip, roll, Fourier transforms (x, dim or dims, ...): free unless they run over channels."""
+    x, out = op.args[0], op.outputs[0]
+    track = dict(w.track(x))
     given: Any = op.args[2] if op.name == "roll" and len(op.args) > 2 else op.args[1]
     for dim in [given] if isinstance(given, int) else given:
-        w.freeze(w.track(x).get(dim % len(x.shape)), f"{op.name} in {op.module or 'the model'} runs over channels")
-    w.give(op.outputs[0], w.track(x))
+        at = dim % len(x.shape)
+        w.freeze(track.get(at), f"{op.name} in {op.module or 'the model'} runs over channels")
+        if out.shape[at] != x.shape[at]:
+            track.pop(at, None)
+    w.give(out, track)
+
+
+def as_real(w: Walk, op: Op) -> None:
+    """view_as_real adds a last dimension of two parts, view_as_complex takes it away."""
+    rank = len(op.outputs[0].shape)
+    track = dict(w.track(op.args[0]))
+    w.freeze(track.pop(rank, None), "real and imaginary part")
+    w.give(op.outputs[0], track)
 
 
 def as_strided(w: Walk, op: Op) -> None:
@@ -346,11 +397,18 @@ SHAPES: dict[str, Rule] = {
     "im2col": im2col,
     "unfold": unfold,
     "index": index,
+    "glu": glu,
+    **dict.fromkeys(("topk", "sort", "index_select", "gather"), picked),
     "_softmax": along,
     "_log_softmax": along,
     "_safe_softmax": along,
     "softmax": along,
     "cumsum": along,
+    "_fft_r2c": along,
+    "_fft_c2r": along,
+    "_fft_c2c": along,
+    "view_as_real": as_real,
+    "view_as_complex": as_real,
     "flip": along,
     "roll": along,
     **dict.fromkeys(_SPATIAL, spatial),

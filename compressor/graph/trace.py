@@ -6,6 +6,8 @@ values to run is traced on a real copy instead.
 """
 
 import copy
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from compressor.errors import ModelError
+from compressor.graph.shapes import plain_name, run_on_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +84,55 @@ def trace(model: nn.Module, example: Any, *, training: bool = False) -> Trace:
 
 def refusal(example: Any, error: Exception) -> str:
     shapes = ", ".join("x".join(map(str, leaf.shape)) for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
-    cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"the model does not run on an input of shape {shapes} ({cause}); give the right one with --input"
+    return f"the model does not run on an input of shape {shapes} ({cause(error)}); give the right one with --input"
+
+
+def cause(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
     """A copy of the model that may be edited and run freely: on the meta device, or with real data if `real`."""
     memo: dict[int, Any] = {}
+    plain = []
     for module in model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 memo[id(tensor)] = _blank(tensor, real)
+        if _copies_plainly(type(module)):
+            memo[id(module)] = type(module).__new__(type(module))
+            plain.append(module)
+    for module in plain:
+        vars(memo[id(module)]).update({key: _copied(value, memo) for key, value in vars(module).items()})
     return copy.deepcopy(model, memo)
+
+
+@cache
+def _copies_plainly(kind: Any) -> bool:
+    """Whether a copy of a module is no more than copies of its attributes, which deepcopy takes long for."""
+    asked = ("__setstate__", "__getstate__", "__reduce__", "__reduce_ex__", "__new__")
+    return not hasattr(kind, "__deepcopy__") and all(
+        getattr(kind, name, None) is getattr(nn.Module, name, None) for name in asked
+    )
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    kind = type(value)
+    if kind in _CONSTANTS:
+        return value
+    if kind in (dict, OrderedDict, set):
+        if not value:
+            return kind()
+        if kind is dict and all(id(held) in memo or held is None for held in value.values()):  # parameters, submodules
+            return {key: memo.get(id(held)) for key, held in value.items()}
+    return copy.deepcopy(value, memo)
+
+
+_CONSTANTS = (int, float, str, bool, type(None), torch.dtype, torch.device)
 
 
 def _blank(tensor: Tensor, real: bool) -> Tensor:
@@ -102,9 +142,7 @@ def _blank(tensor: Tensor, real: bool) -> Tensor:
 
 def run(model: nn.Module, example: Any, *, training: bool = False) -> Trace:
     """Trace a `skeleton` itself; a failure in the middle is kept in `error` beside what ran before it."""
-    set_mode(model, training)
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    arguments, keywords = call_arguments(tree_map(lambda leaf: _moved(leaf, device), example))
+    arguments, keywords = _ready(model, example, training)
     recorder = _Recorder(model)
     recorder.result.inputs = tuple(recorder.refs((arguments, keywords)))
     with torch.no_grad(), recorder.watching(model):
@@ -115,6 +153,38 @@ def run(model: nn.Module, example: Any, *, training: bool = False) -> Trace:
         except Exception as error:  # any code of the user's may fail on shapes alone, in any way
             recorder.result.error = error
     return recorder.result
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One operator call of an outline: its name, its arguments that are no tensors, the shapes of what it gave."""
+
+    name: str
+    args: tuple[Any, ...]  # None in the place of a tensor or a list
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def outline(model: nn.Module, example: Any, *, training: bool = False) -> tuple[list[Ran], Exception | None]:
+    """The operators that run in a `skeleton`, without who ran them on what, and what ended the run before its end."""
+    arguments, keywords = _ready(model, example, training)
+    recorder = _Outline(_device(model).type == "meta")
+    try:
+        with torch.no_grad(), recorder:
+            model(*arguments, **keywords)
+    except Exception as error:  # any code of the user's may fail on shapes alone, in any way
+        return recorder.ops, error
+    return recorder.ops, None
+
+
+def _ready(model: nn.Module, example: Any, training: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    set_mode(model, training)
+    device = _device(model)
+    return call_arguments(tree_map(lambda leaf: _moved(leaf, device), example))
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -139,7 +209,34 @@ def _moved(leaf: Any, device: torch.device) -> Any:
     return torch.empty_like(leaf, device="meta") if device.type == "meta" else leaf.detach().to(device).clone()
 
 
-class _Recorder(TorchDispatchMode):
+class _Watching(TorchDispatchMode):
+    """A mode that dynamo may look into: keeping it out costs more than most operators do on shapes alone."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class _Outline(_Watching):
+    """Writes down name and shapes of every operator."""
+
+    def __init__(self, on_meta: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[Ran] = []
+        self._on_meta = on_meta
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = run_on_shapes(func, args, kwargs or {}) if self._on_meta else func(*args, **(kwargs or {}))
+        leaves = (output,) if isinstance(output, Tensor) else tree_iter(output)
+        shapes = tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+        plain = tuple(None if isinstance(value, Tensor | list | tuple) else value for value in args)
+        self.ops.append(Ran(plain_name(func), plain, shapes))
+        return output
+
+
+class _Recorder(_Watching):
     """Writes every operator into `result`; keeps each tensor alive so that an object's identity names it."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -162,11 +259,11 @@ class _Recorder(TorchDispatchMode):
         seen: list[TensorRef] = []
         arguments = self._written(args, seen)
         options = {key: self._written(value, seen) for key, value in kwargs.items()} if kwargs else {}
-        output = _shapes_alone(func, args, kwargs or {}) if self._on_meta else func(*args, **(kwargs or {}))
+        output = run_on_shapes(func, args, kwargs or {}) if self._on_meta else func(*args, **(kwargs or {}))
         made: list[TensorRef] = []
         self._written(output, made)
         self.result.ops.append(
-            Op(func, _plain_name(func), arguments, options, tuple(seen), tuple(made), self._stack[-1])
+            Op(func, plain_name(func), arguments, options, tuple(seen), tuple(made), self._stack[-1])
         )
         return output
 
@@ -195,6 +292,8 @@ class _Recorder(TorchDispatchMode):
     def watching(self, model: nn.Module) -> Iterator[None]:
         handles = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks: what it runs counts as its owner's
+                continue
             before, after = self._hooks(name)
             handles.append(module.register_forward_pre_hook(before, prepend=True))
             handles.append(module.register_forward_hook(after))
@@ -217,60 +316,3 @@ class _Recorder(TorchDispatchMode):
             self.result.calls.append(ModuleCall(name, starts.pop(), len(self.result.ops), *refs))
 
         return before, after
-
-
-@cache
-def _plain_name(func: torch._ops.OpOverload) -> str:
-    name = func._schema.name.split("::")[-1]
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-# On the meta device torch computes shapes of these by rules written in Python, 50 times slower than a model's own code.
-def _batch_norm_shapes(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *vectors, training = rest[:5]
-    channels = x.shape[1]
-    for vector in vectors:
-        if vector is not None and vector.shape != (channels,):
-            raise RuntimeError(f"batch norm over {channels} channels was given a vector of {tuple(vector.shape)}")
-    saved = channels if training else 0
-    return torch.empty_like(x), x.new_empty(saved), x.new_empty(saved)
-
-
-def _elementwise_shape(x: Any, *rest: Any) -> Tensor:
-    """The result of an element-wise operator that keeps the type of its operands."""
-    others = [value for value in rest if isinstance(value, Tensor)]
-    if not isinstance(x, Tensor) or any(other.dtype != x.dtype for other in others):
-        raise _NotQuick
-    shape = torch.broadcast_shapes(x.shape, *(other.shape for other in others if other.shape != x.shape))
-    return torch.empty_like(x) if shape == x.shape else x.new_empty(shape)
-
-
-def _in_place_shape(x: Tensor, *rest: Any) -> Tensor:
-    if any(isinstance(value, Tensor) and value.shape != x.shape for value in rest):
-        raise _NotQuick
-    return x
-
-
-class _NotQuick(Exception):
-    """The operands are not the common case: torch's own rule decides."""
-
-
-_SAME_TYPE = "relu hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish add mul sub".split()  # noqa: SIM905
-
-
-@cache
-def _quick_rule(func: torch._ops.OpOverload) -> Callable[..., Any] | None:
-    if func is torch.ops.aten.native_batch_norm.default:
-        return _batch_norm_shapes
-    if _plain_name(func) not in _SAME_TYPE or func._overloadname not in ("default", "Tensor"):
-        return None
-    return _in_place_shape if func._schema.is_mutable else _elementwise_shape
-
-
-def _shapes_alone(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operator on the meta device."""
-    rule = _quick_rule(func)
-    try:
-        return func(*args, **kwargs) if rule is None or kwargs else rule(*args)
-    except _NotQuick:
-        return func(*args, **kwargs)

@@ -67,6 +67,7 @@ class Walk:
         self.op_inputs: list[list[Ids]] = []  # for each operator, all identities that touch it
         self.op_outputs: list[list[Track]] = []  # for each operator, the track of each of its outputs
         self._tracks: dict[int, Track] = {}
+        self._uniform: dict[int, frozenset[int]] = {}
         self._weights: dict[int, bool] = dict.fromkeys(trace.parameters, True)  # True: a parameter as it is
 
     def follow(self, rules: Mapping[str, Rule], elementwise: Rule) -> None:
@@ -81,6 +82,8 @@ class Walk:
                     self.freeze_all(touched, f"operator {op.name} in {op.module or 'the model'} has no rule")
                 else:
                     rule(self, op)
+            else:
+                self._pass_uniform(op)
             self._mark_weights(op, inputs)
             self.op_inputs.append(touched)
             self.op_outputs.append([self._tracks.get(ref.index, {}) for ref in op.outputs])
@@ -109,6 +112,55 @@ class Walk:
         for dim, ids in track.items():
             assert len(ids) == ref.shape[dim], (ref, dim, len(ids))
         self._tracks[ref.index] = track
+        self._uniform.pop(ref.index, None)
+
+    def uniform(self, ref: TensorRef) -> frozenset[int]:
+        """Dimensions along which a tensor holds one value over and over: they take whatever size they are asked for.
+
+        Such is what `expand` repeated and what `zeros` or `ones` made; that the code asks for a size that follows the
+        channels is for the trial to find out.
+        """
+        return self._uniform.get(ref.index, frozenset())
+
+    def mark_uniform(self, ref: TensorRef, dims: Iterable[int]) -> None:
+        self._uniform[ref.index] = frozenset(dims)
+
+    def mark_repeated(self, x: TensorRef, out: TensorRef) -> None:
+        """Dimensions of size 1, or none at all, became several of the same."""
+        new = len(out.shape) - len(x.shape)
+        grown = (dim for dim, size in enumerate(out.shape) if size > 1 and (dim < new or x.shape[dim - new] == 1))
+        self.mark_uniform(out, grown)
+
+    def _pass_uniform(self, op: Op) -> None:
+        """Of an operator that no channels reach."""
+        known = [self.uniform(ref) for ref in op.inputs]
+        for out in op.outputs:
+            if any(ref.index == out.index for ref in op.inputs):  # written in place
+                if len(op.inputs) > 1:
+                    self._uniform.pop(out.index, None)
+            elif op.name in FILLED:
+                self.mark_uniform(out, range(len(out.shape)))
+            elif op.name in ("expand", "repeat"):
+                self.mark_repeated(op.inputs[0], out)
+            elif any(known) and (torch.Tag.pointwise in op.func.tags or op.name in ("clone", "_to_copy")):
+                self.mark_uniform(out, (d for d in range(len(out.shape)) if self._all_uniform(op, d - len(out.shape))))
+
+    def _all_uniform(self, op: Op, dim: int) -> bool:
+        """Whether no operand has a size of its own on a dimension, counted from the last."""
+        return all(self.held(ref, dim + len(ref.shape))[1] == 1 for ref in op.inputs if len(ref.shape) >= -dim)
+
+    def held(self, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
+        """The identities of a dimension, if any, and its size; 1 where it broadcasts or takes any size."""
+        ids = self.track(ref).get(dim)
+        return ids, 1 if ids is None and dim in self.uniform(ref) else ref.shape[dim]
+
+    def adopt(self, ref: TensorRef, dim: int) -> Ids | None:
+        """The identities of a dimension; one that takes any size gets some of its own, free to be tied."""
+        ids = self.track(ref).get(dim)
+        if ids is None and dim in self.uniform(ref):
+            ids = self.ties.fresh(ref.shape[dim])
+            self._tracks[ref.index] = self.track(ref) | {dim: ids}
+        return ids
 
     def tie(self, one: Ids, other: Ids) -> None:
         if one is not other:
@@ -193,5 +245,7 @@ class Walk:
                 self._weights.setdefault(ref.index, plain)
 
 
+FILLED = frozenset({"zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full",
+                    "new_empty"})  # fmt: skip
 _MOVES = frozenset({"t", "view", "_unsafe_view", "transpose", "permute", "expand", "clone", "detach", "alias",
                     "unsqueeze", "squeeze", "select", "_to_copy"})  # fmt: skip

@@ -43,4 +43,4 @@ def bn_scale(model: nn.Module, channels: Channels, given: Given) -> Scores:
 def _scales(group: Group, channels: Channels, tensors: dict[str, Tensor], scales: set[str]) -> Iterator[Tensor]:
     for place in group.places:
         if place.tensor in scales:
-            yield slices(tensors[place.tensor], place, channels, group).abs().mean(1)
+            yield slices(tensors[place.tensor], place, channels, group).double().abs().mean(1)

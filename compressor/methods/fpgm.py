@@ -1,7 +1,7 @@
 """Prune the filters that the others of their layer can best stand in for."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.graph.channels import Channels
 from compressor.methods.scores import Given, Scores, relative
@@ -13,4 +13,9 @@ def fpgm(model: nn.Module, channels: Channels, given: Given) -> Scores:
     Reference: He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks
     Acceleration", CVPR 2019, section 3.3. The distances are all taken before the first filter goes, as there.
     """
-    return relative(model, channels, lambda rows: torch.cdist(rows, rows).sum(1))
+    return relative(model, channels, _distances)
+
+
+def _distances(rows: Tensor) -> Tensor:
+    exact = rows.double()  # distances between near neighbours are small differences of large numbers
+    return torch.cdist(exact, exact).sum(1)

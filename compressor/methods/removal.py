@@ -22,17 +22,19 @@ class Unit:
     score: float  # of the last of them
 
 
-def units(group: Group, scores: Values, channels: Channels, settings: PruneSettings) -> list[Unit]:
-    """All that may be taken from a group, the lowest scores first; equal scores go in the order of the filters."""
+def units(group: Group, scores: Values, channels: Channels, settings: PruneSettings, most: float = 1) -> list[Unit]:
+    """What may be taken from a group, the lowest scores first; equal scores go in the order of the filters.
+
+    No more than the share `most` of its channels is listed.
+    """
     order = np.argsort(scores, kind="stable")
     step = _step(group, channels, settings.round_to)
     least = max(1, math.ceil(settings.min_channels / step)) * step
     sizes = [group.size, *(size for size in range((group.size - 1) // step * step, 0, -step) if size >= least)]
-    cuts = [group.size - size for size in sizes]
-    return [
-        Unit(group.name, group.ids[order[begin:end]], end / group.size, float(scores[order[end - 1]]))
-        for begin, end in pairwise(cuts)
-    ]
+    total = group.size
+    cuts = [total - size for size in sizes if (total - size) / total <= most + 1e-9]
+    ids, ordered = group.ids[order], scores[order].tolist()
+    return [Unit(group.name, ids[begin:end], end / total, ordered[end - 1]) for begin, end in pairwise(cuts)]
 
 
 def _step(group: Group, channels: Channels, multiple: int) -> int:
@@ -43,11 +45,6 @@ def _step(group: Group, channels: Channels, multiple: int) -> int:
             occurrences = int(np.count_nonzero(channels.identities[place.tensor, place.dim] == group.ids[0]))
             step = math.lcm(step, multiple // math.gcd(multiple, occurrences))
     return step
-
-
-def within_ratio(queue: Iterable[Unit], ratio: float) -> list[Unit]:
-    """The first units of one group, up to a share of its channels."""
-    return [unit for unit in queue if unit.share <= ratio + 1e-9]
 
 
 def by_share(queues: Mapping[str, list[Unit]]) -> list[Unit]:

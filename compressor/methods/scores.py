@@ -46,10 +46,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def slices(tensor: Tensor, place: Place, channels: Channels, group: Group) -> Tensor:
-    """The group's part of a tensor, one row for each channel: (channels, values), in double precision."""
-    where = channels.positions(place, group.ids.tolist())
-    picked = tensor.index_select(place.dim, torch.from_numpy(where.ravel()).to(tensor.device))
-    return picked.movedim(place.dim, 0).reshape(len(where), -1).double()
+    """The group's part of a tensor, one row for each channel: (channels, values), in single precision or better."""
+    where = channels.positions(place, group.ids).ravel()
+    whole = len(where) == tensor.shape[place.dim] and bool((where[:-1] < where[1:]).all())
+    picked = tensor if whole else tensor.index_select(place.dim, torch.from_numpy(where).to(tensor.device))
+    rows = picked.movedim(place.dim, 0).reshape(group.size, -1)
+    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def filters(tensors: Mapping[str, Tensor], channels: Channels, group: Group) -> Iterator[Tensor]:
@@ -64,7 +66,7 @@ def relative(model: nn.Module, channels: Channels, measure: Callable[[Tensor], T
     tensors = tensors_of(model)
     values = {}
     for group in channels.free:
-        members = [measure(rows) for rows in filters(tensors, channels, group)]
+        members = [measure(rows).double() for rows in filters(tensors, channels, group)]
         shares = [member / mean if (mean := member.mean()) != 0 else torch.ones_like(member) for member in members]
         values[group.name] = as_values(torch.stack(shares).mean(0), group)
     return Scores(values)

@@ -9,7 +9,7 @@ import numpy as np
 from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels, Group
 from compressor.methods.catalogue import ABOUT
-from compressor.methods.removal import Unit, by_score, by_share, units, up_to, within_ratio
+from compressor.methods.removal import Unit, by_score, by_share, units, up_to
 from compressor.methods.scores import Scores, Values
 from compressor.methods.settings import PruneSettings
 from compressor.methods.target import meet
@@ -40,12 +40,14 @@ def select(channels: Channels, scores: Scores, settings: PruneSettings) -> Selec
     if not channels.free:
         raise ModelError(f"nothing was pruned: every layer is frozen; {_listed(channels.frozen)}")
     ratios = _own_ratios(channels, settings)
+    stepwise = settings.target_macs is not None or settings.scope == "global"
     queues = {
-        group.name: units(group, scores.values[group.name], channels, settings)
+        group.name: units(group, scores.values[group.name], channels, settings, most)
         for group in channels.free
         if group.name in scores.values
+        for most in [ratios.get(group.name, 1 if stepwise else settings.ratio)]
     }
-    fixed = [unit for name, queue in queues.items() if name in ratios for unit in within_ratio(queue, ratios[name])]
+    fixed = [unit for name, queue in queues.items() if name in ratios for unit in queue]
     open_queues = {name: queue for name, queue in queues.items() if name not in ratios}
     notes = []
     if settings.target_macs is not None:
@@ -57,7 +59,7 @@ def select(channels: Channels, scores: Scores, settings: PruneSettings) -> Selec
         total = sum(channels.group(name).size for name in open_queues)
         taken = up_to(by_score(open_queues), settings.ratio * total)
     else:
-        taken = [unit for queue in open_queues.values() for unit in within_ratio(queue, settings.ratio)]
+        taken = [unit for queue in open_queues.values() for unit in queue]
     return _selection(channels, scores, settings, [*fixed, *taken], notes)
 
 

@@ -39,7 +39,8 @@ def _change(products: Mapping[str, Tensor], channels: Channels, group: Group) ->
     """(channels,): the sum of gradient times weight over all columns that read each channel."""
     held = [place for place in group.places if place.tensor in products]  # buffers have no gradient
     read = [place for place in held if place.role == "column"] or held
-    return torch.stack([slices(products[place.tensor], place, channels, group).sum(1) for place in read]).sum(0)
+    parts = (slices(products[place.tensor], place, channels, group) for place in read)
+    return torch.stack([part.double().sum(1) for part in parts]).sum(0)
 
 
 def _gradient_times_weight(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

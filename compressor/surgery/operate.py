@@ -35,9 +35,10 @@ def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimi
         slices = [Slices.of(plan, channels, place, renumbering) for place in dims]
         _replace_(tensors[name], name, slices, optimizer)
     updated = renumbering.apply(channels)
+    modules = dict(model.named_modules())
     for before, after in zip(channels.sizes, updated.sizes, strict=True):
         if len(before.ids) != len(after.ids):
-            write_size(model.get_submodule(after.module), after, len(after.ids))
+            write_size(modules[after.module], after, len(after.ids))
     return updated
 
 

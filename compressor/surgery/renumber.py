@@ -1,6 +1,6 @@
 """How a plan changes arrays of identities: which go, which come after which."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,16 @@ from compressor.surgery.edits import Insert, Plan
 
 @dataclass(frozen=True)
 class Renumbering:
-    """Identities removed, and for each master the newcomer that will stand right after it (-1: none)."""
+    """Identities removed, and for each master the newcomer that will stand right after it (-1: none).
+
+    Many places of a map share one array of identities: each array is worked out once.
+    """
 
     gone: NDArray[np.bool_]
     newcomer: Ids
+    _sources: dict[int, tuple[NDArray[np.int64], NDArray[np.bool_]]] = field(default_factory=dict)
+    _arrays: dict[int, Ids] = field(default_factory=dict)
+    _alive: list[Ids] = field(default_factory=list)  # whose number stands in the two above
 
     @staticmethod
     def of(plan: Plan, channels: Channels) -> "Renumbering":
@@ -33,6 +39,13 @@ class Renumbering:
 
         A channel that fills several positions in a row (a flattened map) is followed by all of its newcomer's.
         """
+        known = self._sources.get(id(ids))
+        if known is None:
+            known = self._sources[id(ids)] = self._worked_out(ids)
+            self._alive.append(ids)
+        return known
+
+    def _worked_out(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         kept = np.flatnonzero(~self.gone[ids])
         masters = kept[self.newcomer[ids[kept]] >= 0]
         if not masters.size:
@@ -44,9 +57,13 @@ class Renumbering:
         return order[by_run], new[by_run]
 
     def array(self, ids: Ids) -> Ids:
-        order, new = self.sources(ids)
-        after: Ids = np.where(new, self.newcomer[ids[order]], ids[order])
-        return after
+        """The identities afterwards; the same object where nothing changes."""
+        known = self._arrays.get(id(ids))
+        if known is None:
+            order, new = self.sources(ids)
+            after: Ids = np.where(new, self.newcomer[ids[order]], ids[order])
+            known = self._arrays[id(ids)] = ids if np.array_equal(after, ids) else after
+        return known
 
     def apply(self, channels: Channels) -> Channels:
         """The same map after the plan."""
@@ -66,9 +83,13 @@ class Renumbering:
 
     def _group(self, group: Group) -> Group:
         ids = self.array(group.ids)
+        if ids is group.ids:
+            return group
         return replace(group, ids=ids, frozen=group.frozen or (SINGLE if len(ids) == 1 else None))
 
     def _site(self, site: Site) -> Site:
         ids = self.array(site.ids)
+        if ids is site.ids:
+            return site
         shape = (*site.shape[: site.dim], len(ids), *site.shape[site.dim + 1 :])
         return replace(site, ids=ids, shape=shape)

@@ -40,7 +40,7 @@ def indicators(
 
 def strength(model: nn.Module, channels: Channels, group: Group) -> Tensor:
     """Sum of absolute weights of every filter, by the layer's mean, averaged over tied layers: (channels,)."""
-    members = [rows.abs().sum(1).cpu() for rows in filters(tensors_of(model), channels, group)]
+    members = [rows.double().abs().sum(1).cpu() for rows in filters(tensors_of(model), channels, group)]
     return torch.stack([member / member.mean().clamp(min=1e-12) for member in members]).mean(0)
 
 

@@ -100,8 +100,9 @@ def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 memo[id(tensor)] = _blank(tensor, real)
-        if _copies_plainly(type(module)):
-            memo[id(module)] = type(module).__new__(type(module))
+        kind: Any = type(module)
+        if _copies_plainly(kind):
+            memo[id(module)] = kind.__new__(kind)
             plain.append(module)
     for module in plain:
         vars(memo[id(module)]).update({key: _copied(value, memo) for key, value in vars(module).items()})

@@ -20,6 +20,7 @@ MORE = {  # added to a command that has the words
     "train": "--no-latency",
     "finetune": "--no-latency",
     "detach": "--no-latency",
+    "doctor": "",
     "sweep": "--no-latency --no-onnx",
     "route": "--no-latency",
     "replace": "--retrain-epochs 1 --no-latency",

@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
@@ -12,6 +11,7 @@ from compressor.cli import (
     compare,
     demo,
     detach,
+    doctor,
     evaluate,
     export,
     finetune,
@@ -42,7 +42,6 @@ app = typer.Typer(
     help=HELP,
     epilog=EXAMPLE,
     cls=HelpfulGroup,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -62,6 +61,7 @@ for name, command, module in (
     ("compare", compare.compare, compare),
     ("export", export.export, export),
     ("verify", verify.verify, verify),
+    ("doctor", doctor.doctor, doctor),
     ("demo", demo.demo, demo),
 ):
     app.command(name, cls=HelpfulCommand, help=module.HELP, epilog=module.EXAMPLE)(with_settings(command))
@@ -70,12 +70,27 @@ for name, command, module in (
 @app.callback(invoke_without_command=True)
 def _root(
     ctx: typer.Context,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print versions and the device, and leave.")] = False,
 ) -> None:
     if show_version:
-        typer.echo(f"compressor {version('compressor')}")
+        _print_versions()
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
+
+
+def _print_versions() -> None:
+    """Versions at once; the device by asking torch, which takes seconds, but for a build that knows the CPU only."""
+    from compressor.reporting.environment import device_words, processor, versions
+
+    found = versions()
+    for name in ("compressor", "python", "torch", "torchvision", "onnxruntime"):
+        typer.echo(f"{name:<12}{found[name] or 'not installed'}")
+    if str(found["torch"]).endswith("+cpu"):
+        typer.echo(f"{'device':<12}CPU: {processor()}")
+        return
+    import torch
+
+    typer.echo(f"{'device':<12}{device_words('cuda' if torch.cuda.is_available() else 'cpu')}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -134,4 +134,5 @@ DESCRIPTIONS: dict[str, Described] = {
     "overwrite": Described("Replace the run that is in the folder."),
     "latency": Described("Measure milliseconds on torch and ONNX Runtime."),
     "onnx": Described("Export the result to ONNX and check it."),
+    "tensorboard": Described("Write the metrics as event files for TensorBoard, too."),
 }

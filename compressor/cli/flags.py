@@ -18,7 +18,8 @@ from compressor.cli.adapnet_flags import ADAPNET
 from compressor.cli.config import Known, read_config
 from compressor.cli.descriptions import DESCRIPTIONS, PANELS, Described
 from compressor.cli.help import show_all
-from compressor.cli.options import NO_SETTINGS, Config, on_command_line
+from compressor.cli.options import NO_SETTINGS, Config, Quiet, Verbose, on_command_line
+from compressor.cli.terminal import VERBOSITY
 from compressor.cli.texts import READERS
 from compressor.pipeline.settings import OutputSettings
 
@@ -44,6 +45,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(ctx: typer.Context, **given: Any) -> None:
         given["ctx"] = ctx
+        VERBOSITY.set(-1 if given["quiet"] else int(given["verbose"]))
         typed = {name: _read(name, value) for name, value in given.items() if on_command_line(ctx, name)}
         if given.get("config") is not None:
             known = _known(rooms.values(), shown.values())
@@ -52,6 +54,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         whole = {name: _settings(room, typed) for name, room in rooms.items()}
         command(**{name: given[name] for name in parameters if name not in rooms}, **whole)
 
+    for name, kind in (("quiet", Quiet), ("verbose", Verbose)):
+        shown[name] = inspect.Parameter(name, _KEYWORD, default=False, annotation=kind)
     if configurable:
         shown["config"] = inspect.Parameter("config", _KEYWORD, default=None, annotation=Config)
     if any(DESCRIPTIONS[name].rare for name in shown if name in DESCRIPTIONS):

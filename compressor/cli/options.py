@@ -13,6 +13,8 @@ NO_SETTINGS = frozenset(
     ("ctx", "config", "json", "dry_run", "help_all", "list_points", "list_units", "quiet", "verbose")
 )
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel="Other", help="Print results and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel="Other", help="Print more of what happens.")]
 Config = Annotated[
     str | None,
     typer.Option(

@@ -2,15 +2,15 @@
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from compressor.pipeline.stages import PeriodEvent, Stage
-from compressor.training.events import BatchEvent, EpochEvent, Event, NoteEvent
+from compressor.pipeline.stages import Heard, PeriodEvent, PeriodStep, Stage
+from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -18,16 +18,19 @@ SECONDS_BETWEEN_LINES = 10.0
 class Lines:
     """Progress as lines: every stage, note and epoch, and within an epoch one every ten seconds."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, verbose: bool = False) -> None:
         self._console = console
+        self._verbose = verbose  # every event within an epoch, and a line for each layer that a period judged
         self._last = time.monotonic()
         self._epochs = 0
 
-    def tell(self, event: Event | Stage | PeriodEvent) -> None:
+    def tell(self, event: Heard) -> None:
         """Print what is worth a line."""
+        if isinstance(event, PeriodStep):
+            return
         if isinstance(event, BatchEvent):
             self._epochs = event.epochs
-            if time.monotonic() - self._last < SECONDS_BETWEEN_LINES:
+            if time.monotonic() - self._last < SECONDS_BETWEEN_LINES and not self._verbose:
                 return
             text = f"{_epoch(event.epoch, event.epochs)}  {event.batch}/{event.batches}  {_figures(event)}"
         else:
@@ -35,16 +38,20 @@ class Lines:
             text = _line(event, self._epochs)
         self._last = time.monotonic()
         self._console.print(Text(text), soft_wrap=True)
+        if self._verbose:
+            _print_layers(self._console, event)
 
 
 class Bars:
-    """Progress as one line for the stage, or a bar for the epochs and one for the batches of the epoch.
+    """Progress as one line for the stage, or a bar for the epochs, one for the batches of the epoch, and one for the
+    steps of a method's period with what the last one decided.
 
     Drawn anew at every event and not by a thread of its own, which would disturb what is being timed.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, verbose: bool = False) -> None:
         self._console = console
+        self._verbose = verbose
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=14),
@@ -54,6 +61,7 @@ class Bars:
         )
         self._epoch = self._bars.add_task("epoch", total=None, figures="")
         self._batch = self._bars.add_task("batch", total=None, figures="")
+        self._period = self._bars.add_task("period", total=None, figures="", visible=False)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._epochs = 0
 
@@ -66,11 +74,15 @@ class Bars:
     ) -> None:
         self._live.stop()
 
-    def tell(self, event: Event | Stage | PeriodEvent) -> None:
+    def tell(self, event: Heard) -> None:
         """Show where the run stands; epochs and notes leave a line."""
         if isinstance(event, Stage):
             self._epochs = event.epochs
+            self._bars.update(self._period, visible=False)
             self._live.update(Text(f"{event.text} ...", style="dim"), refresh=True)
+            return
+        if isinstance(event, PeriodStep):  # shown with the next batch event: a picture each step would take time
+            self._bars.update(self._period, total=event.steps, completed=event.step, visible=True)
             return
         if isinstance(event, BatchEvent):
             self._epochs = event.epochs
@@ -81,7 +93,25 @@ class Bars:
             return
         if isinstance(event, EpochEvent):
             self._bars.update(self._epoch, completed=event.row["epoch"] + 1)
+        if isinstance(event, PeriodEvent):
+            self._bars.update(self._period, figures=_decided(event.row))
         self._console.print(Text(_line(event, self._epochs)), soft_wrap=True)
+        if self._verbose:
+            _print_layers(self._console, event)
+
+
+def _decided(row: dict[str, Any]) -> str:
+    """What the last period did, as short as a bar needs it."""
+    done = {"pruned": row.get("prunes"), "merged": row.get("merges"), "inserted": row.get("inserts")}
+    told = ", ".join(f"{count} {name}" for name, count in done.items() if count)
+    return f"last: {told or 'no change'}"
+
+
+def _print_layers(console: Console, event: Heard) -> None:
+    """What a period found in each layer that it judged."""
+    for each in event.row.get("groups", ()) if isinstance(event, PeriodEvent) else ():
+        rest = "  ".join(f"{name} {value}" for name, value in each.items() if name != "group")
+        console.print(Text(f"  {each['group']}: {rest}"), soft_wrap=True)
 
 
 def _line(event: EpochEvent | NoteEvent | Stage | PeriodEvent, epochs: int) -> str:

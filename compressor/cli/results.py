@@ -26,7 +26,7 @@ def show_run(
     from compressor.reporting.tables import before_after_table, filters_table, frozen_table
 
     terminal.print_json({"dry_run": dry_run, **report.to_json(), **(more or {})})
-    if dry_run and report.edits:
+    if report.edits and (dry_run or terminal.verbosity > 0):
         terminal.show(filters_table(report))
     if report.frozen or report.refused:
         terminal.show(frozen_table(report))

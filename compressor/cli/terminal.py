@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from compressor.pipeline.stages import Tell
 
 WIDTH = 80
+# -1 with --quiet, 1 with --verbose; set for the command that runs.
+VERBOSITY: ContextVar[int] = ContextVar("verbosity", default=0)
 
 
 class Terminal:
@@ -19,6 +22,7 @@ class Terminal:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
+        self.verbosity = VERBOSITY.get()
         self.out = _console(stderr=False)
         self.err = _console(stderr=True)
 
@@ -30,8 +34,8 @@ class Terminal:
                 self.out.print(result)
 
     def say(self, *lines: str) -> None:
-        """Remarks, one a line, never cut or wrapped in the middle of a path."""
-        for line in lines:
+        """Remarks, one a line, never cut or wrapped in the middle of a path; with --quiet none."""
+        for line in lines if self.verbosity >= 0 else ():
             self.err.print(Text(line), soft_wrap=True)
 
     def made(self, files: Mapping[str, str], following: str) -> None:
@@ -47,13 +51,18 @@ class Terminal:
 
     @contextmanager
     def progress(self) -> Iterator["Tell"]:
-        """Someone to tell what a run is doing: bars where there is a terminal, else lines."""
+        """Someone to tell what a run is doing: bars where there is a terminal, else lines; with --quiet nobody."""
         from compressor.cli.progress import Bars, Lines
+        from compressor.pipeline.stages import silent
 
-        if not self.err.is_terminal:
-            yield Lines(self.err).tell
+        verbose = self.verbosity > 0
+        if self.verbosity < 0:
+            yield silent
             return
-        with Bars(self.err) as bars:
+        if not self.err.is_terminal:
+            yield Lines(self.err, verbose=verbose).tell
+            return
+        with Bars(self.err, verbose=verbose) as bars:
             yield bars.tell
 
 

@@ -44,9 +44,14 @@ def is_known(path: Path, function: str, sha256: str) -> bool:
     return place.parent == _OUR_OWN or [str(place), function, sha256] in _read()
 
 
-def _store() -> Path:
+def state_folder() -> Path:
+    """Where this machine's list is kept; it may not exist yet."""
     folder = os.environ.get("XDG_STATE_HOME")
-    return (Path(folder) if folder else Path.home() / ".local" / "state") / "compressor" / "architectures.json"
+    return (Path(folder) if folder else Path.home() / ".local" / "state") / "compressor"
+
+
+def _store() -> Path:
+    return state_folder() / "architectures.json"
 
 
 def _read() -> list[list[str]]:

@@ -11,6 +11,7 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.methods.adapnet.method import AdapNet
 from compressor.pipeline.adapnet_section import section
+from compressor.pipeline.concept_pictures import galleries
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.goals import Guard, Target
 from compressor.pipeline.measuring import filters, in_words, layer_sizes, measure
@@ -53,12 +54,13 @@ def adapt(job: AdaptJob, tell: Tell = silent, *, resume: bool = False) -> Report
 
     tell(Stage("measuring the result"))
     after = measure(subject, latency=job.output.latency)
+    edits = [row for plan in periods.plans for row in plan]
     report = replace(
         _report(job, subject, periods, before, after),
         layers=layer_sizes(widths, filters(subject.module)),
-        edits=tuple(row for plan in periods.plans for row in plan),
+        edits=tuple(edits),
         rows=tuple(training.rows),
-        sections=section(periods.rows),
+        sections=section(periods.rows, edits, galleries(periods.method.units.values())),
     )
     report = replace(report, notes=(*report.notes, *training.notes))
     missed = periods.target.shortfall(periods.channels)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError, UsageError
+from compressor.pipeline import tensorboard
 from compressor.pipeline.lock import NAME as LOCK
 from compressor.pipeline.lock import FolderLock
 from compressor.pipeline.settings import OutputSettings
-from compressor.pipeline.stages import PeriodEvent, Stage, Tell
+from compressor.pipeline.stages import Heard, PeriodEvent, Tell
 from compressor.reporting.report import write_whole
-from compressor.training.events import EpochEvent, Event
+from compressor.training.events import EpochEvent
 
 # What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
 MODEL, ONNX, REPORT, PAGE = "model.pt", "model.onnx", "report.json", "report.html"
@@ -42,6 +43,9 @@ class RunFolder:
         self.resuming = resume
         self._may_replace = output.overwrite or resume
         self._lock: FolderLock | None = None
+        self._tensorboard = output.tensorboard
+        if self._tensorboard:
+            tensorboard.check_installed()
         self._check_free()
 
     def begin(self, settings: dict[str, Any]) -> None:
@@ -59,6 +63,8 @@ class RunFolder:
             self._check_free()
             for scrap in self._scraps():
                 shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
+            if not self.resuming:
+                shutil.rmtree(self.path / tensorboard.FOLDER, ignore_errors=True)
             for name in () if self.resuming else _ALL:
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
@@ -87,9 +93,13 @@ class RunFolder:
     def recording(self, tell: Tell) -> Tell:
         """`tell`, with every epoch's and period's row written down as well."""
 
-        def record(event: Event | Stage | PeriodEvent) -> None:
+        events = tensorboard.EventFiles(self.path) if self._tensorboard else None
+
+        def record(event: Heard) -> None:
             if isinstance(event, EpochEvent | PeriodEvent):
                 self._append(json.dumps(event.row))
+                if events is not None:
+                    events.add(event.row)
             tell(event)
 
         return record

@@ -12,7 +12,7 @@ from compressor.graph.channels import Channels
 from compressor.methods.adapnet.freeze import Held
 from compressor.methods.adapnet.method import AdapNet
 from compressor.pipeline.goals import Guard, Target
-from compressor.pipeline.stages import PeriodEvent, Tell, note_all
+from compressor.pipeline.stages import PeriodEvent, PeriodStep, Tell, note_all
 from compressor.reporting import units
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of
@@ -65,6 +65,7 @@ class Periods:
         """Keep frozen filters as they are, change the structure at a period's end; True when the phase is over."""
         assert self._held is not None
         self._held.restore_()
+        self.tell(PeriodStep(self.method.period, self.method.step + 1, self.method.lsep))
         if self.method.step_done():
             self._unwatch()
             self._change(state)

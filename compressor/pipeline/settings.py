@@ -37,6 +37,7 @@ class OutputSettings:
     overwrite: bool = False  # the folder may hold an earlier run
     latency: bool = True  # measure milliseconds on torch and ONNX Runtime, which takes some ten seconds
     onnx: bool = True  # export the result
+    tensorboard: bool = False  # metrics also as TensorBoard's event files
 
 
 @dataclass(frozen=True)

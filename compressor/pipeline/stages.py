@@ -23,10 +23,20 @@ class PeriodEvent:
     text: str
 
 
-Tell = Callable[[Event | Stage | PeriodEvent], None]
+@dataclass(frozen=True)
+class PeriodStep:
+    """A step within one of a method's periods is done."""
+
+    period: int
+    step: int
+    steps: int
 
 
-def silent(event: Event | Stage | PeriodEvent) -> None:
+Heard = Event | Stage | PeriodEvent | PeriodStep
+Tell = Callable[[Heard], None]
+
+
+def silent(event: Heard) -> None:
     """Tell nobody."""
 
 

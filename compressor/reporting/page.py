@@ -10,7 +10,7 @@ from compressor.reporting import units
 from compressor.reporting.comparison import NOTHING, compare
 from compressor.reporting.plots import draw, run_plots
 from compressor.reporting.report import Report, write_whole
-from compressor.reporting.sections import Curve, Plot, Section, Table
+from compressor.reporting.sections import Curve, Gallery, Plot, Section, Table
 
 _MOST_EDITS = 1000  # rows on the page; report.json has them all
 _MOST_CHANNELS = 24  # numbers written out for one edit
@@ -103,13 +103,21 @@ def _section(section: Section) -> dict[str, Any]:
         "text": section.text,
         "plots": drawn(section.plots),
         "tables": [_table(table) for table in section.tables],
+        "galleries": [_gallery(gallery) for gallery in section.galleries],
     }
+
+
+def _gallery(gallery: Gallery) -> dict[str, Any]:
+    """Only pictures that stand in the page itself: a report may come from anyone, and a page asks for nothing."""
+    inside = "data:image/png;base64,"
+    rows = [(label, [each for each in pictures if each.startswith(inside)]) for label, pictures in gallery.rows]
+    return {"title": gallery.title, "caption": gallery.caption, "rows": rows}
 
 
 def _table(table: Table) -> dict[str, Any]:
     numbers = [
         index
-        for index in range(len(table.columns))
+        for index in range(1, len(table.columns))
         if any(isinstance(row[index], int | float) for row in table.rows)
         and not any(isinstance(row[index], str) for row in table.rows)
     ]

@@ -107,7 +107,10 @@ def _draw_curves(axes: "Axes", plot: Plot) -> None:
         for name, at in zip(curve.names, known):
             if name:
                 axes.annotate(name, (float(at[0]), at[1]), xytext=(4, 3), textcoords="offset points", fontsize=8)
-    if all(float(x).is_integer() for curve in plot.curves for x in curve.x):
+    places = {float(x) for curve in plot.curves for x in curve.x}
+    if len(places) == 1 and plot.kind == "line":
+        axes.set_xlim(min(places) - 1, max(places) + 1)
+    if all(place.is_integer() for place in places):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(linewidth=0.6)
 

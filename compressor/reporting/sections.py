@@ -43,6 +43,15 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small pictures in rows, each row with a label; pictures are addresses that begin with "data:image/png"."""
+
+    title: str
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page below the common ones.
 
@@ -55,6 +64,7 @@ class Section:
     text: str = ""
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
 
 
 def section_from_json(data: Mapping[str, Any]) -> Section:
@@ -72,9 +82,15 @@ def section_from_json(data: Mapping[str, Any]) -> Section:
                 for table in data["tables"]
             ),
             plots=tuple(_plot_from_json(plot) for plot in data["plots"]),
+            galleries=tuple(_gallery_from_json(gallery) for gallery in data.get("galleries", ())),
         )
     except (KeyError, TypeError) as error:
         raise FileError(f"a section of the report is broken ({error}); run the command again") from error
+
+
+def _gallery_from_json(data: Mapping[str, Any]) -> Gallery:
+    rows = tuple((str(label), tuple(map(str, pictures))) for label, pictures in data["rows"])
+    return Gallery(data["title"], rows, data["caption"])
 
 
 def _plot_from_json(data: Mapping[str, Any]) -> Plot:

@@ -1,5 +1,6 @@
 """Tables for the terminal, drawn by Rich and at most 80 columns wide."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -109,6 +110,15 @@ def groups_table(channels: "Channels") -> RenderableType:
     free = channels.free
     summary = f"{len(free)} of {len(channels.groups)} groups are free: {sum(g.size for g in free)} channels"
     return _with_remarks(table, summary, *channels.notes)
+
+
+def findings_table(findings: Sequence[tuple[str, bool | None, str]]) -> RenderableType:
+    """What was looked at, whether it is as it should be (nothing where there is no should), and what was found."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for what, good, said in findings:
+        mark = {True: Text("✓", "green"), False: Text("!", "bold red"), None: Text("")}[good]
+        table.add_row(mark, Text(what), Text(said))
+    return table
 
 
 def plain_table(first: str, *others: tuple[str, str]) -> Table:

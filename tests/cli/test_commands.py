@@ -25,6 +25,57 @@ def data_of(ran):
 def test_version(compressor):
     ran = compressor("--version")
     assert (ran.code, ran.err) == (0, "") and ran.out.startswith("compressor ")
+    assert [line.split()[0] for line in ran.out.splitlines()[2:]] == ["torch", "torchvision", "onnxruntime", "device"]
+
+
+def test_doctor(compressor):
+    ran = compressor("doctor", "--data", "digits")
+    assert ran.code == 0 and "digits: 1,295 training, 143 validation, 359 test" in " ".join(ran.out.split())
+    ran = compressor("doctor", "--data", "mnist:nowhere", "--json")
+    [data] = [each for each in json.loads(ran.out)["findings"] if each["what"] == "data"]
+    assert ran.code == 1 and data["good"] is False and "nowhere" in data["said"]
+
+
+def test_quiet_prints_results_and_errors_only(compressor):
+    ran = compressor("prune", DIGITS, "--dry-run", "-q")
+    assert (ran.code, ran.err) == (0, "") and ran.out == compressor("prune", DIGITS, "--dry-run").out
+    assert compressor("prune", DIGITS, "-q", "--ratio", "0").err.startswith("error: ")
+
+
+def test_verbose_says_what_became_of_every_layer(compressor):
+    ran = compressor("prune", DIGITS, "-v", "--out", compressor.folder / "run", *SMALL)
+    assert "filters before" in ran.out
+    assert "filters before" not in compressor("prune", DIGITS, "--out", compressor.folder / "other", *SMALL).out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("compressor pr", {"prune", "profile"}), ("compressor prune --meth", {"--method"})]
+)
+def test_the_shell_completes(compressor, monkeypatch, typed, offered):
+    monkeypatch.setenv("_COMPRESSOR_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    assert set(compressor().out.split()) == offered
+
+
+def test_metrics_are_written_for_tensorboard(compressor):
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = compressor.folder / "run"
+    flags = ["--data", "digits", "--epochs", "2", "--batch-size", "512", "--tensorboard", "--out", out, *SMALL]
+    assert compressor("finetune", DIGITS, *flags).code == 0
+    events = loading.EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    [tag] = [tag for tag in events.Tags()["scalars"] if tag.endswith("/train_loss")]
+    written = [scalar.value for scalar in events.Scalars(tag)]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert written == pytest.approx([row["train_loss"] for row in rows])
+
+
+def test_without_tensorboard_a_line_says_what_to_install(compressor, monkeypatch):
+    monkeypatch.setattr("compressor.pipeline.tensorboard.find_spec", lambda name: None)
+    out = compressor.folder / "run"
+    ran = compressor("finetune", DIGITS, "--data", "digits", "--tensorboard", "--out", out)
+    assert ran.code == 2 and "pip install 'compressor[tensorboard]'" in ran.err and not out.exists()
 
 
 def test_profile(compressor):

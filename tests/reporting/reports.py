@@ -5,7 +5,7 @@ from typing import Any
 
 from compressor.exporting.parity import OnnxCheck
 from compressor.reporting.report import LayerSize, Measurements, Report
-from compressor.reporting.sections import Curve, Plot, Section, Table
+from compressor.reporting.sections import Curve, Gallery, Plot, Section, Table
 
 LONG = "features.denseblock3.denselayer12.norm.conv_with_a_name_that_nobody_should_have_to_read.conv2"
 
@@ -30,6 +30,9 @@ def full_report() -> Report:
     ]
     exits = Table(("exit", "MACs", "top-1"), (("first", 1e6, 0.9), ("second", 2e6, None)), "each exit alone")
     cost = Plot("Accuracy against cost", "MMAC", "top-1", (Curve("l1", (1, 2), (0.8, 0.9)),), kind="points")
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+    dot = f"data:image/png;base64,{pixel}"
+    pictures = Gallery("conv1", (("60 %", (dot,) * 6), ("40 %", (dot, "https://example.org/spy.png"))), "two concepts")
     return Report(
         command="compressor prune runs/vgg11/model.pt --method l1 --data digits --out runs/small --seed 3",
         settings={"method": "l1", "ratio": 0.5, "milestones": [30, 60], "nesterov": True, "scope": None},
@@ -63,7 +66,7 @@ def full_report() -> Report:
         notes=("Statistics were re-estimated on 1000 images.",),
         rows=tuple(rows),
         export=OnnxCheck(1e-6, 3.1e-7, 20, 28_000_000, (1, 5), "real"),
-        sections=(Section("Exits", "Accuracy of every exit.", (exits,), (cost,)),),
+        sections=(Section("Exits", "Accuracy of every exit.", (exits,), (cost,), (pictures,)),),
     )
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from compressor.reporting.page import page, write_page
 from compressor.reporting.report import Report
+from compressor.reporting.runs import compare_runs
+from compressor.reporting.runs_page import comparison_page
 from tests.reporting.reports import LONG, bare_report, full_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -76,6 +78,11 @@ def test_everything_of_the_report_is_on_the_page() -> None:
     assert page(report).count("<svg") == 4
 
 
+def test_pictures_stand_in_the_page_and_are_fetched_from_nowhere() -> None:
+    html = page(full_report())
+    assert html.count("<img") == 7 and "example.org" not in html and "two concepts" in html
+
+
 def test_what_the_user_named_cannot_break_the_page() -> None:
     evil = "<script>alert(1)</script>&\"'"
     report = dataclasses.replace(full_report(), command=evil, frozen={evil: evil}, notes=(evil,), settings={evil: evil})
@@ -96,15 +103,21 @@ def test_the_page_is_written_beside_the_report(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 400])
-def test_a_browser_shows_it_without_errors_or_sideways_scrolling(width: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shown_page", ["report", "comparison"])
+def test_a_browser_shows_it_without_errors_or_sideways_scrolling(shown_page: str, width: int, tmp_path: Path) -> None:
+    html = page(full_report())
+    plots, pictures = 4, 7
+    if shown_page == "comparison":
+        html, plots, pictures = comparison_page(compare_runs({"runs/a": full_report()})), 3, 0
     # A window has a least width, a frame has none; what the browser measured in it comes back as the title.
     probe = """<script>addEventListener("load", () => { const page = document.querySelector("iframe").contentDocument;
         const sizes = selector => [...page.querySelectorAll(selector)].map(one => one.getBoundingClientRect());
         document.title = JSON.stringify({ view: page.defaultView.innerWidth, wide: page.documentElement.scrollWidth,
+        pictures: [...page.querySelectorAll("img")].filter(one => one.naturalWidth).length,
         plots: sizes("svg").map(size => size.width), letter: Math.min(...sizes("svg text").map(size => size.height)) })
         })</script>"""
     frame = (
-        f'<iframe style="border: 0; width: {width}px; height: 2000px" srcdoc="{escape(page(full_report()))}"></iframe>'
+        f'<iframe style="border: 0; width: {width}px; height: 2000px" srcdoc="{escape(html)}"></iframe>'
     )
     host = tmp_path / "host.html"
     host.write_text(f"<!doctype html><html><head><title></title>{probe}</head><body>{frame}</body></html>", "utf-8")
@@ -114,5 +127,6 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(width: int, tmp
     found = json.loads(unescape(re.findall(r"<title>(.*?)</title>", shown.stdout, re.DOTALL)[0]))
     assert "CONSOLE" not in shown.stderr
     assert found["wide"] <= found["view"] == width
-    assert len(found["plots"]) == 4 and all(300 <= plot <= min(560, width) for plot in found["plots"])
+    assert len(found["plots"]) == plots and all(300 <= plot <= min(560, width) for plot in found["plots"])
+    assert found["pictures"] == pictures
     assert found["letter"] >= 8, "the smallest letter in a plot is readable"

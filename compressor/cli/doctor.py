@@ -1,0 +1,33 @@
+"""`compressor doctor`."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from compressor.cli.options import Json
+from compressor.cli.terminal import Terminal
+
+HELP = "Say what is installed, which device is used, and whether folders and data can be read; 1 where something lacks."
+EXAMPLE = "compressor doctor --data digits"
+
+
+def doctor(
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", rich_help_panel="Data", show_default=False, help="Also try this data set."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Parse, run, print."""
+    terminal = Terminal(as_json=json)
+    from compressor.pipeline.doctor import examine
+    from compressor.reporting.tables import findings_table
+
+    found = examine(data)
+    terminal.print_json({"findings": [asdict(each) for each in found]})
+    terminal.show(findings_table([(each.what, each.good, each.said) for each in found]))
+    if any(each.good is False for each in found):
+        terminal.say("", "something is missing: see the lines with a !")
+        raise typer.Exit(1)
+    terminal.say("", "everything that runs need is here", "next: compressor demo")

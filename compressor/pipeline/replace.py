@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from compressor.errors import ModelError
 from compressor.graph.trace import trace
 from compressor.loading import transformed
 from compressor.pipeline.folder import RunFolder
@@ -14,7 +15,7 @@ from compressor.pipeline.measuring import filters, in_words, measure
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import ReplaceJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject
+from compressor.pipeline.subject import Subject, open_subject, with_known_build
 from compressor.primenet.memory import TrainingMemory, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
 from compressor.primenet.phases import Learnt, train_in_two_phases
@@ -26,6 +27,8 @@ from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import LayerSize, Measurements, Report
 from compressor.reporting.sections import Section
+from compressor.subnets.detachable import Detachable
+from compressor.subnets.nested import Nested
 from compressor.training.batching import Preparation
 from compressor.training.evaluate import count_outputs
 from compressor.training.events import NoteEvent
@@ -83,9 +86,11 @@ def plan(job: ReplaceJob, tell: Tell = silent) -> Planned:
         CompressorError: the model or the data cannot be opened, or there is no such stage.
     """
     tell(Stage("opening the model and the data"))
-    subject = open_subject(job.model, job.data, job.loading, job.training.device)
+    subject = with_known_build(open_subject(job.model, job.data, job.loading, job.training.device))
     note_all(subject.notes, tell)
     assert subject.data is not None
+    if isinstance(subject.module, Detachable | Nested):
+        raise ModelError("the network has sub-models, which would be lost: replace its early stage first, then detach")
     tell(Stage("looking for the stage to replace"))
     outputs = count_outputs(subject.module, subject.data)
     early = Early(subject.module, subject.data.input_shape, outputs, job.primenet)
@@ -165,10 +170,9 @@ def _memory(subject: Subject, network: PrimeNetwork, batch_size: int) -> Trainin
 
 
 def _place_in_words(place: Place) -> str:
-    where = f"until {place.until}" if place.until else f"up to {'x'.join(map(str, place.cut.shape))}"
     costs = ", ".join(f"{scale}x{scale} {units.macs(macs)}" for scale, macs in place.block.items())
     cheaper = [f"{scale}x{scale}" for scale, macs in place.block.items() if macs < place.removed]
-    text = f"the stage {where} goes, {units.macs(place.removed)}; with one scale the block takes {costs}"
+    text = f"the stage {place.where} goes, {units.macs(place.removed)}; with one scale the block takes {costs}"
     if len(cheaper) == len(place.block):
         return text
     return f"{text}: MACs fall only if {' or '.join(cheaper)} stays" if cheaper else f"{text}: MACs will rise"

@@ -34,6 +34,11 @@ class Place:
     block: dict[int, int]  # scale -> multiply-adds of the stage with this one capsule
 
     @property
+    def where(self) -> str:
+        """The place in words."""
+        return f"until {self.until}" if self.until else f"up to {'x'.join(map(str, self.cut.shape))}"
+
+    @property
     def typical(self) -> int:
         """Multiply-adds of the stage with the middle one of its scales: 5x5 of 3, 5 and 7."""
         scales = sorted(self.block)
@@ -92,8 +97,7 @@ class Early:
         Raises UsageError, naming legal ones, for a module that does not exist, or at whose end several tensors or none
         of the right shape carry the flow.
         """
-        known = dict(self.model.named_modules())
-        if until not in known or not until:
+        if not until or until not in self._modules:
             raise UsageError(f"--until {until}: the network has no such module; {self._legal()}")
         inside = [cut for cut in self.chain.cuts[1:] if _within(cut.made_by, until)]
         if not inside or self._goes_on(inside[-1], until):
@@ -115,7 +119,7 @@ class Early:
         best = max(self.places, key=lambda place: place.removed / place.typical)
         with_stride = "" if self.settings.fit == "stride" else ", or --fit stride, which makes the block cheaper"
         raise ModelError(
-            f"the block does not pay anywhere in this network: at best, until {best.until}, it costs "
+            f"the block does not pay anywhere in this network: at best, {best.where}, it costs "
             f"{best.typical / 1e6:.1f} M MACs where {best.removed / 1e6:.1f} M would go; name a stage with --until to "
             f"do it all the same{with_stride}"
         )
@@ -166,6 +170,13 @@ class Early:
         return any(node.op == "call_function" and _within(module_of(node), until) for node in behind)
 
     @cached_property
+    def _modules(self) -> frozenset[str]:
+        """Every module's name; of an exported program also those of modules without weights, which it ran in."""
+        ran = (cut.made_by.split(".") for cut in self.chain.cuts)
+        inside = (".".join(parts[:length]) for parts in ran for length in range(1, len(parts) + 1))
+        return frozenset((*(name for name, _ in self.model.named_modules()), *inside))
+
+    @cached_property
     def _segment_macs(self) -> list[int]:
         return [_macs(self.chain.segment(i, i + 1), self.chain.cuts[i].shape) for i in range(self.end)]
 
@@ -179,7 +190,11 @@ class Early:
         return cut.made_by
 
     def _legal(self) -> str:
-        return f"it may end at {_listed(filter(None, map(self._name, self.cuts)))}"
+        """Where a stage may end, by name: in front of convolutions, or, where functions stand between, before those."""
+        names = [self._name(cut) for cut in self.cuts]
+        if not any(names):
+            names = [self._name(cut) for cut in self.chain.cuts[1 : self.end] if self._ends_here(cut)]
+        return f"it may end at {_listed(filter(None, names))}"
 
 
 def _macs(module: nn.Module, shape: tuple[int, ...]) -> int:

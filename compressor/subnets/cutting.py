@@ -14,6 +14,7 @@ from compressor.subnets.points import legal_points, survey
 from compressor.subnets.settings import DetachSettings
 
 Detaching = Detachable | Nested
+MANY_MODELS = 4  # more of them, and the user is told what training costs
 
 
 def cut(base: nn.Module, example: Tensor, settings: DetachSettings) -> tuple[Detaching, list[str]]:
@@ -22,7 +23,9 @@ def cut(base: nn.Module, example: Tensor, settings: DetachSettings) -> tuple[Det
     `example` is (batch, channels, height, width). Raises ModelError and UsageError for a wish that cannot be met.
     """
     if settings.method == "nsn":
-        return make_nested(survey(base, example), settings), []
+        nested = make_nested(survey(base, example), settings)
+        slow = nested.exits + 1 > MANY_MODELS
+        return nested, [f"{nested.exits + 1} models: each batch passes through all of them"] if slow else []
     found = legal_points(base, example)
     points = choose_points(found, settings)
     notes = [f"{point.at}: {point.plan.note}" for point in points if point.plan.note is not None]

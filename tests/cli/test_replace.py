@@ -134,9 +134,10 @@ def test_mistakes_are_one_line_each(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_that_could_not_be_saved_is_refused_before_training(capsys, tmp_path):
-    torch.save(torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten(),
-                                   torch.nn.Linear(128, 10)), tmp_path / "net.pt")  # fmt: skip
-    flags = ["--data", "digits", "--input", "1x8x8", "--until", "0", "--out", tmp_path / "run", "--no-latency"]
-    assert "--arch" in refused(capsys, "replace", tmp_path / "net.pt", *flags)
-    assert not (tmp_path / "run").exists()
+def test_a_pickled_network_keeps_its_graph_in_place_of_an_architecture(tmp_path):
+    layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()]
+    torch.save(torch.nn.Sequential(*layers, torch.nn.Linear(128, 10)), tmp_path / "net.pt")
+    where = ["--data", "digits", "--input", "1x8x8", "--until", "1", "--out", tmp_path / "run"]
+    assert run("replace", tmp_path / "net.pt", *where, *QUICK, "--no-onnx") == 0
+    assert compressor.load(tmp_path / "run" / "model.pt")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert any("no architecture is named" in note for note in Report.load(tmp_path / "run").notes)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from compressor.loading import open_model
 from compressor.methods.settings import PruneSettings
@@ -75,6 +76,19 @@ def test_a_detached_model_is_pruned_and_trained_further_as_one(monkeypatch, tmp_
     moved = open_model(tmp_path / "tuned" / "model.pt").module.state_dict()
     changed = {name for name, value in module.state_dict().items() if not torch.equal(value, moved[name])}
     assert {"submodels.0.step_down.conv.weight", "base.0.weight", "submodels.0.tail.8.running_mean"} <= changed
+
+
+def test_a_pickled_network_is_detached_by_its_graph(tmp_path):
+    layers = [layer for c in (1, 8, 8) for layer in (nn.Conv2d(c, 8, 3), nn.BatchNorm2d(8), nn.ReLU())]
+    torch.save(nn.Sequential(*layers, nn.Dropout(0.1), nn.Flatten(), nn.Linear(32, 10)), tmp_path / "net.pt")
+    model = ModelSettings(str(tmp_path / "net.pt"), input=(1, 8, 8))
+    done = detach(job(model, tmp_path / "run", exits=1))
+    assert [row.cost.at for row in done.rows] == [None, "6"]
+    module = open_model(tmp_path / "run" / "model.pt").module
+    base, sub_model = module.base.state_dict(), module.detach(1).tail.state_dict()
+    assert base["7.running_mean"].any() and not torch.equal(base["7.running_mean"], sub_model["7.running_mean"])
+    assert sub_model["6.weight"].data_ptr() == base["6.weight"].data_ptr()
+    assert module(torch.zeros(2, 1, 8, 8), exit=1).shape == (2, 10)
 
 
 def test_training_is_the_papers_where_nobody_chose():

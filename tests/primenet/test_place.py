@@ -76,6 +76,26 @@ def test_refuses_a_stage_inside_a_residual_block():
     assert early(net).find("1").shape == (16, 8, 8)
 
 
+class Functional(nn.Module):
+    """Functions stand between its modules, so no module ends right in front of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.two(self.one(x).relu()).relu().mean((2, 3)))
+
+
+def test_names_places_where_functions_stand_between_modules():
+    found = early(Functional())
+    with pytest.raises(UsageError, match="no such module; it may end at one, two$"):
+        found.find("nowhere")
+    assert found.find("one").shape[0] == 8
+    with pytest.raises(ModelError, match="at best, up to 8x"):
+        found.choose()
+
+
 class Wrapped(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -5,7 +5,7 @@
     python -m benchmarks.cnsn --scale paper --data cifar10-jpeg=folder:DIR
 
 `paper` is the paper's network and budget, 300 epochs, for a GPU; `cpu` is a quarter of its width on part of the images
-for some fifteen minutes of one free core. `--bn stats shared` compares what batch norm shares; shared statistics are
+for some twelve minutes of one free core. `--bn stats shared` compares what batch norm shares; shared statistics are
 also measured with every model's own, taken anew after training. The paper reports the best test accuracy of all
 epochs; ours is that of the last epoch, and nothing looks at the test set before. Writes
 benchmarks/results/cnsn-SCALE.json, adding to what stands there.
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.where import machines
 from compressor.reporting.environment import device_words, versions
 from compressor.subnets.cutting import cut, model_costs
 from compressor.subnets.detachable import Detachable
@@ -58,7 +59,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(0.0625, 1, 200, 32, 0.01, 6e-4, "cosine"),
-    "cpu": Scale(0.25, 5, 40_000, 32, 0.01, 6e-4, "cosine"),
+    "cpu": Scale(0.25, 5, 20_000, 32, 0.01, 6e-4, "cosine"),
     "paper": Scale(1.0, 300, None, 32, 0.01, 6e-3, "step"),
 }
 
@@ -81,8 +82,6 @@ def main() -> None:
     results |= {
         "benchmark": "cnsn",
         "scale": {"name": arguments.scale, **asdict(scale)},
-        "machine": device_words(choose_device(arguments.device)),
-        "versions": versions(),
         "paper": PAPER,
     }
     for entry in arguments.data:
@@ -136,6 +135,8 @@ def measure(name: str, data: Data, bn: str, scale: Scale, seed: int, device: str
         "macs_thop": [cost.macs_thop for cost in costs],
         "params": [cost.params for cost in costs],
         "notes": notes,
+        "machine": device_words(choose_device(device)),
+        "versions": versions(),
         "alone_top1": None,
     }
     rows = [row]
@@ -176,24 +177,22 @@ def _show(event: Event) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Ours beside the paper's, a line a model."""
-    heads = ("MMACs", "thop", "params", "ours", "paper", "alone", "paper")
-    lines = [f"{'data, batch norm':<36}" + "".join(f"{head:>10}" for head in heads)]
+    """Ours beside the paper's as Markdown, a line a model."""
+    lines = ["| data, `--bn`, epochs x images, seed | MACs | thop | parameters | together | paper | alone | paper |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     paper = results["paper"]
     for row in results["rows"]:
         full = row["data"].startswith("cifar10") and results["scale"]["width"] == 1
+        label = f"{row['data']}, {row['bn']}, {row['epochs']} x {row['images']:,}, {row['seed']}"
         for exit, top1 in enumerate(row["top1"]):
-            label = f"{row['data']}, {row['bn']}" if exit == 0 else f"  from {AT[exit - 1]}"
             thop = row["macs_thop"][exit]
-            cells = [f"{row['macs'][exit] / 1e6:.1f}", "–" if thop is None else f"{thop / 1e6:.1f}"]
+            cells = [f"{row['macs'][exit] / 1e6:.1f} M", "–" if thop is None else f"{thop / 1e6:.1f} M"]
             cells += [f"{row['params'][exit] / 1e6:.2f} M", f"{top1:.4f}"]
             cells += [_figure(paper["top1"] if full else None, exit), _figure(row["alone_top1"], exit)]
             cells.append(_figure(paper["alone_top1"] if full else None, exit))
-            lines.append(f"{label:<36}" + "".join(f"{cell:>10}" for cell in cells))
-        lines.append(
-            f"  seed {row['seed']}, {row['epochs']} epochs of {row['images']:,} images, {row['seconds']:.0f} s"
-        )
-    return "\n".join([*lines, results["machine"], str(results["versions"])])
+            name = f"from {AT[exit - 1]}" if exit else label
+            lines.append(f"| {' | '.join((name, *cells))} |")
+    return "\n".join((*lines, "", machines(results["rows"])))
 
 
 def _figure(figures: list[float] | None, exit: int) -> str:

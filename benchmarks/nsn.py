@@ -13,12 +13,13 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from benchmarks.where import machines
 from compressor.reporting.environment import device_words, versions
 from compressor.subnets.learning import training_of
 from compressor.subnets.nested import Nested, make_nested
@@ -75,9 +76,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
     results |= {
         "benchmark": "nsn",
-        "scale": {"name": arguments.scale, **asdict(scale)},
-        "machine": device_words(choose_device(arguments.device)),
-        "versions": versions(),
+        "scale": {"name": arguments.scale, "size": scale.size},
     }
     for entry in arguments.data:
         name, _, spec = entry.partition("=")
@@ -117,6 +116,8 @@ def measure(name: str, spec: str, layers: int, scale: Scale, seed: int, device: 
         "params": [sum(p.numel() for p in model.detach(exit).parameters()) for exit in range(model.exits + 1)],
         "l2": l2_of(model, settings),
         "seconds": round(seconds, 1),
+        "machine": device_words(choose_device(device)),
+        "versions": versions(),
         "alone_top1": [_alone(k, layers, data, scale, seed, training) for k in range(layers + 1)] if alone else None,
         "paper_alone_top1": PAPER_ALONE[name][2 - layers :] if name in PAPER_ALONE else None,
     }
@@ -149,20 +150,18 @@ def _show(event: Event) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Ours beside the paper's, a line a model."""
-    lines = [f"{'data':<14}{'hidden layers':>14}{'parameters':>12}{'ours':>9}{'paper':>9}{'alone':>9}{'paper':>9}"]
+    """Ours beside the paper's as Markdown, a line a model."""
+    lines = ["| data, epochs, seed | hidden layers | parameters | ours | paper | ours alone | paper alone |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for row in results["rows"]:
         for exit, top1 in enumerate(row["top1"]):
-            figures = [top1, *(_at(row[key], exit) for key in ("paper_top1", "alone_top1", "paper_alone_top1"))]
-            shown = "".join(f"{'–' if each is None else format(each, '.4f'):>9}" for each in figures)
-            name = row["data"] if exit == 0 else ""
-            lines.append(f"{name:<14}{row['layers'] - exit:>14}{row['params'][exit]:>12,}{shown}")
-        lines.append(f"  seed {row['seed']}, {row['epochs']} epochs, {row['seconds']:.0f} s")
-    return "\n".join([*lines, results["machine"], str(results["versions"])])
-
-
-def _at(figures: list[float] | None, exit: int) -> float | None:
-    return None if figures is None else figures[exit]
+            name = f"{row['data']}, {row['epochs']}, {row['seed']}" if exit == 0 else ""
+            known = (row[key] for key in ("paper_top1", "alone_top1", "paper_alone_top1"))
+            figures = [top1, *(None if each is None else each[exit] for each in known)]
+            shown = ("–" if each is None else f"{each:.4f}" for each in figures)
+            cells = (name, str(row["layers"] - exit), f"{row['params'][exit]:,}", *shown)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join((*lines, "", machines(results["rows"])))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.where import machines
 from compressor.primenet.choosing import best_scale, local_losses
 from compressor.primenet.memory import training_memory
 from compressor.primenet.network import PrimeNetwork
@@ -78,8 +79,6 @@ def main() -> None:
     results |= {
         "benchmark": "primenet",
         "scale": arguments.scale,
-        "machine": device_words(choose_device(arguments.device)),
-        "versions": versions(),
         "paper": {"error_percent": PAPER_ERROR, "params": PAPER_PARAMS, "flops": PAPER_FLOPS},
     }
     for entry in arguments.data:
@@ -134,6 +133,8 @@ def measure(name: str, spec: str, scale: Scale, seed: int, device: str) -> dict[
         "seconds": {"first phase": first, "second phase": second, "end to end": time.perf_counter() - start},
         "cost": costs(data.input_shape, len(data.classes)),
         "training_memory": _memory(data, scale, device),
+        "machine": device_words(choose_device(device)),
+        "versions": versions(),
     }
 
 
@@ -200,18 +201,30 @@ def _show(event: Event) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The result as Markdown."""
+    """Test errors beside the paper's, and the memory of a training step, as Markdown."""
     lines = [
-        "| data | training images | seed | paper | ours | before retraining | surest scale | end to end | kept |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data, images, seed | paper | rest retrained | head retrained | before that | entropy | end to end | kept |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         error, paper = row["error_percent"], results["paper"]["error_percent"].get(row["data"].partition("-jpeg")[0])
-        cells = [row["data"], row["train_images"], row["seed"], "–" if paper is None else f"{paper:.2f}"]
-        names = ("static, rest retrained", "static, first phase only", "entropy, first phase only", "end to end")
-        cells += [f"{error[name]:.2f}" for name in names]
-        lines.append(f"| {' | '.join(map(str, [*cells, row['kept']]))} |")
-    return "\n".join(lines)
+        cells = [f"{row['data']}, {row['train_images']:,}, {row['seed']}", "–" if paper is None else f"{paper:.2f}"]
+        names = ("static, rest retrained", "static, head retrained", "static, first phase only")
+        cells += [f"{error[name]:.2f}" for name in (*names, "entropy, first phase only", "end to end")]
+        lines.append(f"| {' | '.join((*cells, '{0}x{0}'.format(row['kept'])))} |")
+    last = results["rows"][-1]
+    return "\n".join((*lines, "", _memory_table(last["training_memory"]), "", machines(results["rows"])))
+
+
+def _memory_table(memory: dict[str, Any]) -> str:
+    plain = max(memory["plain"].values())
+    rows = {
+        "local losses, one scale after the other": memory["local"],
+        "the same losses, one backward pass at the end": memory["joint"],
+        "one scale alone, end to end": plain,
+    }
+    head = f"| training step of {memory['batch']} images at full width | activations and gradients, peak |"
+    return "\n".join((head, "|---|---|", *(f"| {name} | {held / 1e6:.0f} MB |" for name, held in rows.items())))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import adapnet_small
+from benchmarks import cnsn as cnsn_benchmark
+from benchmarks import nsn as nsn_benchmark
+from benchmarks import primenet as primenet_benchmark
 from compressor.reporting.report import Report
 from compressor.reporting.tables import before_after_table
 
@@ -90,6 +93,46 @@ def adapnet() -> str:
     )
 
 
+def cnsn() -> str:
+    """CNSN's sub-models beside the same ones trained alone."""
+    return cnsn_benchmark.table(_read("cnsn-cpu.json"))
+
+
+def nsn() -> str:
+    """NSN beside the paper's figures."""
+    return nsn_benchmark.table(_read("nsn-cpu.json"))
+
+
+def primenet() -> str:
+    """PrimeNet's errors beside the paper's, and what a step of training takes."""
+    return primenet_benchmark.table(_read("primenet-cpu.json"))
+
+
+def submodels() -> str:
+    """The three methods beside their papers, a line each."""
+    lines = ["| method, network, data | budget | ours | its paper |", "|---|---|---|---|"]
+    for row in _read("cnsn-cpu.json")["rows"]:
+        budget = f"{row['epochs']} epochs, {row['images']:,} images"
+        alone = f"; each alone {_list(row['alone_top1'])}" if row["alone_top1"] else ""
+        ours = f"{_list(row['top1'])}{alone}"
+        lines.append(f"| CNSN, quarter VGG-16, {row['data']} | {budget} | {ours} | CIFAR-10 only |")
+    for row in _read("nsn-cpu.json")["rows"]:
+        ours, paper = _list(row["top1"]), _list(row["paper_top1"])
+        lines.append(f"| NSN, 784-784-784-10, {row['data']} | {row['epochs']} epochs | {ours} | {paper}, 600 epochs |")
+    result = _read("primenet-cpu.json")
+    for row in result["rows"]:
+        error, budget, paper = row["error_percent"], row["budget"], result["paper"]["error_percent"].get(row["data"])
+        done = f"{budget['epochs']} + {budget['retrain_epochs']} epochs, {row['train_images']:,} images"
+        ours = f"error {error['static, rest retrained']:.2f} %, end to end {error['end to end']:.2f} %"
+        theirs = "–" if paper is None else f"{paper:.2f} %, 100 + 50 epochs, all images"
+        lines.append(f"| PrimeNet, {budget['width']:g} of its width, {row['data']} | {done} | {ours} | {theirs} |")
+    return "\n".join(lines)
+
+
+def _list(fractions: list[float]) -> str:
+    return " / ".join(f"{fraction:.4f}" for fraction in fractions)
+
+
 def _run_table(name: str) -> str:
     report = Report.from_json(_read(name))
     console = Console(width=76, file=open("/dev/null", "w"), record=True)  # noqa: PTH123, SIM115 - a sink
@@ -129,6 +172,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "zoo": zoo,
     "speed": speed,
     "adapnet": adapnet,
+    "submodels": submodels,
+    "cnsn": cnsn,
+    "nsn": nsn,
+    "primenet": primenet,
 }
 
 

@@ -83,7 +83,7 @@ class RunFolder:
     def _check_free(self) -> None:
         if self._may_replace or not self.path.is_dir():
             return
-        if any(entry.name != LOCK for entry in self.path.iterdir()):
+        if {entry.name for entry in self.path.iterdir()} - {LOCK, *(scrap.name for scrap in self._scraps())}:
             raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
 
     def _scraps(self) -> list[Path]:

@@ -110,3 +110,13 @@ def test_scraps_of_a_killed_run_are_cleared_away(tmp_path):
     folder = RunFolder(OutputSettings(str(run)), resume=True)
     folder.begin({})
     assert sorted(each.name for each in run.iterdir()) == [".lock", "mine.txt", "settings.json"]
+
+
+def test_run_killed_before_its_settings_were_written_is_begun_again_without_asking(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("1\n")
+    (run / ".settings.json.1.tmp").write_text("{")
+    folder = RunFolder(OutputSettings(str(run)))
+    folder.begin({"command": "train"})
+    assert sorted(each.name for each in run.iterdir()) == [".lock", "settings.json"]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Json, typed
+from compressor.cli.options import DryRun, Json, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 
@@ -23,13 +23,15 @@ def demo(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel="Output", help="Replace whatever run is in the folder.")
     ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    from compressor.pipeline.adapnet import adapt
+    from compressor.pipeline import adapnet as runs
     from compressor.pipeline.demo import demo_job
 
     with terminal.progress() as tell:
-        report = adapt(demo_job(out, overwrite, typed(ctx)), tell)
-    show_run(terminal, report, out, dry_run=False, trained=True)
+        job = demo_job(out, overwrite, typed(ctx))
+        report = runs.dry_run(job, tell) if dry_run else runs.adapt(job, tell)
+    show_run(terminal, report, out, dry_run=dry_run, trained=True)

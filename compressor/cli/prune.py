@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from compressor.cli import adapnet as adaptive
-from compressor.cli.options import Data, DryRun, Json, check_model, chosen, typed, was_given
+from compressor.cli.options import Data, DryRun, Json, check_model, chosen, on_command_line, typed, was_given
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -53,6 +53,8 @@ def prune(
         _adapt(adaptive.job(ctx, given), dry_run, Terminal(as_json=json))
         return
     adaptive.refuse_own(ctx, choice.method)
+    if on_command_line(ctx, "ratio") and on_command_line(ctx, "target_macs"):
+        raise UsageError("--ratio and --target-macs exclude each other: the ratio that meets a target is searched for")
     check(choice, has_data=data is not None)
     if data is None and was_given(ctx, "epochs"):
         raise UsageError("--epochs trains the pruned model, which needs --data; without data leave it away")

@@ -201,6 +201,12 @@ def test_demo(compressor, monkeypatch):
     assert compressor("demo", "--out", out).code == 2, "anything else is not"
 
 
+def test_demo_dry_run_as_json_writes_nothing(compressor):
+    out = compressor.folder / "demo"
+    data = data_of(compressor("demo", "--out", out, "--dry-run", "--json"))
+    assert data["dry_run"] and data["before"]["macs"] and not out.exists()
+
+
 def test_nothing_is_wider_than_a_terminal(compressor):
     for arguments in (["profile", "--arch", "torchvision:densenet121", "--layers"], ["prune", DIGITS, "--dry-run"]):
         ran = compressor(*arguments)

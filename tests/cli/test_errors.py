@@ -87,6 +87,11 @@ def test_a_file_in_the_place_of_the_folder_is_refused(compressor):
     assert mine.read_text() == "mine"
 
 
+def test_a_ratio_and_a_target_exclude_each_other(compressor):
+    ran = compressor("prune", DIGITS, "--ratio", "0.5", "--target-macs", "0.5", "--dry-run")
+    assert ran.code == 2 and "exclude each other" in ran.err
+
+
 def test_a_run_that_fails_writes_nothing(compressor):
     out = compressor.folder / "run"
     assert compressor("prune", DIGITS, "--out", out, "--ratio", "0.01").code == 2

@@ -14,6 +14,7 @@ from tests.faults.hostile_checkpoints import CHECKPOINTS, STATES
 from tests.faults.hostile_headers import HEADERS
 from tests.faults.hostile_onnx import ONNX
 from tests.faults.hostile_pickles import FIRES, Make
+from tests.faults.hostile_programs import PROGRAMS
 
 PROFILE = ("profile", "FILE", "--input", "1x8x8")
 
@@ -39,6 +40,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Make]]] = {
     "header": ("safetensors", HEADERS),
     "checkpoint": ("pt", CHECKPOINTS),
     "onnx": ("onnx", ONNX),
+    "program": ("pt2", PROGRAMS),
 }
 
 CASES: dict[str, Case] = {

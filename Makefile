@@ -38,11 +38,12 @@ check: install
 	$(BIN)/mypy
 
 # One thread a worker: the tests' networks are tiny, and two workers with two threads each only get in each other's way.
+# A file goes to one worker whole: what its tests share, such as the runs over all hostile files, is then made once.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow and not zoo"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not zoo"
 
 test-all: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -44,21 +44,28 @@ def learning(folder: Path) -> TrainJob:
 RUNS = {"replace": (replace_early, replacing), "train": (train, learning)}
 
 
+@pytest.fixture(scope="module", params=RUNS)
+def whole(request, tmp_path_factory):
+    """A run's name, the folder of one that was left alone, and its report."""
+    run, job = RUNS[request.param]
+    folder = tmp_path_factory.mktemp("whole")
+    return request.param, folder, run(job(folder))
+
+
 @pytest.mark.parametrize("epoch", [1, 2], ids=["first phase", "second phase"])
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_was_broken_off_comes_to_the_same_end(name, epoch, tmp_path):
+def test_a_run_that_was_broken_off_comes_to_the_same_end(whole, epoch, tmp_path):
+    name, folder, expected = whole
     run, job = RUNS[name]
 
     def stop(event: object) -> None:
         if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (epoch, 4):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    whole = run(job(tmp_path / "whole"))
     with pytest.raises(Interrupted, match="compressor resume"):
         run(job(tmp_path / "broken"), stop)
     report = resume(str(tmp_path / "broken"))
-    one, other = (compressor.load(tmp_path / folder / "model.pt").state_dict() for folder in ("whole", "broken"))
+    one, other = (compressor.load(each / "model.pt").state_dict() for each in (folder, tmp_path / "broken"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    assert report.after.top1 == whole.after.top1 and report.notes == whole.notes
-    assert report.sections == whole.sections
+    assert report.after.top1 == expected.after.top1 and report.notes == expected.notes
+    assert report.sections == expected.sections
     assert [row["epoch"] for row in report.rows] == [0, 1, 2]

@@ -1,0 +1,208 @@
+"""Accuracy against multiply-adds: AdapNet and our one-shot methods against Torch-Pruning's, in one process.
+
+    python -m benchmarks.pareto --data fashion-mnist=fashion-mnist:DIR --data cifar10-jpeg=folder:DIR
+    python -m benchmarks.pareto --full --data cifar10=cifar10:DIR                                  # for a GPU
+
+All methods start from the same weights of a network trained on the same images, and spend the same number of epochs on
+the same schedule of learning rates; 30, 50, 70 and 85 % of the multiply-adds go, counted on the graph that runs. The
+test set is read once for each network, at the end. Without `--full`: quarter-width VGG-11 and half-width ResNet-20 on
+2,500 training images, about 100 minutes of one core for three seeds. With it: VGG-11, AlexNet, ResNet-50 and Net2 on
+all images with the paper's settings. Writes benchmarks/results/pareto-small.json (pareto-full.json) row by row, goes
+on where it was broken off, and draws the plot beside it.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+from benchmarks import pareto_ours, pareto_peers
+from benchmarks.adapnet import SMALL
+from benchmarks.adapnet_small import subset
+from benchmarks.adapnet_tables import TABLES
+from benchmarks.pareto_case import Arm, Case
+from benchmarks.pareto_show import draw, table
+from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.reporting.environment import device_words, versions
+from compressor.training.data import Data, open_data, with_input_shape
+from compressor.training.evaluate import evaluate
+from compressor.training.loop import fit
+from compressor.training.numerics import choose_device
+from compressor.training.randomness import seed_everything_
+from compressor.training.settings import TrainSettings
+from sample_models import resnet_cifar, vgg11
+
+RESULTS = Path(__file__).parent / "results"
+LEFT = (0.7, 0.5, 0.3, 0.15)  # shares of the multiply-adds that stay
+ARMS: dict[str, Arm] = pareto_ours.ARMS | pareto_peers.ARMS
+Build = Callable[[int, int], nn.Module]  # (classes, channels) -> a network with random weights
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the comparison is."""
+
+    networks: dict[str, tuple[Build, int]]  # and the side of their images; 0: as the data are
+    images: int  # training images; 0: all
+    start_epochs: int
+    epochs: int
+    settings: AdapNetSettings
+
+
+# AdapNet changes the structure in the first half of the epochs, and what `SMALL` spreads over seven takes four.
+_CHANGING = 4
+SCALES = {
+    "small": Scale(
+        {
+            "VGG-11 x0.25": (partial(vgg11.build, width=0.25), 0),
+            "ResNet-20 x0.5": (partial(resnet_cifar.build, depth=20, width=0.5), 0),
+        },
+        images=2500,
+        start_epochs=8,
+        epochs=8,
+        settings=replace(
+            SMALL,
+            batch_size=50,
+            max_epochs=_CHANGING,
+            beta_step=SMALL.beta_step * SMALL.max_epochs / _CHANGING,
+            lr_halve_every=3,
+        ),
+    ),
+    "full": Scale(
+        {
+            name: (lambda classes, channels, table=TABLES[number]: table.build(classes), TABLES[number].size)
+            for name, number in (("VGG-11", "4"), ("AlexNet", "5"), ("ResNet-50", "6"), ("Net2", "3"))
+        },
+        images=0,
+        start_epochs=PRESETS["paper"].startup_untrained,
+        epochs=PRESETS["paper"].max_epochs + PRESETS["paper"].finetune_epochs,
+        settings=PRESETS["paper"],
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", metavar="NAME=SPEC", required=True)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", module="torch_pruning")
+    name = "full" if arguments.full else "small"
+    scale, out = SCALES[name], arguments.out or RESULTS / f"pareto-{name}.json"
+    result = _opened(out, name, scale, arguments.device)
+    for job in _jobs(scale, arguments.data, arguments.seeds):
+        _measure(job, scale, arguments, result, partial(_write, out, result))
+    draw(result, out.with_suffix(".svg"))
+    print(table(result))
+    print(f"\n{out}\n{out.with_suffix('.svg')}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One start and all that comes of it."""
+
+    network: str
+    data_name: str
+    data: Data
+    seed: int
+
+
+def _jobs(scale: Scale, specs: list[str], seeds: list[int]) -> Iterator[Job]:
+    """First every network on a data set of its own, so that a part of the result shows as much as it can."""
+    opened = {name: replace(open_data(spec), name=name) for name, _, spec in (each.partition("=") for each in specs)}
+    names = list(opened)
+    for turn in range(len(names)):
+        for place, network in enumerate(scale.networks):
+            data_name = names[(place + turn) % len(names)]
+            for seed in seeds:
+                yield Job(network, data_name, opened[data_name], seed)
+
+
+def _measure(
+    job: Job, scale: Scale, arguments: argparse.Namespace, result: dict[str, Any], write: Callable[[], None]
+) -> None:
+    """Rows of one start that are not there yet."""
+    place = {"network": job.network, "data": job.data_name, "seed": job.seed}
+    done = {(row["method"], row["left"]) for row in result["rows"] if place.items() <= row.items()}
+    wanted: list[tuple[str, float, Arm]] = [("untouched", 1.0, pareto_ours.untouched)]
+    wanted += [(name, left, ARMS[name]) for left in reversed(LEFT) for name in arguments.only]
+    wanted = [each for each in wanted if each[:2] not in done]
+    if not wanted:
+        return
+    case = _case(job, scale, arguments.device)
+    whole, began = case.macs(case.start), evaluate(case.start, case.data.test, case.data).top1
+    for name, left, arm in wanted:
+        wall, processor = time.perf_counter(), time.process_time()
+        outcome = arm(case, left)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        row = place | {
+            "method": name,
+            "left": left,
+            "top1": evaluate(outcome.model, case.data.test, case.data).top1,
+            "macs_left": case.macs(outcome.model) / whole,
+            "params": sum(parameter.numel() for parameter in outcome.model.parameters()),
+            "start_top1": began,
+            "seconds": round(wall, 1),
+            "cpu_seconds": round(processor, 1),
+            **outcome.facts,
+        }
+        result["rows"].append(row)
+        write()
+        print(json.dumps(row), file=sys.stderr, flush=True)
+
+
+def _case(job: Job, scale: Scale, device: str) -> Case:
+    """Train the network that all arms start from."""
+    build, side = scale.networks[job.network]
+    data = subset(job.data, scale.images, job.seed) if scale.images else job.data
+    data = with_input_shape(data, (data.input_shape[0], side, side)) if side else data
+    seed_everything_(job.seed)
+    model = build(len(data.classes), data.input_shape[0]).to(choose_device(device))
+    training = TrainSettings(seed=job.seed, device=device, evaluate_every=0)
+    case = Case(model, data, scale.settings, training, scale.epochs)
+    fit(model, data, replace(case.phases(0).training, epochs=scale.start_epochs, schedule="cosine"))
+    return case
+
+
+def _opened(out: Path, name: str, scale: Scale, device: str) -> dict[str, Any]:
+    """The result as it stands, or a new one."""
+    told = {
+        "scale": name,
+        "train_images": scale.images or "all",
+        "start_epochs": scale.start_epochs,
+        "epochs": scale.epochs,
+        "adapnet": json.loads(json.dumps(asdict(scale.settings))),
+    }
+    if out.exists():
+        result: dict[str, Any] = json.loads(out.read_text())
+        changed = [key for key, value in told.items() if result[key] != value]
+        if changed:
+            sys.exit(f"{out} was measured with other settings ({', '.join(changed)}): give another --out")
+        return result
+    machine = {"machine": device_words(choose_device(device)), "versions": versions()}
+    return told | machine | {"torch_pruning": torch_pruning.__version__, "threads": torch.get_num_threads(), "rows": []}
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scrap = out.with_suffix(".tmp")
+    scrap.write_text(json.dumps(result, indent=1) + "\n")
+    scrap.replace(out)
+
+
+if __name__ == "__main__":
+    main()

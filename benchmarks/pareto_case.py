@@ -1,0 +1,85 @@
+"""What all arms of `benchmarks/pareto.py` share: a trained network, the data, a number of epochs on one schedule."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.graph import capture
+from compressor.methods.adapnet.settings import AdapNetSettings
+from compressor.methods.settings import PruneSettings
+from compressor.pipeline.phases import Phases
+from compressor.pipeline.settings import GoalSettings
+from compressor.training.batching import Preparation
+from compressor.training.data import Data
+from compressor.training.distillation import distilling
+from compressor.training.evaluate import device_of
+from compressor.training.loop import fit
+from compressor.training.microbatches import Step
+from compressor.training.randomness import generator
+from compressor.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network, data set and seed, trained; every arm starts from a copy of it."""
+
+    start: nn.Module
+    data: Data
+    settings: AdapNetSettings
+    training: TrainSettings
+    epochs: int  # of every arm, after the start
+
+    def phases(self, finetune_epochs: int) -> Phases:
+        """AdapNet's phases after the start-up; their schedule of learning rates is that of all arms."""
+        settings = replace(self.settings, startup_epochs=0, finetune_epochs=finetune_epochs)
+        return Phases.of(settings, self.training, trained=True)
+
+    @property
+    def example(self) -> Tensor:
+        """One black image, normalised or not."""
+        return torch.zeros(1, *self.data.input_shape, device=device_of(self.start))
+
+    def macs(self, model: nn.Module) -> int:
+        """Multiply-adds of the network for one image, on the graph that runs."""
+        return capture(model, self.example).macs()
+
+    def train_(
+        self,
+        model: nn.Module,
+        begin: int,
+        end: int,
+        step: Step | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Epochs `begin` to below `end` of the common schedule."""
+        if begin == end:
+            return
+        settings = self.phases(self.epochs).of_phase("periods")
+        settings = replace(settings, first_epoch=settings.first_epoch + begin, epochs=end - begin)
+        fit(model, self.data, settings, step=step, optimizer=optimizer)
+
+    def distilling(self) -> Step:
+        """The step of `--distill`, with the start as the teacher."""
+        return distilling(copy.deepcopy(self.start), GoalSettings.distill_weight, GoalSettings.distill_temperature)
+
+    def score_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The random training images, not augmented, that both Taylor scores look at."""
+        device, source = device_of(self.start), generator(torch.device("cpu"), self.training.seed, "score")
+        order = torch.randperm(len(self.data.train), generator=source)[: PruneSettings.score_images]
+        prepare = Preparation.of(self.data, device)
+        return [(prepare(x), y) for x, y in self.data.train.read(order.split(128), device)]
+
+
+@dataclass
+class Outcome:
+    """A compressed and trained network, and what else its row should say."""
+
+    model: nn.Module
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Arm = Callable[[Case, float], Outcome]  # the float: the share of the start's multiply-adds that stays

@@ -1,0 +1,76 @@
+"""Our arms of `benchmarks/pareto.py`: AdapNet and the one-shot scores, with and without distillation."""
+
+import copy
+from functools import partial
+
+from benchmarks.pareto_case import Arm, Case, Outcome
+from compressor.graph import capture
+from compressor.methods.adapnet.method import AdapNet
+from compressor.methods.oneshot import decide
+from compressor.methods.settings import PruneSettings
+from compressor.pipeline.goals import Guard, Target
+from compressor.pipeline.periods import Periods
+from compressor.pipeline.settings import GoalSettings
+from compressor.pipeline.stages import silent
+from compressor.pipeline.training_phases import TrainingPhases
+from compressor.surgery import operate_
+from compressor.training.batching import steps_per_epoch
+from compressor.training.recalibrate import recalibrate_
+
+
+def adapnet(case: Case, share: float, *, distill: bool = False) -> Outcome:
+    """AdapNet until the target is met, then fine-tuning with the epochs that are left.
+
+    Where too few filters qualified in the epochs it may change the structure in, l1 over the whole network takes the
+    rest, and the row says what AdapNet itself had left.
+    """
+    model, data = copy.deepcopy(case.start), case.data
+    goals = GoalSettings(target_macs=share, distill=distill)
+    whole, phases = capture(model, case.example), case.phases(0)
+    steps = steps_per_epoch(data, phases.training)
+    method = AdapNet(case.settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.training.seed)
+    periods = Periods(model, whole, method, Target.of(goals, whole), Guard(None, lambda: 0.0), silent)
+    training = TrainingPhases(model, data, periods, phases, goals, trained=True)
+    training.run()
+    changing = sum(row["phase"] != "period" for row in training.rows)
+    kinds = [row["kind"] for plan in periods.plans for row in plan]
+    facts = {
+        "changing_epochs": changing,
+        "macs_left_by_adapnet": periods.channels.macs() / whole.macs(),
+        "edits": {kind: kinds.count(kind) for kind in ("prune", "merge", "insert")},
+    }
+    if not periods.target_met:
+        choice = PruneSettings(method="l1", scope="global", target_macs=share * whole.macs())
+        operate_(model, decide(model, periods.channels, choice).plan, periods.channels, training.optimizer)
+    step = case.distilling() if distill else None
+    case.train_(model, changing, case.epochs, step, training.optimizer)
+    return Outcome(model, facts)
+
+
+def one_shot(case: Case, share: float, *, method: str, scope: str, distill: bool = False) -> Outcome:
+    """Score, cut, measure batch norm anew, fine-tune."""
+    model = copy.deepcopy(case.start)
+    channels = capture(model, case.example)
+    choice = PruneSettings(method=method, scope=scope, target_macs=share, seed=case.training.seed)  # type: ignore[arg-type]
+    batches = case.score_batches() if method == "taylor" else ()
+    operate_(model, decide(model, channels, choice, batches).plan, channels)
+    recalibrate_(model, case.data.train, case.data, batch_size=case.settings.batch_size)
+    case.train_(model, 0, case.epochs, case.distilling() if distill else None)
+    return Outcome(model)
+
+
+def untouched(case: Case, share: float) -> Outcome:
+    """The same epochs without any change, for what the network is worth whole."""
+    model = copy.deepcopy(case.start)
+    case.train_(model, 0, case.epochs)
+    return Outcome(model)
+
+
+ARMS: dict[str, Arm] = {
+    "adapnet": adapnet,
+    "adapnet + distill": partial(adapnet, distill=True),
+    "l1": partial(one_shot, method="l1", scope="layer"),
+    "l1 + distill": partial(one_shot, method="l1", scope="layer", distill=True),
+    "taylor": partial(one_shot, method="taylor", scope="layer"),
+    "taylor, global": partial(one_shot, method="taylor", scope="global"),
+}

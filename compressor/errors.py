@@ -7,6 +7,10 @@ class CompressorError(Exception):
     exit_code = 1
 
 
+class Elsewhere(CompressorError):
+    """Another process of the same run met an error and tells it."""
+
+
 class UsageError(CompressorError):
     """The command is wrong: change its flags or arguments."""
 

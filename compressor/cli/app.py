@@ -1,8 +1,10 @@
 """The list of commands, and the one door through which errors leave."""
 
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
 import typer
@@ -28,11 +30,15 @@ from compressor.cli import (
 from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.cli.stopping import INTERRUPTED, stopping
-from compressor.errors import CompressorError
+from compressor.cli.terminal import Terminal
+from compressor.errors import CompressorError, Elsewhere, UsageError
 
 # What Typer raises for a wrong command line, whether it brings Click along or imports it.
 _WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
 
+
+# Commands that several processes can carry out together.
+TOGETHER = ("train", "finetune", "prune", "detach", "route", "replace", "resume")
 
 HELP = "Make a CNN cheaper to run, and say what that cost in accuracy."
 EXAMPLE = "compressor demo"
@@ -102,9 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     typed = shlex.join(["compressor", *given])
     with stopping() as stopped:
         try:
-            code = app(args=given, prog_name="compressor", standalone_mode=False, obj=typed)
+            with _among_processes(given):
+                code = app(args=given, prog_name="compressor", standalone_mode=False, obj=typed)
         except CompressorError as error:
-            _fail(str(error), error.exit_code)
+            told = Terminal.mute() and (isinstance(error, Elsewhere) or error.exit_code != 1)  # by the first process
+            _fail("" if told else str(error), error.exit_code)
         except _WRONG_COMMAND as error:
             _fail(f"{error.format_message().rstrip('.')}; see {_where(given)} --help", 2)  # type: ignore[attr-defined]
         except (KeyboardInterrupt, typer.Abort):
@@ -112,6 +120,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if code == INTERRUPTED:  # also what Typer makes of Ctrl-C by itself
             _fail(f"stopped{stopped.how_to_go_on()}", stopped.code)
     sys.exit(code or 0)
+
+
+@contextmanager
+def _among_processes(given: Sequence[str]) -> Iterator[None]:
+    """Join the other processes where torchrun started several; torch is imported for that only."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    if not given or given[0] not in TOGETHER:
+        raise UsageError(f"only {', '.join(TOGETHER)} run in several processes: leave torchrun away")
+    from compressor.training.distributed import joined
+
+    with joined():
+        yield
 
 
 def _where(given: Sequence[str]) -> str:
@@ -125,5 +147,6 @@ def _fail(message: str, code: int) -> NoReturn:
     """One line on stderr, whatever the message was: file names may hold any character."""
     line = " ".join(message.split())
     shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
-    sys.stderr.write(f"error: {shown}\n")
+    if shown:
+        sys.stderr.write(f"error: {shown}\n")
     sys.exit(code)

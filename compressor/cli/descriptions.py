@@ -123,6 +123,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "amp": Described("bfloat16 on GPUs that have it.", rare=True),
     "channels_last": Described("Memory layout with the channels last.", rare=True),
     "compile": Described("Use torch.compile; every change of structure compiles again.", rare=True),
+    "sync_bn": Described("Under torchrun, batch norm over the batches of all processes.", rare=True),
     "deterministic": Described("The same weights from the same run on a GPU too; slower.", rare=True),
     "autotune": Described("Let cuDNN try its algorithms on every new shape.", rare=True),
     "on_nan": Described("A loss that is not finite: stop, or go back with half the rate.", "WHAT", rare=True),

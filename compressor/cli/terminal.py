@@ -1,9 +1,11 @@
 """Everything that is printed: results to stdout, progress and remarks to stderr; or one JSON object to stdout."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -25,6 +27,11 @@ class Terminal:
         self.verbosity = VERBOSITY.get()
         self.out = _console(stderr=False)
         self.err = _console(stderr=True)
+
+    @staticmethod
+    def mute() -> bool:
+        """Whether torchrun started this process beside the one that speaks."""
+        return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
 
     def show(self, *results: RenderableType) -> None:
         """Results for people, with an empty line before each; nothing where JSON was asked for."""
@@ -67,6 +74,7 @@ class Terminal:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    file = Path(os.devnull).open("w") if Terminal.mute() else None  # noqa: SIM115  as long as the process
+    console = Console(file=file, stderr=stderr, highlight=False)
     console.width = min(console.width, WIDTH)
     return console

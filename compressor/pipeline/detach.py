@@ -23,6 +23,7 @@ from compressor.reporting.report import Measurements, Report
 from compressor.subnets.cutting import Detaching, added_bytes, cut, model_costs
 from compressor.subnets.learning import recalibrated, training_of
 from compressor.subnets.points import legal_points
+from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
@@ -165,7 +166,8 @@ def _trained_alone(job: DetachJob, subject: Subject, module: nn.Module, exit: in
     assert subject.data is not None
     tell(Stage(f"training {_name(exit)} alone, to compare"))
     fit(module, subject.data, job.training, on_event=tell)
-    return evaluate(module, subject.data.test, subject.data).top1
+    data = subject.data
+    return distributed.from_first(lambda: evaluate(module, data.test, data).top1)
 
 
 def _name(exit: int) -> str:

@@ -11,6 +11,7 @@ from compressor.reporting.sections import Curve, Plot, Section, Table
 from compressor.subnets.cutting import Detaching, ModelCost, model_costs
 from compressor.subnets.detachable import Detachable
 from compressor.subnets.nested import Nested
+from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 
 
@@ -31,6 +32,10 @@ def measured_rows(
     subject: Subject, model: Detaching, references: Sequence[float] = (), *, latency: bool
 ) -> Iterator[Row]:
     """A row for each model; the accuracies of the same models trained alone are `references`, where there are any."""
+    yield from distributed.from_first(lambda: list(_rows(subject, model, references, latency)))
+
+
+def _rows(subject: Subject, model: Detaching, references: Sequence[float], latency: bool) -> Iterator[Row]:
     data = subject.data
     for cost in model_costs(model, subject.example, latency=latency):
         top1 = None if data is None else evaluate(model.detach(cost.exit), data.test, data).top1

@@ -14,6 +14,7 @@ from compressor.pipeline.lock import FolderLock
 from compressor.pipeline.settings import OutputSettings
 from compressor.pipeline.stages import Heard, PeriodEvent, Tell
 from compressor.reporting.report import write_whole
+from compressor.training import distributed
 from compressor.training.events import EpochEvent
 
 # What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
@@ -26,7 +27,10 @@ _ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, "checkpoint.pt", "checkpoi
 
 
 class RunFolder:
-    """The files of one run; `resuming` says that the run was broken off and goes on from its last checkpoint."""
+    """The files of one run; `resuming` says that the run was broken off and goes on from its last checkpoint.
+
+    Of several processes the first alone writes them.
+    """
 
     def __init__(self, output: OutputSettings, *, resume: bool = False) -> None:
         """Claim a folder without touching it.
@@ -58,6 +62,8 @@ class RunFolder:
             UsageError: another run writes to it, or did so since this one was started.
         """
         try:
+            if not distributed.first():
+                return
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
             self._check_free()
@@ -81,7 +87,7 @@ class RunFolder:
             self._lock.release()
 
     def _check_free(self) -> None:
-        if self._may_replace or not self.path.is_dir():
+        if self._may_replace or not self.path.is_dir() or not distributed.first():
             return
         if {entry.name for entry in self.path.iterdir()} - {LOCK, *(scrap.name for scrap in self._scraps())}:
             raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
@@ -93,10 +99,10 @@ class RunFolder:
     def recording(self, tell: Tell) -> Tell:
         """`tell`, with every epoch's and period's row written down as well."""
 
-        events = tensorboard.EventFiles(self.path) if self._tensorboard else None
+        events = tensorboard.EventFiles(self.path) if self._tensorboard and distributed.first() else None
 
         def record(event: Heard) -> None:
-            if isinstance(event, EpochEvent | PeriodEvent):
+            if isinstance(event, EpochEvent | PeriodEvent) and distributed.first():
                 self._append(json.dumps(event.row))
                 if events is not None:
                     events.add(event.row)

@@ -14,15 +14,22 @@ from compressor.pipeline.subject import Subject
 from compressor.profiling.model_profile import profile
 from compressor.reporting import units
 from compressor.reporting.report import LayerSize, Measurements
+from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 
 
 def measure(subject: Subject, *, latency: bool) -> Measurements:
     """Cost, size of the checkpoint, and top-1 on the test set where there are data.
 
+    Of several processes the first measures, and all know.
+
     Raises:
         UsageError: the model could not be saved, for want of an architecture.
     """
+    return distributed.from_first(lambda: _measured(subject, latency))
+
+
+def _measured(subject: Subject, latency: bool) -> Measurements:
     cost = profile(subject.module, subject.example, latency=latency, layers=False)
     reasons = {} if latency else {"latency_ms": "left out by --no-latency"}
     if subject.data is None:

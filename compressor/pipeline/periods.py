@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from compressor.reporting import units
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of
 from compressor.surgery.snapshot import Snapshot
+from compressor.training import distributed
 from compressor.training.microbatches import Step
 from compressor.training.state import TrainState
 
@@ -81,13 +83,22 @@ class Periods:
         beta, done = self.method.beta, Counter[str]()
         # The gradients belong to the step before; without them there is less to edit and nothing to lose.
         state.optimizer.zero_grad(set_to_none=True)
-        for plan in self.method.plans(self.model, lambda: self.channels, self._admit):
+        plans = partial(self.method.plans, self.model, lambda: self.channels, self._admit)
+        for plan in distributed.each_from_first(plans):
             if self._carry_out(plan, state.optimizer):
                 self.plans.append(list(plan.rows()))
                 done.update(edit.kind for edit in plan.edits)
+        self._follow_first()
         self.guard.trained()
         self.target_met = self.target.met(self.channels)
         self._report(state, beta, done)
+
+    def _follow_first(self) -> None:
+        """Of several processes only the first has judged: the others take over what its method knows now."""
+        judged = distributed.from_first(lambda: (_on_the_host(self.method.state_dict()), self.method.rows))
+        if not distributed.first():
+            state, self.method.rows = judged
+            self.method.load_state_dict(state, self.model, self.channels)
 
     def _admit(self, plan: Plan) -> Plan:
         return self.target.trimmed(plan, self.channels)
@@ -97,10 +108,10 @@ class Periods:
         if self.guard.max_drop is None:
             self.channels = operate_(self.model, plan, self.channels, optimizer)
             return True
-        self.guard.ready()
+        distributed.from_first(self.guard.ready)
         before = Snapshot.of(self.model, optimizer)
         updated = operate_(self.model, plan, self.channels, optimizer)
-        passed, measured = self.guard.passes()
+        passed, measured = distributed.from_first(self.guard.passes)
         if passed:
             self.channels = updated
             return True
@@ -164,3 +175,12 @@ class Periods:
         self.method.load_state_dict(state["adapnet"], self.model, self.channels)
         self.rows, self.refused = list(state["rows"]), dict(state["refused"])
         self.target_met, self._noted = state["target_met"], state["noted"]
+
+
+def _on_the_host(value: Any) -> Any:
+    """Nested plain data with its tensors on the CPU, as another process can take them."""
+    if isinstance(value, dict):
+        return {key: _on_the_host(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_the_host(each) for each in value)
+    return value.cpu() if isinstance(value, Tensor) else value

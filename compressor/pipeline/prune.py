@@ -1,6 +1,7 @@
 """Prune a model in one shot and, with data, fine-tune it: `compressor prune`."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from compressor.graph import capture
 from compressor.graph.channels import Channels
@@ -19,6 +20,7 @@ from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
 from compressor.subnets.learning import step_of
+from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
@@ -83,7 +85,7 @@ def plan(job: PruneJob, tell: Tell = silent) -> Planned:
     channels = capture(subject.module, subject.example, keep=job.choice.keep)
     note_all(channels.notes, tell)
     batches = score_batches(subject, job.choice.score_images, job.choice.seed)
-    selection = decide(subject.module, channels, job.choice, batches)
+    selection = distributed.from_first(lambda: decide(subject.module, channels, job.choice, batches))
     note_all(selection.notes, tell)
     return Planned(subject, channels, selection)
 
@@ -107,14 +109,19 @@ def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> 
         return None
     tell(Stage("recalibrating batch norm"))
     recalibrate_(subject.module, subject.data.train, subject.data, seed=job.loading.seed)
-    cut = evaluate(subject.module, subject.data.validation, subject.data)
-    tell(NoteEvent(f"validation top-1 right after pruning: {cut.top1:.1%}"))
+    top1 = distributed.from_first(partial(_validation_top1, subject))
+    tell(NoteEvent(f"validation top-1 right after pruning: {top1:.1%}"))
     if job.training.epochs == 0:
         return None
     tell(Stage(f"fine-tuning for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))
     saving = Saving(folder.path, phase="finetune", resume=folder.resuming)
     step = step_of(subject.module, job.training.label_smoothing)
     return fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)
+
+
+def _validation_top1(subject: Subject) -> float:
+    assert subject.data is not None
+    return evaluate(subject.module, subject.data.validation, subject.data).top1
 
 
 def _report(job: PruneJob, planned: Planned, before: Measurements, after: Measurements) -> Report:

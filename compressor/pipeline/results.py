@@ -12,15 +12,22 @@ from compressor.pipeline.stages import Stage, Tell
 from compressor.pipeline.subject import Subject
 from compressor.reporting.page import write_page
 from compressor.reporting.report import Report
+from compressor.training import distributed
 
 
 def write_results(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Tell) -> Report:
     """Fill the folder, each file whole, the report last; returns the report with the check of the ONNX file.
 
+    Of several processes the first writes.
+
     Raises:
         CompressorError: the ONNX file could not be made or computes something else; all other files are there then.
         FileError: the folder cannot be written.
     """
+    return distributed.from_first(lambda: _written(subject, report, folder, output, tell))
+
+
+def _written(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Tell) -> Report:
     tell(Stage(f"writing {folder.path}"))
     save_model(
         subject.opened,

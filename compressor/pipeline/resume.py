@@ -35,6 +35,7 @@ from compressor.pipeline.train import train
 from compressor.reporting.report import Report
 from compressor.reporting.runs import RunComparison
 from compressor.reporting.runs_page import PAGE as COMPARISON
+from compressor.training import distributed
 
 
 def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | None = None) -> Report | RunComparison:
@@ -50,8 +51,8 @@ def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | N
         CompressorError: anything else the user can mend.
     """
     folder = Path(path).expanduser().resolve()
-    settings = read_settings(folder)
-    if (folder / REPORT).exists() or (folder / COMPARISON).exists():
+    settings, finished = distributed.from_first(lambda: (read_settings(folder), _is_finished(folder)))
+    if finished:
         raise UsageError(f"the run in {path} is finished: there is nothing to resume")
     job = job_of(settings)
     job = replace(job, output=replace(job.output, out=str(folder)))
@@ -61,6 +62,10 @@ def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | N
         model = _allowed(job.model, path, trust=trust, arch=arch)
         _check_unchanged(model, settings)
         return _go_on(replace(job, model=model), tell)
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / REPORT).exists() or (folder / COMPARISON).exists()
 
 
 def _allowed(model: ModelSettings, path: str, *, trust: bool, arch: str | None) -> ModelSettings:

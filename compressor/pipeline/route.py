@@ -42,6 +42,7 @@ from compressor.routing.section import Findings, Way, remarks, section
 from compressor.routing.settings import RouteSettings, check, paper
 from compressor.routing.timing import ImageTimes, time_images
 from compressor.routing.units import Units
+from compressor.training import distributed
 from compressor.training.batching import examples
 from compressor.training.events import NoteEvent
 from compressor.training.state import Saving
@@ -101,7 +102,7 @@ def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> Routed
     found = replace(found, before_top1=before.top1 or 0.0)
     if job.output.latency:
         tell(Stage("timing single images"))
-        found = replace(found, times=_times(result, whole))
+        found = replace(found, times=distributed.from_first(lambda: _times(result, whole)))
     after = _after(result, found, job)
     said = remarks(found)
     note_all(said, tell)

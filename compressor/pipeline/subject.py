@@ -12,6 +12,7 @@ from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.exporting.program import export_program
 from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
 from compressor.pipeline.settings import ModelSettings
+from compressor.training import distributed
 from compressor.training.batching import Preparation, examples
 from compressor.training.data import Data, fit_to_model, open_data, with_input_shape
 from compressor.training.evaluate import count_outputs
@@ -137,6 +138,10 @@ def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
 
 
 def _open_data(spec: str, loading: DataSettings, shape: tuple[int, ...] | None) -> Data:
+    if loading.download and distributed.size() > 1:  # one process on each machine fetches, the others wait
+        if distributed.first_here():
+            open_data(spec, download=True)
+        distributed.any_of(0)
     return open_data(
         spec,
         validation=loading.validation,

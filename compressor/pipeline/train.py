@@ -1,6 +1,7 @@
 """Train a model, from random weights or from a file's: `compressor train` and `compressor finetune`."""
 
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -19,6 +20,7 @@ from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
 from compressor.subnets.learning import step_of
+from compressor.training import distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
@@ -41,7 +43,7 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
     tell(Stage("measuring the model as it came"))
     if is_learning(subject.module):
         return _in_two_phases(replace(job, training=own_training(job)), subject, folder, tell)
-    top1 = evaluate(subject.module, subject.data.test, subject.data).top1
+    top1 = distributed.from_first(partial(_test_top1, subject))
     folder.begin(flat(job))
 
     tell(Stage(f"training for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))
@@ -97,6 +99,11 @@ def _in_two_phases(job: TrainJob, subject: Subject, folder: RunFolder, tell: Tel
         sections=(part,),
     )
     return write_results(subject, report, folder, job.output, tell)
+
+
+def _test_top1(subject: Subject) -> float:
+    assert subject.data is not None
+    return evaluate(subject.module, subject.data.test, subject.data).top1
 
 
 def _open(job: TrainJob, tell: Tell) -> Subject:

@@ -10,6 +10,7 @@ from compressor.errors import UsageError
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.training import checkpoint
+from compressor.training.distributed import add_up_
 from compressor.training.loop import backward
 
 
@@ -65,6 +66,7 @@ class LocalLearning:
             maps = part["capsule"](x.detach())
             loss = functional.cross_entropy(part["head"](maps).float(), y)
             backward(loss)
+            loss, _, _ = add_up_(part, loss, None, len(x))
             self.optimizers[name].step()
             self.optimizers[name].zero_grad(set_to_none=True)
             maps, loss = maps.detach(), loss.detach()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter, sureness
+from compressor.training import distributed
 from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import device_of, evaluating
@@ -29,7 +30,11 @@ class Observation:
 def observe(
     routed: Routed, image_set: AnySet, data: Data, *, keep_seen: bool = False, batch_size: int = 512
 ) -> Observation:
-    """Run every depth on every image of a set."""
+    """Run every depth on every image of a set; of several processes the first does, and all know."""
+    return distributed.from_first(lambda: _observed(routed, image_set, data, keep_seen, batch_size))
+
+
+def _observed(routed: Routed, image_set: AnySet, data: Data, keep_seen: bool, batch_size: int) -> Observation:
     rows: list[tuple[Tensor, ...]] = []
     seen: list[list[Tensor]] = []
     router = routed.router

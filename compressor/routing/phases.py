@@ -21,7 +21,7 @@ from compressor.routing.network import Routed
 from compressor.routing.observing import observe
 from compressor.routing.router import Gates, ImageRouter
 from compressor.routing.settings import RouteSettings
-from compressor.training import checkpoint
+from compressor.training import checkpoint, distributed
 from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import device_of, evaluating
@@ -113,7 +113,7 @@ class Teacher:
     def _by_activations(self) -> Taught:
         """Labels from the network as it came, then the router, then the network with each image at its depth."""
         routed, data, settings = self.routed, self.data, self.settings
-        strength = activations(routed, data.train, data)
+        strength = distributed.from_first(lambda: activations(routed, data.train, data))
         if settings.labels == "paper":
             chosen, labels = paper_labels(strength)
         else:
@@ -216,6 +216,10 @@ class Teacher:
 
 def router_labels(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
     """The depth that an image router finds most probable, int64 (images,)."""
+    return distributed.from_first(lambda: _named(routed, image_set, data))
+
+
+def _named(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
     named = []
     with evaluating(routed), torch.no_grad():
         for x, _ in batches(image_set, data, device=device_of(routed)):

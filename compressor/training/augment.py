@@ -31,21 +31,24 @@ def choose_augmentation(name: str, suits: str, padding: int) -> Augmentation:
     return Augmentation(padding if "crop" in chosen else 0, "flip" in chosen)
 
 
-def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor, augmentation: Augmentation, generator: torch.Generator, part: slice | None = None, whole: int = 0
+) -> Tensor:
     """A batch `(batch, channels, height, width)`, uint8, each image moved by up to `padding` pixels and perhaps
-    mirrored.
+    mirrored; where the images are only a part of a batch of `whole`, as they would be in the whole one.
 
     Reference: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2 (padding 4, crop, flip).
     """
-    count, device = len(images), images.device
+    device = images.device
+    part, whole = (slice(len(images)), len(images)) if part is None else (part, whole)
     if augmentation.padding:
         reach, (height, width) = augmentation.padding, images.shape[2:]
         padded = functional.pad(images, (reach, reach, reach, reach))
         # Every possible crop as a view (batch, channels, rows, columns, height, width), of which each image takes one.
         crops = padded.unfold(2, height, 1).unfold(3, width, 1)
-        row, column = torch.randint(2 * reach + 1, (2, count), generator=generator, device=device)
-        images = crops[torch.arange(count, device=device), :, row, column]
+        row, column = torch.randint(2 * reach + 1, (2, whole), generator=generator, device=device)[:, part]
+        images = crops[torch.arange(len(images), device=device), :, row, column]
     if augmentation.flip:
-        mirrored = torch.randint(2, (count, 1, 1, 1), generator=generator, device=device, dtype=torch.bool)
-        images = torch.where(mirrored, images.flip(3), images)
+        mirrored = torch.randint(2, (whole, 1, 1, 1), generator=generator, device=device, dtype=torch.bool)
+        images = torch.where(mirrored[part], images.flip(3), images)
     return images

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UsageError
+from compressor.training import distributed
 from compressor.training.augment import choose_augmentation
 from compressor.training.data import AnySet, Data
 from compressor.training.randomness import generator
@@ -36,6 +37,7 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The training set's batches of an epoch from the `start`-th on, shuffled and augmented.
 
+    Of several processes each has its part of every batch, which is as it would be in a single one.
     Order and draws are functions of (seed, epoch, batch), so an epoch can go on in its middle. A last batch that is not
     full is left out (other images each epoch), unless it is the only one.
     """
@@ -43,15 +45,19 @@ def train_batches(
     order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), settings.seed, "order", epoch))
     indices = order.split(settings.batch_size)[: steps_per_epoch(data, settings)]
     prepare = Preparation.of(data, device, settings.channels_last)
-    draws = Draws(augmentation, settings.seed, epoch, start)
+    draws = Draws(augmentation, settings.seed, epoch, start, distributed.own_part)
     for images, labels in data.train.read(indices[start:], device, draws):
         yield prepare(images), labels
 
 
 def steps_per_epoch(data: Data, settings: TrainSettings) -> int:
-    """Batches that `train_batches` gives in an epoch. Raises UsageError for a batch size below 1."""
+    """Batches that `train_batches` gives in an epoch. Raises UsageError for a batch size below 1 for each process."""
     if settings.batch_size < 1:
         raise UsageError(f"batch_size={settings.batch_size} must be at least 1")
+    if min(settings.batch_size, len(data.train)) < distributed.size():
+        raise UsageError(
+            f"{distributed.size()} processes share every batch: give a larger --batch-size, or start fewer"
+        )
     return max(1, len(data.train) // settings.batch_size)
 
 

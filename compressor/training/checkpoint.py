@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compressor.errors import FileError
 from compressor.limits import check_size
 from compressor.loading.pickles import read_plain
+from compressor.training import distributed
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 _MAGIC = b"compressor checkpoint 1 "
@@ -86,6 +87,10 @@ def latest_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
     Raises FileError when there is none.
     """
+    return distributed.from_first(lambda: _latest(folder))
+
+
+def _latest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     passed_over: list[str] = []
     for path in (folder / NAME, folder / PREVIOUS):
         if not path.exists():
@@ -100,7 +105,7 @@ def latest_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a checkpoint, whole or not."""
-    return (folder / NAME).exists() or (folder / PREVIOUS).exists()
+    return distributed.from_first(lambda: (folder / NAME).exists() or (folder / PREVIOUS).exists())
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import CompressorError, DataError, UsageError
+from compressor.training.batch_norm import synchronised
 from compressor.training.batching import train_batches
 from compressor.training.data import Data
+from compressor.training.distributed import add_up_
 from compressor.training.evaluate import first_output, modes_kept
 from compressor.training.events import BatchEvent, EpochEvent, Event
 from compressor.training.interrupt import deferred_signals
@@ -49,7 +51,12 @@ def fit(
     """
     run = Run.of(model, data, settings, on_event, optimizer, saving)
     run = run.with_step(step or cross_entropy(settings.label_smoothing))
-    with modes_kept(model), numerics(settings, run.device), deferred_signals() as run.signals:
+    with (
+        modes_kept(model),
+        numerics(settings, run.device),
+        synchronised(model, settings.sync_bn),
+        deferred_signals() as run.signals,
+    ):
         try:
             run.begin()
             while not run.done:
@@ -74,6 +81,7 @@ def train_until_it_fails(run: Run, after_step: AfterStep | None) -> None:
             raise
         # The workers that read images may have died of a signal that this process has noted. Their death is told in the
         # middle of anything, perhaps half a step, so nothing is saved now.
+        run.stopping = run.signals.received or 0
         run.stop_if_signalled(save=False)
         raise DataError(one_line(error)) from error
 
@@ -86,24 +94,26 @@ def train_epoch(run: Run, after_step: AfterStep | None) -> None:
         state.lr = run.lr_now()
         set_lr_(optimizer, state.lr)
         loss, right = run.micro.run(run.forward, optimizer, x, y)
+        loss, right, images = add_up_(model, loss, right, len(y))  # with the other processes', where there are any
         optimizer.step()
 
         state.batch += 1
         state.step += 1
-        meter.add(loss, right, len(y), state.step)
-        due = meter.due(settings.log_seconds)
-        if due or run.device.type == "cpu":  # elsewhere a look at the loss would wait for the device
+        meter.add(loss, right, images, state.step)
+        if run.device.type == "cpu":  # elsewhere a look at the loss would wait for the device
             run.check_loss()
         if after_step is not None and after_step(state):
             run.ended_early = True
             break
+        due, saving_due = run.agree()
         if due:
+            run.check_loss()
             loss_now, top1, speed = meter.since_last()
             left = (run.steps_left() * settings.batch_size) / max(speed, 1e-9)
             run.tell(
                 BatchEvent(state.epoch, run.end, state.batch, state.batches, loss_now, top1, speed, left, state.lr)
             )
-        if run.saving is not None and run.saving_due():
+        if saving_due:
             run.save()
         run.stop_if_signalled()
 
@@ -112,6 +122,7 @@ def train_epoch(run: Run, after_step: AfterStep | None) -> None:
     run.tell(EpochEvent(run.close_epoch()))
     if run.saving is not None:
         run.save()
+    run.agree()
     run.stop_if_signalled()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
+from compressor.training import distributed
 
 # What one batch does: forward, loss, backward. Gradients are None when it is called; it leaves in `.grad` those of the
 # mean loss over the batch, and returns that loss, or the loss and the number of right answers, for the log.
@@ -37,7 +38,7 @@ class MicroBatches:
     ) -> tuple[Tensor, Tensor | None]:
         """Leave the batch's gradients in `.grad`; returns its mean loss and right answers (None if not counted).
 
-        Raises CompressorError when not even two images fit.
+        Raises CompressorError when not even two images fit, or where other processes wait for the batch as it is.
         """
         while True:
             try:
@@ -45,6 +46,11 @@ class MicroBatches:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if distributed.size() > 1:
+                    raise CompressorError(
+                        f"out of memory with {len(x)} images in each process: give a smaller --batch-size, or more "
+                        "processes"
+                    ) from error
             # Outside the handler, where the error no longer holds on to the tensors of the pass that failed.
             self._halve(len(x))
             optimizer.zero_grad(set_to_none=True)

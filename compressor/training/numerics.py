@@ -11,14 +11,14 @@ from compressor.training.settings import TrainSettings
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a setting names; "auto" is the first GPU where there is one, else the CPU.
+    """The device that a setting names; "auto" is the process's own GPU where there is one, else the CPU.
 
     Raises UsageError for a device that does not exist here.
     """
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     kind, _, number = name.partition(":")
-    index = int(number) if number.isdigit() else 0
+    index = int(number) if number.isdigit() else torch.cuda.current_device() if torch.cuda.is_available() else 0
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise UsageError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:NUMBER")
     if kind == "cpu":

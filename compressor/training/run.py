@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compressor.errors import DataError, FileError, UsageError
-from compressor.training import checkpoint
+from compressor.training import checkpoint, distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
@@ -47,6 +47,7 @@ class Run:
     ended_early: bool = False
     lr_factor: float = 1.0  # halved by every rollback
     rollbacks: int = 0
+    stopping: int = 0  # the signal that ends the run, in whichever process it was received
     _saved_at: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -93,9 +94,15 @@ class Run:
         if self.saving is not None and self.saving.resume and checkpoint.has_checkpoint(self.saving.folder):
             self.restore()
             return
-        seed_everything_(derive_seed(self.settings.seed, "phase", self.settings.first_epoch))
+        distributed.alike_(self.model)
+        seed_everything_(self._seed("phase", self.settings.first_epoch))
         if self.saving is not None:
             self.save()
+
+    def _seed(self, *parts: int | str) -> int:
+        """For the global generators: dropout in several processes falls on other units in each."""
+        process = ("process", distributed.rank()) if distributed.rank() else ()
+        return derive_seed(self.settings.seed, *parts, *process)
 
     def lr_now(self) -> float:
         """The learning rate of the next step: the schedule's in the middle of it."""
@@ -133,7 +140,7 @@ class Run:
             "images_per_second": self.meter.images / max(seconds, 1e-9),
         }
         if every and (number % every == 0 or self.state.epoch + 1 == self.end or self.ended_early):
-            result = evaluate(self.model, self.data.validation, self.data)
+            result = distributed.from_first(lambda: evaluate(self.model, self.data.validation, self.data))
             row["validation_loss"], row["validation_top1"] = result.loss, result.top1
         self.rows.append(row)
         self.state.epoch, self.state.batch, self.meter = self.state.epoch + 1, 0, Meter(self.device)
@@ -167,21 +174,30 @@ class Run:
         )
         self.save()
 
-    def saving_due(self) -> bool:
-        """Whether the last checkpoint is old."""
-        return self.saving is not None and time.monotonic() - self._saved_at >= self.saving.every_seconds
+    def agree(self) -> tuple[bool, bool]:
+        """Whether the log is due and whether the last checkpoint is old, the same in all processes.
+
+        A signal that one process has received is noted by all.
+        """
+        old = self.saving is not None and time.monotonic() - self._saved_at >= self.saving.every_seconds
+        log, save, self.stopping = distributed.any_of(
+            self.meter.due(self.settings.log_seconds), old, self.signals.received or 0
+        )
+        return bool(log), bool(save)
 
     def save(self) -> None:
         """Write a checkpoint, of good numbers only. Raises Diverged when they are not."""
         assert self.saving is not None
         self.check_loss()
         self.check_weights()
+        self._saved_at = time.monotonic()
+        if not distributed.first():
+            return
         try:
             self.saving.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(f"the folder {self.saving.folder} cannot be made ({error.strerror})") from error
         checkpoint.write_checkpoint(self.saving.folder, self._content(self.saving))
-        self._saved_at = time.monotonic()
 
     def restore(self) -> None:
         """Put back the folder's last whole checkpoint."""
@@ -216,12 +232,15 @@ class Run:
         self.rows, self.notes = content["rows"], content["notes"]
         self.meter = Meter(self.device)
         self.meter.restore(content["meter"])
-        restore_random_states_(content["random"])
+        if distributed.first():
+            restore_random_states_(content["random"])
+        else:  # however many processes the run had before
+            seed_everything_(self._seed("resumed", self.settings.first_epoch, self.state.step))
 
     def stop_if_signalled(self, save: bool = True) -> None:
-        """Raise Interrupted when a signal asked for it, as a rule after a checkpoint."""
-        number = self.signals.received
-        if number is None:
+        """Raise Interrupted when a signal asked for it before the last `agree`, as a rule after a checkpoint."""
+        number = self.stopping
+        if not number:
             return
         place = f"stopped by {signal.Signals(number).name} after step {self.state.step} (epoch {self.state.epoch})"
         if self.saving is None:

@@ -1,6 +1,6 @@
 """Labelled images in memory, and the split of a set into two with equal shares of every class."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ class Draws:
     seed: int
     epoch: int
     start: int = 0  # index in the epoch of the first batch that is asked for
+    part: Callable[[int], slice] = slice  # of a batch of so many images, those that are wanted: all
 
     def seed_of(self, batch: int) -> int:
         """The seed for the n-th batch after `start`."""
@@ -55,13 +56,18 @@ class ImageSet:
     def read(
         self, batches: Sequence[Tensor], device: torch.device, draws: Draws | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch of indices `(batch,)`, its uint8 images and its labels on the device."""
+        """For each batch of indices `(batch,)`, its uint8 images and its labels on the device.
+
+        With draws the images are augmented, and of every batch only the part that the draws name is read.
+        """
         here = self.on(device)
         for number, indices in enumerate(batches):
-            chosen = indices.to(here.images.device, non_blocking=True)
+            part = slice(None) if draws is None else draws.part(len(indices))
+            chosen = indices[part].to(here.images.device, non_blocking=True)
             images, labels = here.images[chosen].to(device), here.labels[chosen].to(device)
             if draws is not None:
-                images = augment(images, draws.augmentation, generator(device, draws.seed_of(number)))
+                source = generator(device, draws.seed_of(number))
+                images = augment(images, draws.augmentation, source, part, len(indices))
             yield images, labels
 
     def take(self, indices: Tensor) -> "ImageSet":

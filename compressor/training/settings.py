@@ -48,6 +48,7 @@ class TrainSettings:
     amp: bool = True  # bfloat16 autocast, on GPUs that have it; the CPU always computes in float32
     channels_last: bool = True  # the memory layout that convolutions are fastest in, while the phase lasts
     compile: bool = False  # torch.compile; every change of the model's structure compiles again
+    sync_bn: bool = False  # several processes: batch norm over the whole batch, not over each one's part
     deterministic: bool = False  # the same run twice gives the same weights on a GPU too; slower (the CPU always does)
     autotune: bool = True  # let cuDNN try its algorithms on every new shape; off where shapes change often
 

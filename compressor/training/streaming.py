@@ -66,6 +66,7 @@ class FolderSet:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch of indices, its uint8 images and its labels on the device, without the unreadable ones.
 
+        With draws the images are augmented, and of every batch only the part that the draws name is read.
         Raises DataError when a whole batch is unreadable or a worker dies.
         """
         loader = self._loader(_Batches(self, batches, draws), len(batches), device)
@@ -82,7 +83,9 @@ class FolderSet:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             if draws is not None:
                 flip = Augmentation(flip=draws.augmentation.flip)  # the crop was made while decoding
-                images = augment(images, flip, generator(device, draws.seed_of(number)))
+                begin, whole = draws.part(len(batches[number])).start or 0, len(batches[number])
+                part = slice(begin, begin + len(images))  # fewer than were asked for where some are unreadable
+                images = augment(images, flip, generator(device, draws.seed_of(number)), part, whole)
             yield images, labels
 
     def _loader(self, batches: "_Batches", count: int, device: torch.device) -> DataLoader[Decoded]:
@@ -112,7 +115,9 @@ class _Batches(Dataset[Decoded]):
         return len(self.batches)
 
     def __getitem__(self, number: int) -> Decoded:
-        indices = self.batches[number]
+        whole = self.batches[number]
+        part = slice(None) if self.draws is None else self.draws.part(len(whole))
+        indices, begin = whole[part], part.start or 0
         seed = self.draws.seed_of(number) if self.draws is not None and self.draws.augmentation.padding else None
         images, kept, bad = [], [], []
         with warnings.catch_warnings():
@@ -120,7 +125,9 @@ class _Batches(Dataset[Decoded]):
             for position, index in enumerate(indices.tolist()):
                 path = os.fsdecode(self.paths[index])
                 try:
-                    images.append(decode(path, self.shape, None if seed is None else derive_seed(seed, position)))
+                    images.append(
+                        decode(path, self.shape, None if seed is None else derive_seed(seed, begin + position))
+                    )
                     kept.append(position)
                 except Unreadable as error:
                     bad.append((path, str(error)))

@@ -6,11 +6,13 @@ or as many more as fill the dictionary where filters are few. Memory of a buffer
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from compressor.training.distributed import largest, summed
 
 FIRED = 1e-6  # a map whose range is below this has no pattern
 SIDES = (8, 32)
@@ -67,6 +69,13 @@ def cosine_sums(maps: Tensor) -> Tensor:
     return torch.mm(rows, rows.T)
 
 
+class Part(NamedTuple):
+    """What a process sees of a batch: where its images begin, and how many there are in all."""
+
+    first: int
+    whole: int
+
+
 class Recording:
     """The running period's maps and sums of one group of `filters` channels; made anew for every period."""
 
@@ -79,24 +88,31 @@ class Recording:
         self.images = 0
         self.filled = 0
 
-    def add(self, activations: Tensor, images: Tensor, cosine_images: int, frozen: Tensor) -> None:
+    def add(
+        self, activations: Tensor, images: Tensor, cosine_images: int, frozen: Tensor, part: Part | None = None
+    ) -> None:
         """Record one batch: `activations` (batch, filters, height, width), `images` from `draw_images`.
 
-        Filters that are `frozen` (a mask on the host) leave no maps. Nothing here waits for the device.
+        Filters that are `frozen` (a mask on the host) leave no maps. Where several processes have a `part` of the batch
+        each, all of them record what the whole batch shows. Nothing here waits for a GPU.
         """
         activations = activations.detach()
+        part = part or Part(0, len(activations))
         filters, count = images.shape
         device = self.maps.device
         rows = torch.arange(filters, device=device).repeat_interleave(count)
-        chosen = activations[images.to(device, non_blocking=True).flatten(), rows]
-        maps, fired = prepare(chosen, self.maps.shape[-1])
+        places = images.to(device, non_blocking=True).flatten() - part.first
+        here = (places >= 0) & (places < len(activations))
+        maps, fired = prepare(activations[places.clamp(0, len(activations) - 1), rows], self.maps.shape[-1])
+        maps = summed(torch.where(here[:, None, None], maps, 0.0).half())
+        fired = summed((here & fired).int()).bool()
         slots = slice(self.filled, self.filled + count)
-        self.maps[:, slots] = maps.view(filters, count, *maps.shape[-2:]).half()
+        self.maps[:, slots] = maps.view(filters, count, *maps.shape[-2:])
         self.fired[:, slots] = fired.view(filters, count) & ~frozen.to(device, non_blocking=True)[:, None]
         self.filled += count
-        self.cosines += cosine_sums(activations[:cosine_images])
-        self.images += min(cosine_images, activations.shape[0])
-        self.peak = torch.maximum(self.peak, activations.float().abs().amax((0, 2, 3)))
+        self.cosines += summed(cosine_sums(activations[: max(cosine_images - part.first, 0)]))
+        self.images += min(cosine_images, part.whole)
+        self.peak = torch.maximum(self.peak, largest(activations.float().abs().amax((0, 2, 3))))
 
     def full(self) -> bool:
         """Whether every slot of the buffer has been written."""

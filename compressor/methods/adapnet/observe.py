@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group, Site
 from compressor.methods.adapnet import heirs
-from compressor.methods.adapnet.maps import draw_images
+from compressor.methods.adapnet.maps import Part, draw_images
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.adapnet.unit import Unit
+from compressor.training.distributed import place_of, summed
 
 # A map of fewer places has no pattern once it is normalised.
 FEWEST_PLACES = 4
@@ -110,15 +111,16 @@ class Means:
         self.ids = {place.tensor: channels.identities[place.tensor, place.dim].tolist() for place in places}
 
     def add(self, weight: str, given: Tensor, dim: int) -> None:
-        """Add one batch that a reader was given, with channels on dimension `dim`."""
+        """Add one batch that a reader was given, with channels on dimension `dim`, or this process's part of it."""
         others = [d for d in range(given.ndim) if d != dim % given.ndim]
         values = given.detach().float()
-        moments = torch.stack([values.mean(others), values.square().mean(others)])
+        share = len(given) / place_of(len(given))[1]
+        moments = summed(torch.stack([values.mean(others), values.square().mean(others)]) * share)
         self.sums[weight] = self.sums[weight] + moments if weight in self.sums else moments
         self.batches[weight] += 1
         if self.joint:
             rows = values.movedim(dim, -1).flatten(0, -2)
-            products = rows.T @ rows / len(rows)
+            products = summed(rows.T @ rows / len(rows) * share)
             self.products[weight] = self.products[weight] + products if weight in self.products else products
 
     def covariance(self, group: Group) -> Tensor | None:
@@ -268,8 +270,9 @@ class Watch:
         positions = torch.tensor(view.positions, device=tensor.device)
         maps = tensor.detach().index_select(1, positions)
         each = recording.maps.shape[1] // settings.rec_batches
-        images = draw_images(unit.filters, each, len(tensor), self.generator)
-        recording.add(maps, images, settings.cosine_images, unit.frozen)
+        part = Part(*place_of(len(tensor)))
+        images = draw_images(unit.filters, each, part.whole, self.generator)
+        recording.add(maps, images, settings.cosine_images, unit.frozen, part)
 
     def _reader(self, weight: str, dim: int) -> Callable[[nn.Module, Any], None]:
         def given(_module: nn.Module, inputs: Any) -> None:

@@ -63,7 +63,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _sum(values: Tensor) -> Tensor:
-    result: Tensor = _Sum.apply(values)
+    result: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
     return result
 
 

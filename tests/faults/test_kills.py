@@ -1,0 +1,53 @@
+"""A run killed with SIGKILL at any moment and resumed ends at the weights, bit for bit, of the run left alone."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.runs import ROOT, RUNS, environment
+
+_EDITING = ("prune", "adapnet")  # the runs in which surgery changes the network
+
+
+def killed(folder: Path, name: str, moments: list[str]) -> dict[str, Any]:
+    """What killing.py found, in a process of its own: it forks."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.faults.killing", str(folder), name, *moments],
+        capture_output=True, text=True, timeout=1200, env=environment(folder), cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def moments_of(name: str) -> list[str]:
+    """At random, in the writing of a checkpoint, and in an edit where there is one."""
+    draw = random.Random(name)
+    moments = [f"{draw.uniform(0.2, 0.9):.2f}", f"fsync:{draw.randint(2, 5)}", f"rename:{draw.randint(2, 8)}"]
+    return [*moments, f"{draw.uniform(0.2, 0.9):.2f}", *([f"edit:{draw.randint(1, 6)}"] if name in _EDITING else [])]
+
+
+def check(found: dict[str, Any], least: int) -> None:
+    assert found["kills"] >= least
+    assert found["weights"]
+    assert found["report"]
+    assert found["left"] == []
+
+
+def test_killed_run_resumes_to_the_same_end(tmp_path):
+    check(killed(tmp_path, "prune", ["edit:3", "fsync:3", "rename:4"]), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_killed_at_random_resumes_to_the_same_end(tmp_path, name):
+    check(killed(tmp_path, name, moments_of(name)), 3)
+
+
+def test_every_run_is_killed_often_enough():
+    assert sum(len(moments_of(name)) for name in RUNS) >= 20

@@ -106,7 +106,10 @@ def _crossings(graph: fx.Graph) -> list[fx.Node]:
 
 def _is_batch_size(node: fx.Node) -> bool:
     """Whether the node asks for the batch's size, which every tensor of the flow can tell."""
-    return node.target is _SIZE and bool(node.args[1] == 0)
+    if node.target is not _SIZE or node.args[1] != 0:
+        return False
+    measured = node.args[0]
+    return isinstance(measured, fx.Node) and not is_weight(measured)  # a weight's size belongs to the weight
 
 
 def _is_size(node: fx.Node) -> bool:

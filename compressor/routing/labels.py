@@ -91,10 +91,13 @@ def activation_labels(strength: Tensor) -> Tensor:
 
 
 def outcome_labels(right: Tensor) -> Tensor:
-    """The cheapest depth at which the network answers as well as at its full depth, int64 (images,).
+    """The cheapest depth that is `as_good` as the whole network, int64 (images,)."""
+    return as_good(right).int().argmax(1)
 
-    `right` is bool (images, depths). An image that the whole network gets wrong is best left at the first depth: going
-    on costs and does not help.
+
+def as_good(right: Tensor) -> Tensor:
+    """Where the network answers as well as at its full depth, bool (images, depths), from where it is right.
+
+    An image that the whole network gets wrong is best left at the first depth: going on costs and does not help.
     """
-    as_good = right | ~right[:, -1:]
-    return as_good.int().argmax(1)
+    return right | ~right[:, -1:]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
-from compressor.routing.labels import outcome_labels
+from compressor.routing.labels import as_good, outcome_labels
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter
 from compressor.training.loop import backward
@@ -25,7 +25,7 @@ def all_depths(routed: Routed, *, early_weight: float = 0.3, joint: bool = False
         loss = losses[-1] + early_weight * torch.stack(losses[:-1]).sum()
         if joint:
             right = torch.stack([each.detach().argmax(1) == y for each in scores], 1)
-            loss = loss + _router_loss(routed, x, maps, scores, outcome_labels(right))
+            loss = loss + _router_loss(routed, x, maps, scores, right)
         backward(loss)
         return losses[-1].detach(), (scores[-1].detach().argmax(1) == y).sum()
 
@@ -74,21 +74,21 @@ def image_router(depths: Tensor, count: int, *, weighted: bool) -> Step:
 
 
 def fit_gates(
-    gates: Gates, seen: tuple[Tensor, ...], labels: Tensor, *, epochs: int, seed: int, lr: float = 1e-2
+    gates: Gates, seen: tuple[Tensor, ...], suffices: Tensor, *, epochs: int, seed: int, lr: float = 1e-2
 ) -> None:
-    """Train the gates in place: gate d learns whether an image's label is d or cheaper.
+    """Train the gates in place: gate d learns whether an image may leave at depth d, bool (images, gates or more).
 
     `seen` holds what every gate sees, (images, features); Adam with decoupled weight decay, the rate falls to zero.
 
     Raises DataError with fewer than two batches' worth of images.
     """
     device = next(gates.parameters()).device
-    batch = min(256, len(labels) // 2)
+    batch = min(256, len(suffices) // 2)
     if batch < 2:
-        raise DataError(f"the gates cannot learn from {len(labels)} images: give more training data")
+        raise DataError(f"the gates cannot learn from {len(suffices)} images: give more training data")
     for depth, features in enumerate(seen):
         gate = gates.gates[depth].train()
-        x, y = features.to(device), (labels <= depth).float().to(device)
+        x, y = features.to(device), suffices[:, depth].float().to(device)
         optimizer = torch.optim.AdamW(gate.parameters(), lr=lr, weight_decay=1e-3)
         source = generator(torch.device("cpu"), seed, "gate", depth)
         per_epoch = len(y) // batch
@@ -124,12 +124,12 @@ def _draws(layer: nn.Module) -> bool:
     return callable(getattr(layer, "reset_parameters", None))
 
 
-def _router_loss(routed: Routed, x: Tensor, maps: list[Tensor], scores: list[Tensor], labels: Tensor) -> Tensor:
+def _router_loss(routed: Routed, x: Tensor, maps: list[Tensor], scores: list[Tensor], right: Tensor) -> Tensor:
     router = routed.router
     if isinstance(router, ImageRouter):
-        return functional.cross_entropy(router(x).float(), labels)
-    losses = []
+        return functional.cross_entropy(router(x).float(), outcome_labels(right))
+    suffices, losses = as_good(right).float(), []
     for depth in range(routed.depths - 1):
         seen = router.see(maps[depth].detach(), scores[depth].detach())
-        losses.append(functional.binary_cross_entropy_with_logits(router(depth, seen), (labels <= depth).float()))
+        losses.append(functional.binary_cross_entropy_with_logits(router(depth, seen), suffices[:, depth]))
     return torch.stack(losses).sum()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import ModelError
+from compressor.errors import UsageError
 from compressor.graph.chain import Chain
 from compressor.routing.router import Gates, ImageRouter, Router
 from compressor.routing.shortcuts import ExitHead, Skippable
@@ -153,12 +153,13 @@ class Routed(nn.Module):
             assert plan is not None
             sure = plan[:, depth]
         leaves = sure >= self.thresholds[depth]
-        going = _where(~leaves)
         if not torch.compiler.is_exporting():  # the exported graph holds all cases
-            if len(going) == 0:
+            leaving = int(leaves.count_nonzero())
+            if leaving == len(maps):
                 return self.leave(depth, maps) if scores is None else scores, _depth_ids(maps, depth)
-            if len(going) == len(maps):  # nothing to gather and scatter
+            if leaving == 0:  # nothing to gather and scatter
                 return self._from(depth + 1, maps, plan)
+        going = _where(~leaves)
         deeper, ids = self._from(depth + 1, _chosen(maps, going), None if plan is None else _chosen(plan, going))
         here = _depth_ids(maps, depth).index_copy(0, going, ids)
         if scores is None:
@@ -184,14 +185,14 @@ class Routed(nn.Module):
 
 
 def check_layout(layout: Layout, units: tuple[Unit, ...]) -> None:
-    """Raise ModelError for depths that the network does not have, ValueError for words that mean nothing."""
+    """Raise UsageError for depths that the network does not have, ValueError for words that mean nothing."""
     if layout.heads not in ("own", "shared") or layout.router not in ("gates", "image", "argmax"):
         raise ValueError(f"heads {layout.heads!r}, router {layout.router!r}")
     if layout.heads == "own" and (len(layout.grids) != len(layout.leave_after) - 1 or min(layout.grids) < 1):
         raise ValueError(f"grids {layout.grids} for {len(layout.leave_after)} depths")
     depths = layout.leave_after
     if len(depths) < 2 or list(depths) != sorted(set(depths)) or depths[-1] != len(units) - 1 or depths[0] < 0:
-        raise ModelError(
+        raise UsageError(
             f"images cannot leave after units {', '.join(map(str, depths))}: give two or more, in ascending order, "
             f"from 0 to {len(units) - 1}, which is the last"
         )

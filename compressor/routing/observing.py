@@ -42,7 +42,7 @@ def _observed(routed: Routed, image_set: AnySet, data: Data, keep_seen: bool, ba
         for x, y in batches(image_set, data, batch_size, device_of(routed)):
             scores, maps = routed.all_scores(x)
             right = torch.stack([each.argmax(1) == y for each in scores], 1)
-            entropy = torch.stack([-sureness(each)[:, 2] for each in scores], 1)
+            entropy = torch.stack([-sureness(each)[1][:, 2] for each in scores], 1)
             if isinstance(router, ImageRouter):
                 suffices = router.suffices(x)
             else:

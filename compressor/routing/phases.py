@@ -12,6 +12,7 @@ from compressor.routing.labels import (
     Balance,
     activation_labels,
     activations,
+    as_good,
     balance,
     outcome_labels,
     paper_labels,
@@ -107,7 +108,7 @@ class Teacher:
         if isinstance(routed.router, ImageRouter):
             self._teach_image_router(taught, learn, labels)
         elif not settings.joint:
-            fit_gates(routed.router, seen.seen, labels, epochs=settings.router_epochs, seed=self.training.seed)
+            fit_gates(routed.router, seen.seen, as_good(seen.right), epochs=settings.router_epochs, seed=self.training.seed)
         return taught
 
     def _by_activations(self) -> Taught:
@@ -136,7 +137,8 @@ class Teacher:
             taught.rows += self._fit(_with_depths(data, learn, depths), step, small, "by-label")
         if isinstance(routed.router, Gates):
             seen = observe(routed, learn, data, keep_seen=True)
-            fit_gates(routed.router, seen.seen, depths, epochs=settings.router_epochs, seed=self.training.seed)
+            within = depths[:, None] <= torch.arange(routed.depths)
+            fit_gates(routed.router, seen.seen, within, epochs=settings.router_epochs, seed=self.training.seed)
         taught.labelled_top1 = top1_at_labels(routed, labelled.take(held_out), labels[held_out], data)
         return taught
 

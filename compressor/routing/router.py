@@ -80,8 +80,10 @@ class Gates(nn.Module):
 
     def see(self, maps: Tensor, scores: Tensor) -> Tensor:
         """What a gate looks at, (batch, channels + classes + 3)."""
-        scores = scores.float()  # under autocast they are bfloat16
-        return torch.cat([maps.flatten(2).mean(2).float(), scores.softmax(1), sureness(scores)], 1)
+        means = maps.mean(tuple(range(2, maps.dim())))
+        # Under autocast both are bfloat16.
+        probabilities, sure = sureness(scores.float())
+        return torch.cat([means.float(), probabilities, sure], 1)
 
     def forward(self, depth: int, seen: Tensor) -> Tensor:
         """See `Gate.forward`."""
@@ -98,9 +100,9 @@ Router = ImageRouter | Gates
 _SURENESS = 3
 
 
-def sureness(scores: Tensor) -> Tensor:
-    """Largest probability, its lead over the second and negative entropy in nats, (batch, 3)."""
+def sureness(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The class probabilities; and their two largest and negative entropy in nats, (batch, 3)."""
     logarithms = scores.log_softmax(1)
     probabilities = logarithms.exp()
-    first, second = probabilities.topk(2, dim=1).values.unbind(1)
-    return torch.stack([first, first - second, (probabilities * logarithms).sum(1)], 1)
+    largest = probabilities.topk(2, dim=1).values
+    return probabilities, torch.cat([largest, (probabilities * logarithms).sum(1, keepdim=True)], 1)

@@ -59,8 +59,8 @@ class ExitHead(nn.Module):
 
 
 def head_side(shape: tuple[int, ...], classes: int, most: int) -> int:
-    """The finest grid, of about 4x4, 2x2 or 1x1 means, with which an exit head takes at most so many MACs."""
-    for side in (4, 2):
+    """The finest grid, of about 16x16 to 1x1 means, with which an exit head takes at most so many MACs."""
+    for side in (16, 8, 4, 2):
         _, (rows, columns) = _grid(shape, side)
         if shape[0] * rows * columns * classes <= most:
             return side
@@ -68,7 +68,7 @@ def head_side(shape: tuple[int, ...], classes: int, most: int) -> int:
 
 
 def _grid(shape: tuple[int, ...], side: int) -> tuple[list[int], list[int]]:
-    strides = [max(1, size // side) for size in shape[1:]]
+    strides = [max(1, round(size / side)) for size in shape[1:]]
     return strides, [size // stride for size, stride in zip(shape[1:], strides)]
 
 

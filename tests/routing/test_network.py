@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, UsageError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.routing.learning import by_label
@@ -163,7 +163,7 @@ def test_places_to_leave_that_do_not_exist_are_refused(places):
     from compressor.routing.network import check_layout
 
     _, found = survey(Three(), SHAPE)
-    with pytest.raises(ModelError, match="cannot leave after"):
+    with pytest.raises(UsageError, match="cannot leave after"):
         check_layout(Layout(SHAPE, 10, places), found.units)
 
 

@@ -79,7 +79,7 @@ def test_gates_learn_which_images_may_leave():
     gates = Gates([4, 4], 3)
     seen = tuple(torch.randn(600, width, generator=source) for width in gates.features)
     labels = torch.where(seen[0][:, 2] > 0, 0, torch.where(seen[1][:, 1] > 0, 1, 2))
-    fit_gates(gates, seen, labels, epochs=20, seed=0)
+    fit_gates(gates, seen, labels[:, None] <= torch.arange(2), epochs=20, seed=0)
     for depth in range(2):
         said = gates(depth, seen[depth]).detach()
         leaves = labels <= depth
@@ -102,7 +102,7 @@ def test_earlier_depths_weigh_as_asked():
 
 def test_gates_need_images():
     with pytest.raises(DataError, match="cannot learn from 3 images"):
-        fit_gates(Gates([4], 3), (torch.randn(3, 10),), torch.zeros(3, dtype=torch.int64), epochs=1, seed=0)
+        fit_gates(Gates([4], 3), (torch.randn(3, 10),), torch.ones(3, 1, dtype=torch.bool), epochs=1, seed=0)
 
 
 def test_images_learnt_by_heart_teach_no_router():

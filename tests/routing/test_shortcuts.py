@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from compressor.graph.chain import Chain
-from compressor.routing.shortcuts import Adapter, ExitHead, Shortcut, Skippable, head_side, own_shortcut, shortcut_fits
+from compressor.routing.shortcuts import (
+    Adapter,
+    ExitHead,
+    Shortcut,
+    Skippable,
+    _grid,
+    head_side,
+    own_shortcut,
+    shortcut_fits,
+)
 from tests.routing.nets import Block
 
 SHAPES = {
@@ -29,9 +38,10 @@ def test_output_has_the_units_shape_whatever_the_way_around(before, after):
     assert all(ExitHead(before, 5, side)(x).shape == (2, 5) for side in (4, 2, 1))
 
 
-@pytest.mark.parametrize(("most", "side"), [(1600, 4), (1599, 2), (400, 2), (399, 1), (0, 1)])
+@pytest.mark.parametrize(("most", "side"), [(6400, 8), (6399, 4), (1600, 4), (1599, 2), (400, 2), (399, 1), (0, 1)])
 def test_heads_grid_is_the_finest_that_is_cheap_enough(most, side):
-    assert head_side((10, 8, 8), 10, most) == side
+    _, (rows, columns) = _grid((10, 8, 8), head_side((10, 8, 8), 10, most))
+    assert (rows, columns) == (side, side)
 
 
 def test_same_shape_is_the_identity():

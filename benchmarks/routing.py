@@ -3,8 +3,9 @@
     python -m benchmarks.routing --scale cpu --mnist mnist:DIR --fashion fashion-mnist:DIR
     python -m benchmarks.routing --scale full --seeds 0 1 2 --mnist mnist:DIR --fashion fashion-mnist:DIR
 
-`cpu` takes about 30 minutes of one core and 12,000 training images; `full` has full widths and budgets, for a GPU. Each part may be left out by
-leaving its data out. Writes benchmarks/results/routing-SCALE.json, adding to what stands there.
+`cpu` takes about 30 minutes of one core and 12,000 training images; `full` has full widths and budgets, for a GPU.
+Each part may be left out by leaving its data out. Writes benchmarks/results/routing-SCALE.json, adding to what stands
+there.
 
 On Fashion-MNIST a network is trained, then from these weights once as it is (the unrouted network) and once with ways
 out, for the same epochs. The router, early exit by confidence (BranchyNet's rule) and each fixed depth then stand on

@@ -103,6 +103,7 @@ def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> Routed
     if job.output.latency:
         tell(Stage("timing single images"))
         found = replace(found, times=distributed.from_first(lambda: _times(result, whole)))
+        before = replace(before, latency_ms=_timing(found, "whole"))  # on the same images, at the same time
     after = _after(result, found, job)
     said = remarks(found)
     note_all(said, tell)
@@ -158,6 +159,11 @@ def _surveyed(job: RouteJob, tell: Tell) -> tuple[Subject, Chain, Units]:
     subject = open_subject(job.model, job.data, job.loading, job.training.device)
     note_all(subject.notes, tell)
     assert subject.opened.input_shape is not None
+    if any(isinstance(module, Routed) for module in subject.module.modules()):
+        raise UsageError(
+            "this network is routed already: give the one that it was made of, and another --out; a cheaper threshold "
+            "needs no training: set_threshold_"
+        )
     tell(Stage("finding what can be skipped"))
     chain, units = survey(subject.module, subject.opened.input_shape)
     return subject, chain, units
@@ -228,7 +234,7 @@ def _after(subject: Subject, found: Findings, job: RouteJob) -> Measurements:
     reasons = {"macs_thop": "thop sees one image's way only"}
     timing: dict[str, Any] | None = None
     if found.times:
-        timing = {engine: asdict(both["routed"]) for engine, both in found.times.items()}
+        timing = _timing(found, "routed")
         if "onnxruntime" not in timing:
             reasons["latency_ms.onnxruntime"] = "the network could not be exported"
     else:
@@ -250,6 +256,10 @@ def _other_ways(found: Findings) -> dict[str, Measurements]:
         way.name: Measurements(macs=round(way.point.macs), top1=way.point.top1, reasons=reasons)
         for way in found.ways[1:]
     }
+
+
+def _timing(found: Findings, network: str) -> dict[str, Any]:
+    return {engine: asdict(both[network]) for engine, both in found.times.items()}
 
 
 def _report(job: RouteJob, planned: Planned, before: Measurements, after: Measurements) -> Report:

@@ -30,6 +30,11 @@ class Balance:
         present = [label for label, count in enumerate(self.counts) if count]
         return present[0] if len(present) == 1 else None
 
+    def in_words(self) -> str:
+        """The share of every label, in percent."""
+        total = max(1, sum(self.counts))
+        return ", ".join(f"depth {label} {count / total:.1%}" for label, count in enumerate(self.counts))
+
     @property
     def largest_share(self) -> float:
         """The share of the commonest label: what always answering it would get right."""

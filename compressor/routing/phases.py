@@ -77,7 +77,9 @@ class Teacher:
         self.routed.to(choose_device(self.training.device))
         self.routed.set_threshold_(ALWAYS_WHOLE)
         taught = self._by_outcome() if self.settings.labels == "outcome" else self._by_activations()
-        if taught.labels.constant is not None:
+        if taught.labels.constant is None:
+            self._note(taught, f"the labels: {taught.labels.in_words()}")
+        else:
             self._note(taught, f"every image has the label {taught.labels.constant}: there is nothing to route by")
         self.routed.eval()
         return taught
@@ -108,7 +110,8 @@ class Teacher:
         if isinstance(routed.router, ImageRouter):
             self._teach_image_router(taught, learn, labels)
         elif not settings.joint:
-            fit_gates(routed.router, seen.seen, as_good(seen.right), epochs=settings.router_epochs, seed=self.training.seed)
+            suffices = as_good(seen.right)
+            fit_gates(routed.router, seen.seen, suffices, epochs=settings.router_epochs, seed=self.training.seed)
         return taught
 
     def _by_activations(self) -> Taught:

@@ -67,6 +67,18 @@ def test_lists_what_can_be_skipped(compressor):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_says_labels_and_compares_times_of_the_same_images(routed):
+    report = Report.load(routed)
+    assert any(note.startswith("the labels: depth 0 ") for note in report.notes)
+    for side in (report.before, report.after):
+        assert side.latency_ms is not None and all("mean" in timing for timing in side.latency_ms.values())
+
+
+def test_a_routed_network_is_not_routed_again(routed, capsys):
+    for more in (("--list",), ("--data", "digits", "--dry-run")):
+        assert "routed already" in refused(capsys, "route", routed / "model.pt", *more)
+
+
 def test_writes_a_network_that_opens_again_and_routes_alike(routed):
     network = compressor.load(routed / "model.pt")
     assert isinstance(network, Routed)

@@ -5,9 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
+from compressor.exporting.detached import flat_graph, ladder, one_graph, rungs
 from compressor.exporting.forms import Form
 from compressor.exporting.manifest import MODEL
+from compressor.exporting.routed import depth_graph, parts_of, routed_graph
 from compressor.exporting.stages import StageMaker, outputs_of
+from compressor.routing.network import Routed
+from compressor.subnets.detachable import Detachable
+from compressor.subnets.nested import Nested
 
 Graphs = dict[str, Any]  # file name -> onnx.ModelProto, its weights in the package's file
 
@@ -31,6 +36,23 @@ def _compact(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> G
     return {MODEL: model, **({flat_name(0): model} if separate else {})}
 
 
+def _detachable(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:
+    assert isinstance(form.module, Detachable | Nested)
+    parts = rungs(ladder(form.module, images.shape[1:]), images, maker)
+    flat = {flat_name(each.number): flat_graph(parts, each.number) for each in form.exits} if separate else {}
+    return {MODEL: one_graph(parts), **flat}
+
+
+def _routed(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:
+    assert isinstance(form.module, Routed)
+    parts = parts_of(form.module, images, maker)
+    flat = {flat_name(each.number): depth_graph(parts, each.number) for each in form.exits} if separate else {}
+    return {MODEL: routed_graph(parts), **flat}
+
+
 _BUILDERS: dict[str, Callable[[Form, Tensor, StageMaker, bool], Graphs]] = {
     "compact": _compact,
+    "detachable": _detachable,
+    "nested": _detachable,
+    "routed": _routed,
 }

@@ -14,6 +14,8 @@ import numpy as np
 
 from compressor.exporting.parity import Array
 
+IR_VERSION = 10  # of the file format; what torch's exporter writes
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -25,6 +27,25 @@ class Stage:
     def inputs(self) -> tuple[str, ...]:
         """Names of its inputs, in order."""
         return tuple(entry.name for entry in self.model.graph.input)
+
+    def first_output(self) -> "Stage":
+        """The graph with its first output alone, without what only the others need."""
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        graph = model.graph
+        del graph.output[1:]
+        needed, nodes = {graph.output[0].name}, []
+        for node in reversed(self.model.graph.node):
+            if needed & set(node.output):
+                needed.update(node.input)
+                nodes.append(node)
+        weights = [tensor for tensor in self.model.graph.initializer if tensor.name in needed]
+        del graph.node[:], graph.initializer[:]
+        graph.node.extend(reversed(nodes))
+        graph.initializer.extend(weights)
+        return Stage(model)
 
 
 class Body:
@@ -61,9 +82,7 @@ class Body:
             copied.name = prefix + (node.name or node.op_type)
             copied.input[:] = [renamed(name) for name in node.input]
             copied.output[:] = [renamed(name) for name in node.output]
-        for value in graph.value_info:
-            self.graph.value_info.add().CopyFrom(value)
-            self.graph.value_info[-1].name = renamed(value.name)
+        # Shapes of inner values stay behind: here the batch may be the part of it that goes through a branch.
         return [renamed(entry.name) for entry in graph.output]
 
     def run(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -117,18 +136,26 @@ class Body:
         self.graph.output.extend(outputs)
         return self.graph
 
-    def model(self, inputs: Sequence[Any], outputs: Mapping[str, Any], ir_version: int) -> Any:
-        """The whole model; `outputs` maps the names it gives to its outputs to where the values come from.
-
-        Each is a pair of the value's name and its ValueInfoProto.
-        """
+    def model(self, inputs: Sequence[Any], outputs: Mapping[str, tuple[str, Any]]) -> Any:
+        """The whole model; each output under its name, from a value and like a description (ValueInfoProto)."""
         import onnx
 
         results = []
-        for name, (value, info) in outputs.items():
+        for name, (value, like) in outputs.items():
             self.graph.node.append(onnx.helper.make_node("Identity", [value], [name], name=f"Identity_{name}"))
-            info.name = name
-            results.append(info)
+            results.append(onnx.ValueInfoProto())
+            results[-1].CopyFrom(like)
+            results[-1].name = name
         graph = self.finished("main", inputs, results)
         opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in self._domains.items()]
-        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="compressor")
+        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="compressor")
+
+
+def image_info(stage: Stage) -> Any:
+    """The description of a stage's first input, as the model's own input."""
+    import onnx
+
+    info = onnx.ValueInfoProto()
+    info.CopyFrom(stage.model.graph.input[0])
+    info.name = "input"
+    return info

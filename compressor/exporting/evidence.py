@@ -1,10 +1,12 @@
 """What an export is judged by, and the judgement: one row of facts for each exit, or an error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +15,11 @@ from compressor.exporting.builds import flat_name
 from compressor.exporting.forms import Cost, Exit, Form, cost_of
 from compressor.exporting.manifest import MODEL, ExitFacts
 from compressor.exporting.parity import Array
-from compressor.exporting.proof import PROOF_IMAGES, Runner, count_convolutions, latencies, parity
+from compressor.exporting.proof import PROOF_IMAGES, Runner, count_layers, latencies, parity
+from compressor.exporting.routed import check_mixture
 from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import portable, random_like, torch_outputs
+from compressor.routing.network import Routed
 
 Score = Callable[[Callable[[Array], Array]], float]  # what maps images to scores -> its top-1 on the test images
 
@@ -58,7 +62,7 @@ def prove(form: Form, evidence: Evidence, folder: Path, demands: Demands) -> tup
     assert evidence.images is not None
     file, images, threads = folder / MODEL, evidence.images, torch.get_num_threads()
     session = open_session(file, threads=threads)
-    costs = [cost_of(leaving, images) for leaving in form.exits]
+    costs = [cost_of(leaving.module, images) for leaving in form.exits]
     runners = [Runner(session, leaving.feeds) for leaving in form.exits]
     worst = [_compare(folder, *each, images, demands) for each in zip(form.exits, costs, runners)]
     top1 = [
@@ -66,6 +70,8 @@ def prove(form: Form, evidence: Evidence, folder: Path, demands: Demands) -> tup
         for each in zip(form.exits, runners)
     ]
     image = images[:1].numpy()
+    if isinstance(form.module, Routed) and not demands.quantized:
+        check_mixture(form.module, session, images)
     times = latencies(runners, costs, image, threads) if demands.latency else [None] * len(costs)
     return tuple(
         ExitFacts(
@@ -85,15 +91,35 @@ def prove(form: Form, evidence: Evidence, folder: Path, demands: Demands) -> tup
     )
 
 
+def routing_facts(form: Form, score: Score | None, folder: Path, exits: Sequence[ExitFacts]) -> dict[str, Any] | None:
+    """How a routed model does with its calibrated thresholds on the test images; None for others, and without them."""
+    if not isinstance(form.module, Routed) or score is None:
+        return None
+    run = Runner(open_session(folder / MODEL), {})
+    left = np.zeros(len(exits), np.int64)
+
+    def scores(batch: Array) -> Array:
+        nonlocal left
+        found, depths = run(batch)
+        left = left + np.bincount(depths, minlength=len(exits))
+        return found
+
+    top1 = score(scores)
+    shares = [float(count) / max(1, int(left.sum())) for count in left]
+    mean = sum(share * each.macs for share, each in zip(shares, exits))
+    return {"top1": top1, "mean_macs": round(mean), "left_at": shares}
+
+
 def _compare(folder: Path, leaving: Exit, cost: Cost, run: Runner, images: Tensor, demands: Demands) -> float | None:
     """The largest difference of an exit in its graphs, which execute the convolutions they should."""
-    graphs = [(folder / MODEL, leaving, run)]
+    graphs = [(folder / MODEL, leaving, cost, run)]
     if demands.separate:
-        flat = folder / flat_name(leaving.number)
-        graphs.append((flat, replace(leaving, feeds={}), Runner(open_session(flat), {})))
-    for file, asked, _ in graphs:
-        count_convolutions(file, asked, cost, images[:1].numpy())
-    return None if demands.quantized else max(parity(each, asked, images) for _, asked, each in graphs)
+        flat, module = folder / flat_name(leaving.number), leaving.alone or leaving.module
+        alone = replace(leaving, module=module, feeds={})
+        graphs.append((flat, alone, cost_of(module, images), Runner(open_session(flat), {})))
+    for file, asked, promised, _ in graphs:
+        count_layers(file, asked, promised, images[:1].numpy())
+    return None if demands.quantized else max(parity(each, asked, images) for _, asked, _, each in graphs)
 
 
 def _accuracy(score: Score | None, leaving: Exit, run: Runner, demands: Demands) -> tuple[float | None, float | None]:

@@ -41,7 +41,7 @@ class ExitFacts:
     name: str
     macs: int  # for one image
     params: int  # used by it, shared ones counted in full
-    convolutions: int  # executed for one batch, counted by ONNX Runtime's profiler
+    convolutions: int  # executed for one batch, as ONNX Runtime's profiler counts
     feeds: dict[str, Any] = field(default_factory=dict)  # input -> value that chooses this exit
     file: str | None = None  # of the flat graph, where there is one
     top1: float | None = None  # fraction of the test images; None without data
@@ -60,6 +60,7 @@ class Manifest:
     exits: tuple[ExitFacts, ...]
     classes: tuple[str, ...] | None = None
     choice: dict[str, Any] | None = None  # input, default, what it means
+    routing: dict[str, Any] | None = None  # with the default thresholds: top1, mean_macs, share that left at each depth
     opset: int = 0
     checked_on: str = ""  # the images on which ONNX Runtime was compared with torch
     quantization: dict[str, Any] | None = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compressor.errors import FileError, UsageError
 from compressor.exporting.builds import build
-from compressor.exporting.evidence import Demands, Evidence, prove
+from compressor.exporting.evidence import Demands, Evidence, prove, routing_facts
 from compressor.exporting.flat import OPSET, check_file, check_opset
 from compressor.exporting.forms import Form, form_of
 from compressor.exporting.manifest import (
@@ -102,6 +102,7 @@ def export_package(
             exits=exits,
             classes=None if card is None else card.classes,
             choice=form.choice,
+            routing=routing_facts(form, evidence.score, staging, exits),
             opset=settings.opset,
             checked_on=evidence.words,
             quantization=None if not settings.int8 or calibration is None else facts(settings.int8, len(calibration)),
@@ -156,6 +157,7 @@ def _write_graphs(form: Form, evidence: Evidence, staging: Path, settings: Packa
     with WeightsFile(staging / WEIGHTS) as weights, tempfile.TemporaryDirectory(dir=staging) as scratch:
         if settings.int8 is None:
             maker, images = StageMaker(weights, Path(scratch), settings.opset), evidence.images
+            images = None if images is None else images[:2]  # only their shapes matter
         else:
             maker = QuantizingMaker(weights, Path(scratch), settings.opset, settings.int8)
             images = evidence.calibration

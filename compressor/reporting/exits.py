@@ -32,6 +32,9 @@ def exits_table(manifest: "Manifest") -> RenderableType:
             NOTHING if each.latency_ms is None else units.milliseconds(each.latency_ms["median"]),
         )
     remarks = []
+    if manifest.routing is not None:
+        found = manifest.routing
+        remarks.append(f"routed: top-1 {units.percent(found['top1'])} at {units.macs(found['mean_macs'])} on average")
     if manifest.choice is not None:
         remarks.append(f"chosen by the input {manifest.choice['input']!r}: {manifest.choice['meaning']}")
     if any(each.top1 is None for each in manifest.exits):

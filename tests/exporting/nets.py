@@ -1,7 +1,11 @@
 """Tiny networks for the tests of exported files."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def lively(module: nn.Module) -> nn.Module:
@@ -14,6 +18,16 @@ def lively(module: nn.Module) -> nn.Module:
             nn.init.uniform_(layer.weight, 0.5, 2.0, generator=generator)
             nn.init.normal_(layer.bias, generator=generator)
     return module
+
+
+def trained(model: Net) -> Net:
+    """Every batch norm with statistics of its own, as after training."""
+    generator = torch.Generator().manual_seed(2)
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.copy_(torch.randn(layer.num_features, generator=generator) * 0.3)
+            layer.running_var.copy_(torch.rand(layer.num_features, generator=generator) + 0.5)
+    return model.eval()
 
 
 def small_net(classes: int = 4) -> nn.Module:

@@ -57,7 +57,7 @@ def test_the_manifest_says_what_the_model_is(made: tuple[Path, Manifest]) -> Non
     folder, manifest = made
     assert manifest == read_manifest(folder) == verify_package(folder)
     (leaving,) = manifest.exits
-    cost = cost_of(form_of(small_net(), example()).exits[0], example())
+    cost = cost_of(form_of(small_net(), example()).exits[0].module, example())
     assert (leaving.macs, leaving.params, leaving.convolutions) == (cost.macs, cost.params, 2)
     assert leaving.top1 == 0.5 and leaving.latency_ms["median"] > 0 and leaving.max_rel < 1e-5
     assert manifest.checked_on == "70 real images" and manifest.classes == CARD.classes

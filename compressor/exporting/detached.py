@@ -1,0 +1,145 @@
+"""Detachable networks as graphs: nested branches on the input `start`, every layer and its weights in them once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.exporting.compose import Body, Stage, image_info
+from compressor.exporting.forms import START
+from compressor.exporting.rows import ROW, Affine, batch_norms, with_rows
+from compressor.exporting.stages import StageMaker, outputs_of
+from compressor.graph.program import program
+from compressor.subnets.detachable import Detachable, SubModel
+from compressor.subnets.nested import Nested, find_run
+from compressor.subnets.points import Survey
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """The layers of a base in runs; model k takes those from the k-th on, so the last one is every model's.
+
+    What goes into a model's first run is what its own entry makes of the images; without one it is what the stem makes
+    of them, or the images themselves. A run whose batch norms differ takes the model's number as well.
+    """
+
+    stem: fx.GraphModule | None
+    runs: tuple[fx.GraphModule, ...]  # as many as there are models
+    entries: tuple[nn.Module | None, ...]
+
+
+def ladder(model: Detachable | Nested, shape: Sequence[int]) -> Ladder:
+    """Cut a network between the points where its sub-models start; `shape` is (channels, height, width)."""
+    found = Survey(model.base, tuple(shape))
+    entries: tuple[nn.Module | None, ...] = (None,) * (model.exits + 1)
+    inputs: list[tuple[int, ...]] = [tuple(shape)] * (model.exits + 1)
+    models: list[nn.Module] = [model.detach(exit) for exit in range(model.exits + 1)]
+    if isinstance(model, Detachable):
+        submodels = [each for each in model.submodels if isinstance(each, SubModel)]
+        places = [0, *(found.names.index(each) for each in model.at)]
+        entries = (None, *(each.step_down for each in submodels))
+        inputs = [found.chain.cuts[place].shape for place in places]
+        models = [model.base, *(each.tail for each in submodels)]
+    else:
+        places = list(find_run(found, str(model.step()["at"][0])).cuts[: model.exits + 1])
+    stem = found.chain.segment(0, places[0]).eval() if places[0] else None
+    runs = tuple(found.chain.segment(*both).eval() for both in pairwise((*places, found.end)))
+    norms = [batch_norms(program(each, torch.zeros(2, *size))) for each, size in zip(models, inputs)]
+    return _with_rows(Ladder(stem, runs, entries), norms)
+
+
+def _with_rows(whole: Ladder, norms: Sequence[Sequence[Affine]]) -> Ladder:
+    """Tables in the runs for the batch norms that the models do not share, given each model's in the order they run."""
+    left = [iter(each) for each in norms]
+
+    def tabled(run: fx.GraphModule, models: int) -> fx.GraphModule:
+        return with_rows(run, [[next(each) for each in left[:models]] for _ in batch_norms(run)])
+
+    stem = None if whole.stem is None else tabled(whole.stem, len(left))
+    return replace(whole, stem=stem, runs=tuple(tabled(run, number + 1) for number, run in enumerate(whole.runs)))
+
+
+@dataclass(frozen=True, eq=False)
+class Rungs:
+    """A ladder's parts as flat graphs."""
+
+    stem: Stage | None
+    runs: tuple[Stage, ...]
+    entries: tuple[Stage | None, ...]
+
+
+def rungs(whole: Ladder, images: Tensor, maker: StageMaker) -> Rungs:
+    """Export the parts, each on the maps that every model gives it of the images."""
+    flows: list[Tensor] = [images] * len(whole.runs)
+    stem, entries, runs = None, [], []
+    if whole.stem is not None:
+        stem, flows = _run(whole.stem, flows, maker)
+    for number, entry in enumerate(whole.entries):
+        entries.append(None if entry is None else maker.make(entry, [(images,)], ["x"], ["y"]))
+        if entry is not None:
+            flows[number] = outputs_of(entry, [(images,)])[0]
+    for number, run in enumerate(whole.runs):
+        stage, flows[: number + 1] = _run(run, flows[: number + 1], maker)
+        runs.append(stage)
+    return Rungs(stem, tuple(runs), tuple(entries))
+
+
+def _run(run: fx.GraphModule, flows: Sequence[Tensor], maker: StageMaker) -> tuple[Stage, list[Tensor]]:
+    """A run as a graph, and what it makes of each model's maps."""
+    inputs = [str(node.target) for node in run.graph.nodes if node.op == "placeholder"]
+    numbered = len(inputs) > 1
+    samples = [(maps, torch.tensor([model])) if numbered else (maps,) for model, maps in enumerate(flows)]
+    names = ["x", ROW][: len(inputs)]
+    return maker.make(run, samples, names, ["y"]), outputs_of(run, samples)
+
+
+def one_graph(parts: Rungs) -> Any:
+    """All models in one graph, chosen by `start`: 0, the default, is the base."""
+    import onnx
+
+    body = Body()
+    last = len(parts.runs) - 1
+    start = body.run("Clip", START, body.constant(0), body.constant(last))
+    row = body.run("Reshape", start, body.constant(np.asarray([1])))
+    flow = "input" if parts.stem is None else _call(body, parts.stem, "input", row)
+
+    def before(level: Body, number: int) -> str:
+        """The maps that go into a run, made at this level of the graph."""
+        if number == 0:
+            return flow
+        late = level.run("GreaterOrEqual", start, level.constant(number))
+        own, longer = level.inner(), level.inner()
+        entry = parts.entries[number]
+        made = flow if entry is None else _call(own, entry, "input", row)
+        grown = _call(longer, parts.runs[number - 1], before(longer, number - 1), row)
+        return level.choose(late, (own, [made]), (longer, [grown]))[0]
+
+    scores = _call(body, parts.runs[-1], before(body, last), row)
+    default = onnx.numpy_helper.from_array(np.asarray(0, np.int64), START)
+    body.graph.initializer.append(default)
+    inputs = [image_info(parts.stem or parts.runs[0]), onnx.helper.make_tensor_value_info(START, default.data_type, [])]
+    return body.model(inputs, {"logits": (scores, parts.runs[-1].model.graph.output[0])})
+
+
+def flat_graph(parts: Rungs, number: int) -> Any:
+    """One of the models alone, on the same weights."""
+    body = Body()
+    row = body.constant(np.asarray([number]))
+    entry = parts.entries[number]
+    flow = "input"
+    if entry is not None:
+        flow = _call(body, entry, flow, row)
+    elif parts.stem is not None:
+        flow = _call(body, parts.stem, flow, row)
+    for run in parts.runs[number:]:
+        flow = _call(body, run, flow, row)
+    first = entry or parts.stem or parts.runs[0]
+    return body.model([image_info(first)], {"logits": (flow, parts.runs[-1].model.graph.output[0])})
+
+
+def _call(body: Body, stage: Stage, value: str, row: str) -> str:
+    return body.call(stage, dict(zip(stage.inputs, (value, row))))[0]

@@ -1,0 +1,228 @@
+"""Routed networks as graphs: every image decides for itself, and only those that go on are computed further.
+
+After each depth the images that go on are gathered, the rest of the network runs on them inside a branch (which is not
+entered when there are none), and their scores are put back in their places.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CompressorError
+from compressor.exporting.compose import Body, Stage, image_info
+from compressor.exporting.forms import THRESHOLDS
+from compressor.exporting.parity import RELATIVE_LIMIT, Array, largest_difference
+from compressor.exporting.stages import StageMaker, outputs_of
+from compressor.routing.network import Routed
+from compressor.routing.router import Gates, ImageRouter
+
+_EDGE = 1e-5  # how near a threshold rounding may decide
+
+
+class _Segment(nn.Module):
+    def __init__(self, routed: Routed, depth: int) -> None:
+        super().__init__()
+        self.routed, self.depth = routed, depth
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.routed.segment(self.depth, x)
+
+
+class _Leave(nn.Module):
+    """From maps to scores and, where a gate looks at them, how sure it is."""
+
+    def __init__(self, routed: Routed, depth: int) -> None:
+        super().__init__()
+        self.routed, self.depth = routed, depth
+        self.gated = isinstance(routed.router, Gates) and depth < routed.depths - 1
+
+    def forward(self, maps: Tensor) -> Any:
+        scores = self.routed.leave(self.depth, maps)
+        if not self.gated:
+            return scores
+        router = self.routed.router
+        assert isinstance(router, Gates)
+        return scores, router.suffices(self.depth, maps, scores)
+
+
+class _Plan(nn.Module):
+    def __init__(self, router: ImageRouter) -> None:
+        super().__init__()
+        self.router = router
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.router.suffices(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A routed network's parts as flat graphs."""
+
+    segments: tuple[Stage, ...]
+    leaves: tuple[Stage, ...]  # scores, and with gates how sure
+    plan: Stage | None  # of an image router
+    thresholds: Array
+    classes: int
+
+
+def parts_of(routed: Routed, images: Tensor, maker: StageMaker) -> Parts:
+    """Export the parts, each on the maps that all images have there."""
+    segments, leaves, maps = [], [], images
+    plan = None
+    if isinstance(routed.router, ImageRouter):
+        plan = maker.make(_Plan(routed.router).eval(), [(images,)], ["x"], ["sure"])
+    for depth in range(routed.depths):
+        segment, leave = _Segment(routed, depth).eval(), _Leave(routed, depth).eval()
+        segments.append(maker.make(segment, [(maps,)], ["x"], ["y"]))
+        maps = outputs_of(segment, [(maps,)])[0]
+        leaves.append(maker.make(leave, [(maps,)], ["x"], ["scores", "sure"] if leave.gated else ["scores"]))
+    thresholds = routed.thresholds.detach().cpu().float().numpy()
+    return Parts(tuple(segments), tuple(leaves), plan, thresholds, routed.layout.classes)
+
+
+def routed_graph(parts: Parts) -> Any:
+    """The network with its router; `thresholds` is an input that has the calibrated ones as its default."""
+    import onnx
+
+    builder = _Builder(parts)
+    scores, ids = builder.whole()
+    body = builder.body
+    default = onnx.numpy_helper.from_array(parts.thresholds, THRESHOLDS)
+    body.graph.initializer.append(default)
+    given = onnx.helper.make_tensor_value_info(THRESHOLDS, default.data_type, list(default.dims))
+    like = parts.leaves[-1].model.graph.output[0]
+    inputs = [image_info(parts.segments[0]), given]
+    return body.model(inputs, {"logits": (scores, like), "exit": (ids, _exit_info(like))})
+
+
+def depth_graph(parts: Parts, depth: int) -> Any:
+    """The network when all images leave at one depth, without a router."""
+    body = Body()
+    flow = "input"
+    for segment in parts.segments[: depth + 1]:
+        flow = body.call(segment, {"x": flow})[0]
+    scores = body.call(parts.leaves[depth].first_output(), {"x": flow})[0]
+    like = parts.leaves[depth].model.graph.output[0]
+    ids = _filled(body, "input", depth)
+    return body.model([image_info(parts.segments[0])], {"logits": (scores, like), "exit": (ids, _exit_info(like))})
+
+
+def _exit_info(like: Any) -> Any:
+    """The description of one whole number for each image."""
+    import onnx
+
+    batch = like.type.tensor_type.shape.dim[0].dim_param
+    return onnx.helper.make_tensor_value_info("exit", onnx.TensorProto.INT64, [batch])
+
+
+class _Builder:
+    """The graph while it is built, depth by depth, each inside the branch of the one before."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.body = parts, Body()
+
+    def whole(self) -> tuple[str, str]:
+        """Names of the scores and of the depths at which images leave."""
+        plan = None if self.parts.plan is None else self.body.call(self.parts.plan, {"x": "input"})[0]
+        return self._from(self.body, 0, "input", plan)
+
+    def _from(self, body: Body, depth: int, maps: str, plan: str | None) -> tuple[str, str]:
+        maps = body.call(self.parts.segments[depth], {"x": maps})[0]
+        if depth == len(self.parts.segments) - 1:
+            return body.call(self.parts.leaves[depth], {"x": maps})[0], _filled(body, maps, depth)
+        place = body.constant(np.asarray(depth, np.int64))
+        threshold = body.run("Gather", THRESHOLDS, place, axis=0)
+        scores = None
+        if plan is None:
+            scores, sure = body.call(self.parts.leaves[depth], {"x": maps})
+        else:
+            sure = body.run("Gather", plan, place, axis=1)
+        leaves = body.run("GreaterOrEqual", sure, threshold)
+        if scores is None:
+            scores = self._staying(body, depth, maps, leaves)
+        here = _filled(body, maps, depth)
+        return self._going(body, depth, (maps, plan), (scores, here), leaves)
+
+    def _staying(self, body: Body, depth: int, maps: str, leaves: str) -> str:
+        """Scores of those that leave here, zero for the others."""
+        places, some = _places(body, leaves)
+        batch = body.run("Shape", maps, end=1)
+        shape = body.run("Concat", batch, body.constant(np.asarray([self.parts.classes])), axis=0)
+        zeros = body.run("Expand", body.constant(np.zeros((1, 1), np.float32)), shape)
+        then, otherwise = body.inner(), body.inner()
+        left = then.call(self.parts.leaves[depth], {"x": then.run("Gather", maps, places, axis=0)})[0]
+        return body.choose(some, (then, [_put(then, zeros, places, left)]), (otherwise, [zeros]))[0]
+
+    def _going(
+        self, body: Body, depth: int, flow: tuple[str, str | None], held: tuple[str, str], leaves: str
+    ) -> tuple[str, str]:
+        """The scores and depths with those put in their places that go deeper."""
+        places, some = _places(body, body.run("Not", leaves))
+        then, otherwise = body.inner(), body.inner()
+        maps, plan = (None if each is None else then.run("Gather", each, places, axis=0) for each in flow)
+        assert maps is not None
+        deeper = self._from(then, depth + 1, maps, plan)
+        placed = [_put(then, whole, places, part) for whole, part in zip(held, deeper)]
+        scores, ids = body.choose(some, (then, placed), (otherwise, list(held)))
+        return scores, ids
+
+
+def _places(body: Body, mask: str) -> tuple[str, str]:
+    """Where a mask is true, int64 (count,), and whether it is anywhere."""
+    places = body.run("Squeeze", body.run("NonZero", mask), body.constant(np.asarray([0])))
+    return places, body.run("Greater", body.run("Size", places), body.constant(0))
+
+
+def _put(body: Body, whole: str, places: str, part: str) -> str:
+    """Rows put in the places they came from."""
+    return body.run("ScatterND", whole, body.run("Unsqueeze", places, body.constant(np.asarray([1]))), part)
+
+
+def _filled(body: Body, maps: str, depth: int) -> str:
+    """The depth, once for each image."""
+    return body.run("Expand", body.constant(np.asarray([depth])), body.run("Shape", maps, end=1))
+
+
+@torch.no_grad()
+def mixtures(routed: Routed, images: Tensor) -> list[Array]:
+    """Thresholds to try: the calibrated ones, and those at which about half of the images go on at every depth."""
+    if isinstance(routed.router, ImageRouter):
+        sure = list(routed.router.suffices(images).unbind(1))
+    else:
+        scores, maps = routed.all_scores(images)
+        sure = [routed.router.suffices(d, maps[d], scores[d]) for d in range(routed.depths - 1)]
+    halves = torch.stack([each.median() for each in sure])
+    return [routed.thresholds.numpy(), halves.float().numpy()]
+
+
+@torch.no_grad()
+def check_mixture(routed: Routed, run: Any, images: Tensor) -> float:
+    """The largest relative difference from torch when every image decides for itself; `run` is the graph's session.
+
+    Images so near a threshold that rounding decides are left out.
+
+    Raises:
+        CompressorError: an image leaves at another depth than in torch, or with other scores.
+    """
+    kept, worst = routed.thresholds.clone(), 0.0
+    for thresholds in mixtures(routed, images):
+        found: list[Tensor] = []
+        for shift in (-_EDGE, 0.0, _EDGE):
+            routed.set_threshold_((thresholds + np.float32(shift)).tolist())
+            scores, ids = routed.route(images)
+            found += [scores, ids]
+        routed.set_threshold_(kept.tolist())
+        clear = (found[1] == found[5]).numpy()
+        got = run.run(None, {"input": images.numpy(), THRESHOLDS: thresholds})
+        if not np.array_equal(got[1][clear], found[3].numpy()[clear]):
+            raise CompressorError("images leave the exported graph at other depths than in torch; nothing was written")
+        _, relative = largest_difference([found[2].numpy()[clear]], [got[0][clear]])
+        worst = max(worst, relative)
+    if not worst <= RELATIVE_LIMIT:
+        raise CompressorError(
+            f"routed, the exported graph differs from torch by {worst:.1e} of the largest output; nothing was written"
+        )
+    return worst

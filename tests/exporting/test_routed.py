@@ -1,0 +1,126 @@
+"""Routed networks as graphs: who leaves where, with which scores, at what work, in batches of all mixtures."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from compressor.errors import CompressorError
+from compressor.exporting.evidence import Evidence
+from compressor.exporting.forms import forced
+from compressor.exporting.manifest import Manifest
+from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.proof import executed
+from compressor.exporting.routed import check_mixture, mixtures
+from compressor.exporting.runtime import OnnxModel, open_session
+from compressor.exporting.weights import graphs_in
+from compressor.routing.network import Routed
+from tests.exporting.nets import trained
+from tests.routing.nets import Residual, Three, images, routed
+
+Made = tuple[Path, Manifest, Routed]
+X = images(12)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("routed") / "net"
+    torch.manual_seed(0)
+    model = trained(routed(Residual))
+    model.set_threshold_(mixtures(model, X)[1].tolist())
+    evidence = Evidence(images(64), score=lambda run: float((run(X.numpy()).argmax(1) >= 0).mean()))
+    settings = PackageSettings(latency=False, separate=True)
+    return folder, export_package(model, X[:1], folder, evidence=evidence, settings=settings), model
+
+
+def test_every_image_leaves_where_it_does_in_torch(made: Made) -> None:
+    folder, _, model = made
+    with torch.no_grad():
+        scores, depths = model.route(X)
+    assert len(set(depths.tolist())) > 1, "the images part"
+    session = open_session(folder / "model.onnx")
+    for chosen in (slice(None), slice(0, 1), slice(3, 5)):
+        got = session.run(None, {"input": X[chosen].numpy()})
+        np.testing.assert_array_equal(got[1], depths[chosen])
+        np.testing.assert_allclose(got[0], scores[chosen], rtol=1e-4, atol=1e-5)
+
+
+def test_thresholds_are_an_input_with_the_calibrated_ones_as_default(made: Made) -> None:
+    folder, manifest, model = made
+    assert manifest.choice["input"] == "thresholds"
+    np.testing.assert_allclose(manifest.choice["default"], model.thresholds)
+    for depth in range(model.depths):
+        feeds = {"input": X.numpy(), "thresholds": forced(model.depths, depth)}
+        assert (open_session(folder / "model.onnx").run(None, feeds)[1] == depth).all()
+
+
+def test_the_work_that_is_skipped_is_not_done(made: Made) -> None:
+    folder, manifest, _ = made
+    found = []
+    for each in manifest.exits:
+        feeds = {"thresholds": np.asarray(each.feeds["thresholds"], np.float32)}
+        ran = executed(folder / "model.onnx", feeds, X[:1].numpy())
+        found.append(sum(count for name, count in ran.items() if "Conv" in name))
+    assert found == [each.convolutions for each in manifest.exits] == [1, 3, 6, 8]
+    assert [each.macs for each in manifest.exits] == sorted(each.macs for each in manifest.exits)
+
+
+def test_flat_graphs_are_the_depths_without_a_router(made: Made) -> None:
+    folder, manifest, model = made
+    for each in manifest.exits:
+        with torch.no_grad():
+            maps = X
+            for depth in range(each.number + 1):
+                maps = model.segment(depth, maps)
+            expected = model.leave(each.number, maps)
+        np.testing.assert_allclose(OnnxModel(folder / each.file)(X.numpy()), expected, rtol=1e-4, atol=1e-5)
+        operators = {node.op_type for node in onnx.load(folder / each.file).graph.node}
+        assert not operators & {"If", "Sigmoid", "ScatterND"}
+
+
+def test_the_manifest_says_how_the_routed_whole_does(made: Made) -> None:
+    _, manifest, model = made
+    with torch.no_grad():
+        depths = model.route(X)[1]
+    shares = [float((depths == depth).float().mean()) for depth in range(model.depths)]
+    assert manifest.routing["left_at"] == pytest.approx(shares) and manifest.routing["top1"] == 1
+    expected = sum(share * each.macs for share, each in zip(shares, manifest.exits))
+    assert manifest.routing["mean_macs"] == pytest.approx(expected, abs=1)
+
+
+def test_branches_hold_their_own_weights(made: Made) -> None:
+    folder, _, _ = made
+    graphs = list(graphs_in(onnx.load(folder / "model.onnx").graph))
+    assert sum(node.op_type == "Conv" for node in graphs[0].node) == 1
+    for graph in graphs:
+        names = {tensor.name for tensor in graph.initializer}
+        assert all(set(node.input[1:]) <= names for node in graph.node if node.op_type == "Conv")
+
+
+@pytest.mark.parametrize(
+    "layout", [{"router": "image"}, {"router": "argmax", "heads": "own"}], ids=["image router", "argmax, own heads"]
+)
+def test_other_routers_export(layout: dict[str, str], tmp_path: Path) -> None:
+    model = trained(routed(Three, **layout))
+    model.set_threshold_(mixtures(model, X)[1].tolist())
+    export_package(model, X[:1], tmp_path / "net", evidence=Evidence(X), settings=PackageSettings(latency=False))
+    got = open_session(tmp_path / "net" / "model.onnx").run(None, {"input": X.numpy()})
+    with torch.no_grad():
+        scores, depths = model.route(X)
+    np.testing.assert_array_equal(got[1], depths)
+    np.testing.assert_allclose(got[0], scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_that_routes_otherwise_is_found(made: Made) -> None:
+    folder, _, model = made
+
+    class Contrary:
+        def run(self, names: object, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+            scores, depths = open_session(folder / "model.onnx").run(names, feeds)
+            return [scores, depths[::-1].copy() + (Counter(depths.tolist())[0] == len(depths))]
+
+    with pytest.raises(CompressorError, match="other depths"):
+        check_mixture(model, Contrary(), X)

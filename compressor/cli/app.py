@@ -25,6 +25,7 @@ from compressor.cli import (
     route,
     sweep,
     train,
+    tune,
     verify,
 )
 from compressor.cli.flags import with_settings
@@ -66,6 +67,7 @@ for name, command, module in (
     ("sweep", sweep.sweep, sweep),
     ("compare", compare.compare, compare),
     ("export", export.export, export),
+    ("tune", tune.tune, tune),
     ("verify", verify.verify, verify),
     ("doctor", doctor.doctor, doctor),
     ("demo", demo.demo, demo),

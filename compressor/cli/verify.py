@@ -17,10 +17,13 @@ def verify(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
+    from compressor.exporting.run_onnx import fits_here
     from compressor.exporting.verify import verify_package
     from compressor.reporting.exits import exits_table
 
     manifest = verify_package(folder)
+    if manifest.tuned is not None and not fits_here(manifest.tuned):
+        terminal.say(f"note: tuned for another machine or ONNX Runtime; once there, run compressor tune {folder}")
     terminal.print_json({"folder": folder, "whole": True, **manifest.to_json()})
     terminal.show(exits_table(manifest))
     words = {f"{folder}/{name}": f"{facts['bytes']:,} bytes, unchanged" for name, facts in manifest.files.items()}

@@ -7,19 +7,39 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compressor.errors import FileError
+from compressor.exporting.parity import Array
 
 FORMAT, VERSION = "compressor package", 1
 MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run_onnx.py"
+TUNED_MODEL, TUNED_WEIGHTS = "model.cpu.onnx", "weights.cpu.bin"  # of `compressor tune`
 METADATA_KEY = "compressor.manifest"
 
 _KNOWN = "of the training data"
 
-# How ONNX Runtime is to open the files; docs/deploy.md says why.
+# An entry for ONNX Runtime's session options: no scale of one sub-model is multiplied into weights that are shared.
+KEEP_SHARED = ("optimization.disable_specified_optimizers", "ConvMulFusion;ConvAddFusion")
+
+# How ONNX Runtime is to open the files; docs/deploying.md says why.
 SESSION = {
-    "fastest": "default options; every session keeps a re-ordered copy of the weights for itself",
-    "least memory": "graph_optimization_level = ORT_ENABLE_EXTENDED: sessions and processes share the mapped weights",
-    "tuned": "model.cpu.onnx of `compressor tune`: graph_optimization_level = ORT_DISABLE_ALL, fast and shared",
+    "fastest": {
+        "file": MODEL,
+        "graph_optimization_level": "ORT_ENABLE_ALL",
+        "note": "the default; every session keeps a re-ordered copy of the weights for itself",
+    },
+    "least memory": {
+        "file": MODEL,
+        "graph_optimization_level": "ORT_ENABLE_EXTENDED",
+        KEEP_SHARED[0]: KEEP_SHARED[1],
+        "note": "sessions and processes share the mapped weights; slower",
+    },
+    "tuned": {
+        "file": TUNED_MODEL,
+        "graph_optimization_level": "ORT_DISABLE_ALL",
+        "note": "written by `compressor tune` on the device itself: fast, and the weights are shared",
+    },
 }
 
 
@@ -64,8 +84,8 @@ class Manifest:
     opset: int = 0
     checked_on: str = ""  # the images on which ONNX Runtime was compared with torch
     quantization: dict[str, Any] | None = None
-    session: dict[str, str] = field(default_factory=lambda: dict(SESSION))
-    tuned: dict[str, Any] | None = None  # machine and version that the .cpu files were made for
+    session: dict[str, dict[str, str]] = field(default_factory=lambda: dict(SESSION))
+    tuned: dict[str, Any] | None = None  # what the .cpu files were made for: machine, onnxruntime; latency of each exit
     made_with: dict[str, str] = field(default_factory=dict)
     history: tuple[str, ...] = ()
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> bytes, sha256
@@ -132,6 +152,14 @@ def manifest_inside(metadata: Mapping[str, str], where: str) -> Manifest | None:
     except (ValueError, RecursionError) as error:
         raise FileError(f"{where} holds a damaged manifest ({error}): export the package again") from error
     return manifest_from(held, where)
+
+
+def feeds_of(leaving: ExitFacts) -> dict[str, Array]:
+    """The inputs that choose an exit, as ONNX Runtime takes them."""
+    return {
+        name: np.asarray(value, np.int64 if isinstance(value, int) else np.float32)
+        for name, value in leaving.feeds.items()
+    }
 
 
 def file_facts(path: Path) -> dict[str, Any]:

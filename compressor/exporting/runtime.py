@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from compressor.errors import CompressorError, FileError
+from compressor.exporting.manifest import TUNED_MODEL
 from compressor.exporting.outside import check_graph
 from compressor.exporting.parity import Array
 
@@ -89,10 +90,13 @@ class OnnxModel:
 Level = Literal["all", "extended", "basic", "off"]  # of what ONNX Runtime changes in a graph before it runs it
 
 
-def open_session(path: Path, *, threads: int | None = None, level: Level = "all", profile: Path | None = None) -> Any:
+def open_session(
+    path: Path, *, threads: int | None = None, level: Level | None = None, profile: Path | None = None
+) -> Any:
     """An onnxruntime.InferenceSession on the CPU with `threads` threads an operator (None: one per core).
 
-    With `profile` the session writes what it runs to a file of that name and more.
+    Without a level a file of `compressor tune` is taken as it is, any other changed as far as ONNX Runtime can. With
+    `profile` the session writes what it runs to a file of that name and more.
 
     Raises:
         FileError: the file is missing, empty, no ONNX file, reads outside of its folder, or needs what this ONNX
@@ -107,7 +111,7 @@ def open_session(path: Path, *, threads: int | None = None, level: Level = "all"
     if path.stat().st_size == 0:
         raise FileError(f"{path} is empty; export it again")
     check_graph(path)
-    options = session_options(level, threads)
+    options = session_options(level or ("off" if path.name == TUNED_MODEL else "all"), threads)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)

@@ -1,11 +1,20 @@
 """Check a package that was copied somewhere: all files there, whole, unchanged, and nothing read from elsewhere."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError
-from compressor.exporting.manifest import MANIFEST, MODEL, Manifest, file_facts, read_manifest
+from compressor.exporting.manifest import (
+    MANIFEST,
+    MODEL,
+    TUNED_MODEL,
+    TUNED_WEIGHTS,
+    Manifest,
+    file_facts,
+    read_manifest,
+)
 from compressor.exporting.runtime import first_line
 from compressor.exporting.weights import graphs_in
 
@@ -16,8 +25,18 @@ def verify_package(folder: str | os.PathLike[str]) -> Manifest:
     Raises:
         FileError: a file is missing, changed or a link, or a graph reads weights from outside the folder.
     """
-    place = Path(folder)
+    return check_package(Path(folder), read_manifest(Path(folder)))
+
+
+def read_portable(place: Path) -> Manifest:
+    """The manifest of a package without the files that `compressor tune` added."""
     manifest = read_manifest(place)
+    files = {name: facts for name, facts in manifest.files.items() if name not in (TUNED_MODEL, TUNED_WEIGHTS)}
+    return replace(manifest, files=files, tuned=None)
+
+
+def check_package(place: Path, manifest: Manifest) -> Manifest:
+    """Check a folder against a manifest, as `verify_package` does."""
     for name, facts in manifest.files.items():
         if name != Path(name).name:
             raise FileError(f"{place / MANIFEST} names a file outside the folder ({name!r}): do not use this package")

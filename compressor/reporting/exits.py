@@ -47,5 +47,18 @@ def exits_table(manifest: "Manifest") -> RenderableType:
     return Group(table, *(Text(remark, style="dim") for remark in remarks))
 
 
+def tuned_table(manifest: "Manifest") -> RenderableType:
+    """The time of every exit in the portable graph and in the one made for this machine."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("exit", overflow="fold", min_width=12)
+    for title in ("portable", "tuned"):
+        table.add_column(title, justify="right", no_wrap=True)
+    tuned = manifest.tuned or {}
+    for each, before, after in zip(manifest.exits, tuned.get("portable_ms", ()), tuned.get("latency_ms", ())):
+        table.add_row(Text(f"{each.number} {each.name}"), units.milliseconds(before), units.milliseconds(after))
+    remark = f"batch 1, {tuned.get('threads')} thread(s) an operator, {tuned.get('machine')}, default options before"
+    return Group(table, Text(remark, style="dim"))
+
+
 def _share(fraction: float | None) -> str:
     return NOTHING if fraction is None else units.percent(fraction)

@@ -1,0 +1,149 @@
+"""Make a package fast and small in memory on the machine it lies on: `compressor tune`.
+
+ONNX Runtime re-orders the weights of convolutions for the processor when it opens a graph, and then every session has a
+copy of its own. Here it does so once and for all: the re-ordered graph and its weights, each once, come to lie beside
+the portable ones, and are opened as they are.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import CompressorError, FileError
+from compressor.exporting.manifest import (
+    MANIFEST,
+    MODEL,
+    TUNED_MODEL,
+    TUNED_WEIGHTS,
+    WEIGHTS,
+    Manifest,
+    feeds_of,
+    file_facts,
+)
+from compressor.exporting.parity import Array, largest_difference
+from compressor.exporting.proof import Runner, executed
+from compressor.exporting.runtime import first_line, open_session, session_options
+from compressor.exporting.staging import folder_beside, move_files
+from compressor.exporting.uniquify import uniquify
+from compressor.exporting.verify import check_package, read_portable
+from compressor.exporting.weights import WeightsFile
+from compressor.profiling.latency import measure
+
+_SAME = 1e-5  # relative difference allowed between the portable graph and the tuned one; the same kernels run
+_IMAGES = 8
+_ROUNDS = 3  # both are timed in turn, so that what else the machine does meets both
+
+
+def tune_package(folder: str | os.PathLike[str], *, threads: int = 1, latency: bool = True) -> Manifest:
+    """Write `model.cpu.onnx` and `weights.cpu.bin` into a package, and say so in its manifest.
+
+    They fit this processor and this version of ONNX Runtime only; open them with `ORT_DISABLE_ALL`. The portable files
+    stay as they are, and so do flat graphs of exits (`exit_0.onnx`).
+
+    Args:
+        threads: of an operator, while latencies are measured.
+        latency: measure each exit in both graphs, for the manifest.
+
+    Raises:
+        FileError: the folder holds no package, is damaged, or cannot be written.
+        CompressorError: a tuned graph computes or executes something else than the portable one. Nothing is changed
+            then.
+
+    Example:
+        manifest = tune_package("deploy")
+        manifest.tuned["latency_ms"]            # [0.83], and ["portable_ms"] before
+    """
+    place = Path(folder)
+    manifest = check_package(place, read_portable(place))
+    with folder_beside(place / MANIFEST) as staging:
+        _write(place, staging)
+        _compare(place, staging, manifest, threads)
+        manifest = replace(
+            manifest,
+            tuned=_facts(place, staging, manifest, threads if latency else None),
+            files={**manifest.files, **{name: file_facts(staging / name) for name in (TUNED_MODEL, TUNED_WEIGHTS)}},
+        )
+        (staging / MANIFEST).write_text(manifest.text(), encoding="utf-8")
+        move_files(staging, place, last=MANIFEST)
+    return manifest
+
+
+def _write(place: Path, staging: Path) -> None:
+    import onnx
+
+    with WeightsFile(staging / TUNED_WEIGHTS) as weights, _optimized(place / MODEL) as (model, folder):
+        uniquify(model.graph)
+        weights.take(model, folder)
+        onnx.save(model, staging / TUNED_MODEL)
+
+
+@contextmanager
+def _optimized(file: Path) -> Iterator[tuple[Any, Path]]:
+    """The graph as ONNX Runtime changes it for this processor, and the folder in which its weights lie meanwhile."""
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        options = session_options("all")
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
+        prefix = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{prefix}_file_name", "optimized.bin")
+        options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
+        try:
+            onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            model = onnx.load(folder / "optimized.onnx", load_external_data=False)
+        except Exception as error:  # onnxruntime's exceptions share no class of their own
+            raise FileError(f"{file} cannot be optimized by ONNX Runtime ({first_line(error)})") from error
+        # Weights of branches that stay as they are, are still read from the portable file.
+        (folder / WEIGHTS).symlink_to((file.parent / WEIGHTS).resolve())
+        yield model, folder
+
+
+def _compare(place: Path, staging: Path, manifest: Manifest, threads: int) -> None:
+    """Outputs and executed convolutions, for each exit and for what the graph does unasked."""
+    images, files = _images(manifest, _IMAGES), (place / MODEL, staging / TUNED_MODEL)
+    sessions = [open_session(file, threads=threads) for file in files]
+    for feeds in ({}, *map(feeds_of, manifest.exits)):
+        for batch in (images[:1], images):
+            before, after = (Runner(session, feeds)(batch) for session in sessions)
+            _, relative = largest_difference(before, after)
+            if not relative <= _SAME:
+                raise CompressorError(f"tuned, the outputs differ by {relative:.1e}; nothing was written")
+        wanted, found = (_convolutions(executed(file, feeds, images[:1])) for file in files)
+        if wanted != found:
+            raise CompressorError(f"tuned, {found} convolutions run and not {wanted}; nothing was written")
+
+
+def _convolutions(ran: Mapping[str, int]) -> int:
+    return sum(count for name, count in ran.items() if "Conv" in name)
+
+
+def _facts(place: Path, staging: Path, manifest: Manifest, threads: int | None) -> dict[str, Any]:
+    """What the tuned files are for and, measured with so many threads, how long each exit takes in both graphs."""
+    from compressor.exporting.run_onnx import machine
+
+    facts: dict[str, Any] = {"machine": machine(), "onnxruntime": version("onnxruntime"), "threads": threads}
+    if threads is None:
+        return facts
+    image = _images(manifest, 1)
+    sessions = [open_session(file, threads=threads) for file in (place / MODEL, staging / TUNED_MODEL)]
+    rows = []
+    for each in manifest.exits:
+        runs = [partial(Runner(session, feeds_of(each)), image) for session in sessions]
+        found = [[measure(run, threads=threads, seconds=0.2).median for run in runs] for _ in range(_ROUNDS)]
+        rows.append([min(times) for times in zip(*found)])
+    return {**facts, "portable_ms": [row[0] for row in rows], "latency_ms": [row[1] for row in rows]}
+
+
+def _images(manifest: Manifest, count: int) -> Array:
+    images: Array = np.random.default_rng(0).standard_normal((count, *manifest.input["shape"])).astype(np.float32)
+    return images

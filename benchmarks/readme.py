@@ -133,6 +133,44 @@ def _list(fractions: list[float]) -> str:
     return " / ".join(f"{fraction:.4f}" for fraction in fractions)
 
 
+def export() -> str:
+    """Packages against flat files and against earlyon: sizes, memory, and the time of every exit."""
+    result = _read("export.json")
+    pages = []
+    for key, title in (("detach", "VGG-16, 32x32, four sub-models"), ("route", "ResNet-18, 224x224, three exits")):
+        part = result[key]
+        ways = [way for way in part["exits"][0]["ms"] if way in part["disk"] or way in part["memory"]]
+        exits = [f"{row['exit']}, {row['macs'] / 1e6:.0f} MMAC" for row in part["exits"]]
+        pages += [f"| {title} | disk | memory | {' | '.join(exits)} |", "|---" * (3 + len(exits)) + "|"]
+        for way in ways:
+            disk = part["disk"].get(way, part["disk"]["package"])
+            cells = [f"{disk / 1e6:.1f} MB", f"{part['memory'][way] / 1e6:.0f} MB"]
+            cells += [_against_flat(row["ms"], way) for row in part["exits"]]
+            pages.append(f"| {_WAYS[way]} | {' | '.join(cells)} |")
+        pages.append("")
+    peer = result["route"]["earlyon"]
+    versions = result["versions"]
+    pages.append(
+        f"Exits: CPU time of one thread against a flat file of that exit alone, ratio of medians of {result['rounds']} "
+        f"runs in turn. Memory: what opening adds to a process (PSS), all exits at hand. {result['machine']}; "
+        f"onnxruntime {versions['onnxruntime']}, earlyon {peer}; one run."
+    )
+    return "\n".join(pages)
+
+
+_WAYS = {
+    "flat": "a file for each exit",
+    "package": "package",
+    "tuned": "package, after `compressor tune`",
+    "least memory": "package, least memory",
+    "earlyon": "earlyon",
+}
+
+
+def _against_flat(ms: dict[str, float], way: str) -> str:
+    return f"{ms[way]:.1f} ms" if way == "flat" else f"{ms[way] / ms['flat']:.2f}x"
+
+
 def _run_table(name: str) -> str:
     report = Report.from_json(_read(name))
     console = Console(width=76, file=open("/dev/null", "w"), record=True)  # noqa: PTH123, SIM115 - a sink
@@ -171,6 +209,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fashion": fashion,
     "zoo": zoo,
     "speed": speed,
+    "export": export,
     "adapnet": adapnet,
     "submodels": submodels,
     "cnsn": cnsn,

@@ -58,8 +58,8 @@ class _Capture:
         self.trials = self.walks, self.walks
         if first.trained.error is None:
             self.walks.append((self._walk(first.trained), first.doubled, True))
-            if probe.same_operators(first.evaluated, first.trained):  # the code is tried in both ways either way
-                self.trials = self.walks[:1], self.walks[1:]
+            if probe.same_operators(*(walk for walk, _, _ in self.walks)):  # one code: each mode tries it in one way
+                self.trials = self.walks[:1], self.walks[1:] if probe.asks_for_sizes(self.walks[1][0]) else []
         else:
             self.notes.append(f"not captured in training mode, in which it fails: {cause(first.trained.error)}")
         self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -77,7 +77,9 @@ class _Capture:
     def channels(self) -> Channels:
         self._refine()
         walk = self.walks[0][0]
-        grouped = np.isin(np.arange(len(self.roots)), np.concatenate([group.ids for group in self.groups]))
+        grouped = np.zeros(len(self.roots), dtype=bool)
+        for group in self.groups:
+            grouped[group.ids] = True
         return Channels(
             identities={key: ids for key, ids in self.identities.items() if grouped[ids].any()},
             groups=self.groups,
@@ -85,7 +87,7 @@ class _Capture:
             sizes=self.sizes,
             costs=resolve.costs(walk, self.numbered, self.batch),
             shapes={name: tuple(tensor.shape) for name, tensor in self.tensors.items()},
-            counted=frozenset(dict(self.model.named_parameters())),
+            counted=frozenset(name for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter)),
             absorbers=resolve.absorbers(walk),
             notes=tuple(self.notes),
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from compressor.graph.channels import Group, Ids, Key, Size
 from compressor.graph.trace import Op, Ran, Trace, outline
-from compressor.graph.walk import Walk
+from compressor.graph.walk import FILLED, Walk
 
 Mask = NDArray[np.bool_]
 
@@ -197,10 +197,39 @@ def parts(op: Op, walk: Walk) -> Ids | None:
     return ids.reshape(-1, unit) if unit < len(ids) else None
 
 
-def same_operators(one: Trace, other: Trace) -> bool:
-    """Whether two traces are the same operators in the same modules; copies are left out."""
-    ours, theirs = ([(op.name, op.module) for op in t.ops if op.name not in _LAYOUT] for t in (one, other))
-    return ours == theirs
+def same_operators(one: Walk, other: Walk) -> bool:
+    """Whether channels go through the same operators of the same modules; element-wise ones (dropout) are left out."""
+    return _passed(one) == _passed(other)
+
+
+def _passed(walk: Walk) -> list[tuple[str, str]]:
+    ops = zip(walk.trace.ops, walk.op_inputs, strict=True)
+    plain = (*_LAYOUT, "empty_like")
+    return [
+        (op.name, op.module)
+        for op, touched in ops
+        if touched and op.name not in plain and torch.Tag.pointwise not in op.func.tags
+    ]
+
+
+def asks_for_sizes(walk: Walk) -> bool:
+    """Whether an operator takes a size that the code may have from anywhere, other than to flatten."""
+    return any(
+        (touched and (op.name in _SIZED or _unflattens(op)))
+        or (op.name in FILLED and max(op.outputs[0].shape[1:], default=1) > 1)
+        for op, touched in zip(walk.trace.ops, walk.op_inputs, strict=True)
+    )
+
+
+_SIZED = frozenset(
+    """slice split split_with_sizes chunk unsafe_split unbind select narrow expand repeat constant_pad_nd unfold
+    unflatten as_strided index channel_shuffle pixel_shuffle""".split()  # noqa: SIM905
+)
+
+
+def _unflattens(op: Op) -> bool:
+    names = ("view", "_unsafe_view", "reshape")
+    return op.name in names and len(op.outputs[0].shape) >= len(op.args[0].shape)
 
 
 def same_code(op: int, walk: Walk, model: nn.Module) -> list[int]:

@@ -86,9 +86,22 @@ def _elementwise(x: Any, *rest: Any) -> Tensor:
     others = [value for value in rest if isinstance(value, Tensor)]
     if not isinstance(x, Tensor) or any(other.dtype != x.dtype for other in others):
         raise _NotQuick
-    if all(other.shape == x.shape for other in others):
-        return _like(x)
-    return _empty(x, torch.broadcast_shapes(x.shape, *(other.shape for other in others)))
+    shape = tuple(x.shape)
+    for other in others:
+        if other.shape != x.shape:
+            shape = _broadcast(shape, tuple(other.shape))
+    return _like(x) if shape == x.shape else _empty(x, shape)
+
+
+def _broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    result = list(longer)
+    for at, size in enumerate(shorter, len(longer) - len(shorter)):
+        if size != result[at]:
+            if size != 1 and result[at] != 1:
+                raise _NotQuick
+            result[at] = size if result[at] == 1 else result[at]
+    return tuple(result)
 
 
 def _in_place(x: Tensor, *rest: Any) -> Tensor:
@@ -111,11 +124,20 @@ def _concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return _empty(first, shape)
 
 
+def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
+    if not dims or not x.is_floating_point():
+        raise _NotQuick
+    gone = {dim % x.ndim for dim in dims}
+    sizes = [(1 if dim in gone else size) for dim, size in enumerate(x.shape) if keepdim or dim not in gone]
+    return _empty(x, sizes)
+
+
 _SAME_TYPE = "relu hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish add mul sub".split()  # noqa: SIM905
 _OTHERS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.convolution.default: _convolution,
     torch.ops.aten.native_batch_norm.default: _batch_norm,
     torch.ops.aten.cat.default: _concatenation,
+    torch.ops.aten.mean.dim: _mean,
 }
 
 

@@ -98,7 +98,7 @@ def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
     plain = []
     for module in model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+            if type(tensor) not in _CONSTANTS and isinstance(tensor, Tensor) and id(tensor) not in memo:
                 memo[id(tensor)] = _blank(tensor, real)
         kind: Any = type(module)
         if _copies_plainly(kind):
@@ -246,7 +246,7 @@ class _Recorder(_Watching):
         self._known: dict[int, TensorRef] = {}
         self._alive: list[Tensor] = []
         self._stack: list[str] = [""]
-        self._on_meta = all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+        self._on_meta = _device(model).type == "meta"
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.result.parameters[self._ref(tensor).index] = name
 
@@ -269,7 +269,11 @@ class _Recorder(_Watching):
         return output
 
     def refs(self, values: Any) -> Iterator[TensorRef]:
-        return (self._ref(leaf) for leaf in tree_iter(values) if isinstance(leaf, Tensor))
+        if isinstance(values, Tensor):
+            values = (values,)
+        elif type(values) is not tuple or not all(isinstance(value, Tensor) for value in values):
+            values = tree_iter(values)
+        return (self._ref(leaf) for leaf in values if isinstance(leaf, Tensor))
 
     def _ref(self, tensor: Tensor) -> TensorRef:
         known = self._known.get(id(tensor))

@@ -28,9 +28,7 @@ class Phases:
     fill: bool = False  # fine-tuning takes the epochs that the changes left over
 
     @staticmethod
-    def of(
-        settings: AdapNetSettings, training: TrainSettings, *, trained: bool, fill: bool = False
-    ) -> "Phases":
+    def of(settings: AdapNetSettings, training: TrainSettings, *, trained: bool, fill: bool = False) -> "Phases":
         """For a network that comes with trained weights, or with random ones."""
         own = {name: getattr(settings, name) for name in ("batch_size", "lr", "momentum", "weight_decay")}
         training = replace(training, **own)

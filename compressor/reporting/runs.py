@@ -102,9 +102,7 @@ def front(points: Sequence[Point], cost: str) -> list[int]:
     return [
         index
         for index, value, top1 in known
-        if not any(
-            other <= value and better >= top1 and (other < value or better > top1) for _, other, better in known
-        )
+        if not any(other <= value and better >= top1 and (other < value or better > top1) for _, other, better in known)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-SOURCE = '''
+SOURCE = """
 from torch import nn
 
 INPUT_SHAPE = (1, 8, 8)
@@ -29,7 +29,7 @@ def number():
 
 def fails():
     raise RuntimeError("no such luck")
-'''
+"""
 
 
 def write(folder: Path, source: str = SOURCE, name: str = "net.py") -> str:

@@ -95,7 +95,7 @@ def cause(error: Exception) -> str:
 def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
     """A copy of the model that may be edited and run freely: on the meta device, or with real data if `real`."""
     memo: dict[int, Any] = {}
-    plain = []
+    plain, others = [], 0
     for module in model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if type(tensor) not in _CONSTANTS and isinstance(tensor, Tensor) and id(tensor) not in memo:
@@ -104,6 +104,10 @@ def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
         if _copies_plainly(kind):
             memo[id(module)] = kind.__new__(kind)
             plain.append(module)
+        else:
+            others += 1
+    if others:  # they are copied with what they hold, which has to be whole by then
+        plain.sort(key=lambda module: sum(1 for _ in module.modules()))
     for module in plain:
         vars(memo[id(module)]).update({key: _copied(value, memo) for key, value in vars(module).items()})
     return copy.deepcopy(model, memo)

@@ -6,16 +6,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compressor.api import detach as detach
+    from compressor.api import evaluate as evaluate
+    from compressor.api import export as export
+    from compressor.api import finetune as finetune
+    from compressor.api import inspect as inspect
+    from compressor.api import prune as prune
+    from compressor.api import replace_early as replace_early
+    from compressor.api import route as route
+    from compressor.api import sweep as sweep
+    from compressor.api import train as train
     from compressor.errors import CompressorError as CompressorError
     from compressor.errors import DataError as DataError
     from compressor.errors import FileError as FileError
     from compressor.errors import ModelError as ModelError
     from compressor.errors import UsageError as UsageError
+    from compressor.exporting.verify import verify_package as verify_package
     from compressor.loading import load as load
     from compressor.loading import save as save
+    from compressor.pipeline.compare import compare as compare
     from compressor.pipeline.oneshot import prune_ as prune_
+    from compressor.pipeline.resume import resume as resume
     from compressor.profiling.model_profile import profile as profile
+    from compressor.reporting.report import Report as Report
 
+_VERBS = (
+    "detach", "evaluate", "export", "finetune", "inspect", "prune", "replace_early", "route", "sweep", "train",
+)  # fmt: skip
 # Public name -> the module that defines it.
 _HOMES = {
     "CompressorError": "compressor.errors",
@@ -27,6 +44,11 @@ _HOMES = {
     "save": "compressor.loading",
     "profile": "compressor.profiling.model_profile",
     "prune_": "compressor.pipeline.oneshot",
+    "compare": "compressor.pipeline.compare",
+    "resume": "compressor.pipeline.resume",
+    "verify_package": "compressor.exporting.verify",
+    "Report": "compressor.reporting.report",
+    **dict.fromkeys(_VERBS, "compressor.api"),
 }
 
 __all__ = sorted(_HOMES)

@@ -4,7 +4,6 @@ A file has the names of flags on one level, `target_macs = 0.5`. A settings.json
 things that a person has to say anew: --overwrite, and --trust.
 """
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import typer
 
 from compressor.cli.texts import READERS
 from compressor.errors import CompressorError, FileError, UsageError
-from compressor.pipeline.kinds import fits, tuples, words
+from compressor.pipeline.kinds import fits, tuples, unknown, words
 
 CHOSEN = "compressor.chosen"  # in the context: what a file said that a person might have typed
 # What settings.json holds besides settings, and what of it is never taken over.
@@ -87,8 +86,7 @@ def _check_command(path: Path, content: Mapping[str, Any], command: str) -> None
 def _unknown(name: str, value: Any, known: Mapping[str, Known]) -> str:
     if isinstance(value, dict):
         return f"[{name}] is a table, and settings stand on one level, such as epochs = 10"
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    return f"there is no setting {name!r}" + (f", did you mean {near[0]}?" if near else "")
+    return unknown(name, known)
 
 
 def _value(path: Path, name: str, value: Any, setting: Known) -> Any:

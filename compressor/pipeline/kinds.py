@@ -1,5 +1,7 @@
 """Whether a value from a file is of the type that a settings dataclass says; nothing heavy is imported."""
 
+import difflib
+from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -29,6 +31,12 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return type(value) in (int, float)
     return type(value) is hint
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What is said of a name that no setting has: "there is no setting 'epoch', did you mean epochs?"."""
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    return f"there is no setting {name!r}" + (f", did you mean {near[0]}?" if near else "")
 
 
 def words(hint: Any) -> str:

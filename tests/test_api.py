@@ -1,0 +1,93 @@
+"""The Python API: every example in its docstrings runs, keywords are the settings', and mistakes are named."""
+
+import inspect
+import textwrap
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import compressor
+from compressor import api, keywords
+from compressor.errors import UsageError
+from compressor.methods.adapnet.settings import AdapNetSettings
+from compressor.methods.settings import PruneSettings
+from compressor.pipeline import settings as jobs
+from compressor.primenet.settings import PrimeNetSettings
+from compressor.routing.settings import RouteSettings
+from compressor.subnets.settings import DetachSettings
+from compressor.training.settings import DataSettings, TrainSettings
+
+ROOT = Path(__file__).parents[1]
+VERBS = ["train", "finetune", "prune", "detach", "route", "replace_early", "evaluate", "inspect", "export", "sweep"]
+ROOMS = {
+    keywords.Model: jobs.ModelSettings,
+    keywords.Output: jobs.OutputSettings,
+    keywords.Loading: DataSettings,
+    keywords.Training: TrainSettings,
+    keywords.Pruning: PruneSettings,
+    keywords.AdapNet: AdapNetSettings,
+    keywords.Goals: jobs.GoalSettings,
+    keywords.Detaching: DetachSettings,
+    keywords.Routing: RouteSettings,
+    keywords.PrimeNet: PrimeNetSettings,
+    keywords.Grid: jobs.SweepSettings,
+}
+# Parameters of the verbs, and what other rooms of the same verb have, too.
+ELSEWHERE = {"model", "out", "first_epoch", "method", "methods", "ratios", "seed", "keep", "lsep"}
+ELSEWHERE |= {"batch_size", "momentum", "lr", "weight_decay", "target_macs"}
+
+
+def example_of(verb):
+    return textwrap.dedent(inspect.getdoc(getattr(api, verb)).partition("Example:\n")[2])
+
+
+@pytest.mark.slow
+def test_every_example_runs(tmp_path, monkeypatch):
+    """In the order in which they build on each other, latency left out."""
+    (tmp_path / "sample_models").symlink_to(ROOT / "sample_models")
+    monkeypatch.chdir(tmp_path)
+    for verb in VERBS:
+        code = example_of(verb)
+        assert code.count(f"compressor.{verb}(") == 1, verb
+        if "out=" in code and "latency" not in code:
+            code = code.replace("out=", "latency=False, out=")
+        exec(compile(code, verb, "exec"), {"compressor": compressor})
+    compared = compressor.compare(["runs/digits", "runs/small", "runs/detached"], out="runs/compared")
+    assert (tmp_path / "runs/compared/comparison.html").exists() and len(compared.points) >= 4
+    assert compressor.Report.load("runs/small")._repr_html_().startswith("<article")
+
+
+def test_a_keyword_is_what_the_flag_is(tmp_path):
+    flags = {"ratio_for": {"3": 0.25}, "keep": ["0"], "seed": 5, "latency": False}
+    report = compressor.prune(ROOT / "sample_models/digits_cnn.pt", out=tmp_path / "run", onnx=False, **flags)
+    wanted = {"ratio_for": (("3", 0.25),), "keep": ("0",), "seed": 5, "latency": False, "ratio": 0.5}
+    assert wanted.items() <= report.settings.items()
+    assert set(report.settings["chosen"]) >= flags.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"epoch": 3}, "there is no setting 'epoch', did you mean epochs?; compressor.prune knows"),
+        ({"epochs": 2.5}, "epochs is 2.5, and has to be a whole number"),
+        ({"method": "adapnet", "ratio": 0.5, "data": "digits"}, "there is no setting 'ratio'"),
+        ({"method": "adapnet"}, "needs data"),
+        ({"chi_s": 3.0}, "there is no setting 'chi_s'"),
+    ],
+    ids=["unknown", "type", "not-adapnets", "no-data", "adapnets"],
+)
+def test_mistakes_are_named(tmp_path, given, said):
+    with pytest.raises(UsageError) as error:
+        compressor.prune("model.pt", out=tmp_path / "run", **given)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("words", "room"), ROOMS.items(), ids=lambda each: each.__name__)
+def test_keywords_are_the_settings(words, room):
+    ours, theirs = typing.get_type_hints(words), typing.get_type_hints(room)
+    assert ours.keys() <= theirs.keys() and theirs.keys() - ours.keys() <= ELSEWHERE
+    for name, hint in ours.items():
+        if typing.get_origin(hint) is not Sequence and hint != theirs[name]:
+            assert typing.get_origin(theirs[name]) is tuple, name

@@ -189,6 +189,8 @@ def _opened(out: Path, name: str, scale: Scale, device: str) -> dict[str, Any]:
     }
     if out.exists():
         result: dict[str, Any] = json.loads(out.read_text())
+        # Settings that came after the result was begun are off by default.
+        told["adapnet"] = {key: value for key, value in told["adapnet"].items() if key in result["adapnet"]}
         changed = [key for key, value in told.items() if result[key] != value]
         if changed:
             sys.exit(f"{out} was measured with other settings ({', '.join(changed)}): give another --out")

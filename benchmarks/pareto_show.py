@@ -48,7 +48,7 @@ def _one(network: str, data: str, rows: Rows) -> str:
         for left in lefts
     }
     lines = [f"{network} on {data}; untouched, with the same epochs: {_spread(untouched)}", ""]
-    lines.append(f"| MACs removed | {' | '.join(f'{1 - left:.0%}' for left in lefts)} | s |")
+    lines.append(f"| MACs removed | {' | '.join(f'{1 - left:.0%}' for left in lefts)} | CPU s |")
     lines.append("|---" * (len(lefts) + 2) + "|")
     for method, values in found.items():
         cells = []
@@ -58,6 +58,63 @@ def _one(network: str, data: str, rows: Rows) -> str:
         seconds = statistics.mean(row["cpu_seconds"] for row in rows if row["method"] == method)
         lines.append(f"| {method} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
+
+
+def text(result: dict[str, Any]) -> str:
+    """Tables and verdicts of all networks, and the budget."""
+    parts = []
+    for _, _, rows in cases(result):
+        lines = f"{table({'rows': rows})}\n\n{verdict(rows)}"
+        short = met_alone(rows)
+        if short:
+            lines += f" Where too few filters qualified in time, l1 took the rest: AdapNet alone came to {short}."
+        parts.append(f"{lines} {len({row['seed'] for row in rows})} seeds.")
+    parts.append(
+        f"{result['train_images']} training images, {result['start_epochs']} epochs before and {result['epochs']} "
+        f"after, of which AdapNet changes the structure in {result['adapnet']['max_epochs']} at most; CPU s is "
+        "processor time for a network."
+    )
+    return "\n\n".join(parts)
+
+
+def verdict(rows: Rows) -> str:
+    """How far our best is from the peer's best at each point, and AdapNet from the best one-shot method at the smallest
+    network: mean and standard deviation of the difference on the same seed, in percentage points.
+    """
+    found = points(rows)
+    found.pop("untouched", None)
+    lefts = sorted({left for values in found.values() for left in values}, reverse=True)
+    peers = [name for name in found if is_peer(name)]
+    adaptive = [name for name in found if name.startswith("adapnet")]
+    one_shot = [name for name in found if name not in adaptive and "group norm" not in name]
+
+    def lead(ones: list[str], others: list[str], left: float) -> tuple[str, bool]:
+        one, other = (
+            max((found[name][left] for name in names if left in found[name]), key=statistics.mean)
+            for names in (ones, others)
+        )
+        gaps = [a - b for a, b in zip(one, other)]  # rows of one seed follow those of the seed before
+        spread = statistics.stdev(gaps) if len(gaps) > 1 else 0.0
+        return f"{statistics.mean(gaps):+.1f} ± {spread:.1f}", statistics.mean(gaps) > spread
+
+    leads = {left: lead([name for name in found if name not in peers], peers, left) for left in lefts}
+    beyond = [f"{1 - left:.0%}" for left, (_, clear) in leads.items() if clear]
+    words = ", ".join(f"{text} at {1 - left:.0%}" for left, (text, _) in leads.items())
+    last, clear = lead(adaptive, one_shot, lefts[-1])
+    return (
+        f"Our best less the peer's best, on the same seed: {words}; beyond one standard deviation at "
+        f"{', '.join(beyond) or 'none of them'}. AdapNet less the best one-shot method of either at "
+        f"{1 - lefts[-1]:.0%}: {last}, {'beyond' if clear else 'within'} one standard deviation."
+    )
+
+
+def met_alone(rows: Rows) -> str:
+    """What AdapNet itself had left on average where others finished the cut for it; empty where it met all targets."""
+    short: dict[float, list[float]] = {}
+    for row in rows:
+        if "macs_left_by_adapnet" in row and row["macs_left_by_adapnet"] > 1.02 * row["left"]:
+            short.setdefault(row["left"], []).append(row["macs_left_by_adapnet"])
+    return ", ".join(f"{statistics.mean(found):.0%} for {left:.0%}" for left, found in short.items())
 
 
 def _spread(values: list[float]) -> str:

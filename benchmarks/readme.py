@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import adapnet_small
+from benchmarks import adapnet_small, pareto_show
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
@@ -204,11 +204,34 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
+def pareto() -> str:
+    """Accuracy at four costs beside Torch-Pruning's, and what came of it."""
+    result = _read("pareto-small.json")
+    return f"{pareto_show.text(result)} {_where(result)}"
+
+
+def training() -> str:
+    """The training loop beside a plain one, evaluation, and what AdapNet adds."""
+    result = _read("training-cpu.json")
+    speed, found = result["images_per_second"], result["adapnet"]
+    shares = [f"{name.removeprefix('aten::')} {share:.0%}" for name, share in result["profile"].items()]
+    return (
+        f"{speed['ours']:,} images/s against {speed['plain']:,} of the plain loop ({result['ours_over_plain']:.2f} "
+        f"times) and {speed['bare']:,} of bare steps on batches that lie ready; evaluation "
+        f"{result['evaluation_ours_over_plain']:.2f} times a plain loop's speed. AdapNet adds {found['added']:.0%} to "
+        f"its epochs ({found['periods']} periods of {found['steps_a_period']} steps, one run). Where the time goes: "
+        f"{', '.join(shares[:4])}. {result['network']}, medians of {result['rounds']} rounds, processor time. "
+        f"{result['machine']}; torch {result['versions']['torch']}."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fashion": fashion,
     "zoo": zoo,
     "speed": speed,
+    "pareto": pareto,
+    "training": training,
     "export": export,
     "adapnet": adapnet,
     "submodels": submodels,

@@ -227,3 +227,24 @@ def test_examples_are_spread_over_the_classes(root):
     first, last = batches(data.test, data, 1), list(batches(data.test, data, 1))[-1]
     assert torch.equal(x[0], next(first)[0][0])
     assert torch.equal(x[1], last[0][0])
+
+
+def resident_bytes() -> int:
+    """Memory of this process that lies in RAM."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_stays_flat_while_a_streamed_epoch_passes(tmp_path):
+    write_images(tmp_path / "train" / "cat", 8, (96, 96))
+    paths = sorted((tmp_path / "train" / "cat").iterdir()) * 750
+    streamed = FolderSet.of(paths, [0] * len(paths), (3, 96, 96), lambda path, reason: None)
+    decoded = len(paths) * 3 * 96 * 96
+    seen = []
+    for images, _ in streamed.read(torch.arange(len(paths)).split(50), CPU):
+        assert len(images) == 50
+        seen.append(resident_bytes())
+    growth = max(seen) - seen[len(seen) // 5]  # workers and their queues are at work by then
+    assert growth < decoded / 8, f"{growth / 2**20:.0f} MiB more, of {decoded / 2**20:.0f} that were read"

@@ -55,6 +55,10 @@ def test_covariance_is_that_of_what_the_readers_get() -> None:
     assert found is not None
     assert torch.allclose(found, wanted / wanted.diagonal().mean(), atol=1e-5)
     assert means.covariance(channels.group("2")) is None  # a flattened map has many inputs for a channel
+    resumed = Means(joint=True)
+    resumed.load_state_dict(means.state_dict(), torch.device("cpu"))
+    again = resumed.covariance(channels.group("0"))
+    assert again is not None and torch.equal(again, found)
 
 
 def test_a_run_hands_columns_on_and_keeps_more_of_what_the_network_does() -> None:

@@ -43,7 +43,7 @@ START_EPOCHS, TOTAL_EPOCHS, WIDTH = 5, 18, 0.25
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=["small", "toy"], help="toy, for a table: a minute to see that it runs")
+    parser.add_argument("--scale", choices=["small", "toy"], help="toy, for a table: minutes to see that it runs")
     parser.add_argument("--table", choices=sorted(adapnet_tables.TABLES, key=int))
     parser.add_argument("--data", action="append", metavar="NAME=SPEC", required=True)
     parser.add_argument("--seeds", type=int, nargs="+")

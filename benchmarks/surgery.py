@@ -85,7 +85,8 @@ def _send(there: Connection, name: str, tool: str) -> None:
 
 def speed(out: Path, rounds: int, wanted: list[str]) -> None:
     names = wanted or [name for name in torchvision_names() if _is_cnn(name)]
-    result = _opened(out, {"what": "seconds: capture + plan + apply, against graph + prune, L1, half", "networks": {}})
+    what = "CPU seconds: capture + plan + apply, against graph + prune, L1, half"
+    result = _opened(out, {"what": what, "networks": {}})
     for name in names:
         if name in result["networks"]:
             continue
@@ -118,12 +119,12 @@ def _is_cnn(name: str) -> bool:
 def _timed(
     job: Callable[[nn.Module, torch.Tensor], None], model: nn.Module, example: torch.Tensor
 ) -> tuple[float, str]:
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         job(model.eval(), example)
     except Exception as error:  # the peer's failures are results
-        return time.perf_counter() - start, f"{type(error).__name__}: {str(error)[:200]}"
-    return time.perf_counter() - start, ""
+        return time.process_time() - start, f"{type(error).__name__}: {str(error)[:200]}"
+    return time.process_time() - start, ""
 
 
 def _ours(model: nn.Module, example: torch.Tensor) -> None:

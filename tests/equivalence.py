@@ -4,7 +4,6 @@ Operators that take statistics over channels (layer norm, a mean over channels, 
 in the reference over the channels that stay, since a channel of zeros would still count there.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from compressor.surgery import Plan, Prune
 
 STATISTICS = frozenset(
     """native_layer_norm native_group_norm _fused_rms_norm mean var var_mean std std_mean native_batch_norm
-    _native_batch_norm_legit linalg_vector_norm _weight_norm_interface""".split()  # noqa: SIM905 - a list of words
+    _native_batch_norm_legit linalg_vector_norm norm _weight_norm_interface""".split()  # noqa: SIM905 - a list of words
 )
 
 
@@ -77,7 +76,7 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
     """What the model gives once every position of the removed channels is zero, in all parameters and buffers."""
     gone = np.zeros(channels.next_id, dtype=bool)
     gone[list(removed)] = True
-    masked = copy.deepcopy(model)
+    masked = skeleton(model, real=True)
     tensors = dict(masked.named_parameters()) | dict(masked.named_buffers())
     for (name, dim), ids in channels.identities.items():
         where = np.flatnonzero(gone[ids])

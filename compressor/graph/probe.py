@@ -204,7 +204,7 @@ def same_operators(one: Walk, other: Walk) -> bool:
 
 def _passed(walk: Walk) -> list[tuple[str, str]]:
     ops = zip(walk.trace.ops, walk.op_inputs, strict=True)
-    plain = (*_LAYOUT, "empty_like")
+    plain = (*_LAYOUT, "empty_like", "bernoulli")
     return [
         (op.name, op.module)
         for op, touched in ops

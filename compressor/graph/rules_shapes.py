@@ -125,14 +125,14 @@ def cat(w: Walk, op: Op) -> None:
     out = op.outputs[0]
     at = (op.args[1] if len(op.args) > 1 else 0) % len(out.shape)
     track = _joined(w, op, tensors, at)
-    if any(w.adopt(ref, at) is not None for ref in tensors):
+    if any(at in w.track(ref) for ref in tensors):
         parts = [_known(w, ref, at, f"{op.module or 'the model'} concatenates it untracked") for ref in tensors]
         track[at] = np.concatenate(parts)
     w.give(out, track)
 
 
 def _known(w: Walk, ref: TensorRef, dim: int, reason: str) -> Ids:
-    ids = w.track(ref).get(dim)
+    ids = w.adopt(ref, dim)
     return w.constant(ref.shape[dim], reason) if ids is None else ids
 
 

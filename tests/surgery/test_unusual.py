@@ -1,0 +1,213 @@
+"""Networks as strangers write them: what is free in each, and that surgery on it equals the masked original."""
+
+# ruff: noqa: RUF012 - FREE and FROZEN are constants of each class
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.graph import capture
+from compressor.graph.channels import same_map
+from compressor.surgery import operate_
+from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
+from tests.networks import Network, conv
+
+
+class Quarters(Network):
+    """Four slices that follow the shape: only when cut unevenly do they show that they must stay equal."""
+
+    FREE = {"a": 2, "b": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        c = x.shape[1] // 4
+        parts = [torch.roll(x[:, i * c : (i + 1) * c], i - 1, 2 + i % 2) for i in range(4)]
+        return self.head(F.relu(self.b(torch.cat(parts, 1))).mean((2, 3)))
+
+
+class EvenAndOdd(Network):
+    """Strided slices over channels."""
+
+    FREE = {"a": 8, "b": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 16), conv(8, 8, 1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(torch.cat([x[:, 0::2], F.relu(self.b(x[:, 1::2]))], 1).mean((2, 3)))
+
+
+class TemporalShift(Network):
+    """A tensor of zeros filled slice by slice, with slices in eighths."""
+
+    FREE = {"a": 2, "b": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 16), conv(16, 8), nn.Linear(8, 2)
+
+    def example(self) -> Tensor:
+        return torch.randn(2, 3, 3, 8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t = x.shape[:2]
+        x = self.a(x.flatten(0, 1))
+        x = x.view(b, t, *x.shape[1:])
+        f, out = x.shape[2] // 8, torch.zeros_like(x)
+        out[:, :-1, :f], out[:, 1:, f : 2 * f] = x[:, 1:, :f], x[:, :-1, f : 2 * f]
+        out[:, :, 2 * f :] = x[:, :, 2 * f :]
+        return self.head(F.relu(self.b(out.flatten(0, 1))).mean((2, 3)).view(b, t, -1).mean(1))
+
+
+class CosineHead(Network):
+    """F.normalize: a length repeated over all channels."""
+
+    FREE = {"a": 8}
+    FROZEN = {"weight": "output"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.weight = conv(3, 8), nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(F.relu(self.a(x)).mean((2, 3))), F.normalize(self.weight)) * 30
+
+
+class Spectral(Network):
+    """Spectral normalisation, new and old: its vectors follow the weight."""
+
+    FREE = {"a": 8, "b": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.spectral_norm(conv(3, 8))
+        self.b, self.head = nn.utils.spectral_norm(conv(8, 6)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+
+
+class OldWeightNorm(Network):
+    """torch.nn.utils.weight_norm keeps the computed weight, which is no leaf, on the module."""
+
+    FREE = {"a": 8, "b": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = (nn.utils.weight_norm(m) for m in (conv(3, 8), conv(8, 6), nn.Linear(6, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+
+
+class FixedBlur(Network):
+    """A depthwise kernel made from one, as often as there are channels."""
+
+    FREE = {"a": 8, "b": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 6), nn.Linear(6, 2)
+        self.register_buffer("kernel", torch.ones(1, 1, 3, 3) / 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = self.b(F.conv2d(x, self.kernel.repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1]))
+        return self.head(F.conv2d(x, self.kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1]).mean((2, 3)))
+
+
+class NonLocal(Network):
+    """One attribute counts the channels of two kinds of maps, which stay equally many."""
+
+    FREE = {"a": 16, "query": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.a, self.head = 8, conv(3, 16), nn.Linear(16, 3)
+        self.query, self.key, self.value = (nn.Conv2d(16, 8, 1) for _ in range(3))
+        self.out = nn.Conv2d(8, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        b, _, h, w = x.shape
+        query, key, value = (layer(x).view(b, self.inner, -1) for layer in (self.query, self.key, self.value))
+        y = (query.transpose(1, 2) @ key / key.size(-1)) @ value.transpose(1, 2)
+        return self.head((x + self.out(y.transpose(1, 2).reshape(b, self.inner, h, w))).mean((2, 3)))
+
+
+class Gated(Network):
+    """glu, topk and gather over pixels, complex numbers."""
+
+    FREE = {"a": 8, "real": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.real, self.imaginary, self.head = conv(3, 16), conv(8, 6), conv(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.glu(self.a(x), 1)
+        x = torch.abs(torch.complex(self.real(x), self.imaginary(x))).flatten(2)
+        largest, where = x.topk(4, -1)
+        return self.head((largest + x.gather(2, where)).mean(2))
+
+
+class CountUsed(Network):
+    """What divides by a root of the number of channels would change with it: frozen."""
+
+    FREE = {"b": 6}
+    FROZEN = {"a": "computes with the number of channels"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(F.relu(self.b(x / x.shape[1] ** 0.5)).mean((2, 3)))
+
+
+class CpuMask(Network):
+    """A mask made on the CPU in training, dropout of whole maps, and a scripted layer."""
+
+    FREE = {"a": 8, "b": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.drop, self.b = conv(3, 8), nn.Dropout2d(0.3), conv(8, 6)
+        self.act, self.head = torch.jit.script(nn.SiLU()), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.a(x))
+        if self.training:
+            x = x * (torch.rand(x.shape[0], 1, 1, 1) < 0.9)
+        return self.head(self.act(self.b(x)).mean((2, 3)))
+
+
+UNUSUAL = (Quarters, EvenAndOdd, TemporalShift, CosineHead, Spectral, OldWeightNorm, FixedBlur, NonLocal, Gated,
+           CountUsed, CpuMask)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).*")
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_surgery_equals_the_masked_original(kind: type[Network]) -> None:
+    torch.manual_seed(0)
+    model = randomise_(kind())
+    example = model.example().double()
+    channels = capture(model, example)
+    assert {group.name: group.size for group in channels.free} == kind.FREE
+    assert not channels.notes
+    for name, word in kind.FROZEN.items():
+        assert word in channels.frozen[name]
+    plan = half_plan(channels)
+    before, reference = outputs(model, example), masked_outputs(model, example, channels, plan.removed)
+    updated = operate_(model, plan, channels)
+    assert relative_error(outputs(model, example), reference) < 1e-10
+    assert relative_error(before, reference) > 1e-4
+    assert same_map(updated, capture(model, example)) is None
+    outputs(model.train(), example)

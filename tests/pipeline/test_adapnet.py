@@ -117,8 +117,12 @@ def test_the_page_shows_every_layer_over_the_periods(whole):
     out, report, _ = whole
     (section,) = report.sections
     filters, concepts, edits = section.plots
-    assert [curve.label for curve in filters.curves] == [curve.label for curve in concepts.curves] == ["0", "3", "7"]
-    assert [len(curve.x) for curve in filters.curves] == [8] * 3
+    layers = [curve for curve in filters.curves if not curve.look]  # the others are marks of edits
+    assert [curve.label for curve in layers] == [curve.label for curve in concepts.curves] == ["0", "3", "7"]
+    assert [len(curve.x) for curve in layers] == [8] * 3
+    marked = {(x, curve.label) for curve in filters.curves if curve.look for x in curve.x}
+    words = {"prune": "pruned", "merge": "merged", "insert": "inserted"}
+    assert marked == {(float(edit["period"]), words[edit["kind"]]) for edit in report.edits}
     assert [row[0] for row in section.tables[0].rows] == ["0", "3", "7"]
     assert sum(sum(curve.y) for curve in edits.curves if curve.label != "frozen") == sum(
         len(edit["channels"]) if edit["kind"] == "prune" else 1 for edit in report.edits

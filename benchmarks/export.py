@@ -7,8 +7,8 @@
 layer3 and at the end, as a package, as three flat files, and as earlyon (PyPI; `pip install earlyon`) exports them.
 
 Weights are random: they change neither work nor size. Times are the CPU time of the one thread that runs, batch 1, all
-ways in turn in one process, medians; ratios carry between machines. Memory is the proportional set size (PSS) that
-opening and running adds to a fresh process.
+ways in turn in one process, medians; ratios carry between machines. Memory is the proportional set size (PSS) that opening
+and running every exit adds to a fresh process, measured before any other process has the files open.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from sample_models.vgg16_cifar import build
 EXITS = ("layer2", "layer3", "layer4")  # of the ResNet; earlyon's own choice
 
 _PSS = """
-import sys
+import json, sys
 import numpy, onnxruntime
 def pss():
     lines = open("/proc/self/smaps_rollup").read().splitlines()
@@ -56,17 +56,22 @@ def opened(file, level):
     options.add_session_config_entry("optimization.disable_specified_optimizers", sys.argv[2])
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     shape = session.get_inputs()[0].shape[1:]
-    session.run(None, {"input": numpy.zeros((1, *shape), numpy.float32)})
+    for feeds in exits or [{}]:
+        chosen = {name: numpy.asarray(each, type(each) is int and numpy.int64 or numpy.float32)
+                  for name, each in feeds.items()}
+        session.run(None, {"input": numpy.zeros((1, *shape), numpy.float32), **chosen})
     return session
+exits = json.loads(sys.argv[3])
 before = pss()
-sessions = [opened(file, sys.argv[1]) for file in sys.argv[3:]]
+sessions = [opened(file, sys.argv[1]) for file in sys.argv[4:]]
 print((pss() - before) * 1024)
 """
 
 
-def memory(files: list[Path], level: str, disabled: str = "") -> int:
-    """Bytes of proportional set size that sessions on the files add to a process."""
-    command = [sys.executable, "-c", _PSS, level, disabled, *map(str, files)]
+def memory(files: list[Path], level: str, disabled: str = "", manifest: Manifest | None = None) -> int:
+    """Bytes of proportional set size that sessions on the files add to a process; with a manifest every exit runs."""
+    exits = [each.feeds for each in manifest.exits] if manifest is not None else []
+    command = [sys.executable, "-c", _PSS, level, disabled, json.dumps(exits), *map(str, files)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -122,6 +127,14 @@ def detach(scratch: Path, rounds: int) -> dict[str, Any]:
         export_onnx(model.detach(each.number), example, file)
     read = [place / str(each.file) for each in manifest.exits]
     shared = manifest.session["least memory"]["optimization.disable_specified_optimizers"]
+    held = {
+        "flat": memory(flat, "ORT_ENABLE_ALL"),
+        "package": memory([place / "model.onnx"], "ORT_ENABLE_ALL", manifest=manifest),
+        "tuned": memory([place / TUNED_MODEL], "ORT_DISABLE_ALL", manifest=manifest),
+        "least memory": memory([place / "model.onnx"], "ORT_ENABLE_EXTENDED", shared, manifest),
+        "five flat graphs, least memory": memory(read, "ORT_ENABLE_EXTENDED", shared),
+        "five flat graphs, default": memory(read, "ORT_ENABLE_ALL"),
+    }
     rows = []
     for each, file in zip(manifest.exits, flat):
         ways = {
@@ -137,14 +150,7 @@ def detach(scratch: Path, rounds: int) -> dict[str, Any]:
             "package": sizes(place / "model.onnx", place / "weights.bin"),
             "package, --exits separate": sizes(place / "model.onnx", place / "weights.bin", *read),
         },
-        "memory": {
-            "flat": memory(flat, "ORT_ENABLE_ALL"),
-            "package": memory([place / "model.onnx"], "ORT_ENABLE_ALL"),
-            "tuned": memory([place / TUNED_MODEL], "ORT_DISABLE_ALL"),
-            "least memory": memory([place / "model.onnx"], "ORT_ENABLE_EXTENDED", shared),
-            "five flat graphs, least memory": memory(read, "ORT_ENABLE_EXTENDED", shared),
-            "five flat graphs, default": memory(read, "ORT_ENABLE_ALL"),
-        },
+        "memory": held,
         "exits": rows,
     }
 
@@ -160,12 +166,21 @@ def route(scratch: Path, rounds: int) -> dict[str, Any]:
     place = scratch / "resnet"
     manifest = packaged(model, example, place)
     peer, why = earlyon(scratch / "earlyon.onnx")
-    rows, flat = [], []
-    for each in manifest.exits:
-        flat.append(scratch / f"resnet_{each.number}.onnx")
-        export_onnx(AtDepth(model, each.number, router=False), example, flat[-1])
+    flat = [scratch / f"resnet_{each.number}.onnx" for each in manifest.exits]
+    for each, file in zip(manifest.exits, flat):
+        export_onnx(AtDepth(model, each.number, router=False), example, file)
+    disk = {"flat": sizes(*flat), "package": sizes(place / "model.onnx", place / "weights.bin")}
+    held = {
+        "flat": memory(flat, "ORT_ENABLE_ALL"),
+        "package": memory([place / "model.onnx"], "ORT_ENABLE_ALL", manifest=manifest),
+        "tuned": memory([place / TUNED_MODEL], "ORT_DISABLE_ALL", manifest=manifest),
+    }
+    if peer is not None:
+        disk["earlyon"], held["earlyon"] = sizes(peer), memory([peer], "ORT_ENABLE_ALL")
+    rows = []
+    for each, file in zip(manifest.exits, flat):
         ways = {
-            "flat": runner(flat[-1], {}, shape),
+            "flat": runner(file, {}, shape),
             "package": runner(place / "model.onnx", feeds_of(each), shape),
             "tuned": runner(place / TUNED_MODEL, feeds_of(each), shape),
         }
@@ -173,14 +188,6 @@ def route(scratch: Path, rounds: int) -> dict[str, Any]:
             output = ["exit_0", "exit_1", "final"][each.number]
             ways["earlyon"] = runner(peer, {}, shape, outputs=[output])
         rows.append({"exit": EXITS[each.number], "macs": each.macs, "ms": times(ways, rounds)})
-    disk = {"flat": sizes(*flat), "package": sizes(place / "model.onnx", place / "weights.bin")}
-    held = {
-        "flat": memory(flat, "ORT_ENABLE_ALL"),
-        "package": memory([place / "model.onnx"], "ORT_ENABLE_ALL"),
-        "tuned": memory([place / TUNED_MODEL], "ORT_DISABLE_ALL"),
-    }
-    if peer is not None:
-        disk["earlyon"], held["earlyon"] = sizes(peer), memory([peer], "ORT_ENABLE_ALL")
     return {"disk": disk, "memory": held, "exits": rows, "earlyon": why}
 
 
@@ -211,6 +218,7 @@ def main() -> None:
             "rounds": given.rounds,
             "runs": 1,
             "seeds": [0],
+            "memory_in": "a process alone, after every exit ran",
             "detach": detach(Path(scratch), given.rounds),
             "route": route(Path(scratch), given.rounds),
         }

@@ -144,7 +144,7 @@ def export() -> str:
         pages += [f"| {title} | disk | memory | {' | '.join(exits)} |", "|---" * (3 + len(exits)) + "|"]
         for way in ways:
             disk = part["disk"].get(way, part["disk"]["package"])
-            cells = [f"{disk / 1e6:.1f} MB", f"{part['memory'][way] / 1e6:.0f} MB"]
+            cells = [f"{disk / 1e6:.1f} MB", f"{part['memory'][way] / 1e6:.0f} MB" if "memory_in" in result else "–"]
             cells += [_against_flat(row["ms"], way) for row in part["exits"]]
             pages.append(f"| {_WAYS[way]} | {' | '.join(cells)} |")
         pages.append("")
@@ -152,7 +152,7 @@ def export() -> str:
     versions = result["versions"]
     pages.append(
         f"Exits: CPU time of one thread against a flat file of that exit alone, ratio of medians of {result['rounds']} "
-        f"runs in turn. Memory: what opening adds to a process (PSS), all exits at hand. {result['machine']}; "
+        f"runs in turn. Memory (PSS): {result.get('memory_in', 'to be measured again')}. {result['machine']}; "
         f"onnxruntime {versions['onnxruntime']}, earlyon {peer}; one run."
     )
     return "\n".join(pages)

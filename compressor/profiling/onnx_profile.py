@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError
+from compressor.exporting.manifest import MODEL, TUNED_MODEL
 from compressor.exporting.runtime import OnnxModel, first_line
 from compressor.profiling.model_profile import LayerCost, Profile
 from compressor.profiling.speed import file_latency
@@ -35,7 +36,8 @@ def profile_onnx(path: str | os.PathLike[str], *, latency: bool = False) -> Prof
         raise FileError(f"{file} leaves its image size open, so it has no one cost; export it for a fixed size")
     input_shape = tuple(sizes)
     try:
-        proto = onnx.load(file, load_external_data=False)
+        beside = _companions(onnx.load(file, load_external_data=False).graph, file)
+        proto = onnx.load(_portable(file), load_external_data=False)
         graph = _with_one_image(proto, model.input_name).graph
     except Exception as error:  # protobuf, onnx and the disk each have their own kinds
         raise FileError(f"{file} cannot be read as ONNX ({first_line(error)})") from error
@@ -59,9 +61,15 @@ def profile_onnx(path: str | os.PathLike[str], *, latency: bool = False) -> Prof
         layers=tuple(tally.layers),
         uncounted=dict(tally.uncounted),
         latency_ms=timings,
-        file_bytes=file.stat().st_size + sum(entry.stat().st_size for entry in _companions(proto.graph, file)),
+        file_bytes=file.stat().st_size + sum(entry.stat().st_size for entry in beside),
         reasons=reasons,
     )
+
+
+def _portable(file: Path) -> Path:
+    """Where a file's work is counted: what `compressor tune` wrote has operators without published shapes."""
+    portable = file.with_name(MODEL)
+    return portable if file.name == TUNED_MODEL and portable.exists() else file
 
 
 def _with_one_image(proto: Any, input_name: str) -> Any:

@@ -23,6 +23,7 @@ from compressor.exporting.tune import tune_package
 from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import verify_package
 from compressor.exporting.weights import graphs_in
+from compressor.profiling.onnx_profile import profile_onnx
 from tests.exporting.nets import trained
 from tests.subnets.nets import detachable, images
 
@@ -219,3 +220,8 @@ def test_sessions_share_the_weights_where_the_manifest_says_so(tmp_path: Path) -
 def test_a_tuned_session_does_not_need_to_be_told(made: tuple[Path, Manifest]) -> None:
     session = open_session(made[0] / "model.cpu.onnx")
     assert int(session.get_session_options().graph_optimization_level) == 0
+
+
+def test_a_tuned_graph_costs_what_the_portable_one_does(made: tuple[Path, Manifest]) -> None:
+    both = [profile_onnx(made[0] / name) for name in ("model.onnx", "model.cpu.onnx")]
+    assert both[0].macs == both[1].macs == made[1].exits[0].macs and not both[1].uncounted

@@ -7,8 +7,8 @@
 layer3 and at the end, as a package, as three flat files, and as earlyon (PyPI; `pip install earlyon`) exports them.
 
 Weights are random: they change neither work nor size. Times are the CPU time of the one thread that runs, batch 1, all
-ways in turn in one process, medians; ratios carry between machines. Memory is the proportional set size (PSS) that opening
-and running every exit adds to a fresh process, measured before any other process has the files open.
+ways in turn in one process, medians; ratios carry between machines. Memory is the proportional set size (PSS) that
+opening and running every exit adds to a fresh process, measured before any other process has the files open.
 """
 
 import argparse

@@ -15,12 +15,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 SHORT = {"--epochs": "1", "--latency": None}  # flag -> what it becomes; None: left out
 MORE = {  # added to a command that has the words
+    "compressor compare": "",
     "--method adapnet": "--startup-epochs 0 --max-epochs 1 --finetune-epochs 0 --lsep 3 --no-latency",
     "prune": "--no-latency",
     "train": "--no-latency",
     "finetune": "--no-latency",
     "detach": "--no-latency",
-    "doctor": "",
     "sweep": "--no-latency --no-onnx",
     "route": "--no-latency",
     "replace": "--retrain-epochs 1 --no-latency",

@@ -5,8 +5,8 @@
 One process, the same network, weights, images and precision, one after another in rounds; medians. The plain loop is
 the kind in torchvision's references: a DataLoader with random crop and flip for each image, cross-entropy, SGD, the
 loss read once a batch for the log. `bare` is the same without a DataLoader and without augmentation, on batches that
-lie ready: no loop can be faster. On the CPU times are processor time, which other programs on the machine disturb
-least, and the DataLoader has no workers: all of them have one thread.
+lie ready, in torch's usual memory layout. On the CPU times are processor time, which other programs on the machine
+disturb least, and the DataLoader has no workers: all of them have one thread.
 """
 
 import argparse
@@ -210,7 +210,11 @@ def main() -> None:
     device = choose_device(arguments.device)
     data = subset(open_data(arguments.data), arguments.images, 0)
     where = {"machine": device_words(device), "versions": versions(), "threads": torch.get_num_threads()}
-    result = where | {"data": data.name, "seeds": [0]} | measure(data, device, arguments.rounds, arguments.workers)
+    result = (
+        where
+        | {"data": arguments.data.partition(":")[0], "seeds": [0]}
+        | measure(data, device, arguments.rounds, arguments.workers)
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from compressor import vision
 from compressor.graph import capture
 from compressor.graph.program import program
+from compressor.graph.trace import skeleton
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, move, outputs, randomise_, relative_error
 from tests.networks import NETWORKS, Residual
@@ -87,3 +88,11 @@ def test_fine_tuning_the_graph_is_fine_tuning_the_network() -> None:
     for name, tensor in twin.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(state[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_copy_of_a_module_around_a_graph_module_is_whole() -> None:
+    """A graph module copies itself, and looks at what it holds while it does."""
+    inner = program(nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))), torch.randn(2, 1, 6, 6))
+    copied = skeleton(nn.Sequential(nn.ReLU(), inner), real=True)
+    x = torch.randn(3, 1, 6, 6)
+    torch.testing.assert_close(copied.eval()(x), inner.eval()(x.relu()))

@@ -60,6 +60,7 @@ class Training(TypedDict, total=False):
     amp: bool
     channels_last: bool
     compile: bool
+    sync_bn: bool
     deterministic: bool
     autotune: bool
     on_nan: Literal["stop", "rollback"]

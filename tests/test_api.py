@@ -3,7 +3,6 @@
 import inspect
 import textwrap
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -89,5 +88,5 @@ def test_keywords_are_the_settings(words, room):
     ours, theirs = typing.get_type_hints(words), typing.get_type_hints(room)
     assert ours.keys() <= theirs.keys() and theirs.keys() - ours.keys() <= ELSEWHERE
     for name, hint in ours.items():
-        if typing.get_origin(hint) is not Sequence and hint != theirs[name]:
-            assert typing.get_origin(theirs[name]) is tuple, name
+        if hint != theirs[name]:  # a caller may give a list for a tuple
+            assert "Sequence" in str(hint) and "..." in str(theirs[name]), name

@@ -171,6 +171,20 @@ def _against_flat(ms: dict[str, float], way: str) -> str:
     return f"{ms[way]:.1f} ms" if way == "flat" else f"{ms[way] / ms['flat']:.2f}x"
 
 
+def faults() -> str:
+    """Every fault that the tests try, and what comes of it where all of them passed."""
+    result = _read("faults.json")
+    lines = ["| fault | outcome | tests |", "|---|---|---|"]
+    for row in result["rows"]:
+        counts = row["tests"]
+        whole = set(counts) == {"passed"}
+        outcome = row["outcome"] if whole else f"**not held**: {counts.get('failed', 0)} tests fail"
+        if not whole and "failed" not in counts:
+            outcome = f"{row['outcome']} ({counts['skipped']} not run here)"
+        lines.append(f"| {row['fault']} | {outcome} | {sum(counts.values())} |")
+    return "\n".join([*lines, "", f"`{result['command']}`, {result['machine']}, torch {result['versions']['torch']}."])
+
+
 def _run_table(name: str) -> str:
     report = Report.from_json(_read(name))
     console = Console(width=76, file=open("/dev/null", "w"), record=True)  # noqa: PTH123, SIM115 - a sink
@@ -234,6 +248,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "training": training,
     "export": export,
     "adapnet": adapnet,
+    "faults": faults,
     "submodels": submodels,
     "cnsn": cnsn,
     "nsn": nsn,

@@ -192,7 +192,9 @@ def test_memory_that_runs_out_halves_the_pieces_and_reaches_the_report(compresso
     assert any("out of memory: 32 images" in note for note in notes)
 
 
-@pytest.mark.parametrize("name", ["prune"])
+@pytest.mark.parametrize(
+    "name", ["prune", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train", "finetune", "adapnet"))]
+)
 def test_same_command_gives_the_same_report_but_for_times(compressor, monkeypatch, tmp_path, name):
     reports = []
     for place in ("one", "two"):

@@ -193,7 +193,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_reaches_the_report(compresso
 
 
 @pytest.mark.parametrize(
-    "name", ["prune", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train", "finetune", "adapnet"))]
+    "name", ["prune", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "prune")]
 )
 def test_same_command_gives_the_same_report_but_for_times(compressor, monkeypatch, tmp_path, name):
     reports = []

@@ -22,8 +22,8 @@ class Prune:
     channels: tuple[int, ...]
     why: str
     means: tuple[float, ...] | None = None
-    heirs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)  # what decided it, for the report
+    heirs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     kind: Literal["prune"] = "prune"
 
 

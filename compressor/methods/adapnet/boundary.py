@@ -113,7 +113,8 @@ class Boundary:
             mean = None
             if means is not None:
                 mean = (means[identity] - sum(share * means[heir] for heir, (share,) in heirs_of.items()),)
-            edits.append(Prune(unit.name, (identity,), reason, mean, heirs_of, unit.reasons.get(identity, {})))
+            numbers = unit.reasons.get(identity, {})
+            edits.append(Prune(unit.name, (identity,), reason, mean, numbers, heirs_of))
         return edits
 
     def _heirs(self, unit: Unit, group: Group, gone: list[int]) -> list[dict[int, tuple[float, ...]]]:

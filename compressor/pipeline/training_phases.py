@@ -65,7 +65,7 @@ class TrainingPhases:
             if not settings.epochs:
                 continue
             if on_event is not None:
-                on_event(Stage(_WORDS[phase]))
+                on_event(Stage(_WORDS[phase], settings.first_epoch + settings.epochs))
             saving = self._saving(folder, phase, resume and phase == begin)
             with self.periods.open():
                 history = fit(

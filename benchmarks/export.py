@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from compressor import vision
 from compressor.exporting.forms import AtDepth
-from compressor.exporting.manifest import TUNED_MODEL, Manifest, feeds_of
+from compressor.exporting.manifest import TUNED_MODEL, ExitFacts, Manifest, feeds_of
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.runtime import Level, open_session
@@ -114,6 +114,24 @@ def packaged(module: nn.Module, example: Tensor, place: Path) -> Manifest:
     return tune_package(place, latency=False)
 
 
+def held_by(place: Path, flat: list[Path], manifest: Manifest) -> dict[str, int]:
+    """Bytes held by flat files of every exit, by the package, and by the tuned package."""
+    return {
+        "flat": memory(flat, "ORT_ENABLE_ALL"),
+        "package": memory([place / "model.onnx"], "ORT_ENABLE_ALL", manifest=manifest),
+        "tuned": memory([place / TUNED_MODEL], "ORT_DISABLE_ALL", manifest=manifest),
+    }
+
+
+def ways_of(place: Path, file: Path, each: ExitFacts, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    """One exit by its flat file, by the package, and by the tuned package."""
+    return {
+        "flat": runner(file, {}, shape),
+        "package": runner(place / "model.onnx", feeds_of(each), shape),
+        "tuned": runner(place / TUNED_MODEL, feeds_of(each), shape),
+    }
+
+
 def detach(scratch: Path, rounds: int) -> dict[str, Any]:
     """VGG-16 with four sub-models."""
     torch.manual_seed(0)
@@ -128,9 +146,7 @@ def detach(scratch: Path, rounds: int) -> dict[str, Any]:
     read = [place / str(each.file) for each in manifest.exits]
     shared = manifest.session["least memory"]["optimization.disable_specified_optimizers"]
     held = {
-        "flat": memory(flat, "ORT_ENABLE_ALL"),
-        "package": memory([place / "model.onnx"], "ORT_ENABLE_ALL", manifest=manifest),
-        "tuned": memory([place / TUNED_MODEL], "ORT_DISABLE_ALL", manifest=manifest),
+        **held_by(place, flat, manifest),
         "least memory": memory([place / "model.onnx"], "ORT_ENABLE_EXTENDED", shared, manifest),
         "five flat graphs, least memory": memory(read, "ORT_ENABLE_EXTENDED", shared),
         "five flat graphs, default": memory(read, "ORT_ENABLE_ALL"),
@@ -138,9 +154,7 @@ def detach(scratch: Path, rounds: int) -> dict[str, Any]:
     rows = []
     for each, file in zip(manifest.exits, flat):
         ways = {
-            "flat": runner(file, {}, shape),
-            "package": runner(place / "model.onnx", feeds_of(each), shape),
-            "tuned": runner(place / TUNED_MODEL, feeds_of(each), shape),
+            **ways_of(place, file, each, shape),
             "least memory": runner(place / "model.onnx", feeds_of(each), shape, level="extended"),
         }
         rows.append({"exit": each.name, "macs": each.macs, "ms": times(ways, rounds)})
@@ -170,20 +184,12 @@ def route(scratch: Path, rounds: int) -> dict[str, Any]:
     for each, file in zip(manifest.exits, flat):
         export_onnx(AtDepth(model, each.number, router=False), example, file)
     disk = {"flat": sizes(*flat), "package": sizes(place / "model.onnx", place / "weights.bin")}
-    held = {
-        "flat": memory(flat, "ORT_ENABLE_ALL"),
-        "package": memory([place / "model.onnx"], "ORT_ENABLE_ALL", manifest=manifest),
-        "tuned": memory([place / TUNED_MODEL], "ORT_DISABLE_ALL", manifest=manifest),
-    }
+    held = held_by(place, flat, manifest)
     if peer is not None:
         disk["earlyon"], held["earlyon"] = sizes(peer), memory([peer], "ORT_ENABLE_ALL")
     rows = []
     for each, file in zip(manifest.exits, flat):
-        ways = {
-            "flat": runner(file, {}, shape),
-            "package": runner(place / "model.onnx", feeds_of(each), shape),
-            "tuned": runner(place / TUNED_MODEL, feeds_of(each), shape),
-        }
+        ways = ways_of(place, file, each, shape)
         if peer is not None:
             output = ["exit_0", "exit_1", "final"][each.number]
             ways["earlyon"] = runner(peer, {}, shape, outputs=[output])

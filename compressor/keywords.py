@@ -106,6 +106,8 @@ class AdapNet(TypedDict, total=False):
     dsc_epochs: int
     dsc_lr: float
     dsc_batch: int
+    dsc_joint: bool
+    dsc_norm: Literal["l2", "l1"]
     lambda1: float
     lambda2: float
     alpha: float
@@ -130,7 +132,7 @@ class AdapNet(TypedDict, total=False):
     min_share: float
     prune_dead: bool
     freeze: bool
-    freeze_mode: Literal["hold", "zero"]
+    freeze_mode: Literal["hold", "zero", "fade"]
     compensate: bool
     merge: bool
     gamma2_factor: float

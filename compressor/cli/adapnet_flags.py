@@ -36,6 +36,8 @@ ADAPNET: dict[str, Described] = {
     "dsc_epochs": Described("Epochs of DSC-Net in every period.", "N", least=0, rare=True),
     "dsc_lr": Described("Its learning rate.", "RATE", least=0, rare=True),
     "dsc_batch": Described("Its batch size.", "N", least=1, rare=True),
+    "dsc_joint": Described("Train its autoencoder on the self-expression's loss too.", rare=True),
+    "dsc_norm": Described("Norm of its coefficients that is kept small.", "NORM", rare=True),
     "lambda1": Described("Weight of its coefficients' norm.", "X", least=0, rare=True),
     "lambda2": Described("Weight of its self-expression.", "X", least=0, rare=True),
     "alpha": Described("Share of a map's coefficients that the affinity keeps.", "SHARE", 0, 1, rare=True),
@@ -61,7 +63,7 @@ ADAPNET: dict[str, Described] = {
     "min_share": Described("Least of a layer's filters that stay.", "SHARE", 0, 1, rare=True),
     "prune_dead": Described("Remove filters that are never active.", rare=True),
     "freeze": Described("Hold a filter still for one period before it goes."),
-    "freeze_mode": Described("Frozen filters keep their output, or give zero.", "MODE", rare=True),
+    "freeze_mode": Described("Frozen filters keep their output, give zero, or fade to it.", "MODE", rare=True),
     "compensate": Described("Make up for the mean of what is removed.", rare=True),
     # Merge
     "merge": Described("Make one filter of two that are alike."),

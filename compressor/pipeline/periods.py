@@ -66,7 +66,7 @@ class Periods:
     def after_step(self, state: TrainState) -> bool:
         """Keep frozen filters as they are, change the structure at a period's end; True when the phase is over."""
         assert self._held is not None
-        self._held.restore_()
+        self._held.restore_(self.method.lsep - self.method.step - 1)
         self.tell(PeriodStep(self.method.period, self.method.step + 1, self.method.lsep))
         if self.method.step_done():
             self._unwatch()

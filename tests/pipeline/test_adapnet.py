@@ -245,3 +245,9 @@ def test_settings_that_make_no_sense_are_one_line_before_anything_is_written(cha
     with pytest.raises(CompressorError, match=message):
         adapt(job(tmp_path / "run", GoalSettings(**goals), **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_fading_and_sparse_joint_clustering_go_through_a_whole_run(tmp_path):
+    report = adapt(job(tmp_path / "run", freeze_mode="fade", dsc_norm="l1", dsc_joint=True))
+    assert {"prune", "merge", "insert"} == {edit["kind"] for edit in report.edits}
+    assert max(row["concepts"] for row in report.rows if row["phase"] == "period") > 3

@@ -105,8 +105,10 @@ class Boundary:
             return []
         channels = self.current()
         group = channels.group(unit.name)
-        means = self.owner.means.of(channels, group) if self.settings.compensate else None
-        inherited = self._heirs(unit, group, list(why))
+        # A filter that faded gives nothing any more, whatever its mean was over the period.
+        gives = not (self.settings.freeze and self.settings.freeze_mode == "fade")
+        means = self.owner.means.of(channels, group) if self.settings.compensate and gives else None
+        inherited = self._heirs(unit, group, list(why)) if gives else [{} for _ in why]
         edits: list[Edit] = []
         for (position, reason), heirs_of in zip(why.items(), inherited):
             identity = unit.ids[position]

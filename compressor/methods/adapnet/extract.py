@@ -111,6 +111,8 @@ def _train_(group: list[_Task], settings: AdapNetSettings, generator: torch.Gene
         epochs=settings.dsc_epochs,
         batch=settings.dsc_batch,
         lr=settings.dsc_lr,
+        joint=(lambda gram: _coefficients(gram, settings)[0]) if settings.dsc_joint else None,
+        weight=settings.lambda2,
     )
     with torch.no_grad():
         latents = subspace.unit_latents(autoencoder, maps) * valid[..., None]
@@ -135,12 +137,20 @@ def _gram(tasks: list[_Task]) -> Tensor:
     return gram
 
 
+def _coefficients(gram: Tensor, settings: AdapNetSettings) -> tuple[Tensor, Tensor]:
+    """Coefficients, and the inverse by which maps outside the dictionary are expressed (of p = 2 in either case)."""
+    coefficients, inverse = subspace.self_expression(gram, 2 * settings.lambda1 / settings.lambda2)
+    if settings.dsc_norm == "l1":
+        coefficients = subspace.sparse_expression(gram, settings.lambda1, settings.lambda2)
+    return coefficients, inverse
+
+
 def _cluster(
     tasks: list[_Task], classes: int, settings: AdapNetSettings, generator: torch.Generator
 ) -> list[Clustering]:
     """Clusterings of all dictionaries; the units' clusters grow to match."""
     valid = _valid(tasks)
-    coefficients, inverse = subspace.self_expression(_gram(tasks), 2 * settings.lambda1 / settings.lambda2)
+    coefficients, inverse = _coefficients(_gram(tasks), settings)
     graph = subspace.affinity(coefficients, valid, alpha=settings.alpha, tau=settings.tau)
     limits = [clusters.count_limit(classes, task.count, settings.k_max) for task in tasks]
     values, vectors = subspace.spectrum(graph, valid, max(limits) + 1)

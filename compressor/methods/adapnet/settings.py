@@ -7,7 +7,8 @@ table 2) where the paper gives a value, and our readings of it elsewhere. A fiel
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Freezing = Literal["hold", "zero"]
+Freezing = Literal["hold", "zero", "fade"]
+Norm = Literal["l2", "l1"]
 KseMode = Literal["minmax", "quantile"]
 Coupled = Literal["prune", "skip"]
 Victims = Literal["uniform", "change", "weights"]
@@ -52,6 +53,8 @@ class AdapNetSettings:
     dsc_epochs: int = 2
     dsc_lr: float = 1e-3
     dsc_batch: int = 128
+    dsc_joint: bool = False  # the autoencoder is trained on the self-expression's loss too
+    dsc_norm: Norm = "l2"  # of the coefficients
     lambda1: float = 1.0
     lambda2: float = 30.0
     alpha: float = 0.2  # share of a column's coefficients that the affinity keeps

@@ -9,6 +9,8 @@ papers in one point: the autoencoder is trained on mini-batches and kept from pe
 which have a closed form for p = 2, are solved for rather than trained.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ WEIGHTS = ("encode_weight", "encode_bias", "decode_weight", "decode_bias")
 ADAM_DECAY = (0.9, 0.999)
 
 Autoencoder = dict[str, Tensor]
+Express = Callable[[Tensor], Tensor]  # Gram matrices -> coefficients
 
 
 def new_autoencoder(generator: torch.Generator, device: torch.device) -> Autoencoder:
@@ -86,6 +89,14 @@ def reconstruction_loss(autoencoder: Autoencoder, maps: Tensor, valid: Tensor) -
     return 0.5 * (errors.square().sum((2, 3)) * valid).sum(1)
 
 
+def expression_loss(autoencoder: Autoencoder, maps: Tensor, valid: Tensor, wanted: Tensor) -> Tensor:
+    """Half the squared distance of each unit's latents from `wanted` (units, maps, d), summed over its maps: (units,).
+
+    Reference: equation (2), third term.
+    """
+    return 0.5 * ((unit_latents(autoencoder, maps) - wanted).square().sum(2) * valid).sum(1)
+
+
 def train_(
     autoencoder: Autoencoder,
     maps: Tensor,
@@ -95,25 +106,48 @@ def train_(
     epochs: int,
     batch: int,
     lr: float,
+    joint: Express | None = None,
+    weight: float = 0.0,
 ) -> None:
-    """Train the stacked autoencoder in place for `epochs` over each unit's maps (units, maps, side, side)."""
+    """Train the stacked autoencoder in place for `epochs` over each unit's maps (units, maps, side, side).
+
+    With `joint`, which gives coefficients for a Gram matrix, the third term of equation (2), weighted by `weight`
+    (lambda2), is part of the loss; what the latents are compared with is held fixed for an epoch.
+    """
     units, count = valid.shape
     sizes = valid.sum(1)
     for _ in range(epochs):
+        wanted = None if joint is None else _expressed(autoencoder, maps, valid, joint)
         keys = torch.rand(units, count, generator=generator, device=generator.device).to(maps.device)
         order = (keys + 2.0 * ~valid).argsort(1)  # each unit's maps in random order, its padding last
         for start in range(0, count, batch):
             chosen = order[:, start : start + batch]
             inside = torch.arange(start, start + chosen.shape[1], device=maps.device)[None] < sizes[:, None]
-            _step_(autoencoder, maps.gather(1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:])), inside, lr)
+            some = maps.gather(1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:]))
+
+            def loss(weights: Autoencoder) -> Tensor:
+                lost = reconstruction_loss(weights, some, inside)
+                if wanted is None:
+                    return lost
+                there = wanted.gather(1, chosen[..., None].expand(-1, -1, wanted.shape[2]))
+                return lost + weight * expression_loss(weights, some, inside, there)
+
+            _step_(autoencoder, loss, inside.any(1), lr)
 
 
-def _step_(autoencoder: Autoencoder, maps: Tensor, valid: Tensor, lr: float) -> None:
-    """One step of Adam for every unit that has a map in this batch."""
+@torch.no_grad()
+def _expressed(autoencoder: Autoencoder, maps: Tensor, valid: Tensor, express: Express) -> Tensor:
+    """Every map's latent (units, maps, d) as the others express it."""
+    latents = unit_latents(autoencoder, maps) * valid[..., None]
+    return express(latents @ latents.transpose(1, 2)).transpose(1, 2) @ latents
+
+
+def _step_(autoencoder: Autoencoder, loss: Callable[[Autoencoder], Tensor], active: Tensor, lr: float) -> None:
+    """One step of Adam for every unit that is `active` (units,)."""
     with torch.enable_grad():
         weights = {name: autoencoder[name].detach().requires_grad_() for name in WEIGHTS}
-        gradients = torch.autograd.grad(reconstruction_loss(weights, maps, valid).sum(), list(weights.values()))
-    active = valid.any(1).to(maps.dtype)
+        gradients = torch.autograd.grad(loss(weights).sum(), list(weights.values()))
+    active = active.to(gradients[0].dtype)
     autoencoder["steps"] = autoencoder["steps"] + active
     first, second = ADAM_DECAY
     steps, active = autoencoder["steps"].clamp(min=1)[:, None, None], active[:, None, None]
@@ -138,6 +172,22 @@ def self_expression(gram: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     inverse = torch.cholesky_inverse(factor)
     coefficients = -inverse / inverse.diagonal(dim1=-2, dim2=-1)[:, None, :]
     return coefficients * (1 - eye), inverse
+
+
+def sparse_expression(gram: Tensor, lambda1: float, lambda2: float, steps: int = 50) -> Tensor:
+    """Coefficients (units, maps, maps) under the norm p = 1: the minimum of lambda1 |C|_1 + lambda2/2 |Z - Z C|^2 with
+    diag(C) = 0, approached by `steps` of iterative shrinkage.
+
+    Reference: equation (2) with p = 1; Daubechies, Defrise and De Mol, "An iterative thresholding algorithm for linear
+    inverse problems with a sparsity constraint".
+    """
+    off_diagonal = 1 - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    rate = 1 / (lambda2 * torch.linalg.eigvalsh(gram)[:, -1].clamp(min=1e-12))[:, None, None]
+    found = torch.zeros_like(gram)
+    for _ in range(steps):
+        moved = found - rate * lambda2 * (gram @ found - gram)
+        found = moved.sign() * (moved.abs() - rate * lambda1).clamp(min=0) * off_diagonal
+    return found
 
 
 def affinity(coefficients: Tensor, valid: Tensor, *, alpha: float, tau: float) -> Tensor:

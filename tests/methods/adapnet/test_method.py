@@ -13,7 +13,7 @@ from compressor.graph.capture import capture
 from compressor.graph.channels import same_map
 from compressor.methods.adapnet.method import AdapNet
 from compressor.methods.adapnet.settings import AdapNetSettings
-from compressor.surgery import Insert, Merge, Prune
+from compressor.surgery import Insert, Merge, Prune, operate_
 from tests.methods.adapnet.running import Running, small_net
 
 SETTINGS = AdapNetSettings(lsep=10, max_epochs=6, row_min=20, dict_size=96)
@@ -117,6 +117,24 @@ def test_frozen_filters_stand_still_for_one_period_and_are_then_cut() -> None:
     cut = {(edit.group, *edit.channels) for edit in running.plans[before].edits if isinstance(edit, Prune)}
     assert cut == {(name, identity) for name, ids in frozen.items() for identity in ids}
     assert all(edit.means is not None for edit in running.plans[before].edits if isinstance(edit, Prune))
+
+
+def test_the_removal_of_filters_that_faded_changes_nothing() -> None:
+    running = Running(replace(SETTINGS, freeze_mode="fade", prune_dead=False), small_net(8))
+    changes = []
+
+    def change() -> None:
+        frozen = {identity for identities in running.method.frozen.values() for identity in identities}
+        before = running.model(running.images[:256])
+        for number, plan in enumerate(running.method.plans(running.model, lambda: running.channels)):
+            running.channels = operate_(running.model, plan, running.channels, running.optimizer)
+            if frozen and number == 0:
+                assert {identity for edit in plan.edits for identity in edit.channels} == frozen
+                changes.append((running.model(running.images[:256]) - before).abs().max().item())
+
+    running._change = change  # type: ignore[method-assign]
+    running.train(80)
+    assert changes and max(changes) < 1e-4
 
 
 def test_without_freezing_filters_go_in_the_period_in_which_they_were_chosen() -> None:

@@ -149,6 +149,7 @@ class AdapNet(TypedDict, total=False):
     units_per_lsep: int | None
     reconstruct: bool
     macs_bias: float
+    params_bias: float
 
 
 class Goals(TypedDict, total=False):

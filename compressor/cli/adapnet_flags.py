@@ -83,4 +83,5 @@ ADAPNET: dict[str, Described] = {
     "units_per_lsep": Described("Layers judged in each period, in turn.", "N", least=1, rare=True),
     "reconstruct": Described("Ours: let the filters that predict a removed one stand in for it."),
     "macs_bias": Described("Ours: how much sooner filters go that cost more MACs.", "X", least=0, rare=True),
+    "params_bias": Described("Ours: the same for those that cost more parameters.", "X", least=0, rare=True),
 }

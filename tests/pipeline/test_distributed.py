@@ -19,6 +19,7 @@ from compressor.pipeline.replace import replace_early
 from compressor.pipeline.resume import resume
 from compressor.pipeline.route import route
 from compressor.pipeline.settings import (
+    FINETUNE,
     AdaptJob,
     DetachJob,
     GoalSettings,
@@ -39,7 +40,8 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 MODEL = ModelSettings(arch="sample_models/digits_cnn.py:build", arch_arg=(("width", 0.25),))
 TRAINED = ModelSettings(model="sample_models/digits_cnn.pt", arch="sample_models/digits_cnn.py:build")
-TRAINING = TrainSettings(epochs=1, device="cpu", sync_bn=True, log_seconds=0.0)
+PROCESSES = {"epochs": 1, "device": "cpu", "sync_bn": True, "log_seconds": 0.0}
+TRAINING = TrainSettings(**PROCESSES)
 ADAPNET = replace(
     PRESETS["quick"], startup_epochs=1, max_epochs=2, min_epochs=2, finetune_epochs=1, lsep=10, batch_size=64,
     beta_start=0.7, row_min=20, dict_size=96, lr=0.05,
@@ -53,6 +55,29 @@ def output(out):
 def adapnet_job(out):
     goals = GoalSettings(max_drop=0.5)
     return AdaptJob(MODEL, "digits", output(out), goals, training=TRAINING, preset="quick", adapnet=ADAPNET)
+
+
+DOUBLE = """
+from torch import nn
+
+from sample_models import digits_cnn
+
+
+class Double(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.network = digits_cnn.build(width=width).double()
+
+    def forward(self, x):
+        return self.network(x.double())
+
+
+def build(width=0.25):
+    return Double(width)
+
+
+INPUT_SHAPE = (1, 8, 8)
+"""
 
 
 def run(job, *, interrupt=None):
@@ -100,6 +125,28 @@ def test_adapnet_makes_the_structure_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
+def test_in_double_precision_adapnets_structure_is_that_of_one_process_to_the_end(tmp_path):
+    (tmp_path / "double.py").write_text(DOUBLE)
+
+    def long(out):
+        job = adapnet_job(out)
+        return replace(
+            job,
+            model=ModelSettings(arch=f"{tmp_path / 'double.py'}:build"),
+            adapnet=replace(job.adapnet, max_epochs=5, min_epochs=5),
+        )
+
+    alone = run(long(tmp_path / "alone"))
+    assert isinstance(alone, dict), alone
+    first, second = together(run, tmp_path, long(tmp_path / "two"))
+    assert first["edits"] == second["edits"] == alone["edits"] and sizes(first) == sizes(second) == sizes(alone)
+    assert {edit["kind"] for edit in alone["edits"]} == {"prune", "merge", "insert"}
+    assert len({edit["period"] for edit in alone["edits"]}) >= 4
+    mine, theirs = (compressor.load(tmp_path / name / "model.pt").state_dict() for name in ("alone", "two"))
+    assert all(torch.allclose(mine[name], theirs[name], rtol=1e-5, atol=1e-7) for name in mine)
+
+
+@pytest.mark.slow
 def test_adapnet_goes_on_in_one_process(tmp_path):
     alone = run(adapnet_job(tmp_path / "alone"))
     told = together(partial(run, interrupt=1), tmp_path, adapnet_job(tmp_path / "two"))
@@ -120,11 +167,12 @@ def test_adapnet_goes_on_in_one_process(tmp_path):
         PruneJob(TRAINED, choice=PruneSettings(method="l1", target_macs=0.5), data="digits", training=TRAINING),
         PruneJob(TRAINED, choice=PruneSettings(method="taylor", ratio=0.3), data="digits", training=TRAINING),
         TrainJob(MODEL, "digits", training=TRAINING),
+        TrainJob(TRAINED, "digits", training=replace(FINETUNE, **PROCESSES), command="compressor finetune"),
         DetachJob(TRAINED, "digits", training=replace(TRAINING, lr=0.01)),
         RouteJob(TRAINED, "digits", training=TRAINING),
         ReplaceJob(TRAINED, "digits", until="6", training=TRAINING),
     ],
-    ids=lambda job: type(job).__name__ + getattr(getattr(job, "choice", None), "method", ""),
+    ids=lambda job: job.command.split()[-1] + getattr(getattr(job, "choice", None), "method", ""),
 )
 def test_every_command_does_what_one_process_does(tmp_path, job):
     alone = run(replace(job, output=output(tmp_path / "alone")))

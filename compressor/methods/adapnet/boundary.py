@@ -54,7 +54,7 @@ class Boundary:
         self.judged, self.admit = judged, admit
         self.removed = 0
         self._found: dict[str, clusters.Clustering] = {}
-        self._costs: dict[str, float] = {}  # of one channel of each group, by the mean over groups
+        self._costs: dict[prune.Measure, dict[str, float]] = {}  # of one channel of each group, by the mean of all
         self._told: dict[str, dict[str, Any]] = {unit.name: {} for unit in judged}
 
     def plans(self) -> Iterator[Plan]:
@@ -164,20 +164,26 @@ class Boundary:
             "change": partial(self.owner.means.change, self.model, channels, group),
             "weights": partial(strength, self.model, channels, group),
         }
-        beta = self.owner.beta
-        if self.settings.macs_bias:
-            self._costs = self._costs or prune.relative_costs(channels, list(self.owner.units))
-            beta = prune.biased(beta, self._costs[unit.name], self.settings.macs_bias)
         return prune.candidates(
             unit.table,
             unit.concepts,
             unit.protect == 0,
             self._room(unit, 0),
-            beta,
+            self._threshold(unit),
             kse,
             self.settings,
             ranks.get(self.settings.victims),
         )
+
+    def _threshold(self, unit: Unit) -> float:
+        """The threshold in this period, lower for a group whose channels are dear and higher where they are cheap."""
+        beta = self.owner.beta
+        for bias, measure in ((self.settings.macs_bias, Channels.macs), (self.settings.params_bias, Channels.params)):
+            if bias:
+                if measure not in self._costs:
+                    self._costs[measure] = prune.relative_costs(self.current(), list(self.owner.units), measure)
+                beta = prune.biased(beta, self._costs[measure][unit.name], bias)
+        return beta
 
     def _candidates_edits(self, unit: Unit, chosen: list[prune.Candidate]) -> list[Edit]:
         """Freeze the candidates; without freezing they go at once."""

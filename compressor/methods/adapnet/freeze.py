@@ -36,7 +36,7 @@ class Held:
         if not self._rows:
             return
         if self._fades:
-            self._values = torch._foreach_mul(self._values, remaining / (remaining + 1))
+            self._values = list(torch._foreach_mul(self._values, remaining / (remaining + 1)))
         memory = [tensor.data_ptr() for tensor, _, _ in self._rows]
         if memory != self._memory:  # tensors may have moved, to a device or into another memory format
             self._views = [tensor.detach().select(dim, at) for tensor, dim, at in self._rows]

@@ -4,7 +4,7 @@ Reference: AdapNet, section 3.2 and Algorithm 2. The limits per period and the r
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.adapnet.tables import row_uniformity
 
 DEAD_PERIODS = 2
+
+Measure = Callable[[Channels, Iterable[int]], int]  # the network's cost without some channels
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ def fewest(original: int, settings: AdapNetSettings) -> int:
     return max(2, math.ceil(settings.min_share * original))
 
 
-def relative_costs(channels: Channels, groups: Sequence[str]) -> dict[str, float]:
-    """Multiply-adds that one channel of each group stands for, by their mean over the groups."""
-    whole = channels.macs()
-    saved = {name: whole - channels.macs([int(channels.group(name).ids[0])]) for name in groups}
+def relative_costs(channels: Channels, groups: Sequence[str], measure: Measure = Channels.macs) -> dict[str, float]:
+    """What one channel of each group costs (multiply-adds, or parameters), by the mean over the groups."""
+    whole = measure(channels, ())
+    saved = {name: whole - measure(channels, [int(channels.group(name).ids[0])]) for name in groups}
     mean = sum(saved.values()) / len(saved)
     return {name: value / mean for name, value in saved.items()}
 

@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from compressor.methods.adapnet.prune import candidates, dead, fewest
+from compressor.graph.capture import capture
+from compressor.graph.channels import Channels
+from compressor.methods.adapnet.prune import Measure, biased, candidates, dead, fewest, relative_costs
 from compressor.methods.adapnet.settings import AdapNetSettings
+from tests.methods.adapnet.running import Running, small_net
 
 SETTINGS = replace(AdapNetSettings(), prune_cap=1.0)
 CONCEPTS = [0, 1, 2, 3]
@@ -75,3 +79,32 @@ def test_dead_filters_have_been_silent_for_two_periods_and_are_unprotected() -> 
     protected = torch.tensor([False, False, False, True])
     assert dead(silent, protected, room=9) == [0, 2]
     assert dead(silent, protected, room=1) == [0]
+
+
+@pytest.mark.parametrize(("measure", "cheap"), [(Channels.macs, "3"), (Channels.params, "0")])
+def test_costs_are_what_the_network_saves_without_one_channel(measure: Measure, cheap: str) -> None:
+    # Nearly all multiply-adds are read at full size by the first two layers, nearly all parameters are in the last two.
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(8), nn.Conv2d(4, 16, 1), nn.Flatten(), nn.Linear(64, 50)
+    )
+    channels = capture(network, torch.zeros(1, 3, 16, 16))
+    costs = relative_costs(channels, ["0", "3"], measure)
+    places = 16 * 16
+    macs = {"0": 3 * 9 * places + 16 * 4, "3": 4 * 4 + 4 * 50}
+    params = {"0": 3 * 9 + 1 + 16, "3": 4 + 1 + 4 * 50}
+    saved = macs if measure is Channels.macs else params
+    assert costs == pytest.approx({name: 2 * saved[name] / sum(saved.values()) for name in saved})
+    assert min(costs, key=costs.__getitem__) == cheap
+    dear = next(name for name in costs if name != cheap)
+    assert biased(0.5, costs[dear], 1.0) < biased(0.5, costs[dear], 0.0) == 0.5 < biased(0.5, costs[cheap], 1.0) <= 1.0
+
+
+def test_the_parameters_bias_moves_the_threshold_by_layer() -> None:
+    torch.manual_seed(0)
+    settings = AdapNetSettings(lsep=10, row_min=20, dict_size=96, beta_start=0.5, params_bias=1.0)
+    running = Running(settings, small_net())
+    running.train(60)
+    found = {(edit.group, edit.numbers["beta"]) for plan in running.plans for edit in plan.edits if edit.kind == "prune"}
+    early = [beta for group, beta in found if group == "0"]
+    late = [beta for group, beta in found if group == "7"]
+    assert late and max(late) < 0.5 and all(beta > 0.5 for beta in early)

@@ -113,7 +113,8 @@ class Means:
     def add(self, weight: str, given: Tensor, dim: int) -> None:
         """Add one batch that a reader was given, with channels on dimension `dim`, or this process's part of it."""
         others = [d for d in range(given.ndim) if d != dim % given.ndim]
-        values = given.detach().float()
+        values = given.detach()
+        values = values if values.dtype == torch.float64 else values.float()
         share = len(given) / place_of(len(given))[1]
         moments = summed(torch.stack([values.mean(others), values.square().mean(others)]) * share)
         self.sums[weight] = self.sums[weight] + moments if weight in self.sums else moments

@@ -104,7 +104,9 @@ def test_the_parameters_bias_moves_the_threshold_by_layer() -> None:
     settings = AdapNetSettings(lsep=10, row_min=20, dict_size=96, beta_start=0.5, params_bias=1.0)
     running = Running(settings, small_net())
     running.train(60)
-    found = {(edit.group, edit.numbers["beta"]) for plan in running.plans for edit in plan.edits if edit.kind == "prune"}
+    found = {
+        (edit.group, edit.numbers["beta"]) for plan in running.plans for edit in plan.edits if edit.kind == "prune"
+    }
     early = [beta for group, beta in found if group == "0"]
     late = [beta for group, beta in found if group == "7"]
     assert late and max(late) < 0.5 and all(beta > 0.5 for beta in early)

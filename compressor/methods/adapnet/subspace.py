@@ -10,6 +10,7 @@ which have a closed form for p = 2, are solved for rather than trained.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -124,15 +125,14 @@ def train_(
             chosen = order[:, start : start + batch]
             inside = torch.arange(start, start + chosen.shape[1], device=maps.device)[None] < sizes[:, None]
             some = maps.gather(1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:]))
-
-            def loss(weights: Autoencoder) -> Tensor:
-                lost = reconstruction_loss(weights, some, inside)
-                if wanted is None:
-                    return lost
-                there = wanted.gather(1, chosen[..., None].expand(-1, -1, wanted.shape[2]))
-                return lost + weight * expression_loss(weights, some, inside, there)
-
+            there = None if wanted is None else wanted.gather(1, chosen[..., None].expand(-1, -1, wanted.shape[2]))
+            loss = partial(_loss, maps=some, valid=inside, wanted=there, weight=weight)
             _step_(autoencoder, loss, inside.any(1), lr)
+
+
+def _loss(weights: Autoencoder, maps: Tensor, valid: Tensor, wanted: Tensor | None, weight: float) -> Tensor:
+    lost = reconstruction_loss(weights, maps, valid)
+    return lost if wanted is None else lost + weight * expression_loss(weights, maps, valid, wanted)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """One torch module as one ONNX graph without branches: torch's exporter, kept quiet, its notes to itself taken out."""
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
@@ -43,7 +44,7 @@ def flatten(
     free = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, example)
     single = isinstance(example, Tensor)
     try:
-        with quiet():
+        with quiet(), _one_registry():
             program = torch.onnx.export(
                 reference,
                 arguments,
@@ -96,6 +97,32 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _one_registry() -> Iterator[None]:
+    """Let torch build its table of translated operators once for a process, not once for a graph.
+
+    Building it takes most of the time of a small export, and a package is exported in stages. The table is private to
+    torch: where it has moved, every export builds its own.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        own = ONNXRegistry.__dict__["from_torchlib"]
+    except (ImportError, KeyError):
+        yield
+        return
+    ONNXRegistry.from_torchlib = staticmethod(_registry(ONNXRegistry))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
+
+
+@functools.cache
+def _registry(owner: Any) -> Any:
+    return functools.cache(owner.from_torchlib)
 
 
 def _strip(model: Any) -> None:

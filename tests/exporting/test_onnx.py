@@ -106,6 +106,16 @@ def test_only_the_file_is_left(exported: Path) -> None:
     assert [entry.name for entry in exported.parent.iterdir()] == ["net.onnx"]
 
 
+def test_torchs_table_of_operators_is_put_back(tmp_path: Path) -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    own = ONNXRegistry.__dict__["from_torchlib"]
+    export_onnx(small_net(), torch.zeros(1, 3, 8, 8), tmp_path / "net.onnx")
+    with pytest.raises(ModelError):
+        export_onnx(Branching(), torch.zeros(1, 3, 4, 4), tmp_path / "no.onnx")
+    assert ONNXRegistry.__dict__["from_torchlib"] is own
+
+
 def test_the_model_is_untouched(tmp_path: Path) -> None:
     net = small_net().train()
     net[3].eval()

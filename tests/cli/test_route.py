@@ -182,7 +182,7 @@ def job(folder: Path, **choice: object) -> RouteJob:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("choice", "epoch"), [({}, 1), ({"label_epochs": 1}, 2)])
+@pytest.mark.parametrize(("choice", "epoch"), [({}, 1), pytest.param({"label_epochs": 1}, 2, marks=pytest.mark.slow)])
 def test_a_broken_run_goes_on_to_the_same_network(choice, epoch, tmp_path):
     def stop(event: object) -> None:
         if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (epoch, 3):

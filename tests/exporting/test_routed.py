@@ -101,7 +101,9 @@ def test_branches_hold_their_own_weights(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [{"router": "image"}, {"router": "argmax", "heads": "own"}], ids=["image router", "argmax, own heads"]
+    "layout",
+    [{"router": "image"}, pytest.param({"router": "argmax", "heads": "own"}, marks=pytest.mark.slow)],
+    ids=["image router", "argmax, own heads"],
 )
 def test_other_routers_export(layout: dict[str, str], tmp_path: Path) -> None:
     model = trained(routed(Three, **layout))

@@ -21,7 +21,10 @@ from tests.equivalence import half_plan, randomise_, relative_error
 from tests.subnets.nets import CONVOLUTIONAL, SHAPE, Plain, Residual, detachable, images, storages
 
 MODES = ("stats", "switchable", "shared")
-EVERY = list(itertools.product(CONVOLUTIONAL, MODES))
+EVERY = [  # each network once by default, one in all modes; the other pairs in the slow suite
+    pytest.param(name, bn, marks=() if bn == "stats" or name == "residual" else pytest.mark.slow)
+    for name, bn in itertools.product(CONVOLUTIONAL, MODES)
+]
 
 
 @pytest.mark.parametrize(("name", "bn"), EVERY)

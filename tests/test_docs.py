@@ -1,21 +1,17 @@
-"""The page on models of one's own: its Python runs, its network is pruned, its commands' flags exist."""
+"""The pages in docs: their commands run, their Python runs, the network and the settings they show work."""
 
+import argparse
+import importlib
+import inspect
 import re
 import shlex
-from pathlib import Path
+import sys
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")}
+from tests.pages import PAGES, README, ROOT, commands, owned, run, shortened, stand_ins
+
 OWN = PAGES["bring-your-own-model.md"]
-
-
-def commands(text):
-    joined = re.sub(r" \\\n +", " ", text)
-    found = re.findall(r"^ {4}(compressor .*)$", joined, flags=re.MULTILINE)
-    return [line.partition("  #")[0].strip() for line in found]
-
 
 LINES = [(name, line) for name, text in PAGES.items() for line in commands(text)]
 
@@ -33,17 +29,53 @@ def test_every_flag_of_every_command_exists(page, line):
     assert {word for word in words if word.startswith("--")} <= known | {"--help", "--help-all"}
 
 
-def test_commands_without_data_of_the_readers_run(monkeypatch, capsys):
-    from compressor.cli import main
-
+def test_commands_that_train_nothing_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     ready = [line for line in commands(OWN) if "DIR" not in line and "runs/" not in line]
     assert len(ready) >= 3
     for line in ready:
-        with pytest.raises(SystemExit) as left:
-            main(shlex.split(line)[1:])
-        assert left.value.code == 0, f"{line}: {capsys.readouterr().err}"
-        capsys.readouterr()
+        run(shlex.split(line)[1:], capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if commands(text)])
+def test_all_commands_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
+    """With one epoch, on stand-ins for the reader's model and data."""
+    stand_ins(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for line in owned(commands(PAGES[page])):
+        run(shortened(line), capsys)
+
+
+class _ParsedError(Exception):
+    """Raised in place of what a benchmark does with its arguments."""
+
+
+BENCHMARKS = sorted(
+    {
+        command
+        for text in (README, *PAGES.values())
+        for command in re.findall(r"(?:^ {4}|`)(python -m benchmarks[^`\n#]*)", text, flags=re.MULTILINE)
+    }
+)
+
+
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_every_benchmark_takes_the_arguments_it_is_shown_with(command, monkeypatch):
+    """They run for minutes to days; that a flag was renamed or is missing shows here already."""
+    _, _, module, *words = shlex.split(command)
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(parser, args=None, namespace=None):
+        parse(parser, args, namespace)
+        raise _ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    benchmark = importlib.import_module(module)
+    if "parse_args" in inspect.getsource(benchmark):  # else it takes none
+        with pytest.raises(_ParsedError):
+            benchmark.main()
 
 
 def test_python_runs(capsys):

@@ -5,43 +5,23 @@ To take seconds and not minutes, training is cut to an epoch and latency left ou
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+from tests.pages import README, ROOT, owned, run, shortened, stand_ins
+from tests.pages import commands as commands_of
 
-SHORT = {"--epochs": "1", "--latency": None}  # flag -> what it becomes; None: left out
-MORE = {  # added to a command that has the words
-    "compressor compare": "",
-    "--method adapnet": "--startup-epochs 0 --max-epochs 1 --finetune-epochs 0 --lsep 3 --no-latency",
-    "prune": "--no-latency",
-    "train": "--no-latency",
-    "finetune": "--no-latency",
-    "detach": "--no-latency",
-    "sweep": "--no-latency --no-onnx",
-    "route": "--no-latency",
-    "replace": "--retrain-epochs 1 --no-latency",
-}
+COMMANDS = commands_of(README)
 
 
 def commands():
-    """The lines of indented blocks that call the program; those about a folder of the reader's are left out."""
-    lines = re.findall(r"^ {4}(compressor .*)$", README, flags=re.MULTILINE)
-    return [line.partition(" #")[0].strip() for line in lines if "DIR" not in line]
-
-
-def shortened(line):
-    """The command's arguments, made quick."""
-    words = shlex.split(line)[1:]
-    for flag, value in SHORT.items():
-        if flag in words:
-            at = words.index(flag)
-            words[at : at + (1 if value is None else 2)] = [] if value is None else [flag, value]
-    more = next((extra for key, extra in MORE.items() if key in line), "")
-    return words + more.split()
+    """Those that need no folder of the reader's."""
+    return [line for line in COMMANDS if "DIR" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +45,47 @@ def test_every_command_that_exists_is_shown():
 
 
 def test_commands_run_one_after_the_other(folder, monkeypatch, capsys):
-    from compressor.cli import main
-
     monkeypatch.chdir(folder)
     for line in commands():
         words = shortened(line)
         if words[0] == "resume":  # as if the run had been broken off
             (Path(words[1]) / "report.json").unlink()
-        with pytest.raises(SystemExit) as left:
-            main(words)
-        assert left.value.code == 0, f"{line}: {capsys.readouterr().err}"
-        capsys.readouterr()
+        run(words, capsys)
+
+
+def test_the_package_classifies_an_image_as_shown(folder):
+    """After the commands, one of which makes it."""
+    lines = re.findall(r"^ {4}(python run_onnx.py [^#\n]*)", README, flags=re.MULTILINE)
+    assert len(lines) == 2
+    if not (folder / "runs" / "deploy" / "run_onnx.py").exists():
+        pytest.skip("the commands have not run")
+    np.save(folder / "image.npy", np.full((8, 8), 128, np.uint8))
+    for line in lines:
+        words = ["image.npy" if word == "IMAGE" else word for word in shlex.split(line)[2:]]
+        script = folder / "runs" / "deploy" / "run_onnx.py"
+        ran = subprocess.run([sys.executable, script, *words], cwd=folder, capture_output=True, text=True)
+        assert ran.returncode == 0 and len(ran.stdout.splitlines()) == 5, ran.stderr
+
+
+@pytest.mark.slow
+def test_commands_on_data_of_the_readers_run(tmp_path, monkeypatch, capsys):
+    stand_ins(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in COMMANDS if "DIR" in line]
+    assert len(lines) >= 2
+    for line in owned(lines):
+        run(shortened(line), capsys)
+
+
+@pytest.mark.slow
+def test_the_command_for_several_processes_runs(tmp_path):
+    """On two processes of this machine; the one for several machines needs those."""
+    [line] = re.findall(r"^ {4}torchrun --nproc-per-node=4 -m (.*)$", README, flags=re.MULTILINE)
+    words = shortened(line.replace("runs/digits/model.pt", str(ROOT / "sample_models" / "digits_cnn.pt")))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    ran = subprocess.run([*torchrun, "compressor", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "runs" / "four" / "model.pt").exists()
 
 
 def test_python_lines_run(folder, monkeypatch):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from compressor.cli import completion
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
 
@@ -15,7 +16,13 @@ EXAMPLE = "compressor doctor --data digits"
 def doctor(
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", rich_help_panel="Data", show_default=False, help="Also try this data set."),
+        typer.Option(
+            metavar="DATA",
+            rich_help_panel="Data",
+            show_default=False,
+            autocompletion=completion.data,
+            help="Also try this data set.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

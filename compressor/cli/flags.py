@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from compressor.cli.adapnet_flags import ADAPNET
+from compressor.cli.completion import COMPLETERS
 from compressor.cli.config import Known, read_config
 from compressor.cli.descriptions import DESCRIPTIONS, PANELS, Described
 from compressor.cli.help import show_all
@@ -131,6 +132,7 @@ def _option(name: str, kind: Any, default: Any, *, about: Described, panel: str,
         help=about.text + choices,
         metavar=about.metavar,
         hidden=hidden,
+        autocompletion=None if choices else COMPLETERS.get(name),
         min=about.least,
         max=about.most,
         rich_help_panel=panel,

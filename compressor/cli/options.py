@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from compressor.cli import completion
 from compressor.cli.config import CHOSEN
 from compressor.errors import UsageError
 from compressor.pipeline.settings import ModelSettings
@@ -39,6 +40,7 @@ Data = Annotated[
         metavar="DATA",
         show_default=False,
         rich_help_panel="Data",
+        autocompletion=completion.data,
         help="digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, svhn:DIR or folder:DIR.",
     ),
 ]

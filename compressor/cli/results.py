@@ -53,9 +53,7 @@ def _files(folder: Path, report: "Report") -> dict[str, str]:
     files = {str(folder / "model.pt"): "the model"}
     if report.export is not None:
         check = report.export
-        files[str(folder / "model.onnx")] = (
-            f"the same for ONNX Runtime, checked on {check.inputs} images: outputs differ by {check.max_rel:.0e}"
-        )
+        files[str(folder / "model.onnx")] = f"the same as ONNX; differs by {check.max_rel:.0e} on {check.inputs} images"
     files[str(folder / "report.html")] = "the report, to look at in a browser"
     return files
 

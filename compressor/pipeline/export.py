@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor.errors import UsageError
 from compressor.exporting.evidence import Evidence
-from compressor.exporting.flat import OPSET
+from compressor.exporting.flat import OPSET, check_opset
 from compressor.exporting.forms import form_of
 from compressor.exporting.manifest import MANIFEST, MODEL, RUNNER, WEIGHTS, Card, Manifest
 from compressor.exporting.onnx import export_onnx
@@ -98,6 +98,8 @@ def _check(job: ExportJob, path: Path, single: bool) -> None:
         raise UsageError("--to int8 writes a package and calibrates on data: give --out FOLDER and --data")
     if job.max_drop is not None and job.to != "int8":
         raise UsageError("--max-drop is what --to int8 may cost: leave it away")
+    if job.opset is not None:
+        check_opset(job.opset)
     if not single:
         check_target(path, overwrite=job.overwrite)
 

@@ -14,7 +14,6 @@ from compressor.methods.adapnet.freeze import Held
 from compressor.methods.adapnet.method import AdapNet
 from compressor.pipeline.goals import Guard, Target
 from compressor.pipeline.stages import PeriodEvent, PeriodStep, Tell, note_all
-from compressor.reporting import units
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of
 from compressor.surgery.snapshot import Snapshot
@@ -142,9 +141,8 @@ class Periods:
         }
         self.rows.append(row)
         text = (
-            f"period {row['period']}  beta {beta:.2f}  pruned {done['prune']}, merged {done['merge']}, inserted "
-            f"{done['insert']}, frozen {row['frozen']}  {row['filters']} filters, "
-            f"{units.macs(macs)} ({macs / self._macs:.0%})"
+            f"period {row['period']}  pruned {done['prune']}, merged {done['merge']}, inserted {done['insert']}, "
+            f"frozen {row['frozen']}  {row['filters']} filters, {macs / self._macs:.0%} of MACs"
         )
         self.tell(PeriodEvent(row, text))
         new, self._noted = self.method.notes[self._noted :], len(self.method.notes)

@@ -36,6 +36,22 @@ WRONG_USE = {
     "no-such-layer": ["prune", DIGITS, "--ratio-for", "layer9=0.5", "--dry-run"],
     "target-met-already": ["prune", DIGITS, "--target-macs", "1", "--dry-run"],
     "no-such-device": ["profile", DIGITS, "--device", "gpu"],
+    "inspect-nothing": ["inspect"],
+    "compare-nothing": ["compare"],
+    "resume-nothing": ["resume"],
+    "verify-nothing": ["verify"],
+    "tune-nothing": ["tune"],
+    "tune-without-threads": ["tune", "nowhere", "--threads", "0"],
+    "sweep-without-data": ["sweep", DIGITS, "--out", "nowhere"],
+    "detach-without-data": ["detach", DIGITS, "--out", "nowhere"],
+    "route-without-data": ["route", DIGITS, "--out", "nowhere"],
+    "replace-without-data": ["replace", DIGITS, "--out", "nowhere"],
+    "export-program-into-folder": ["export", DIGITS, "--to", "pt2", "--out", "nowhere"],
+    "export-int8-without-data": ["export", DIGITS, "--to", "int8", "--out", "nowhere"],
+    "export-no-such-exit": ["export", DIGITS, "--exit", "3", "--out", "nowhere.onnx"],
+    "export-no-such-opset": ["export", DIGITS, "--opset", "3", "--out", "nowhere.onnx"],
+    "doctor-no-such-flag": ["doctor", "--date", "digits"],
+    "demo-no-such-flag": ["demo", "--fast"],
 }
 
 CANNOT = {
@@ -52,6 +68,10 @@ CANNOT = {
         "digits",
     ],
     "no-such-data-folder": ["evaluate", DIGITS, "--data", "folder:nowhere"],
+    "resume-no-run": ["resume", "nowhere"],
+    "verify-no-package": ["verify", "sample_models"],
+    "tune-no-package": ["tune", "sample_models"],
+    "compare-no-run": ["compare", "sample_models", "nowhere"],
 }
 
 

@@ -110,7 +110,7 @@ def test_every_period_is_told(whole):
     for kind in ("prune", "merge", "insert"):
         count = sum(len(e["channels"]) if kind == "prune" else 1 for e in report.edits if e["kind"] == kind)
         assert sum(event.row[f"{kind}s"] for event in told) == count
-    assert told[-1].text.startswith("period 7  beta 0.")
+    assert told[-1].text.startswith("period 7  pruned ")
 
 
 def test_the_page_shows_every_layer_over_the_periods(whole):

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, get_type_hints
 from compressor.errors import UsageError
 from compressor.keywords import (
     DetachKeywords,
+    EvaluateKeywords,
+    ExportKeywords,
+    InspectKeywords,
     PruneKeywords,
     ReplaceKeywords,
     RouteKeywords,
@@ -27,7 +30,6 @@ from compressor.pipeline.settings import (
     EvaluateJob,
     ExportJob,
     InspectJob,
-    ModelSettings,
     PruneJob,
     ReplaceJob,
     RouteJob,
@@ -217,15 +219,7 @@ def sweep(
     return run(_job(SweepJob, "sweep", given, training=FINETUNE), tell)
 
 
-def evaluate(
-    model: Path,
-    *,
-    data: str,
-    split: Literal["test", "validation", "train"] = "test",
-    arch: str | None = None,
-    device: str = EvaluateJob.device,
-    tell: Tell = silent,
-) -> "Evaluated":
+def evaluate(model: Path, *, data: str, tell: Tell = silent, **settings: Unpack[EvaluateKeywords]) -> "Evaluated":
     """Top-1 and loss of a model, or of an .onnx file.
 
     Example:
@@ -233,17 +227,10 @@ def evaluate(
     """
     from compressor.pipeline.evaluate import evaluate as run
 
-    return run(EvaluateJob(ModelSettings(os.fspath(model), arch), data, device=device, split=split), tell)
+    return run(_job(EvaluateJob, "evaluate", {**settings, "model": model, "data": data}), tell)
 
 
-def inspect(
-    model: Path | None = None,
-    *,
-    arch: str | None = None,
-    input: tuple[int, ...] | None = None,
-    keep: Sequence[str] = (),
-    tell: Tell = silent,
-) -> "Channels":
+def inspect(model: Path | None = None, *, tell: Tell = silent, **settings: Unpack[InspectKeywords]) -> "Channels":
     """Which channels of a model belong together, which can be edited, and why others cannot.
 
     Example:
@@ -252,22 +239,14 @@ def inspect(
     """
     from compressor.pipeline.inspect import inspect as run
 
-    settings = ModelSettings(None if model is None else os.fspath(model), arch, input=input)
-    return run(InspectJob(settings, tuple(keep)), tell)
+    return run(_job(InspectJob, "inspect", {**settings, "model": model}), tell)
 
 
-def export(
-    model: Path,
-    out: Path,
-    *,
-    to: Literal["onnx", "pt2", "int8"] = "onnx",
-    data: str | None = None,
-    arch: str | None = None,
-    latency: bool = True,
-    overwrite: bool = False,
-    tell: Tell = silent,
-) -> "Exported":
+def export(model: Path, out: Path, *, tell: Tell = silent, **settings: Unpack[ExportKeywords]) -> "Exported":
     """Write a model for another runtime, after it gave the same outputs there: a file (NAME.onnx) or a package.
+
+    Args:
+        settings: `to` ("onnx", "int8", "pt2") and the other fields of ExportJob, ModelSettings and DataSettings.
 
     Example:
         made = compressor.export("runs/digits/model.pt", "runs/digits.onnx", data="digits")
@@ -275,8 +254,7 @@ def export(
     """
     from compressor.pipeline.export import export as run
 
-    settings = ModelSettings(os.fspath(model), arch)
-    return run(ExportJob(settings, os.fspath(out), to, overwrite, latency=latency, data=data), tell)
+    return run(_job(ExportJob, "export", {**settings, "model": model, "out": out}), tell)
 
 
 def _job(kind: type[J], verb: str, given: Mapping[str, Any], without: frozenset[str] = frozenset(), **bases: Any) -> J:
@@ -306,8 +284,9 @@ def _job(kind: type[J], verb: str, given: Mapping[str, Any], without: frozenset[
     chosen = tuple(name for name, value in values.items() if value is not None)
     call = f"compressor {verb} in Python: " + ", ".join(f"{name}={values[name]!r}" for name in chosen)
     filled |= {name: values[name] for name in own if name in values}
+    filled |= {name: value for name, value in (("command", call), ("chosen", chosen)) if name in hints}
     make: Any = kind
-    job: J = make(**filled, command=call, chosen=chosen)
+    job: J = make(**filled)
     return job
 
 

@@ -225,6 +225,28 @@ class Grid(TypedDict, total=False):
     control: bool
 
 
+class Exporting(TypedDict, total=False):
+    """Fields of `ExportJob`."""
+
+    to: Literal["onnx", "pt2", "int8"]
+    overwrite: bool
+    opset: int | None
+    exit: int | None
+    exits: Literal["one", "separate"]
+    latency: bool
+    chip: Literal["x86", "x86-old", "arm", "npu"]
+    calibration_images: int
+    max_drop: float | None
+    data: str | None
+
+
+class Evaluating(TypedDict, total=False):
+    """Fields of `EvaluateJob`."""
+
+    device: str
+    split: Literal["test", "validation", "train"]
+
+
 class TrainKeywords(Model, Output, Loading, Training, total=False):
     """What `train` and `finetune` take."""
 
@@ -254,3 +276,17 @@ class SweepKeywords(Model, Output, Loading, Training, Grid, total=False):
     """What `sweep` takes."""
 
     lsep: int | None
+
+
+class EvaluateKeywords(Model, Loading, Evaluating, total=False):
+    """What `evaluate` takes."""
+
+
+class InspectKeywords(Model, total=False):
+    """What `inspect` takes."""
+
+    keep: Sequence[str]
+
+
+class ExportKeywords(Model, Loading, Exporting, total=False):
+    """What `export` takes."""

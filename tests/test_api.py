@@ -1,6 +1,7 @@
 """The Python API: every example in its docstrings runs, keywords are the settings', and mistakes are named."""
 
 import inspect
+import shutil
 import textwrap
 import typing
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import compressor
-from compressor import api, keywords
+from compressor import keywords
 from compressor.errors import UsageError
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.settings import PruneSettings
@@ -32,14 +33,23 @@ ROOMS = {
     keywords.Routing: RouteSettings,
     keywords.PrimeNet: PrimeNetSettings,
     keywords.Grid: jobs.SweepSettings,
+    keywords.Exporting: jobs.ExportJob,
+    keywords.Evaluating: jobs.EvaluateJob,
 }
 # Parameters of the verbs, and what other rooms of the same verb have, too.
-ELSEWHERE = {"model", "out", "first_epoch", "method", "methods", "ratios", "seed", "keep", "lsep"}
+ELSEWHERE = {"model", "out", "first_epoch", "method", "methods", "ratios", "seed", "keep", "lsep", "loading", "data"}
 ELSEWHERE |= {"batch_size", "momentum", "lr", "weight_decay", "target_macs"}
 
 
 def example_of(verb):
-    return textwrap.dedent(inspect.getdoc(getattr(api, verb)).partition("Example:\n")[2])
+    return textwrap.dedent(inspect.getdoc(getattr(compressor, verb)).partition("Example:\n")[2])
+
+
+def run_example(verb, change=lambda code: code):
+    """The example of a public function, run as it stands but for what would take long."""
+    code = example_of(verb)
+    assert code.count(f"compressor.{verb}(") == 1, verb
+    exec(compile(change(code), verb, "exec"), {"compressor": compressor})
 
 
 @pytest.mark.slow
@@ -48,13 +58,20 @@ def test_every_example_runs(tmp_path, monkeypatch):
     (tmp_path / "sample_models").symlink_to(ROOT / "sample_models")
     monkeypatch.chdir(tmp_path)
     for verb in VERBS:
-        code = example_of(verb)
-        assert code.count(f"compressor.{verb}(") == 1, verb
-        if "out=" in code and "latency" not in code:
-            code = code.replace("out=", "latency=False, out=")
-        exec(compile(code, verb, "exec"), {"compressor": compressor})
-    compared = compressor.compare(["runs/digits", "runs/small", "runs/detached"], out="runs/compared")
-    assert (tmp_path / "runs/compared/comparison.html").exists() and len(compared.points) >= 4
+        run_example(verb, lambda code: code if "latency" in code else code.replace("out=", "latency=False, out="))
+    (tmp_path / "runs/small/report.json").unlink()  # as if the run had been broken off
+    run_example("resume")
+    for name in ("l1", "adapnet"):
+        shutil.copytree(tmp_path / "runs/small", tmp_path / "runs" / name)
+    run_example("compare")
+    assert (tmp_path / "runs/compared/comparison.html").exists()
+    flags = {"data": "digits", "chip": "x86", "calibration_images": 16, "max_drop": 0.1, "latency": False}
+    made = compressor.export("runs/detached/model.pt", "runs/deploy", to="int8", **flags)
+    assert [row.top1_float is not None for row in made.manifest.exits] == [True, True]
+    run_example("verify_package")
+    one = compressor.export("runs/detached/model.pt", "runs/exit.onnx", exit=1, opset=18)
+    assert one.facts["opset"] == 18
+    assert compressor.evaluate("runs/exit.onnx", data="digits", split="validation").count == 143
     assert compressor.Report.load("runs/small")._repr_html_().startswith("<article")
 
 
@@ -81,6 +98,13 @@ def test_mistakes_are_named(tmp_path, given, said):
     with pytest.raises(UsageError) as error:
         compressor.prune("model.pt", out=tmp_path / "run", **given)
     assert said in str(error.value)
+
+
+def test_mistakes_in_an_export_are_named(tmp_path):
+    with pytest.raises(UsageError, match="did you mean chip"):
+        compressor.export("model.pt", tmp_path / "deploy", chips="arm")
+    with pytest.raises(UsageError, match="exit is '1', and has to be a whole number"):
+        compressor.export("model.pt", tmp_path / "deploy", exit="1")
 
 
 @pytest.mark.parametrize(("words", "room"), ROOMS.items(), ids=lambda each: each.__name__)

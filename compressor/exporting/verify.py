@@ -24,6 +24,10 @@ def verify_package(folder: str | os.PathLike[str]) -> Manifest:
 
     Raises:
         FileError: a file is missing, changed or a link, or a graph reads weights from outside the folder.
+
+    Example:
+        manifest = compressor.verify_package("runs/deploy")
+        manifest.exits[0].macs, manifest.files
     """
     return check_package(Path(folder), read_manifest(Path(folder)))
 

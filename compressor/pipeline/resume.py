@@ -49,6 +49,10 @@ def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | N
         FileError: there is no run in the folder, or its settings are damaged.
         UsageError: the run is finished, or would run code that nobody here asked for, or the model has changed.
         CompressorError: anything else the user can mend.
+
+    Example:
+        report = compressor.resume("runs/small")
+        report.after.top1
     """
     folder = Path(path).expanduser().resolve()
     settings, finished = distributed.from_first(lambda: (read_settings(folder), _is_finished(folder)))

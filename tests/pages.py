@@ -30,7 +30,7 @@ _SHORT = {  # flag -> what it becomes; None: left out
 _MORE = {  # added to a command that has the words; the first that fits
     "compressor compare": "",
     "--list": "",
-    "--method adapnet": "--startup-epochs 0 --max-epochs 1 --finetune-epochs 0 --lsep 3 --batch-size 16 --no-latency",
+    "--method adapnet": "--startup-epochs 0 --max-epochs 1 --finetune-epochs 0 --lsep 3 --batch-size 8 --no-latency",
     "primenet.py": "--epochs 1 --arch-arg retrain_epochs=1 --no-latency",
     "compressor prune": "--no-latency",
     "compressor train": "--no-latency",

@@ -18,7 +18,7 @@ Change = Callable[[str, bytes, Path], bytes | None]  # of one record: its name, 
 
 
 @functools.cache
-def _good() -> bytes:
+def good() -> bytes:
     """What torch.export.save writes of two layers."""
     file = io.BytesIO()
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
@@ -28,7 +28,7 @@ def _good() -> bytes:
 
 def _changed(change: Change) -> Make:
     def make(path: Path, canary: Path) -> None:
-        with zipfile.ZipFile(io.BytesIO(_good())) as source_file, zipfile.ZipFile(path, "w") as copy:
+        with zipfile.ZipFile(io.BytesIO(good())) as source_file, zipfile.ZipFile(path, "w") as copy:
             for name in source_file.namelist():
                 data = change(name.split("/", 1)[-1], source_file.read(name), canary)
                 if data is not None:

@@ -16,6 +16,7 @@ from compressor.errors import ModelError
 from compressor.graph import probe, resolve
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.graph.rules import RULES, elementwise
+from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import Trace, cause, refusal, run, skeleton
 from compressor.graph.walk import RawSize, Ties, Walk
 
@@ -62,7 +63,7 @@ class _Capture:
                 self.trials = self.walks[:1], self.walks[1:] if probe.asks_for_sizes(self.walks[1][0]) else []
         else:
             self.notes.append(f"not captured in training mode, in which it fails: {cause(first.trained.error)}")
-        self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.tensors = named_tensors(model)
         self.modules = {n: m for n, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
         order = {name: place for place, name in enumerate(self.tensors)}
         self.order = probe.first_use(first.evaluated, order)
@@ -123,7 +124,7 @@ class _Capture:
     def _try(self) -> tuple[Walk, probe.Objection] | None:
         self._resolve()
         for pattern, runs in zip((probe.half, probe.uneven), self.trials, strict=True):
-            kept = pattern(self.groups, len(self.roots))
+            kept = pattern(self.groups, len(self.roots)) if runs else np.ones(0, dtype=bool)
             found = None if kept.all() else self._objection(kept, runs)
             if found is not None:
                 return found

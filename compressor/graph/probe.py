@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.graph.channels import Group, Ids, Key, Size
+from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import Op, Ran, Trace, outline
 from compressor.graph.walk import FILLED, Walk
 
@@ -59,7 +60,7 @@ class Patient:
 
     def __init__(self, skeleton: nn.Module) -> None:
         self.model = skeleton
-        self._tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
+        self._tensors = named_tensors(skeleton)
         self._modules = dict(skeleton.named_modules())
 
     @contextmanager

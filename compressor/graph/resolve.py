@@ -20,7 +20,7 @@ def roots_of(ties: Ties) -> Roots:
     """For every raw identity, the number of the set it was tied into."""
     if not ties.pairs:
         return np.arange(ties.count, dtype=np.int64)
-    ones = np.concatenate([np.broadcast_to(a, b.shape) for a, b in ties.pairs])
+    ones = np.concatenate([a if a.shape == b.shape else np.broadcast_to(a, b.shape) for a, b in ties.pairs])
     others = np.concatenate([b for _, b in ties.pairs])
     links = coo_matrix((np.ones(len(ones), dtype=bool), (ones, others)), shape=(ties.count, ties.count))
     labels: Roots = connected_components(links, directed=False)[1].astype(np.int64)
@@ -168,12 +168,13 @@ def sizes(
     found: Iterable[RawSize], ties: Ties, modules: Mapping[str, nn.Module], numbered: Numbered
 ) -> tuple[Size, ...]:
     """The attributes that exist, can be written, and hold exactly the count they were said to hold."""
-    names = ("num_features", "num_channels", "num_parameters")  # of modules whose weight is one number per channel
     vectors = [
-        RawSize(tensor.rpartition(".")[0], name, ids)
+        RawSize(owned, name, ids)
         for (tensor, dim), ids in ties.blocks.items()
-        for name in names
         if dim == 0 and (tensor, 1) not in ties.blocks
+        for owned in [tensor.rpartition(".")[0]]
+        for name in _COUNTS
+        if name in vars(modules.get(owned, nn.Module))
     ]
     kept: dict[tuple[str, str, int | None], Size] = {}
     for raw in (*found, *vectors):
@@ -185,6 +186,9 @@ def sizes(
         if type(value) is int and value == len(raw.ids):
             kept.setdefault((raw.module, attribute, index), Size(raw.module, attribute, index, numbered(raw.ids)))
     return tuple(kept.values())
+
+
+_COUNTS = ("num_features", "num_channels", "num_parameters")  # of modules whose weight is one number per channel
 
 
 def costs(walk: Walk, numbered: Numbered, batch: int) -> tuple[Cost, ...]:

@@ -132,10 +132,31 @@ def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tenso
     return _empty(x, sizes)
 
 
+def _affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    plain = x.ndim == weight.ndim == 2 and bias.dtype == x.dtype == weight.dtype
+    if not plain or x.shape[1] != weight.shape[0] or bias.shape != (weight.shape[1],):
+        raise _NotQuick
+    return _empty(x, (x.shape[0], weight.shape[1]))
+
+
+def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, _eps: float) -> Any:
+    first, sizes = x.ndim - len(shape), tuple(shape)
+    plain = x.is_contiguous() and x.dtype in (
+        torch.float32,
+        torch.float64,
+    )  # others keep their statistics in another type
+    if not plain or x.shape[first:] != sizes or any(v is not None and v.shape != sizes for v in (weight, bias)):
+        raise _NotQuick
+    saved = (*x.shape[:first], *(1 for _ in sizes))
+    return _empty(x, x.shape), _empty(x, saved), _empty(x, saved)
+
+
 _SAME_TYPE = "relu hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish add mul sub".split()  # noqa: SIM905
 _OTHERS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.convolution.default: _convolution,
     torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.addmm.default: _affine,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
     torch.ops.aten.cat.default: _concatenation,
     torch.ops.aten.mean.dim: _mean,
 }

@@ -8,7 +8,7 @@ values to run is traced on a real copy instead.
 import copy
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph.shapes import plain_name, run_on_shapes
+from compressor.graph.tensors import named_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +116,25 @@ def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
 
 @cache
 def _copies_plainly(kind: Any) -> bool:
-    """Whether a copy of a module is no more than copies of its attributes, which deepcopy takes long for."""
+    """Whether a copy of a module is no more than copies of its attributes, which deepcopy takes long for.
+
+    What a convolution does on being restored only completes files of older versions of torch.
+    """
     asked = ("__setstate__", "__getstate__", "__reduce__", "__reduce_ex__", "__new__")
+    plain = (nn.Module, nn.modules.conv._ConvNd)
     return not hasattr(kind, "__deepcopy__") and all(
-        getattr(kind, name, None) is getattr(nn.Module, name, None) for name in asked
+        getattr(kind, name, None) in [getattr(known, name, None) for known in plain] for name in asked
     )
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    known = memo.get(id(value))
-    if known is not None:
-        return known
     kind = type(value)
     if kind in _CONSTANTS:
         return value
-    if kind in (dict, OrderedDict, set):
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if kind in _HOLDERS:
         if not value:
             return kind()
         if kind is dict and all(id(held) in memo or held is None for held in value.values()):  # parameters, submodules
@@ -137,7 +142,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-_CONSTANTS = (int, float, str, bool, type(None), torch.dtype, torch.device)
+_CONSTANTS = frozenset({int, float, str, bool, type(None), torch.dtype, torch.device})
+_HOLDERS = frozenset({dict, OrderedDict, set})
 
 
 def _blank(tensor: Tensor, real: bool) -> Tensor:
@@ -249,9 +255,9 @@ class _Recorder(_Watching):
         self.result = Trace()
         self._known: dict[int, TensorRef] = {}
         self._alive: list[Tensor] = []
-        self._stack: list[str] = [""]
+        self._module = ""
         self._on_meta = _device(model).type == "meta"
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        for name, tensor in named_tensors(model).items():
             self.result.parameters[self._ref(tensor).index] = name
 
     def __torch_dispatch__(
@@ -267,9 +273,7 @@ class _Recorder(_Watching):
         output = run_on_shapes(func, args, kwargs or {}) if self._on_meta else func(*args, **(kwargs or {}))
         made: list[TensorRef] = []
         self._written(output, made)
-        self.result.ops.append(
-            Op(func, plain_name(func), arguments, options, tuple(seen), tuple(made), self._stack[-1])
-        )
+        self.result.ops.append(Op(func, plain_name(func), arguments, options, tuple(seen), tuple(made), self._module))
         return output
 
     def refs(self, values: Any) -> Iterator[TensorRef]:
@@ -289,39 +293,42 @@ class _Recorder(_Watching):
 
     def _written(self, value: Any, seen: list[TensorRef]) -> Any:
         """The value with references for its tensors, which are also added to `seen`."""
+        kind = type(value)
+        if kind in _CONSTANTS:
+            return value
         if isinstance(value, Tensor):
             ref = self._ref(value)
             seen.append(ref)
             return ref
         if isinstance(value, list | tuple):
-            return type(value)([self._written(item, seen) for item in value])
+            return kind([self._written(item, seen) for item in value])
         return value
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        handles = []
-        for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks: what it runs counts as its owner's
-                continue
-            before, after = self._hooks(name)
-            handles.append(module.register_forward_pre_hook(before, prepend=True))
-            handles.append(module.register_forward_hook(after))
+        """Take down every call of the model's modules, hooks of the user's included.
+
+        `nn.Module.__call__` is replaced meanwhile, as torch.fx does: hooks on every module cost more than the run.
+        """
+        scripted = torch.jit.ScriptModule  # what it runs counts as its owner's
+        names = {id(m): name for name, m in model.named_modules() if not isinstance(m, scripted)}
+        original = nn.Module.__call__
+
+        def call(module: nn.Module, *inputs: Any, **keywords: Any) -> Any:
+            name = names.get(id(module))
+            if name is None:
+                return original(module, *inputs, **keywords)
+            start, outer, self._module = len(self.result.ops), self._module, name
+            try:
+                output = original(module, *inputs, **keywords)
+            finally:
+                self._module = outer
+            made = (self._ref(output),) if isinstance(output, Tensor) else tuple(self.refs(output))
+            self.result.calls.append(ModuleCall(name, start, len(self.result.ops), tuple(self.refs(inputs)), made))
+            return output
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        starts: list[int] = []
-
-        def before(_module: nn.Module, _inputs: Any) -> None:
-            starts.append(len(self.result.ops))
-            self._stack.append(name)
-
-        def after(_module: nn.Module, inputs: Any, output: Any) -> None:
-            self._stack.pop()
-            refs = tuple(self.refs(inputs)), tuple(self.refs(output))
-            self.result.calls.append(ModuleCall(name, starts.pop(), len(self.result.ops), *refs))
-
-        return before, after
+            nn.Module.__call__ = original  # type: ignore[method-assign]

@@ -27,14 +27,28 @@ def units(group: Group, scores: Values, channels: Channels, settings: PruneSetti
 
     No more than the share `most` of its channels is listed.
     """
-    order = np.argsort(scores, kind="stable")
+    return _parted(group, scores, _cuts(group, channels, settings, most))
+
+
+def together(group: Group, scores: Values, channels: Channels, settings: PruneSettings, most: float) -> list[Unit]:
+    """All that `units` lists, as one unit."""
+    cuts = _cuts(group, channels, settings, most)
+    return _parted(group, scores, [cuts[0], *cuts[1:][-1:]])
+
+
+def _cuts(group: Group, channels: Channels, settings: PruneSettings, most: float) -> list[int]:
+    """How many channels may be gone: none at first, each time as many more as rounding demands at once."""
     step = _step(group, channels, settings.round_to)
     least = max(1, math.ceil(settings.min_channels / step)) * step
-    sizes = [group.size, *(size for size in range((group.size - 1) // step * step, 0, -step) if size >= least)]
     total = group.size
-    cuts = [total - size for size in sizes if (total - size) / total <= most + 1e-9]
+    sizes = [total, *(size for size in range((total - 1) // step * step, 0, -step) if size >= least)]
+    return [total - size for size in sizes if (total - size) / total <= most + 1e-9]
+
+
+def _parted(group: Group, scores: Values, cuts: list[int]) -> list[Unit]:
+    order = np.argsort(scores, kind="stable")
     ids, ordered = group.ids[order], scores[order].tolist()
-    return [Unit(group.name, ids[begin:end], end / total, ordered[end - 1]) for begin, end in pairwise(cuts)]
+    return [Unit(group.name, ids[begin:end], end / group.size, ordered[end - 1]) for begin, end in pairwise(cuts)]
 
 
 def _step(group: Group, channels: Channels, multiple: int) -> int:

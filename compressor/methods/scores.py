@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError
 from compressor.graph.channels import Channels, Group, Place
+from compressor.graph.tensors import named_tensors
 
 Values = NDArray[np.float64]
 
@@ -42,7 +43,7 @@ Score = Callable[[nn.Module, Channels, Given], Scores]
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, cut off from the autograd graph."""
-    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return {name: tensor.detach() for name, tensor in named_tensors(model).items()}
 
 
 def slices(tensor: Tensor, place: Place, channels: Channels, group: Group) -> Tensor:

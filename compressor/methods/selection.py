@@ -9,7 +9,7 @@ import numpy as np
 from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels, Group
 from compressor.methods.catalogue import ABOUT
-from compressor.methods.removal import Unit, by_score, by_share, units, up_to
+from compressor.methods.removal import Unit, by_score, by_share, together, units, up_to
 from compressor.methods.scores import Scores, Values
 from compressor.methods.settings import PruneSettings
 from compressor.methods.target import meet
@@ -42,7 +42,7 @@ def select(channels: Channels, scores: Scores, settings: PruneSettings) -> Selec
     ratios = _own_ratios(channels, settings)
     stepwise = settings.target_macs is not None or settings.scope == "global"
     queues = {
-        group.name: units(group, scores.values[group.name], channels, settings, most)
+        group.name: (units if stepwise else together)(group, scores.values[group.name], channels, settings, most)
         for group in channels.free
         if group.name in scores.values
         for most in [ratios.get(group.name, 1 if stepwise else settings.ratio)]

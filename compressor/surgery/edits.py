@@ -1,5 +1,6 @@
 """What may be done to a group of channels, as plain data: a plan can be printed, counted, saved and tested."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -77,7 +78,7 @@ class Plan:
     @property
     def removed(self) -> tuple[int, ...]:
         """Identities that will be gone."""
-        return tuple(identity for edit in self.edits for identity in _gone(edit))
+        return tuple(itertools.chain.from_iterable(map(_gone, self.edits)))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The edits as plain types, for the report."""

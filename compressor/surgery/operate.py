@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.errors import ModelError
-from compressor.graph.channels import Channels, Group, Place
+from compressor.graph.channels import Channels, Place
 from compressor.graph.probe import write_size
+from compressor.graph.tensors import named_tensors
 from compressor.surgery.compensation import compensate_
-from compressor.surgery.edits import Insert, Merge, Plan, Prune
+from compressor.surgery.edits import Edit, Insert, Merge, Plan, Prune
 from compressor.surgery.renumber import Renumbering
 from compressor.surgery.slices import Slices
 
@@ -28,11 +28,11 @@ def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimi
         ModelError: an edit names a frozen or unknown channel, or would leave a group empty; nothing was changed.
     """
     _check(plan, channels)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = named_tensors(model)
     compensate_(tensors, plan, channels)
     renumbering = Renumbering.of(plan, channels)
     for name, dims in _touched(plan, channels).items():
-        slices = [Slices.of(plan, channels, place, renumbering) for place in dims]
+        slices = [Slices.of(edits, channels.identities[name, place.dim], place, renumbering) for place, edits in dims]
         _replace_(tensors[name], name, slices, optimizer)
     updated = renumbering.apply(channels)
     modules = dict(model.named_modules())
@@ -42,13 +42,20 @@ def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimi
     return updated
 
 
-def _touched(plan: Plan, channels: Channels) -> dict[str, list[Place]]:
-    """The places that the plan's groups live in, by tensor."""
-    found: dict[str, dict[int, Place]] = {}
-    for name in {edit.group: None for edit in plan.edits}:
+def _touched(plan: Plan, channels: Channels) -> dict[str, list[tuple[Place, list[Edit]]]]:
+    """The places that the plan's groups live in, by tensor, with the edits of these groups."""
+    found: dict[str, dict[int, tuple[Place, list[Edit]]]] = {}
+    for name, edits in _by_group(plan).items():
         for place in channels.group(name).places:
-            found.setdefault(place.tensor, {})[place.dim] = place
+            found.setdefault(place.tensor, {}).setdefault(place.dim, (place, []))[1].extend(edits)
     return {tensor: [dims[dim] for dim in sorted(dims)] for tensor, dims in found.items()}
+
+
+def _by_group(plan: Plan) -> dict[str, list[Edit]]:
+    found: dict[str, list[Edit]] = {}
+    for edit in plan.edits:
+        found.setdefault(edit.group, []).append(edit)
+    return found
 
 
 def _replace_(tensor: Tensor, name: str, slices: Iterable[Slices], optimizer: Optimizer | None) -> None:
@@ -89,26 +96,18 @@ def _companions(tensor: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[d
 
 
 def _check(plan: Plan, channels: Channels) -> None:
-    used: dict[str, list[int]] = {}
-    for edit in plan.edits:
-        group = channels.group(edit.group)
-        if group.frozen is not None:
-            raise ModelError(f"{group.name} cannot be edited: {group.frozen}")
-        if not isinstance(edit, Prune) and group.prune_only is not None:
-            raise ModelError(f"{group.name} can only be pruned: {group.prune_only}")
-        used.setdefault(group.name, []).extend(edit.channels)
-    for name, ids in used.items():
+    for name, edits in _by_group(plan).items():
         group = channels.group(name)
-        if len(set(ids)) != len(ids) or not np.isin(ids, group.ids).all():
+        if group.frozen is not None:
+            raise ModelError(f"{name} cannot be edited: {group.frozen}")
+        if group.prune_only is not None and not all(isinstance(edit, Prune) for edit in edits):
+            raise ModelError(f"{name} can only be pruned: {group.prune_only}")
+        ids = [identity for edit in edits for identity in edit.channels]
+        if len(set(ids)) != len(ids) or not set(ids) <= set(group.ids.tolist()):
             raise ModelError(f"a plan for {name} names a channel twice, or one that it does not have")
-        _check_left(plan, group)
-
-
-def _check_left(plan: Plan, group: Group) -> None:
-    gone = sum(
-        len(edit.channels) if isinstance(edit, Prune) else isinstance(edit, Merge) - isinstance(edit, Insert)
-        for edit in plan.edits
-        if edit.group == group.name
-    )
-    if gone >= group.size:
-        raise ModelError(f"a plan would leave {group.name} without channels")
+        gone = sum(
+            len(edit.channels) if isinstance(edit, Prune) else isinstance(edit, Merge) - isinstance(edit, Insert)
+            for edit in edits
+        )
+        if gone >= group.size:
+            raise ModelError(f"a plan would leave {name} without channels")

@@ -1,5 +1,6 @@
 """What a plan does to one dimension of one tensor."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.graph.channels import Channels, Place
-from compressor.surgery.edits import Insert, Merge, Plan
+from compressor.graph.channels import Ids, Place
+from compressor.surgery.edits import Edit, Insert, Merge
 from compressor.surgery.renumber import Renumbering
 
 
@@ -25,12 +26,12 @@ class Slices:
     inserts: tuple[tuple[Insert, NDArray[np.int64], NDArray[np.int64]], ...]
 
     @staticmethod
-    def of(plan: Plan, channels: Channels, place: Place, renumbering: Renumbering) -> "Slices":
-        ids = channels.identities[place.tensor, place.dim]
+    def of(edits: Iterable[Edit], ids: Ids, place: Place, renumbering: Renumbering) -> "Slices":
+        """What these edits, those of the groups that live in the place, do to it; it holds the channels `ids`."""
         order, _ = renumbering.sources(ids)
         after = renumbering.array(ids)
         keep, drop, inserts = [], [], []
-        for edit in plan.edits:
+        for edit in edits:
             if isinstance(edit, Merge) and (where := np.flatnonzero(ids == edit.keep)).size:
                 keep.append(where)
                 drop.append(np.flatnonzero(ids == edit.drop))

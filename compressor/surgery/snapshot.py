@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from compressor.graph.tensors import named_tensors
 from compressor.surgery.structure import counts
 
 
@@ -27,14 +28,14 @@ class Snapshot:
         return Snapshot(
             model,
             optimizer,
-            {name: tensor.detach().clone() for name, tensor in _tensors(model).items()},
+            {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()},
             {name: dict(counts(module)) for name, module in model.named_modules()},
             kept,
         )
 
     def restore_(self) -> None:
         """Put everything back, in place; gradients are dropped."""
-        for name, tensor in _tensors(self.model).items():
+        for name, tensor in named_tensors(self.model).items():
             tensor.grad = None
             tensor.data = self.tensors[name].clone()
         for name, module in self.model.named_modules():
@@ -45,10 +46,6 @@ class Snapshot:
             self.optimizer.state.clear()
             for parameter, state in self.state.items():
                 self.optimizer.state[parameter] = _copied(state)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError
+from compressor.graph.tensors import named_tensors
 
 _LARGEST = 2**31  # no dimension or attribute of a network reaches this
 _MISFIT = "which the architecture does not have: the checkpoint is broken or of another architecture"
@@ -17,7 +18,7 @@ def describe(fresh: nn.Module, edited: nn.Module) -> dict[str, Any]:
 
     Returns `{"shapes": {tensor: [sizes]}, "attributes": {module: {attribute: integer or list of them}}}`.
     """
-    before, after = _tensors(fresh), _tensors(edited)
+    before, after = named_tensors(fresh), named_tensors(edited)
     shapes = {
         name: list(tensor.shape)
         for name, tensor in after.items()
@@ -39,7 +40,7 @@ def apply_(fresh: nn.Module, structure: Mapping[str, Any]) -> None:
     Raises:
         FileError: the structure does not fit the architecture.
     """
-    tensors, modules = _tensors(fresh), dict(fresh.named_modules())
+    tensors, modules = named_tensors(fresh), dict(fresh.named_modules())
     for name, shape in dict(structure.get("shapes", {})).items():
         if name not in tensors or not _fits(shape) or len(shape) != tensors[name].ndim:
             raise FileError(f"the checkpoint resizes {name!r} to {shape!r}, {_MISFIT}")
@@ -51,10 +52,6 @@ def apply_(fresh: nn.Module, structure: Mapping[str, Any]) -> None:
             if not _fits(entries) or _plain(held) is None or isinstance(held, int) != isinstance(value, int):
                 raise FileError(f"the checkpoint sets {name}.{key} to {value!r}, {_MISFIT}")
             setattr(modules[name], key, tuple(value) if isinstance(held, tuple) else value)
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def counts(module: nn.Module) -> Iterator[tuple[str, int | list[int]]]:

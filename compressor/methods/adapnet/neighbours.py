@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group, Place
+from compressor.graph.tensors import named_tensors
 from compressor.methods.adapnet import insert, kse
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.scores import filters, tensors_of
@@ -61,7 +62,7 @@ def newcomer(
 
     What is not named copies the master's: bias, batch norm, depthwise kernels. An inverse's running mean is negated.
     """
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = named_tensors(model)
     made_by = set(makers(model, group))
     places = [place for place in group.places if place.role == "row"]
     rows, became = {}, kind

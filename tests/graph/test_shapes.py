@@ -1,0 +1,63 @@
+"""The quick rules give the shapes, types and strides that torch's own do, and refuse what torch refuses."""
+
+import pytest
+import torch
+
+from compressor.graph.shapes import run_on_shapes
+
+aten = torch.ops.aten
+ROWS, MAP = (6, 4), (2, 4, 5, 7)
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def described(result):
+    results = result if isinstance(result, tuple) else (result,)
+    return [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in results]
+
+
+CALLS = {
+    "affine": (aten.addmm.default, (meta(3), meta(*ROWS), meta(3, 4).t())),
+    "layer norm": (aten.native_layer_norm.default, (meta(2, 3, 8), [8], meta(8), meta(8), 1e-5)),
+    "layer norm of two dims": (aten.native_layer_norm.default, (meta(2, 3, 8), [3, 8], None, None, 1e-5)),
+    "layer norm in half": (aten.native_layer_norm.default, (meta(2, 8, dtype=torch.half), [8], None, None, 1e-5)),
+    "layer norm of strides": (aten.native_layer_norm.default, (meta(*MAP).permute(0, 2, 3, 1), [4], None, None, 1e-5)),
+    "convolution": (
+        aten.convolution.default,
+        (meta(*MAP), meta(6, 2, 3, 3), meta(6), [2, 1], [1, 0], [1, 2], False, [0, 0], 2),
+    ),
+    "batch norm": (
+        aten.native_batch_norm.default,
+        (meta(*MAP), meta(4), meta(4), meta(4), meta(4), True, 0.1, 1e-5),
+    ),
+    "addition that broadcasts": (aten.add.Tensor, (meta(*MAP), meta(4, 1, 1))),
+    "addition of types": (aten.add.Tensor, (meta(*MAP), meta(4, 1, 1, dtype=torch.float64))),
+    "concatenation": (aten.cat.default, ([meta(*MAP), meta(2, 1, 5, 7)], -3)),
+    "mean": (aten.mean.dim, (meta(*MAP), [-1, 2], True)),
+    "activation of strides": (aten.relu.default, (meta(*MAP).contiguous(memory_format=torch.channels_last),)),
+}
+REFUSED = {
+    "affine": (aten.addmm.default, (meta(3), meta(*ROWS), meta(5, 3))),
+    "affine's bias": (aten.addmm.default, (meta(2), meta(*ROWS), meta(4, 3))),
+    "layer norm": (aten.native_layer_norm.default, (meta(2, 3, 8), [7], meta(7), meta(7), 1e-5)),
+    "layer norm's weight": (aten.native_layer_norm.default, (meta(2, 3, 8), [8], meta(7), meta(8), 1e-5)),
+    "convolution": (aten.convolution.default, (meta(*MAP), meta(6, 3, 3, 3), None, [1], [1], [1], False, [0], 1)),
+    "concatenation": (aten.cat.default, ([meta(*MAP), meta(2, 1, 4, 7)], 1)),
+    "addition": (aten.add.Tensor, (meta(*MAP), meta(3, 1, 1))),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_quick_rule_agrees_with_torch(name):
+    func, args = CALLS[name]
+    assert described(run_on_shapes(func, args, {})) == described(func(*args))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_quick_rule_refuses_what_torch_refuses(name):
+    func, args = REFUSED[name]
+    for run in (func, lambda *args: run_on_shapes(func, args, {})):
+        with pytest.raises(RuntimeError):
+            run(*args)

@@ -17,6 +17,7 @@ from compressor.training.settings import DataSettings, TrainSettings
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from compressor.pipeline.detach import Detached
     from compressor.pipeline.exits import Row
 
 HELP = (
@@ -71,12 +72,18 @@ def detach(
         needed(data)
     with terminal.progress() as tell:
         done = runs.dry_run(job, tell) if dry_run else runs.detach(job, tell)
-    terminal.show(_models_table(done.rows))
-    if dry_run:
-        terminal.print_json({"dry_run": dry_run, **done.to_json()})
-        terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
+    if not dry_run:
+        show_detached(terminal, done, output.out)
         return
-    show_run(terminal, done.report, output.out, dry_run=False, trained=True, more=done.models())
+    terminal.show(_models_table(done.rows))
+    terminal.print_json({"dry_run": dry_run, **done.to_json()})
+    terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
+
+
+def show_detached(terminal: Terminal, done: "Detached", out: str | None) -> None:
+    """A row for every model, then what every run prints at its end."""
+    terminal.show(_models_table(done.rows))
+    show_run(terminal, done.report, out, dry_run=False, trained=True, more=done.models())
 
 
 def _points_table(found: Mapping[str, Any]) -> "Table":

@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from compressor.cli.compare import show_comparison
+from compressor.cli.detach import show_detached
 from compressor.cli.options import Json
 from compressor.cli.results import show_run
+from compressor.cli.route import show_routed
 from compressor.cli.terminal import Terminal
 
 HELP = (
@@ -27,14 +29,21 @@ def resume(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
+    """Parse, run, print as the run itself would have."""
     terminal = Terminal(as_json=json)
-    from compressor.pipeline.resume import resume as go_on
+    from compressor.pipeline.detach import Detached
+    from compressor.pipeline.resume import finish
+    from compressor.pipeline.route import RoutedRun
     from compressor.reporting.runs import RunComparison
 
     with terminal.progress() as tell:
-        found = go_on(run, tell, trust=trust, arch=arch)
-    if isinstance(found, RunComparison):
-        show_comparison(terminal, found, run)
-    else:
-        show_run(terminal, found, run, dry_run=False, trained=True)
+        found = finish(run, tell, trust=trust, arch=arch)
+    match found:
+        case RunComparison():
+            show_comparison(terminal, found, run)
+        case Detached():
+            show_detached(terminal, found, run)
+        case RoutedRun():
+            show_routed(terminal, found, run)
+        case _:
+            show_run(terminal, found, run, dry_run=False, trained=True)

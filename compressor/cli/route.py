@@ -17,7 +17,7 @@ from compressor.training.settings import DataSettings, TrainSettings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from compressor.pipeline.route import Planned
+    from compressor.pipeline.route import Planned, RoutedRun
     from compressor.routing.section import Findings
     from compressor.routing.units import Unit
 
@@ -73,8 +73,13 @@ def route(
         more = {"costs": asdict(planned.costs), "leave_after": list(planned.routed.layout.leave_after)}
         show_run(terminal, report, output.out, dry_run=True, trained=True, more=more)
     else:
-        terminal.show(_ways_table(done.findings))
-        show_run(terminal, done.report, output.out, dry_run=False, trained=True, more=done.findings.to_json())
+        show_routed(terminal, done, output.out)
+
+
+def show_routed(terminal: Terminal, done: "RoutedRun", out: str | None) -> None:
+    """Every way of using the network, then what every run prints at its end."""
+    terminal.show(_ways_table(done.findings))
+    show_run(terminal, done.report, out, dry_run=False, trained=True, more=done.findings.to_json())
 
 
 def _units_table(units: "Sequence[Unit]") -> "Table":

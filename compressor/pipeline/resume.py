@@ -13,12 +13,12 @@ from typing import Any
 from compressor.errors import UsageError
 from compressor.loading.arch import parse_arch, was_named
 from compressor.pipeline.adapnet import adapt
-from compressor.pipeline.detach import detach
+from compressor.pipeline.detach import Detached, detach
 from compressor.pipeline.folder import REPORT, file_sha256, read_settings
 from compressor.pipeline.prune import prune
 from compressor.pipeline.recorded import job_of
 from compressor.pipeline.replace import replace_early
-from compressor.pipeline.route import route
+from compressor.pipeline.route import RoutedRun, route
 from compressor.pipeline.settings import (
     AdaptJob,
     DetachJob,
@@ -38,6 +38,9 @@ from compressor.reporting.runs_page import PAGE as COMPARISON
 from compressor.training import distributed
 
 
+Finished = Report | RunComparison | Detached | RoutedRun  # what the run itself would have returned
+
+
 def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | None = None) -> Report | RunComparison:
     """Finish the run in a folder, which may have been moved; returns the report that was written, of a sweep the
     comparison.
@@ -54,6 +57,12 @@ def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | N
         report = compressor.resume("runs/small")
         report.after.top1
     """
+    found = finish(path, tell, trust=trust, arch=arch)
+    return found.report if isinstance(found, Detached | RoutedRun) else found
+
+
+def finish(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | None = None) -> Finished:
+    """The same, with all that the run found out."""
     folder = Path(path).expanduser().resolve()
     settings, finished = distributed.from_first(lambda: (read_settings(folder), _is_finished(folder)))
     if finished:
@@ -97,7 +106,7 @@ def _check_unchanged(model: ModelSettings, settings: Mapping[str, Any]) -> None:
         raise UsageError(f"{model.model} has changed since the run began: put the old file back, or start a new run")
 
 
-def _go_on(job: LongJob, tell: Tell) -> Report | RunComparison:
+def _go_on(job: LongJob, tell: Tell) -> Finished:
     match job:
         case SweepJob():
             from compressor.pipeline.sweep import sweep  # which resumes its runs
@@ -112,6 +121,6 @@ def _go_on(job: LongJob, tell: Tell) -> Report | RunComparison:
         case ReplaceJob():
             return replace_early(job, tell, resume=True)
         case DetachJob():
-            return detach(job, tell, resume=True).report
+            return detach(job, tell, resume=True)
         case RouteJob():
-            return route(job, tell, resume=True).report
+            return route(job, tell, resume=True)

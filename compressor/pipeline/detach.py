@@ -85,8 +85,7 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
 
     tell(Stage("measuring every model"))
     rows = tuple(measured_rows(subject, model, references, latency=job.output.latency))
-    # thop cannot count layers that stand in several models.
-    after = replace(measure(subject, latency=job.output.latency), macs_thop=rows[0].cost.macs_thop)
+    after = _with_thop_of(rows[0], measure(subject, latency=job.output.latency))
     report = replace(
         _report(job, subject, before, after, [*notes, *history.notes]),
         layers=layer_sizes(widths, filters(model.detach(0))),
@@ -159,6 +158,14 @@ def _stored(model: Detaching) -> Iterator[str]:
     if any(isinstance(layer, _BatchNorm) for layer in model.base.modules()):
         yield f"--bn {model.norms}: in batch norm every sub-model has {own[model.norms]}"
     yield f"stored beyond the base: {units.size(steps)} of step-downs, {units.size(norms)} of batch norm"
+
+
+def _with_thop_of(base: Row, whole: Measurements) -> Measurements:
+    """thop cannot count layers that stand in several models, so its figure is the base's, with what it lacks."""
+    reasons = {name: why for name, why in whole.reasons.items() if name != "macs_thop"}
+    if "macs_thop" in base.cost.reasons:
+        reasons["macs_thop"] = base.cost.reasons["macs_thop"]
+    return replace(whole, macs_thop=base.cost.macs_thop, reasons=reasons)
 
 
 def _trained_alone(job: DetachJob, subject: Subject, module: nn.Module, exit: int, tell: Tell) -> float:

@@ -75,6 +75,8 @@ def exits_section(rows: tuple[Row, ...]) -> Section:
             curves.append(Curve(label, tuple(macs for macs, _ in known), tuple(top1 for _, top1 in known)))
     plots = (Plot("Accuracy against cost", "million MACs", "test top-1, %", tuple(curves)),) if curves else ()
     text = "Exit 0 is the base; every sub-model is a step-down and the base's remaining layers, on the same weights."
+    lacking = {_name(row): row.cost.reasons["macs_thop"] for row in rows if "macs_thop" in row.cost.reasons}
+    text = " ".join((text, *(f"MACs (thop) of {name}: {why}." for name, why in lacking.items())))
     return Section("Sub-models", text, (table,), plots)
 
 
@@ -82,7 +84,7 @@ def _cells(row: Row) -> tuple[str | float | None, ...]:
     cost = row.cost
     timing = (cost.latency_ms or {}).get("torch")
     return (
-        f"exit {cost.exit}" if cost.exit else "base",
+        _name(row),
         cost.at,
         units.macs(cost.macs),
         None if cost.macs_thop is None else units.macs(cost.macs_thop),
@@ -93,3 +95,7 @@ def _cells(row: Row) -> tuple[str | float | None, ...]:
         None if row.top1 is None else units.percent(row.top1),
         None if row.alone_top1 is None else units.percent(row.alone_top1),
     )
+
+
+def _name(row: Row) -> str:
+    return f"exit {row.cost.exit}" if row.cost.exit else "base"

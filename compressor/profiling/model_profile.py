@@ -13,7 +13,7 @@ from compressor.graph.trace import ModuleCall, TensorRef, Trace, trace
 from compressor.profiling.macs import count_macs
 from compressor.profiling.memory import peak_activation_bytes
 from compressor.profiling.speed import model_latency
-from compressor.profiling.thop_count import thop_macs
+from compressor.profiling.thop_count import left_out, thop_macs
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -32,7 +32,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a model costs for one image; what is None has its reason in `reasons`."""
+    """What a model costs for one image; what is None or not whole has its reason in `reasons`."""
 
     macs: int  # multiply-adds of convolutions and matrix products, biases not counted
     macs_thop: int | None
@@ -68,8 +68,11 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
     image, traced, batch = _trace_one(module, example)
     counted = count_macs(traced)
     thop, reason = thop_macs(module, image)
-    if thop == 0 < counted.total:
-        thop, reason = None, "thop knows none of this model's layers"
+    missed = left_out(module, counted.by_module)
+    if thop is not None and missed:
+        known = missed < counted.total
+        reason = f"thop leaves out {missed / counted.total:.1%} of the MACs: what runs in no layer that it knows"
+        thop, reason = (thop, reason) if known else (None, "thop knows none of this model's layers")
     reasons = {"file_bytes": "a model in memory has no file"}
     if reason is not None:
         reasons["macs_thop"] = reason

@@ -8,7 +8,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,17 @@ def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:
         except Exception as error:  # thop and the user's own code may fail in any way
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None, f"thop failed: {reason}"
+
+
+def left_out(module: nn.Module, macs: Mapping[str, int]) -> int:
+    """How many of a model's multiply-adds thop cannot see: those of operators in no layer of a class that it knows.
+
+    `macs` are the exact ones by the name of the innermost module.
+    """
+    with _silence():
+        from thop.profile import register_hooks
+    layers = dict(module.named_modules(remove_duplicate=False))
+    return sum(count for name, count in macs.items() if type(layers[name]) not in register_hooks)
 
 
 def _run_thop(copy: nn.Module, arguments: tuple[Any, ...]) -> int:

@@ -34,9 +34,9 @@ def compare(report: Report, *, larger: bool = False) -> Comparison:
     missing: dict[str, list[str]] = {}
     for label, key, value, write in _measured(report.before, report.after, larger):
         before, after = value(report.before), value(report.after)
-        sides = [_reason(report.before, key)] if before is None else []
-        sides += [_reason(report.after, key)] if after is None else []
-        for reason in dict.fromkeys(sides):
+        sides = [_reason(report.before, key)] if before is None else [report.before.reasons.get(key)]
+        sides += [_reason(report.after, key)] if after is None else [report.after.reasons.get(key)]
+        for reason in dict.fromkeys(each for each in sides if each is not None):
             if label.partition(",")[0] not in missing.setdefault(reason, []):
                 missing[reason].append(label)
         lines.append(_line(label, before, after, write))

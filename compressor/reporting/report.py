@@ -22,7 +22,7 @@ _MEASURED = ("macs", "macs_thop", "params", "file_bytes", "latency_ms", "top1")
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a model costs and how well it does; each None has its reason in `reasons`.
+    """What a model costs and how well it does; what is None or not whole has its reason in `reasons`.
 
     Example:
         Measurements(macs=313_201_664, params=14_728_266, reasons={"top1": "no --data was given"})

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.profiling.model_profile import profile
 from compressor.profiling.thop_count import thop_macs
+from compressor.reporting.comparison import compare
+from compressor.reporting.report import Measurements, Report
 from tests.profiling.test_macs import vgg16
 
 
@@ -70,3 +73,35 @@ def test_no_figure_where_a_layer_stands_in_several_places():
     assert macs is None and "several places" in reason
     activation = nn.ReLU()
     assert thop_macs(nn.Sequential(layer, activation, nn.Linear(4, 4), activation), torch.zeros(1, 4))[0] is not None
+
+
+class PartlyCalled(nn.Module):
+    """Half its work is in a layer, half in a function on the same weights' shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.weight = nn.Parameter(torch.ones(4, 4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(self.conv(x), self.weight, padding=1)
+
+
+def test_what_thop_leaves_out_is_said_beside_its_figure() -> None:
+    found = profile(PartlyCalled(), torch.zeros(1, 4, 8, 8))
+    assert found.macs_thop is not None and found.macs == 2 * found.macs_thop
+    assert "50.0%" in found.reasons["macs_thop"]
+    report = Report("prune", {}, 0, {}, "", Measurements.of(found), Measurements.of(found))
+    assert any("50.0%" in remark for remark in compare(report).remarks)
+
+
+def test_a_figure_that_is_whole_has_no_remark() -> None:
+    found = profile(vgg16(), torch.zeros(1, 3, 32, 32))
+    assert found.macs_thop is not None and "macs_thop" not in found.reasons
+
+
+def test_a_graph_without_layers_has_no_figure() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    graph = torch.export.export(model, (torch.zeros(1, 1, 8, 8),)).module()
+    found = profile(graph, torch.zeros(1, 1, 8, 8))
+    assert found.macs_thop is None and "none of this model's layers" in found.reasons["macs_thop"]

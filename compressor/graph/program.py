@@ -1,6 +1,9 @@
 """A network as a graph of ATen operators that runs, trains and can be cut, sharing the parameters it was made from."""
 
+import contextlib
+import logging
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from compressor.errors import ModelError
 from compressor.graph.sizes import free_sizes_
+from compressor.graph.trace import cause, trace
 
 _TRAINING_FLAG = {  # operator -> position of its training flag
     torch.ops.aten.batch_norm.default: 5,
@@ -28,19 +32,32 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
     is not in it.
 
     Raises:
-        ModelError: the model cannot be written as one graph.
+        ModelError: the model does not run on the example, or cannot be written as one graph.
     """
     training = model.training
     model.eval()
     try:
         doubled = example if example.shape[0] > 1 else example.expand(2, *example.shape[1:])
-        exported = torch.export.export(model, (doubled,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+        with _unlogged():
+            exported = torch.export.export(model, (doubled,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
     except Exception as error:  # the exporter and the user's code fail in many ways
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the network cannot be written as one graph ({cause}); only pruning works on it") from error
+        trace(model, example)  # which says it where the model does not run at all
+        text = f"the network cannot be written as one graph ({cause(error)}); only pruning works on it"
+        raise ModelError(text) from error
     finally:
         model.train(training)
     return trainable(exported)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Silence the exporter, which logs an operator's failure with its stack before it raises it."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def trainable(exported: ExportedProgram) -> fx.GraphModule:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor import vision
+from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.graph.program import program
 from compressor.graph.trace import skeleton
@@ -96,3 +97,10 @@ def test_copy_of_a_module_around_a_graph_module_is_whole() -> None:
     copied = skeleton(nn.Sequential(nn.ReLU(), inner), real=True)
     x = torch.randn(3, 1, 6, 6)
     torch.testing.assert_close(copied.eval()(x), inner.eval()(x.relu()))
+
+
+def test_a_network_that_does_not_run_is_not_said_to_be_no_graph(capfd: pytest.CaptureFixture[str]) -> None:
+    narrow = nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(1, 2, 3))
+    with pytest.raises(ModelError, match="does not run on an input of shape 1x1x8x8"):
+        program(narrow, torch.zeros(1, 1, 8, 8))
+    assert "Error" not in capfd.readouterr().err

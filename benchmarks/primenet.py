@@ -57,7 +57,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(200, 0.125, 1, 1, 20, 20, 1e-3),
-    "cpu": Scale(10_000, 0.5, 8, 4, 50, 50, 1e-3),
+    "cpu": Scale(20_000, 0.25, 5, 2, 50, 50, 3e-3),
     "paper": Scale(None, 1.0, 100, 50, 200, 32, 2e-4),
 }
 
@@ -85,12 +85,16 @@ def main() -> None:
         name, _, spec = entry.partition("=")
         for seed in arguments.seeds:
             row = measure(name, spec, scale, seed, arguments.device)
-            rows = [each for each in results["rows"] if (each["data"], each["seed"]) != (name, seed)]
-            results["rows"] = [*rows, row]
+            results["rows"] = [*(each for each in results["rows"] if _place(each) != _place(row)), row]
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
     print(f"\n{out}")
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is of: another one of the same takes its place."""
+    return row["data"], row["seed"], *row["budget"].values()
 
 
 def measure(name: str, spec: str, scale: Scale, seed: int, device: str) -> dict[str, Any]:
@@ -203,12 +207,16 @@ def _show(event: Event) -> None:
 def table(results: dict[str, Any]) -> str:
     """Test errors beside the paper's, and the memory of a training step, as Markdown."""
     lines = [
-        "| data, images, seed | paper | rest retrained | head retrained | before that | entropy | end to end | kept |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data, seed | images, epochs, width, rate | paper | rest retrained | head retrained | before that | entropy "
+        "| end to end | kept |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         error, paper = row["error_percent"], results["paper"]["error_percent"].get(row["data"].partition("-jpeg")[0])
-        cells = [f"{row['data']}, {row['train_images']:,}, {row['seed']}", "–" if paper is None else f"{paper:.2f}"]
+        budget = row["budget"]
+        epochs = f"{budget['epochs']} + {budget['retrain_epochs']}"
+        spent = f"{row['train_images']:,}, {epochs}, {budget['width']:g}, {budget['lr']:g}"
+        cells = [f"{row['data']}, {row['seed']}", spent, "–" if paper is None else f"{paper:.2f}"]
         names = ("static, rest retrained", "static, head retrained", "static, first phase only")
         cells += [f"{error[name]:.2f}" for name in (*names, "entropy, first phase only", "end to end")]
         lines.append(f"| {' | '.join((*cells, '{0}x{0}'.format(row['kept'])))} |")

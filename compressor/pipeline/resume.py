@@ -37,7 +37,6 @@ from compressor.reporting.runs import RunComparison
 from compressor.reporting.runs_page import PAGE as COMPARISON
 from compressor.training import distributed
 
-
 Finished = Report | RunComparison | Detached | RoutedRun  # what the run itself would have returned
 
 

@@ -244,6 +244,7 @@ class Evaluating(TypedDict, total=False):
     """Fields of `EvaluateJob`."""
 
     device: str
+    exit: int | None
     split: Literal["test", "validation", "train"]
 
 

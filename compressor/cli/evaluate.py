@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from compressor.cli.options import Data, Json, check_model, is_onnx, named, needed
+from compressor.cli.options import Data, Exit, Json, check_model, is_onnx, named, needed
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import EvaluateJob, ModelSettings
 from compressor.training.settings import DataSettings
 
-HELP = "Measure the accuracy of a model, or of an .onnx file, on the test set."
+HELP = "Measure the accuracy of a model, or of an .onnx file or package, on the test set."
 EXAMPLE = "compressor evaluate sample_models/digits_cnn.pt --data digits"
 
 
@@ -22,13 +22,14 @@ def evaluate(
     split: Annotated[
         Literal["test", "validation", "train"], typer.Option(metavar="SPLIT", help="test, validation or train.")
     ] = EvaluateJob.split,
+    exit: Exit = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:NUMBER.")] = EvaluateJob.device,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
     check_model(model)
     terminal = Terminal(as_json=json)
-    job = EvaluateJob(model, needed(data), loading, device, split)
+    job = EvaluateJob(model, needed(data), loading, device, split, exit)
     from compressor.pipeline.evaluate import evaluate as run
 
     with terminal.progress() as tell:

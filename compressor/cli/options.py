@@ -29,6 +29,12 @@ Config = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to stdout, all else to stderr.", rich_help_panel="Output")
 ]
+Exit = Annotated[
+    int | None,
+    typer.Option(
+        "--exit", metavar="N", help="Only this exit of a model or package that has several.", show_default=False
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Say what would be done and its cost; write nothing.", rich_help_panel="Output"),

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Json, check_model, is_onnx, named
+from compressor.cli.options import Exit, Json, check_model, is_onnx, named
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import ModelSettings, ProfileJob
 
@@ -16,6 +16,7 @@ def profile(
     model: ModelSettings,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     latency: Annotated[bool, typer.Option("--latency", help="Measure milliseconds, which takes some seconds.")] = False,
+    exit: Exit = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Where latency is measured.")] = ProfileJob.device,
     json: Json = False,
 ) -> None:
@@ -25,7 +26,7 @@ def profile(
     from compressor.pipeline.profile import profile as run
 
     with terminal.progress() as tell:
-        result = run(ProfileJob(model, latency, device), tell)
+        result = run(ProfileJob(model, latency, device, exit), tell)
     from compressor.reporting.tables import layers_table, profile_table
 
     terminal.print_json(result.to_json())

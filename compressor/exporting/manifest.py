@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from compressor.errors import FileError
+from compressor.errors import FileError, UsageError
 from compressor.exporting.parity import Array
 
 FORMAT, VERSION = "compressor package", 1
@@ -131,6 +131,8 @@ def manifest_from(held: Any, where: str) -> Manifest:
     try:
         known = {key: held[key] for key in (each.name for each in fields(Manifest)) if key in held}
         exits = tuple(ExitFacts(**each) for each in known.pop("exits"))
+        for each in exits:
+            feeds_of(each), int(each.macs), int(each.params)
         files = {str(name): dict(facts) for name, facts in known.pop("files").items()}
         for facts in files.values():
             int(facts["bytes"]), str(facts["sha256"])
@@ -139,7 +141,7 @@ def manifest_from(held: Any, where: str) -> Manifest:
         known["input"] = {**held["input"], **numbers, "shape": tuple(int(size) for size in held["input"]["shape"])}
         known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
         return Manifest(**known, exits=exits, files=files, classes=classes)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FileError(f"{where} is damaged ({type(error).__name__}: {error}): export the package again") from error
 
 
@@ -152,6 +154,34 @@ def manifest_inside(metadata: Mapping[str, str], where: str) -> Manifest | None:
     except (ValueError, RecursionError) as error:
         raise FileError(f"{where} holds a damaged manifest ({error}): export the package again") from error
     return manifest_from(held, where)
+
+
+class Numbered(Protocol):
+    """An exit of a model, or what a manifest says of one."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Numbered)
+
+
+def chosen(exits: Sequence[N], number: int) -> N:
+    """The exit of a number. Raises UsageError where there is none."""
+    if 0 <= number < len(exits):
+        return exits[number]
+    names = ", ".join(f"{each.number} ({each.name})" for each in exits)
+    raise UsageError(f"there is no exit {number}: the model has {names}")
+
+
+def packaged(manifest: Manifest | None, number: int, path: Path) -> ExitFacts:
+    """What a package says of one of its exits. Raises UsageError where there is none, or the file is of no package."""
+    if manifest is None:
+        raise UsageError(f"{path} has no exits to choose from, only a package's model.onnx has: leave --exit away")
+    return chosen(manifest.exits, number)
 
 
 def feeds_of(leaving: ExitFacts) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import UsageError
-from compressor.exporting.manifest import manifest_inside
+from compressor.exporting.manifest import feeds_of, manifest_inside, packaged
 from compressor.exporting.runtime import OnnxModel
 from compressor.loading.content import Content, recognise
 from compressor.pipeline.settings import EvaluateJob
@@ -40,7 +40,7 @@ def evaluate(job: EvaluateJob, tell: Tell = silent) -> Evaluated:
     assert subject.data is not None
     note_all(subject.notes, tell)
     tell(Stage(f"evaluating on {len(_images(job, subject.data)):,} images"))
-    result = evaluate_on(subject.module, _images(job, subject.data), subject.data)
+    result = evaluate_on(subject.way(job.exit), _images(job, subject.data), subject.data)
     name = job.model.model or str(job.model.arch)
     return Evaluated(name, job.data, job.split, result.top1, result.loss, result.count, tuple(subject.notes))
 
@@ -50,6 +50,9 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
     if job.model.arch is not None:
         raise UsageError(f"{path} is an ONNX model and brings its architecture: leave --arch away")
     model = OnnxModel(path)
+    manifest = manifest_inside(model.metadata, str(path))
+    if job.exit is not None:
+        model = OnnxModel(path, feeds=feeds_of(packaged(manifest, job.exit, path)))
     shape = job.model.input or tuple(size for size in model.input_shape if size is not None)
     whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
     loading = job.loading
@@ -61,7 +64,6 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
         input_shape=whole,
         bad_images=loading.bad_images,
     )
-    manifest = manifest_inside(model.metadata, str(path))
     if manifest is None or not manifest.normalised:
         data.notes.append(f"{path} does not say how its images are normalised: as the training set of {job.data} is")
     if manifest is not None:

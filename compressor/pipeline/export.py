@@ -11,7 +11,7 @@ from compressor.errors import UsageError
 from compressor.exporting.evidence import Evidence
 from compressor.exporting.flat import OPSET, check_opset
 from compressor.exporting.forms import form_of
-from compressor.exporting.manifest import MANIFEST, MODEL, RUNNER, WEIGHTS, Card, Manifest
+from compressor.exporting.manifest import MANIFEST, MODEL, RUNNER, WEIGHTS, Card, Manifest, chosen
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, check_target, export_package
 from compressor.exporting.parity import Array
@@ -108,10 +108,7 @@ def _chosen(subject: Subject, job: ExportJob, single: bool) -> nn.Module:
     """The whole model, or the one exit that was asked for."""
     exits = form_of(subject.module, subject.example).exits
     if job.exit is not None:
-        if not 0 <= job.exit < len(exits):
-            names = ", ".join(f"{each.number} ({each.name})" for each in exits)
-            raise UsageError(f"there is no exit {job.exit}: the model has {names}")
-        return exits[job.exit].module
+        return chosen(exits, job.exit).module
     if len(exits) > 1 and single:
         raise UsageError(
             f"the model has {len(exits)} exits: give --out the name of a folder, or choose one with --exit"

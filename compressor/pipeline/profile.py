@@ -23,12 +23,12 @@ def profile(job: ProfileJob, tell: Tell = silent) -> Profile:
     path = None if job.model.model is None else Path(job.model.model)
     if path is not None and recognise(path, job.model.max_size) is Content.ONNX:
         tell(Stage("measuring"))
-        return profile_onnx(path, latency=job.latency)
+        return profile_onnx(path, latency=job.latency, exit=job.exit)
     subject = open_subject(job.model, None, DataSettings(), job.device)
     note_all(subject.notes, tell)
     tell(Stage("measuring"))
-    cost = profile_module(subject.module, subject.example, latency=job.latency)
-    if path is None:
+    cost = profile_module(subject.way(job.exit), subject.example, latency=job.latency)
+    if path is None or job.exit is not None:
         return cost
     reasons = {name: reason for name, reason in cost.reasons.items() if name != "file_bytes"}
     return replace(cost, file_bytes=path.stat().st_size, reasons=reasons)

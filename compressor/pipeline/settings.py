@@ -182,6 +182,7 @@ class EvaluateJob:
     loading: DataSettings = field(default_factory=DataSettings)
     device: str = TrainSettings.device
     split: Literal["test", "validation", "train"] = "test"
+    exit: int | None = None  # of a model or package of several
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class ProfileJob:
     model: ModelSettings
     latency: bool = False
     device: str = "cpu"
+    exit: int | None = None  # of a model or package of several
 
 
 @dataclass(frozen=True)

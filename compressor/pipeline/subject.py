@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, ModelError, UsageError
+from compressor.exporting.forms import form_of
+from compressor.exporting.manifest import chosen
 from compressor.exporting.program import export_program
 from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
 from compressor.pipeline.settings import ModelSettings
@@ -46,6 +48,10 @@ class Subject:
     def notes(self) -> list[str]:
         """What the user should know about how model and data were opened."""
         return [*self.opened.notes, *(self.data.notes if self.data else ())]
+
+    def way(self, exit: int | None) -> nn.Module:
+        """The model, or one exit of it. Raises UsageError where there is no such exit."""
+        return self.module if exit is None else chosen(form_of(self.module, self.example).exits, exit).module
 
     @property
     def real_images(self) -> Tensor | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError
-from compressor.exporting.manifest import MODEL, TUNED_MODEL
+from compressor.exporting.manifest import MODEL, TUNED_MODEL, feeds_of, manifest_inside, packaged
 from compressor.exporting.runtime import OnnxModel, first_line
 from compressor.profiling.model_profile import LayerCost, Profile
 from compressor.profiling.speed import file_latency
@@ -18,13 +18,16 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]  # name of a tensor -> its shape, where shape inference knows all of it
 
 
-def profile_onnx(path: str | os.PathLike[str], *, latency: bool = False) -> Profile:
+def profile_onnx(path: str | os.PathLike[str], *, latency: bool = False, exit: int | None = None) -> Profile:
     """Multiply-adds for one image, parameters, size and, if asked, latency of an .onnx file with one input.
 
     Parameters are the elements of floating-point and 8-bit weights; batch norms that were folded have none left. Of
     the branches of an If the dearer one counts. What cannot be counted is listed in `uncounted` by operator.
 
+    With `exit`, of a package: what its manifest promises for that exit (the export checked it), and the latency there.
+
     Raises:
+        UsageError: there is no such exit.
         FileError: the file is missing, broken, or leaves the size of its images open.
     """
     import onnx
@@ -48,18 +51,19 @@ def profile_onnx(path: str | os.PathLike[str], *, latency: bool = False) -> Prof
         "macs_thop": "thop counts torch modules, not .onnx files",
         "activation_bytes": "not measured for .onnx files",
     }
+    facts = None if exit is None else packaged(manifest_inside(model.metadata, str(file)), exit, file)
     timings: dict[str, Any] | None = None
     if latency:
-        timings = {"torch": None, "onnxruntime": file_latency(file, input_shape)}
+        timings = {"torch": None, "onnxruntime": file_latency(file, input_shape, feeds_of(facts) if facts else {})}
         reasons["latency_ms.torch"] = "an .onnx file runs on ONNX Runtime"
     else:
         reasons["latency_ms"] = "not asked for"
     return Profile(
-        macs=tally.macs,
+        macs=tally.macs if facts is None else facts.macs,
         macs_thop=None,
-        params=sum(count for _, count in weights),
-        layers=tuple(tally.layers),
-        uncounted=dict(tally.uncounted),
+        params=sum(count for _, count in weights) if facts is None else facts.params,
+        layers=tuple(tally.layers) if facts is None else (),
+        uncounted=dict(tally.uncounted) if facts is None else {},
         latency_ms=timings,
         file_bytes=file.stat().st_size + sum(entry.stat().st_size for entry in beside),
         reasons=reasons,

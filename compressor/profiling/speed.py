@@ -1,7 +1,7 @@
 """Latency of a model on torch and, after an export, on ONNX Runtime, for one image and for a larger batch."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -42,10 +42,10 @@ def model_latency(module: nn.Module, example: Any) -> tuple[dict[str, Timing | N
     return timings, {}
 
 
-def file_latency(path: Path, input_shape: tuple[int, ...]) -> Timing:
-    """Latency of an .onnx file for random images of `input_shape` (channels, height, width)."""
+def file_latency(path: Path, input_shape: tuple[int, ...], feeds: Mapping[str, Array] | None = None) -> Timing:
+    """Latency of an .onnx file for random images of `input_shape` (channels, height, width), and further `feeds`."""
     threads = torch.get_num_threads()
-    model = OnnxModel(path, threads=threads)
+    model = OnnxModel(path, threads=threads, feeds=feeds)
 
     def calling(batch: int) -> Callable[[], object]:
         images: Array = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)

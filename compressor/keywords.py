@@ -199,6 +199,7 @@ class Routing(TypedDict, total=False):
     router_set: Literal["auto", "train", "validation"]
     router_images: int
     target_macs: float | None
+    target_ms: float | None
     max_drop: float
     threshold: float | None
 

@@ -94,6 +94,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "router_set": Described("Images that teach the router.", "SET", rare=True),
     "router_images": Described("At most so many of them.", "N", least=4, rare=True),
     "max_drop": Described("Without a target: validation top-1 that may be lost, as a fraction.", "X", 0, 1),
+    "target_ms": Described("Instead: mean milliseconds of one image on ONNX Runtime, on this machine.", "MS", least=0),
     "threshold": Described("Instead: leave where the router is at least so sure; 0 never goes on.", "X", 0),
     # Sweep
     "methods": Described("Of pruning, see `compressor prune --help`. [l1,taylor,adapnet]", "NAME,NAME,..."),

@@ -15,6 +15,7 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.chain import Chain
 from compressor.loading import transformed
+from compressor.pipeline.depth_times import depth_times, in_time
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import file_bytes, filters, in_words, layer_sizes, measure
 from compressor.pipeline.results import write_results
@@ -25,7 +26,9 @@ from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
 from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
+    check_time,
     choose,
+    choose_in_time,
     early_exit_at,
     early_exit_points,
     fixed_points,
@@ -67,6 +70,7 @@ class Planned:
     units: Units
     settings: RouteSettings
     costs: Costs
+    depth_ms: tuple[float, ...] = ()  # of an image that leaves at each depth, where milliseconds are asked for
 
 
 def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> RoutedRun:
@@ -105,7 +109,7 @@ def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> Routed
         found = replace(found, times=distributed.from_first(lambda: _times(result, whole)))
         before = replace(before, latency_ms=_timing(found, "whole"))  # on the same images, at the same time
     after = _after(result, found, job)
-    said = remarks(found)
+    said = (*remarks(found), *in_time(found, planned.depth_ms))
     note_all(said, tell)
     report = _report(job, planned, before, after)
     report = replace(
@@ -133,7 +137,12 @@ def plan(job: RouteJob, tell: Tell = silent) -> Planned:
     counted = costs(routed)
     if settings.target_macs is not None:
         within(settings.target_macs, counted.routed[0], counted.whole)
-    return Planned(subject, routed, units, settings, counted)
+    if settings.target_ms is None:
+        return Planned(subject, routed, units, settings, counted)
+    tell(Stage("timing every depth on ONNX Runtime"))
+    depth_ms = distributed.from_first(lambda: depth_times(routed, subject.example))
+    check_time(depth_ms, settings.target_ms)
+    return Planned(subject, routed, units, settings, counted, depth_ms)
 
 
 def list_units(job: RouteJob, tell: Tell = silent) -> Units:
@@ -175,7 +184,9 @@ def _measured(planned: Planned, taught: Taught) -> Findings:
     assert data is not None
     seen, test = observe(routed, taught.calibration, data), observe(routed, data.test, data)
     curve = routed_points(seen, counted)
-    if settings.threshold is None:
+    if settings.target_ms is not None:
+        chosen = choose_in_time(curve, planned.depth_ms, settings.target_ms)
+    elif settings.threshold is None:
         chosen = choose(curve, counted, target_macs=settings.target_macs, max_drop=settings.max_drop)
     else:
         chosen = point_at(seen, counted, settings.threshold)

@@ -97,6 +97,37 @@ def choose(points: list[Point], costs: Costs, *, target_macs: float | None, max_
     return found
 
 
+def choose_in_time(points: list[Point], depth_ms: Sequence[float], target_ms: float) -> Point:
+    """The most accurate of the router's points at which an image takes at most so long in the mean.
+
+    `depth_ms` is what an image takes that leaves at each depth, in milliseconds, the router included.
+
+    Raises UsageError where the cheapest takes longer.
+    """
+    check_time(depth_ms, target_ms)
+    able = [point for point in points if mean_ms(point, depth_ms) <= target_ms]
+    if not able:  # no threshold sends all images out at the first depth
+        raise UsageError(
+            f"no threshold gives {target_ms:g} ms: the fastest takes "
+            f"{min(mean_ms(point, depth_ms) for point in points):.3g} ms; give a larger --target-ms"
+        )
+    return max(able, key=lambda point: (point.top1, -point.macs))
+
+
+def mean_ms(point: Point, depth_ms: Sequence[float]) -> float:
+    """What an image takes in the mean, in milliseconds."""
+    return sum(share * each for share, each in zip(point.shares, depth_ms, strict=True))
+
+
+def check_time(depth_ms: Sequence[float], target_ms: float) -> None:
+    """Raise UsageError where no depth is fast enough."""
+    if min(depth_ms) > target_ms:
+        raise UsageError(
+            f"no route takes {target_ms:g} ms or less: the fastest takes {min(depth_ms):.3g} ms here, the whole "
+            f"network {depth_ms[-1]:.3g} ms; give a larger --target-ms"
+        )
+
+
 def within(target_macs: float, least: float, whole: int) -> float:
     """A target, up to 1 a share of the whole network's MACs and above 1 a number, as a number.
 

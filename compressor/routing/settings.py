@@ -28,8 +28,9 @@ class RouteSettings:
     router_set: Literal["auto", "train", "validation"] = "auto"  # auto: train, unless those are learnt by heart
     router_images: int = 100_000  # at most so many images teach the gates
     target_macs: float | None = None  # mean MACs: up to 1 a share of the network's, above 1 a number
+    target_ms: float | None = None  # instead: mean milliseconds of one image on ONNX Runtime, on this machine
     max_drop: float = 0.002  # without a target: top-1 that may be lost on the validation set, as a fraction
-    threshold: float | None = None  # instead of both: the router's probability from which an image may leave
+    threshold: float | None = None  # instead of all: the router's probability from which an image may leave
 
 
 # Weights that are good already learn new ways out gently.
@@ -62,7 +63,7 @@ def paper(settings: RouteSettings, depths: int, chosen: Collection[str] = ()) ->
         "leave_after": tuple(range(depths)),
         "threshold": 0.0,
     }
-    if "target_macs" in chosen:
+    if {"target_macs", "target_ms"} & set(chosen):
         del letter["threshold"]
     wanted = {name: value for name, value in letter.items() if name not in chosen}
     return replace(settings, **wanted)  # type: ignore[arg-type]
@@ -83,8 +84,13 @@ def check(settings: RouteSettings, chosen: Collection[str] = ()) -> None:
         raise UsageError(f"depths is {settings.depths}: images need two or more places to leave at, the end is one")
     if settings.target_macs is not None and settings.target_macs <= 0:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.6, or a number of MACs")
-    if settings.threshold is not None and settings.target_macs is not None:
-        raise UsageError("give --threshold or --target-macs, not both: a target is met by choosing the threshold")
+    if settings.target_ms is not None and settings.target_ms <= 0:
+        raise UsageError(f"the target is {settings.target_ms:g} ms; give milliseconds for one image, such as 2.5")
+    targets = (settings.threshold, settings.target_macs, settings.target_ms)
+    if sum(each is not None for each in targets) > 1:
+        raise UsageError(
+            "give one of --threshold, --target-macs and --target-ms, not both: the threshold is chosen for a target"
+        )
     if settings.early_weight <= 0:
         raise UsageError(f"early_weight is {settings.early_weight:g}: earlier depths would learn nothing; give 0.3")
     if not 0 <= settings.max_drop < 1:

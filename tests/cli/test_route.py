@@ -123,6 +123,16 @@ def test_target_is_met_on_validation_images(tmp_path, capsys):
     assert sum(way["shares"]) == pytest.approx(1)
 
 
+def test_budget_in_milliseconds_is_met_or_refused_before_training(tmp_path, capsys):
+    out = ["--out", tmp_path / "run"]
+    assert "the fastest takes" in refused(capsys, "route", MODEL, *QUICK, "--target-ms", "0.0001", *out)
+    assert not (tmp_path / "run").exists()
+    assert run("route", MODEL, *QUICK, "--target-ms", "50", *out, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    [line] = [note for note in told["notes"] if "one image takes depth 0" in note]
+    assert "ms in the mean of the test images" in line and told["settings"]["target_ms"] == 50
+
+
 def test_paper_mode_follows_the_paper_and_says_what_it_is_worth(tmp_path, capsys):
     flags = ["--mode", "paper", "--skip-set", "paper", "--init", "scratch"]
     assert run("route", MODEL, *QUICK, *flags, "--out", tmp_path / "run", "--json") == 0

@@ -9,8 +9,10 @@ from compressor.routing.curve import (
     accuracy_at,
     cheapest,
     choose,
+    choose_in_time,
     early_exit_points,
     fixed_points,
+    mean_ms,
     point_at,
     routed_points,
     thinned,
@@ -99,3 +101,19 @@ def test_thinning_keeps_the_ends():
     assert len(few) <= 7
     assert (few[0], few[-1]) == (points[0], points[-1])
     assert thinned(points[:3], 7) == points[:3]
+
+
+@pytest.mark.parametrize("target", [2.0, 2.7, 4.9])
+def test_within_milliseconds_no_point_is_more_accurate(target):
+    """Depths whose times are in another order than their MACs would have them."""
+    observed, times = seen(), (1.0, 5.0, 4.0)
+    points = routed_points(observed, COSTS)
+    chosen = choose_in_time(points, times, target)
+    by_loop = sum(times[depth] * share for depth, share in enumerate(chosen.shares))
+    assert mean_ms(chosen, times) == pytest.approx(by_loop) and by_loop <= target
+    assert all(point.top1 <= chosen.top1 for point in points if mean_ms(point, times) <= target)
+
+
+def test_too_few_milliseconds_are_refused_with_what_is_possible():
+    with pytest.raises(UsageError, match="the fastest takes 1 ms here, the whole network 4 ms"):
+        choose_in_time(routed_points(seen(), COSTS), (1.0, 5.0, 4.0), 0.5)

@@ -52,6 +52,7 @@ class Trial:
     start_epochs: int
     total_epochs: int  # after the start; AdapNet fine-tunes for as many as its second phase leaves
     width: float
+    halvings: tuple[int, ...]  # epochs after the start at which the learning rate halves
 
     def phases(self, finetune_epochs: int) -> Phases:
         """The second and third phase; the first is the start that all networks share."""
@@ -134,7 +135,8 @@ def _train_(
     if not epochs:
         return
     settings = trial.phases(trial.total_epochs).of_phase("periods")
-    settings = replace(settings, first_epoch=settings.first_epoch + done, epochs=epochs)
+    milestones = tuple(settings.first_epoch + epoch for epoch in trial.halvings)
+    settings = replace(settings, first_epoch=settings.first_epoch + done, epochs=epochs, milestones=milestones)
     goals = trial.goals
     teacher = copy.deepcopy(start) if goals.distill else None
     step = None if teacher is None else distilling(teacher, goals.distill_weight, goals.distill_temperature)

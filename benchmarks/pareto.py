@@ -27,7 +27,6 @@ import torch_pruning
 from torch import nn
 
 from benchmarks import pareto_ours, pareto_peers
-from benchmarks.adapnet import SMALL
 from benchmarks.adapnet_small import subset
 from benchmarks.adapnet_tables import TABLES
 from benchmarks.pareto_case import Arm, Case
@@ -59,8 +58,6 @@ class Scale:
     settings: AdapNetSettings
 
 
-# AdapNet changes the structure in the first half of the epochs, and what `SMALL` spreads over seven takes four.
-_CHANGING = 4
 SCALES = {
     "small": Scale(
         {
@@ -70,11 +67,15 @@ SCALES = {
         images=2500,
         start_epochs=8,
         epochs=8,
+        # AdapNet changes the structure in the first half of the epochs: a threshold that starts low and falls fast.
         settings=replace(
-            SMALL,
+            PRESETS["quick"],
             batch_size=50,
-            max_epochs=_CHANGING,
-            beta_step=SMALL.beta_step * SMALL.max_epochs / _CHANGING,
+            max_epochs=4,
+            beta_start=0.6,
+            beta_step=0.21,
+            chi_s=8.0,
+            lr=0.05,
             lr_halve_every=3,
         ),
     ),

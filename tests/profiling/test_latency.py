@@ -1,9 +1,13 @@
 """The one way of measuring time."""
 
 import gc
+import os
 import time
+from statistics import median
 
 import pytest
+import torch
+from torch import nn
 
 from compressor.profiling.latency import measure
 
@@ -37,3 +41,17 @@ def test_garbage_collection_is_on_again_also_after_a_failure() -> None:
     with pytest.raises(ZeroDivisionError):
         measure(lambda: 1 // 0)
     assert gc.isenabled()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getloadavg()[0] > 0.5, reason="the machine is busy, and times of a busy machine are noise")
+def test_two_runs_of_the_same_measurement_differ_by_a_tenth_at_most() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)).eval()
+    images = torch.randn(1, 3, 32, 32)
+
+    def run() -> float:
+        with torch.no_grad():
+            return median(measure(lambda: network(images), seconds=0.5).median for _ in range(5))
+
+    first, second = run(), run()
+    assert abs(first - second) < 0.1 * min(first, second)

@@ -110,9 +110,10 @@ def _chosen(subject: Subject, job: ExportJob, single: bool) -> nn.Module:
     if job.exit is not None:
         return chosen(exits, job.exit).module
     if len(exits) > 1 and single:
-        raise UsageError(
-            f"the model has {len(exits)} exits: give --out the name of a folder, or choose one with --exit"
-        )
+        instead = "--to onnx and a folder, which takes all of them" if job.to == "pt2" else "--out the name of a folder"
+        kind = "a program of torch's" if job.to == "pt2" else "one file"
+        names = ", ".join(f"{each.number} ({each.name})" for each in exits)
+        raise UsageError(f"{kind} holds one exit, and the model has {names}: choose with --exit, or give {instead}")
     return subject.module
 
 

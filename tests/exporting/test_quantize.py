@@ -9,12 +9,18 @@ import torch
 
 from compressor.errors import CompressorError, UsageError
 from compressor.exporting.evidence import Evidence
+from compressor.exporting.forms import form_of
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import executed
 from compressor.exporting.quantize import SCHEMES
 from compressor.exporting.runtime import OnnxModel
+from compressor.exporting.samples import torch_outputs
 from compressor.exporting.verify import verify_package
-from tests.exporting.nets import small_net
+from tests.exporting.nets import small_net, trained
+from tests.routing.nets import Residual, routed
+from tests.routing.nets import images as routing_images
+from tests.subnets.nets import detachable
+from tests.subnets.nets import images as subnet_images
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 IMAGES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -47,6 +53,24 @@ def test_other_chips_have_their_own_scheme(chip: str, tmp_path: Path) -> None:
     )
     assert manifest.quantization["chip"] == chip and manifest.quantization["note"]
     assert noise(tmp_path / "net") < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["detachable", "routed"])
+def test_every_exit_runs_its_convolutions_in_int8(kind: str, tmp_path: Path) -> None:
+    """Stage by stage, since the quantizer sees a graph's top level only."""
+    model = trained(detachable() if kind == "detachable" else routed(Residual))
+    calibration = (subnet_images if kind == "detachable" else routing_images)(count=48)
+    evidence = Evidence(calibration, calibration, lambda run: 0.9)
+    manifest = export_package(model, calibration[:1], tmp_path / "net", evidence=evidence, settings=SETTINGS)
+    for leaving, facts in zip(form_of(model, calibration[:1]).exits, manifest.exits, strict=True):
+        ran = executed(tmp_path / "net" / "model.onnx", leaving.feeds, calibration[:1].numpy())
+        assert sum(count for name, count in ran.items() if "QLinearConv" in name) == facts.convolutions
+        assert not any(name.endswith(("Conv", "FusedConv")) and "QLinear" not in name for name in ran)
+        expected = torch_outputs(leaving.module, calibration)[0]
+        got = OnnxModel(tmp_path / "net" / "model.onnx", feeds=leaving.feeds)(calibration.numpy())
+        assert np.linalg.norm(got - expected) < 0.1 * np.linalg.norm(expected)
+        assert (facts.top1_float, facts.top1) == (0.9, 0.9)
 
 
 def test_a_drop_above_what_is_allowed_leaves_nothing(tmp_path: Path) -> None:

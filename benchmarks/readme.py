@@ -78,6 +78,15 @@ def speed() -> str:
         f"\nOver {len(ratios)} torchvision networks on which both succeed the median is {median(ratios):.1f} times; "
         f"slower on {', '.join(slower) if slower else 'none'}. Medians of {result['rounds']} rounds. {_where(result)}"
     )
+    if "editing" in result:
+        found = result["editing"]
+        lines.append(
+            "\nA plan applied in the middle of training (ResNet-50 with gradients and momentum; a sixteenth of a group "
+            f"pruned, a pair merged, a channel inserted): {found['one_group_median'] * 1e3:.0f} ms in the median over "
+            f"{found['groups']} groups, {found['one_group_largest'] * 1e3:.0f} ms at most, "
+            f"{found['all_groups_at_once_median'] * 1e3:.0f} ms for all groups in one plan; CPU time, "
+            f"{found['rounds']} rounds."
+        )
     return "\n".join(lines)
 
 

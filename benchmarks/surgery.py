@@ -2,10 +2,12 @@
 
     python -m benchmarks.surgery zoo   --out benchmarks/results/zoo.json      # one process a network, both tools
     python -m benchmarks.surgery speed --out benchmarks/results/speed.json    # same process, medians
+    python -m benchmarks.surgery editing --out benchmarks/results/speed.json  # plans applied in the middle of training
 
 `zoo` prunes half of every free group and holds the result against the masked original (ours), or asks that it runs
 and is smaller (theirs). `speed` times capture, plan and application against building their graph and pruning the same
-ratio by magnitude. Both can be interrupted and go on where they stopped.
+ratio by magnitude. Both can be interrupted and go on where they stopped. `editing` times plans of AdapNet's kinds on a
+ResNet-50 that trains, with gradients and momentum: one for each group in turn, as AdapNet makes them, and one for all.
 """
 
 import argparse
@@ -28,10 +30,12 @@ from torch import nn
 from benchmarks.networks import TIMM, torchvision_names
 from benchmarks.one_network import build, row_of
 from compressor.graph import capture
+from compressor.graph.channels import Group
 from compressor.methods.oneshot import decide
 from compressor.methods.settings import PruneSettings
 from compressor.reporting.environment import device_words, versions
-from compressor.surgery import operate_
+from compressor.surgery import Insert, Merge, Plan, Prune, operate_
+from compressor.surgery.edits import Edit
 
 LIMIT = 100  # seconds of one CPU, a network and tool: what else the machine does must not decide
 
@@ -112,6 +116,51 @@ def speed(out: Path, rounds: int, wanted: list[str]) -> None:
         out.write_text(json.dumps(result | {"rounds": rounds}, indent=1) + "\n")
 
 
+def editing(out: Path, rounds: int) -> None:
+    """Prune a sixteenth of a group, merge a pair, insert a channel: CPU seconds of `operate_` alone."""
+    alone: list[float] = []
+    together = []
+    for _ in range(rounds):
+        model, example = build("torchvision:resnet50")
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01, momentum=0.9)
+        model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+        optimizer.step()
+        channels = capture(model, example)
+        for name in [group.name for group in channels.free]:
+            start = time.process_time()
+            channels = operate_(model, Plan(_edits(channels.group(name))), channels, optimizer)
+            alone.append(time.process_time() - start)
+        plan = Plan(tuple(edit for group in channels.free for edit in _edits(group)))
+        start = time.process_time()
+        operate_(model, plan, channels, optimizer)
+        together.append(time.process_time() - start)
+    found = {
+        "what": "CPU seconds of one plan (prune a sixteenth, merge a pair, insert one) on ResNet-50 with gradients and "
+        "momentum",
+        "groups": len(alone) // rounds,
+        "one_group_median": statistics.median(alone),
+        "one_group_largest": max(alone),
+        "all_groups_at_once_median": statistics.median(together),
+        "rounds": rounds,
+        "machine": device_words("cpu"),
+        "versions": versions(),
+    }
+    print(found)
+    result = _opened(out, {"networks": {}})
+    out.write_text(json.dumps(result | {"editing": found}, indent=1) + "\n")
+
+
+def _edits(group: Group) -> tuple[Edit, ...]:
+    ids = group.ids.tolist()
+    share = max(1, len(ids) // 16)
+    keep, drop, after = ids[share : share + 3]
+    return (
+        Prune(group.name, tuple(ids[:share]), "benchmark"),
+        Merge(group.name, keep, drop, "benchmark"),
+        Insert(group.name, after, "benchmark", columns="split"),
+    )
+
+
 def _is_cnn(name: str) -> bool:
     return not name.startswith(("vit", "swin", "maxvit"))
 
@@ -154,7 +203,7 @@ def _opened(out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=["zoo", "speed"])
+    parser.add_argument("job", choices=["zoo", "speed", "editing"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=["ours", "torch_pruning", "both"], default="both")
     parser.add_argument("--rounds", type=int, default=5)
@@ -163,6 +212,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # the libraries' own, on old networks
     if arguments.job == "zoo":
         zoo(arguments.out, arguments.only)
+    elif arguments.job == "editing":
+        editing(arguments.out, arguments.rounds)
     else:
         speed(arguments.out, arguments.rounds, arguments.networks)
 

@@ -59,6 +59,21 @@ def half_plan(channels: Channels, seed: int = 0, share: float = 0.5) -> Plan:
     return Plan(tuple(edits))
 
 
+def duplicate_(model: nn.Module, channels: Channels, group_name: str) -> tuple[int, int]:
+    """Make the last channel of a group equal to the first wherever it is made; readers stay as they are."""
+    group = channels.group(group_name)
+    first, last = int(group.ids[0]), int(group.ids[-1])
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for place in group.places:
+        if place.role == "row":
+            source, target = channels.positions(place, [first, last])
+            data = tensors[place.tensor].data
+            data.index_copy_(
+                place.dim, torch.from_numpy(target), data.index_select(place.dim, torch.from_numpy(source))
+            )
+    return first, last
+
+
 def outputs(model: nn.Module, example: Any) -> list[Tensor]:
     """Every tensor the model gives, in a fixed order."""
     arguments, keywords = call_arguments(example)

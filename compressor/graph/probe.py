@@ -34,12 +34,15 @@ class Objection:
 
 
 def half(groups: tuple[Group, ...], count: int) -> Mask:
-    """Which identities stay in the first trial: about half of every free group, of a different number in each."""
+    """Which identities stay in the first trial: about half of every free group, of a different number in each.
+
+    Two stay where there are three: a weight that is standardised over a single value is no network anyone wants.
+    """
     kept = np.ones(count, dtype=bool)
     generator = np.random.default_rng(0)
     for turn, group in enumerate(groups):
         if group.frozen is None:
-            leave = min(group.size - 1, max(1, group.size // 2 + turn % 3 - 1))
+            leave = max(1, min(group.size - 2, group.size // 2 + turn % 3 - 1))
             kept[generator.choice(group.ids, leave, replace=False)] = False
     return kept
 

@@ -21,6 +21,7 @@ class Slices:
     column: bool
     keep: NDArray[np.int64]  # positions that take up the ones in `drop`
     drop: NDArray[np.int64]
+    merged: NDArray[np.int64]  # where the ones in `keep` stand in the new layout
     order: NDArray[np.int64]
     # Each with the positions of newcomer and master in the new layout.
     inserts: tuple[tuple[Insert, NDArray[np.int64], NDArray[np.int64]], ...]
@@ -30,11 +31,12 @@ class Slices:
         """What these edits, those of the groups that live in the place, do to it; it holds the channels `ids`."""
         order, _ = renumbering.sources(ids)
         after = renumbering.array(ids)
-        keep, drop, inserts = [], [], []
+        keep, drop, merged, inserts = [], [], [], []
         for edit in edits:
             if isinstance(edit, Merge) and (where := np.flatnonzero(ids == edit.keep)).size:
                 keep.append(where)
                 drop.append(np.flatnonzero(ids == edit.drop))
+                merged.append(np.flatnonzero(after == edit.keep))
             elif isinstance(edit, Insert) and (where := np.flatnonzero(after == renumbering.newcomer[edit.after])).size:
                 inserts.append((edit, where, np.flatnonzero(after == edit.after)))
         none = np.empty(0, dtype=np.int64)
@@ -43,23 +45,25 @@ class Slices:
             place.role == "column",
             np.concatenate([none, *keep]),
             np.concatenate([none, *drop]),
+            np.concatenate([none, *merged]),
             order,
             tuple(inserts),
         )
 
     def apply(self, tensor: Tensor, name: str | None) -> Tensor:
         """The tensor in its new layout; `name` is None for gradients and optimizer state, whose newcomers are zero."""
-        if self.keep.size:
-            tensor = self._merged(tensor)
         result = tensor.index_select(self.dim, _index(self.order, tensor))
+        if self.keep.size:
+            self._merge_(result, tensor)
         for insertion in self.inserts:
             self._insert_(result, insertion, name)
         return result
 
-    def _merged(self, tensor: Tensor) -> Tensor:
+    def _merge_(self, result: Tensor, tensor: Tensor) -> None:
+        """Fill the places of merged pairs, from the tensor as it was."""
         keep, drop = _index(self.keep, tensor), _index(self.drop, tensor)
         total = tensor.index_select(self.dim, keep) + tensor.index_select(self.dim, drop)
-        return tensor.index_copy(self.dim, keep, total if self.column else total / 2)
+        result.index_copy_(self.dim, _index(self.merged, result), total if self.column else total / 2)
 
     def _insert_(
         self, result: Tensor, insertion: tuple[Insert, NDArray[np.int64], NDArray[np.int64]], name: str | None

@@ -12,7 +12,7 @@ from compressor.graph import Channels, capture
 from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.structure import apply_, describe
-from tests.equivalence import half_plan, masked_outputs, move, outputs, randomise_, relative_error
+from tests.equivalence import duplicate_, half_plan, masked_outputs, move, outputs, randomise_, relative_error
 from tests.networks import NETWORKS, Grouped, Plain, Residual
 
 TOLERANCE = 1e-10  # in float64
@@ -23,21 +23,6 @@ def made(name: str) -> tuple[nn.Module, object, Channels]:
     example = move(network.example(), torch.float64)
     randomise_(network)
     return network, example, capture(network, example)
-
-
-def duplicate_(model: nn.Module, channels: Channels, group_name: str) -> tuple[int, int]:
-    """Make the last channel of a group equal to the first wherever it is made; readers stay as they are."""
-    group = channels.group(group_name)
-    first, last = int(group.ids[0]), int(group.ids[-1])
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    for place in group.places:
-        if place.role == "row":
-            source, target = channels.positions(place, [first, last])
-            data = tensors[place.tensor].data
-            data.index_copy_(
-                place.dim, torch.from_numpy(target), data.index_select(place.dim, torch.from_numpy(source))
-            )
-    return first, last
 
 
 @pytest.mark.parametrize("name", NETWORKS)

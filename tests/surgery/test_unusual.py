@@ -189,8 +189,31 @@ class CpuMask(Network):
         return self.head(self.act(self.b(x)).mean((2, 3)))
 
 
+class _StandardisedByNorm(nn.Conv2d):
+    """As in normaliser-free networks; over a single value there are no statistics, and torch refuses."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        return F.conv2d(x, F.batch_norm(rows, None, None, training=True).reshape_as(self.weight), self.bias)
+
+
+class StandardisedPointwise(Network):
+    """So few inputs that a trial which leaves one of them would be refused; the edits that anyone makes are not."""
+
+    FREE = {"first": 6, "second": 6, "a": 8, "b": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.a = conv(3, 6), conv(6, 6), conv(6, 8)
+        self.b, self.head = _StandardisedByNorm(8, 6, 1), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(F.relu(self.second(F.relu(self.first(x))))))
+        return self.head(F.relu(self.b(x)).mean((2, 3)))
+
+
 UNUSUAL = (Quarters, EvenAndOdd, TemporalShift, CosineHead, Spectral, OldWeightNorm, FixedBlur, NonLocal, Gated,
-           CountUsed, CpuMask)  # fmt: skip
+           CountUsed, CpuMask, StandardisedPointwise)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).*")

@@ -20,7 +20,7 @@ from compressor.pipeline.phases import Phases, check, check_period, hints
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import AdaptJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject
+from compressor.pipeline.subject import Subject, open_subject, refuse_routed
 from compressor.pipeline.training_phases import TrainingPhases
 from compressor.profiling.model_profile import profile
 from compressor.reporting.environment import device_words, versions
@@ -100,6 +100,7 @@ def _prepare(job: AdaptJob, tell: Tell) -> tuple[Subject, Periods, Phases]:
     check(job.adapnet, job.goals)
     tell(Stage("opening the model and the data"))
     subject = open_subject(job.model, job.data, job.loading, job.training.device)
+    refuse_routed(subject, "prune")
     note_all(subject.notes, tell)
     data = subject.data
     assert data is not None

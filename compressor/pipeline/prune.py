@@ -15,7 +15,7 @@ from compressor.pipeline.oneshot import apply_plan_
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import PruneJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject, score_batches
+from compressor.pipeline.subject import Subject, open_subject, refuse_routed, score_batches
 from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
@@ -80,6 +80,7 @@ def plan(job: PruneJob, tell: Tell = silent) -> Planned:
     check(job.choice, has_data=job.data is not None)
     tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
     subject = open_subject(job.model, job.data, job.loading, job.training.device)
+    refuse_routed(subject, "prune")
     note_all(subject.notes, tell)
     tell(Stage("finding which channels belong together"))
     channels = capture(subject.module, subject.example, keep=job.choice.keep)

@@ -41,7 +41,7 @@ from compressor.routing.network import Routed
 from compressor.routing.observing import observe
 from compressor.routing.phases import Taught, Teacher
 from compressor.routing.rebuild import make_routed, survey
-from compressor.routing.section import Findings, Way, remarks, section
+from compressor.routing.section import Findings, Way, doubts, remarks, section
 from compressor.routing.settings import RouteSettings, check, paper
 from compressor.routing.timing import ImageTimes, time_images
 from compressor.routing.units import Units
@@ -109,7 +109,7 @@ def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> Routed
         found = replace(found, times=distributed.from_first(lambda: _times(result, whole)))
         before = replace(before, latency_ms=_timing(found, "whole"))  # on the same images, at the same time
     after = _after(result, found, job)
-    said = (*remarks(found), *in_time(found, planned.depth_ms))
+    said = (*doubts(len(taught.calibration), planned.settings), *remarks(found), *in_time(found, planned.depth_ms))
     note_all(said, tell)
     report = _report(job, planned, before, after)
     report = replace(

@@ -14,6 +14,7 @@ from compressor.exporting.manifest import chosen
 from compressor.exporting.program import export_program
 from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
 from compressor.pipeline.settings import ModelSettings
+from compressor.routing.network import Routed
 from compressor.training import distributed
 from compressor.training.batching import Preparation, examples
 from compressor.training.data import Data, fit_to_model, open_data, with_input_shape
@@ -162,3 +163,12 @@ def _images(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise UsageError(f"the model takes inputs of shape {shape}, data sets hold images (channels, height, width)")
     return shape[0], shape[1], shape[2]
+
+
+def refuse_routed(subject: Subject, verb: str) -> None:
+    """Raises UsageError for a routed network, whose ways out are fitted to its layers as they are."""
+    if any(isinstance(module, Routed) for module in subject.module.modules()):
+        raise UsageError(
+            f"this network is routed, and its ways out and router read its layers as they are: {verb} the network that "
+            "it was made of, then route the result"
+        )

@@ -1,5 +1,6 @@
 """Routing's part of the report: what can be skipped, labels, and every way of using the network side by side."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from compressor.reporting import units as written
 from compressor.reporting.sections import Curve, Plot, Section, Table
 from compressor.routing.curve import Point
 from compressor.routing.phases import Taught
+from compressor.routing.settings import RouteSettings
 from compressor.routing.timing import ImageTimes
 from compressor.routing.units import Unit
 
@@ -16,6 +18,7 @@ _TEXT = (
     "are means over the images, with the router's own multiply-adds counted. The threshold was chosen on validation "
     "images; early exit by confidence (BranchyNet's rule, one entropy for all exits) uses the same network and weights."
 )
+_ENOUGH_IMAGES = 200  # validation images for a threshold: where there are fewer, the user is told
 _EQUAL = 0.005  # accuracies within half a point are called equal
 
 
@@ -101,6 +104,21 @@ def remarks(found: Findings) -> list[str]:
             f"would be right for {compared}."
         )
     return said
+
+
+def doubts(images: int, settings: RouteSettings) -> list[str]:
+    """What makes a threshold unsure: few validation images, above all where a single one is more than may be lost."""
+    if settings.threshold is not None:
+        return []
+    targets = (settings.target_macs, settings.target_ms)
+    needed = math.ceil(1 / settings.max_drop) if targets == (None, None) and settings.max_drop else 0
+    if images >= max(needed, _ENOUGH_IMAGES):
+        return []
+    what = f"one is {1 / images:.2%} of them" if images < needed else "their accuracy is a rough guide"
+    return [
+        f"The threshold was chosen on {images} validation images only, {what}: on others the router may do worse or "
+        "cost more. More data, or a larger --validation share, makes it surer."
+    ]
 
 
 def section(found: Findings, said: Sequence[str]) -> Section:

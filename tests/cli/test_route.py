@@ -79,6 +79,20 @@ def test_a_routed_network_is_not_routed_again(routed, capsys):
         assert "routed already" in refused(capsys, "route", routed / "model.pt", *more)
 
 
+@pytest.mark.parametrize("command", ["prune", "detach", "replace"])
+def test_what_would_change_a_routed_network_is_refused_with_the_way_round(command, routed, capsys):
+    assert "then route the result" in refused(
+        capsys, command, routed / "model.pt", "--data", "digits", "--epochs", "1", "--out", routed.parent / command
+    )
+    assert not (routed.parent / command).exists()
+
+
+def test_few_validation_images_for_a_threshold_are_said(routed):
+    """142 of digits, where 0.2 % may be lost: one image is more."""
+    notes = Report.load(routed).notes
+    assert any(note.startswith("The threshold was chosen on ") and "one is " in note for note in notes)
+
+
 def test_writes_a_network_that_opens_again_and_routes_alike(routed):
     network = compressor.load(routed / "model.pt")
     assert isinstance(network, Routed)

@@ -7,7 +7,8 @@ from compressor.reporting.sections import section_from_json
 from compressor.routing.curve import Point
 from compressor.routing.labels import Balance
 from compressor.routing.phases import Taught
-from compressor.routing.section import Findings, Way, remarks, section
+from compressor.routing.section import Findings, Way, doubts, remarks, section
+from compressor.routing.settings import RouteSettings
 from compressor.routing.timing import ImageTimes
 from compressor.routing.units import Unit
 from tests.routing.nets import SHAPE, small_data
@@ -75,3 +76,10 @@ def test_section_and_findings_are_plain_data():
     part = section(found, remarks(found))
     assert section_from_json(json.loads(json.dumps(asdict(part)))) == part
     assert json.loads(json.dumps(found.to_json()))["labels"] == [30, 10]
+
+
+def test_few_validation_images_are_said_where_they_choose_the_threshold():
+    """0.2 % may be lost: of fewer than 500 images one is more than that."""
+    assert "one is 0.20% of them" in doubts(499, RouteSettings())[0] and not doubts(500, RouteSettings())
+    assert doubts(199, RouteSettings(target_macs=0.5)) and not doubts(200, RouteSettings(target_macs=0.5))
+    assert not doubts(10, RouteSettings(threshold=0.5))

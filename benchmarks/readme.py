@@ -21,6 +21,7 @@ from benchmarks import adapnet_small, pareto_show
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
+from benchmarks import routing as routing_benchmark
 from compressor.reporting.report import Report
 from compressor.reporting.tables import before_after_table
 
@@ -117,8 +118,18 @@ def primenet() -> str:
     return primenet_benchmark.table(_read("primenet-cpu.json"))
 
 
+def routing() -> str:
+    """Routing beside the unrouted network, fixed depths and early exit, and the paper's networks."""
+    result = _read("routing-cpu.json")
+    budget = result["budget"]
+    return (
+        f"{routing_benchmark.table(result)}\n\n{budget['images']:,} training images, the whole test set; "
+        f"{result['machine']}; torch {result['versions']['torch']}, onnxruntime {result['versions']['onnxruntime']}."
+    )
+
+
 def submodels() -> str:
-    """The three methods beside their papers, a line each."""
+    """The methods of several depths and PrimeNet beside their papers, a line each."""
     lines = ["| method, network, data | budget | ours | its paper |", "|---|---|---|---|"]
     for row in _read("cnsn-cpu.json")["rows"]:
         budget = f"{row['epochs']} epochs, {row['images']:,} images"
@@ -128,6 +139,13 @@ def submodels() -> str:
     for row in _read("nsn-cpu.json")["rows"]:
         ours, paper = _list(row["top1"]), _list(row["paper_top1"])
         lines.append(f"| NSN, 784-784-784-10, {row['data']} | {row['epochs']} epochs | {ours} | {paper}, 600 epochs |")
+    result = _read("routing-cpu.json")
+    for row in (each for each in result["rows"] if "goal" in each):
+        budget, saved, top1 = result["budget"], row["goal"]["macs_saved"], row["router"]["top1"]
+        done = f"{budget['epochs']} + {budget['more_epochs']} epochs, {budget['images']:,} images"
+        ours = f"{top1:.4f} at {saved:.0%} fewer MACs; unrouted {row['unrouted']['top1']:.4f}"
+        data, _, network = row["name"].partition(", ")
+        lines.append(f"| routing, {network}, {data} | {done} | {ours} | – |")
     result = _read("primenet-cpu.json")
     for row in result["rows"]:
         error, budget, paper = row["error_percent"], row["budget"], result["paper"]["error_percent"].get(row["data"])
@@ -262,6 +280,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cnsn": cnsn,
     "nsn": nsn,
     "primenet": primenet,
+    "routing": routing,
 }
 
 

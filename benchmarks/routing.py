@@ -323,8 +323,9 @@ def _show(event: Event) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """The results as Markdown: accuracy against mean cost, then what single images take."""
     lines = ["| network | way | mean MACs | of the whole | test top-1 |", "|---|---|---|---|---|"]
+    routed = [row for row in results["rows"] if "letter" not in row]
     for row in results["rows"]:
         if "letter" in row:
             lines += _paper_lines(row)
@@ -336,7 +337,35 @@ def table(results: dict[str, Any]) -> str:
         for name, point in ways:
             cells = (f"{point['macs'] / 1e6:.2f} M", f"{point['macs'] / whole:.1%}", f"{point['top1']:.2%}")
             lines.append(f"| {row['name']}, seed {row['seed']} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_latency_lines(routed), "", *(_goal(row) for row in routed)])
+
+
+def _latency_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Mean milliseconds of one image at a time, of the network left at depth 0, as routed, and whole."""
+    engines = ("torch", "onnxruntime")
+    lines = ["", "| network, mean ms an image | engine | unrouted | left at the first depth | as the router decides |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        for engine in engines:
+            times = row["latency_ms"][engine]
+            whole = times["unrouted"]["mean"]
+            cells = [f"{times[way]['mean']:.3f} ({times[way]['mean'] / whole:.2f}x)" for way in ("cheapest", "chosen")]
+            lines.append(f"| {row['name']}, seed {row['seed']} | {engine} | {whole:.3f} | {' | '.join(cells)} |")
+    return lines
+
+
+def _goal(row: dict[str, Any]) -> str:
+    """Whether it came to 30 % fewer MACs within half a point, and how early exit compares."""
+    saved, lost = row["goal"]["macs_saved"], row["goal"]["points_lost"]
+    reached = "reached" if saved >= 0.3 and lost <= 0.5 else "not reached"
+    router, peer = row["router"], row["early_exit"]
+    change = f"{lost:.2f} points lost" if lost > 0 else f"{-lost:.2f} points won"
+    than = "fewer" if router["macs"] <= peer["macs"] else "more"
+    apart, points = abs(1 - router["macs"] / peer["macs"]), 100 * (router["top1"] - peer["top1"])
+    return (
+        f"{row['name']}, seed {row['seed']}: {saved:.1%} fewer MACs than unrouted with {change}; the goal of 30 % "
+        f"within half a point is {reached}. Against early exit {apart:.1%} {than} MACs, {points:+.2f} points."
+    )
 
 
 def _paper_lines(row: dict[str, Any]) -> list[str]:
@@ -348,6 +377,7 @@ def _paper_lines(row: dict[str, Any]) -> list[str]:
         f"| {name} | CNN 1, all test images (paper 98 %) | {whole / 1e6:.2f} M | 100 % | {row['cnn1_top1']:.2%} |",
         f"| {name} | CNN 2, labels named (paper 62 %) | | | {letter['router_top1']:.2%} |",
         f"| {name} | CNN 3, selected images (paper near 100 %) | | | {letter['cnn3_top1_on_selected']:.2%} |",
+        f"| {name} | CNN 3 of all images, selected images | | | {row['all_images']['cnn3_top1_on_selected']:.2%} |",
         f"| {name} | CNN 3 of the selected images, all test images | {share} | {routed['top1']:.2%} |",
         f"| {name} | CNN 3 of all images, all test images | {share_later} | {later['top1']:.2%} |",
     ]

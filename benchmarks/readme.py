@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -27,7 +28,8 @@ from compressor.reporting.tables import before_after_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "methods").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+_WIDTH = 120
 
 
 def demo() -> str:
@@ -266,6 +268,24 @@ def training() -> str:
     )
 
 
+def int8() -> str:
+    """Time and size of a ResNet-18, and accuracy of every exit of a small network."""
+    result = _read("int8.json")
+    names = {"float32": "float32", "defaults": "INT8, the quantizer's defaults", "x86": "INT8, `--chip x86`"}
+    base = result["resnet18"]["float32"]["ms"]
+    lines = ["| ResNet-18, 224x224 | size | latency | times as fast |", "|---|---|---|---|"]
+    for name, words in names.items():
+        row = result["resnet18"][name]
+        lines.append(f"| {words} | {row['bytes'] / 1e6:.1f} MB | {row['ms']:.1f} ms | {base / row['ms']:.1f} |")
+    exits = ", ".join(f"{each['name']} {each['top1_float']:.2%} to {each['top1']:.2%}" for each in result["digits"])
+    told = (
+        f"Top-1 on the test images of `digits` before and after, two sub-models: {exits}. Times: CPU time "
+        f"of one thread, medians of {result['rounds']} runs in turn. {result['machine']}; onnxruntime "
+        f"{result['versions']['onnxruntime']}; one run."
+    )
+    return "\n".join([*lines, "", told])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fashion": fashion,
@@ -281,6 +301,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "nsn": nsn,
     "primenet": primenet,
     "routing": routing,
+    "int8": int8,
 }
 
 
@@ -293,9 +314,15 @@ def filled(text: str) -> str:
             content = BLOCKS[name]()
         except FileNotFoundError as error:
             content = f"(not measured yet: {Path(error.filename).name} is missing)"
-        return f"<!-- begin {name} -->\n{content}\n<!-- end {name} -->"
+        lines = (wrapped for line in content.splitlines() for wrapped in _wrapped(line))
+        return f"<!-- begin {name} -->\n" + "\n".join(lines) + f"\n<!-- end {name} -->"
 
     return re.sub(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", block, text, flags=re.S)
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line of prose as several; tables and indented lines as they are."""
+    return [line] if line.startswith(("|", "    ")) or not line else textwrap.wrap(line, _WIDTH, break_on_hyphens=False)
 
 
 def main() -> None:

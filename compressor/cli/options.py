@@ -1,5 +1,6 @@
 """Flags that several commands share and that belong to no settings."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -82,7 +83,12 @@ def check_model(model: ModelSettings) -> None:
 
 def named(model: ModelSettings) -> str:
     """The model as one would type it again."""
-    return model.model or f"--arch {model.arch}"
+    words = [] if model.model is None else [model.model]
+    words += [] if model.arch is None else ["--arch", model.arch]
+    for name, value in model.arch_arg:
+        words += ["--arch-arg", f"{name}={value}"]
+    words += [] if model.input is None else ["--input", "x".join(map(str, model.input))]
+    return shlex.join(words)
 
 
 def is_onnx(model: ModelSettings) -> bool:

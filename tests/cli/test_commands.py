@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from tests.cli.command import check_golden
 
@@ -226,3 +227,14 @@ def test_nothing_is_wider_than_a_terminal(compressor):
     for arguments in (["profile", "--arch", "torchvision:densenet121", "--layers"], ["prune", DIGITS, "--dry-run"]):
         ran = compressor(*arguments)
         assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_the_next_command_names_the_model_as_it_was_opened(compressor):
+    """A file of weights alone needs its architecture again."""
+    weights = compressor.folder / "weights.pt"
+    torch.save(torch.load(DIGITS)["state"], weights)
+    how = ["--arch", "sample_models/digits_cnn.py:build", "--arch-arg", "num_classes=10", "--input", "1x8x8"]
+    ran = compressor("evaluate", weights, *how, "--data", "digits")
+    [following] = [line for line in ran.err.splitlines() if line.startswith("next: compressor prune ")]
+    assert f"prune {weights} {' '.join(how)} --data digits" in following
+    assert compressor(*following.split()[2:], "--dry-run").code == 0

@@ -62,8 +62,22 @@ def zoo() -> str:
     bad = [
         name for name, row in result["networks"].items() if row.get("ours", {}).get("status") in ("failed", "crashed")
     ]
-    lines.append(f"\nOurs that fail: {', '.join(bad) if bad else 'none'}. {_where(result)}")
+    lines.append(f"\nOurs that fail: {', '.join(bad) if bad else 'none'}. {_peer_failures(result)}{_where(result)}")
     return "\n".join(lines)
+
+
+def _peer_failures(result: dict[str, Any]) -> str:
+    """Why Torch-Pruning fails where it does: by time, in training mode, or else by an exception."""
+    rows = [row["torch_pruning"] for row in result["networks"].values() if "torch_pruning" in row]
+    why = [row["failures"][0] for row in rows if row["failures"]]
+    slow, broken = (sum(text.startswith(start) for text in why) for start in ("took longer", "does not run in"))
+    if not why:
+        return ""
+    limit = result["limit_cpu_s"]
+    return (
+        f"Torch-Pruning's: {slow} by the limit of {limit} CPU seconds a network, which holds for both, {broken} do not "
+        f"run in training mode any more, {len(why) - slow - broken} stop with an exception (each in the result file). "
+    )
 
 
 def speed() -> str:

@@ -5,6 +5,7 @@ An operator that is neither here nor marked element-wise by torch freezes the ch
 
 from compressor.graph.channels import Ids
 from compressor.graph.rules_layers import LAYERS
+from compressor.graph.rules_parts import PARTS
 from compressor.graph.rules_shapes import SHAPES
 from compressor.graph.trace import Op, TensorRef
 from compressor.graph.walk import Rule, Track, Walk
@@ -65,4 +66,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, reduction),
     **LAYERS,
     **SHAPES,
+    **PARTS,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError, ModelError, UsageError
+from compressor.graph.trace import skeleton
 from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.checkpoint import Checkpoint, to_dict
 from compressor.loading.opening import OpenedModel
@@ -170,8 +170,20 @@ def _bare(module: nn.Module) -> nn.Module:
 
 
 def _whole(module: nn.Module) -> nn.Module:
-    """A copy of the module on the CPU, without gradients and hooks."""
-    whole = copy.deepcopy(module).cpu()
+    """A copy of the module on the CPU, without gradients and hooks.
+
+    Raises:
+        UsageError: a hook of torch's computes a layer's weight; without it the rest would no longer be trained.
+    """
+    for name, each in module.named_modules():
+        for hook in each._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                raise UsageError(
+                    f"{name or 'the network'} computes its weight in a hook ({type(hook).__name__}), which a file "
+                    "without code cannot hold: remove it first (torch.nn.utils.remove_weight_norm and the like keep "
+                    "the weight), or say how to build the network with arch= (--arch)"
+                )
+    whole = skeleton(module, real=True).cpu()
     for each in whole.modules():
         for name, value in vars(each).items():
             if name.endswith("_hooks") and value:

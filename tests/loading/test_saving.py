@@ -137,6 +137,26 @@ def test_values_that_would_need_code_are_refused(tmp_path):
         save_model(opened, tmp_path / "m.pt", measurements={"where": tmp_path})
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+def test_weights_that_a_hook_computes_are_refused_until_they_are_plain(tmp_path):
+    module = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 3)), nn.ReLU()).eval()
+    x = torch.randn(2, 1, 5, 5)
+    expected = module(x)
+    with pytest.raises(UsageError, match="0 computes its weight in a hook .WeightNorm.*remove_weight_norm"):
+        compressor.save(module, tmp_path / "model.pt")
+    nn.utils.remove_weight_norm(module[0])
+    compressor.save(module, tmp_path / "model.pt")
+    torch.testing.assert_close(compressor.load(tmp_path / "model.pt")(x), expected)
+
+
+def test_tensors_that_a_module_remembers_are_no_hindrance(tmp_path):
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
+    module[0].last = module[0].weight * 2  # with a gradient of its own, which deepcopy refuses
+    compressor.save(module, tmp_path / "model.pt")
+    x = torch.randn(2, 1, 5, 5)
+    torch.testing.assert_close(compressor.load(tmp_path / "model.pt")(x), module(x))
+
+
 def test_saving_spends_no_random_numbers(tmp_path):
     opened = open_model(None, arch=nets.write(tmp_path))
     torch.manual_seed(7)

@@ -75,7 +75,7 @@ class Pruning(TypedDict, total=False):
     ratio: float
     target_macs: float | None
     scope: Literal["layer", "global"]
-    round_to: int
+    round_to: int | Literal["auto"]
     min_channels: int
     ratio_for: Sequence[tuple[str, float]]
     score_images: int

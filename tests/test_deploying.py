@@ -70,7 +70,9 @@ def library() -> Path | None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-@pytest.mark.skipif(headers() is None, reason=f"{_HEADER} is in no usual place; ONNXRUNTIME_INCLUDE may name one")
+@pytest.mark.skipif(
+    headers() is None, reason=f"{_HEADER} is in no usual place (libonnxruntime-dev); ONNXRUNTIME_INCLUDE may name one"
+)
 def test_the_cpp_program_gives_the_class_that_torch_does(deployed: tuple[Path, Detachable]) -> None:
     folder, model = deployed
     (folder / "classify.cpp").write_text(program("cpp"))

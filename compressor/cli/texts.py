@@ -102,12 +102,22 @@ def scales(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def multiple(text: str) -> int | str:
+    """`8` -> 8, `auto` -> "auto"."""
+    if text == "auto":
+        return text
+    if not text.lstrip("-").isdecimal():
+        raise UsageError(f"--round-to {text!r} is no number: write 8, or auto for what this machine likes")
+    return int(text)
+
+
 READERS: dict[str, Reader] = {
     "input": Reader(shape),
     "arch_arg": Reader(arguments, many=True),
     "ratio_for": Reader(ratios, many=True),
     "keep": Reader(tuple, many=True),
     "milestones": Reader(epochs),
+    "round_to": Reader(multiple),
     "scales": Reader(scales),
     "at": Reader(names),
     "leave_after": Reader(units),

@@ -38,6 +38,7 @@ def together(group: Group, scores: Values, channels: Channels, settings: PruneSe
 
 def _cuts(group: Group, channels: Channels, settings: PruneSettings, most: float) -> list[int]:
     """How many channels may be gone: none at first, each time as many more as rounding demands at once."""
+    assert settings.round_to != "auto", "whoever knows the machine puts a number in its place"
     step = _step(group, channels, settings.round_to)
     least = max(1, math.ceil(settings.min_channels / step)) * step
     total = group.size

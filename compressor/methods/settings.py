@@ -18,7 +18,7 @@ class PruneSettings:
     ratio: float = 0.5  # share of the channels that may be pruned; with a target it is searched
     target_macs: float | None = None  # up to 1: share of the model's MACs that stays; above: MACs that stay
     scope: Literal["layer", "global"] = "layer"  # layer: the ratio of every layer; global: the lowest scores of all
-    round_to: int = 1  # widths that were changed are multiples of this
+    round_to: int | Literal["auto"] = 1  # widths that were changed are multiples of this; auto: of what the chip likes
     min_channels: int = 1  # that stay in every layer
     ratio_for: tuple[tuple[str, float], ...] = ()  # (pattern of layer names, ratio) of layers with a ratio of their own
     keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
@@ -48,6 +48,8 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.5, or a number of MACs")
     if settings.scope not in ("layer", "global"):
         raise UsageError(f"the scope is {settings.scope!r}; choose layer or global")
-    for name in ("round_to", "min_channels", "score_images"):
+    if settings.round_to != "auto" and (not isinstance(settings.round_to, int) or settings.round_to < 1):
+        raise UsageError(f"round_to is {settings.round_to}; give 1 or more, or auto")
+    for name in ("min_channels", "score_images"):
         if getattr(settings, name) < 1:
             raise UsageError(f"{name} is {getattr(settings, name)}; give 1 or more")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from compressor.graph.trace import call_arguments
 from compressor.methods.oneshot import decide
 from compressor.methods.settings import PruneSettings
 from compressor.pipeline.measuring import filters, layer_sizes
+from compressor.pipeline.rounding import chosen_multiple
 from compressor.profiling.model_profile import profile
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
@@ -29,7 +30,7 @@ def prune_(
     *,
     target_macs: float | None = PruneSettings.target_macs,
     scope: str = PruneSettings.scope,
-    round_to: int = PruneSettings.round_to,
+    round_to: int | Literal["auto"] = PruneSettings.round_to,
     min_channels: int = PruneSettings.min_channels,
     ratio_for: Iterable[tuple[str, float]] = PruneSettings.ratio_for,
     keep: Iterable[str] = PruneSettings.keep,
@@ -47,7 +48,7 @@ def prune_(
         ratio: share of the channels that go, 0 to below 1; without `scope="global"` of every layer.
         target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
         scope: "layer" or "global" (the lowest scores of the whole network).
-        round_to: widths that change become multiples of this.
+        round_to: widths that change become multiples of this; "auto": of what this machine's processor likes.
         min_channels: how many stay in every layer at least.
         ratio_for: (pattern of layer names, ratio) for layers with a ratio of their own.
         keep: patterns of layer names that stay as they are.
@@ -74,6 +75,7 @@ def prune_(
         keep=tuple(keep),
         seed=seed,
     )
+    choice = chosen_multiple(choice)
     channels = capture(module, example, keep=choice.keep)
     selection = decide(module, channels, choice, batches)
     missing = {"top1": "no data was given"}

@@ -13,6 +13,7 @@ from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, filters_after, in_words, layer_sizes, measure
 from compressor.pipeline.oneshot import apply_plan_
 from compressor.pipeline.results import write_results
+from compressor.pipeline.rounding import Rounding, chosen_multiple, weigh_rounding
 from compressor.pipeline.settings import PruneJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import Subject, open_subject, refuse_routed, score_batches
@@ -35,6 +36,7 @@ class Planned:
     subject: Subject
     channels: Channels
     selection: Selection
+    rounding: Rounding | None = None  # what widths to the chip's liking cost and gain
 
 
 def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report:
@@ -47,7 +49,7 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
         CompressorError: anything the user can mend; the folder is as it was when the plan could not be made.
     """
     folder = RunFolder(job.output, resume=resume)
-    planned = plan(job, tell)
+    planned = plan(job, tell, weigh=job.output.latency)
     subject, selection = planned.subject, planned.selection
     tell(Stage("measuring the model as it came"))
     before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
@@ -68,11 +70,15 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
     )
     if history is not None:
         report = replace(report, notes=(*report.notes, *history.notes))
+    if planned.rounding is not None:
+        report = replace(report, sections=(*report.sections, planned.rounding.section()))
     return write_results(subject, report, folder, job.output, tell)
 
 
-def plan(job: PruneJob, tell: Tell = silent) -> Planned:
+def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
     """Open what the job names and choose what goes; nothing is changed and nothing written.
+
+    With `weigh` the network is also timed with widths as they come, where widths are to suit the machine.
 
     Raises:
         CompressorError: the model or the data cannot be opened, or nothing can be pruned as asked.
@@ -86,9 +92,20 @@ def plan(job: PruneJob, tell: Tell = silent) -> Planned:
     channels = capture(subject.module, subject.example, keep=job.choice.keep)
     note_all(channels.notes, tell)
     batches = score_batches(subject, job.choice.score_images, job.choice.seed)
-    selection = distributed.from_first(lambda: decide(subject.module, channels, job.choice, batches))
+    choice = chosen_multiple(job.choice)
+    selection = distributed.from_first(lambda: decide(subject.module, channels, choice, batches))
     note_all(selection.notes, tell)
-    return Planned(subject, channels, selection)
+    if job.choice.round_to != "auto":
+        return Planned(subject, channels, selection)
+    if not weigh:
+        tell(NoteEvent(f"widths become multiples of {choice.round_to}; not timed beside widths as they come"))
+        return Planned(subject, channels, selection)
+    tell(Stage("timing widths as they come and rounded"))
+    rounding = distributed.from_first(
+        lambda: weigh_rounding(subject.module, subject.example, channels, choice, batches)
+    )
+    tell(NoteEvent(rounding.words))
+    return Planned(subject, channels, selection, rounding)
 
 
 def dry_run(job: PruneJob, tell: Tell = silent) -> Report:

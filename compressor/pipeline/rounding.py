@@ -64,8 +64,8 @@ class Rounding:
 
 
 def chosen_multiple(settings: PruneSettings) -> PruneSettings:
-    """The settings with the multiple that suits this machine."""
-    return replace(settings, round_to=preferred_multiple()[0])
+    """The settings with the multiple that suits this machine where they say auto."""
+    return replace(settings, round_to=preferred_multiple()[0]) if settings.round_to == "auto" else settings
 
 
 def weigh_rounding(
@@ -81,13 +81,14 @@ def weigh_rounding(
         CompressorError: one of them cannot be pruned as asked, or not be exported.
 
     Example:
-        weigh_rounding(module, example, channels, chosen_multiple(PruneSettings(ratio=0.3))).words
+        weigh_rounding(module, example, channels, PruneSettings(ratio=0.3, round_to="auto")).words
     """
+    settings = chosen_multiple(settings)
     both = [replace(settings, round_to=1), settings]
     selections = [decide(module, channels, each, batches) for each in both]
     times = _latencies([_pruned(module, each.plan, channels) for each in selections], example)
     plain, rounded = (
-        Width(each.round_to, found.macs, found.params, time) for each, found, time in zip(both, selections, times)
+        Width(int(each.round_to), found.macs, found.params, time) for each, found, time in zip(both, selections, times)
     )
     return Rounding(preferred_multiple()[1], plain, rounded)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compressor.cli.texts import arguments, epochs, ratios, shape
+from compressor.cli.texts import arguments, epochs, multiple, ratios, shape
 from compressor.errors import UsageError
 
 
@@ -45,6 +45,12 @@ def test_ratios_may_have_an_equals_sign_in_the_pattern():
 def test_what_is_no_ratio(text):
     with pytest.raises(UsageError, match="LAYER=RATIO"):
         ratios([text])
+
+
+def test_multiples():
+    assert (multiple("8"), multiple("auto")) == (8, "auto")
+    with pytest.raises(UsageError, match="auto"):
+        multiple("eight")
 
 
 def test_epochs():

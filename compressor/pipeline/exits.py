@@ -66,7 +66,9 @@ def variants(rows: Sequence[Row]) -> dict[str, Measurements]:
 def exits_section(rows: tuple[Row, ...]) -> Section:
     """The rows as a table, and accuracy against multiply-adds as a plot."""
     columns = ("model", "starts at", "MACs", "MACs (thop)", "parameters", "shared", "own", "latency", "top-1", "alone")
-    table = Table(columns, tuple(_cells(row) for row in rows), "Sub-models: what each costs and how well it does.")
+    shown = len(columns) if any(row.alone_top1 is not None for row in rows) else -1
+    cells = tuple(_cells(row)[:shown] for row in rows)
+    table = Table(columns[:shown], cells, "Sub-models: what each costs and how well it does.")
     curves = []
     for label, field in (("together", "top1"), ("each trained alone", "alone_top1")):
         known = [(row.cost.macs / 1e6, getattr(row, field)) for row in reversed(rows)]

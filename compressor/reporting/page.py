@@ -1,6 +1,7 @@
 """A report as one HTML page that needs nothing else: its plots stand in it, its colours follow the reader's choice."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from compressor.reporting.report import Report, write_whole
 from compressor.reporting.sections import Curve, Gallery, Plot, Section, Table
 
 _MOST_EDITS = 1000  # rows on the page; report.json has them all
+_QUANTITY = re.compile(r"[+-]?[\d.,]+( ?[TGMk]?(?:MAC|B)| [TGMk]| ms| %| pp|x)?")
 _MOST_CHANNELS = 24  # numbers written out for one edit
 
 
@@ -115,14 +117,16 @@ def _gallery(gallery: Gallery) -> dict[str, Any]:
 
 
 def _table(table: Table) -> dict[str, Any]:
-    numbers = [
-        index
-        for index in range(1, len(table.columns))
-        if any(isinstance(row[index], int | float) for row in table.rows)
-        and not any(isinstance(row[index], str) for row in table.rows)
-    ]
+    numbers = [index for index in range(1, len(table.columns)) if _of_numbers([row[index] for row in table.rows])]
     rows = [tuple(_written(cell) for cell in row) for row in table.rows]
     return {"columns": table.columns, "rows": rows, "caption": table.caption, "numbers": numbers}
+
+
+def _of_numbers(cells: list[str | float | None]) -> bool:
+    """Whether a column holds numbers, bare or written with their units; digits alone may be a module's name."""
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    written = [_QUANTITY.fullmatch(text) for text in texts]
+    return all(written) and (any(found and found[1] for found in written) or any(type(c) in (int, float) for c in cells))
 
 
 def _edit_rows(edits: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, str, str, str, str]]:

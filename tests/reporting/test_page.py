@@ -15,6 +15,7 @@ from compressor.reporting.page import page, write_page
 from compressor.reporting.report import Report
 from compressor.reporting.runs import compare_runs
 from compressor.reporting.runs_page import comparison_page
+from compressor.reporting.sections import Section, Table
 from tests.reporting.reports import LONG, bare_report, full_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -130,3 +131,12 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(shown_page: str
     assert len(found["plots"]) == plots and all(300 <= plot <= min(560, width) for plot in found["plots"])
     assert found["pictures"] == pictures
     assert found["letter"] >= 8, "the smallest letter in a plot is readable"
+
+
+def test_columns_of_quantities_are_flush_right_and_names_of_digits_are_not() -> None:
+    rows = (("base", None, "1.789 MMAC", "18.91 k", "99.72 %"), ("exit 1", "7", "594.6 kMAC", "384", None))
+    table = Table(("model", "starts at", "MACs", "own", "top-1"), rows)
+    html = page(dataclasses.replace(bare_report(), sections=(Section("S", tables=(table,)),)))
+    assert re.findall(r'<td class="(\w+)">(7|594.6 kMAC|384|99.72 %)</td>', html) == [
+        ("number", "99.72 %"), ("long", "7"), ("number", "594.6 kMAC"), ("number", "384"),
+    ]  # fmt: skip

@@ -124,9 +124,9 @@ def _table(table: Table) -> dict[str, Any]:
 
 def _of_numbers(cells: list[str | float | None]) -> bool:
     """Whether a column holds numbers, bare or written with their units; digits alone may be a module's name."""
-    texts = [cell for cell in cells if isinstance(cell, str)]
-    written = [_QUANTITY.fullmatch(text) for text in texts]
-    return all(written) and (any(found and found[1] for found in written) or any(type(c) in (int, float) for c in cells))
+    written = [_QUANTITY.fullmatch(cell) for cell in cells if isinstance(cell, str)]
+    bare = any(isinstance(cell, int | float) for cell in cells)
+    return all(written) and (bare or any(found and found[1] for found in written))
 
 
 def _edit_rows(edits: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, str, str, str, str]]:

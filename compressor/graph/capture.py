@@ -50,6 +50,7 @@ class _Capture:
         self.model = model
         self.keep = keep
         self.notes: list[str] = []
+        self.least: dict[str, int] = {}  # groups of which a trial leaves more than one channel
         self.ties = Ties()
         first = _first_runs(model, example)
         self.real = first.real
@@ -115,7 +116,8 @@ class _Capture:
                 return
             walk, objection = found
             place = (walk is self.walks[0][0], objection.op)
-            if seen[place] or not (self._learn(walk, objection) or self._even(walk, objection)):
+            ways = (self._learn, self._even, self._spare)
+            if seen[place] or not any(way(walk, objection) for way in ways):
                 self._freeze(walk, objection, widen=seen[place])
                 seen[place] += 1
         self.ties.frozen.extend((ids, "the model's code objects to every edit") for ids in self.ties.blocks.values())
@@ -123,14 +125,13 @@ class _Capture:
 
     def _try(self) -> tuple[Walk, probe.Objection] | None:
         self._resolve()
-        for pattern, runs in zip((probe.half, probe.uneven), self.trials, strict=True):
-            kept = pattern(self.groups, len(self.roots)) if runs else np.ones(0, dtype=bool)
-            found = None if kept.all() else self._objection(kept, runs)
-            if found is not None:
-                return found
-        return None
+        halved, uneven = self.trials
+        found = self._objection(probe.half(self.groups, len(self.roots), self.least), halved)
+        return found or (self._objection(probe.uneven(self.groups, len(self.roots)), uneven) if uneven else None)
 
     def _objection(self, kept: probe.Mask, runs: Iterable[_Run]) -> tuple[Walk, probe.Objection] | None:
+        if kept.all():
+            return None
         with self.patient.edited(self.identities, self.sizes, kept) as edited:
             for walk, example, training in runs:
                 found = probe.objection(edited, example, walk, kept, self.roots, training)
@@ -175,6 +176,23 @@ class _Capture:
             return True
         self.ties.pairs = pairs
         return False
+
+    def _spare(self, walk: Walk, objection: probe.Objection) -> bool:
+        """Leave two channels of small groups where a single one is all that is objected to.
+
+        Torch refuses a weight that is standardised over one value. Of each group two numbers of channels have to run:
+        one alone could agree by chance with what the code asks for.
+        """
+        kept = probe.half(self.groups, len(self.roots), self.least)
+        free = [group for group in self.groups if group.frozen is None and group.size > 3]
+        alone = [group for group in free if np.count_nonzero(kept[group.ids]) == 1]
+        before = self.least
+        for gone in (1, 2):
+            self.least = before | {group.name: group.size - gone for group in alone}
+            if not alone or not self._moves_on(walk, objection):
+                self.least = before
+                return False
+        return True
 
     def _moves_on(self, walk: Walk, objection: probe.Objection) -> bool:
         found = self._try()

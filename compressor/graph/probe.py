@@ -33,16 +33,17 @@ class Objection:
     reason: str
 
 
-def half(groups: tuple[Group, ...], count: int) -> Mask:
+def half(groups: tuple[Group, ...], count: int, least: Mapping[str, int] | None = None) -> Mask:
     """Which identities stay in the first trial: about half of every free group, of a different number in each.
 
-    Two stay where there are three: a weight that is standardised over a single value is no network anyone wants.
+    `least` says of how many groups more than one channel stays.
     """
     kept = np.ones(count, dtype=bool)
     generator = np.random.default_rng(0)
     for turn, group in enumerate(groups):
         if group.frozen is None:
-            leave = max(1, min(group.size - 2, group.size // 2 + turn % 3 - 1))
+            stay = 1 if least is None else least.get(group.name, 1)
+            leave = min(group.size - stay, max(1, group.size // 2 + turn % 3 - 1))
             kept[generator.choice(group.ids, leave, replace=False)] = False
     return kept
 

@@ -43,6 +43,16 @@ def test_kept_layers_are_frozen_on_request():
     assert {group.name for group in channels.free} == {"stem", "b1"}
 
 
+def test_layers_that_are_not_trained_stay_in_the_map():
+    model = Residual()
+    reference = capture(model, model.example())
+    model.stem.requires_grad_(False)
+    model.a1.requires_grad_(False)
+    assert same_map(reference, capture(model, model.example())) is None
+    plain = model.requires_grad_(False)
+    assert same_map(reference, capture(plain, model.example())) is None
+
+
 def test_wrong_input_is_one_clear_line():
     model = Plain()
     with pytest.raises(ModelError, match=r"does not run on an input of shape 2x5x8x8 .*--input") as caught:

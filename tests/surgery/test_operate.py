@@ -238,10 +238,26 @@ def test_groups_divide_after_every_prune():
 
 
 def test_edits_in_half_precision_and_on_meta():
-    for model in (Plain().to(torch.bfloat16), Plain().to("meta")):
+    for model in (Plain().half(), Plain().to(torch.bfloat16), Plain().to("meta")):
         channels = capture(model, torch.randn(2, 3, 8, 8, dtype=model.a.weight.dtype))
         updated = operate_(model, half_plan(channels), channels)
         assert model.a.weight.shape[0] == updated.group("a").size == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_on_a_gpu_stays_there_and_equals_the_masked_original():
+    network = randomise_(Residual()).cuda()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    example = network.example().double().cuda()
+    network(example).square().mean().backward()
+    optimizer.step()
+    channels = capture(network, example)
+    plan = half_plan(channels)
+    reference = masked_outputs(network, example, channels, plan.removed)
+    operate_(network, plan, channels, optimizer)
+    assert relative_error(outputs(network, example), reference) < TOLERANCE
+    held = [*network.state_dict().values(), *(s["momentum_buffer"] for s in optimizer.state.values())]
+    assert all(tensor.is_cuda for tensor in held)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -56,7 +56,7 @@ class Rounding:
     def section(self) -> Section:
         """A part of the report."""
         rows = tuple(
-            (str(each.multiple), each.macs, each.params, round(each.latency_ms, 4))
+            (str(each.multiple), units.macs(each.macs), units.amount(each.params), units.milliseconds(each.latency_ms))
             for each in (self.plain, self.rounded)
         )
         table = Table(("widths are multiples of", "MACs", "parameters", "ms, ONNX Runtime, batch 1"), rows, self.why)

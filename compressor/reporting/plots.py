@@ -141,6 +141,7 @@ def _draw_bars(axes: "Axes", plot: Plot) -> None:
     axes.grid(axis="x", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labeltop=True)  # of a long figure the lower end may be out of sight
 
 
 def _shortened(name: str, longest: int = 26) -> str:

@@ -1,5 +1,6 @@
 """The Python API: every example in its docstrings runs, keywords are the settings', and mistakes are named."""
 
+import ast
 import inspect
 import shutil
 import textwrap
@@ -7,9 +8,11 @@ import typing
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 import compressor
-from compressor import keywords
+from compressor import keywords, vision
 from compressor.errors import UsageError
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.settings import PruneSettings
@@ -18,6 +21,7 @@ from compressor.primenet.settings import PrimeNetSettings
 from compressor.routing.settings import RouteSettings
 from compressor.subnets.settings import DetachSettings
 from compressor.training.settings import DataSettings, TrainSettings
+from sample_models.vgg16_cifar import build as vgg16
 
 ROOT = Path(__file__).parents[1]
 VERBS = ["train", "finetune", "prune", "detach", "route", "replace_early", "evaluate", "inspect", "export", "sweep"]
@@ -73,6 +77,35 @@ def test_every_example_runs(tmp_path, monkeypatch):
     assert one.facts["opset"] == 18
     assert compressor.evaluate("runs/exit.onnx", data="digits", split="validation").count == 143
     assert compressor.Report.load("runs/small")._repr_html_().startswith("<article")
+
+
+def figures(code):
+    """The expressions of an example with what its comments say they are."""
+    pairs = [line.split("#", 1) for line in code.splitlines() if "#" in line]
+    return {what.strip(): ast.literal_eval(said.strip()) for what, said in pairs}
+
+
+def test_the_example_of_profile_gives_the_figures_it_names():
+    names = {"compressor": compressor, "torch": torch, "module": vgg16()}
+    exec(example_of("profile"), names)
+    [(what, said)] = figures(example_of("profile")).items()
+    assert eval(what, names) == said == (313_201_664, 14_728_266)
+
+
+@pytest.mark.slow
+def test_examples_with_a_resnet18_give_what_they_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"compressor": compressor, "torch": torch, "module": vision.build("resnet18")}
+    exec(example_of("prune_"), names)
+    for what, said in figures(example_of("prune_")).items():
+        assert eval(what, names) == said
+    exec(example_of("save"), names)
+    safetensors.torch.save_file(vision.build("resnet18").state_dict(), "weights.safetensors")
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "small.pt").rename(tmp_path / "runs/demo/model.pt")
+    names["report"].save("runs/demo")
+    exec(example_of("load"), names)
+    exec(example_of("Report"), names)
 
 
 def test_a_keyword_is_what_the_flag_is(tmp_path):

@@ -50,6 +50,7 @@ def load(path: str | Path, *, arch: str | None = None, trust: bool = False) -> n
     where the architecture is your own code. `trust` lets the file's pickle run any code. Raises FileError for a file
     that is missing, damaged or asks for code, UsageError for an architecture that is missing or does not exist.
 
+    Example:
         module = compressor.load("runs/demo/model.pt")
         module = compressor.load("weights.safetensors", arch="torchvision:resnet18")
     """

@@ -37,6 +37,7 @@ def save(
     torchvision's own classes. `input_shape` is (channels, height, width). Raises FileError where `path` exists and
     `overwrite` is not given, ModelError where `module` cannot be built again from `arch`.
 
+    Example:
         compressor.save(module, "small.pt", arch="torchvision:resnet18", input_shape=(3, 224, 224))
     """
     save_model(module, path, arch=arch, input_shape=input_shape, overwrite=overwrite)

@@ -61,7 +61,7 @@ def prune_(
 
     Example:
         report = compressor.prune_(module, torch.zeros(1, 3, 224, 224), method="l1", ratio=0.5)
-        report.before.macs, report.after.macs       # 1814073344, 486573568
+        report.before.macs, report.after.macs       # 1814073344, 483149824
         report.frozen                               # {"fc": "output of the model"}
     """
     choice = PruneSettings(

@@ -59,7 +59,7 @@ class Rounding:
             (str(each.multiple), units.macs(each.macs), units.amount(each.params), units.milliseconds(each.latency_ms))
             for each in (self.plain, self.rounded)
         )
-        table = Table(("widths are multiples of", "MACs", "parameters", "ms, ONNX Runtime, batch 1"), rows, self.why)
+        table = Table(("multiples of", "MACs", "parameters", "latency ONNX Runtime"), rows, self.why)
         return Section("Rounding", self.words, tables=(table,))
 
 

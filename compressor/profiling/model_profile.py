@@ -62,7 +62,7 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
         ModelError: the model does not run on the example.
 
     Example:
-        cost = profile(module, torch.zeros(1, 3, 32, 32))
+        cost = compressor.profile(module, torch.zeros(1, 3, 32, 32))
         cost.macs, cost.params                 # 313201664, 14728266
     """
     image, traced, batch = _trace_one(module, example)

@@ -80,7 +80,7 @@ class Report:
     """A run from its command to its measurements; written as report.json and drawn as report.html.
 
     Example:
-        report = Report.load("runs/demo")
+        report = compressor.Report.load("runs/demo")
         report.after.macs / report.before.macs    # 0.5
         report.frozen                             # {"layer1.0.conv2": "its channels are the model's output"}
     """

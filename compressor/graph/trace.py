@@ -7,6 +7,7 @@ values to run is traced on a real copy instead.
 
 import copy
 import itertools
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,6 +221,9 @@ def _moved(leaf: Any, device: torch.device) -> Any:
     return torch.empty_like(leaf, device="meta") if device.type == "meta" else leaf.detach().to(device).clone()
 
 
+_REPLACING = threading.RLock()  # one trace after another, so that each puts back what it found
+
+
 class _Watching(TorchDispatchMode):
     """A mode that dynamo may look into: keeping it out costs more than most operators do on shapes alone."""
 
@@ -312,7 +316,6 @@ class _Recorder(_Watching):
         """
         scripted = torch.jit.ScriptModule  # what it runs counts as its owner's
         names = {id(m): name for name, m in model.named_modules() if not isinstance(m, scripted)}
-        original = nn.Module.__call__
 
         def call(module: nn.Module, *inputs: Any, **keywords: Any) -> Any:
             name = names.get(id(module))
@@ -327,8 +330,10 @@ class _Recorder(_Watching):
             self.result.calls.append(ModuleCall(name, start, len(self.result.ops), tuple(self.refs(inputs)), made))
             return output
 
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
+        with _REPLACING:
+            original = nn.Module.__call__
+            nn.Module.__call__ = call  # type: ignore[method-assign]
+            try:
+                yield
+            finally:
+                nn.Module.__call__ = original  # type: ignore[method-assign]

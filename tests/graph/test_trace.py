@@ -1,5 +1,7 @@
 """What a model is traced on, a copy that shares nothing with it and computes the same, and what is taken down."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import fx, nn
@@ -56,6 +58,15 @@ def test_a_trace_that_fails_puts_module_calls_back():
     traced = run(skeleton(nn.Sequential(nn.ReLU(), Failing())), torch.empty(2, 3))
     assert isinstance(traced.error, ValueError) and [op.module for op in traced.ops] == ["0"]
     assert nn.Module.__call__ is before
+
+
+def test_traces_in_several_threads_leave_module_calls_as_they_were():
+    before = nn.Module.__call__
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    with ThreadPoolExecutor(4) as pool:
+        traces = list(pool.map(lambda _: run(skeleton(model), torch.empty(2, 3, 4, 4)), range(16)))
+    assert nn.Module.__call__ is before
+    assert all([op.module for op in traced.ops] == ["0", "1"] for traced in traces)
 
 
 def test_tensors_are_named_as_torch_names_them():

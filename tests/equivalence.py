@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph import Channels
 from compressor.graph.rules import RULES, elementwise
-from compressor.graph.trace import TensorRef, call_arguments, run, skeleton
+from compressor.graph.skeleton import skeleton
+from compressor.graph.trace import TensorRef, call_arguments, run
 from compressor.graph.walk import Ties, Walk
 from compressor.surgery import Plan, Prune
 

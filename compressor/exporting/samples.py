@@ -8,7 +8,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.exporting.parity import Array
-from compressor.graph.trace import call_arguments, refusal, set_mode, skeleton
+from compressor.graph.skeleton import skeleton
+from compressor.graph.trace import call_arguments, refusal, set_mode
 
 
 def reference_of(module: nn.Module) -> nn.Module:

@@ -16,8 +16,9 @@ from compressor.errors import ModelError
 from compressor.graph import probe, resolve
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.graph.rules import RULES, elementwise
+from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
-from compressor.graph.trace import Trace, cause, refusal, run, skeleton
+from compressor.graph.trace import Trace, cause, refusal, run
 from compressor.graph.walk import RawSize, Ties, Walk
 
 _MOST_TRIALS = 200

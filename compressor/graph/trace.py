@@ -5,14 +5,11 @@ nothing of the user's, and sees functional calls, bare parameters and control fl
 values to run is traced on a real copy instead.
 """
 
-import copy
 import itertools
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +19,7 @@ from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph.shapes import plain_name, run_on_shapes
+from compressor.graph.skeleton import CONSTANTS, skeleton
 from compressor.graph.tensors import named_tensors
 
 
@@ -92,64 +90,6 @@ def refusal(example: Any, error: Exception) -> str:
 def cause(error: Exception) -> str:
     """The first line of an error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
-    """A copy of the model that may be edited and run freely: on the meta device, or with real data if `real`."""
-    memo: dict[int, Any] = {}
-    plain, others = [], 0
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if type(tensor) not in _CONSTANTS and isinstance(tensor, Tensor) and id(tensor) not in memo:
-                memo[id(tensor)] = _blank(tensor, real)
-        kind: Any = type(module)
-        if _copies_plainly(kind):
-            memo[id(module)] = kind.__new__(kind)
-            plain.append(module)
-        else:
-            others += 1
-    if others:  # they are copied with what they hold, which has to be whole by then
-        plain.sort(key=lambda module: sum(1 for _ in module.modules()))
-    for module in plain:
-        vars(memo[id(module)]).update({key: _copied(value, memo) for key, value in vars(module).items()})
-    return copy.deepcopy(model, memo)
-
-
-@cache
-def _copies_plainly(kind: Any) -> bool:
-    """Whether a copy of a module is no more than copies of its attributes, which deepcopy takes long for.
-
-    What a convolution does on being restored only completes files of older versions of torch.
-    """
-    asked = ("__setstate__", "__getstate__", "__reduce__", "__reduce_ex__", "__new__")
-    plain = (nn.Module, nn.modules.conv._ConvNd)
-    return not hasattr(kind, "__deepcopy__") and all(
-        getattr(kind, name, None) in [getattr(known, name, None) for known in plain] for name in asked
-    )
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    kind = type(value)
-    if kind in _CONSTANTS:
-        return value
-    known = memo.get(id(value))
-    if known is not None:
-        return known
-    if kind in _HOLDERS:
-        if not value:
-            return kind()
-        if kind is dict and all(id(held) in memo or held is None for held in value.values()):  # parameters, submodules
-            return {key: memo.get(id(held)) for key, held in value.items()}
-    return copy.deepcopy(value, memo)
-
-
-_CONSTANTS = frozenset({int, float, str, bool, type(None), torch.dtype, torch.device})
-_HOLDERS = frozenset({dict, OrderedDict, set})
-
-
-def _blank(tensor: Tensor, real: bool) -> Tensor:
-    blank = tensor.detach().clone() if real else torch.empty_like(tensor, device="meta")
-    return nn.Parameter(blank, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else blank
 
 
 def run(model: nn.Module, example: Any, *, training: bool = False) -> Trace:
@@ -298,7 +238,7 @@ class _Recorder(_Watching):
     def _written(self, value: Any, seen: list[TensorRef]) -> Any:
         """The value with references for its tensors, which are also added to `seen`."""
         kind = type(value)
-        if kind in _CONSTANTS:
+        if kind in CONSTANTS:
             return value
         if isinstance(value, Tensor):
             ref = self._ref(value)

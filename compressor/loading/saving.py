@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError, ModelError, UsageError
-from compressor.graph.trace import skeleton
+from compressor.graph.skeleton import skeleton
 from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.checkpoint import Checkpoint, to_dict
 from compressor.loading.opening import OpenedModel

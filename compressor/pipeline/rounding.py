@@ -13,7 +13,7 @@ from compressor.exporting.chip import preferred_multiple
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.channels import Channels
-from compressor.graph.trace import skeleton
+from compressor.graph.skeleton import skeleton
 from compressor.methods.oneshot import decide
 from compressor.methods.settings import PruneSettings
 from compressor.profiling.latency import measure

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from compressor.graph.trace import call_arguments, skeleton
+from compressor.graph.skeleton import skeleton
+from compressor.graph.trace import call_arguments
 
 
 def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:

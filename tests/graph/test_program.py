@@ -10,7 +10,7 @@ from compressor import vision
 from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.graph.program import program
-from compressor.graph.trace import skeleton
+from compressor.graph.skeleton import skeleton
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, move, outputs, randomise_, relative_error
 from tests.networks import NETWORKS, Residual

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import fx, nn
 
+from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
-from compressor.graph.trace import run, skeleton
+from compressor.graph.trace import run
 
 
 class Twice(nn.Module):

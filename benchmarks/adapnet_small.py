@@ -221,12 +221,15 @@ def table(results: dict[str, Any]) -> str:
             params, macs = (_share(rows, of["untouched"], what) for what in ("params", "macs"))
             filters = statistics.mean(row["filters"] for row in rows)
             lead = "" if network in ("start", "adapnet") else lead
-            lines.append(f"| {data} | {network} | {top1} | {lead} | {params:.1%} | {macs:.1%} | {filters:.0f} |")
+            where = f"{data}, {len(rows)} seeds"
+            lines.append(f"| {where} | {network} | {top1} | {lead} | {params} | {macs} | {filters:.0f} |")
     return "\n".join(lines)
 
 
-def _share(rows: list[dict[str, Any]], whole: list[dict[str, Any]], what: str) -> float:
-    return statistics.mean(row[what] for row in rows) / statistics.mean(row[what] for row in whole)
+def _share(rows: list[dict[str, Any]], whole: list[dict[str, Any]], what: str) -> str:
+    shares = [row[what] / untouched[what] for row, untouched in zip(rows, whole, strict=True)]
+    mean, most = statistics.mean(shares), max(shares)
+    return f"{mean:.1%}" if most - mean < 0.01 else f"{mean:.1%} ({most:.1%} at most)"
 
 
 def _spread(values: Iterable[float]) -> str:

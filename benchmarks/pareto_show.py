@@ -68,7 +68,8 @@ def text(result: dict[str, Any]) -> str:
         short = met_alone(rows)
         if short:
             lines += f" Where too few filters qualified in time, l1 took the rest: AdapNet alone came to {short}."
-        parts.append(f"{lines} {len({row['seed'] for row in rows})} seeds.")
+        counts = {len(values) for lefts in points(rows).values() for values in lefts.values()}
+        parts.append(f"{lines} {' or '.join(map(str, sorted(counts)))} seeds.")
     parts.append(
         f"{result['train_images']} training images, {result['start_epochs']} epochs before and {result['epochs']} "
         f"after, of which AdapNet changes the structure in {result['adapnet']['max_epochs']} at most; CPU s is "
@@ -100,11 +101,16 @@ def verdict(rows: Rows) -> str:
     leads = {left: lead([name for name in found if name not in peers], peers, left) for left in lefts}
     beyond = [f"{1 - left:.0%}" for left, (_, clear) in leads.items() if clear]
     words = ", ".join(f"{text} at {1 - left:.0%}" for left, (text, _) in leads.items())
+    told = (
+        f"Our best less the peer's best, on the same seed: {words}; beyond one standard deviation at "
+        f"{', '.join(beyond) or 'none of them'}."
+    )
+    if not adaptive:
+        return f"{told} AdapNet is not measured here yet."
     last, clear = lead(adaptive, one_shot, lefts[-1])
     return (
-        f"Our best less the peer's best, on the same seed: {words}; beyond one standard deviation at "
-        f"{', '.join(beyond) or 'none of them'}. AdapNet less the best one-shot method of either at "
-        f"{1 - lefts[-1]:.0%}: {last}, {'beyond' if clear else 'within'} one standard deviation."
+        f"{told} AdapNet less the best one-shot method of either at {1 - lefts[-1]:.0%}: {last}, "
+        f"{'beyond' if clear else 'within'} one standard deviation."
     )
 
 

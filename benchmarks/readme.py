@@ -110,11 +110,10 @@ def speed() -> str:
 def adapnet() -> str:
     """AdapNet against one-shot l1 and the untouched network, over seeds."""
     result = _read("adapnet-small.json")
-    seeds = len({row["seed"] for row in result["rows"]})
     return (
         f"{adapnet_small.table(result)}\n\n{result['network']}, {result['train_images']:,} training images, "
         f"{result['start_epochs']} epochs to the start weights and {result['epochs']} more for each network; mean ± "
-        f"standard deviation over {seeds} seeds, on the whole test set. {result['machine']}; torch "
+        f"standard deviation over the seeds, on the whole test set. {result['machine']}; torch "
         f"{result['versions']['torch']}."
     )
 

@@ -87,7 +87,9 @@ def _other(draw: st.DrawFn, field: Any) -> Any:
         return word.encode() if field.type == field.TYPE_BYTES else word
     if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
         return draw(st.sampled_from([0.0, -1.0, 1e30, float("nan"), float("inf")]))
-    if field.cpp_type == field.CPPTYPE_INT32 or field.cpp_type == field.CPPTYPE_ENUM:
+    if field.cpp_type == field.CPPTYPE_ENUM:  # nothing else can be set
+        return draw(st.sampled_from([value.number for value in field.enum_type.values]))
+    if field.cpp_type == field.CPPTYPE_INT32:
         return draw(st.sampled_from([0, 1, 2, 7, 9, 16]))
     return draw(st.sampled_from(_NUMBERS if field.cpp_type == field.CPPTYPE_INT64 else [0, 1, 2**40]))
 

@@ -92,7 +92,8 @@ def speed() -> str:
     ratios = [row["ratio"] for row in rows.values() if "torch_pruning_error" not in row]
     slower = [name for name, row in rows.items() if row["ratio"] < 1 and "torch_pruning_error" not in row]
     lines.append(
-        f"\nOver {len(ratios)} torchvision networks on which both succeed the median is {median(ratios):.1f} times; "
+        f"\nMeasured on {len(rows)} of torchvision's {result['of']} CNNs below 100 million parameters; on the "
+        f"{len(ratios)} on which both succeed the median is {median(ratios):.1f} times; "
         f"slower on {', '.join(slower) if slower else 'none'}. Medians of {result['rounds']} rounds. {_where(result)}"
     )
     if "editing" in result:

@@ -29,6 +29,7 @@ from torch import nn
 
 from benchmarks.networks import TIMM, torchvision_names
 from benchmarks.one_network import build, row_of
+from compressor import vision
 from compressor.graph import capture
 from compressor.graph.channels import Group
 from compressor.methods.oneshot import decide
@@ -88,15 +89,13 @@ def _send(there: Connection, name: str, tool: str) -> None:
 
 
 def speed(out: Path, rounds: int, wanted: list[str]) -> None:
-    names = wanted or [name for name in torchvision_names() if _is_cnn(name)]
+    asked = _cnns()
     what = "CPU seconds: capture + plan + apply, against graph + prune, L1, half"
-    result = _opened(out, {"what": what, "networks": {}})
-    for name in names:
+    result = _opened(out, {"what": what, "networks": {}}) | {"of": len(asked)}
+    for name in wanted or asked:
         if name in result["networks"]:
             continue
         model, example = build(f"torchvision:{name}")
-        if sum(parameter.numel() for parameter in model.parameters()) > 100e6:
-            continue
         ours, theirs = _ours, _theirs
         row: dict[str, Any] = {}
         times: dict[str, list[float]] = {"ours": [], "torch_pruning": []}
@@ -161,8 +160,11 @@ def _edits(group: Group) -> tuple[Edit, ...]:
     )
 
 
-def _is_cnn(name: str) -> bool:
-    return not name.startswith(("vit", "swin", "maxvit"))
+def _cnns() -> list[str]:
+    """torchvision's convolutional networks below 100 million parameters."""
+    names = [name for name in torchvision_names() if not name.startswith(("vit", "swin", "maxvit"))]
+    sizes = {name: vision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in names}
+    return [name for name in names if sizes[name] < 100e6]
 
 
 def _timed(

@@ -137,6 +137,6 @@ def test_columns_of_quantities_are_flush_right_and_names_of_digits_are_not() -> 
     rows = (("base", None, "1.789 MMAC", "18.91 k", "99.72 %"), ("exit 1", "7", "594.6 kMAC", "384", None))
     table = Table(("model", "starts at", "MACs", "own", "top-1"), rows)
     html = page(dataclasses.replace(bare_report(), sections=(Section("S", tables=(table,)),)))
-    assert re.findall(r'<td class="(\w+)">(7|594.6 kMAC|384|99.72 %)</td>', html) == [
-        ("number", "99.72 %"), ("long", "7"), ("number", "594.6 kMAC"), ("number", "384"),
+    assert re.findall(r'<td class="(\w*)">(7|594.6 kMAC|384|99.72 %)</td>', html) == [
+        ("number", "99.72 %"), ("", "7"), ("number", "594.6 kMAC"), ("number", "384"),
     ]  # fmt: skip

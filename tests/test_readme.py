@@ -88,6 +88,7 @@ def test_the_command_for_several_processes_runs(tmp_path):
     assert (tmp_path / "runs" / "four" / "model.pt").exists()
 
 
+@pytest.mark.slow
 def test_python_lines_run(folder, monkeypatch):
     """After the commands, whose results they open."""
     monkeypatch.chdir(folder)

@@ -137,6 +137,7 @@ def test_target_is_met_on_validation_images(tmp_path, capsys):
     assert sum(way["shares"]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_budget_in_milliseconds_is_met_or_refused_before_training(tmp_path, capsys):
     out = ["--out", tmp_path / "run"]
     assert "the fastest takes" in refused(capsys, "route", MODEL, *QUICK, "--target-ms", "0.0001", *out)

@@ -174,6 +174,7 @@ def test_every_kind_of_sub_model_exports(build, tmp_path: Path) -> None:
     assert macs == sorted(macs, reverse=True) and len(set(macs)) == len(macs)
 
 
+@pytest.mark.slow
 def test_a_shared_norm_is_folded_and_an_own_one_is_a_row(tmp_path: Path) -> None:
     counts = []
     for norms in ("shared", "stats"):
@@ -185,6 +186,7 @@ def test_a_shared_norm_is_folded_and_an_own_one_is_a_row(tmp_path: Path) -> None
     assert counts[1]["Gather"] == 4, "two norms that two or three models share, a scale and a shift each"
 
 
+@pytest.mark.slow
 def test_a_pruned_one_exports(tmp_path: Path) -> None:
     model = trained(detachable(CONVOLUTIONAL["plain"](), "stats"))
     channels = capture(model, images())

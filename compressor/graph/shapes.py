@@ -141,16 +141,14 @@ def _affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, _eps: float) -> Any:
     first, sizes = x.ndim - len(shape), tuple(shape)
-    plain = x.is_contiguous() and x.dtype in (
-        torch.float32,
-        torch.float64,
-    )  # others keep their statistics in another type
+    plain = x.is_contiguous() and x.dtype in _SAME_STATISTICS
     if not plain or x.shape[first:] != sizes or any(v is not None and v.shape != sizes for v in (weight, bias)):
         raise _NotQuick
     saved = (*x.shape[:first], *(1 for _ in sizes))
     return _empty(x, x.shape), _empty(x, saved), _empty(x, saved)
 
 
+_SAME_STATISTICS = (torch.float32, torch.float64)  # norms of other types keep theirs in another one
 _SAME_TYPE = "relu hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish add mul sub".split()  # noqa: SIM905
 _OTHERS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.convolution.default: _convolution,

@@ -13,7 +13,7 @@ from compressor.graph.tensors import named_tensors
 from compressor.surgery.compensation import compensate_
 from compressor.surgery.edits import Edit, Insert, Merge, Plan, Prune
 from compressor.surgery.renumber import Renumbering
-from compressor.surgery.slices import Slices
+from compressor.surgery.slices import Layouts, Slices
 
 
 @torch.no_grad()
@@ -31,9 +31,18 @@ def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimi
     tensors = named_tensors(model)
     compensate_(tensors, plan, channels)
     renumbering = Renumbering.of(plan, channels)
+    layouts = Layouts(renumbering)
     for name, dims in _touched(plan, channels).items():
-        slices = [Slices.of(edits, channels.identities[name, place.dim], place, renumbering) for place, edits in dims]
-        _replace_(tensors[name], name, slices, optimizer)
+        tensor = tensors[name]
+        slices = [
+            Slices(
+                place.dim,
+                place.role == "column",
+                layouts.of(edits, channels.identities[name, place.dim], tensor.device),
+            )
+            for place, edits in dims
+        ]
+        _replace_(tensor, name, slices, optimizer)
     updated = renumbering.apply(channels)
     modules = dict(model.named_modules())
     for before, after in zip(channels.sizes, updated.sizes, strict=True):

@@ -44,7 +44,10 @@ def relative_costs(channels: Channels, groups: Sequence[str], measure: Measure =
 
 
 def biased(beta: float, relative_cost: float, bias: float) -> float:
-    """The threshold of a group whose channels cost that much: lower where they are dear. Ours, not the paper's."""
+    """The threshold of a group whose channels cost that much: lower where they are dear, or cheap by a bias below 0.
+
+    Ours, not the paper's. A threshold of 1 lets none of the group's filters through.
+    """
     return min(beta * relative_cost**-bias, 1.0) if relative_cost > 0 else beta
 
 

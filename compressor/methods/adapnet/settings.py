@@ -108,7 +108,8 @@ class AdapNetSettings:
     units_per_lsep: int | None = None
 
     # Ours, beyond the paper: whether filters that predict a removed one stand in for it; how far the prune threshold
-    # falls where a channel costs more multiply-adds, or parameters, than elsewhere, and rises where it costs fewer.
+    # falls where a channel costs more multiply-adds, or parameters, than elsewhere, and rises where it costs fewer
+    # (below 0 the other way round).
     reconstruct: bool = False
     macs_bias: float = 0.0
     params_bias: float = 0.0

@@ -97,6 +97,7 @@ def test_costs_are_what_the_network_saves_without_one_channel(measure: Measure, 
     assert min(costs, key=costs.__getitem__) == cheap
     dear = next(name for name in costs if name != cheap)
     assert biased(0.5, costs[dear], 1.0) < biased(0.5, costs[dear], 0.0) == 0.5 < biased(0.5, costs[cheap], 1.0) <= 1.0
+    assert biased(0.5, costs[cheap], -1.0) < 0.5 < biased(0.5, costs[dear], -1.0) <= 1.0
 
 
 def test_the_parameters_bias_moves_the_threshold_by_layer() -> None:

@@ -17,7 +17,7 @@ ABOUT: dict[str, About] = {
     "l2": About("smallest Euclidean norm of the weights", "of the layer's mean"),
     "bn-scale": About("smallest batch norm scale (network slimming)", "mean |scale|"),
     "fpgm": About("closest to all other filters of its layer (geometric median)", "of the layer's mean distance"),
-    "taylor": About("least change of the loss, to first order", "squared change of the loss", needs_data=True),
+    "taylor": About("least change of the loss, to first order", "of the layer's mean change", needs_data=True),
     "random": About("by chance: the baseline that any method has to beat", "drawn from 0 to 1"),
 }
 

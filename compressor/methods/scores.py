@@ -68,9 +68,14 @@ def relative(model: nn.Module, channels: Channels, measure: Callable[[Tensor], T
     values = {}
     for group in channels.free:
         members = [measure(rows).double() for rows in filters(tensors, channels, group)]
-        shares = [member / mean if (mean := member.mean()) != 0 else torch.ones_like(member) for member in members]
-        values[group.name] = as_values(torch.stack(shares).mean(0), group)
+        values[group.name] = as_values(torch.stack([in_means(member) for member in members]).mean(0), group)
     return Scores(values)
+
+
+def in_means(scores: Tensor) -> Tensor:
+    """Scores of one layer as multiples of their mean; all 1 where that is zero."""
+    mean = scores.mean()
+    return scores / mean if mean != 0 else torch.ones_like(scores)
 
 
 def as_values(scores: Tensor, group: Group) -> Values:

@@ -6,21 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group
-from compressor.methods.scores import Given, Scores, as_values, slices
+from compressor.methods.scores import Given, Scores, as_values, in_means, slices
 from compressor.training.evaluate import evaluating, first_output
 
 
 def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:
-    """The squared first-order change of the loss when a channel goes, averaged over the batches.
+    """The first-order change of the loss when a channel goes, root mean square over the batches, in a layer's means.
 
     A channel goes by taking away the columns of every layer that reads it, so the change is the sum of gradient times
-    weight over all those columns, squared. That is the sum of the feature map times its gradient; coupled layers need
-    no rule of their own, and scores of different layers compare as they are. A group that nothing reads by a weight is
-    judged by the weights that make it.
+    weight over all those columns. That is the sum of the feature map times its gradient; coupled layers need no rule
+    of their own. A group that nothing reads by a weight is judged by the weights that make it. Changes of different
+    layers do not compare as they are: one ranking over all of them empties whole layers. So each is divided by its
+    layer's mean.
 
     Reference: Molchanov, Mallya, Tyree, Frosio, Kautz, "Importance Estimation for Neural Network Pruning", CVPR 2019,
-    section 3.1 (square of a sum, averaged over mini-batches); feature map times gradient: Molchanov, Tyree, Karras,
-    Aila, Kautz, "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, section 2.2.
+    section 3.1 (square of a sum, averaged over mini-batches); feature map times gradient, and that layers need scales
+    of their own: Molchanov, Tyree, Karras, Aila, Kautz, "Pruning Convolutional Neural Networks for Resource Efficient
+    Inference", ICLR 2017, section 2.2.
 
     Raises:
         ModelError: the model gives no class scores for them.
@@ -32,7 +34,7 @@ def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:
         for group in channels.free:
             change = _change(products, channels, group).square() / len(given.batches)
             totals[group.name] = totals.get(group.name, 0) + change
-    return Scores({group.name: as_values(totals[group.name], group) for group in channels.free})
+    return Scores({group.name: as_values(in_means(totals[group.name].sqrt()), group) for group in channels.free})
 
 
 def _change(products: Mapping[str, Tensor], channels: Channels, group: Group) -> Tensor:

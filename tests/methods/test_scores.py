@@ -13,6 +13,8 @@ from compressor.methods.l1 import l1
 from compressor.methods.l2 import l2
 from compressor.methods.random import random
 from compressor.methods.scores import Given
+from compressor.methods.selection import select
+from compressor.methods.settings import PruneSettings
 from compressor.methods.taylor import taylor
 from tests.methods.nets import Grouped, Plain, Residual, batches
 
@@ -106,18 +108,30 @@ def loss_without(model, channel, readers, share, images, labels):
     return loss
 
 
-def test_taylor_is_the_squared_slope_of_the_loss_when_a_channel_is_taken_from_its_readers():
+def test_taylor_is_the_slope_of_the_loss_when_a_channel_is_taken_from_its_readers_in_means_of_the_layer():
     model = Residual().double().eval()
     data = [(images.double(), labels) for images, labels in batches()]
     scores = taylor(model, capture(model, model.example.double()), Given(data)).values["stem"]
     readers, step = [model.inner, model.out], 1e-5
+    slopes = []
     for channel in range(8):
         squares = []
         for images, labels in data:
             above = loss_without(model, channel, readers, step, images, labels)
             below = loss_without(model, channel, readers, -step, images, labels)
             squares.append(((above - below) / (2 * step)) ** 2)
-        assert scores[channel] == pytest.approx(np.mean(squares), rel=1e-5)
+        slopes.append(np.sqrt(np.mean(squares)))
+    assert scores == pytest.approx(slopes / np.mean(slopes), rel=1e-5)
+
+
+def test_a_layer_to_which_the_loss_is_less_steep_is_not_emptied_by_a_global_ranking(plain):
+    with torch.no_grad():
+        plain.norm_two.weight *= 1e-3  # so all channels of `one` change the loss little
+    channels = capture(plain, plain.example)
+    scores = taylor(plain, channels, Given(batches()))
+    assert all(values.mean() == pytest.approx(1) for values in scores.values.values())
+    plan = select(channels, scores, PruneSettings(method="taylor", ratio=0.5, scope="global")).plan
+    assert {edit.group for edit in plan.edits} == {"one", "two"}
 
 
 def test_taylor_finds_the_channel_that_nobody_reads(plain):

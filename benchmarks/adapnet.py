@@ -2,10 +2,13 @@
 
     python -m benchmarks.adapnet --scale small --data fashion-mnist=fashion-mnist:DIR --data cifar10-jpeg=folder:DIR
     python -m benchmarks.adapnet --table 4 --data cifar10=cifar10:DIR --data cifar100=cifar100:DIR       # for a GPU
+    python -m benchmarks.adapnet --table 4 --scale small --data cifar10-jpeg=folder:DIR
 
 `--scale small` takes about a quarter of an hour on one core for each data set: quarter-width VGG-11, 5,000 training
-images, three seeds. `--table` takes 3, 4, 5, 6, 10, 11, 12 or 13, each the paper's whole training (up to 120 epochs).
-Writes benchmarks/results/adapnet-small.json or adapnet-table-N.json, adding to what stands there.
+images, three seeds. `--table` takes 3, 4, 5, 6, 10, 11, 12 or 13, each the paper's whole training (up to 120 epochs);
+with `--scale small` quarter-width networks, 5,000 images and 16 epochs, a minute or two on one core for each network.
+Writes benchmarks/results/adapnet-small.json, adapnet-table-N.json or adapnet-table-N-small.json, adding to what stands
+there.
 """
 
 import argparse
@@ -48,7 +51,7 @@ START_EPOCHS, TOTAL_EPOCHS, WIDTH = 5, 18, 0.25
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=["small", "toy"], help="toy, for a table: minutes to see that it runs")
+    parser.add_argument("--scale", choices=["small", "toy"], help="of a table, toy only shows that it runs")
     parser.add_argument("--table", choices=sorted(adapnet_tables.TABLES, key=int))
     parser.add_argument("--data", action="append", metavar="NAME=SPEC", required=True)
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -59,19 +62,23 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    small, toy = arguments.scale == "small", arguments.scale == "toy"
-    if small == (arguments.table is not None):
-        parser.error("give --scale small, or --table N and perhaps --scale toy")
+    reduced, toy = arguments.scale == "small", arguments.scale == "toy"
+    small = reduced and arguments.table is None
+    if arguments.table is None and not reduced:
+        parser.error("give --scale small, or --table N and perhaps a scale")
     if toy and arguments.out is None:
         parser.error("--scale toy measures nothing: give a file besides the results by --out")
     if arguments.judge == "validation" and (arguments.out is None or not small):
         parser.error("--judge validation is for --scale small, to choose settings by: give a file of its own by --out")
-    name = "adapnet-small" if small else f"adapnet-table-{arguments.table}"
+    name = "adapnet-small" if small else f"adapnet-table-{arguments.table}{'-small' if reduced else ''}"
     out = arguments.out or RESULTS / f"{name}.json"
-    table = None if small else adapnet_tables.toy(arguments.table) if toy else adapnet_tables.TABLES[arguments.table]
+    scales = {None: adapnet_tables.TABLES.__getitem__, "small": adapnet_tables.small, "toy": adapnet_tables.toy}
+    table = None if small else scales[arguments.scale](arguments.table)
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
     results |= {"benchmark": name, "machine": device_words(choose_device(arguments.device)), "versions": versions()}
     results |= adapnet_tables.budget(arguments.table, table) if table else _small_budget(arguments.images)
+    if reduced:
+        results["train_images"] = arguments.images
     for entry in arguments.data:
         data_name, _, spec = entry.partition("=")
         for seed in arguments.seeds or ([0, 1, 2] if small else [0]):
@@ -80,7 +87,8 @@ def main() -> None:
             if table is None:
                 rows = _small(data, arguments.images, training, arguments.judge)
             else:
-                data = adapnet_small.subset(data, 64, seed, test=64) if toy else data
+                if arguments.scale is not None:
+                    data = adapnet_small.subset(data, 64 if toy else arguments.images, seed, 64 if toy else None)
                 rows = adapnet_tables.run(table, data, training, _show)
             kept = [row for row in results["rows"] if (row["data"], row["seed"]) != (data_name, seed)]
             results["rows"] = [*kept, *rows]

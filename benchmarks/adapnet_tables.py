@@ -4,8 +4,9 @@ Reference: Ahmadluei, Faez, Masoumi, "Adaptive Pruning of Convolutional Neural N
 figures stand beside ours; several of them cannot be met by any reading (see docs/methods/adapnet.md).
 """
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -43,6 +44,7 @@ class Table:
     `paper` maps a column (classes, or batch size) to train, top-1, top-2, prune ratio and epochs of phase two.
     """
 
+    title: str
     build: Callable[[int], nn.Module]
     size: int = 32  # of the images
     changes: dict[str, Any] = field(default_factory=dict)
@@ -97,14 +99,35 @@ def quarter_resnet50(classes: int) -> nn.Module:
 _VGG11 = {10: (93, 88, 92, 87, 53), 100: (87, 85, 90, 79, 49)}
 TABLES: dict[str, Table] = {
     # Net2's maps shrink by unpadded convolutions, 60x60 after the first: its images are enlarged to 64x64.
-    "3": Table(net2.build, 64, {"startup_untrained": 20}, paper={10: (82, 69, 84, 88, 50), 100: (79, 64, 73, 89, 41)}),
-    "4": Table(vgg11.build, paper=_VGG11),
-    "5": Table(alexnet, paper={10: (86, 84, 89, 81, 52), 100: (82, 79, 81, 78, 32)}),
-    "6": Table(resnet50, paper={10: (92, 89, 94, 89, 49), 100: (91, 87, 89, 59, 29)}),
-    "10": Table(vgg11.build, 32, {"merge": False}, paper={10: (95, 89, 93, 80, 60), 100: (86, 84, 91, 75, 53)}),
-    "11": Table(vgg11.build, 32, {"freeze": False}, paper={10: (94, 85, 90, 87, 54), 100: (87, 86, 87, 80, 48)}),
-    "12": Table(vgg11.build, 32, {"insert": False}, paper={10: (93, 88, 91, 81, 61), 100: (94, 89, 90, 74, 68)}),
+    "3": Table(
+        "Net2", net2.build, 64, {"startup_untrained": 20}, paper={10: (82, 69, 84, 88, 50), 100: (79, 64, 73, 89, 41)}
+    ),
+    "4": Table("VGG-11", vgg11.build, paper=_VGG11),
+    "5": Table("AlexNet", alexnet, paper={10: (86, 84, 89, 81, 52), 100: (82, 79, 81, 78, 32)}),
+    "6": Table("ResNet-50", resnet50, paper={10: (92, 89, 94, 89, 49), 100: (91, 87, 89, 59, 29)}),
+    "10": Table(
+        "VGG-11, no merging",
+        vgg11.build,
+        32,
+        {"merge": False},
+        paper={10: (95, 89, 93, 80, 60), 100: (86, 84, 91, 75, 53)},
+    ),
+    "11": Table(
+        "VGG-11, no freezing",
+        vgg11.build,
+        32,
+        {"freeze": False},
+        paper={10: (94, 85, 90, 87, 54), 100: (87, 86, 87, 80, 48)},
+    ),
+    "12": Table(
+        "VGG-11, no insertion",
+        vgg11.build,
+        32,
+        {"insert": False},
+        paper={10: (93, 88, 91, 81, 61), 100: (94, 89, 90, 74, 68)},
+    ),
     "13": Table(
+        "VGG-11, batch size",
         vgg11.build,
         batch_sizes=(16, 32, 64, 128),
         paper={16: (89, 84, 86, 63, 100), 32: (93, 82, 88, 88, 86), 64: (92, 89, 90, 86, 61), 128: _VGG11[10]},
@@ -230,15 +253,38 @@ def _top(model: nn.Module, data: Data) -> tuple[float, float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The result as Markdown, ours and the paper's."""
-    lines = [
-        "| data | batch size | seed | train | top-1 | top-2 | parameters removed | filters removed | epochs "
-        "| paper: train, top-1, top-2, ratio, epochs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results["rows"]:
-        shares = [f"{row[key]:.1%}" for key in ("train_top1", "top1", "top2", "params_removed", "filters_removed")]
-        paper = ", ".join(map(str, row["paper"])) if row["paper"] else "–"
-        cells = [row["data"], row["batch_size"], row["seed"], *shares, row["epochs_phase2"], paper]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    """The result of one table as Markdown, ours and the paper's."""
+    return "\n".join([*_HEAD, *_lines(results)])
+
+
+def tables(all_results: Iterable[dict[str, Any]]) -> str:
+    """The results of several tables as one."""
+    return "\n".join([*_HEAD, *(line for results in all_results for line in _lines(results))])
+
+
+_HEAD = (
+    "| table | data, seeds | batch size | train | top-1 | top-2 | parameters, filters removed | epochs of changes "
+    "| paper: train, top-1, top-2, removed, epochs |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def _lines(results: dict[str, Any]) -> list[str]:
+    """A line for each data set and batch size, over its seeds."""
+    number = str(results["table"])
+    lines = []
+    for data, batch_size in dict.fromkeys((row["data"], row["batch_size"]) for row in results["rows"]):
+        rows = [row for row in results["rows"] if (row["data"], row["batch_size"]) == (data, batch_size)]
+        accuracies = (_spread(rows, key) for key in ("train_top1", "top1", "top2"))
+        gone = ", ".join(_spread(rows, key) for key in ("params_removed", "filters_removed"))
+        epochs = statistics.mean(row["epochs_phase2"] for row in rows)
+        paper = rows[0]["paper"]
+        told = "–" if paper is None else f"{', '.join(map(str, paper[:3]))}, {paper[3]} %, {paper[4]}"
+        cells = [f"{number}: {TABLES[number].title}", f"{data}, {len(rows)}", batch_size, *accuracies, gone]
+        lines.append(f"| {' | '.join(map(str, [*cells, f'{epochs:.0f}', told]))} |")
+    return lines
+
+
+def _spread(rows: list[dict[str, Any]], key: str) -> str:
+    values = [100 * row[key] for row in rows]
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")

@@ -1,8 +1,9 @@
 """Prune half of every free group of one network and check it against the masked original; prints one JSON line.
 
-    python -m benchmarks.one_network torchvision:resnet18 [--peer]
+    python -m benchmarks.one_network torchvision:resnet18 [--tool ours|edits|torch_pruning]
 
-`--peer` runs Torch-Pruning's magnitude pruner on it instead. Called by benchmarks/surgery.py, one process a network.
+`edits` merges and inserts in every group and checks that the outputs stay; `torch_pruning` runs its magnitude pruner.
+Called by benchmarks/surgery.py, one process a network.
 """
 
 import argparse
@@ -17,8 +18,9 @@ import torch
 from compressor import vision
 from compressor.graph import capture
 from compressor.graph.channels import same_map
-from compressor.surgery import operate_
-from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
+from compressor.surgery import Insert, Merge, Plan, Prune, operate_
+from compressor.surgery.edits import Edit
+from tests.equivalence import duplicate_, half_plan, masked_outputs, outputs, randomise_, relative_error
 
 
 def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -70,6 +72,45 @@ def ours(name: str) -> dict[str, Any]:
     return row | {"status": "failed" if row["failures"] else "pruned"}
 
 
+def edits(name: str) -> dict[str, Any]:
+    """A copy inserted and taken out again, two equal channels merged: in every group at once, the outputs unchanged.
+
+    A copy that readers see through zeros is pruned, one that shares its master's columns by halves is merged with it:
+    either way every tensor must be as it was, bit for bit.
+    """
+    model, example = build(name)
+    example = example.double()
+    channels = capture(randomise_(model), example)
+    groups = [group for group in channels.free if group.prune_only is None]
+    row: dict[str, Any] = {"groups": len(groups), "prune_only": len(channels.free) - len(groups)}
+    row["reasons"] = Counter(group.prune_only for group in channels.free if group.prune_only).most_common(5)
+    if not groups:
+        return row | {"status": "whole", "failures": []}
+    before, weights = outputs(model, example), {key: value.clone() for key, value in model.state_dict().items()}
+    errors, failures = [], []
+    for columns in ("zero", "split"):
+        masters = {group.name: int(group.ids[0]) for group in groups}
+        plan = Plan(tuple(Insert(group, master, "copy", columns=columns) for group, master in masters.items()))
+        grown = operate_(model, plan, channels)
+        errors.append(relative_error(outputs(model, example), before))
+        back: list[Edit] = []
+        for group in groups:
+            (new,) = set(grown.group(group.name).ids.tolist()) - set(group.ids.tolist())
+            pruned = Prune(group.name, (new,), "back")
+            back.append(pruned if columns == "zero" else Merge(group.name, masters[group.name], new, "back"))
+        channels = operate_(model, Plan(tuple(back)), grown)
+        now = model.state_dict()
+        if not all(torch.equal(weights[key], now[key]) for key in weights):
+            failures.append(f"a copy with columns by {columns} was taken out and left a trace")
+    pairs = {group.name: duplicate_(model, channels, group.name) for group in groups}
+    before = outputs(model, example)
+    operate_(model, Plan(tuple(Merge(group, *pair, "equal") for group, pair in pairs.items())), channels)
+    errors.append(relative_error(outputs(model, example), before))
+    if max(errors) > 1e-5:
+        failures.append("outputs change")
+    return row | {"errors": errors, "failures": failures, "status": "failed" if failures else "edited"}
+
+
 def _trains(model: torch.nn.Module, example: torch.Tensor) -> bool:
     model.train()
     try:
@@ -103,11 +144,14 @@ def peer(name: str) -> dict[str, Any]:
     return {"seconds": seconds, "params_left": left, "failures": broken, "status": "pruned" if left < 0.95 else "whole"}
 
 
+TOOLS = {"ours": ours, "edits": edits, "torch_pruning": peer}
+
+
 def row_of(name: str, tool: str) -> dict[str, Any]:
-    """What "ours" or "torch_pruning" does with a network: its status, failures and numbers as plain types."""
+    """What one of `TOOLS` does with a network: its status, failures and numbers as plain types."""
     warnings.filterwarnings("ignore")  # the libraries' own, on old networks
     try:
-        return ours(name) if tool == "ours" else peer(name)
+        return TOOLS[tool](name)
     except Exception as error:  # a crash is a result of this benchmark
         return {"status": "crashed", "failures": [f"{type(error).__name__}: {str(error)[:300]}"]}
 
@@ -115,6 +159,6 @@ def row_of(name: str, tool: str) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
-    parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--tool", choices=list(TOOLS), default="ours")
     arguments = parser.parse_args()
-    print(json.dumps(row_of(arguments.name, "torch_pruning" if arguments.peer else "ours")))
+    print(json.dumps(row_of(arguments.name, arguments.tool)))

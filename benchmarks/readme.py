@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import adapnet_small, pareto_show
+from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
@@ -62,8 +63,23 @@ def zoo() -> str:
     bad = [
         name for name, row in result["networks"].items() if row.get("ours", {}).get("status") in ("failed", "crashed")
     ]
-    lines.append(f"\nOurs that fail: {', '.join(bad) if bad else 'none'}. {_peer_failures(result)}{_where(result)}")
+    lines.append(f"\nOurs that fail: {', '.join(bad) if bad else 'none'}. {_edited(result)}")
+    lines.append(f"{_peer_failures(result)}{_where(result)}")
     return "\n".join(lines)
+
+
+def _edited(result: dict[str, Any]) -> str:
+    """On how many networks merges and insertions left the outputs as they were."""
+    rows = {name: row["edits"] for name, row in result["networks"].items() if "edits" in row}
+    if not rows:
+        return ""
+    counts = _statuses(result["networks"], "edits")
+    bad = [name for name, row in rows.items() if row["status"] in ("failed", "crashed")]
+    return (
+        f"A filter inserted and taken out again, two equal ones merged, in every group that allows it, with the same "
+        f"outputs and tensors: {counts.get('edited', 0)} of {len(rows)}; {counts.get('whole', 0)} have none; failed: "
+        f"{', '.join(bad) if bad else 'none'}."
+    )
 
 
 def _peer_failures(result: dict[str, Any]) -> str:
@@ -117,6 +133,26 @@ def adapnet() -> str:
         f"{result['start_epochs']} epochs to the start weights and {result['epochs']} more for each network; mean ± "
         f"standard deviation over the seeds, on the whole test set. {result['machine']}; torch "
         f"{result['versions']['torch']}."
+    )
+
+
+def adapnet_tables() -> str:
+    """The paper's tables at a small scale, ours beside the paper's."""
+    numbers = sorted(paper_tables.TABLES, key=int)
+    paths = [path for number in numbers if (path := RESULTS / f"adapnet-table-{number}-small.json").exists()]
+    found = [json.loads(path.read_text()) for path in paths]
+    if not found:
+        raise FileNotFoundError(2, "no table", "adapnet-table-N-small.json")
+    one = found[0]
+    settings = one["settings"]
+    missing = sorted(set(numbers) - {str(each["table"]) for each in found}, key=int)
+    epochs = " + ".join(str(settings[key]) for key in ("startup_untrained", "max_epochs", "finetune_epochs"))
+    return (
+        f"{paper_tables.tables(found)}\n\nQuarter-width networks, {one['train_images']:,} training images, {epochs} "
+        "epochs; per cent, mean ± standard deviation over the seeds, on the whole test set. The paper's figures are of "
+        "whole networks, all images of CIFAR-10 and up to 120 epochs."
+        f"{' Not run: ' + ', '.join(missing) + '.' if missing else ''} {one['machine']}; torch "
+        f"{one['versions']['torch']}."
     )
 
 
@@ -310,6 +346,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "training": training,
     "export": export,
     "adapnet": adapnet,
+    "adapnet_tables": adapnet_tables,
     "faults": faults,
     "submodels": submodels,
     "cnsn": cnsn,

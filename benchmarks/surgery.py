@@ -1,14 +1,14 @@
 """Our engine against Torch-Pruning on the same networks: how many can be pruned, and how fast.
 
-    python -m benchmarks.surgery zoo   --out benchmarks/results/zoo.json      # one process a network, both tools
+    python -m benchmarks.surgery zoo   --out benchmarks/results/zoo.json      # one process a network and tool
     python -m benchmarks.surgery speed --out benchmarks/results/speed.json    # same process, medians
     python -m benchmarks.surgery editing --out benchmarks/results/speed.json  # plans applied in the middle of training
 
-`zoo` prunes half of every free group and holds the result against the masked original (ours), or asks that it runs
-and is smaller (theirs). `speed` times capture, plan and application against building their graph and pruning the same
-ratio by magnitude. Both can be interrupted and go on where they stopped. `editing` times plans of AdapNet's kinds on a
-ResNet-50 that trains with momentum: one for each group in turn, as AdapNet makes them, and one for all, beside a plain
-copy of the same tensors.
+`zoo` prunes half of every free group and holds the result against the masked original (ours), merges and inserts in
+every group and asks that the outputs stay (edits), or asks that the result runs and is smaller (theirs). `speed` times
+capture, plan and application against building their graph and pruning the same ratio by magnitude. Both can be
+interrupted and go on where they stopped. `editing` times plans of AdapNet's kinds on a ResNet-50 that trains with
+momentum: one for each group in turn, as AdapNet makes them, and one for all, beside a plain copy of the same tensors.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from benchmarks.networks import TIMM, torchvision_names
-from benchmarks.one_network import build, row_of
+from benchmarks.one_network import TOOLS, build, row_of
 from compressor import vision
 from compressor.graph import capture
 from compressor.graph.channels import Group
@@ -49,18 +49,18 @@ def zoo(out: Path, only: str) -> None:
     )
     for name in names:
         row = result["networks"].setdefault(name, {})
-        for tool in ("ours", "torch_pruning"):
-            if tool not in row and only in (tool, "both"):
+        for tool in TOOLS:
+            if tool not in row and only in (tool, "all"):
                 row[tool] = _one(name, tool)
                 print(f"{name:45} {tool:14} {row[tool]['status']:8} {row[tool].get('failures') or ''}", flush=True)
                 out.write_text(json.dumps(result, indent=1) + "\n")
-    for tool in ("ours", "torch_pruning"):
+    for tool in TOOLS:
         rows = [row[tool] for row in result["networks"].values() if tool in row]
         print(
             tool,
             {
                 status: sum(row["status"] == status for row in rows)
-                for status in ("pruned", "whole", "failed", "crashed")
+                for status in ("pruned", "edited", "whole", "failed", "crashed")
             },
         )
 
@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", choices=["zoo", "speed", "editing"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=["ours", "torch_pruning", "both"], default="both")
+    parser.add_argument("--only", choices=[*TOOLS, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--networks", nargs="*", default=[], help="of torchvision, for speed; all CNNs without it")
     arguments = parser.parse_args()

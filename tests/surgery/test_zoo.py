@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from benchmarks.networks import TIMM, torchvision_names
-from benchmarks.one_network import build, ours
+from benchmarks.one_network import edits, ours
 from compressor import vision
 from compressor.graph import capture
-from compressor.surgery import Insert, Merge, Plan, Prune, operate_
-from tests.equivalence import duplicate_, half_plan, masked_outputs, outputs, randomise_, relative_error
+from compressor.surgery import operate_
+from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
 
 ALWAYS = ["torchvision:resnet18", "torchvision:mobilenet_v3_small", "timm:test_byobnet"]
 ALL = [f"torchvision:{name}" for name in torchvision_names()] + [f"timm:{name}" for name in TIMM]
@@ -48,29 +48,9 @@ def test_network_merges_and_grows(name):
 
 
 def check_merge_and_insert(name: str) -> None:
-    """A copy inserted with split readers, one pruned again, two equal channels merged: in every group at once."""
-    model, example = build(name)
-    example = example.double()
-    channels = capture(randomise_(model), example)
-    groups = [group for group in channels.free if group.prune_only is None]
-    assert groups or all(group.prune_only for group in channels.free)
-    before, weights = outputs(model, example), {key: value.clone() for key, value in model.state_dict().items()}
-    for columns in ("zero", "split"):
-        plan = Plan(tuple(Insert(group.name, int(group.ids[0]), "copy", columns=columns) for group in groups))
-        grown = operate_(model, plan, channels)
-        assert relative_error(outputs(model, example), before) < 1e-5
-        new = {group.name: set(grown.group(group.name).ids.tolist()) - set(group.ids.tolist()) for group in groups}
-        channels = operate_(model, Plan(tuple(Prune(group, tuple(ids), "back") for group, ids in new.items())), grown)
-        now = model.state_dict()
-        same = [torch.equal(weights[key], now[key]) for key in weights if weights[key].shape == now[key].shape]
-        assert len(same) == len(weights)
-        assert all(same) or columns == "split"  # which leaves halves of the readers' columns
-        for key, value in now.items():
-            value.copy_(weights[key])
-    pairs = {group.name: duplicate_(model, channels, group.name) for group in groups}
-    before = outputs(model, example)
-    operate_(model, Plan(tuple(Merge(group, *pair, "equal") for group, pair in pairs.items())), channels)
-    assert relative_error(outputs(model, example), before) < 1e-5
+    row = edits(name)
+    assert row["status"] in ("edited", "whole"), (row["failures"], row["errors"])
+    assert row["status"] == "edited" or row["reasons"] or not row["prune_only"]
 
 
 @pytest.mark.zoo

@@ -52,7 +52,7 @@ START_EPOCHS, TOTAL_EPOCHS, WIDTH = 5, 18, 0.25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=["small", "toy"], help="of a table, toy only shows that it runs")
-    parser.add_argument("--table", choices=sorted(adapnet_tables.TABLES, key=int))
+    parser.add_argument("--table", choices=adapnet_tables.NUMBERS)
     parser.add_argument("--data", action="append", metavar="NAME=SPEC", required=True)
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--images", type=int, default=5000, help="of each training set, for --scale small")

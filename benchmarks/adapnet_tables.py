@@ -6,7 +6,7 @@ figures stand beside ours; several of them cannot be met by any reading (see doc
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -135,6 +135,8 @@ TABLES: dict[str, Table] = {
 }
 
 
+NUMBERS = sorted(TABLES, key=int)
+
 # Sixteen epochs: the threshold starts lower and falls faster than the paper's, and counts are scaled so that more
 # filters qualify at it.
 _SMALL = replace(
@@ -257,9 +259,20 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*_HEAD, *_lines(results)])
 
 
-def tables(all_results: Iterable[dict[str, Any]]) -> str:
-    """The results of several tables as one."""
-    return "\n".join([*_HEAD, *(line for results in all_results for line in _lines(results))])
+def text(found: list[dict[str, Any]]) -> str:
+    """The results of several tables at the small scale as one, and what they are of."""
+    if not found:
+        return "(not measured yet)"
+    one, missing = found[0], [number for number in NUMBERS if int(number) not in (each["table"] for each in found)]
+    epochs = " + ".join(str(one["settings"][key]) for key in ("startup_untrained", "max_epochs", "finetune_epochs"))
+    lines = [line for results in found for line in _lines(results)]
+    return (
+        "\n".join([*_HEAD, *lines]) + f"\n\nQuarter-width networks, {one['train_images']:,} training images, {epochs} "
+        "epochs; per cent, mean ± standard deviation over the seeds, on the whole test set. The paper's figures are of "
+        "whole networks, all images of CIFAR-10 and up to 120 epochs."
+        f"{' Not run: ' + ', '.join(missing) + '.' if missing else ''} {one['machine']}; torch "
+        f"{one['versions']['torch']}."
+    )
 
 
 _HEAD = (

@@ -13,12 +13,11 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks import adapnet_small, pareto_show
+from benchmarks import adapnet_small, pareto_show, surgery_show
 from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import nsn as nsn_benchmark
@@ -47,82 +46,12 @@ def fashion() -> str:
 
 def zoo() -> str:
     """How many networks each tool prunes, and ours that fail, by name."""
-    result = _read("zoo.json")
-    lines = ["| networks | ours: pruned | whole, with reasons | failed | Torch-Pruning: pruned and smaller | failed |"]
-    lines.append("|---|---|---|---|---|---|")
-    for library in ("torchvision", "timm"):
-        rows = {name: row for name, row in result["networks"].items() if name.startswith(library)}
-        ours = _statuses(rows, "ours")
-        theirs = _statuses(rows, "torch_pruning")
-        ran = sum(theirs.values())
-        peer = f"{theirs.get('pruned', 0)} of {ran}" if ran else "not run"
-        lines.append(
-            f"| {library} ({len(rows)}) | {ours.get('pruned', 0)} | {ours.get('whole', 0)} | {_failed(ours)} | {peer} "
-            f"| {_failed(theirs) if ran else ''} |"
-        )
-    bad = [
-        name for name, row in result["networks"].items() if row.get("ours", {}).get("status") in ("failed", "crashed")
-    ]
-    lines.append(f"\nOurs that fail: {', '.join(bad) if bad else 'none'}. {_edited(result)}")
-    lines.append(f"{_peer_failures(result)}{_where(result)}")
-    return "\n".join(lines)
-
-
-def _edited(result: dict[str, Any]) -> str:
-    """On how many networks merges and insertions left the outputs as they were."""
-    rows = {name: row["edits"] for name, row in result["networks"].items() if "edits" in row}
-    if not rows:
-        return ""
-    counts = _statuses(result["networks"], "edits")
-    bad = [name for name, row in rows.items() if row["status"] in ("failed", "crashed")]
-    return (
-        f"A filter inserted and taken out again, two equal ones merged, in every group that allows it, with the same "
-        f"outputs and tensors: {counts.get('edited', 0)} of {len(rows)}; {counts.get('whole', 0)} have none; failed: "
-        f"{', '.join(bad) if bad else 'none'}."
-    )
-
-
-def _peer_failures(result: dict[str, Any]) -> str:
-    """Why Torch-Pruning fails where it does: by time, in training mode, or else by an exception."""
-    rows = [row["torch_pruning"] for row in result["networks"].values() if "torch_pruning" in row]
-    why = [row["failures"][0] for row in rows if row["failures"]]
-    slow, broken = (sum(text.startswith(start) for text in why) for start in ("took longer", "does not run in"))
-    if not why:
-        return ""
-    limit = result["limit_cpu_s"]
-    return (
-        f"Torch-Pruning's: {slow} by the limit of {limit} CPU seconds a network, which holds for both, {broken} do not "
-        f"run in training mode any more, {len(why) - slow - broken} stop with an exception (each in the result file). "
-    )
+    return surgery_show.zoo(_read("zoo.json"))
 
 
 def speed() -> str:
     """Seconds of both tools on the networks that one looks for, and the range over all."""
-    result = _read("speed.json")
-    rows = result["networks"]
-    lines = ["| network | ours | Torch-Pruning | times faster |", "|---|---|---|---|"]
-    named = ("resnet50", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "vgg11_bn", "convnext_tiny")
-    for name in (name for name in named if name in rows):
-        row = rows[name]
-        lines.append(f"| {name} | {row['ours']:.2f} s | {row['torch_pruning']:.2f} s | {row['ratio']:.1f} |")
-    ratios = [row["ratio"] for row in rows.values() if "torch_pruning_error" not in row]
-    slower = [name for name, row in rows.items() if row["ratio"] < 1 and "torch_pruning_error" not in row]
-    lines.append(
-        f"\nMeasured on {len(rows)} of torchvision's {result['of']} CNNs below 100 million parameters; on the "
-        f"{len(ratios)} on which both succeed the median is {median(ratios):.1f} times; "
-        f"slower on {', '.join(slower) if slower else 'none'}. Medians of {result['rounds']} rounds. {_where(result)}"
-    )
-    if "editing" in result:
-        found = result["editing"]
-        lines.append(
-            "\nA plan applied in the middle of training (ResNet-50 with momentum; a sixteenth of a group "
-            f"pruned, a pair merged, a channel inserted): {found['one_group_median'] * 1e3:.0f} ms in the median over "
-            f"{found['groups']} groups, {found['one_group_largest'] * 1e3:.0f} ms at most, "
-            f"{found['all_groups_at_once_median'] * 1e3:.0f} ms for all groups in one plan, "
-            f"where a plain copy of the same tensors takes {found['plain_copy_median'] * 1e3:.0f}; CPU time, "
-            f"{found['rounds']} rounds."
-        )
-    return "\n".join(lines)
+    return surgery_show.speed(_read("speed.json"))
 
 
 def adapnet() -> str:
@@ -138,22 +67,8 @@ def adapnet() -> str:
 
 def adapnet_tables() -> str:
     """The paper's tables at a small scale, ours beside the paper's."""
-    numbers = sorted(paper_tables.TABLES, key=int)
-    paths = [path for number in numbers if (path := RESULTS / f"adapnet-table-{number}-small.json").exists()]
-    found = [json.loads(path.read_text()) for path in paths]
-    if not found:
-        raise FileNotFoundError(2, "no table", "adapnet-table-N-small.json")
-    one = found[0]
-    settings = one["settings"]
-    missing = sorted(set(numbers) - {str(each["table"]) for each in found}, key=int)
-    epochs = " + ".join(str(settings[key]) for key in ("startup_untrained", "max_epochs", "finetune_epochs"))
-    return (
-        f"{paper_tables.tables(found)}\n\nQuarter-width networks, {one['train_images']:,} training images, {epochs} "
-        "epochs; per cent, mean ± standard deviation over the seeds, on the whole test set. The paper's figures are of "
-        "whole networks, all images of CIFAR-10 and up to 120 epochs."
-        f"{' Not run: ' + ', '.join(missing) + '.' if missing else ''} {one['machine']}; torch "
-        f"{one['versions']['torch']}."
-    )
+    paths = [RESULTS / f"adapnet-table-{number}-small.json" for number in paper_tables.NUMBERS]
+    return paper_tables.text([json.loads(path.read_text()) for path in paths if path.exists()])
 
 
 def cnsn() -> str:
@@ -276,24 +191,6 @@ def _run_table(name: str) -> str:
     return table.strip("\n") + "\n\n" + where
 
 
-def _statuses(rows: dict[str, Any], tool: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for row in rows.values():
-        if tool in row:
-            status = row[tool]["status"]
-            status = "failed" if row[tool].get("failures") else status
-            found[status] = found.get(status, 0) + 1
-    return found
-
-
-def _failed(statuses: dict[str, int]) -> int:
-    return statuses.get("failed", 0) + statuses.get("crashed", 0)
-
-
-def _where(result: dict[str, Any]) -> str:
-    return f"{result['machine']}; torch {result['versions']['torch']}, Torch-Pruning {result['torch_pruning']}."
-
-
 def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
@@ -301,7 +198,7 @@ def _read(name: str) -> dict[str, Any]:
 def pareto() -> str:
     """Accuracy at four costs beside Torch-Pruning's, and what came of it."""
     result = _read("pareto-small.json")
-    return f"{pareto_show.text(result)} {_where(result)}"
+    return f"{pareto_show.text(result)} {surgery_show.where(result)}"
 
 
 def training() -> str:

@@ -151,7 +151,7 @@ class _Capture:
         op = walk.trace.ops[objection.op]
         found, pairs = list(self.found), list(self.ties.pairs)
         known = {(size.module, size.attribute): size.ids for size in reversed(found)}
-        for alternative in probe.stored_sizes(op, walk, self.model):
+        for alternative in probe.stored_sizes(objection.op, walk, self.model):
             named = [RawSize(op.module, name if at is None else f"{name}.{at}", ids) for name, at, ids in alternative]
             fresh = [size for size in named if (size.module, size.attribute) not in known]
             others = [(known[size.module, size.attribute], size.ids) for size in named if size not in fresh]
@@ -214,7 +214,7 @@ class _Capture:
 
     def _meeting(self, walk: Walk, number: int, widen: bool) -> list[list[Ids]]:
         if widen:
-            return probe.earlier_in_module(number, walk)
+            return probe.earlier_in_module(number, walk, self.model)
         return [walk.op_inputs[number] or [ids for track in walk.op_outputs[number] for ids in track.values()]]
 
 

@@ -257,26 +257,44 @@ def same_code(op: int, walk: Walk, model: nn.Module) -> list[int]:
     return asked
 
 
-def earlier_in_module(op: int, walk: Walk) -> list[list[Ids]]:
-    """What meets at this operator and at every one before it in the same call of its module, submodules included."""
+def earlier_in_module(op: int, walk: Walk, model: nn.Module) -> list[list[Ids]]:
+    """What meets at this operator and at every one before it in the same call of its module, submodules included; of a
+    layer also at those behind.
+    """
     module = walk.trace.ops[op].module
     first = op
     while first and _inside(walk.trace.ops[first - 1].module, module):
         first -= 1
-    return walk.op_inputs[first : op + 1]
+    return walk.op_inputs[first : _call(op, walk, model).stop]
+
+
+def _call(op: int, walk: Walk, model: nn.Module) -> range:
+    """The operators of one call of a layer, which may look at all its sizes before it begins, as recurrent ones do; of
+    a module with submodules only the operator itself.
+    """
+    module = walk.trace.ops[op].module
+    first, end = op, op + 1
+    if not list(model.get_submodule(module).children()):
+        while first and walk.trace.ops[first - 1].module == module:
+            first -= 1
+        while end < len(walk.trace.ops) and walk.trace.ops[end].module == module:
+            end += 1
+    return range(first, end)
 
 
 def _inside(module: str, outer: str) -> bool:
     return module == outer or not outer or module.startswith(outer + ".")
 
 
-def stored_sizes(op: Op, walk: Walk, model: nn.Module) -> list[list[tuple[str, int | None, Ids]]]:
+def stored_sizes(number: int, walk: Walk, model: nn.Module) -> list[list[tuple[str, int | None, Ids]]]:
     """Attributes of the running module that may hold the sizes this operator used: alternatives to try, simplest first.
 
     An alternative names at most one attribute for each size, or one list that holds several.
     """
+    op = walk.trace.ops[number]
     held = vars(model.get_submodule(op.module))
-    counted = {len(ids): ids for ids in _counted(op, walk)}
+    nearest = sorted(_call(number, walk, model), key=lambda other: abs(other - number), reverse=True)
+    counted = {len(ids): ids for each in nearest for ids in _counted(walk.trace.ops[each], walk)}
     lists: list[list[tuple[str, int | None, Ids]]] = [
         [(name, index, counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]
         for name, value in held.items()

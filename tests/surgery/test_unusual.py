@@ -212,8 +212,57 @@ class StandardisedPointwise(Network):
         return self.head(F.relu(self.b(x)).mean((2, 3)))
 
 
+class Recurrent(Network):
+    """Columns of maps read by recurrent layers, which look at all their sizes before they begin."""
+
+    FREE = {"a": 8, "b": 6, "c": 10}
+    FROZEN = {"gru": "not tracked", "lstm": "not tracked"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 6), conv(8, 10)
+        self.gru, self.lstm = nn.GRU(6 * 8, 5), nn.LSTM(10, 5, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(15, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        _, last = self.gru(F.adaptive_avg_pool2d(self.b(x), (8, 4)).permute(3, 0, 1, 2).flatten(2))
+        sequence, _ = self.lstm(self.c(x).mean(2).transpose(1, 2))
+        return self.head(torch.cat([last[0], sequence[:, -1]], 1))
+
+
+class Detector(Network):
+    """The idioms of one-stage detectors: pixels sliced into channels, a list of chunks that grows, pools side by side,
+    a second scale brought up and joined, boxes read from distributions.
+    """
+
+    FREE = {"stem": 8, "cut": 6, "join": 12, "down": 8, "pools": 8, "top": 10}
+    FROZEN = {"boxes": "softmax"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.cut, self.inner, self.join = conv(12, 8), conv(8, 12, 1), conv(6, 6), conv(18, 12, 1)
+        self.down, self.pools, self.top = nn.Conv2d(12, 8, 3, 2, 1), conv(24, 8, 1), conv(20, 10)
+        self.boxes, self.classes, self.bins = conv(10, 16, 1), conv(10, 3, 1), conv(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+        parts = list(self.cut(F.silu(self.stem(x))).chunk(2, 1))
+        parts.append(parts[-1] + self.inner(F.silu(parts[-1])))
+        fine = F.silu(self.join(torch.cat(parts, 1)))
+        pooled = [F.silu(self.down(fine))]
+        for _ in range(2):
+            pooled.append(F.max_pool2d(pooled[-1], 3, 1, 1))
+        coarse = F.interpolate(self.pools(torch.cat(pooled, 1)), scale_factor=2.0)
+        both = F.silu(self.top(torch.cat([coarse, fine], 1)))
+        n = len(x)
+        boxes, classes = torch.cat([self.boxes(both), self.classes(both)], 1).view(n, 19, -1).split((16, 3), 1)
+        boxes = self.bins(boxes.view(n, 4, 4, -1).transpose(2, 1).softmax(1)).view(n, 4, -1)
+        return torch.cat([boxes, classes.sigmoid()], 1)
+
+
 UNUSUAL = (Quarters, EvenAndOdd, TemporalShift, CosineHead, Spectral, OldWeightNorm, FixedBlur, NonLocal, Gated,
-           CountUsed, CpuMask, StandardisedPointwise)  # fmt: skip
+           CountUsed, CpuMask, StandardisedPointwise, Recurrent, Detector)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).*")

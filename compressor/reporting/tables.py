@@ -14,6 +14,7 @@ from compressor.reporting.report import Report
 
 if TYPE_CHECKING:
     from compressor.graph.channels import Channels
+    from compressor.graph.channels import Group as ChannelGroup
     from compressor.profiling.model_profile import Profile, Shapes
 
 WIDTH = 80
@@ -98,18 +99,31 @@ def layers_table(profile: "Profile") -> RenderableType:
 
 
 def groups_table(channels: "Channels") -> RenderableType:
-    """One row a group: how many channels, which layers make and read them, and why it is frozen."""
-    table = plain_table("group", ("channels", "right"), ("with", "left"), ("read by", "left"), ("edits", "left"))
+    """A row for each group: how many channels, what may be done to them and why not all; which layers make and read
+    them stands below its name.
+    """
+    table = plain_table("group", ("channels", "right"), ("edits", "left"))
     for group in channels.groups:
-        others = ", ".join(name for name in group.producers if name != group.name)
-        if group.frozen is not None:
-            edits = f"frozen: {group.frozen}"
-        else:
-            edits = "all" if group.prune_only is None else f"prune only: {group.prune_only}"
-        table.add_row(Text(group.name), str(group.size), Text(others), Text(", ".join(group.readers)), Text(edits))
+        edits = "frozen" if group.frozen is not None else "all" if group.prune_only is None else "prune only"
+        table.add_row(_about(group), str(group.size), edits)
     free = channels.free
     summary = f"{len(free)} of {len(channels.groups)} groups are free: {sum(g.size for g in free)} channels"
     return _with_remarks(table, summary, *channels.notes)
+
+
+def _about(group: "ChannelGroup") -> RenderableType:
+    lines = {
+        "with": ", ".join(name for name in group.producers if name != group.name),
+        "read by": ", ".join(group.readers),
+        "because": group.frozen or group.prune_only or "",
+    }
+    below = Table.grid(padding=(0, 1, 0, 0))
+    below.add_column(style="dim", no_wrap=True)
+    below.add_column(overflow="fold")
+    for label, text in lines.items():
+        if text:
+            below.add_row(f"  {label}", Text(text))
+    return Group(Text(group.name), below) if below.row_count else Text(group.name)
 
 
 def findings_table(findings: Sequence[tuple[str, bool | None, str]]) -> RenderableType:

@@ -73,4 +73,5 @@ ARMS: dict[str, Arm] = {
     "l1 + distill": partial(one_shot, method="l1", scope="layer", distill=True),
     "taylor": partial(one_shot, method="taylor", scope="layer"),
     "taylor, global": partial(one_shot, method="taylor", scope="global"),
+    "taylor, global + distill": partial(one_shot, method="taylor", scope="global", distill=True),
 }

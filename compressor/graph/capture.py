@@ -79,6 +79,7 @@ class _Capture:
 
     def channels(self) -> Channels:
         self._refine()
+        self._bound()
         walk = self.walks[0][0]
         grouped = np.zeros(len(self.roots), dtype=bool)
         for group in self.groups:
@@ -130,12 +131,29 @@ class _Capture:
         found = self._objection(probe.half(self.groups, len(self.roots), self.least), halved)
         return found or (self._objection(probe.uneven(self.groups, len(self.roots)), uneven) if uneven else None)
 
-    def _objection(self, kept: probe.Mask, runs: Iterable[_Run]) -> tuple[Walk, probe.Objection] | None:
-        if kept.all():
+    def _bound(self) -> None:
+        """Leave to be pruned only, never grown, what objects to more channels, until nothing does.
+
+        Code that takes the first so many channels, as many as there are, shows only then: torch runs an `alias` there.
+        """
+        if not probe.asks_for_sizes(self.walks[0][0]):
+            return
+        seen: Counter[int] = Counter()
+        while found := self._objection(probe.grown(self.groups, len(self.roots)), self.walks[:1]):
+            walk, objection = found
+            op = walk.trace.ops[objection.op]
+            reason = f"{op.name} in {op.module or 'the model'} does not run with more channels"
+            touched = self._touched(walk, objection.op, widen=seen[objection.op])
+            self.ties.prune_only.extend((ids, reason) for arrays in touched for ids in arrays)
+            seen[objection.op] += 1
+            self._resolve()
+
+    def _objection(self, copies: probe.Copies, runs: Iterable[_Run]) -> tuple[Walk, probe.Objection] | None:
+        if (copies == 1).all():
             return None
-        with self.patient.edited(self.identities, self.sizes, kept) as edited:
+        with self.patient.edited(self.identities, self.sizes, copies) as edited:
             for walk, example, training in runs:
-                found = probe.objection(edited, example, walk, kept, self.roots, training)
+                found = probe.objection(edited, example, walk, copies, self.roots, training)
                 if found is not None:
                     break
             else:
@@ -184,9 +202,9 @@ class _Capture:
         Torch refuses a weight that is standardised over one value. Of each group two numbers of channels have to run:
         one alone could agree by chance with what the code asks for.
         """
-        kept = probe.half(self.groups, len(self.roots), self.least)
+        copies = probe.half(self.groups, len(self.roots), self.least)
         free = [group for group in self.groups if group.frozen is None and group.size > 3]
-        alone = [group for group in free if np.count_nonzero(kept[group.ids]) == 1]
+        alone = [group for group in free if copies[group.ids].sum() == 1]
         before = self.least
         for gone in (1, 2):
             self.least = before | {group.name: group.size - gone for group in alone}
@@ -200,17 +218,19 @@ class _Capture:
         return found is None or (found[0] is walk and found[1].op > objection.op)
 
     def _freeze(self, walk: Walk, objection: probe.Objection, widen: int) -> None:
-        """Freeze what meets at the operator, and at the same place of every module of the same class: it is one code.
+        touched = self._touched(walk, objection.op, widen)
+        self.ties.frozen.extend((ids, objection.reason) for arrays in touched for ids in arrays)
 
-        An operator that still objects took its size from something else: `widen` then freezes whatever came before it
-        in its module, and at last whatever came before it at all.
+    def _touched(self, walk: Walk, op: int, widen: int) -> list[list[Ids]]:
+        """What meets at an operator that objects, and at the same place of every module of the same class: one code.
+
+        An operator that still objects took its size from something else: `widen` then adds whatever came before it in
+        its module, and at last whatever came before it at all.
         """
         if widen > 1:
-            touched = walk.op_inputs[: objection.op + 1]
-        else:
-            numbers = probe.same_code(objection.op, walk, self.model)
-            touched = [ids for number in numbers for ids in self._meeting(walk, number, bool(widen))]
-        self.ties.frozen.extend((ids, objection.reason) for arrays in touched for ids in arrays)
+            return walk.op_inputs[: op + 1]
+        numbers = probe.same_code(op, walk, self.model)
+        return [ids for number in numbers for ids in self._meeting(walk, number, bool(widen))]
 
     def _meeting(self, walk: Walk, number: int, widen: bool) -> list[list[Ids]]:
         if widen:

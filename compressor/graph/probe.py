@@ -1,4 +1,5 @@
-"""Try an edit on shapes alone: halve every free group of a copy, run it, and see where the model's own code objects.
+"""Try an edit on shapes alone: halve every free group of a copy, or let it grow, run it, and see where the model's own
+code objects.
 
 A size written into the user's code (`x.view(b, 24, 784)`, a stored `groups`) shows as an operator that fails or
 whose output has another shape than the map predicts. If an integer attribute of the running module holds that size,
@@ -22,7 +23,7 @@ from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import Op, Ran, Trace, outline
 from compressor.graph.walk import FILLED, Walk
 
-Mask = NDArray[np.bool_]
+Copies = NDArray[np.int64]  # of every identity in a trial: 0 where it is removed, 2 where it stands twice
 
 
 @dataclass(frozen=True)
@@ -33,30 +34,38 @@ class Objection:
     reason: str
 
 
-def half(groups: tuple[Group, ...], count: int, least: Mapping[str, int] | None = None) -> Mask:
-    """Which identities stay in the first trial: about half of every free group, of a different number in each.
+def half(groups: tuple[Group, ...], count: int, least: Mapping[str, int] | None = None) -> Copies:
+    """The first trial: about half of every free group stays, of a different number in each.
 
     `least` says of how many groups more than one channel stays.
     """
-    kept = np.ones(count, dtype=bool)
+    copies = np.ones(count, dtype=np.int64)
     generator = np.random.default_rng(0)
     for turn, group in enumerate(groups):
         if group.frozen is None:
             stay = 1 if least is None else least.get(group.name, 1)
             leave = min(group.size - stay, max(1, group.size // 2 + turn % 3 - 1))
-            kept[generator.choice(group.ids, leave, replace=False)] = False
-    return kept
+            copies[generator.choice(group.ids, leave, replace=False)] = 0
+    return copies
 
 
-def uneven(groups: tuple[Group, ...], count: int) -> Mask:
-    """Which stay in the second: of some groups all, of others few, so that no two agree by chance."""
-    kept = np.ones(count, dtype=bool)
+def uneven(groups: tuple[Group, ...], count: int) -> Copies:
+    """The second: of some groups all stay, of others few, so that no two agree by chance."""
+    copies = np.ones(count, dtype=np.int64)
     generator = np.random.default_rng(1)
     for group in groups:
         if group.frozen is None:
             leave = int(generator.integers(0, max(2, group.size * 3 // 4)))
-            kept[generator.choice(group.ids, leave, replace=False)] = False
-    return kept
+            copies[generator.choice(group.ids, leave, replace=False)] = 0
+    return copies
+
+
+def grown(groups: tuple[Group, ...], count: int) -> Copies:
+    """The third: a newcomer in every group that may grow, and in every other one of them a second."""
+    copies = np.ones(count, dtype=np.int64)
+    for turn, group in enumerate(group for group in groups if group.frozen is None and group.prune_only is None):
+        copies[group.ids[: 1 + turn % 2]] = 2
+    return copies
 
 
 class Patient:
@@ -68,17 +77,17 @@ class Patient:
         self._modules = dict(skeleton.named_modules())
 
     @contextmanager
-    def edited(self, identities: Mapping[Key, Ids], sizes: Iterable[Size], kept: Mask) -> Iterator[nn.Module]:
-        """The skeleton with only the kept channels, its data meaningless."""
+    def edited(self, identities: Mapping[Key, Ids], sizes: Iterable[Size], copies: Copies) -> Iterator[nn.Module]:
+        """The skeleton with so many of every channel, its data meaningless."""
         whole: dict[str, Tensor] = {}
         for (name, dim), ids in identities.items():
-            stay = kept[ids]
-            if not stay.all():
+            times = copies[ids]
+            if (times != 1).any():
                 whole.setdefault(name, self._tensors[name].data)
-                self._tensors[name].data = _taken(self._tensors[name].data, dim, stay)
+                self._tensors[name].data = _taken(self._tensors[name].data, dim, times)
         before = []
         for size in sizes:
-            count = int(np.count_nonzero(kept[size.ids]))
+            count = int(copies[size.ids].sum())
             if count != len(size.ids):
                 before.append((self._modules[size.module], size))
                 write_size(self._modules[size.module], size, count)
@@ -91,11 +100,11 @@ class Patient:
                 write_size(module, size, len(size.ids))
 
 
-def _taken(data: Tensor, dim: int, stay: Mask) -> Tensor:
+def _taken(data: Tensor, dim: int, times: Copies) -> Tensor:
     if data.is_meta:
-        shape = (*data.shape[:dim], int(np.count_nonzero(stay)), *data.shape[dim + 1 :])
+        shape = (*data.shape[:dim], int(times.sum()), *data.shape[dim + 1 :])
         return torch.empty(shape, dtype=data.dtype, device="meta")
-    return data.index_select(dim, torch.from_numpy(np.flatnonzero(stay)).to(data.device))
+    return data.index_select(dim, torch.from_numpy(np.repeat(np.arange(len(times)), times)).to(data.device))
 
 
 def write_size(module: nn.Module, size: Size, value: int) -> None:
@@ -109,7 +118,9 @@ def write_size(module: nn.Module, size: Size, value: int) -> None:
     setattr(module, size.attribute, type(held)(entries) if isinstance(held, tuple | list) else tuple(entries))
 
 
-def objection(model: nn.Module, example: Any, walk: Walk, kept: Mask, roots: Ids, training: bool) -> Objection | None:
+def objection(
+    model: nn.Module, example: Any, walk: Walk, copies: Copies, roots: Ids, training: bool
+) -> Objection | None:
     """Run an edited copy and compare it, operator by operator, with what the map predicts; None when all agree.
 
     Copies are left out of the comparison: whether a reshape copies depends on sizes.
@@ -117,7 +128,7 @@ def objection(model: nn.Module, example: Any, walk: Walk, kept: Mask, roots: Ids
     ran, error = outline(model, example, training=training)
     ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in _LAYOUT]
     theirs = [op for op in ran if op.name not in _LAYOUT]
-    left = _Left(kept, roots)
+    left = _Left(copies, roots)
     for number, after in zip(ours, theirs, strict=False):
         why = _difference(walk, number, after, left)
         if why is not None:
@@ -135,21 +146,21 @@ _WRITTEN = "has a size written into the code"
 
 
 class _Left:
-    """How many of an array's channels, and which positions, a trial leaves."""
+    """How many of an array's channels, and which positions, there are in a trial."""
 
-    def __init__(self, kept: Mask, roots: Ids) -> None:
-        self._stays = kept[roots]
+    def __init__(self, copies: Copies, roots: Ids) -> None:
+        self._copies = copies[roots]
         self._counts: dict[int, int] = {}
 
     def count(self, ids: Ids) -> int:
         known = self._counts.get(id(ids))
         if known is None:
-            known = self._counts[id(ids)] = int(np.count_nonzero(self._stays[ids]))
+            known = self._counts[id(ids)] = int(self._copies[ids].sum())
         return known
 
     def before(self, ids: Ids) -> list[int]:
-        """For every bound between positions, how many that stay are in front of it."""
-        return [0, *np.cumsum(self._stays[ids]).tolist()]
+        """For every bound between positions, how many are in front of it."""
+        return [0, *np.cumsum(self._copies[ids]).tolist()]
 
 
 def _difference(walk: Walk, number: int, after: Ran, left: _Left) -> str | None:
@@ -227,7 +238,7 @@ def asks_for_sizes(walk: Walk) -> bool:
 
 
 _SIZED = frozenset(
-    """slice split split_with_sizes chunk unsafe_split unbind select narrow expand repeat constant_pad_nd unfold
+    """slice alias split split_with_sizes chunk unsafe_split unbind select narrow expand repeat constant_pad_nd unfold
     unflatten as_strided index channel_shuffle pixel_shuffle""".split()  # noqa: SIM905
 )
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.graph.channels import same_map
-from compressor.surgery import operate_
+from compressor.surgery import Insert, Plan, operate_
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
 from tests.networks import Network, conv
 
@@ -212,6 +213,22 @@ class StandardisedPointwise(Network):
         return self.head(F.relu(self.b(x)).mean((2, 3)))
 
 
+class FirstSoMany(Network):
+    """As in GhostNet: the first so many channels of what is joined, which are all; of more, some would be left out."""
+
+    FREE = {"a": 8, "c": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8, groups=8), conv(16, 6), nn.Linear(6, 3)
+        self.width = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = torch.cat([x, self.b(F.relu(x))], 1)[:, : self.width]
+        return self.head(F.relu(self.c(x)).mean((2, 3)))
+
+
 class Recurrent(Network):
     """Columns of maps read by recurrent layers, which look at all their sizes before they begin."""
 
@@ -262,7 +279,7 @@ class Detector(Network):
 
 
 UNUSUAL = (Quarters, EvenAndOdd, TemporalShift, CosineHead, Spectral, OldWeightNorm, FixedBlur, NonLocal, Gated,
-           CountUsed, CpuMask, StandardisedPointwise, Recurrent, Detector)  # fmt: skip
+           CountUsed, CpuMask, StandardisedPointwise, FirstSoMany, Recurrent, Detector)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).*")
@@ -283,3 +300,12 @@ def test_surgery_equals_the_masked_original(kind: type[Network]) -> None:
     assert relative_error(before, reference) > 1e-4
     assert same_map(updated, capture(model, example)) is None
     outputs(model.train(), example)
+
+
+def test_channels_that_code_would_leave_out_do_not_grow() -> None:
+    model = FirstSoMany()
+    channels = capture(model, model.example())
+    assert {group.name: group.prune_only is None for group in channels.free} == {"a": False, "c": True}
+    assert "more channels" in channels.group("a").prune_only
+    with pytest.raises(ModelError, match="can only be pruned"):
+        operate_(model, Plan((Insert("a", int(channels.group("a").ids[0]), "test"),)), channels)

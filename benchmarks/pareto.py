@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--networks", nargs="+", help="of the scale's; all without it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -105,7 +106,10 @@ def main() -> None:
     name = "full" if arguments.full else "small"
     scale, out = SCALES[name], arguments.out or RESULTS / f"pareto-{name}.json"
     result = _opened(out, name, scale, arguments.device)
-    for job in _jobs(scale, arguments.data, arguments.seeds):
+    networks = arguments.networks or list(scale.networks)
+    if unknown := set(networks) - set(scale.networks):
+        parser.error(f"--networks {', '.join(unknown)}: there are {', '.join(scale.networks)}")
+    for job in _jobs(networks, arguments.data, arguments.seeds):
         _measure(job, scale, arguments, result, partial(_write, out, result))
     draw(result, out.with_suffix(".svg"))
     print(table(result))
@@ -122,12 +126,12 @@ class Job:
     seed: int
 
 
-def _jobs(scale: Scale, specs: list[str], seeds: list[int]) -> Iterator[Job]:
+def _jobs(networks: list[str], specs: list[str], seeds: list[int]) -> Iterator[Job]:
     """First every network on a data set of its own, so that a part of the result shows as much as it can."""
     opened = {name: replace(open_data(spec), name=name) for name, _, spec in (each.partition("=") for each in specs)}
     names = list(opened)
     for turn in range(len(names)):
-        for place, network in enumerate(scale.networks):
+        for place, network in enumerate(networks):
             data_name = names[(place + turn) % len(names)]
             for seed in seeds:
                 yield Job(network, data_name, opened[data_name], seed)

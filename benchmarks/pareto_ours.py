@@ -73,5 +73,6 @@ ARMS: dict[str, Arm] = {
     "l1 + distill": partial(one_shot, method="l1", scope="layer", distill=True),
     "taylor": partial(one_shot, method="taylor", scope="layer"),
     "taylor, global": partial(one_shot, method="taylor", scope="global"),
+    "random": partial(one_shot, method="random", scope="layer"),  # what the choice of filters is worth
     "taylor, global + distill": partial(one_shot, method="taylor", scope="global", distill=True),
 }

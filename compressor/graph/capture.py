@@ -225,8 +225,10 @@ class _Capture:
         """What meets at an operator that objects, and at the same place of every module of the same class: one code.
 
         An operator that still objects took its size from something else: `widen` then adds whatever came before it in
-        its module, and at last whatever came before it at all.
+        its module, then whatever came before it at all, and at last everything.
         """
+        if widen > 2:
+            return [list(self.ties.blocks.values())]
         if widen > 1:
             return walk.op_inputs[: op + 1]
         numbers = probe.same_code(op, walk, self.model)

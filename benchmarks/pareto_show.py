@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 Rows = list[dict[str, Any]]
+RANDOM = "random"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -21,11 +22,14 @@ def cases(result: dict[str, Any]) -> Iterator[tuple[str, str, Rows]]:
         yield network, data, [row for row in result["rows"] if (row["network"], row["data"]) == (network, data)]
 
 
-def points(rows: Rows) -> dict[str, dict[float, list[float]]]:
-    """method -> share of the multiply-adds that stays -> top-1 of each seed, in per cent."""
-    found: dict[str, dict[float, list[float]]] = {}
+Points = dict[str, dict[float, dict[int, float]]]
+
+
+def points(rows: Rows) -> Points:
+    """method -> share of the multiply-adds that stays -> seed -> top-1 in per cent."""
+    found: Points = {}
     for row in rows:
-        found.setdefault(row["method"], {}).setdefault(row["left"], []).append(100 * row["top1"])
+        found.setdefault(row["method"], {}).setdefault(row["left"], {})[row["seed"]] = 100 * row["top1"]
     return found
 
 
@@ -34,27 +38,36 @@ def is_peer(method: str) -> bool:
     return method.startswith("TP ")
 
 
+def _sides(found: Points) -> tuple[Points, Points]:
+    """Our methods and the peer's; what neither chose (random filters) is on no side."""
+    ours = {name: values for name, values in found.items() if not is_peer(name) and name != RANDOM}
+    return ours, {name: values for name, values in found.items() if is_peer(name)}
+
+
+def _mean(values: dict[int, float]) -> float:
+    return statistics.mean(values.values())
+
+
+def _best(found: Points, left: float) -> str:
+    """The method with the highest mean; none where no method was measured."""
+    able = [method for method in found if left in found[method]]
+    return max(able, key=lambda method: _mean(found[method][left]), default="")
+
+
 def _one(network: str, data: str, rows: Rows) -> str:
     found = points(rows)
-    untouched = found.pop("untouched", {}).get(1.0, [])
+    untouched = found.pop("untouched", {}).get(1.0, {})
     lefts = sorted({left for values in found.values() for left in values}, reverse=True)
-    best = {
-        (peer, left): max(
-            (method for method in found if is_peer(method) is peer and left in found[method]),
-            key=lambda method: statistics.mean(found[method][left]),
-            default="",
-        )
-        for peer in (False, True)
-        for left in lefts
-    }
+    ours, peers = _sides(found)
+    best = {(name, left) for side in (ours, peers) for left in lefts for name in [_best(side, left)]}
     lines = [f"{network} on {data}; untouched, with the same epochs: {_spread(untouched)}", ""]
     lines.append(f"| MACs removed | {' | '.join(f'{1 - left:.0%}' for left in lefts)} | CPU s |")
     lines.append("|---" * (len(lefts) + 2) + "|")
     for method, values in found.items():
         cells = []
         for left in lefts:
-            text = _spread(values.get(left, []))
-            cells.append(f"**{text}**" if best[is_peer(method), left] == method and text else text)
+            text = _spread(values.get(left, {}))
+            cells.append(f"**{text}**" if (method, left) in best and text else text)
         seconds = statistics.mean(row["cpu_seconds"] for row in rows if row["method"] == method)
         lines.append(f"| {method} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
@@ -79,39 +92,42 @@ def text(result: dict[str, Any]) -> str:
 
 
 def verdict(rows: Rows) -> str:
-    """How far our best is from the peer's best at each point, and AdapNet from the best one-shot method at the smallest
-    network: mean and standard deviation of the difference on the same seed, in percentage points.
+    """How far our best is from the peer's best at each point, AdapNet from the best one-shot method at the smallest
+    network, and the best score of filters from random ones: mean and standard deviation of the difference on the same
+    seed, in percentage points.
     """
     found = points(rows)
     found.pop("untouched", None)
     lefts = sorted({left for values in found.values() for left in values}, reverse=True)
-    peers = [name for name in found if is_peer(name)]
-    adaptive = [name for name in found if name.startswith("adapnet")]
-    one_shot = [name for name in found if name not in adaptive and "group norm" not in name]
-
-    def lead(ones: list[str], others: list[str], left: float) -> tuple[str, bool]:
-        one, other = (
-            max((found[name][left] for name in names if left in found[name]), key=statistics.mean)
-            for names in (ones, others)
+    ours, peers = _sides(found)
+    adaptive = {name: values for name, values in ours.items() if name.startswith("adapnet")}
+    sparse = {name: values for name, values in peers.items() if "group norm" in name}
+    one_shot = {name: values for name, values in (ours | peers).items() if name not in adaptive | sparse}
+    told = f"Our best less the peer's best, on the same seed: {_leads(ours, peers, lefts)}."
+    if adaptive:
+        told += f" AdapNet less the best one-shot method of either: {_leads(adaptive, one_shot, lefts[-1:])}."
+    else:
+        told += " AdapNet is not measured here yet."
+    if RANDOM in found:
+        told += (
+            " What the choice of filters is worth at this budget, the best of all one-shot scores less as many random "
+            f"filters of every layer: {_leads(one_shot, {RANDOM: found[RANDOM]}, lefts)}."
         )
-        gaps = [a - b for a, b in zip(one, other)]  # rows of one seed follow those of the seed before
-        spread = statistics.stdev(gaps) if len(gaps) > 1 else 0.0
-        return f"{statistics.mean(gaps):+.1f} ± {spread:.1f}", statistics.mean(gaps) > spread
+    return told
 
-    leads = {left: lead([name for name in found if name not in peers], peers, left) for left in lefts}
-    beyond = [f"{1 - left:.0%}" for left, (_, clear) in leads.items() if clear]
-    words = ", ".join(f"{text} at {1 - left:.0%}" for left, (text, _) in leads.items())
-    told = (
-        f"Our best less the peer's best, on the same seed: {words}; beyond one standard deviation at "
-        f"{', '.join(beyond) or 'none of them'}."
-    )
-    if not adaptive:
-        return f"{told} AdapNet is not measured here yet."
-    last, clear = lead(adaptive, one_shot, lefts[-1])
-    return (
-        f"{told} AdapNet less the best one-shot method of either at {1 - lefts[-1]:.0%}: {last}, "
-        f"{'beyond' if clear else 'within'} one standard deviation."
-    )
+
+def _leads(some: Points, others: Points, lefts: list[float]) -> str:
+    """How far the best of some is above the best of others at each point, and where beyond one standard deviation."""
+    words, clear = [], []
+    for left in lefts:
+        one, other = (side[name][left] for side in (some, others) if (name := _best(side, left)))
+        gaps = [one[seed] - other[seed] for seed in one if seed in other]
+        spread = statistics.stdev(gaps) if len(gaps) > 1 else None
+        mean = statistics.mean(gaps)
+        words.append(f"{mean:+.1f}{'' if spread is None else f' ± {spread:.1f}'} at {1 - left:.0%}")
+        if spread is not None and mean > spread:
+            clear.append(f"{1 - left:.0%}")
+    return f"{', '.join(words)}; beyond one standard deviation at {', '.join(clear) or 'none'}"
 
 
 def met_alone(rows: Rows) -> str:
@@ -123,10 +139,12 @@ def met_alone(rows: Rows) -> str:
     return ", ".join(f"{statistics.mean(found):.0%} for {left:.0%}" for left, found in short.items())
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: dict[int, float]) -> str:
     if not values:
         return ""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+    return (
+        f"{_mean(values):.1f} ± {statistics.stdev(values.values()):.1f}" if len(values) > 1 else f"{_mean(values):.1f}"
+    )
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -141,11 +159,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
             found = points(rows)
             whole = found.pop("untouched", None)
             if whole:
-                axes.axhline(statistics.mean(whole[1.0]), color="black", linewidth=0.6, label="untouched")
+                axes.axhline(_mean(whole[1.0]), color="black", linewidth=0.6, label="untouched")
             for method, values in found.items():
                 lefts = sorted(values)
-                means = [statistics.mean(values[left]) for left in lefts]
-                spreads = [statistics.stdev(values[left]) if len(values[left]) > 1 else 0.0 for left in lefts]
+                means = [_mean(values[left]) for left in lefts]
+                several = all(len(values[left]) > 1 for left in lefts)
+                spreads = [statistics.stdev(values[left].values()) for left in lefts] if several else None
                 style = "--" if is_peer(method) else "-"
                 axes.errorbar(
                     [100 * left for left in lefts],

@@ -42,6 +42,15 @@ from sample_models.vgg11 import build
 
 
 @dataclass(frozen=True)
+class Start:
+    """The network that all begin with: VGG-11, trained with a cosine."""
+
+    epochs: int
+    lr: float
+    width: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """One seed on one data set."""
 
@@ -49,9 +58,8 @@ class Trial:
     settings: AdapNetSettings
     goals: GoalSettings
     training: TrainSettings
-    start_epochs: int
+    start: Start
     total_epochs: int  # after the start; AdapNet fine-tunes for as many as its second phase leaves
-    width: float
     halvings: tuple[int, ...]  # epochs after the start at which the learning rate halves
 
     def phases(self, finetune_epochs: int) -> Phases:
@@ -63,7 +71,7 @@ class Trial:
 def run(trial: Trial, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Rows of one seed: the start, and what became of it in four ways."""
     start = _start(trial)
-    rows = [_row("start", trial, start, trial.start_epochs, 0.0)]
+    rows = [_row("start", trial, start, trial.start.epochs, 0.0)]
     tell(_words(rows[-1]))
 
     def add(name: str, model: nn.Module, epochs: int, began: float) -> None:
@@ -96,8 +104,8 @@ def run(trial: Trial, tell: Callable[[str], None]) -> list[dict[str, Any]]:
 def _start(trial: Trial) -> nn.Module:
     """The network that all begin with, on the device."""
     seed_everything_(trial.training.seed)
-    model = build(len(trial.data.classes), trial.data.input_shape[0], trial.width)
-    settings = replace(trial.phases(0).training, epochs=trial.start_epochs, schedule="cosine")
+    model = build(len(trial.data.classes), trial.data.input_shape[0], trial.start.width)
+    settings = replace(trial.phases(0).training, epochs=trial.start.epochs, lr=trial.start.lr, schedule="cosine")
     fit(model, trial.data, settings)
     return model
 

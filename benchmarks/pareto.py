@@ -6,9 +6,9 @@
 All methods start from the same weights of a network trained on the same images, and spend the same number of epochs on
 the same schedule of learning rates; 30, 50, 70 and 85 % of the multiply-adds go, counted on the graph that runs. The
 test set is read once for each network, at the end. Without `--full`: quarter-width VGG-11 and half-width ResNet-20 on
-2,500 training images, about 100 minutes of one core for three seeds. With it: VGG-11, AlexNet, ResNet-50 and Net2 on
-all images with the paper's settings. Writes benchmarks/results/pareto-small.json (pareto-full.json) row by row, goes
-on where it was broken off, and draws the plot beside it.
+2,500 training images, about four hours of one core for three seeds, of which VGG-11 takes 80 minutes. With it: VGG-11,
+AlexNet, ResNet-50 and Net2 on all images with the paper's settings. Writes benchmarks/results/pareto-small.json
+(pareto-full.json) row by row, goes on where it was broken off, and draws the plot beside it.
 """
 
 import argparse

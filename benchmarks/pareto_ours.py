@@ -8,6 +8,7 @@ from compressor.graph import capture
 from compressor.methods.adapnet.method import AdapNet
 from compressor.methods.oneshot import decide
 from compressor.methods.settings import PruneSettings
+from compressor.methods.target import TOLERANCE
 from compressor.pipeline.goals import Guard, Target
 from compressor.pipeline.periods import Periods
 from compressor.pipeline.settings import GoalSettings
@@ -39,7 +40,7 @@ def adapnet(case: Case, share: float, *, distill: bool = False) -> Outcome:
         "macs_left_by_adapnet": periods.channels.macs() / whole.macs(),
         "edits": {kind: kinds.count(kind) for kind in ("prune", "merge", "insert")},
     }
-    if not periods.target_met:
+    if periods.channels.macs() > (1 + TOLERANCE) * share * whole.macs():
         choice = PruneSettings(method="l1", scope="global", target_macs=share * whole.macs())
         operate_(model, decide(model, periods.channels, choice).plan, periods.channels, training.optimizer)
     step = case.distilling() if distill else None

@@ -91,43 +91,59 @@ def text(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def brief(result: dict[str, Any]) -> str:
+    """A line for each network, data set and question: by how many points one side's best is above the other's."""
+    lefts = sorted({row["left"] for row in result["rows"]} - {1.0}, reverse=True)
+    shares = " | ".join(f"{1 - left:.0%}" for left in lefts)
+    lines = [f"| network, data, seeds | points of top-1; MACs removed: | {shares} |", "|---" * (len(lefts) + 2) + "|"]
+    for network, data, rows in cases(result):
+        seeds = len({row["seed"] for row in rows})
+        for question, some, others in _questions(rows):
+            gaps = (_gap(some, others, left) for left in lefts)
+            cells = [f"**{text}**" if clear else text for text, clear in gaps]
+            lines.append(f"| {network}, {data}, {seeds} | {question} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def verdict(rows: Rows) -> str:
-    """How far our best is from the peer's best at each point, AdapNet from the best one-shot method at the smallest
-    network, and the best score of filters from random ones: mean and standard deviation of the difference on the same
-    seed, in percentage points.
-    """
+    """The same in words: mean and standard deviation of the difference on the same seed, in percentage points."""
+    lefts = sorted({row["left"] for row in rows} - {1.0}, reverse=True)
+    told = []
+    for question, some, others in _questions(rows):
+        gaps = {left: _gap(some, others, left) for left in lefts}
+        words = ", ".join(f"{text} at {1 - left:.0%}" for left, (text, _) in gaps.items() if text)
+        clear = ", ".join(f"{1 - left:.0%}" for left, (_, clear) in gaps.items() if clear)
+        told.append(f"{question}: {words}; beyond one standard deviation at {clear or 'none'}.")
+    return " ".join(told)
+
+
+def _questions(rows: Rows) -> Iterator[tuple[str, Points, Points]]:
+    """Whose best is held against whose, with the points of both."""
     found = points(rows)
     found.pop("untouched", None)
-    lefts = sorted({left for values in found.values() for left in values}, reverse=True)
     ours, peers = _sides(found)
     adaptive = {name: values for name, values in ours.items() if name.startswith("adapnet")}
     sparse = {name: values for name, values in peers.items() if "group norm" in name}
     one_shot = {name: values for name, values in (ours | peers).items() if name not in adaptive | sparse}
-    told = f"Our best less the peer's best, on the same seed: {_leads(ours, peers, lefts)}."
+    yield "Our best less the peer's best", ours, peers
     if adaptive:
-        told += f" AdapNet less the best one-shot method of either: {_leads(adaptive, one_shot, lefts[-1:])}."
-    else:
-        told += " AdapNet is not measured here yet."
+        yield "AdapNet less the best one-shot method", adaptive, one_shot
     if RANDOM in found:
-        told += (
-            " What the choice of filters is worth at this budget, the best of all one-shot scores less as many random "
-            f"filters of every layer: {_leads(one_shot, {RANDOM: found[RANDOM]}, lefts)}."
-        )
-    return told
+        yield "The best one-shot score less random filters", one_shot, {RANDOM: found[RANDOM]}
 
 
-def _leads(some: Points, others: Points, lefts: list[float]) -> str:
-    """How far the best of some is above the best of others at each point, and where beyond one standard deviation."""
-    words, clear = [], []
-    for left in lefts:
-        one, other = (side[name][left] for side in (some, others) if (name := _best(side, left)))
-        gaps = [one[seed] - other[seed] for seed in one if seed in other]
-        spread = statistics.stdev(gaps) if len(gaps) > 1 else None
-        mean = statistics.mean(gaps)
-        words.append(f"{mean:+.1f}{'' if spread is None else f' ± {spread:.1f}'} at {1 - left:.0%}")
-        if spread is not None and mean > spread:
-            clear.append(f"{1 - left:.0%}")
-    return f"{', '.join(words)}; beyond one standard deviation at {', '.join(clear) or 'none'}"
+def _gap(some: Points, others: Points, left: float) -> tuple[str, bool]:
+    """How far the best of some is above the best of others on the same seeds; whether beyond one standard deviation."""
+    names = _best(some, left), _best(others, left)
+    if not all(names):
+        return "", False
+    one, other = some[names[0]][left], others[names[1]][left]
+    gaps = [one[seed] - other[seed] for seed in one if seed in other]
+    mean = statistics.mean(gaps)
+    if len(gaps) == 1:
+        return f"{mean:+.1f}", False
+    spread = statistics.stdev(gaps)
+    return f"{mean:+.1f} ± {spread:.1f}", mean > spread
 
 
 def met_alone(rows: Rows) -> str:

@@ -201,6 +201,12 @@ def pareto() -> str:
     return f"{pareto_show.text(result)} {surgery_show.where(result)}"
 
 
+def pareto_brief() -> str:
+    """Who is ahead of whom, and by how much."""
+    result = _read("pareto-small.json")
+    return f"{pareto_show.brief(result)}\n\n{surgery_show.where(result)}"
+
+
 def training() -> str:
     """The training loop beside a plain one, evaluation, and what AdapNet adds."""
     result = _read("training-cpu.json")
@@ -240,6 +246,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "zoo": zoo,
     "speed": speed,
     "pareto": pareto,
+    "pareto_brief": pareto_brief,
     "training": training,
     "export": export,
     "adapnet": adapnet,

@@ -84,6 +84,11 @@ def _selection(
     gone: dict[str, list[int]] = {}
     for unit in taken:
         gone.setdefault(unit.group, []).extend(unit.ids.tolist())
+    if not gone and settings.target_macs is not None:
+        raise UsageError(
+            f"nothing was pruned: the model has {channels.macs():,} MACs, nearer to the target than with any channel "
+            "gone; ask for fewer"
+        )
     if not gone:
         raise _nothing(channels, scores, settings)
     edits = [

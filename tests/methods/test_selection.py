@@ -221,6 +221,11 @@ def test_settings_out_of_range_are_usage_errors(settings, complaint):
         check(settings, has_data=True)
 
 
+def test_a_target_that_one_channel_would_miss_by_more_is_a_usage_error():
+    with pytest.raises(UsageError, match="nearer to the target than with any channel gone"):
+        picked(PruneSettings(target_macs=0.9999))
+
+
 def test_a_method_that_needs_data_says_which_do_not():
     with pytest.raises(UsageError, match=r"taylor needs data.*l1, l2, bn-scale, fpgm, random"):
         decide(PLAIN, CHANNELS, PruneSettings(method="taylor"))

@@ -234,6 +234,16 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def text(results: dict[str, Any]) -> str:
+    """The table, and what it is of."""
+    return (
+        f"{table(results)}\n\n{results['network']}, {results['train_images']:,} training images, "
+        f"{results['start_epochs']} epochs to the start weights and {results['epochs']} more for each network; mean ± "
+        f"standard deviation over the seeds, on the whole test set. {results['machine']}; torch "
+        f"{results['versions']['torch']}."
+    )
+
+
 def _share(rows: list[dict[str, Any]], whole: list[dict[str, Any]], what: str) -> str:
     shares = [row[what] / untouched[what] for row, untouched in zip(rows, whole, strict=True)]
     mean, most = statistics.mean(shares), max(shares)

@@ -56,13 +56,12 @@ def speed() -> str:
 
 def adapnet() -> str:
     """AdapNet against one-shot l1 and the untouched network, over seeds."""
-    result = _read("adapnet-small.json")
-    return (
-        f"{adapnet_small.table(result)}\n\n{result['network']}, {result['train_images']:,} training images, "
-        f"{result['start_epochs']} epochs to the start weights and {result['epochs']} more for each network; mean ± "
-        f"standard deviation over the seeds, on the whole test set. {result['machine']}; torch "
-        f"{result['versions']['torch']}."
-    )
+    return adapnet_small.text(_read("adapnet-small.json"))
+
+
+def adapnet_trained() -> str:
+    """The same from a trained network."""
+    return adapnet_small.text(_read("adapnet-small-trained.json"))
 
 
 def adapnet_tables() -> str:
@@ -250,6 +249,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "training": training,
     "export": export,
     "adapnet": adapnet,
+    "adapnet_trained": adapnet_trained,
     "adapnet_tables": adapnet_tables,
     "faults": faults,
     "submodels": submodels,

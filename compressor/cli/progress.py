@@ -122,7 +122,8 @@ def _line(event: EpochEvent | NoteEvent | Stage | PeriodEvent, epochs: int) -> s
     if isinstance(event, PeriodEvent):
         return event.text
     row = event.row
-    parts = [_epoch(row["epoch"], epochs), f"loss {row['train_loss']:.4f}", _top1("top-1", row["train_top1"])]
+    parts = [_epoch(row["epoch"], event.epochs or epochs), f"loss {row['train_loss']:.4f}"]
+    parts.append(_top1("top-1", row["train_top1"]))
     parts.append(_top1("validation", row["validation_top1"]))
     parts.append(f"{row['images_per_second']:,.0f} images/s")
     return "  ".join(part for part in parts if part)

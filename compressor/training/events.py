@@ -25,9 +25,10 @@ class BatchEvent:
 
 @dataclass(frozen=True)
 class EpochEvent:
-    """An epoch has ended; `row` is what joined the history."""
+    """An epoch has ended; `row` is what joined the history, `epochs` how many there will be (0: nobody knows)."""
 
     row: dict[str, Any]
+    epochs: int = 0
 
 
 @dataclass(frozen=True)

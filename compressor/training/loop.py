@@ -119,7 +119,7 @@ def train_epoch(run: Run, after_step: AfterStep | None) -> None:
 
     run.check_loss()
     run.check_weights()
-    run.tell(EpochEvent(run.close_epoch()))
+    run.tell(EpochEvent(run.close_epoch(), run.end))
     if run.saving is not None:
         run.save()
     run.agree()

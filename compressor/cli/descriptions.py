@@ -122,7 +122,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "crop_padding": Described("Black pixels around an image before the random crop.", "N", least=0, rare=True),
     "device": Described("auto, cpu, cuda or cuda:NUMBER.", "DEVICE"),
     "amp": Described("bfloat16 on GPUs that have it.", rare=True),
-    "channels_last": Described("Memory layout with the channels last.", rare=True),
+    "channels_last": Described("Memory layout with the channels last, if the model takes it.", rare=True),
     "compile": Described("Use torch.compile; every change of structure compiles again.", rare=True),
     "sync_bn": Described("Under torchrun, batch norm over the batches of all processes.", rare=True),
     "deterministic": Described("The same weights from the same run on a GPU too; slower.", rare=True),

@@ -18,14 +18,18 @@ from compressor.training.settings import TrainSettings
 
 
 def batches(
-    image_set: AnySet, data: Data, batch_size: int | None = None, device: torch.device | str = "cpu"
+    image_set: AnySet,
+    data: Data,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    channels_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The whole set once, in its order: normalised float `(batch, *data.input_shape)` and labels on the device.
 
     Without a batch size it is `easy_batch_size`.
     """
     device = torch.device(device)
-    prepare = Preparation.of(data, device)
+    prepare = Preparation.of(data, device, channels_last)
     for images, labels in image_set.read(
         torch.arange(len(image_set)).split(batch_size or easy_batch_size(data)), device
     ):

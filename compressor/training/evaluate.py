@@ -39,11 +39,13 @@ def evaluate(model: nn.Module | Predict, image_set: AnySet, data: Data, batch_si
         raise DataError(f"{data.name}: there are no images to evaluate on")
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     predict = model if isinstance(model, nn.Module) else _through_numpy(model)
+    # On a CPU up to twice as fast; a GPU gains from it only in half precision, and this is none.
+    layout = device.type == "cpu" and isinstance(model, nn.Module) and takes_channels_last(model, data)
     right = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
     with evaluating(model), torch.no_grad():
-        for x, y in batches(image_set, data, batch_size, device):
+        for x, y in batches(image_set, data, batch_size, device, layout):
             scores = first_output(predict(x))
             if scores.ndim != 2 or len(scores) != len(y) or scores.shape[1] < len(data.classes):
                 shape = tuple(scores.shape)
@@ -52,6 +54,21 @@ def evaluate(model: nn.Module | Predict, image_set: AnySet, data: Data, batch_si
             loss += functional.cross_entropy(scores.float(), y, reduction="sum")
             count += len(y)
     return Evaluation(int(right) / count, float(loss) / count, count)
+
+
+def takes_channels_last(model: nn.Module, data: Data) -> bool:
+    """Whether the model computes on images `(batch, *data.input_shape)` whose channels lie last in memory.
+
+    One that reads its maps with `view` does not: their rows no longer follow each other. Two black images are tried in
+    eval mode; a model that cannot take them in any layout says so where it is used.
+    """
+    images = torch.zeros(2, *data.input_shape, device=device_of(model))
+    with evaluating(model), torch.no_grad():
+        try:
+            model(images.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+    return True
 
 
 def count_outputs(model: nn.Module, data: Data) -> int:

@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from compressor.errors import DataError, FileError, UsageError
 from compressor.training import checkpoint, distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data
-from compressor.training.evaluate import evaluate
+from compressor.training.evaluate import evaluate, takes_channels_last
 from compressor.training.events import Event, Meter, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
 from compressor.training.microbatches import MicroBatches, Step, is_out_of_memory
@@ -67,6 +67,9 @@ class Run:
         model.to(device)
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if not takes_channels_last(model, data):
+                model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+                settings = replace(settings, channels_last=False)
         optimizer = optimizer or make_optimizer(model, settings)
         state = TrainState(model, optimizer, settings.first_epoch, steps_per_epoch(data, settings))
         forward = cast(nn.Module, torch.compile(model)) if settings.compile else model

@@ -46,7 +46,7 @@ class TrainSettings:
 
     device: str = "auto"  # a GPU where there is one; or "cpu", "cuda:1"
     amp: bool = True  # bfloat16 autocast, on GPUs that have it; the CPU always computes in float32
-    channels_last: bool = True  # the memory layout that convolutions are fastest in, while the phase lasts
+    channels_last: bool = True  # the layout convolutions are fastest in, while the phase lasts; if the model takes it
     compile: bool = False  # torch.compile; every change of the model's structure compiles again
     sync_bn: bool = False  # several processes: batch norm over the whole batch, not over each one's part
     deterministic: bool = False  # the same run twice gives the same weights on a GPU too; slower (the CPU always does)

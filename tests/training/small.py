@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from compressor.training.data import Data, open_data
 
 
-def small_net(classes: int = 10, seed: int = 0, dropout: float = 0.1) -> nn.Sequential:
+def small_net(classes: int = 10, seed: int = 0, dropout: float = 0.1, channels: int = 1) -> nn.Sequential:
     """Conv, batch-norm, dropout, linear: one of everything that a checkpoint must carry."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1, bias=False),
+            nn.Conv2d(channels, 6, 3, padding=1, bias=False),
             nn.BatchNorm2d(6),
             nn.ReLU(),
             nn.Dropout(dropout),
@@ -23,6 +23,19 @@ def small_net(classes: int = 10, seed: int = 0, dropout: float = 0.1) -> nn.Sequ
             nn.Flatten(),
             nn.Linear(32, classes),
         )
+
+
+class Viewing(nn.Module):
+    """Reads its maps with `view`, as the first network of many a course does: they must lie channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.linear = nn.Linear(6 * 8 * 8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.linear(self.conv(x).relu().view(-1, 6 * 8 * 8))
+        return scores
 
 
 def small_data(train: int = 96, held_out: int = 32) -> Data:

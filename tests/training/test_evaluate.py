@@ -13,7 +13,7 @@ from compressor.training.data import open_data, with_input_shape
 from compressor.training.evaluate import count_outputs, evaluate
 from compressor.training.recalibrate import recalibrate_
 from compressor.training.sets import ImageSet
-from tests.training.small import assert_same, small_data, small_net, weights
+from tests.training.small import Viewing, assert_same, small_data, small_net, weights
 
 
 def test_evaluation_is_the_count_by_hand():
@@ -24,6 +24,16 @@ def test_evaluation_is_the_count_by_hand():
     assert result.count == 32
     assert result.top1 == pytest.approx(float((scores.argmax(1) == data.test.labels).double().mean()))
     assert result.loss == pytest.approx(float(functional.cross_entropy(scores, data.test.labels)), rel=1e-5)
+
+
+def test_images_lie_channels_last_where_the_model_takes_it():
+    data, net, last = with_input_shape(small_data(), (3, 8, 8)), small_net(channels=3), []
+    net[0].register_forward_pre_hook(lambda module, inputs: last.append(inputs[0].stride(1) == 1))
+    evaluate(net, data.test, data)
+    assert all(last)
+    data, net = small_data(), Viewing().eval()
+    scores = net((data.test.images / 255 - data.mean[0]) / data.std[0])
+    assert evaluate(net, data.test, data).top1 == float((scores.argmax(1) == data.test.labels).double().mean())
 
 
 def test_numpy_callable_gives_the_same():

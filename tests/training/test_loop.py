@@ -13,7 +13,7 @@ from compressor.training.events import BatchEvent, EpochEvent, Event, NoteEvent
 from compressor.training.loop import backward, cross_entropy, fit
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Diverged, Saving, TrainState
-from tests.training.small import assert_same, small_data, small_net, weights
+from tests.training.small import Viewing, assert_same, small_data, small_net, weights
 
 FAST = TrainSettings(epochs=2, batch_size=16, lr=0.1)
 
@@ -55,6 +55,16 @@ def test_plain_loop_gives_the_same_weights():
             optimizer.zero_grad()
             functional.cross_entropy(plain(x), y, label_smoothing=0.1).backward()
             optimizer.step()
+    assert_same(weights(net), weights(plain))
+
+
+def test_network_that_reads_its_maps_with_view_is_trained_channels_first():
+    data, net, plain = small_data(), Viewing(), Viewing()
+    plain.load_state_dict(net.state_dict())
+    with pytest.raises(RuntimeError, match="view"):
+        Viewing().to(memory_format=torch.channels_last)(torch.zeros(2, 1, 8, 8))
+    fit(net, data, FAST)
+    fit(plain, data, replace(FAST, channels_last=False))
     assert_same(weights(net), weights(plain))
 
 

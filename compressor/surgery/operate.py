@@ -77,17 +77,18 @@ def _replace_(tensor: Tensor, name: str, slices: Iterable[Slices], optimizer: Op
         data = cut.apply(data, name)
     tensor.data = _in_format_of(tensor.data, data)
     if gradient is not None:
-        tensor.grad = _edited(gradient, slices)
+        tensor.grad = _edited(gradient, slices, tensor.device)
     for state, key in companions:
         if state[key].shape == shape:
-            state[key] = _edited(state[key], slices)
+            state[key] = _edited(state[key], slices, tensor.device)
 
 
-def _edited(companion: Tensor, slices: Iterable[Slices]) -> Tensor:
-    data = companion
+def _edited(companion: Tensor, slices: Iterable[Slices], device: torch.device) -> Tensor:
+    """Edited where the parameter is, since the slices are; optimizer state may be kept elsewhere, and stays there."""
+    data = companion.to(device)
     for cut in slices:
         data = cut.apply(data, None)
-    return _in_format_of(companion, data)
+    return _in_format_of(companion, data.to(companion.device))
 
 
 def _in_format_of(before: Tensor, after: Tensor) -> Tensor:

@@ -245,19 +245,25 @@ def test_edits_in_half_precision_and_on_meta():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_model_on_a_gpu_stays_there_and_equals_the_masked_original():
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_a_model_on_a_gpu_stays_there_and_equals_the_masked_original(offloaded):
     network = randomise_(Residual()).cuda()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     example = network.example().double().cuda()
     network(example).square().mean().backward()
     optimizer.step()
+    if offloaded:
+        for state in optimizer.state.values():
+            state["momentum_buffer"] = state["momentum_buffer"].cpu()
     channels = capture(network, example)
     plan = half_plan(channels)
     reference = masked_outputs(network, example, channels, plan.removed)
     operate_(network, plan, channels, optimizer)
     assert relative_error(outputs(network, example), reference) < TOLERANCE
-    held = [*network.state_dict().values(), *(s["momentum_buffer"] for s in optimizer.state.values())]
-    assert all(tensor.is_cuda for tensor in held)
+    assert all(tensor.is_cuda for tensor in network.state_dict().values())
+    for parameter, state in optimizer.state.items():
+        assert state["momentum_buffer"].shape == parameter.shape
+        assert state["momentum_buffer"].is_cuda != offloaded
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -55,24 +55,34 @@ class Periods:
         """`inner`, with the watch set up before the first batch of a period, also after resuming within one."""
 
         def watched(model: nn.Module, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-            if self._held is None:
+            if self._held is None and not self.over:
                 self._hooks.enter_context(self.method.watch(self.model, self.channels))
                 self._held = self.method.hold(self.model, self.channels, optimizer)
             return inner(model, x, y)
 
         return watched
 
-    def after_step(self, state: TrainState) -> bool:
-        """Keep frozen filters as they are, change the structure at a period's end; True when the phase is over."""
-        assert self._held is not None
-        self._held.restore_(self.method.lsep - self.method.step - 1)
-        self.tell(PeriodStep(self.method.period, self.method.step + 1, self.method.lsep))
-        if self.method.step_done():
-            self._unwatch()
-            self._change(state)
-        if state.batch == state.batches:
-            self.method.epoch_done()
+    @property
+    def over(self) -> bool:
+        """Whether the structure stands: the target is met, or the method has finished."""
         return self.target_met or self.method.finished
+
+    def after_step(self, state: TrainState) -> bool:
+        """Keep frozen filters as they are, change the structure at a period's end; True when the phase is over.
+
+        Where the structure stands in the middle of an epoch, the rest of it is trained as it is.
+        """
+        if not self.over:
+            assert self._held is not None
+            self._held.restore_(self.method.lsep - self.method.step - 1)
+            self.tell(PeriodStep(self.method.period, self.method.step + 1, self.method.lsep))
+            if self.method.step_done():
+                self._unwatch()
+                self._change(state)
+        if state.batch < state.batches:
+            return False
+        self.method.epoch_done()
+        return self.over
 
     def _unwatch(self) -> None:
         self._hooks.close()

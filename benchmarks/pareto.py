@@ -1,13 +1,13 @@
 """Accuracy against multiply-adds: AdapNet and our one-shot methods against Torch-Pruning's, in one process.
 
-    python -m benchmarks.pareto --data fashion-mnist=fashion-mnist:DIR --data cifar10-jpeg=folder:DIR
+    python -m benchmarks.pareto --jobs 2 --data fashion-mnist=fashion-mnist:DIR --data cifar10-jpeg=folder:DIR
     python -m benchmarks.pareto --full --data cifar10=cifar10:DIR                                  # for a GPU
 
 All methods start from the same weights of a network trained on the same images, and spend the same number of epochs on
 the same schedule of learning rates; 30, 50, 70 and 85 % of the multiply-adds go, counted on the graph that runs. The
 test set is read once for each network, at the end. Without `--full`: quarter-width VGG-11 and half-width ResNet-20 on
-2,500 training images, about four hours of one core for three seeds, of which VGG-11 takes 80 minutes. With it: VGG-11,
-AlexNet, ResNet-50 and Net2 on all images with the paper's settings. Writes benchmarks/results/pareto-small.json
+5,000 training images, three seeds, about an hour on two cores. With it: VGG-11, AlexNet, ResNet-50 and Net2 on all
+images with the paper's settings. Writes benchmarks/results/pareto-small.json
 (pareto-full.json) row by row, goes on where it was broken off, and draws the plot beside it.
 """
 
@@ -19,8 +19,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from queue import Empty
+from typing import Any, Literal
 
 import torch
 import torch_pruning
@@ -33,7 +35,7 @@ from benchmarks.pareto_case import Arm, Case
 from benchmarks.pareto_show import draw, table
 from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.reporting.environment import device_words, versions
-from compressor.training.data import Data, open_data, with_input_shape
+from compressor.training.data import open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.numerics import choose_device
@@ -54,7 +56,10 @@ class Scale:
     networks: dict[str, tuple[Build, int]]  # and the side of their images; 0: as the data are
     images: int  # training images; 0: all
     start_epochs: int
-    epochs: int
+    start_lr: float
+    epochs: int  # after the start, at the rate in `settings`
+    falling: int  # of these the last so many, along a cosine to nothing; 0: on AdapNet's schedule
+    augment: Literal["auto", "crop+flip"]
     settings: AdapNetSettings
 
 
@@ -64,19 +69,31 @@ SCALES = {
             "VGG-11 x0.25": (partial(vgg11.build, width=0.25), 0),
             "ResNet-20 x0.5": (partial(resnet_cifar.build, depth=20, width=0.5), 0),
         },
-        images=2500,
-        start_epochs=8,
-        epochs=8,
-        # AdapNet changes the structure in the first half of the epochs: a threshold that starts low and falls fast.
+        # Trained as well as the images allow, then few epochs, as one does with a network at hand: what a method keeps
+        # of the network counts, and not only how well any network of its widths trains.
+        images=5000,
+        start_epochs=16,
+        start_lr=0.05,
+        epochs=2,
+        falling=1,
+        augment="crop+flip",
+        # AdapNet changes the structure in the first epoch, in ten periods; no layer gets so narrow that all suffer.
         settings=replace(
             PRESETS["quick"],
             batch_size=50,
-            max_epochs=4,
+            max_epochs=1,
+            lsep=10,
             beta_start=0.6,
             beta_step=0.21,
-            chi_s=8.0,
-            lr=0.05,
-            lr_halve_every=3,
+            chi_s=5.0,
+            chi_s_concepts=100.0,
+            prune_cap=0.25,
+            merge_cap=0.01,
+            min_share=0.3,
+            max_width=0.4,
+            victims="change",
+            reconstruct=True,
+            lr=0.03,
         ),
     ),
     "full": Scale(
@@ -86,6 +103,9 @@ SCALES = {
         },
         images=0,
         start_epochs=PRESETS["paper"].startup_untrained,
+        start_lr=PRESETS["paper"].lr,
+        falling=0,
+        augment="auto",
         epochs=PRESETS["paper"].max_epochs + PRESETS["paper"].finetune_epochs,
         settings=PRESETS["paper"],
     ),
@@ -100,17 +120,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--networks", nargs="+", help="of the scale's; all without it")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each, side by side")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", module="torch_pruning")
     name = "full" if arguments.full else "small"
     scale, out = SCALES[name], arguments.out or RESULTS / f"pareto-{name}.json"
-    result = _opened(out, name, scale, arguments.device)
+    result = _opened(out, name, scale, arguments.device, 1 if arguments.jobs > 1 else torch.get_num_threads())
     networks = arguments.networks or list(scale.networks)
     if unknown := set(networks) - set(scale.networks):
         parser.error(f"--networks {', '.join(unknown)}: there are {', '.join(scale.networks)}")
-    for job in _jobs(networks, arguments.data, arguments.seeds):
-        _measure(job, scale, arguments, result, partial(_write, out, result))
+    jobs = list(_jobs(networks, arguments.data, arguments.seeds, name, arguments.only, arguments.device))
+    for row in _rows(jobs, _done(result), arguments.jobs):
+        result["rows"].append(row)
+        _write(out, result)
+        print(json.dumps(row), file=sys.stderr, flush=True)
     draw(result, out.with_suffix(".svg"))
     print(table(result))
     print(f"\n{out}\n{out.with_suffix('.svg')}")
@@ -120,41 +143,76 @@ def main() -> None:
 class Job:
     """One start and all that comes of it."""
 
+    scale: str
     network: str
     data_name: str
-    data: Data
+    data: str
     seed: int
+    arms: tuple[str, ...]
+    device: str
 
 
-def _jobs(networks: list[str], specs: list[str], seeds: list[int]) -> Iterator[Job]:
+def _jobs(
+    networks: list[str], specs: list[str], seeds: list[int], scale: str, arms: list[str], device: str
+) -> Iterator[Job]:
     """First every network on a data set of its own, so that a part of the result shows as much as it can."""
-    opened = {name: replace(open_data(spec), name=name) for name, _, spec in (each.partition("=") for each in specs)}
-    names = list(opened)
-    for turn in range(len(names)):
+    given = [(name, spec) for name, _, spec in (each.partition("=") for each in specs)]
+    for turn in range(len(given)):
         for place, network in enumerate(networks):
-            data_name = names[(place + turn) % len(names)]
+            name, spec = given[(place + turn) % len(given)]
             for seed in seeds:
-                yield Job(network, data_name, opened[data_name], seed)
+                yield Job(scale, network, name, spec, seed, tuple(arms), device)
 
 
-def _measure(
-    job: Job, scale: Scale, arguments: argparse.Namespace, result: dict[str, Any], write: Callable[[], None]
-) -> None:
+Done = set[tuple[str, str, int, str, float]]
+
+
+def _done(result: dict[str, Any]) -> Done:
+    return {(row["network"], row["data"], row["seed"], row["method"], row["left"]) for row in result["rows"]}
+
+
+def _rows(jobs: list[Job], done: Done, processes: int) -> Iterator[dict[str, Any]]:
+    """What is not there yet, as it comes; in several processes of one thread each, a job in each."""
+    if processes == 1:
+        for job in jobs:
+            yield from _measure(job, done)
+        return
+    context = get_context("spawn")
+    with context.Manager() as manager, context.Pool(processes, torch.set_num_threads, (1,)) as pool:
+        queue = manager.Queue()
+        ends = [pool.apply_async(_put_all, (job, done, queue)) for job in jobs]
+        while not all(end.ready() for end in ends) or not queue.empty():
+            try:
+                yield queue.get(timeout=1)
+            except Empty:
+                continue
+        for end in ends:
+            end.get()  # raises what the process raised
+
+
+def _put_all(job: Job, done: Done, queue: Any) -> None:
+    for row in _measure(job, done):
+        queue.put(row)
+
+
+def _measure(job: Job, done: Done) -> Iterator[dict[str, Any]]:
     """Rows of one start that are not there yet."""
-    place = {"network": job.network, "data": job.data_name, "seed": job.seed}
-    done = {(row["method"], row["left"]) for row in result["rows"] if place.items() <= row.items()}
     wanted: list[tuple[str, float, Arm]] = [("untouched", 1.0, pareto_ours.untouched)]
-    wanted += [(name, left, ARMS[name]) for left in reversed(LEFT) for name in arguments.only]
-    wanted = [each for each in wanted if each[:2] not in done]
+    wanted += [(name, left, ARMS[name]) for left in reversed(LEFT) for name in job.arms]
+    wanted = [each for each in wanted if (job.network, job.data_name, job.seed, *each[:2]) not in done]
     if not wanted:
         return
-    case = _case(job, scale, arguments.device)
+    warnings.filterwarnings("ignore", module="torch_pruning")
+    case = _case(job)
     whole, began = case.macs(case.start), evaluate(case.start, case.data.test, case.data).top1
     for name, left, arm in wanted:
         wall, processor = time.perf_counter(), time.process_time()
         outcome = arm(case, left)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        row = place | {
+        yield {
+            "network": job.network,
+            "data": job.data_name,
+            "seed": job.seed,
             "method": name,
             "left": left,
             "top1": evaluate(outcome.model, case.data.test, case.data).top1,
@@ -165,31 +223,33 @@ def _measure(
             "cpu_seconds": round(processor, 1),
             **outcome.facts,
         }
-        result["rows"].append(row)
-        write()
-        print(json.dumps(row), file=sys.stderr, flush=True)
 
 
-def _case(job: Job, scale: Scale, device: str) -> Case:
+def _case(job: Job) -> Case:
     """Train the network that all arms start from."""
+    scale, device = SCALES[job.scale], job.device
     build, side = scale.networks[job.network]
-    data = subset(job.data, scale.images, job.seed) if scale.images else job.data
+    data = replace(open_data(job.data), name=job.data_name)
+    data = subset(data, scale.images, job.seed) if scale.images else data
     data = with_input_shape(data, (data.input_shape[0], side, side)) if side else data
     seed_everything_(job.seed)
     model = build(len(data.classes), data.input_shape[0]).to(choose_device(device))
-    training = TrainSettings(seed=job.seed, device=device, evaluate_every=0)
-    case = Case(model, data, scale.settings, training, scale.epochs)
-    fit(model, data, replace(case.phases(0).training, epochs=scale.start_epochs, schedule="cosine"))
+    training = TrainSettings(seed=job.seed, device=device, evaluate_every=0, augment=scale.augment)
+    case = Case(model, data, scale.settings, training, scale.epochs, scale.falling)
+    fit(model, data, replace(case.phases(0).training, epochs=scale.start_epochs, lr=scale.start_lr, schedule="cosine"))
     return case
 
 
-def _opened(out: Path, name: str, scale: Scale, device: str) -> dict[str, Any]:
+def _opened(out: Path, name: str, scale: Scale, device: str, threads: int) -> dict[str, Any]:
     """The result as it stands, or a new one."""
     told = {
         "scale": name,
         "train_images": scale.images or "all",
         "start_epochs": scale.start_epochs,
+        "start_lr": scale.start_lr,
         "epochs": scale.epochs,
+        "falling": scale.falling,
+        "augment": scale.augment,
         "adapnet": json.loads(json.dumps(asdict(scale.settings))),
     }
     if out.exists():
@@ -201,7 +261,7 @@ def _opened(out: Path, name: str, scale: Scale, device: str) -> dict[str, Any]:
             sys.exit(f"{out} was measured with other settings ({', '.join(changed)}): give another --out")
         return result
     machine = {"machine": device_words(choose_device(device)), "versions": versions()}
-    return told | machine | {"torch_pruning": torch_pruning.__version__, "threads": torch.get_num_threads(), "rows": []}
+    return told | machine | {"torch_pruning": torch_pruning.__version__, "threads": threads, "rows": []}
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:

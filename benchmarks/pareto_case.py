@@ -32,6 +32,7 @@ class Case:
     settings: AdapNetSettings
     training: TrainSettings
     epochs: int  # of every arm, after the start
+    falling: int  # of these the last so many, in which the rate falls to nothing; 0: AdapNet's schedule all along
 
     def phases(self, finetune_epochs: int) -> Phases:
         """AdapNet's phases after the start-up; their schedule of learning rates is that of all arms."""
@@ -56,11 +57,14 @@ class Case:
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """Epochs `begin` to below `end` of the common schedule."""
-        if begin == end:
-            return
         settings = self.phases(self.epochs).of_phase("periods")
-        settings = replace(settings, first_epoch=settings.first_epoch + begin, epochs=end - begin)
-        fit(model, self.data, settings, step=step, optimizer=optimizer)
+        turn = self.epochs - self.falling
+        for first, last, schedule in ((begin, min(end, turn), settings.schedule), (max(begin, turn), end, "cosine")):
+            if first < last:
+                part = replace(
+                    settings, first_epoch=settings.first_epoch + first, epochs=last - first, schedule=schedule
+                )
+                optimizer = fit(model, self.data, part, step=step, optimizer=optimizer).optimizer
 
     def distilling(self) -> Step:
         """The step of `--distill`, with the start as the teacher."""

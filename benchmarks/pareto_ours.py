@@ -72,8 +72,7 @@ ARMS: dict[str, Arm] = {
     "adapnet + distill": partial(adapnet, distill=True),
     "l1": partial(one_shot, method="l1", scope="layer"),
     "l1 + distill": partial(one_shot, method="l1", scope="layer", distill=True),
-    "taylor": partial(one_shot, method="taylor", scope="layer"),
-    "taylor, global": partial(one_shot, method="taylor", scope="global"),
+    "taylor": partial(one_shot, method="taylor", scope="global"),
+    "taylor + distill": partial(one_shot, method="taylor", scope="global", distill=True),
     "random": partial(one_shot, method="random", scope="layer"),  # what the choice of filters is worth
-    "taylor, global + distill": partial(one_shot, method="taylor", scope="global", distill=True),
 }

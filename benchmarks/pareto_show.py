@@ -78,15 +78,18 @@ def text(result: dict[str, Any]) -> str:
     parts = []
     for _, _, rows in cases(result):
         lines = f"{table({'rows': rows})}\n\n{verdict(rows)}"
-        short = met_alone(rows)
-        if short:
+        if short := met_alone(rows):
             lines += f" Where too few filters qualified in time, l1 took the rest: AdapNet alone came to {short}."
+        if off := far_off(rows):
+            lines += f" Where layers have few filters, one ratio for all comes only near the target: {off}."
         counts = {len(values) for lefts in points(rows).values() for values in lefts.values()}
         parts.append(f"{lines} {' or '.join(map(str, sorted(counts)))} seeds.")
+    falling = f" (the last {result['falling']} along a cosine to nothing)" if result["falling"] else ""
+    augment = "" if result["augment"] == "auto" else f", augmented by {result['augment']}"
     parts.append(
-        f"{result['train_images']} training images, {result['start_epochs']} epochs before and {result['epochs']} "
-        f"after, of which AdapNet changes the structure in {result['adapnet']['max_epochs']} at most; CPU s is "
-        "processor time for a network."
+        f"{result['train_images']:,} training images{augment}; {result['start_epochs']} epochs before and "
+        f"{result['epochs']} after{falling}, of which AdapNet changes the structure in "
+        f"{result['adapnet']['max_epochs']} at most; CPU s is processor time for a network."
     )
     return "\n\n".join(parts)
 
@@ -153,6 +156,17 @@ def met_alone(rows: Rows) -> str:
         if "macs_left_by_adapnet" in row and row["macs_left_by_adapnet"] > 1.02 * row["left"]:
             short.setdefault(row["left"], []).append(row["macs_left_by_adapnet"])
     return ", ".join(f"{statistics.mean(found):.0%} for {left:.0%}" for left, found in short.items())
+
+
+def far_off(rows: Rows) -> str:
+    """Methods whose networks have on average over two points more or fewer multiply-adds than were asked for."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row["left"]), []).append(row["macs_left"])
+    means = {key: statistics.mean(values) for key, values in found.items()}
+    return ", ".join(
+        f"{method} has {mean:.0%} for {left:.0%}" for (method, left), mean in means.items() if abs(mean - left) > 0.02
+    )
 
 
 def _spread(values: dict[int, float]) -> str:

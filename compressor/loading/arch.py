@@ -67,8 +67,9 @@ class Definition:
         return self.accepts is None or argument in self.accepts
 
     def build(self, **more: Any) -> nn.Module:
-        """The network with random weights; `more` is laid over the architecture's own arguments."""
-        return self.call(**{**self.arch.arguments, **more})
+        """The network with random weights, or the one inside DataParallel; `more` is laid over the own arguments."""
+        network = self.call(**{**self.arch.arguments, **more})
+        return network.module if isinstance(network, nn.DataParallel) else network
 
     def with_arguments(self, **more: Any) -> Definition:
         """The same definition, called with these arguments besides."""

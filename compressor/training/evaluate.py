@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
@@ -56,19 +57,26 @@ def evaluate(model: nn.Module | Predict, image_set: AnySet, data: Data, batch_si
     return Evaluation(int(right) / count, float(loss) / count, count)
 
 
-def takes_channels_last(model: nn.Module, data: Data) -> bool:
-    """Whether the model computes on images `(batch, *data.input_shape)` whose channels lie last in memory.
+def takes_channels_last(model: nn.Module, data: Data, *, training: bool = False) -> bool:
+    """Whether the model computes on images `(batch, *data.input_shape)` whose channels lie last in memory, in eval mode
+    and, if asked for, in training mode too; its statistics and the random generators stay as they are.
 
-    One that reads its maps with `view` does not: their rows no longer follow each other. Two black images are tried in
-    eval mode; a model that cannot take them in any layout says so where it is used.
+    One that reads its maps with `view` does not: their rows no longer follow each other. Two black images are tried; a
+    model that cannot take them in any layout says so where it is used.
     """
-    images = torch.zeros(2, *data.input_shape, device=device_of(model))
-    with evaluating(model), torch.no_grad():
+    images = torch.zeros(2, *data.input_shape, device=device_of(model)).contiguous(memory_format=torch.channels_last)
+    with modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=_gpu(images)):
         try:
-            model(images.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:
+            for mode in (False, True)[: 1 + training]:
+                kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+                functional_call(model.train(mode), kept, (images,))
+        except (RuntimeError, ValueError):  # batch norm over a single value
             return False
     return True
+
+
+def _gpu(tensor: Tensor) -> list[torch.device]:
+    return [tensor.device] if tensor.is_cuda else []
 
 
 def count_outputs(model: nn.Module, data: Data) -> int:

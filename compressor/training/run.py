@@ -67,7 +67,7 @@ class Run:
         model.to(device)
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if not takes_channels_last(model, data):
+            if not takes_channels_last(model, data, training=True):
                 model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
                 settings = replace(settings, channels_last=False)
         optimizer = optimizer or make_optimizer(model, settings)

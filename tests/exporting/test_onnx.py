@@ -186,6 +186,39 @@ def test_a_model_without_finite_outputs_is_refused(tmp_path: Path) -> None:
         export_onnx(net, torch.zeros(1, 1, 2, 2), tmp_path / "net.onnx")
 
 
+class Fixing(nn.Module):
+    """Makes the number of images a number of Python's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1)
+
+
+class Squeezing(nn.Module):
+    """Drops the batch where there is one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.linear(x.mean((2, 3), keepdim=True).squeeze())
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Fixing(), r"fixes the number of images .*x\.shape\[0\] does not"),
+        (Squeezing(), r"\(2,\).*\(1, 2\).*squeeze\(\)"),
+    ],
+    ids=["len(x)", "squeeze()"],
+)
+def test_what_the_models_code_does_to_the_batch_is_named(model: nn.Module, says: str, tmp_path: Path) -> None:
+    with pytest.raises(CompressorError, match=says):
+        export_onnx(model, torch.zeros(1, 3, 4, 4), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_printed_and_nothing_warned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -67,6 +67,12 @@ def test_file_is_built_with_arguments_and_its_input_shape(tmp_path):
     assert definition.build().conv.weight.shape == (4, 3, 3, 3)
 
 
+def test_network_inside_dataparallel_is_the_network(tmp_path):
+    source = "from torch import nn\ndef build(): return nn.DataParallel(nn.Sequential(nn.Conv2d(1, 2, 3)))\n"
+    definition = find(parse_arch(nets.write(tmp_path, source)), named=True)
+    assert list(definition.build().state_dict()) == ["0.weight", "0.bias"]
+
+
 @pytest.mark.parametrize(
     ("source", "function", "error", "says"),
     [

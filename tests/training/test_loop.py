@@ -58,11 +58,12 @@ def test_plain_loop_gives_the_same_weights():
     assert_same(weights(net), weights(plain))
 
 
-def test_network_that_reads_its_maps_with_view_is_trained_channels_first():
-    data, net, plain = small_data(), Viewing(), Viewing()
+@pytest.mark.parametrize("in_training_only", [False, True])
+def test_network_that_reads_its_maps_with_view_is_trained_channels_first(in_training_only):
+    data, net, plain = small_data(), Viewing(in_training_only), Viewing(in_training_only)
     plain.load_state_dict(net.state_dict())
     with pytest.raises(RuntimeError, match="view"):
-        Viewing().to(memory_format=torch.channels_last)(torch.zeros(2, 1, 8, 8))
+        Viewing(in_training_only).to(memory_format=torch.channels_last)(torch.zeros(2, 1, 8, 8))
     fit(net, data, FAST)
     fit(plain, data, replace(FAST, channels_last=False))
     assert_same(weights(net), weights(plain))

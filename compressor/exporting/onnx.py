@@ -107,8 +107,8 @@ def _compared(file: Path, inputs: Any, expected: list[Array]) -> tuple[float, fl
     for wanted, found in zip(expected, got):
         if wanted.shape != found.shape:
             raise CompressorError(
-                f"for {count} image{'s' * (count > 1)} the model gives {wanted.shape}, the exported graph {found.shape}: "
-                "does the model drop a dimension of size 1 (squeeze() without saying which)?"
+                f"on a batch of {count} the model gives {wanted.shape}, the exported graph {found.shape}: does "
+                "the model drop a dimension of size 1 (squeeze() without saying which)?"
             )
     return largest_difference(expected, got)
 
@@ -118,5 +118,5 @@ def _check_free(session: Any) -> None:
     for entry in session.get_inputs():
         if entry.shape and isinstance(entry.shape[0], int):
             raise CompressorError(
-                f"the model's code fixes the number of images (at {entry.shape[0]}, as len(x) does; x.shape[0] does not)"
+                f"the model's code fixes the number of images at {entry.shape[0]} (len(x) does, x.shape[0] does not)"
             )

@@ -43,19 +43,28 @@ def flatten(
     batch = torch.export.Dim("batch")
     free = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, example)
     single = isinstance(example, Tensor)
+    shapes = (free,) if single else tuple(free) if isinstance(free, list) else free
+
+    def exported(model: nn.Module | torch.export.ExportedProgram) -> Any:
+        return torch.onnx.export(
+            model,
+            arguments,
+            kwargs=keywords,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=opset,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
+
     try:
         with quiet(), _one_registry():
-            program = torch.onnx.export(
-                reference,
-                arguments,
-                kwargs=keywords,
-                dynamo=True,
-                dynamic_shapes=(free,) if single else tuple(free) if isinstance(free, list) else free,
-                opset_version=opset,
-                input_names=inputs,
-                output_names=outputs,
-                verbose=False,
-            )
+            program = exported(reference)
+            if program is not None and _takes_one_batch_only(program.model):  # len(x) is read in the byte code only
+                program = exported(
+                    torch.export.export(reference, arguments, keywords, dynamic_shapes=shapes, strict=True)
+                )
     except Exception as error:  # the exporter fails in many ways, with a report of many lines
         raise ModelError(f"torch cannot export this model to ONNX ({first_line(_root(error))})") from error
     assert program is not None
@@ -64,6 +73,13 @@ def flatten(
     if written != opset:
         raise ModelError(f"this model cannot be written in opset {opset}; ask for opset {written}")
     return program
+
+
+def _takes_one_batch_only(model: Any) -> bool:
+    """Whether the first dimension of an input has become a number."""
+    return any(
+        value.shape is not None and len(value.shape) and isinstance(value.shape[0], int) for value in model.graph.inputs
+    )
 
 
 def check_file(file: Path) -> None:

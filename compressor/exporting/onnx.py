@@ -95,28 +95,16 @@ def _compared(file: Path, inputs: Any, expected: list[Array]) -> tuple[float, fl
     """The largest absolute and relative difference between the file's outputs and `expected`."""
     try:
         session = open_session(file)
-        _check_free(session)
         names = [entry.name for entry in session.get_inputs()]
         tensors = inputs if isinstance(inputs, dict) else dict(zip(names, tree_leaves(inputs), strict=True))
         got = session.run(None, {name: tensors[name].numpy() for name in names})
-    except CompressorError:
-        raise
     except Exception as error:  # onnxruntime's exceptions share no class of their own
         raise CompressorError(f"ONNX Runtime cannot run the exported graph ({first_line(error)})") from error
     count = len(next(iter(tensors.values())))
     for wanted, found in zip(expected, got):
         if wanted.shape != found.shape:
             raise CompressorError(
-                f"on a batch of {count} the model gives {wanted.shape}, the exported graph {found.shape}: does "
-                "the model drop a dimension of size 1 (squeeze() without saying which)?"
+                f"on a batch of {count} the model gives {wanted.shape}, the exported graph {found.shape}: perhaps the "
+                "model drops dimensions of size 1 (squeeze() without saying which)"
             )
     return largest_difference(expected, got)
-
-
-def _check_free(session: Any) -> None:
-    """Raise CompressorError where the graph takes one number of images only, since the model's code fixed it."""
-    for entry in session.get_inputs():
-        if entry.shape and isinstance(entry.shape[0], int):
-            raise CompressorError(
-                f"the model's code fixes the number of images at {entry.shape[0]} (len(x) does, x.shape[0] does not)"
-            )

@@ -20,6 +20,7 @@ from compressor.exporting.parity import RELATIVE_LIMIT, Array, largest_differenc
 from compressor.exporting.runtime import first_line
 from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
 from compressor.exporting.staging import folder_beside, move_files
+from compressor.graph.program import with_free_batch
 from compressor.loading import open_model
 from compressor.loading.program_file import EXTRA
 
@@ -92,11 +93,10 @@ def _about(card: Card, shape: tuple[int, ...], settings: dict[str, Any]) -> dict
 
 
 def _write(reference: nn.Module, example: Tensor, file: Path, about: dict[str, Any]) -> None:
-    free = ({0: torch.export.Dim.DYNAMIC},)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's about torch's own internals
-            program = torch.export.export(reference, (example,), dynamic_shapes=free, strict=False)
+            program = with_free_batch(reference, example)
             torch.export.save(program, file, extra_files={EXTRA: json.dumps(about)})
     except OSError as error:
         raise FileError(f"{file.name} cannot be written ({error.strerror})") from error

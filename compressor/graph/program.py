@@ -39,7 +39,7 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
     try:
         doubled = example if example.shape[0] > 1 else example.expand(2, *example.shape[1:])
         with _unlogged():
-            exported = torch.export.export(model, (doubled,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+            exported = with_free_batch(model, doubled)
     except Exception as error:  # the exporter and the user's code fail in many ways
         trace(model, example)  # which says it where the model does not run at all
         text = f"the network cannot be written as one graph ({cause(error)}); only pruning works on it"
@@ -47,6 +47,18 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
     finally:
         model.train(training)
     return trainable(exported)
+
+
+def with_free_batch(model: nn.Module, images: Tensor) -> ExportedProgram:
+    """The exported program of a model of one image tensor, for any batch; the example has two images or more."""
+    shapes = ({0: Dim.DYNAMIC},)
+    try:
+        return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        if "Constraints violated" not in str(error):
+            raise
+    # The code made a number of the batch. What `len(x)` does to it only the byte code shows.
+    return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=True)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,24 @@ def test_groups_and_surgery_are_those_of_the_network(name: str) -> None:
     check(model, example)
 
 
+class Counting(nn.Module):
+    """Counts its images with `len`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.linear = nn.Linear(6 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.linear(self.norm(self.conv(x)).relu().view(len(x), -1))
+        return scores
+
+
+def test_a_network_that_counts_its_images_has_a_graph_for_any_batch() -> None:
+    check(randomise_(Counting()), torch.randn(2, 3, 6, 6, dtype=torch.float64))
+
+
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11"])
 def test_torchvision_networks_have_the_same_groups(name: str) -> None:

@@ -29,6 +29,7 @@ import torch_pruning
 from torch import nn
 
 from benchmarks import pareto_ours, pareto_peers
+from benchmarks.adapnet import TRAINED
 from benchmarks.adapnet_small import subset
 from benchmarks.adapnet_tables import TABLES
 from benchmarks.pareto_case import Arm, Case
@@ -78,23 +79,7 @@ SCALES = {
         falling=1,
         augment="crop+flip",
         # AdapNet changes the structure in the first epoch, in ten periods; no layer gets so narrow that all suffer.
-        settings=replace(
-            PRESETS["quick"],
-            batch_size=50,
-            max_epochs=1,
-            lsep=10,
-            beta_start=0.6,
-            beta_step=0.21,
-            chi_s=5.0,
-            chi_s_concepts=100.0,
-            prune_cap=0.25,
-            merge_cap=0.01,
-            min_share=0.3,
-            max_width=0.4,
-            victims="change",
-            reconstruct=True,
-            lr=0.03,
-        ),
+        settings=replace(TRAINED, beta_step=0.21, lr_halve_every=PRESETS["quick"].lr_halve_every),
     ),
     "full": Scale(
         {

@@ -32,12 +32,11 @@ from compressor.pipeline.training_phases import TrainingPhases
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data
-from compressor.training.distillation import distilling
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.randomness import derive_seed, seed_everything_
 from compressor.training.recalibrate import recalibrate_
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DistillSettings, TrainSettings
 from sample_models.vgg11 import build
 
 
@@ -96,7 +95,7 @@ def run(trial: Trial, tell: Callable[[str], None]) -> list[dict[str, Any]]:
         model = copy.deepcopy(start)
         cut_(model)
         recalibrate_(model, trial.data.train, trial.data, batch_size=trial.settings.batch_size)
-        _train_(model, trial, start, trial.total_epochs)
+        _train_(model, trial, trial.total_epochs)
         add(name, model, trial.total_epochs, began)
     return rows
 
@@ -112,7 +111,6 @@ def _start(trial: Trial) -> nn.Module:
 
 def _adapnet(trial: Trial, model: nn.Module) -> tuple[nn.Module, Periods, int]:
     """AdapNet's second phase, and fine-tuning with the epochs it left; how many it took."""
-    start = copy.deepcopy(model)
     phases, data = trial.phases(0), trial.data
     channels = capture(model, _example(model, data))
     method = AdapNet(
@@ -123,17 +121,16 @@ def _adapnet(trial: Trial, model: nn.Module) -> tuple[nn.Module, Periods, int]:
     )
     guard = Guard(trial.goals.max_drop, lambda: evaluate(model, data.validation, data).top1)
     periods = Periods(model, channels, method, Target.of(trial.goals, channels), guard, silent)
-    training = TrainingPhases(model, data, periods, phases, trial.goals, trained=True)
+    training = TrainingPhases(model, data, periods, phases, DistillSettings(), trained=True)
     training.run()
     changing = sum(row["phase"] != "period" for row in training.rows)
-    _train_(model, trial, start, trial.total_epochs - changing, done=changing, optimizer=training.optimizer)
+    _train_(model, trial, trial.total_epochs - changing, done=changing, optimizer=training.optimizer)
     return model, periods, changing
 
 
 def _train_(
     model: nn.Module,
     trial: Trial,
-    start: nn.Module,
     epochs: int,
     *,
     done: int = 0,
@@ -145,10 +142,7 @@ def _train_(
     settings = trial.phases(trial.total_epochs).of_phase("periods")
     milestones = tuple(settings.first_epoch + epoch for epoch in trial.halvings)
     settings = replace(settings, first_epoch=settings.first_epoch + done, epochs=epochs, milestones=milestones)
-    goals = trial.goals
-    teacher = copy.deepcopy(start) if goals.distill else None
-    step = None if teacher is None else distilling(teacher, goals.distill_weight, goals.distill_temperature)
-    fit(model, trial.data, settings, step=step, optimizer=optimizer)
+    fit(model, trial.data, settings, optimizer=optimizer)
 
 
 def _same_macs_(model: nn.Module, trial: Trial, macs: int) -> None:

@@ -33,7 +33,7 @@ from compressor.training.evaluate import device_of, evaluating
 from compressor.training.events import EpochEvent
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import seed_everything_
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DistillSettings, TrainSettings
 from sample_models import net2, vgg11
 
 
@@ -220,7 +220,7 @@ def _one(
     goals = GoalSettings()
     before = (channels.params(), channels.macs(), _filters(model))
     periods = Periods(model, channels, method, Target.of(goals, channels), Guard(None, lambda: 0.0), show)
-    whole = TrainingPhases(model, data, periods, phases, goals, trained=False)
+    whole = TrainingPhases(model, data, periods, phases, DistillSettings(), trained=False)
     whole.run(on_event=show)
     after = (periods.channels.params(), periods.channels.macs(), _filters(model))
     top1, top2 = _top(model, data)

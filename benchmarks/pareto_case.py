@@ -12,7 +12,6 @@ from compressor.graph import capture
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.settings import PruneSettings
 from compressor.pipeline.phases import Phases
-from compressor.pipeline.settings import GoalSettings
 from compressor.training.batching import Preparation
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
@@ -20,7 +19,7 @@ from compressor.training.evaluate import device_of
 from compressor.training.loop import fit
 from compressor.training.microbatches import Step
 from compressor.training.randomness import generator
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DistillSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Case:
 
     def distilling(self) -> Step:
         """The step of `--distill`, with the start as the teacher."""
-        return distilling(copy.deepcopy(self.start), GoalSettings.distill_weight, GoalSettings.distill_temperature)
+        return distilling(copy.deepcopy(self.start), DistillSettings())
 
     def score_batches(self) -> list[tuple[Tensor, Tensor]]:
         """The random training images, not augmented, that both Taylor scores look at."""

@@ -17,6 +17,7 @@ from compressor.pipeline.training_phases import TrainingPhases
 from compressor.surgery import operate_
 from compressor.training.batching import steps_per_epoch
 from compressor.training.recalibrate import recalibrate_
+from compressor.training.settings import DistillSettings
 
 
 def adapnet(case: Case, share: float, *, distill: bool = False) -> Outcome:
@@ -26,12 +27,12 @@ def adapnet(case: Case, share: float, *, distill: bool = False) -> Outcome:
     rest, and the row says what AdapNet itself had left.
     """
     model, data = copy.deepcopy(case.start), case.data
-    goals = GoalSettings(target_macs=share, distill=distill)
+    goals = GoalSettings(target_macs=share)
     whole, phases = capture(model, case.example), case.phases(0)
     steps = steps_per_epoch(data, phases.training)
     method = AdapNet(case.settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.training.seed)
     periods = Periods(model, whole, method, Target.of(goals, whole), Guard(None, lambda: 0.0), silent)
-    training = TrainingPhases(model, data, periods, phases, goals, trained=True)
+    training = TrainingPhases(model, data, periods, phases, DistillSettings(distill), trained=True)
     training.run()
     changing = sum(row["phase"] != "period" for row in training.rows)
     kinds = [row["kind"] for plan in periods.plans for row in plan]

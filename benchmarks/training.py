@@ -41,7 +41,7 @@ from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.numerics import choose_device, uses_bfloat16
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DistillSettings, TrainSettings
 from sample_models import vgg11
 
 PERIOD = 150  # steps, the paper's
@@ -121,7 +121,7 @@ def with_adapnet(model: nn.Module, data: Data, training: TrainSettings, epochs: 
     method = AdapNet(chosen, classes=len(data.classes), steps_per_epoch=PERIOD, seed=0)
     goals = GoalSettings()
     periods = Periods(model, channels, method, Target.of(goals, channels), Guard(None, lambda: 0.0), silent)
-    TrainingPhases(model, data, periods, phases, goals, trained=True).run()
+    TrainingPhases(model, data, periods, phases, DistillSettings(), trained=True).run()
     return {"periods": method.period, "macs_left": periods.channels.macs() / channels.macs()}
 
 

@@ -14,6 +14,7 @@ from compressor.keywords import (
     DetachKeywords,
     EvaluateKeywords,
     ExportKeywords,
+    FinetuneKeywords,
     InspectKeywords,
     PruneKeywords,
     ReplaceKeywords,
@@ -43,6 +44,7 @@ from compressor.routing.settings import check as check_routing
 from compressor.routing.settings import training_for as training_of_routing
 from compressor.subnets.settings import CNSN
 from compressor.subnets.settings import training_for as training_of_detaching
+from compressor.training.settings import DistillSettings
 
 if TYPE_CHECKING:
     from compressor.graph.channels import Channels
@@ -55,6 +57,8 @@ Path = str | os.PathLike[str]
 J = TypeVar("J")
 # AdapNet's training is its own; these are in the job and have no say.
 _NOT_ADAPNETS = frozenset({"epochs", "schedule", "milestones", "gamma", "warmup_epochs", "compile"})
+# A network with random weights has no scores worth following.
+_DISTILLING = frozenset(field.name for field in fields(DistillSettings))
 
 
 def train(*, data: str, out: Path, tell: Tell = silent, **settings: Unpack[TrainKeywords]) -> "Report":
@@ -76,10 +80,13 @@ def train(*, data: str, out: Path, tell: Tell = silent, **settings: Unpack[Train
     """
     from compressor.pipeline.train import train as run
 
-    return run(_job(TrainJob, "train", {**settings, "data": data, "out": out}), tell)
+    job = _job(TrainJob, "train", {**settings, "data": data, "out": out}, without=_DISTILLING)
+    return run(job, tell)
 
 
-def finetune(model: Path, *, data: str, out: Path, tell: Tell = silent, **settings: Unpack[TrainKeywords]) -> "Report":
+def finetune(
+    model: Path, *, data: str, out: Path, tell: Tell = silent, **settings: Unpack[FinetuneKeywords]
+) -> "Report":
     """Train a model further, gently: at a learning rate of 0.01 unless `lr` says otherwise.
 
     Example:

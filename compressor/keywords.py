@@ -158,6 +158,11 @@ class Goals(TypedDict, total=False):
     target_params: float | None
     max_drop: float | None
     fill: bool
+
+
+class Distilling(TypedDict, total=False):
+    """Fields of `DistillSettings`."""
+
     distill: bool
     distill_weight: float
     distill_temperature: float
@@ -250,10 +255,14 @@ class Evaluating(TypedDict, total=False):
 
 
 class TrainKeywords(Model, Output, Loading, Training, total=False):
-    """What `train` and `finetune` take."""
+    """What `train` takes."""
 
 
-class PruneKeywords(Model, Output, Loading, Training, Pruning, Goals, AdapNet, total=False):
+class FinetuneKeywords(TrainKeywords, Distilling, total=False):
+    """What `finetune` takes."""
+
+
+class PruneKeywords(Model, Output, Loading, Training, Distilling, Pruning, Goals, AdapNet, total=False):
     """What `prune` takes; AdapNet's for method="adapnet" only."""
 
     keep: Sequence[str]
@@ -274,7 +283,7 @@ class ReplaceKeywords(Model, Output, Loading, Training, PrimeNet, total=False):
     until: str | None
 
 
-class SweepKeywords(Model, Output, Loading, Training, Grid, total=False):
+class SweepKeywords(Model, Output, Loading, Training, Distilling, Grid, total=False):
     """What `sweep` takes."""
 
     lsep: int | None

@@ -4,6 +4,7 @@ Reference: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-S
 A, as it is used on CIFAR in "Adaptive Pruning of Convolutional Neural Network". 152.9 M MACs at 3x32x32, 9.2 M
 parameters. Differs: one linear layer instead of three; pooling rounds up, so that 28x28 images fit as well.
 """
+
 from collections import OrderedDict
 
 from torch import nn

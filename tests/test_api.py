@@ -20,7 +20,7 @@ from compressor.pipeline import settings as jobs
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.routing.settings import RouteSettings
 from compressor.subnets.settings import DetachSettings
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 from sample_models.vgg16_cifar import build as vgg16
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,7 @@ ROOMS = {
     keywords.Pruning: PruneSettings,
     keywords.AdapNet: AdapNetSettings,
     keywords.Goals: jobs.GoalSettings,
+    keywords.Distilling: DistillSettings,
     keywords.Detaching: DetachSettings,
     keywords.Routing: RouteSettings,
     keywords.PrimeNet: PrimeNetSettings,

@@ -10,7 +10,7 @@ from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.methods.catalogue import ABOUT
 from compressor.methods.settings import PruneSettings
 from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 # Flags of one-shot pruning and of plain training, and what to use instead.
 _INSTEAD = {
@@ -40,6 +40,7 @@ class Given:
     loading: DataSettings
     output: OutputSettings
     training: TrainSettings
+    distilling: DistillSettings
     data: str | None
 
 
@@ -69,6 +70,7 @@ def job(ctx: typer.Context, given: Given) -> AdaptJob:
         given.training,
         given.preset,
         replace(PRESETS[given.preset], **own),
+        given.distilling,
         command=typed(ctx),
         chosen=chosen(ctx),
     )

@@ -6,9 +6,7 @@ ADAPNET: dict[str, Described] = {
     # Ours, beyond the paper
     "target_params": Described("Like --target-macs, of the parameters; adapnet only.", "PARAMS"),
     "GoalSettings.max_drop": Described("Undo a plan that costs more validation top-1, such as 0.02.", "SHARE", 0, 1),
-    "GoalSettings.distill": Described("Learn from the network as it came as well (untrained: from its start-up copy)."),
-    "distill_weight": Described("Share of the loss that follows the teacher.", "SHARE", least=0, most=1, rare=True),
-    "distill_temperature": Described("Of the scores that --distill compares.", "X", least=0, rare=True),
+    "DistillSettings.distill": Described("Distill from the network as it came, beside the labels."),
     "fill": Described("Fine-tune through the epochs that are left when the changes end early.", rare=True),
     # Phases
     "startup_epochs": Described("Epochs before the structure changes. [0 for a trained network, else 50]", "N", 0),

@@ -27,6 +27,7 @@ PANELS = {
     "RouteSettings": "Routing",
     "SweepSettings": "Grid",
     "TrainSettings": "Training",
+    "DistillSettings": "Training",
     "OutputSettings": "Output",
 }
 
@@ -131,6 +132,8 @@ DESCRIPTIONS: dict[str, Described] = {
     "max_rollbacks": Described("How often to go back.", "N", least=0, rare=True),
     "evaluate_every": Described("Epochs between looks at the validation set; 0: never.", "N", least=0, rare=True),
     "log_seconds": Described("Seconds between progress lines.", "SECONDS", least=0, rare=True),
+    "distill_weight": Described("Share of the loss that follows the teacher.", "SHARE", least=0, most=1, rare=True),
+    "distill_temperature": Described("Softmax temperature of --distill.", "X", least=0, rare=True),
     # Output
     "out": Described("Folder for the results.", "FOLDER"),
     "overwrite": Described("Replace the run that is in the folder."),

@@ -6,7 +6,7 @@ from compressor.cli.options import Data, DryRun, Json, check_model, chosen, need
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, TrainJob
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 HELP = "Train a model further, gently: after pruning, or on other data."
 EXAMPLE = "compressor finetune runs/small/model.pt --data digits --epochs 5 --out runs/tuned"
@@ -17,6 +17,7 @@ def finetune(
     model: ModelSettings,
     loading: DataSettings,
     output: OutputSettings,
+    distilling: DistillSettings,
     training: TrainSettings = FINETUNE,
     data: Data = None,
     dry_run: DryRun = False,
@@ -25,7 +26,7 @@ def finetune(
     """Parse, run, print."""
     check_model(model)
     terminal = Terminal(as_json=json)
-    job = TrainJob(model, needed(data), output, loading, training, typed(ctx), chosen(ctx))
+    job = TrainJob(model, needed(data), output, loading, training, distilling, typed(ctx), chosen(ctx))
     from compressor.pipeline import train as runs
 
     with terminal.progress() as tell:

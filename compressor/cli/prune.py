@@ -13,7 +13,7 @@ from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.methods.catalogue import ABOUT, TRAINED
 from compressor.methods.settings import PruneSettings, check
 from compressor.pipeline.settings import FINETUNE, AdaptJob, GoalSettings, ModelSettings, OutputSettings, PruneJob
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 HELP = (
     "Make a model smaller by removing the channels that it can best do without.\n\n"
@@ -35,6 +35,7 @@ def prune(
     choice: PruneSettings,
     loading: DataSettings,
     output: OutputSettings,
+    distilling: DistillSettings,
     training: TrainSettings = FINETUNE,
     preset: Annotated[
         Literal["paper", "quick"],
@@ -49,17 +50,18 @@ def prune(
     """Parse, run, print."""
     check_model(model)
     if choice.method == "adapnet":
-        given = adaptive.Given(model, choice, goals, own, preset, loading, output, training, data)
+        given = adaptive.Given(model, choice, goals, own, preset, loading, output, training, distilling, data)
         _adapt(adaptive.job(ctx, given), dry_run, Terminal(as_json=json))
         return
     adaptive.refuse_own(ctx, choice.method)
     if on_command_line(ctx, "ratio") and on_command_line(ctx, "target_macs"):
         raise UsageError("--ratio and --target-macs exclude each other: the ratio that meets a target is searched for")
     check(choice, has_data=data is not None)
-    if data is None and was_given(ctx, "epochs"):
-        raise UsageError("--epochs trains the pruned model, which needs --data; without data leave it away")
+    for flag in ("epochs", "distill"):
+        if data is None and was_given(ctx, flag):
+            raise UsageError(f"--{flag} trains the pruned model, which needs --data: give some, or leave the flag out")
     terminal = Terminal(as_json=json)
-    job = PruneJob(model, output, choice, data, loading, training, typed(ctx), chosen(ctx))
+    job = PruneJob(model, output, choice, data, loading, training, distilling, typed(ctx), chosen(ctx))
     from compressor.pipeline import prune as runs
 
     with terminal.progress() as tell:

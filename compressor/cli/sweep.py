@@ -7,7 +7,7 @@ from compressor.cli.help import broken
 from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
 from compressor.cli.terminal import Terminal
 from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, SweepJob, SweepSettings
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 HELP = (
     "Prune a trained model by several methods at several ratios, each with the same data, epochs, batch size and "
@@ -28,6 +28,7 @@ def sweep(
     grid: SweepSettings,
     loading: DataSettings,
     output: OutputSettings,
+    distilling: DistillSettings,
     training: TrainSettings = FINETUNE,
     data: Data = None,
     dry_run: DryRun = False,
@@ -35,7 +36,7 @@ def sweep(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    job = SweepJob(model, needed(data), output, grid, loading, training, typed(ctx), chosen(ctx))
+    job = SweepJob(model, needed(data), output, grid, loading, training, distilling, typed(ctx), chosen(ctx))
     from compressor.pipeline import sweep as runs
 
     if dry_run:

@@ -29,7 +29,7 @@ def train(
     if model.arch is None:
         raise UsageError("--arch is missing: give torchvision:NAME, timm:NAME or FILE.py:build")
     terminal = Terminal(as_json=json)
-    job = TrainJob(model, needed(data), output, loading, training, typed(ctx), chosen(ctx))
+    job = TrainJob(model, needed(data), output, loading, training, command=typed(ctx), chosen=chosen(ctx))
     from compressor.pipeline import train as runs
 
     with terminal.progress() as tell:

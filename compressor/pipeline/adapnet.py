@@ -42,7 +42,7 @@ def adapt(job: AdaptJob, tell: Tell = silent, *, resume: bool = False) -> Report
     subject, periods, phases = _prepare(job, tell)
     assert subject.data is not None
     trained = job.model.model is not None
-    training = TrainingPhases(subject.module, subject.data, periods, phases, job.goals, trained)
+    training = TrainingPhases(subject.module, subject.data, periods, phases, job.distilling, trained)
     tell(Stage("measuring the model as it came"))
     before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
     tell(NoteEvent(in_words(before)))

@@ -1,7 +1,9 @@
 """Prune a model in one shot and, with data, fine-tune it: `compressor prune`."""
 
+import copy
 from dataclasses import dataclass, replace
-from functools import partial
+
+from torch import nn
 
 from compressor.graph import capture
 from compressor.graph.channels import Channels
@@ -17,14 +19,11 @@ from compressor.pipeline.rounding import Rounding, chosen_multiple, weigh_roundi
 from compressor.pipeline.settings import PruneJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import Subject, open_subject, refuse_routed, score_batches
-from compressor.reporting import units
+from compressor.pipeline.tuning import finetune_, step_for, validation_top1
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
-from compressor.subnets.learning import step_of
 from compressor.training import distributed
-from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
-from compressor.training.loop import fit
 from compressor.training.recalibrate import recalibrate_
 from compressor.training.state import History, Saving
 
@@ -54,11 +53,13 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
     tell(Stage("measuring the model as it came"))
     before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
     tell(NoteEvent(in_words(before)))
+    top1 = None if subject.data is None else validation_top1(subject)
+    teacher = copy.deepcopy(subject.module) if job.distilling.distill else None
     folder.begin(flat(job))
 
     tell(Stage(f"pruning {len(selection.plan.removed)} channels in {len(selection.plan.edits)} groups"))
     apply_plan_(subject.module, selection.plan, planned.channels, subject.example)
-    history = _recover(job, subject, folder, tell)
+    history = _recover(job, subject, top1, teacher, folder, tell)
 
     tell(Stage("measuring the result"))
     after = measure(subject, latency=job.output.latency)
@@ -120,26 +121,32 @@ def dry_run(job: PruneJob, tell: Tell = silent) -> Report:
     return replace(_report(job, planned, before, after), layers=layer_sizes(widths, predicted))
 
 
-def _recover(job: PruneJob, subject: Subject, folder: RunFolder, tell: Tell) -> History | None:
-    """Statistics and weights fitted to the smaller network, where there are data; what training did, if any."""
-    if subject.data is None:
+def _recover(
+    job: PruneJob, subject: Subject, before: float | None, teacher: nn.Module | None, folder: RunFolder, tell: Tell
+) -> History | None:
+    """Statistics and weights fitted to the smaller network, where there are data; what training did, if any.
+
+    `before` is the network's validation top-1 as it came, `teacher` a copy of that network to distill from.
+    """
+    if subject.data is None or before is None:
         tell(NoteEvent("no --data: nothing is trained and no accuracy measured; fine-tune before use"))
         return None
     tell(Stage("recalibrating batch norm"))
     recalibrate_(subject.module, subject.data.train, subject.data, seed=job.loading.seed)
-    top1 = distributed.from_first(partial(_validation_top1, subject))
-    tell(NoteEvent(f"validation top-1 right after pruning: {top1:.1%}"))
+    top1 = validation_top1(subject)
+    tell(NoteEvent(f"validation top-1: {before:.1%} before, {top1:.1%} right after pruning{_seen(job, subject)}"))
     if job.training.epochs == 0:
         return None
-    tell(Stage(f"fine-tuning for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))
     saving = Saving(folder.path, phase="finetune", resume=folder.resuming)
-    step = step_of(subject.module, job.training.label_smoothing)
-    return fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)
+    step = step_for(subject.module, teacher, job.distilling, job.training)
+    candidate = top1 if step is None or teacher is not None else None  # the base alone says little of sub-models
+    return finetune_(subject, job.training, step, saving, folder.recording(tell), candidate)
 
 
-def _validation_top1(subject: Subject) -> float:
-    assert subject.data is not None
-    return evaluate(subject.module, subject.data.validation, subject.data).top1
+def _seen(job: PruneJob, subject: Subject) -> str:
+    """A remark on validation figures of a network that was trained elsewhere: on all training images, as a rule."""
+    seen = "; it has probably been trained on these images, so only the test figures tell what pruning costs"
+    return "" if subject.opened.history or job.model.model is None else seen
 
 
 def _report(job: PruneJob, planned: Planned, before: Measurements, after: Measurements) -> Report:

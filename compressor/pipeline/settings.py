@@ -11,7 +11,7 @@ from compressor.methods.settings import PruneSettings
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.routing.settings import TUNED_TRAINING, RouteSettings
 from compressor.subnets.settings import CNSN, DetachSettings
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 # Weights that are good already are trained on gently.
 FINETUNE = replace(TrainSettings(), lr=0.01)
@@ -58,6 +58,7 @@ class PruneJob:
     data: str | None = None
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = FINETUNE
+    distilling: DistillSettings = field(default_factory=DistillSettings)
     command: str = "compressor prune"  # as it was typed
     chosen: tuple[str, ...] = ()  # which settings a person chose
 
@@ -70,9 +71,6 @@ class GoalSettings:
     target_params: float | None = None
     max_drop: float | None = None  # of validation top-1, in 0..1; a plan that costs more is undone
     fill: bool = False  # fine-tuning takes the epochs that changes of structure left over, for equal budgets
-    distill: bool = False  # learn from the network as it came, too; an untrained one from itself after the start-up
-    distill_weight: float = 0.5
-    distill_temperature: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,7 @@ class AdaptJob:
     training: TrainSettings = field(default_factory=TrainSettings)  # what AdapNet's own settings do not say
     preset: str = "paper"
     adapnet: AdapNetSettings = PRESETS["paper"]
+    distilling: DistillSettings = field(default_factory=DistillSettings)
     method: str = "adapnet"
     command: str = "compressor prune"
     chosen: tuple[str, ...] = ()  # which settings a person chose
@@ -102,6 +101,7 @@ class TrainJob:
     output: OutputSettings = field(default_factory=OutputSettings)
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = field(default_factory=TrainSettings)
+    distilling: DistillSettings = field(default_factory=DistillSettings)  # finetune only
     command: str = "compressor train"
     chosen: tuple[str, ...] = ()  # which settings a person chose; a network with its own training sets the others
 
@@ -169,6 +169,7 @@ class SweepJob:
     grid: SweepSettings = field(default_factory=SweepSettings)
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = FINETUNE
+    distilling: DistillSettings = field(default_factory=DistillSettings)  # of every run, the control included
     command: str = "compressor sweep"
     chosen: tuple[str, ...] = ()  # which settings a person chose: AdapNet has its own for the others
 

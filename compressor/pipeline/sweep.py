@@ -140,7 +140,8 @@ def _adapnet(job: SweepJob, name: str, stays: float) -> AdaptJob:
 def _common(job: SweepJob, name: str) -> dict[str, Any]:
     assert job.output.out is not None
     output = replace(job.output, out=str(Path(job.output.out) / name))
-    return {"model": job.model, "data": job.data, "output": output, "loading": job.loading}
+    shared = {name: getattr(job, name) for name in ("model", "data", "loading", "distilling")}
+    return {**shared, "output": output}
 
 
 def _command(job: SweepJob, name: str, more: dict[str, Any]) -> str:

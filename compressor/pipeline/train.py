@@ -1,5 +1,6 @@
 """Train a model, from random weights or from a file's: `compressor train` and `compressor finetune`."""
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -13,20 +14,20 @@ from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import TrainJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import Subject, open_subject
+from compressor.pipeline.tuning import finetune_, step_for, validation_top1
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import REPRESENTATION
 from compressor.profiling.model_profile import profile
 from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
-from compressor.subnets.learning import step_of
 from compressor.training import distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
-from compressor.training.state import Saving
+from compressor.training.state import History, Saving
 
 
 def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report:
@@ -46,10 +47,8 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
     top1 = distributed.from_first(partial(_test_top1, subject))
     folder.begin(flat(job))
 
-    tell(Stage(f"training for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))
     saving = Saving(folder.path, phase=job.command.split()[1], resume=resume)
-    step = step_of(subject.module, job.training.label_smoothing)
-    history = fit(subject.module, subject.data, job.training, step=step, on_event=folder.recording(tell), saving=saving)
+    history = _train(job, subject, saving, folder.recording(tell))
 
     tell(Stage("measuring the result"))
     after = measure(subject, latency=job.output.latency)
@@ -58,6 +57,18 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
     report = _report(job, subject, before, after)
     report = replace(report, rows=tuple(history.rows), notes=(*report.notes, *history.notes), **exits)
     return write_results(subject, report, folder, job.output, tell)
+
+
+def _train(job: TrainJob, subject: Subject, saving: Saving, tell: Tell) -> History:
+    """From random weights to the last epoch's; a network that came trained is never left worse than it was."""
+    assert subject.data is not None
+    teacher = copy.deepcopy(subject.module) if job.distilling.distill else None
+    step = step_for(subject.module, teacher, job.distilling, job.training)
+    if job.model.model is not None:
+        before = validation_top1(subject) if step is None or teacher is not None else None  # a base alone says little
+        return finetune_(subject, job.training, step, saving, tell, before)
+    tell(Stage(f"training for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))
+    return fit(subject.module, subject.data, job.training, step=step, on_event=tell, saving=saving)
 
 
 def dry_run(job: TrainJob, tell: Tell = silent) -> Report:

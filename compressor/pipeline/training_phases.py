@@ -10,7 +10,6 @@ from torch import nn
 from compressor.errors import UsageError
 from compressor.pipeline.periods import Periods
 from compressor.pipeline.phases import PHASES, Phase, Phases
-from compressor.pipeline.settings import GoalSettings
 from compressor.pipeline.stages import Stage
 from compressor.training import checkpoint
 from compressor.training.data import Data
@@ -18,7 +17,7 @@ from compressor.training.distillation import distilling
 from compressor.training.loop import cross_entropy, fit
 from compressor.training.microbatches import Step
 from compressor.training.schedule import make_optimizer
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DistillSettings, TrainSettings
 from compressor.training.state import History, Saving
 
 _WORDS: dict[Phase, str] = {
@@ -32,7 +31,7 @@ class TrainingPhases:
     """The training of one run; `rows` are its epochs and periods in the order of time."""
 
     def __init__(
-        self, model: nn.Module, data: Data, periods: Periods, phases: Phases, goals: GoalSettings, trained: bool
+        self, model: nn.Module, data: Data, periods: Periods, phases: Phases, distill: DistillSettings, trained: bool
     ) -> None:
         """Raises UsageError when there is nobody to learn from, or settings are out of their range."""
         self.model, self.data, self.periods, self.phases = model, data, periods, phases
@@ -40,15 +39,15 @@ class TrainingPhases:
         self.rows: list[dict[str, Any]] = []  # of the phases that are over
         self.notes: list[str] = []  # of these, for the user
         self.teacher: nn.Module | None = None
-        self._startup_teaches = goals.distill and not trained
-        if goals.distill:
+        self._startup_teaches = distill.distill and not trained
+        if distill.distill:
             if not trained and not phases.startup:
                 raise UsageError(
                     "--distill has no teacher: the network is untrained and there is no start-up; give a trained model "
                     "or --startup-epochs"
                 )
             self.teacher = copy.deepcopy(model)
-            self._distil = distilling(self.teacher, goals.distill_weight, goals.distill_temperature)
+            self._distil = distilling(self.teacher, distill)
 
     def run(
         self, folder: Path | None = None, on_event: Callable[[Any], None] | None = None, *, resume: bool = False

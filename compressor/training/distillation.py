@@ -8,9 +8,10 @@ from compressor.errors import UsageError
 from compressor.training.evaluate import first_output
 from compressor.training.loop import backward
 from compressor.training.microbatches import Step
+from compressor.training.settings import DistillSettings
 
 
-def distilling(teacher: nn.Module, weight: float, temperature: float) -> Step:
+def distilling(teacher: nn.Module, settings: DistillSettings) -> Step:
     """A step whose loss is (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), both softened by T.
 
     The teacher, on the model's device, is put into eval mode and never changed otherwise.
@@ -19,6 +20,7 @@ def distilling(teacher: nn.Module, weight: float, temperature: float) -> Step:
 
     Raises UsageError for a weight outside 0..1 or a temperature of 0 or below.
     """
+    weight, temperature = settings.distill_weight, settings.distill_temperature
     if not 0 <= weight <= 1:
         raise UsageError(f"distill_weight={weight} must lie between 0 and 1")
     if temperature <= 0:

@@ -17,6 +17,15 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class DistillSettings:
+    """Whether training also follows the scores of the network as it came."""
+
+    distill: bool = False  # AdapNet on an untrained network: from its copy after the start-up
+    distill_weight: float = 0.5  # share of the loss, in 0..1
+    distill_temperature: float = 4.0
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How one phase of training runs."""
 

@@ -52,7 +52,7 @@ def test_goals_and_shared_flags_reach_the_job(compressor, jobs):
     ran = compressor(*PRUNE, "--data", "digits", "--preset", "quick", "--dry-run", "--json", *goals, *shared)
     assert ran.code == 0
     (job,) = jobs
-    assert job.goals == GoalSettings(target_macs=0.5, target_params=0.6, max_drop=0.02, distill=True)
+    assert job.goals == GoalSettings(target_macs=0.5, target_params=0.6, max_drop=0.02) and job.distilling.distill
     assert (job.training.seed, job.training.augment, job.keep) == (7, "flip", ("3",))
     printed = json.loads(ran.out)
     assert printed["settings"]["method"] == "adapnet" and printed["settings"]["lsep"] is None
@@ -86,7 +86,7 @@ def test_flags_that_do_not_fit_are_one_line(flags, message, compressor):
     assert not (compressor.folder / "run").exists()
 
 
-@pytest.mark.parametrize("flags", [["--no-insert"], ["--distill"], ["--preset", "quick"], ["--target-params", "0.5"]])
+@pytest.mark.parametrize("flags", [["--no-insert"], ["--preset", "quick"], ["--target-params", "0.5"]])
 def test_other_methods_refuse_its_flags(flags, compressor):
     ran = compressor("prune", DIGITS, "--method", "l1", "--dry-run", *flags)
     assert ran.code == 2 and "belongs to --method adapnet, not to l1" in ran.err

@@ -47,9 +47,7 @@ def test_one_image_five_and_all_are_compared() -> None:
 
 def test_a_difference_up_to_a_ten_thousandth_is_rounding_and_no_more() -> None:
     assert 4e-5 < parity(changed(5e-5, []), LEAVING, IMAGES) < 6e-5
-    with pytest.raises(
-        CompressorError, match=r"exit 1 \(layer2\) differs from torch by 2.0e-04 .* nothing was"
-    ):
+    with pytest.raises(CompressorError, match=r"exit 1 \(layer2\) differs from torch by 2.0e-04 .* nothing was"):
         parity(changed(2e-4, []), LEAVING, IMAGES)
 
 

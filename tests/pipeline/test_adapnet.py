@@ -18,7 +18,7 @@ from compressor.pipeline.stages import PeriodEvent
 from compressor.reporting.report import Report
 from compressor.training.events import BatchEvent, NoteEvent
 from compressor.training.interrupt import Interrupted
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DistillSettings, TrainSettings
 
 ARCH = "sample_models/digits_cnn.py:build"
 # A fifth of the network's width, so that a run takes seconds; periods of half an epoch.
@@ -37,7 +37,7 @@ SETTINGS = replace(
 )
 
 
-def job(out, goals=None, model=None, **changes):
+def job(out, goals=None, model=None, distilling=None, **changes):
     return AdaptJob(
         model or ModelSettings(arch=ARCH, arch_arg=(("width", 0.25),)),
         "digits",
@@ -46,6 +46,7 @@ def job(out, goals=None, model=None, **changes):
         training=TrainSettings(log_seconds=0.0),
         preset="quick",
         adapnet=replace(SETTINGS, **changes),
+        distilling=distilling or DistillSettings(),
     )
 
 
@@ -193,11 +194,18 @@ def test_a_plan_that_costs_too_much_is_undone_and_reported(tmp_path, monkeypatch
 
 def test_distilling_needs_somebody_to_learn_from(tmp_path):
     with pytest.raises(UsageError, match="--distill has no teacher"):
-        adapt(job(tmp_path / "run", GoalSettings(distill=True), startup_epochs=0))
+        adapt(job(tmp_path / "run", distilling=DistillSettings(True), startup_epochs=0))
+
+
+def test_a_share_of_the_loss_above_one_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UsageError, match="distill_weight=3.0 must lie"):
+        adapt(job(tmp_path / "run", distilling=DistillSettings(True, distill_weight=3.0)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_untrained_network_learns_from_its_start_up_copy(tmp_path):
-    report = adapt(job(tmp_path / "run", GoalSettings(distill=True), startup_epochs=1, max_epochs=2, finetune_epochs=1))
+    short = {"startup_epochs": 1, "max_epochs": 2, "finetune_epochs": 1}
+    report = adapt(job(tmp_path / "run", distilling=DistillSettings(True), **short))
     assert report.after.top1 > 0.3
 
 
@@ -237,9 +245,8 @@ def test_nothing_to_edit_is_an_error_with_reasons(tmp_path):
         ({}, {"target_macs": 2e9}, "no more than the 2,000,000,000 of --target-macs"),
         ({}, {"target_params": -1.0}, "--target-params -1"),
         ({}, {"max_drop": 2.0}, "--max-drop is 2"),
-        ({}, {"distill": True, "distill_weight": 3.0}, "distill_weight=3.0 must lie"),
     ],
-    ids=["long period", "no epochs", "met already", "negative", "drop", "weight"],
+    ids=["long period", "no epochs", "met already", "negative", "drop"],
 )
 def test_settings_that_make_no_sense_are_one_line_before_anything_is_written(changes, goals, message, tmp_path):
     with pytest.raises(CompressorError, match=message):

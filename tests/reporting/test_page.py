@@ -117,9 +117,7 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(shown_page: str
         pictures: [...page.querySelectorAll("img")].filter(one => one.naturalWidth).length,
         plots: sizes("svg").map(size => size.width), letter: Math.min(...sizes("svg text").map(size => size.height)) })
         })</script>"""
-    frame = (
-        f'<iframe style="border: 0; width: {width}px; height: 2000px" srcdoc="{escape(html)}"></iframe>'
-    )
+    frame = f'<iframe style="border: 0; width: {width}px; height: 2000px" srcdoc="{escape(html)}"></iframe>'
     host = tmp_path / "host.html"
     host.write_text(f"<!doctype html><html><head><title></title>{probe}</head><body>{frame}</body></html>", "utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1400,2000"]

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from compressor.errors import ModelError
+from compressor.graph.copies import CONSTANTS
 from compressor.graph.shapes import plain_name, run_on_shapes
-from compressor.graph.skeleton import CONSTANTS, skeleton
+from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
 
 

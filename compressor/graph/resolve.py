@@ -193,10 +193,17 @@ _COUNTS = ("num_features", "num_channels", "num_parameters")  # of modules whose
 
 def costs(walk: Walk, numbered: Numbered, batch: int) -> tuple[Cost, ...]:
     """Per image, where the operator's work is a multiple of the batch (a product of two weights is not)."""
-    return tuple(
-        Cost(c.module, c.factor // (batch if c.factor % batch == 0 else 1), tuple(map(numbered, c.axes)))
-        for c in walk.costs
-    )
+    return tuple(Cost(c.module, *_per_image(c.factor, tuple(map(numbered, c.axes)), batch)) for c in walk.costs)
+
+
+def _per_image(factor: int, axes: tuple[Ids, ...], batch: int) -> tuple[int, tuple[Ids, ...]]:
+    """The factor for one image; else of an axis that repeats its channels for every image the first image's."""
+    if factor % batch == 0:
+        return factor // batch, axes
+    for place, axis in enumerate(axes):
+        if len(axis) % batch == 0 and (axis.reshape(batch, -1) == axis[: len(axis) // batch]).all():
+            return factor, (*axes[:place], axis[: len(axis) // batch], *axes[place + 1 :])
+    return factor, axes
 
 
 def absorbers(walk: Walk) -> dict[str, Absorber]:
@@ -211,6 +218,8 @@ def absorbers(walk: Walk) -> dict[str, Absorber]:
             made[op.outputs[0].index] = names.get(op.args[0].index, "")
         elif op.name == "addmm" and made.get(op.args[2].index) and op.args[0].index in names:
             found[made[op.args[2].index]] = Absorber("bias", names[op.args[0].index])
+        elif op.name == "mm" and made.get(op.args[1].index):
+            made[op.outputs[0].index] = made[op.args[1].index]
         elif op.name in BATCH_NORMS and made.get(op.args[0].index) and op.args[3] is not None:
             found.setdefault(made[op.args[0].index], Absorber("running_mean", names[op.args[3].index]))
     return found

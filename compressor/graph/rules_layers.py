@@ -127,6 +127,7 @@ def matrix_vector(w: Walk, op: Op) -> None:
     w.contract((a, len(a.shape) - 1), (b, 0), op)
     ids = w.track(a).get(0) if op.name == "mv" else None
     w.give(op.outputs[0], {} if ids is None else {0: ids})
+    w.cost(op, 1, [(w.track(a).get(dim), size) for dim, size in enumerate(a.shape)])
 
 
 def batch_norm(w: Walk, op: Op) -> None:

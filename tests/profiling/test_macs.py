@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor import vision
 from compressor.graph.capture import capture
 from compressor.graph.trace import trace
 from compressor.profiling.macs import IGNORED, RULES, count_macs
+from tests.networks import NETWORKS, Network
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
@@ -93,6 +95,14 @@ def test_torchs_own_counter_gives_twice_as_many_operations(name: str) -> None:
 def test_the_channel_map_predicts_the_same_cost() -> None:
     model, example = vision.build("mobilenet_v3_small").eval(), torch.zeros(1, 3, 64, 64)
     assert capture(model, example).macs() == count_macs(trace(model, example)).total
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_the_channel_map_predicts_the_same_cost_for_every_image_of_a_batch(network: Callable[[], Network]) -> None:
+    model = network().eval()
+    example = model.example()
+    batch = next(leaf.shape[0] for leaf in tree_leaves(example))
+    assert batch * capture(model, example).macs() == count_macs(trace(model, example)).total
 
 
 def test_attention_on_real_tensors_is_counted_too() -> None:

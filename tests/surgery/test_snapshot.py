@@ -65,6 +65,22 @@ def test_an_edit_taken_back_leaves_model_and_optimizer_as_they_were(name):
     optimizer.step()
 
 
+def test_state_that_the_optimizer_did_not_have_is_gone_after_an_edit_taken_back(name):
+    model = NETS[name]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    channels = capture(model, model.example)
+    snapshot = Snapshot.of(model, optimizer)
+    images, labels = batches()[0]
+    operate_(model, plan_for(channels), channels, optimizer)
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()  # momentum in the edited shapes
+    assert optimizer.state
+    snapshot.restore_()
+    assert not optimizer.state and all(parameter.grad is None for parameter in model.parameters())
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
 def test_a_snapshot_can_be_restored_twice(name):
     model, _ = trained(name)
     channels = capture(model, model.example)

@@ -34,7 +34,7 @@ from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import generator, seed_everything_
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DataSettings, TrainSettings
 from sample_models.vgg16_cifar import build
 
 RESULTS = Path(__file__).parent / "results"
@@ -155,7 +155,7 @@ def _accuracies(model: Any, data: Data) -> list[float]:
 
 
 def _data(spec: str, scale: Scale, seed: int) -> Data:
-    data = open_data(spec, validation=0.1)
+    data = open_data(spec, DataSettings(validation=0.1))
     if scale.images is None:
         return data
     order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), seed, "part"))

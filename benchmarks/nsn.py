@@ -32,7 +32,7 @@ from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import seed_everything_
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DataSettings, TrainSettings
 from sample_models.mlp import INPUT_SHAPE, build
 
 RESULTS = Path(__file__).parent / "results"
@@ -138,8 +138,8 @@ def _nested(layers: int, scale: Scale, seed: int, settings: DetachSettings) -> N
 
 def _data(spec: str, scale: Scale) -> Data:
     """Pixels in 0..1, not standardised, as in the paper."""
-    data = open_data(spec, validation=UNUSED, input_shape=(INPUT_SHAPE[0], scale.size, scale.size))
-    return replace(data, mean=(0.0,), std=(1.0,))
+    loading = DataSettings(validation=UNUSED, mean=(0.0,), std=(1.0,))
+    return open_data(spec, loading, input_shape=(INPUT_SHAPE[0], scale.size, scale.size))
 
 
 def _show(event: Event) -> None:

@@ -12,7 +12,7 @@ from compressor.graph import capture
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.settings import PruneSettings
 from compressor.pipeline.phases import Phases
-from compressor.training.batching import Preparation
+from compressor.training.batching import InputTransform
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
 from compressor.training.evaluate import device_of
@@ -73,7 +73,7 @@ class Case:
         """The random training images, not augmented, that both Taylor scores look at."""
         device, source = device_of(self.start), generator(torch.device("cpu"), self.training.seed, "score")
         order = torch.randperm(len(self.data.train), generator=source)[: PruneSettings.score_images]
-        prepare = Preparation.of(self.data, device)
+        prepare = InputTransform.of(self.data, device)
         return [(prepare(x), y) for x, y in self.data.train.read(order.split(128), device)]
 
 

@@ -33,7 +33,7 @@ from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import generator
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DataSettings, TrainSettings
 from sample_models.primenet import build
 
 RESULTS = Path(__file__).parent / "results"
@@ -144,9 +144,7 @@ def measure(name: str, spec: str, scale: Scale, seed: int, device: str) -> dict[
 
 def _data(spec: str, scale: Scale, seed: int) -> Data:
     """The data set with the paper's scaling, x / 127.5 - 1, and as many training images as the scale allows."""
-    data = open_data(spec)
-    half = (0.5,) * data.input_shape[0]
-    data = replace(data, mean=half, std=half)
+    data = open_data(spec, DataSettings(mean=(0.5,), std=(0.5,)))
     if scale.images is None or scale.images >= len(data.train):
         return data
     order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), seed, "subset"))

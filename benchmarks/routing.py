@@ -52,7 +52,7 @@ from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
 from compressor.training.numerics import choose_device
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DataSettings, TrainSettings
 from sample_models import cnn3, resnet_cifar
 
 RESULTS = Path(__file__).parent / "results"
@@ -293,7 +293,7 @@ def _latency(whole: nn.Module, routed: Routed, chosen: Point, data: Data, count:
 
 
 def _data(spec: str, scale: Scale, seed: int) -> Data:
-    data = open_data(spec, seed=seed)
+    data = open_data(spec, DataSettings(seed=seed))
     counts = {"train": scale.images, "validation": scale.test_images, "test": scale.test_images}
     parts = {name: getattr(data, name).take(torch.arange(count)) for name, count in counts.items() if count}
     return replace(data, **parts)

@@ -33,6 +33,8 @@ class Loading(TypedDict, total=False):
     seed: int
     download: bool
     bad_images: Literal["skip", "stop"]
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
 
 
 class Training(TypedDict, total=False):

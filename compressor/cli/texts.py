@@ -122,6 +122,8 @@ READERS: dict[str, Reader] = {
     "at": Reader(names),
     "leave_after": Reader(units),
     "targets": Reader(numbers("--targets")),
+    "mean": Reader(numbers("--mean")),
+    "std": Reader(numbers("--std")),
     "loss_weights": Reader(numbers("--loss-weights")),
     "methods": Reader(words),
     "ratios": Reader(numbers("--ratios")),

@@ -135,7 +135,8 @@ def _with_plain_pixels(subject: Subject) -> Subject:
         return subject
     channels = subject.data.input_shape[0]
     mean, std = (0.0,) * channels, (1.0,) * channels
-    opened, data = replace(subject.opened, mean=mean, std=std), replace(subject.data, mean=mean, std=std)
+    data = replace(subject.data, preparation=replace(subject.data.preparation, mean=mean, std=std))
+    opened = replace(subject.opened, mean=mean, std=std)
     return replace(subject, opened=opened, data=data)
 
 

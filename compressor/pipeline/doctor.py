@@ -86,9 +86,8 @@ def _folders() -> Iterator[Finding]:
 def _data(spec: str) -> Iterator[Finding]:
     from compressor.training.data import open_data
 
-    loading = DataSettings()
     try:
-        data = open_data(spec, validation=loading.validation, seed=loading.seed, download=False)
+        data = open_data(spec, DataSettings(download=False))
     except CompressorError as error:
         yield Finding("data", False, str(error))
         return

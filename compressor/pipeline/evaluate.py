@@ -1,6 +1,6 @@
 """Measure the accuracy of a model or of an .onnx file: `compressor evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compressor.errors import UsageError
@@ -10,6 +10,7 @@ from compressor.loading.content import Content, recognise
 from compressor.pipeline.settings import EvaluateJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import open_subject
+from compressor.preparation import Preparation
 from compressor.training.data import AnySet, Data, fit_to_model, open_data
 from compressor.training.evaluate import evaluate as evaluate_on
 
@@ -55,21 +56,16 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
         model = OnnxModel(path, feeds=feeds_of(packaged(manifest, job.exit, path)))
     shape = job.model.input or tuple(size for size in model.input_shape if size is not None)
     whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
-    loading = job.loading
-    data = open_data(
-        job.data,
-        validation=loading.validation,
-        seed=loading.seed,
-        download=loading.download,
-        input_shape=whole,
-        bad_images=loading.bad_images,
-    )
+    preparation = None
+    if manifest is not None and manifest.normalised and whole is not None:
+        mean, std = manifest.input["mean"], manifest.input["std"]
+        preparation = replace(Preparation.usual(*whole[1:]), mean=mean, std=std)
+    data = open_data(job.data, job.loading, input_shape=whole, preparation=preparation)
     if manifest is None or not manifest.normalised:
         data.notes.append(f"{path} does not say how its images are normalised: as the training set of {job.data} is")
     if manifest is not None:
-        mean, std = (manifest.input["mean"], manifest.input["std"]) if manifest.normalised else (None, None)
         outputs = len(manifest.classes or data.classes)
-        data = fit_to_model(data, outputs, classes=manifest.classes, mean=mean, std=std)
+        data = fit_to_model(data, outputs, classes=manifest.classes)
     note_all(data.notes, tell)
     tell(Stage(f"evaluating on {len(_images(job, data)):,} images with ONNX Runtime"))
     result = evaluate_on(model, _images(job, data), data)

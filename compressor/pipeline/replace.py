@@ -29,7 +29,7 @@ from compressor.reporting.report import LayerSize, Measurements, Report
 from compressor.reporting.sections import Section
 from compressor.subnets.detachable import Detachable
 from compressor.subnets.nested import Nested
-from compressor.training.batching import Preparation
+from compressor.training.batching import InputTransform
 from compressor.training.evaluate import count_outputs
 from compressor.training.events import NoteEvent
 from compressor.training.settings import TrainSettings
@@ -167,7 +167,7 @@ def _memory(subject: Subject, network: PrimeNetwork, batch_size: int) -> Trainin
     pixels = subject.data.input_shape[1] * subject.data.input_shape[2]
     count = min(batch_size, len(subject.data.train), max(2, MEASURED_PIXELS // pixels))
     images, labels = next(subject.data.train.read([torch.arange(count)], subject.device))
-    return training_memory(network, Preparation.of(subject.data, subject.device)(images), labels)
+    return training_memory(network, InputTransform.of(subject.data, subject.device)(images), labels)
 
 
 def _place_in_words(place: Place) -> str:

@@ -13,10 +13,12 @@ from compressor.exporting.forms import form_of
 from compressor.exporting.manifest import chosen
 from compressor.exporting.program import export_program
 from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
+from compressor.loading.arch import find
 from compressor.pipeline.settings import ModelSettings
+from compressor.preparation import Preparation
 from compressor.routing.network import Routed
 from compressor.training import distributed
-from compressor.training.batching import Preparation, examples
+from compressor.training.batching import InputTransform, examples
 from compressor.training.data import Data, fit_to_model, open_data, with_input_shape
 from compressor.training.evaluate import count_outputs
 from compressor.training.numerics import choose_device
@@ -76,14 +78,14 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
         return Subject(replace(opened, module=opened.module.to(place)), None, place)
     if model.model is not None:
         opened = _opened(model, {})
-        found = _open_data(data, loading, opened.input_shape)
+        found = _open_data(data, loading, opened.input_shape, _preparation(opened))
     else:
-        found = _open_data(data, loading, None)
+        found = _open_data(data, loading, _declared_shape(model) if data.startswith("folder:") else None)
         opened = _opened(model, _fitting(model, found))
         found = found if opened.input_shape is None else with_input_shape(found, _images(opened.input_shape))
     opened = replace(opened, module=opened.module.to(place), input_shape=found.input_shape)
     outputs = count_outputs(opened.module, found)
-    found = fit_to_model(found, outputs, classes=opened.classes, mean=opened.mean, std=opened.std)
+    found = fit_to_model(found, outputs, classes=opened.classes)
     known = replace(opened, classes=opened.classes or found.classes, mean=found.mean, std=found.std)
     return Subject(known, found, place)
 
@@ -119,7 +121,7 @@ def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32
     if data is None:
         return ()
     order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), seed, "score"))[:images]
-    prepare = Preparation.of(data, subject.device)
+    prepare = InputTransform.of(data, subject.device)
     return [(prepare(x), y) for x, y in data.train.read(order.split(batch_size), subject.device)]
 
 
@@ -144,19 +146,28 @@ def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
     return data_arguments(arch, num_classes=len(data.classes), channels=channels)
 
 
-def _open_data(spec: str, loading: DataSettings, shape: tuple[int, ...] | None) -> Data:
+def _preparation(opened: OpenedModel) -> Preparation | None:
+    """How the model's images are prepared, where it says so."""
+    if opened.mean is None or opened.std is None or opened.input_shape is None:
+        return None
+    return replace(Preparation.usual(*opened.input_shape[-2:]), mean=opened.mean, std=opened.std)
+
+
+def _declared_shape(model: ModelSettings) -> tuple[int, ...] | None:
+    """The input shape of an architecture without a file, as far as it is known before the network is built."""
+    if model.input is not None or model.arch is None:
+        return model.input
+    return find(parse_arch(model.arch, dict(model.arch_arg)), named=True).shape()
+
+
+def _open_data(
+    spec: str, loading: DataSettings, shape: tuple[int, ...] | None, preparation: Preparation | None = None
+) -> Data:
     if loading.download and distributed.size() > 1:  # one process on each machine fetches, the others wait
         if distributed.first_here():
-            open_data(spec, download=True)
+            open_data(spec, replace(loading, mean=None, std=None))
         distributed.any_of(0)
-    return open_data(
-        spec,
-        validation=loading.validation,
-        seed=loading.seed,
-        download=loading.download,
-        input_shape=None if shape is None else _images(shape),
-        bad_images=loading.bad_images,
-    )
+    return open_data(spec, loading, input_shape=None if shape is None else _images(shape), preparation=preparation)
 
 
 def _images(shape: tuple[int, ...]) -> tuple[int, int, int]:

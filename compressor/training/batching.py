@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UsageError
+from compressor.preparation import Preparation
 from compressor.training import distributed
 from compressor.training.augment import choose_augmentation
 from compressor.training.data import AnySet, Data
@@ -29,7 +30,7 @@ def batches(
     Without a batch size it is `easy_batch_size`.
     """
     device = torch.device(device)
-    prepare = Preparation.of(data, device, channels_last)
+    prepare = InputTransform.of(data, device, channels_last)
     for images, labels in image_set.read(
         torch.arange(len(image_set)).split(batch_size or easy_batch_size(data)), device
     ):
@@ -48,7 +49,7 @@ def train_batches(
     augmentation = choose_augmentation(settings.augment, data.suits, settings.crop_padding)
     order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), settings.seed, "order", epoch))
     indices = order.split(settings.batch_size)[: steps_per_epoch(data, settings)]
-    prepare = Preparation.of(data, device, settings.channels_last)
+    prepare = InputTransform.of(data, device, settings.channels_last)
     draws = Draws(augmentation, settings.seed, epoch, start, distributed.own_part)
     for images, labels in data.train.read(indices[start:], device, draws):
         yield prepare(images), labels
@@ -78,25 +79,27 @@ def examples(image_set: AnySet, data: Data, count: int = 8, device: torch.device
 
 
 @dataclass(frozen=True, eq=False)
-class Preparation:
+class InputTransform:
     """Makes uint8 `(batch, channels, height, width)` of any size into normalised float of the input shape."""
 
     shape: tuple[int, int, int]
+    preparation: Preparation
     scale: Tensor
     shift: Tensor
     memory_format: torch.memory_format
 
     @classmethod
-    def of(cls, data: Data, device: torch.device, channels_last: bool = False) -> "Preparation":
+    def of(cls, data: Data, device: torch.device, channels_last: bool = False) -> "InputTransform":
         """For the normalisation of a data set: (x / 255 - mean) / std for each channel."""
         mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
         return cls(
             data.input_shape,
+            data.preparation,
             (1 / (255 * std))[:, None, None],
             (-mean / std)[:, None, None],
             torch.channels_last if channels_last else torch.contiguous_format,
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        values = fit_shape(images.float(), self.shape)
+        values = fit_shape(images, self.shape, self.preparation)
         return torch.addcmul(self.shift, values, self.scale).contiguous(memory_format=self.memory_format)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from compressor.errors import DataError, UsageError
+from compressor.preparation import Preparation
 from compressor.training.folders import open_splits, scan
 from compressor.training.named_sets import NAMED_SETS, read_digits
-from compressor.training.resizing import describe_fit
+from compressor.training.resizing import describe_fit, preparation_for
 from compressor.training.sets import ImageSet, split_indices
 from compressor.training.settings import DataSettings
 from compressor.training.streaming import FolderSet
@@ -33,33 +34,77 @@ class Data:
     test: AnySet
     classes: tuple[str, ...]
     input_shape: tuple[int, int, int]  # (channels, height, width) that batches have
-    mean: tuple[float, ...]  # per channel, in 0..1
-    std: tuple[float, ...]
+    preparation: Preparation  # with a mean and deviation for each of these channels
     suits: str  # the augmentation that `augment="auto"` means here
     notes: list[str]  # lines to tell the user: what was resized, split, left out
     problems: list[tuple[str, str]]  # (path, reason) of images left out; grows while a large folder is being read
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel, in 0..1."""
+        return self.preparation.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of each channel, in 0..1."""
+        return self.preparation.std
+
 
 def open_data(
     spec: str,
+    loading: DataSettings | None = None,
     *,
-    validation: float = DataSettings.validation,
-    seed: int = DataSettings.seed,
-    download: bool = DataSettings.download,
     input_shape: tuple[int, int, int] | None = None,
-    bad_images: str = DataSettings.bad_images,
+    preparation: Preparation | None = None,
 ) -> Data:
-    """Open a data set; `input_shape` is the model's, to which batches are then resized.
+    """Open a data set; `input_shape` is the model's, to which batches are then resized, as `preparation` says where the
+    model has its own.
 
-    The validation set is `validation` (a fraction) of each class of the training set, drawn by `seed`, where the data
-    bring none of their own.
+    The validation set is `loading.validation` (a fraction) of each class of the training set, drawn by `loading.seed`,
+    where the data bring none of their own.
 
     Example: `open_data("digits").train.images` is uint8 `(1295, 1, 8, 8)`.
 
-    Raises UsageError for an unknown spec, DataError for data that are missing, empty or damaged.
+    Raises UsageError for an unknown spec or a mean that does not fit, DataError for data that are missing, empty or
+    damaged.
     """
-    if not 0 < validation < 1:
-        raise UsageError(f"validation={validation} must be a fraction between 0 and 1: a share of the training set")
+    loading = loading or DataSettings()
+    if not 0 < loading.validation < 1:
+        raise UsageError(
+            f"validation={loading.validation} must be a fraction between 0 and 1: a share of the training set"
+        )
+    kind, root = _place(spec, loading.download)
+    notes: list[str] = []
+    problems: list[tuple[str, str]] = []
+    splits: dict[str, AnySet]
+    if kind == "folder":
+        folder = scan(root, loading.bad_images)
+        notes, problems = folder.notes, folder.problems
+        splits, prepared = open_splits(folder, input_shape, preparation)
+        classes, suits = folder.classes, "crop+flip"
+    else:
+        named = read_digits() if kind == "digits" else NAMED_SETS[kind](root, loading.download)
+        splits, classes, suits = {"train": named.train, "test": named.test}, named.classes, named.suits
+        prepared = preparation or Preparation((0.0,), (1.0,))
+    if "validation" not in splits:
+        kept, held_out = split_indices(splits["train"].labels, loading.validation, loading.seed)
+        splits["validation"], splits["train"] = splits["train"].take(held_out), splits["train"].take(kept)
+    stored = _stored_shape(splits["train"])
+    if preparation is None:
+        mean, std = _normalisation(splits["train"])
+        prepared = replace(prepared, mean=mean, std=std)
+    prepared = with_channels(prepared, stored[0])
+    data = Data(
+        spec, **splits, classes=classes, input_shape=stored, preparation=prepared, suits=suits,
+        notes=notes, problems=problems,
+    )  # fmt: skip
+    if input_shape is not None:
+        data = with_input_shape(data, input_shape, preparation)
+    return replace(data, preparation=with_normalisation(data.preparation, loading, data.input_shape[0]))
+
+
+def _place(spec: str, download: bool) -> tuple[str, Path]:
+    """The kind of a data set and its folder. Raises UsageError and DataError as `open_data` does."""
     kind, _, place = spec.partition(":")
     if kind not in ("digits", "folder", *NAMED_SETS) or (kind == "digits") != (place == ""):
         near = difflib.get_close_matches(kind, [known.partition(":")[0] for known in SPECS], 1)
@@ -68,56 +113,56 @@ def open_data(
     root = Path(place).expanduser()
     if place and not download and not root.is_dir():
         raise DataError(f"{spec}: there is no folder {root}")
-    notes: list[str] = []
-    problems: list[tuple[str, str]] = []
-    splits: dict[str, AnySet]
-    if kind == "folder":
-        folder = scan(root, bad_images)
-        notes, problems = folder.notes, folder.problems
-        splits, classes, suits = open_splits(folder, input_shape), folder.classes, "crop+flip"
-    else:
-        named = NAMED_SETS[kind](root, download) if place else read_digits()
-        splits, classes, suits = {"train": named.train, "test": named.test}, named.classes, named.suits
-    if "validation" not in splits:
-        kept, held_out = split_indices(splits["train"].labels, validation, seed)
-        splits["validation"], splits["train"] = splits["train"].take(held_out), splits["train"].take(kept)
-    mean, std = _normalisation(splits["train"])
-    data = Data(
-        spec, **splits, classes=classes, input_shape=_stored_shape(splits["train"]), mean=mean, std=std, suits=suits,
-        notes=notes, problems=problems,
-    )  # fmt: skip
-    return data if input_shape is None else with_input_shape(data, input_shape)
+    return kind, root
 
 
-def with_input_shape(data: Data, input_shape: tuple[int, int, int]) -> Data:
-    """The same data with batches of another shape (channels, height, width); a note says what is done to the images."""
+def with_input_shape(data: Data, input_shape: tuple[int, int, int], preparation: Preparation | None = None) -> Data:
+    """The same data with batches of another shape (channels, height, width); a note says what is done to the images.
+
+    Without a model's own preparation that of the data set is adapted.
+    """
     stored = _stored_shape(data.train)
     if len(input_shape) != 3 or input_shape[0] not in (1, 3, stored[0]):
         raise DataError(f"{data.name} holds {stored[0]}-channel images, the model takes {input_shape}: give other data")
+    preparation = preparation or preparation_for(data.preparation, stored, input_shape)
     if input_shape != stored:
-        data.notes.append(describe_fit(stored, input_shape))
-    channels = input_shape[0]
-    mean, std = (_per_channel(values, channels) for values in (data.mean, data.std))
-    return replace(data, input_shape=input_shape, mean=mean, std=std)
+        data.notes.append(describe_fit(stored, input_shape, preparation))
+    return replace(data, input_shape=input_shape, preparation=with_channels(preparation, input_shape[0]))
 
 
-def fit_to_model(
-    data: Data,
-    outputs: int,
-    *,
-    classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Data:
-    """The data as a model with so many outputs takes them: labels by the model's class names, its normalisation.
+def with_normalisation(preparation: Preparation, loading: DataSettings, channels: int) -> Preparation:
+    """The same with the mean and deviation that the settings give, if any, one number meaning every channel.
+
+    Raises UsageError where one is missing, there are too many or too few, or a value is out of range.
+    """
+    if loading.mean is None and loading.std is None:
+        return preparation
+    mean, std = loading.mean or (), loading.std or ()
+    if any(len(values) not in (1, channels) for values in (mean, std)):
+        raise UsageError(
+            f"the model takes {channels} channels: give --mean and --std with {channels} numbers each, or one for all"
+        )
+    try:
+        given = replace(preparation, mean=_per_channel(mean, channels), std=_per_channel(std, channels))
+    except ValueError as error:
+        raise UsageError(f"--mean and --std: {error}") from error
+    return given
+
+
+def with_channels(preparation: Preparation, channels: int) -> Preparation:
+    """The same for another number of channels: grey's mean and deviation repeated, those of colours averaged."""
+    mean, std = (_per_channel(values, channels) for values in (preparation.mean, preparation.std))
+    return replace(preparation, mean=mean, std=std)
+
+
+def fit_to_model(data: Data, outputs: int, *, classes: Sequence[str] | None = None) -> Data:
+    """The data as a model with so many outputs takes them: labels by the model's class names.
 
     Where the model knows all of the data's classes and more, labels are renumbered by name. Where it shares no name
     with the data but their number agrees, they are taken in order, with a note.
 
     Raises DataError when the classes do not fit: names that the model lacks, or another number of them.
     """
-    if mean is not None and std is not None:
-        data = replace(data, mean=_per_channel(mean, data.input_shape[0]), std=_per_channel(std, data.input_shape[0]))
     if classes is not None and tuple(classes) != data.classes and set(classes) & set(data.classes):
         lacking = [name for name in data.classes if name not in classes]
         if lacking:
@@ -146,7 +191,6 @@ def _stored_shape(image_set: AnySet) -> tuple[int, int, int]:
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One value a channel: grey's repeated, colour's averaged, as many as needed kept."""
     if len(values) == channels:
         return tuple(values)
     return (sum(values) / len(values),) * channels

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from compressor.errors import DataError
-from compressor.training.decoding import Unreadable, decode, image_size
+from compressor.preparation import FORMATS, Preparation, Size, Unreadable, image_size
+from compressor.training.decoding import decode
 from compressor.training.sets import IN_MEMORY_BYTES, ImageSet
 from compressor.training.streaming import FolderSet, processor_count
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"))
 USUAL_SIZE = (224, 224)  # where the images differ in size and no model says what it wants
 
 
@@ -79,17 +79,24 @@ def scan(root: Path, bad_images: str) -> Folder:
     return folder
 
 
-def open_splits(folder: Folder, input_shape: tuple[int, int, int] | None) -> dict[str, ImageSet | FolderSet]:
-    """The splits as sets: in memory where all of them decoded take up to IN_MEMORY_BYTES, else read when needed."""
+def open_splits(
+    folder: Folder, input_shape: tuple[int, int, int] | None, preparation: Preparation | None
+) -> tuple[dict[str, ImageSet | FolderSet], Preparation]:
+    """The splits as sets, and how their images were prepared; in memory where all of them decoded take up to
+    IN_MEMORY_BYTES, else read when needed."""
     shape = input_shape or (3, *_common_size(folder))
+    preparation = preparation or Preparation.usual(shape[1], shape[2])
     _note_small_images(folder, shape)
     decoded = sum(len(files) for files in folder.splits.values()) * shape[0] * shape[1] * shape[2]
     if decoded <= IN_MEMORY_BYTES:
-        return {name: _decode_all(folder, files, shape) for name, files in folder.splits.items()}
+        whole = {name: _decode_all(folder, files, shape, preparation) for name, files in folder.splits.items()}
+        return {**whole}, preparation
     folder.notes.append(f"{decoded / 2**30:.1f} GiB of decoded images: read from the files in every epoch")
-    return {
-        name: FolderSet.of(files.paths, files.labels, shape, folder.report) for name, files in folder.splits.items()
+    streamed = {
+        name: FolderSet.of(files.paths, files.labels, shape, preparation, folder.report)
+        for name, files in folder.splits.items()
     }
+    return {**streamed}, preparation
 
 
 def _class_names(place: Path) -> tuple[str, ...]:
@@ -135,15 +142,15 @@ def _walk(place: Path) -> tuple[list[Path], list[str]]:
             extension = os.path.splitext(name)[1].lower()  # noqa: PTH122  a million files: strings, not Paths
             if name.startswith("."):
                 continue
-            if extension in EXTENSIONS:
+            if extension in FORMATS:
                 found.append(Path(directory, name))
             else:
                 others.append(extension)
     return found, others
 
 
-def _sample_sizes(folder: Folder, count: int = 64) -> list[tuple[tuple[int, int], Path]]:
-    """Height and width of some training images, evenly spread; unreadable ones are reported when they are decoded."""
+def _sample_sizes(folder: Folder, count: int = 64) -> list[tuple[Size, Path]]:
+    """Width and height of some training images, evenly spread; unreadable ones are reported when they are decoded."""
     paths = folder.splits["train"].paths
     sizes = []
     with warnings.catch_warnings():
@@ -157,31 +164,32 @@ def _sample_sizes(folder: Folder, count: int = 64) -> list[tuple[tuple[int, int]
 
 
 def _common_size(folder: Folder) -> tuple[int, int]:
-    """The size of all sampled images where they agree, else the usual one."""
+    """Height and width of all sampled images where they agree, else the usual one."""
     sizes = {size for size, _ in _sample_sizes(folder)}
     if len(sizes) == 1:
-        return sizes.pop()
+        width, height = sizes.pop()
+        return height, width
     folder.notes.append(f"the images differ in size: all are cut and resized to {USUAL_SIZE[0]}x{USUAL_SIZE[1]}")
     return USUAL_SIZE
 
 
 def _note_small_images(folder: Folder, shape: tuple[int, int, int]) -> None:
-    small = [(size, path) for size, path in _sample_sizes(folder) if size[0] < shape[1] or size[1] < shape[2]]
+    small = [(size, path) for size, path in _sample_sizes(folder) if size[1] < shape[1] or size[0] < shape[2]]
     if small:
-        (height, width), path = min(small)
+        (width, height), path = min(small)
         folder.notes.append(
             f"images smaller than {shape[1]}x{shape[2]} are enlarged, such as {path} ({height}x{width})"
         )
 
 
-def _decode_all(folder: Folder, files: Files, shape: tuple[int, int, int]) -> ImageSet:
+def _decode_all(folder: Folder, files: Files, shape: tuple[int, int, int], preparation: Preparation) -> ImageSet:
     """All images of a split in memory; those that cannot be read are reported and left out."""
     images = np.zeros((len(files), *shape), dtype=np.uint8)
     good = np.ones(len(files), dtype=bool)
 
     def decode_one(index: int) -> str | None:
         try:
-            images[index] = decode(files.paths[index], shape)
+            images[index] = decode(files.paths[index], shape, preparation)
         except Unreadable as error:
             good[index] = False
             return str(error)

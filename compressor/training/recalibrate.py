@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressor.training.batching import Preparation, easy_batch_size
+from compressor.training.batching import InputTransform, easy_batch_size
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import device_of, evaluating
 from compressor.training.randomness import generator
@@ -28,7 +28,7 @@ def recalibrate_(
     order = torch.randperm(len(image_set), generator=generator(torch.device("cpu"), seed, "recalibrate"))
     size = min(batch_size or easy_batch_size(data), len(image_set))
     chosen = [part for part in order.split(size)[:batches] if len(part) == size]
-    prepare = Preparation.of(data, device)
+    prepare = InputTransform.of(data, device)
     momenta = [layer.momentum for layer in layers]
     with evaluating(model), torch.no_grad():
         for layer in layers:

@@ -1,47 +1,54 @@
 """Images of one size and number of channels as a network of another takes them."""
 
+import functools
+from dataclasses import replace
+
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from compressor.preparation import Preparation, is_framed, middle
 
 Shape = tuple[int, int, int]  # channels, height, width
 
-FRAME = 4  # pixels: up to so many a side are added in black, more are made up by resizing
-# A grey level as Pillow and ITU-R BT.601 weigh red, green and blue.
-_LUMINANCE = (0.299, 0.587, 0.114)
+FRAME = 4  # pixels: named data sets that lack up to so many on a side are framed (MNIST's 28 in 32), not enlarged
 
 
-def fit_shape(images: Tensor, shape: Shape) -> Tensor:
-    """Float images `(batch, channels, height, width)` with the channels, height and width of `shape`.
+def fit_shape(images: Tensor, shape: Shape, preparation: Preparation) -> Tensor:
+    """Images `(batch, channels, height, width)` of whole numbers 0..255, uint8 or float, in the channels, height and
+    width of `shape`, as floats.
 
-    Grey is repeated for every channel, colour becomes its luminance. Images that are smaller by up to 4 pixels on a
-    side are framed in black (MNIST's 28 in 32), all others resized bilinearly.
+    What `preparation.pixels` does to one image on the CPU, here for a batch on its device. Values may differ by 1 or 2:
+    Pillow rounds after each of two passes, whose order is its version's.
     """
     channels, height, width = shape
-    if images.shape[1] != channels:
-        if images.shape[1] == 3:
-            weights = torch.tensor(_LUMINANCE, device=images.device)[None, :, None, None]
-            images = (images * weights).sum(1, keepdim=True)
-        images = images.expand(-1, channels, -1, -1)
-    size = (images.shape[2], images.shape[3])
-    if size == (height, width):
-        return images
-    if is_framed(size, (height, width)):
-        top, left = (height - size[0]) // 2, (width - size[1]) // 2
-        return functional.pad(images, (left, width - size[1] - left, top, height - size[0] - top))
-    return functional.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=True)
+    values = images.float()
+    if values.shape[1] != channels:
+        values = (_grey(values) if values.shape[1] == 3 else values).expand(-1, channels, -1, -1)
+    size, target = (values.shape[3], values.shape[2]), (width, height)
+    if size == target:
+        return values
+    if is_framed(size, target, preparation):
+        left, top = (width - size[0]) // 2, (height - size[1]) // 2
+        frame = (left, width - size[0] - left, top, height - size[1] - top)
+        return torch.nn.functional.pad(values, frame)
+    left_edge, upper, right_edge, lower = middle(size, target, preparation.crop_pct)
+    across = _weights(size[0], width, (left_edge, right_edge), preparation.interpolation).to(values.device)
+    down = _weights(size[1], height, (upper, lower), preparation.interpolation).to(values.device)
+    return _rounded(down @ _rounded(values @ across.T))
 
 
-def is_framed(size: tuple[int, int], target: tuple[int, int]) -> bool:
-    """Whether images of a height and width get a black frame to reach the target's, instead of being resized."""
-    return all(0 <= wanted - own <= 2 * FRAME for own, wanted in zip(size, target))
+def preparation_for(preparation: Preparation, stored: Shape, shape: Shape) -> Preparation:
+    """The same for images of a stored shape that are given to a network of another: a small difference is framed."""
+    framed = replace(preparation, frame=FRAME)
+    return framed if stored[1:] != shape[1:] and is_framed(stored[1:], shape[1:], framed) else preparation
 
 
-def describe_fit(stored: Shape, shape: Shape) -> str:
+def describe_fit(stored: Shape, shape: Shape, preparation: Preparation) -> str:
     """What `fit_shape` does to images of a stored shape, in words."""
     done = []
     if stored[1:] != shape[1:]:
-        done.append("framed in black" if is_framed(stored[1:], shape[1:]) else "resized bilinearly")
+        resized = f"resized ({preparation.interpolation})"
+        done.append("framed in black" if is_framed(stored[1:], shape[1:], preparation) else resized)
     if stored[0] != shape[0]:
         done.append("colour reduced to grey" if stored[0] == 3 else "grey repeated")
     return f"images of {format_shape(stored)} are given to the model as {format_shape(shape)}: {', '.join(done)}"
@@ -50,3 +57,42 @@ def describe_fit(stored: Shape, shape: Shape) -> str:
 def format_shape(shape: Shape) -> str:
     """A shape as the command line writes it, 3x32x32."""
     return "x".join(str(size) for size in shape)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Pillow's luminance of ITU-R BT.601, in whole numbers."""
+    red, green, blue = images.long().unbind(1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).float()[:, None]
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return (values + 0.5).floor_().clamp_(0, 255)
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(length: int, size: int, window: tuple[float, float], interpolation: str) -> Tensor:
+    """The matrix `(size, length)` that resamples a part of a line of pixels, as Pillow does it: a filter over the
+    distance from each new pixel's centre, as wide as the line is reduced."""
+    scale = (window[1] - window[0]) / size
+    reach = max(scale, 1.0)
+    centres = window[0] + (torch.arange(size, dtype=torch.float64) + 0.5) * scale
+    offsets = (torch.arange(length, dtype=torch.float64) + 0.5 - centres[:, None]) / reach
+    kernel, support = _FILTERS[interpolation]
+    first = (centres - support * reach + 0.5).clamp(min=0).floor()[:, None]
+    last = (centres + support * reach + 0.5).clamp(max=length).floor()[:, None]
+    places = torch.arange(length)
+    weights = torch.where((places >= first) & (places < last), kernel(offsets.abs()), 0.0)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def _bilinear(distance: Tensor) -> Tensor:
+    return (1 - distance).clamp(min=0)
+
+
+def _bicubic(distance: Tensor) -> Tensor:
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+
+
+_FILTERS = {"bilinear": (_bilinear, 1.0), "bicubic": (_bicubic, 2.0)}

@@ -14,6 +14,8 @@ class DataSettings:
     seed: int = 0  # of the validation split
     download: bool = False  # fetch a named set that is missing
     bad_images: Literal["skip", "stop"] = "skip"  # an image that cannot be read: leave it out and name it, or stop
+    mean: tuple[float, ...] | None = None  # of each channel, of pixels scaled to 0..1; None: the model's or the data's
+    std: tuple[float, ...] | None = None  # deviation, given together with the mean
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compressor.errors import DataError
+from compressor.preparation import Preparation, Unreadable
 from compressor.training.augment import Augmentation, augment
-from compressor.training.decoding import Unreadable, decode
+from compressor.training.decoding import decode
 from compressor.training.randomness import derive_seed, generator
 from compressor.training.sets import Draws
 
@@ -37,6 +38,7 @@ class FolderSet:
     paths: NDArray[np.bytes_]  # one block of memory: strings would be copied page by page into every worker
     labels: Tensor
     shape: tuple[int, int, int]
+    preparation: Preparation
     report: Callable[[str, str], None]
 
     @classmethod
@@ -45,10 +47,11 @@ class FolderSet:
         paths: Sequence[Path],
         labels: Sequence[int],
         shape: tuple[int, int, int],
+        preparation: Preparation,
         report: Callable[[str, str], None],
     ) -> "FolderSet":
         """A set over files; `report(path, reason)` is told of every image that cannot be read."""
-        return cls(np.array([os.fsencode(path) for path in paths]), torch.tensor(labels), shape, report)
+        return cls(np.array([os.fsencode(path) for path in paths]), torch.tensor(labels), shape, preparation, report)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,7 +111,8 @@ class _Batches(Dataset[Decoded]):
     """What a worker runs: item i is the whole i-th batch."""
 
     def __init__(self, files: FolderSet, batches: Sequence[Tensor], draws: Draws | None) -> None:
-        self.paths, self.labels, self.shape = files.paths, files.labels, files.shape
+        self.paths, self.labels = files.paths, files.labels
+        self.shape, self.preparation = files.shape, files.preparation
         self.batches, self.draws = batches, draws
 
     def __len__(self) -> int:
@@ -124,10 +128,9 @@ class _Batches(Dataset[Decoded]):
             warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what cannot be read is reported
             for position, index in enumerate(indices.tolist()):
                 path = os.fsdecode(self.paths[index])
+                own = None if seed is None else derive_seed(seed, begin + position)
                 try:
-                    images.append(
-                        decode(path, self.shape, None if seed is None else derive_seed(seed, begin + position))
-                    )
+                    images.append(decode(path, self.shape, self.preparation, own))
                     kept.append(position)
                 except Unreadable as error:
                     bad.append((path, str(error)))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.preparation import Preparation
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.primenet.stage import build_stage
@@ -70,4 +71,4 @@ def stripes(count: int = 96, seed: int = 0) -> Data:
     third = count // 3
     parts = [ImageSet(images[i : i + third], labels[i : i + third]) for i in range(0, count, third)]
     names = tuple(f"stripe {index}" for index in range(CLASSES))
-    return Data("stripes", *parts, names, IMAGE, (0.3, 0.3), (0.3, 0.3), "none", [], [])
+    return Data("stripes", *parts, names, IMAGE, Preparation((0.3,) * 2, (0.3,) * 2), "none", [], [])

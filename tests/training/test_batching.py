@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from compressor.errors import UsageError
+from compressor.preparation import Preparation
 from compressor.training.augment import Augmentation, augment, choose_augmentation
 from compressor.training.batching import batches, steps_per_epoch, train_batches
 from compressor.training.data import with_input_shape
@@ -120,10 +121,11 @@ def test_unknown_augmentation_lists_the_known_ones():
 
 def test_28_pixels_are_framed_to_32():
     images = torch.rand(2, 1, 28, 28) + 1
-    out = fit_shape(images, (3, 32, 32))
+    out = fit_shape(images, (3, 32, 32), Preparation((0.5,), (0.5,), frame=4))
     assert torch.equal(out[:, :, 2:30, 2:30], images.expand(-1, 3, -1, -1))
     assert int((out == 0).sum()) == 2 * 3 * (32 * 32 - 28 * 28)
 
 
 def test_resizing_keeps_a_plain_colour():
-    assert torch.allclose(fit_shape(torch.full((1, 3, 8, 8), 7.0), (1, 32, 20)), torch.full((1, 1, 32, 20), 7.0))
+    plain = Preparation((0.5,), (0.5,), crop_pct=0.9, interpolation="bicubic")
+    assert torch.equal(fit_shape(torch.full((1, 3, 8, 8), 7.0), (1, 32, 20), plain), torch.full((1, 1, 32, 20), 7.0))

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from compressor.errors import CompressorError, DataError, UsageError
+from compressor.preparation import Preparation
 from compressor.training.data import PHOTOGRAPHS, fit_to_model, open_data, with_input_shape
 from compressor.training.sets import ImageSet, split_indices
+from compressor.training.settings import DataSettings
 from tests.training.small import small_data
 
 
@@ -48,13 +50,13 @@ def test_digits_has_three_disjoint_parts_of_all_1797_images():
 
 
 def test_split_takes_the_share_of_every_class():
-    data = open_data("digits", validation=0.1)
+    data = open_data("digits", DataSettings(validation=0.1))
     train, validation = (part.labels.bincount() for part in (data.train, data.validation))
     assert ((validation / (train + validation) - 0.1).abs() < 0.01).all()
 
 
 def test_seed_moves_the_validation_set_but_not_the_test_set():
-    first, second, again = open_data("digits"), open_data("digits", seed=1), open_data("digits")
+    first, second, again = open_data("digits"), open_data("digits", DataSettings(seed=1)), open_data("digits")
     assert torch.equal(first.test.images, second.test.images)
     assert not torch.equal(first.validation.images, second.validation.images)
     assert torch.equal(first.validation.images, again.validation.images)
@@ -219,14 +221,14 @@ def test_empty_folder_says_what_it_lacks(tmp_path, name):
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
 def test_validation_share_outside_0_and_1_is_wrong_use(share):
     with pytest.raises(UsageError, match="between 0 and 1"):
-        open_data("digits", validation=share)
+        open_data("digits", DataSettings(validation=share))
 
 
 def test_input_shape_is_told_in_a_note():
     data = open_data("digits", input_shape=(3, 32, 32))
     assert data.input_shape == (3, 32, 32)
     assert len(data.mean) == len(data.std) == 3
-    assert data.notes == ["images of 1x8x8 are given to the model as 3x32x32: resized bilinearly, grey repeated"]
+    assert data.notes == ["images of 1x8x8 are given to the model as 3x32x32: resized (bilinear), grey repeated"]
 
 
 def test_channels_that_cannot_be_made_are_refused():
@@ -262,8 +264,8 @@ def test_other_class_names_of_the_same_number_are_noted():
 
 
 def test_normalisation_of_the_model_wins():
-    fitted = fit_to_model(small_data(), 10, mean=PHOTOGRAPHS[0], std=PHOTOGRAPHS[1])
-    assert fitted.mean == pytest.approx((sum(PHOTOGRAPHS[0]) / 3,))
+    data = open_data("digits", preparation=Preparation(*PHOTOGRAPHS))
+    assert data.mean == pytest.approx((sum(PHOTOGRAPHS[0]) / 3,))
 
 
 def test_every_error_is_one_line(tmp_path):
@@ -281,3 +283,29 @@ def test_images_stay_put_where_the_device_has_no_room(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "to", refuse)
     assert image_set.on(torch.device("cuda", 0)) is image_set
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.25,)), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))])
+def test_given_normalisation_is_laid_over_the_datas_and_the_models(mean, std):
+    for known in (None, Preparation((0.9,), (0.9,), crop_pct=0.5)):
+        data = open_data("digits", DataSettings(mean=mean, std=std), input_shape=(3, 8, 8), preparation=known)
+        assert data.mean == (mean if len(mean) == 3 else mean * 3)
+        assert data.std == (std if len(std) == 3 else std * 3)
+        assert data.preparation.crop_pct == (1.0 if known is None else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "says"),
+    [
+        ((0.5,), None, "give --mean and --std with 3 numbers each"),
+        ((0.5, 0.5), (0.5, 0.5), "takes 3 channels"),
+        ((0.5, 0.5, 0.5), (0.5, 0.5), "takes 3 channels"),
+        ((123.7,), (58.4,), "123.7,123.7,123.7 is not within 0 to 1"),
+        ((0.5,), (0.0,), "not above 0"),
+        ((float("nan"),), (0.5,), "not within"),
+        ((0.5,), (float("inf"),), "not above 0"),
+    ],
+)
+def test_normalisation_that_does_not_fit_is_wrong_use(mean, std, says):
+    with pytest.raises(UsageError, match=says):
+        open_data("digits", DataSettings(mean=mean, std=std), input_shape=(3, 8, 8))

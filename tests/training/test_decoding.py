@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from compressor.training.decoding import PIXEL_LIMIT, Unreadable, _random_window, decode, image_size
+from compressor.preparation import PIXEL_LIMIT, Unreadable, image_size
+from compressor.training.decoding import _random_window, decode
 
 QUARTERS = (
     np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], dtype=np.uint8).repeat(4, 0).repeat(4, 1)
@@ -41,8 +42,9 @@ def test_exif_rotation_is_undone(tmp_path, orientation, turn):
 def test_size_is_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
-    assert image_size(tmp_path / "a.jpg") == (30, 20)
+    for name in ("a.jpg", "a.png", "a.webp", "a.tif"):
+        Image.new("RGB", (30, 20)).save(tmp_path / name, exif=exif)
+        assert image_size(tmp_path / name) == (20, 30), name
 
 
 def test_transparent_pixels_lie_on_white(tmp_path):
@@ -88,24 +90,24 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\0\0\0\0") + data + chunk(b"IEND", b"")
 
 
-def truncated_jpeg(tmp_path: Path) -> bytes:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "whole.jpg")
-    return (tmp_path / "whole.jpg").read_bytes()[:900]
+def truncated_png(tmp_path: Path) -> bytes:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
+    return (tmp_path / "whole.png").read_bytes()[:900]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"just text", "not an image"),
-        (b"", "not an image"),
-        (truncated_jpeg, "truncated"),
+        (b"just text", "not a PNG image"),
+        (b"", "not a PNG image"),
+        (truncated_png, "truncated"),
         (png_header(10_000, 9_000), f"over the limit of {PIXEL_LIMIT:,}"),
         (png_header(60_000, 60_000), "pixels"),
         (png_header(64, 64), "truncated"),
         (png_header(0, 5), "."),
     ],
-    ids=["text", "empty", "truncated JPEG", "bomb", "large bomb", "short PNG", "no width"],
+    ids=["text", "empty", "truncated", "bomb", "large bomb", "short PNG", "no width"],
 )
 def test_broken_file_gives_one_line(tmp_path, content, says):
     file = tmp_path / "a.png"
@@ -124,8 +126,8 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
         decode(tmp_path / "b.tif", (1, 4, 4))
 
 
-def test_missing_file_is_gone(tmp_path):
-    with pytest.raises(Unreadable, match="gone"):
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(Unreadable, match="there is no such file"):
         decode(tmp_path / "a.png", (3, 8, 8))
 
 

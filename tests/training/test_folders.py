@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from compressor.errors import DataError
+from compressor.preparation import Preparation
 from compressor.training import folders
 from compressor.training.augment import Augmentation
 from compressor.training.batching import batches, examples, train_batches
 from compressor.training.data import Data, fit_to_model, open_data
 from compressor.training.sets import Draws, ImageSet
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DataSettings, TrainSettings
 from compressor.training.streaming import FolderSet
 from tests.training.test_decoding import png_header
 
@@ -41,7 +42,7 @@ def root(tmp_path: Path) -> Path:
 def opened(root: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool, **keywords: object) -> Data:
     if streamed:
         monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
-    return open_data(f"folder:{root}", **keywords)
+    return open_data(f"folder:{root}", DataSettings(**keywords))
 
 
 def test_folder_is_split_by_class(root):
@@ -80,7 +81,7 @@ def test_bad_images_are_left_out_and_named(root, monkeypatch, streamed):
     assert seen == 20
     reasons = {Path(path).name: reason for path, reason in data.problems}
     assert reasons.keys() == {"text.png", "cut.png", "bomb.png"}
-    assert reasons["text.png"] == "not an image"
+    assert reasons["text.png"] == "not a PNG image"
     assert "over the limit" in reasons["bomb.png"]
     assert len(data.problems) == 3
 
@@ -88,7 +89,7 @@ def test_bad_images_are_left_out_and_named(root, monkeypatch, streamed):
 @pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
 def test_bad_image_stops_where_that_is_asked_for(root, monkeypatch, streamed):
     (root / "test" / "cat" / "text.png").write_text("no image")
-    with pytest.raises(DataError, match=r"text\.png: not an image.*--bad-images skip"):
+    with pytest.raises(DataError, match=r"text\.png: not a PNG image.*--bad-images skip"):
         data = opened(root, monkeypatch, streamed, bad_images="stop")
         list(batches(data.test, data))
 
@@ -203,7 +204,7 @@ def test_set_that_vanishes_is_one_line(root, monkeypatch):
     data = opened(root, monkeypatch, True)
     for file in (root / "train").rglob("*.png"):
         file.unlink()
-    with pytest.raises(DataError, match=r"none of 4 images can be read, such as .*: gone"):
+    with pytest.raises(DataError, match=r"none of 4 images can be read, such as .*: there is no such file"):
         list(train_batches(data, TrainSettings(batch_size=4), 0, 0, CPU))
 
 
@@ -240,7 +241,7 @@ def resident_bytes() -> int:
 def test_memory_stays_flat_while_a_streamed_epoch_passes(tmp_path):
     write_images(tmp_path / "train" / "cat", 8, (96, 96))
     paths = sorted((tmp_path / "train" / "cat").iterdir()) * 750
-    streamed = FolderSet.of(paths, [0] * len(paths), (3, 96, 96), lambda path, reason: None)
+    streamed = FolderSet.of(paths, [0] * len(paths), (3, 96, 96), Preparation.usual(96, 96), lambda path, reason: None)
     decoded = len(paths) * 3 * 96 * 96
     seen = []
     for images, _ in streamed.read(torch.arange(len(paths)).split(50), CPU):

@@ -35,6 +35,7 @@ class Loading(TypedDict, total=False):
     bad_images: Literal["skip", "stop"]
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    classes: str | None
 
 
 class Training(TypedDict, total=False):

@@ -44,6 +44,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "download": Described("Fetch a data set that is missing."),
     "mean": Described("Mean of each channel of pixels in 0..1, such as 0.485,0.456,0.406.", "NUMBERS", rare=True),
     "std": Described("Standard deviation of each channel. Both are kept in the model.", "NUMBERS", rare=True),
+    "classes": Described("File that says which output each class folder has, of a network with more classes.", "FILE"),
     "bad_images": Described("An image that cannot be read: leave it out and name it, or stop.", "WHAT", rare=True),
     # Pruning
     "method": Described("How channels are chosen, see above.", "METHOD"),

@@ -9,7 +9,7 @@ from compressor.exporting.runtime import OnnxModel
 from compressor.loading.content import Content, recognise
 from compressor.pipeline.settings import EvaluateJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import open_subject
+from compressor.pipeline.subject import class_numbers, open_subject
 from compressor.preparation import Preparation
 from compressor.training.data import AnySet, Data, fit_to_model, open_data
 from compressor.training.evaluate import evaluate as evaluate_on
@@ -63,9 +63,10 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
     data = open_data(job.data, job.loading, input_shape=whole, preparation=preparation)
     if manifest is None or not manifest.normalised:
         data.notes.append(f"{path} does not say how its images are normalised: as the training set of {job.data} is")
-    if manifest is not None:
-        outputs = len(manifest.classes or data.classes)
-        data = fit_to_model(data, outputs, classes=manifest.classes)
+    numbers, classes = class_numbers(job.loading), None if manifest is None else manifest.classes
+    if manifest is not None or numbers is not None:
+        outputs = len(classes or ()) or (len(data.classes) if numbers is None else 1 + max(numbers.values()))
+        data = fit_to_model(data, outputs, classes=classes, numbers=numbers)
     note_all(data.notes, tell)
     tell(Stage(f"evaluating on {len(_images(job, data)):,} images with ONNX Runtime"))
     result = evaluate_on(model, _images(job, data), data)

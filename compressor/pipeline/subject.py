@@ -19,6 +19,7 @@ from compressor.preparation import Preparation
 from compressor.routing.network import Routed
 from compressor.training import distributed
 from compressor.training.batching import InputTransform, examples
+from compressor.training.class_numbers import read_class_numbers
 from compressor.training.data import Data, fit_to_model, open_data, with_input_shape
 from compressor.training.evaluate import count_outputs
 from compressor.training.numerics import choose_device
@@ -85,9 +86,15 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
         found = found if opened.input_shape is None else with_input_shape(found, _images(opened.input_shape))
     opened = replace(opened, module=opened.module.to(place), input_shape=found.input_shape)
     outputs = count_outputs(opened.module, found)
-    found = fit_to_model(found, outputs, classes=opened.classes)
-    known = replace(opened, classes=opened.classes or found.classes, mean=found.mean, std=found.std)
+    found = fit_to_model(found, outputs, classes=opened.classes, numbers=class_numbers(loading))
+    classes = found.classes if loading.classes else opened.classes or found.classes
+    known = replace(opened, classes=classes, mean=found.mean, std=found.std)
     return Subject(known, found, place)
+
+
+def class_numbers(loading: DataSettings) -> dict[str, int] | None:
+    """The output of each class as the settings' file says; None without one."""
+    return None if loading.classes is None else read_class_numbers(Path(loading.classes).expanduser())
 
 
 def with_known_build(subject: Subject) -> Subject:

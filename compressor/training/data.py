@@ -1,7 +1,7 @@
 """Opening a data set by its spec, `digits` or `cifar10:DIR`, and fitting it to a model."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -155,14 +155,19 @@ def with_channels(preparation: Preparation, channels: int) -> Preparation:
     return replace(preparation, mean=mean, std=std)
 
 
-def fit_to_model(data: Data, outputs: int, *, classes: Sequence[str] | None = None) -> Data:
-    """The data as a model with so many outputs takes them: labels by the model's class names.
+def fit_to_model(
+    data: Data, outputs: int, *, classes: Sequence[str] | None = None, numbers: Mapping[str, int] | None = None
+) -> Data:
+    """The data as a model with so many outputs takes them: labels by `numbers` (the output of each class name), if any,
+    else by the model's class names.
 
     Where the model knows all of the data's classes and more, labels are renumbered by name. Where it shares no name
     with the data but their number agrees, they are taken in order, with a note.
 
     Raises DataError when the classes do not fit: names that the model lacks, or another number of them.
     """
+    if numbers is not None:
+        return _numbered(data, outputs, classes, numbers)
     if classes is not None and tuple(classes) != data.classes and set(classes) & set(data.classes):
         lacking = [name for name in data.classes if name not in classes]
         if lacking:
@@ -170,17 +175,36 @@ def fit_to_model(data: Data, outputs: int, *, classes: Sequence[str] | None = No
                 f"the model lacks {len(lacking)} of the data's classes: {', '.join(lacking[:5])}: remove them"
             )
         data.notes.append(f"the data have {len(data.classes)} of the model's {len(classes)} classes, matched by name")
-        number = torch.tensor([list(classes).index(name) for name in data.classes])
-        sets = {name: getattr(data, name) for name in ("train", "validation", "test")}
-        return replace(data, classes=tuple(classes), **{n: s.with_labels(number[s.labels]) for n, s in sets.items()})
+        return _relabelled(data, [list(classes).index(name) for name in data.classes], classes)
     if len(data.classes) != outputs:
         raise DataError(
             f"{data.name} has {len(data.classes)} classes, the model has {outputs} outputs: give data of {outputs} "
-            f"classes or a model with {len(data.classes)} outputs"
+            f"classes or a model with {len(data.classes)} outputs, or say with --classes which output each class has"
         )
     if classes is not None and tuple(classes) != data.classes:
         data.notes.append("the model's class names are others than the data's: labels are taken in their order")
     return data
+
+
+def _numbered(data: Data, outputs: int, classes: Sequence[str] | None, numbers: Mapping[str, int]) -> Data:
+    lacking = [name for name in data.classes if name not in numbers]
+    beyond = [name for name in data.classes if numbers.get(name, 0) >= outputs]
+    if lacking or beyond:
+        reason = f"has no number for {lacking[0]!r}" if lacking else f"gives {beyond[0]!r} an output beyond the last"
+        raise DataError(
+            f"the file of --classes {reason}: the data have {', '.join(data.classes[:5])}; {outputs} outputs"
+        )
+    names = list(classes) if classes is not None and len(classes) == outputs else [str(i) for i in range(outputs)]
+    for name in data.classes:
+        names[numbers[name]] = name
+    data.notes.append(f"the data have {len(data.classes)} of the model's {outputs} classes, numbered by --classes")
+    return _relabelled(data, [numbers[name] for name in data.classes], names)
+
+
+def _relabelled(data: Data, numbers: list[int], classes: Sequence[str]) -> Data:
+    number = torch.tensor(numbers)
+    sets = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    return replace(data, classes=tuple(classes), **{n: s.with_labels(number[s.labels]) for n, s in sets.items()})
 
 
 def _stored_shape(image_set: AnySet) -> tuple[int, int, int]:

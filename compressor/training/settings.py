@@ -16,6 +16,7 @@ class DataSettings:
     bad_images: Literal["skip", "stop"] = "skip"  # an image that cannot be read: leave it out and name it, or stop
     mean: tuple[float, ...] | None = None  # of each channel, of pixels scaled to 0..1; None: the model's or the data's
     std: tuple[float, ...] | None = None  # deviation, given together with the mean
+    classes: str | None = None  # file that says which output each class folder has; None: matched by name or order
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Carry out a plan on a model, its optimizer and its channels together."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,45 +12,98 @@ from compressor.errors import ModelError
 from compressor.graph.channels import Channels, Place
 from compressor.graph.probe import write_size
 from compressor.graph.tensors import named_tensors
+from compressor.surgery.assign import assign_, check_no_reducer
+from compressor.surgery.companions import edited, edited_state, forget_, in_format_of
 from compressor.surgery.compensation import compensate_
 from compressor.surgery.edits import Edit, Insert, Merge, Plan, Prune
 from compressor.surgery.renumber import Renumbering
 from compressor.surgery.slices import Layouts, Slices
+from compressor.surgery.snapshot import Snapshot
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimizer | None = None) -> Channels:
     """Edit the model in place as the plan says; returns the channels as they stand afterwards.
 
-    Parameters keep their identity, `requires_grad`, dtype, device and memory format; gradients and optimizer state
-    of a parameter's shape are edited by the same map, newcomers' state starts at zero. Module attributes that count
-    channels (`out_channels`, `groups`, ...) are kept true.
+    Parameters keep their identity, hooks, `requires_grad`, dtype, device and memory format; gradients and what the
+    optimizer keeps of a parameter are edited by the same map, newcomers' state starts at zero, state of other shapes
+    starts again. Module attributes that count channels (`out_channels`, `groups`, ...) are kept true. To backpropagate
+    an output that was computed before raises.
 
     Raises:
-        ModelError: an edit names a frozen or unknown channel, or would leave a group empty; nothing was changed.
+        ModelError: an edit names a frozen or unknown channel, or would leave a group empty, or
+            DistributedDataParallel holds the model; nothing was changed.
     """
     _check(plan, channels)
+    check_no_reducer(model.parameters())
     tensors = named_tensors(model)
-    compensate_(tensors, plan, channels)
     renumbering = Renumbering.of(plan, channels)
-    layouts = Layouts(renumbering)
-    for name, dims in _touched(plan, channels).items():
-        tensor = tensors[name]
+    edits = _edited(tensors, plan, channels, renumbering, {} if optimizer is None else optimizer.state)
+    updated = renumbering.apply(channels)
+    modules = dict(model.named_modules())
+    before = Snapshot.of(model, optimizer, copies=False)
+    try:
+        for edit in edits:
+            edit.carry_out_(optimizer)
+        for size, now in zip(channels.sizes, updated.sizes, strict=True):
+            if len(size.ids) != len(now.ids):
+                write_size(modules[now.module], now, len(now.ids))
+        if optimizer is not None and edits:
+            forget_(optimizer)
+    except BaseException:
+        before.restore_()
+        raise
+    return updated
+
+
+@dataclass(frozen=True)
+class _Edited:
+    """What one tensor and all that goes with it become."""
+
+    tensor: Tensor
+    data: Tensor
+    grad: Tensor | None
+    state: dict[str, Any] | None  # None: the optimizer has none, or forgets it
+
+    def carry_out_(self, optimizer: Optimizer | None) -> None:
+        self.tensor.grad = None
+        assign_(self.tensor, self.data)
+        self.tensor.grad = self.grad
+        if optimizer is not None:
+            optimizer.state.pop(self.tensor, None)
+            if self.state is not None:
+                optimizer.state[self.tensor] = self.state
+
+
+def _edited(
+    tensors: Mapping[str, Tensor], plan: Plan, channels: Channels, renumbering: Renumbering, states: Mapping[Any, Any]
+) -> list[_Edited]:
+    """Every tensor that the plan changes, as it will be; nothing is written to yet."""
+    before = {name: tensor.detach() for name, tensor in tensors.items()}
+    data = dict(before)
+    compensate_(data, plan, channels)
+    layouts, touched, found = Layouts(renumbering), _touched(plan, channels), []
+    for name, tensor in tensors.items():
         slices = [
             Slices(
                 place.dim,
                 place.role == "column",
                 layouts.of(edits, channels.identities[name, place.dim], tensor.device),
             )
-            for place, edits in dims
+            for place, edits in touched.get(name, ())
         ]
-        _replace_(tensor, name, slices, optimizer)
-    updated = renumbering.apply(channels)
-    modules = dict(model.named_modules())
-    for before, after in zip(channels.sizes, updated.sizes, strict=True):
-        if len(before.ids) != len(after.ids):
-            write_size(modules[after.module], after, len(after.ids))
-    return updated
+        if not slices and data[name] is before[name]:
+            continue
+        for cut in slices:
+            data[name] = cut.apply(data[name], name)
+        grad, state = tensor.grad, states.get(tensor)
+        if slices and grad is not None:
+            grad = edited(grad, slices, tensor.shape, tensor.device)
+        if slices and state is not None:
+            state = edited_state(state, slices, tensor.shape, tensor.device)
+        found.append(_Edited(tensor, in_format_of(tensor, data[name]), grad, state))
+    return found
 
 
 def _touched(plan: Plan, channels: Channels) -> dict[str, list[tuple[Place, list[Edit]]]]:
@@ -65,44 +120,6 @@ def _by_group(plan: Plan) -> dict[str, list[Edit]]:
     for edit in plan.edits:
         found.setdefault(edit.group, []).append(edit)
     return found
-
-
-def _replace_(tensor: Tensor, name: str, slices: Iterable[Slices], optimizer: Optimizer | None) -> None:
-    """Edit a tensor, its gradient and its optimizer state along each of its touched dimensions."""
-    shape = tensor.shape
-    companions = list(_companions(tensor, optimizer))
-    gradient, tensor.grad = tensor.grad, None
-    data = tensor.data
-    for cut in slices:
-        data = cut.apply(data, name)
-    tensor.data = _in_format_of(tensor.data, data)
-    if gradient is not None:
-        tensor.grad = _edited(gradient, slices, tensor.device)
-    for state, key in companions:
-        if state[key].shape == shape:
-            state[key] = _edited(state[key], slices, tensor.device)
-
-
-def _edited(companion: Tensor, slices: Iterable[Slices], device: torch.device) -> Tensor:
-    """Edited where the parameter is, since the slices are; optimizer state may be kept elsewhere, and stays there."""
-    data = companion.to(device)
-    for cut in slices:
-        data = cut.apply(data, None)
-    return _in_format_of(companion, data.to(companion.device))
-
-
-def _in_format_of(before: Tensor, after: Tensor) -> Tensor:
-    last = before.ndim == 4 and not before.is_contiguous() and before.is_contiguous(memory_format=torch.channels_last)
-    return after.contiguous(memory_format=torch.channels_last) if last else after.contiguous()
-
-
-def _companions(tensor: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[dict[str, Tensor], str]]:
-    if optimizer is None or tensor not in optimizer.state:
-        return
-    state = optimizer.state[tensor]
-    for key, value in state.items():
-        if isinstance(value, Tensor):
-            yield state, key
 
 
 def _check(plan: Plan, channels: Channels) -> None:

@@ -1,52 +1,64 @@
 """A model as it stood before an edit, so that the edit can be taken back."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.graph.tensors import named_tensors
-from compressor.surgery.structure import counts
+from compressor.surgery.assign import assign_
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of every parameter and buffer, of the attributes that count channels, and of the optimizer's state."""
+    """Every parameter and buffer with its gradient, every module's attributes, and the optimizer's state."""
 
-    model: nn.Module
     optimizer: Optimizer | None
-    tensors: dict[str, Tensor]
-    attributes: dict[str, dict[str, Any]]
+    tensors: tuple[tuple[Tensor, Tensor, Tensor | None], ...]  # with data and gradient
+    attributes: tuple[tuple[nn.Module, dict[str, Any]], ...]
     state: dict[Tensor, dict[str, Any]]
+    copies: bool
 
     @staticmethod
-    def of(model: nn.Module, optimizer: Optimizer | None = None) -> "Snapshot":
-        """Take down the model; with an optimizer its state too."""
-        kept = {} if optimizer is None else {p: _copied(state) for p, state in optimizer.state.items()}
+    def of(model: nn.Module, optimizer: Optimizer | None = None, *, copies: bool = True) -> "Snapshot":
+        """Take down the model; with an optimizer its state too.
+
+        Without `copies` only what is replaced meanwhile can be put back, not what is written to.
+        """
+        take = _copy if copies else _same
         return Snapshot(
-            model,
             optimizer,
-            {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()},
-            {name: dict(counts(module)) for name, module in model.named_modules()},
-            kept,
+            tuple((each, take(each.detach()), take(each.grad)) for each in named_tensors(model).values()),
+            tuple((module, dict(vars(module))) for module in model.modules()),
+            {} if optimizer is None else _state(optimizer.state, take),
+            copies,
         )
 
     def restore_(self) -> None:
-        """Put everything back, in place; gradients are dropped."""
-        for name, tensor in named_tensors(self.model).items():
-            tensor.grad = None
-            tensor.data = self.tensors[name].clone()
-        for name, module in self.model.named_modules():
-            for key, value in self.attributes[name].items():
-                kind = type(vars(module)[key])
-                setattr(module, key, kind(value))
+        """Put everything back, in place."""
+        take = _copy if self.copies else _same
+        for tensor, data, grad in self.tensors:
+            if self.copies or tensor.shape != data.shape or tensor.data_ptr() != data.data_ptr():
+                tensor.grad = None
+                assign_(tensor, take(data))
+            tensor.grad = take(grad)
+        for module, attributes in self.attributes:
+            vars(module).clear()
+            vars(module).update(attributes)
         if self.optimizer is not None:
             self.optimizer.state.clear()
-            for parameter, state in self.state.items():
-                self.optimizer.state[parameter] = _copied(state)
+            self.optimizer.state.update(_state(self.state, take))
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+def _state(state: Mapping[Tensor, dict[str, Any]], take: Callable[[Any], Any]) -> dict[Tensor, dict[str, Any]]:
+    return {parameter: {key: take(value) for key, value in held.items()} for parameter, held in state.items()}
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _same(value: Any) -> Any:
+    return value

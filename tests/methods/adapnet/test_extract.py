@@ -1,5 +1,7 @@
 """Clusters and counts from recorded maps whose patterns are known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -72,6 +74,32 @@ def test_exemplars_carry_the_clusters_to_the_next_period(generator: torch.Genera
     assert torch.bincount(unit.owners, minlength=unit.clusters).max() <= SETTINGS.exemplars
     assert unit.table.sum().item() == 3 * 6 * 24
     assert len(unit.points) == len(unit.idle) == unit.clusters
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5, 0.0])
+def test_counts_of_earlier_periods_fade(decay: float, generator: torch.Generator) -> None:
+    (unit,) = new_units([8], generator)
+    settings = replace(SETTINGS, dist_decay=decay)
+    extract([unit], 10, settings, generator)
+    for period in (1, 2):
+        before = unit.table.clone()
+        record_(unit, generator)
+        extract([unit], 10, settings, generator)
+        new = unit.table[:, : before.shape[1]] - decay * before
+        assert float(new.min()) > -1e-9 and torch.allclose(new, new.round(), atol=1e-9)  # counts
+        total = sum(decay**age for age in range(period + 1)) * 24.0
+        assert unit.table.sum(1).tolist() == pytest.approx([total] * 6 + [0.0] * 2)
+
+
+@pytest.mark.parametrize("size", [64, 96, 128])
+def test_the_dictionary_is_as_large_as_asked(size: int, generator: torch.Generator) -> None:
+    (unit,) = new_units([8], generator)  # 144 maps fire
+    found = extract([unit], 10, replace(SETTINGS, dict_size=size), generator)
+    assert len(found["conv0"].points) == size == int(unit.points.sum())
+    exemplars = len(unit.exemplars)
+    record_(unit, generator)
+    found = extract([unit], 10, replace(SETTINGS, dict_size=size), generator)
+    assert len(found["conv0"].points) == size + exemplars
 
 
 def test_too_few_maps_change_nothing(generator: torch.Generator) -> None:

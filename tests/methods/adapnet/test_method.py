@@ -208,6 +208,15 @@ def test_a_resumed_run_is_the_run_it_would_have_been(at: int, whole: Running) ->
     assert_same(resumed, whole)
 
 
+@pytest.mark.parametrize(("dict_size", "maps"), [(96, (3, 3, 3, 3)), (200, (4, 4, 3, 3)), (400, (7, 7, 4, 4))])
+def test_narrow_groups_record_as_many_maps_as_fill_the_dictionary(dict_size: int, maps: tuple[int, ...]) -> None:
+    """Of 8, 8, 16 and 16 filters, in 8 batches: 64 or 128 maps for each that a filter gives."""
+    running = Running(replace(SETTINGS, dict_size=dict_size), small_net(8))
+    with running.method.watch(running.model, running.channels):
+        recordings = [unit.recording for unit in running.method.units.values()]
+    assert [recording.maps.shape[1] for recording in recordings if recording is not None] == [8 * each for each in maps]
+
+
 def test_groups_take_turns_when_fewer_may_be_judged() -> None:
     running = run(replace(SETTINGS, units_per_lsep=1), steps=40)
     assert [row["group"] for row in running.rows] == ["0", "3", "7", "10"]

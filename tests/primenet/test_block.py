@@ -131,3 +131,12 @@ def test_refuses_sizes_that_pooling_cannot_reach():
         build_stage(IMAGE, CLASSES, PrimeNetSettings(), size=(9, 8))
     with pytest.raises(UsageError, match="--fit"):
         build_stage(IMAGE, CLASSES, PrimeNetSettings(fit="crop"))
+
+
+def test_classifiers_that_are_equally_sure_leave_it_to_the_smallest_scale():
+    block = network().eval().stage.block
+    block.settle_((3, 5, 7))
+    for head in block.heads.values():
+        nn.init.zeros_(head[-1].weight)
+    x, _ = batch(5)
+    assert torch.equal(block(x), block.capsules["3"](x))

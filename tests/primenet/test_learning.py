@@ -1,6 +1,7 @@
 """Local learning: own losses, own optimizers, the batch's winner handed on, and the memory it saves."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -47,6 +48,22 @@ def test_the_maps_with_the_smallest_loss_are_handed_on():
     assert winner == losses.argmin()
     torch.testing.assert_close(maps, list(own.values())[int(winner)])
     assert not maps.requires_grad
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_any_capsule_can_win(order):
+    """Losses in every order: the number of the winner, its maps, and the losses themselves."""
+    net = network().train()
+    x = batch(8)[0]
+    y = torch.zeros(8, dtype=torch.int64)
+    for rank, head in zip(order, net.stage.block.heads.values()):
+        head[-1].weight.data.mul_(0.01)
+        head[-1].bias.data = torch.tensor([-float(rank), 0, 0, 0])  # the higher the rank, the larger the loss
+    reference = copy.deepcopy(net.stage.block)
+    maps, losses, winner = LocalLearning(net, net.settings).learn(x, y)
+    assert int(winner) == order.index(0)
+    assert losses.argsort().tolist() == [order.index(rank) for rank in range(3)]
+    torch.testing.assert_close(maps, list(reference.capsules.values())[order.index(0)](x))
 
 
 def test_equal_losses_choose_the_smaller_scale():

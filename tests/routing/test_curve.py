@@ -6,10 +6,12 @@ import torch
 from compressor.errors import UsageError
 from compressor.routing.costs import Costs
 from compressor.routing.curve import (
+    Point,
     accuracy_at,
     cheapest,
     choose,
     choose_in_time,
+    early_exit_at,
     early_exit_points,
     fixed_points,
     mean_ms,
@@ -45,6 +47,60 @@ def test_router_point_against_a_loop(threshold):
     point = point_at(observed, COSTS, threshold)
     assert (point.macs, point.top1) == pytest.approx(by_hand(observed, observed.suffices >= threshold, COSTS.routed))
     assert sum(point.shares) == pytest.approx(1)
+
+
+def test_an_image_exactly_at_the_routers_threshold_leaves():
+    observed = seen()
+    for image, depth in ((0, 0), (7, 1), (20, 0)):
+        threshold = float(observed.suffices[image, depth])
+        expected = by_hand(observed, observed.suffices >= threshold, COSTS.routed)
+        point = point_at(observed, COSTS, threshold)
+        assert (point.macs, point.top1) == pytest.approx(expected)
+        assert point.macs != pytest.approx(by_hand(observed, observed.suffices > threshold, COSTS.routed)[0])
+
+
+def test_every_depth_may_have_a_threshold_of_its_own():
+    observed, thresholds = seen(), torch.tensor([0.7, 0.2])
+    point = point_at(observed, COSTS, thresholds.tolist())
+    assert (point.macs, point.top1) == pytest.approx(by_hand(observed, observed.suffices >= thresholds, COSTS.routed))
+    assert point.setting == pytest.approx(0.7)
+
+
+def test_an_image_exactly_as_sure_as_asked_exits_early():
+    observed = seen()
+    for image, depth in ((0, 0), (7, 1), (20, 0)):
+        limit = float(observed.entropy[image, depth])
+        point = early_exit_at(observed, COSTS, limit)
+        expected = by_hand(observed, observed.entropy[:, :2] <= limit, COSTS.early_exit)
+        assert (point.macs, point.top1) == pytest.approx(expected)
+        assert point.macs != pytest.approx(by_hand(observed, observed.entropy[:, :2] < limit, COSTS.early_exit)[0])
+
+
+def points(*rows: tuple[float, float]) -> list[Point]:
+    """Of multiply-adds and top-1; half of the images leave at each of two depths."""
+    return [Point("router", 0.5, macs, top1, (0.5, 0.5)) for macs, top1 in rows]
+
+
+def test_of_equally_accurate_points_the_cheapest_is_taken():
+    given = points((30, 0.7), (40, 0.9), (50, 0.9), (60, 0.8), (90, 0.95))
+    for order in (given, given[::-1]):
+        assert choose(order, COSTS, target_macs=0.6, max_drop=0.0).macs == 40
+        assert choose(order, COSTS, target_macs=60, max_drop=0.0).macs == 40
+        assert choose(order, COSTS, target_macs=None, max_drop=0.0).macs == 90
+        assert choose(order, COSTS, target_macs=None, max_drop=0.0501).macs == 40
+        assert choose_in_time(order, (1.0, 2.0), 5.0).macs == 90
+    for order in (given[:4], given[3::-1]):
+        assert choose_in_time(order, (1.0, 2.0), 5.0).macs == 40
+
+
+def test_targets_up_to_one_are_shares_and_exactly_met_ones_count():
+    given = points((40, 0.7), (100, 0.9))
+    assert choose(given, COSTS, target_macs=1, max_drop=0.0).macs == 100
+    assert choose(given, COSTS, target_macs=0.4, max_drop=0.0).macs == 40
+    assert choose(given, COSTS, target_macs=99.9, max_drop=0.0).macs == 40
+    assert choose_in_time(given, (1.0, 3.0), 2.0).macs == 100
+    assert (accuracy_at(given, 40), accuracy_at(given, 39), accuracy_at(given, 100)) == (0.7, None, 0.9)
+    assert cheapest(given, 0.9).macs == 100 and cheapest(given, 0.7).macs == 40 and cheapest(given, 0.91) is None
 
 
 def test_early_exit_points_against_a_loop():

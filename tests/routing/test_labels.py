@@ -87,3 +87,21 @@ def test_activations_are_mean_absolute_values_behind_each_unit(network):
         count = min(10, x.shape[1])
         torch.testing.assert_close(strength[:, depth, :count], x.abs().mean((2, 3))[:, :10].detach())
         assert not strength[:, depth, count:].any()
+
+
+def test_activations_of_maps_with_both_signs_do_not_cancel():
+    net, data = routed(Three), small_data(20)
+    for depth, end in enumerate(net._ends):
+        net.parts[end - 1].register_forward_hook(lambda _m, _x, y, sign=(-1) ** depth: sign * (y - y.mean()))
+    strength = activations(net.eval(), data.train, data, batch_size=8)
+    x, _ = next(batches(data.train, data, 8))
+    x = net.segment(0, x)
+    assert x.min() < 0 < x.max()
+    torch.testing.assert_close(strength[:8, 0, :4], x.abs().mean((2, 3)).detach())
+    assert (strength >= 0).all() and strength[:, 2, :8].min() > 0
+
+
+def test_balance_in_words():
+    assert balance(torch.tensor([0, 2, 2, 2]), 3).in_words() == "depth 0 25.0%, depth 1 0.0%, depth 2 75.0%"
+    assert balance(torch.tensor([], dtype=torch.int64), 2).in_words() == "depth 0 0.0%, depth 1 0.0%"
+    assert balance(torch.tensor([], dtype=torch.int64), 2).largest_share == 0

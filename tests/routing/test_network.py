@@ -65,6 +65,21 @@ def test_thresholds_reach_from_the_cheapest_depth_to_the_whole(router):
         assert set(net.route(images(16))[1].tolist()) == {depth}
 
 
+@pytest.mark.parametrize("router", ROUTERS)
+def test_image_exactly_at_a_threshold_leaves(router):
+    net = routed(router=router).eval()
+    x = images(8)
+    with torch.no_grad():
+        if router == "gates":
+            scores, maps = net.all_scores(x)
+            said = net.router.suffices(0, maps[0], scores[0])
+        else:
+            said = net.router.suffices(x)[:, 0]
+    for image in range(8):
+        net.set_threshold_([float(said[image]), *[WHOLE] * (net.depths - 2)])
+        assert torch.equal(net.route(x)[1] == 0, said >= said[image])
+
+
 def test_higher_threshold_never_leaves_earlier():
     net = routed(Residual).eval()
     before = torch.zeros(16, dtype=torch.int64)

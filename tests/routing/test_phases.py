@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from compressor.errors import DataError, ModelError, UsageError
-from compressor.routing.learning import all_depths, by_label, fit_gates, reset_
+from compressor.routing.learning import all_depths, by_label, fit_gates, image_router, reset_
 from compressor.routing.observing import observe
 from compressor.routing.phases import Teacher, top1_at_labels
 from compressor.routing.router import Gates
@@ -98,6 +99,25 @@ def test_earlier_depths_weigh_as_asked():
         )
     torch.testing.assert_close(gradients[1][0], 0.25 * gradients[0][0])
     torch.testing.assert_close(gradients[1][1], gradients[0][1])
+
+
+@pytest.mark.parametrize("labels", [[0] * 12 + [1] * 3 + [2] * 1, [0] * 5 + [3] * 11, [2] * 16])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rare_labels_weigh_as_much_in_total_as_common_ones(labels, weighted):
+    depths = torch.tensor(labels)
+    router, x = nn.Linear(6, 4), torch.randn(16, 6)
+    loss, right = image_router(depths, 4, weighted=weighted)(router, x, depths)
+    each = functional.cross_entropy(router(x), depths, reduction="none").detach()
+    wanted = (
+        torch.stack([each[depths == label].mean() for label in depths.unique()]).mean() if weighted else each.mean()
+    )
+    torch.testing.assert_close(loss, wanted)
+    assert right == (router(x).argmax(1) == depths).sum()
+    given = router.weight.grad.clone()
+    router.zero_grad()
+    weights = torch.tensor([1 / max(1, labels.count(label)) if weighted else 1.0 for label in range(4)])
+    functional.cross_entropy(router(x), depths, weights).backward()
+    torch.testing.assert_close(given, router.weight.grad)
 
 
 def test_gates_need_images():

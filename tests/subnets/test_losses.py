@@ -35,6 +35,21 @@ def test_gradients_are_those_of_the_sum(weights):
     torch.testing.assert_close(model.state_dict(), whole.state_dict())
 
 
+def test_further_outputs_of_the_base_count_three_tenths_each():
+    given = [torch.randn(4, 5, requires_grad=True) for _ in range(3)]
+
+    def model(_, exit):
+        return tuple(given[:2]) if exit == 0 else given[2]
+
+    loss, right = multi_model_step(1, DetachSettings(loss_weights=(2.0, 0.5)))(model, images(), LABELS)
+    found = [each.grad.clone() for each in given]
+    losses = [functional.cross_entropy(each, LABELS) for each in given]
+    assert loss.item() == pytest.approx((2 * (losses[0] + 0.3 * losses[1]) + 0.5 * losses[2]).item())
+    wanted = torch.autograd.grad(sum(losses), given)
+    torch.testing.assert_close(found, [2 * wanted[0], 0.6 * wanted[1], 0.5 * wanted[2]])
+    assert right == (given[0].argmax(1) == LABELS).sum()
+
+
 def test_distillation_follows_the_base_and_leaves_it_alone():
     model = detachable().double().train()
     plain, x = copy.deepcopy(model), images().double()

@@ -69,3 +69,15 @@ def test_small_images_are_refused():
     layer = StepDown(plan_step_down((3, 32, 32), (4, 4, 4), norm=True, activation=None))
     with pytest.raises(ModelError, match="an image of 4x4 does not fit .* stride 8x8 takes 32x32"):
         layer(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("image", range(1, 65))
+def test_images_are_resized_where_a_kernel_would_be_longer_than_twice_its_stride_and_one(image):
+    for feature in range(1, image + 1):
+        kernel, stride = step_down(image, feature)
+        plan = plan_step_down((1, image, image), (2, feature, 1), norm=False, activation=None)
+        if kernel > 2 * stride + 1:
+            even = max(1, round(image / feature))
+            assert (plan.resize, plan.kernel[0], plan.stride[0]) == ((feature * even, image), even, even)
+        else:
+            assert (plan.resize, plan.kernel[0], plan.stride[0]) == (None, kernel, stride)

@@ -182,6 +182,40 @@ def test_further_outputs_weigh_in_training():
     assert history.rows[-1]["validation_top1"] is not None
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_further_outputs_count_three_tenths_each(smoothing):
+    """The weight of GoogLeNet's two (Szegedy et al. 2015, section 5), for the loss and its gradient."""
+    given = [torch.randn(4, 10, requires_grad=True) for _ in range(3)]
+    y = torch.arange(4)
+    loss, right = cross_entropy(smoothing)(lambda _: tuple(given), torch.zeros(4, 1), y)
+    found = [each.grad.clone() for each in given]
+    losses = [functional.cross_entropy(each, y, label_smoothing=s) for each, s in zip(given, (smoothing, 0, 0))]
+    assert loss.item() == pytest.approx((losses[0] + 0.3 * losses[1] + 0.3 * losses[2]).item())
+    wanted = torch.autograd.grad(sum(losses), given)
+    torch.testing.assert_close(found, [wanted[0], 0.3 * wanted[1], 0.3 * wanted[2]])
+    assert right == (given[0].argmax(1) == y).sum()
+
+
+def test_every_epoch_begins_in_training_mode():
+    """However the network came, and whatever listeners leave it in between epochs."""
+    data, ends = small_data(), []
+    for came, left in ((True, True), (False, False)):
+        net, modes = small_net().train(came), []
+
+        def step(model: nn.Module, x: Tensor, y: Tensor, modes: list[bool] = modes) -> tuple[Tensor, Tensor]:
+            modes.append(all(module.training for module in model.modules()))
+            return cross_entropy()(model, x, y)
+
+        def leave(event: Event, net: nn.Module = net, left: bool = left) -> None:
+            if isinstance(event, EpochEvent):
+                net.train(left)
+
+        fit(net, data, replace(FAST, evaluate_every=0), step=step, on_event=leave)
+        assert modes == [True] * 12
+        ends.append(weights(net))
+    assert_same(*ends)
+
+
 def test_loss_that_is_not_finite_stops_with_advice():
     def step(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         loss = cross_entropy()(model, x, y)[0]

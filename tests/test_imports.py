@@ -13,6 +13,7 @@ OUTER = ("cli", "api", "__main__")
 # Room -> rooms of ours that it may not import. A room is a file or a folder directly under compressor/.
 FORBIDDEN = {
     "errors": {"*"},
+    "text": {"*"},
     "vision": {"graph", "surgery", "methods", "training", "profiling", "exporting", "reporting", "loading"},
     "graph": {"surgery", "methods", "training", "profiling", "exporting", "reporting", "loading"},
     "surgery": {"methods", "training", "profiling", "exporting", "reporting", "loading"},

@@ -33,6 +33,7 @@ from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.cli.stopping import INTERRUPTED, stopping
 from compressor.cli.terminal import Terminal
 from compressor.errors import CompressorError, Elsewhere, UsageError
+from compressor.text import printable
 
 # What Typer raises for a wrong command line, whether it brings Click along or imports it.
 _WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
@@ -147,8 +148,7 @@ def _where(given: Sequence[str]) -> str:
 
 def _fail(message: str, code: int) -> NoReturn:
     """One line on stderr, whatever the message was: file names may hold any character."""
-    line = " ".join(message.split())
-    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
-    if shown:
-        sys.stderr.write(f"error: {shown}\n")
+    line = printable(" ".join(message.split()))
+    if line:
+        sys.stderr.write(f"error: {line}\n")
     sys.exit(code)

@@ -8,8 +8,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
+
+from compressor.text import printable
 
 if TYPE_CHECKING:
     from compressor.pipeline.stages import Tell
@@ -54,7 +57,7 @@ class Terminal:
     def print_json(self, data: Mapping[str, Any]) -> None:
         """The one object, where it was asked for."""
         if self.as_json:
-            self.out.file.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+            self.out.file.write(json.dumps(data, indent=1) + "\n")
 
     @contextmanager
     def progress(self) -> Iterator["Tell"]:
@@ -73,8 +76,16 @@ class Terminal:
             yield bars.tell
 
 
+class _Console(Console):
+    """A console on which names out of files control nothing."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
 def _console(*, stderr: bool) -> Console:
     file = Path(os.devnull).open("w") if Terminal.mute() else None  # noqa: SIM115  as long as the process
-    console = Console(file=file, stderr=stderr, highlight=False)
+    console = _Console(file=file, stderr=stderr, highlight=False)
     console.width = min(console.width, WIDTH)
     return console

@@ -101,7 +101,7 @@ class Manifest:
 
     def text(self) -> str:
         """The file's content."""
-        return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.to_json(), indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -73,4 +73,4 @@ def classify(path: str, leaving: int | None = None) -> list[tuple[str, float]]:
 
 if __name__ == "__main__":
     for name, share in classify(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)[:5]:
-        print(f"{share:6.1%}  {name}")
+        print(f"{share:6.1%}  {name if name.isprintable() else ascii(name)}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.errors import UsageError
+from compressor.text import printable
 
 _MOST_VALUES = 200_000
 _DEEPEST = 20
@@ -75,5 +76,5 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 
 def shown(text: str) -> str:
     """A file's own text for a message: any character may be in it, and any number of them."""
-    printable = text if text.isprintable() else repr(text)[1:-1]
-    return printable if len(printable) <= 160 else f"{printable[:150]}..."
+    line = printable(text[:1000]).replace("\n", "\\n")
+    return line if len(line) <= 160 else f"{line[:150]}..."

@@ -12,6 +12,7 @@ from compressor.reporting.comparison import NOTHING, compare
 from compressor.reporting.plots import draw, run_plots
 from compressor.reporting.report import Report, write_whole
 from compressor.reporting.sections import Curve, Gallery, Plot, Section, Table
+from compressor.text import printable
 
 _MOST_EDITS = 1000  # rows on the page; report.json has them all
 _QUANTITY = re.compile(r"[+-]?[\d.,]+( ?[TGMk]?(?:MAC|B)| [TGMk]| ms| %| pp|x)?")
@@ -46,6 +47,7 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

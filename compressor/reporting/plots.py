@@ -5,9 +5,11 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compressor.reporting.sections import Curve, Plot
+from compressor.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +32,7 @@ def draw(plot: Plot) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
+    plot = _readable(plot)
     bars = plot.kind == "bars"
     names = len(plot.curves[0].x) if bars and plot.curves else 0
     height = 0.9 + _BAR_HEIGHT * names * max(len(plot.curves), 1) if bars else 2.7
@@ -142,6 +145,21 @@ def _draw_bars(axes: "Axes", plot: Plot) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labeltop=True)  # of a long figure the lower end may be out of sight
+
+
+def _readable(plot: Plot) -> Plot:
+    """The plot with texts that control nothing, and that the fonts can be asked for."""
+    curves = tuple(
+        replace(
+            curve,
+            label=printable(curve.label),
+            x=tuple(printable(each) if isinstance(each, str) else each for each in curve.x),
+            names=tuple(map(printable, curve.names)),
+        )
+        for curve in plot.curves
+    )
+    title, x_label, y_label = map(printable, (plot.title, plot.x_label, plot.y_label))
+    return replace(plot, title=title, x_label=x_label, y_label=y_label, curves=curves)
 
 
 def _shortened(name: str, longest: int = 26) -> str:

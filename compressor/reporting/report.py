@@ -190,7 +190,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     Raises:
         FileError: it cannot be written.
     """
-    return write_whole(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,13 @@
+"""Texts out of files and of other people's code, on their way to where they are read."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what controls a terminal or turns the direction of writing.
+
+    Line breaks stay; ESC becomes `\\x1b`, U+202E `\\u202e`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

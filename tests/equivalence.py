@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph import Channels
-from compressor.graph.rules import RULES, elementwise
+from compressor.graph.resolve import roots_of
+from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import skeleton
 from compressor.graph.trace import TensorRef, call_arguments, run
 from compressor.graph.walk import Ties, Walk
@@ -100,18 +101,19 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
             tensors[name].data.index_fill_(dim, torch.from_numpy(where), 0)
     # Traced on real data, since an operator may be made of others on the meta device than on this one.
     walk = Walk(run(skeleton(model, real=True), example), Ties())
-    walk.follow(RULES, elementwise)
+    walk.follow(rule_of)
     with _KeptStatistics(walk, _kept_of_raw(walk, channels, gone)):
         return outputs(masked, example)
 
 
 def _kept_of_raw(walk: Walk, channels: Channels, gone: np.ndarray) -> np.ndarray:
     """The same question asked of the walk's own numbering."""
+    roots = roots_of(walk.ties)
     kept = np.ones(walk.ties.count, dtype=bool)
     for key, raw in walk.ties.blocks.items():
         if key in channels.identities:
-            kept[raw] = ~gone[channels.identities[key]]
-    return kept
+            kept[roots[raw[gone[channels.identities[key]]]]] = False
+    return kept[roots]
 
 
 class _KeptStatistics(TorchDispatchMode):

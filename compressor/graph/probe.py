@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compressor.graph.channels import Group, Ids, Key, Size
 from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import Op, Ran, Trace, outline
-from compressor.graph.walk import FILLED, Walk
+from compressor.graph.walk import MAKERS, Ties, Walk
 
 Copies = NDArray[np.int64]  # of every identity in a trial: 0 where it is removed, 2 where it stands twice
 
@@ -128,7 +128,7 @@ def objection(
     ran, error = outline(model, example, training=training)
     ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in _LAYOUT]
     theirs = [op for op in ran if op.name not in _LAYOUT]
-    left = _Left(copies, roots)
+    left = _Left(copies, roots, walk.ties)
     for number, after in zip(ours, theirs, strict=False):
         why = _difference(walk, number, after, left)
         if why is not None:
@@ -148,9 +148,20 @@ _WRITTEN = "has a size written into the code"
 class _Left:
     """How many of an array's channels, and which positions, there are in a trial."""
 
-    def __init__(self, copies: Copies, roots: Ids) -> None:
+    def __init__(self, copies: Copies, roots: Ids, ties: Ties) -> None:
         self._copies = copies[roots]
         self._counts: dict[int, int] = {}
+        self._ties = ties
+        self._marked: Ids | None = None
+
+    def loose(self, ids: Ids | None) -> bool:
+        """Whether these are positions of a tensor of any size, which nothing that depends on their number has read."""
+        if ids is None or not self._ties.made[ids].all():
+            return False
+        if self._marked is None:
+            marks = [mark for mark, _ in (*self._ties.frozen, *self._ties.prune_only)]
+            self._marked = np.unique(np.concatenate([mark.ravel() for mark in marks])) if marks else ids[:0]
+        return not np.isin(ids, self._marked).any()
 
     def count(self, ids: Ids) -> int:
         known = self._counts.get(id(ids))
@@ -173,9 +184,8 @@ def _difference(walk: Walk, number: int, after: Ran, left: _Left) -> str | None:
     for ref, track, found in zip(before.outputs, walk.op_outputs[number], after.shapes, strict=True):
         if len(ref.shape) != len(found):
             return _WRITTEN
-        follows = walk.uniform(ref)
         for dim, (size, now) in enumerate(zip(ref.shape, found, strict=True)):
-            if now != (left.count(track[dim]) if dim in track else size) and dim not in follows:
+            if now != (left.count(track[dim]) if dim in track else size) and not left.loose(track.get(dim)):
                 return _WRITTEN
     if before.name == "slice" and _moved(before, after, walk, left):
         return _WRITTEN
@@ -224,7 +234,7 @@ def _passed(walk: Walk) -> list[tuple[str, str]]:
     return [
         (op.name, op.module)
         for op, touched in ops
-        if touched and op.name not in plain and torch.Tag.pointwise not in op.func.tags
+        if op.name not in plain and torch.Tag.pointwise not in op.func.tags and not all(map(walk.is_made, touched))
     ]
 
 
@@ -232,7 +242,7 @@ def asks_for_sizes(walk: Walk) -> bool:
     """Whether an operator takes a size that the code may have from anywhere, other than to flatten."""
     return any(
         (touched and (op.name in _SIZED or _unflattens(op)))
-        or (op.name in FILLED and max(op.outputs[0].shape[1:], default=1) > 1)
+        or (op.name in MAKERS and max(op.outputs[0].shape[1:], default=1) > 1)
         for op, touched in zip(walk.trace.ops, walk.op_inputs, strict=True)
     )
 

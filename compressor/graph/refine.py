@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.graph import probe, resolve
 from compressor.graph.channels import Group, Ids
-from compressor.graph.rules import RULES, elementwise
+from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import Trace
@@ -52,7 +52,7 @@ class Refinement:
 
     def _walk(self, trace: Trace) -> Walk:
         walk = Walk(trace, self.ties)
-        walk.follow(RULES, elementwise)
+        walk.follow(rule_of)
         return walk
 
     def _resolve(self) -> None:

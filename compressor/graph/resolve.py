@@ -18,11 +18,15 @@ Roots = NDArray[np.int64]
 
 def roots_of(ties: Ties) -> Roots:
     """For every raw identity, the number of the set it was tied into."""
-    if not ties.pairs:
-        return np.arange(ties.count, dtype=np.int64)
-    ones = np.concatenate([a if a.shape == b.shape else np.broadcast_to(a, b.shape) for a, b in ties.pairs])
-    others = np.concatenate([b for _, b in ties.pairs])
-    links = coo_matrix((np.ones(len(ones), dtype=bool), (ones, others)), shape=(ties.count, ties.count))
+    return connected(ties.pairs, ties.count)
+
+
+def connected(pairs: list[tuple[Ids, Ids]], count: int) -> Roots:
+    """The number of each identity's set, when the identities of each pair of arrays belong together."""
+    if not pairs:
+        return np.arange(count, dtype=np.int64)
+    ones, others = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    links = coo_matrix((np.ones(len(ones), dtype=bool), (ones, others)), shape=(count, count))
     labels: Roots = connected_components(links, directed=False)[1].astype(np.int64)
     return labels
 
@@ -74,13 +78,14 @@ def groups(
 
     `ranks` holds the number of dimensions of each tensor: a vector does not make channels, a weight does.
     """
-    columns = {int(ids[0]) for ids in ties.columns if len(ids)}
-    starts = {key: int(ids[0]) for key, ids in ties.blocks.items()}
+    roles = _Roles(ties)
     keys = sorted(ties.blocks, key=lambda key: (tensor_order[key[0]], key[1]))
     held = {key: numbered(ties.blocks[key]) for key in keys}
-    places = {key: Place(*key, "column" if starts[key] in columns else "row") for key in keys}
+    places = {key: Place(*key, "row" if roles.makes(ties.blocks[key]) else "column") for key in keys}
     families = _families(held, [numbered(ids) for ids in ties.apart], numbered.count)
-    frozen, prune_only = Reasons(ties.frozen, numbered), Reasons(ties.prune_only, numbered)
+    frozen = Reasons(ties.frozen, numbered)
+    both = ((ids, BOTH_WAYS) for ids in ties.blocks.values() if roles.makes(ids) and roles.reads(ids))
+    prune_only = Reasons((*ties.prune_only, *both), numbered)
     kernels = Reasons(((ids, text) for ids, text in ties.frozen if text == KERNEL), numbered)
     found = []
     taken: dict[str, int] = {}
@@ -95,6 +100,31 @@ def groups(
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
         found.append(Group(unique, ids, mine, producers, reason, prune_only.of(int(ids[0]))))
     return tuple(found)
+
+
+BOTH_WAYS = "a weight both makes and reads them"
+
+
+class _Roles:
+    """On which dimensions a weight reads channels and on which it makes them; it may do both on one."""
+
+    def __init__(self, ties: Ties) -> None:
+        links = connected(ties.aliases, ties.count)  # of a computed weight, the parameters it comes from
+        self._links = links
+        self._reads, self._makes = (_marked(arrays, links) for arrays in (ties.columns, ties.rows))
+
+    def reads(self, ids: Ids) -> bool:
+        return bool(self._reads[self._links[ids]].any())
+
+    def makes(self, ids: Ids) -> bool:
+        return bool(self._makes[self._links[ids]].any()) or not self.reads(ids)
+
+
+def _marked(arrays: Iterable[Ids], links: Roots) -> NDArray[np.bool_]:
+    marked = np.zeros(len(links), dtype=bool)
+    for ids in arrays:
+        marked[links[ids]] = True
+    return marked
 
 
 def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tuple[Ids, list[Key]]]:
@@ -134,8 +164,10 @@ def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tup
 
 
 def _producers(places: Iterable[Place], ranks: Mapping[str, int]) -> tuple[str, ...]:
-    makers = (place.tensor for place in places if place.role == "row" and ranks[place.tensor] > 1)
-    return tuple(dict.fromkeys(owner(tensor) for tensor in makers))
+    """The modules whose weights make the channels; where there are none, those whose vectors do (a learned state)."""
+    made = [place.tensor for place in places if place.role == "row"]
+    weights = [tensor for tensor in made if ranks[tensor] > 1]
+    return tuple(dict.fromkeys(owner(tensor) for tensor in weights or made))
 
 
 def _unfit(ids: Ids) -> str | None:

@@ -1,25 +1,38 @@
-"""The table of rules, operator name to function, with the element-wise operators and the reductions.
+"""The table of rules, operator name to function, with the element-wise operators and those that run along dimensions.
 
-An operator that is neither here nor marked element-wise by torch freezes the channels that reach it.
+An operator that is neither here nor marked element-wise by torch is tried on data: see `batched`.
 """
 
+import torch
+
+from compressor.graph.batched import by_trial
 from compressor.graph.channels import Ids
 from compressor.graph.rules_layers import LAYERS
 from compressor.graph.rules_parts import PARTS
-from compressor.graph.rules_shapes import SHAPES
+from compressor.graph.rules_shapes import SHAPES, like
 from compressor.graph.trace import Op, TensorRef
-from compressor.graph.walk import Rule, Track, Walk
+from compressor.graph.walk import Rule, Track, Walk, argument, untracked, where, without
+
+
+def rule_of(op: Op) -> Rule:
+    if op.func.namespace == "aten":
+        if op.name in RULES:
+            return RULES[op.name]
+        if torch.Tag.pointwise in op.func.tags:
+            return elementwise
+        if torch.Tag.nondeterministic_seeded in op.func.tags:
+            return like
+    return by_trial
 
 
 def elementwise(w: Walk, op: Op) -> None:
     """Operands broadcast against each other; those with channels on one dimension are tied along it."""
-    reason = f"{op.name} in {op.module or 'the model'} joins it with something that is not tracked"
     for out in op.outputs:
         rank = len(out.shape)
         track: Track = {}
         for dim in range(rank):
             operands = [_operand(w, ref, dim - rank) for ref in op.inputs if len(ref.shape) >= rank - dim]
-            ids = w.join(operands, reason)
+            ids = w.join(operands, untracked(op))
             if ids is not None and out.shape[dim] == len(ids):
                 track[dim] = ids
         w.give(out, track)
@@ -29,21 +42,28 @@ def _operand(w: Walk, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
     return w.held(ref, dim + len(ref.shape))
 
 
-def reduction(w: Walk, op: Op) -> None:
-    """mean, sum, amax, var ... (x, dims, ..., keepdim): run over channels, they rule merging and inserting out."""
-    x, out = op.args[0], op.outputs[0]
-    rank = len(x.shape)
-    position = 2 if op.name == "linalg_vector_norm" or (op.name == "norm" and len(op.args) > 1) else 1
-    given = op.args[position] if len(op.args) > position else op.kwargs.get("dim")
+def along(w: Walk, op: Op) -> None:
+    """softmax, cumsum, sort, roll, fft (x, dim or dims, ...): channels that they run over are frozen."""
+    for ids in _over(w, op):
+        w.freeze(ids, f"{op.name} in {where(op)} runs over channels")
+
+
+def statistic(w: Walk, op: Op) -> None:
+    """mean, sum, amax, var ... (x, dim or dims, ...): run over channels, they rule merging and inserting out."""
+    for ids in _over(w, op):
+        w.prune_only(ids, f"{op.name} in {where(op)} runs over channels")
+
+
+def _over(w: Walk, op: Op) -> list[Ids]:
+    """Hand on what an operator leaves alone; returns the identities of the dimensions that it runs over."""
+    x, rank = op.inputs[0], len(op.inputs[0].shape)
+    given = argument(op, "dim", "dims")
     dims = range(rank) if given is None or given == [] else [given] if isinstance(given, int) else given
-    gone = {dim % rank for dim in dims} if rank else set()
-    for dim in gone & w.track(x).keys():
-        w.prune_only(w.track(x)[dim], f"{op.name} in {op.module or 'the model'} runs over channels")
-    kept = {dim: ids for dim, ids in w.track(x).items() if dim not in gone}
-    if len(out.shape) != rank:
-        kept = {dim - sum(g < dim for g in gone): ids for dim, ids in kept.items()}
-    for ref in op.outputs:
-        w.give(ref, kept)
+    over = {dim % rank for dim in dims} if rank else set()
+    for out in op.outputs:
+        kept = w.track(x) if len(out.shape) == rank else without(w.track(x), over)
+        w.give(out, {dim: ids for dim, ids in kept.items() if dim < len(out.shape) and out.shape[dim] == len(ids)})
+    return [ids for dim, ids in w.track(x).items() if dim in over]
 
 
 def _words(text: str) -> list[str]:
@@ -57,13 +77,18 @@ _ELEMENTWISE = _words("""
     rrelu_with_noise log_sigmoid_forward lerp addcmul addcdiv floor ceil round eq ne lt le gt ge logical_not
     bitwise_not logical_and logical_or trunc fmod remainder expm1 log1p floor_divide complex polar angle
 """)
-_REDUCTIONS = _words("""
-    mean sum amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax
-    argmin any all nansum
+_STATISTICS = _words("""
+    mean sum amax amin max min aminmax var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax argmin
+    any all nansum count_nonzero
+""")
+_ALONG = _words("""
+    _softmax _log_softmax _safe_softmax softmax log_softmax cumsum cumprod logcumsumexp cummax cummin median nanmedian
+    mode kthvalue topk sort flip roll rot90 _fft_r2c _fft_c2r _fft_c2c
 """)
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, elementwise),
-    **dict.fromkeys(_REDUCTIONS, reduction),
+    **dict.fromkeys(_STATISTICS, statistic),
+    **dict.fromkeys(_ALONG, along),
     **LAYERS,
     **SHAPES,
     **PARTS,

@@ -1,31 +1,28 @@
 """Rules for operators that take channels apart, pick among them or join them: slices, concatenation, indices."""
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from compressor.graph.channels import Ids
-from compressor.graph.rules_shapes import without
 from compressor.graph.trace import Op, TensorRef
-from compressor.graph.walk import Rule, Track, Walk
+from compressor.graph.walk import Rule, Track, Walk, argument, dimension, untracked, where, without
 
 
 def select(w: Walk, op: Op) -> None:
     """(x, dim, index): one position of a dimension."""
     x = op.args[0]
-    dim = op.args[1] % len(x.shape)
-    w.freeze(w.track(x).get(dim), f"{op.module or 'the model'} picks single channels by number")
+    dim = dimension(op, x)
+    w.freeze(w.track(x).get(dim), f"{where(op)} picks single channels by number")
     w.give(op.outputs[0], without(w.track(x), {dim}))
 
 
 def slice_(w: Walk, op: Op) -> None:
     """(x, dim, start, end, step)."""
-    x, at, start, end, step = (list(op.args) + [0, None, None, 1][len(op.args) - 1 :])[:5]
-    dim = at % len(x.shape)
+    x, dim = op.args[0], dimension(op, op.args[0])
+    start, end, step = (argument(op, name) for name in ("start", "end", "step"))
     track = dict(w.track(x))
     if dim in track:
-        if step not in (None, 1):
+        if step != 1:
             _every(w, op, track[dim], start or 0, step)
         whole, track[dim] = track[dim], track[dim][start:end:step]
         if len(track[dim]) < len(whole):
@@ -38,32 +35,33 @@ def _every(w: Walk, op: Op, ids: Ids, start: int, step: int) -> None:
     if len(ids) % step == 0 and 0 <= start < step:
         w.tie_rows(ids.reshape(-1, step).T)
     else:
-        w.freeze(ids, f"{op.module or 'the model'} takes every {step}th channel")
+        w.freeze(ids, f"{where(op)} takes every {step}th channel")
 
 
 def cat(w: Walk, op: Op) -> None:
     """(tensors, dim)."""
     tensors = [ref for ref in op.args[0] if ref.shape != (0,)]
     out = op.outputs[0]
-    at = (op.args[1] if len(op.args) > 1 else 0) % len(out.shape)
-    track = _joined(w, op, tensors, at)
+    at = dimension(op, out)
+    track = _joined(w, tensors, at, op)
     if any(at in w.track(ref) for ref in tensors):
-        parts = [_known(w, ref, at, f"{op.module or 'the model'} concatenates it untracked") for ref in tensors]
-        track[at] = np.concatenate(parts)
+        track[at] = np.concatenate([_known(w, ref, at, f"{where(op)} concatenates it untracked") for ref in tensors])
+    elif len(set(tensors)) == 1 < len(tensors) and tensors[0].shape[at] == 1:
+        track[at] = w.made(len(tensors))  # one tensor over and over, as often as the code asks
     w.give(out, track)
 
 
 def _known(w: Walk, ref: TensorRef, dim: int, reason: str) -> Ids:
-    ids = w.adopt(ref, dim)
+    ids = w.track(ref).get(dim)
     return w.constant(ref.shape[dim], reason) if ids is None else ids
 
 
-def _joined(w: Walk, op: Op, tensors: list[TensorRef], skipped: int) -> Track:
+def _joined(w: Walk, tensors: list[TensorRef], skipped: int, op: Op) -> Track:
     """Tie tensors of one rank along every dimension but one."""
     track: Track = {}
     for dim in range(len(tensors[0].shape)):
         if dim != skipped:
-            ids = w.join([w.held(ref, dim) for ref in tensors], _alone(op))
+            ids = w.join([w.held(ref, dim) for ref in tensors], untracked(op))
             if ids is not None:
                 track[dim] = ids
     return track
@@ -71,15 +69,14 @@ def _joined(w: Walk, op: Op, tensors: list[TensorRef], skipped: int) -> Track:
 
 def stack(w: Walk, op: Op) -> None:
     """(tensors, dim): a new dimension, so the tensors are tied."""
-    at = (op.args[1] if len(op.args) > 1 else 0) % len(op.outputs[0].shape)
-    track = _joined(w, op, list(op.args[0]), -1)
+    at = dimension(op, op.outputs[0])
+    track = _joined(w, list(op.args[0]), -1, op)
     w.give(op.outputs[0], {dim + (dim >= at): ids for dim, ids in track.items()})
 
 
 def split(w: Walk, op: Op) -> None:
     """split (x, size or sizes, dim), chunk: parts of equal size are tied, since an edit must keep them equal."""
-    x = op.args[0]
-    dim = (op.args[2] if len(op.args) > 2 else op.kwargs.get("dim", 0)) % len(x.shape)
+    x, dim = op.args[0], dimension(op, op.args[0])
     ids = w.track(x).get(dim)
     if ids is None:
         for out in op.outputs:
@@ -97,9 +94,8 @@ def split(w: Walk, op: Op) -> None:
 
 def unbind(w: Walk, op: Op) -> None:
     """(x, dim): every position of a dimension as a tensor of its own."""
-    x = op.args[0]
-    dim = (op.args[1] if len(op.args) > 1 else 0) % len(x.shape)
-    w.freeze(w.track(x).get(dim), f"{op.module or 'the model'} takes channels apart")
+    x, dim = op.args[0], dimension(op, op.args[0])
+    w.freeze(w.track(x).get(dim), f"{where(op)} takes channels apart")
     for out in op.outputs:
         w.give(out, without(w.track(x), {dim}))
 
@@ -112,7 +108,7 @@ def pad(w: Walk, op: Op) -> None:
         dim = len(x.shape) - 1 - offset
         before, after = widths[2 * offset], widths[2 * offset + 1]
         if dim in track and (before or after):
-            reason = f"{op.module or 'the model'} pads channels by a fixed number"
+            reason = f"{where(op)} pads channels by a fixed number"
             if min(before, after) < 0:
                 w.freeze(track[dim], reason)
                 del track[dim]
@@ -123,65 +119,56 @@ def pad(w: Walk, op: Op) -> None:
 
 def glu(w: Walk, op: Op) -> None:
     """(x, dim): one half times the sigmoid of the other."""
-    x = op.args[0]
-    dim = (op.args[1] if len(op.args) > 1 else -1) % len(x.shape)
+    x, dim = op.args[0], dimension(op, op.args[0])
     track = dict(w.track(x))
     if dim in track:
         track[dim] = w.tie_rows(track[dim].reshape(2, -1))
     w.give(op.outputs[0], track)
 
 
-def picked(w: Walk, op: Op) -> None:
-    """topk (x, k, dim), sort, index_select and gather (x, dim, ...): free as long as they do not run over channels."""
-    x = op.args[0]
-    given = op.args[2:3] if op.name == "topk" else op.args[1:2]
-    dim = (given[0] if given and type(given[0]) is int else op.kwargs.get("dim", -1)) % len(x.shape)
-    track = dict(w.track(x))
-    w.freeze(track.pop(dim, None), f"{op.name} in {op.module or 'the model'} picks channels")
-    if op.name == "gather":
-        others = {d: w.join((w.held(x, d), w.held(op.args[2], d)), _alone(op)) for d in range(len(x.shape)) if d != dim}
-        track = {d: ids for d, ids in others.items() if ids is not None and len(ids) == op.outputs[0].shape[d]}
-    for out in op.outputs:
-        w.give(out, track)
-
-
-def _alone(op: Op) -> str:
-    return f"{op.name} in {op.module or 'the model'} joins it with something that is not tracked"
+def numbered(w: Walk, op: Op) -> None:
+    """gather, scatter, index_select, index_add ... (x, dim, index, ...): channels may stand beside `dim`, not on it."""
+    x, at = op.args[0], dimension(op, op.args[0])
+    aligned = [ref for ref in op.inputs if len(ref.shape) == len(x.shape) > 1]
+    reason = f"{op.name} in {where(op)} picks channels by number"
+    track: Track = {}
+    for dim in range(len(x.shape)):
+        if dim != at and len({ref.shape[dim] for ref in aligned}) == 1:
+            ids = w.join([w.held(ref, dim) for ref in aligned], untracked(op))
+            if ids is not None:
+                track[dim] = ids
+        else:
+            w.freeze_all((w.track(ref)[dim] for ref in aligned if dim in w.track(ref)), reason)
+    w.freeze_all((ids for ref in op.inputs if ref not in aligned for ids in w.track(ref).values()), reason)
+    w.give(op.outputs[0], track)
 
 
 def index(w: Walk, op: Op) -> None:
-    """x[indices] (x, indices): free along the dimensions that no index touches, where integers lead the indices."""
+    """x[indices] (x, indices): free along the dimensions that no index touches."""
     x, indices, out = op.args[0], op.args[1], op.outputs[0]
-    picked = [dim for dim, entry in enumerate(indices) if entry is not None]
-    leading = picked == list(range(len(picked))) and all(indices[dim].dtype == torch.int64 for dim in picked)
-    track: Track = {}
-    for dim, ids in w.track(x).items():
-        if leading and dim >= len(picked):
-            track[dim + len(out.shape) - len(x.shape)] = ids
-        else:
-            w.freeze(ids, f"{op.module or 'the model'} picks channels by number")
-    w.give(out, track)
+    taken: list[int] = []  # dimensions that indices run over; a mask runs over all of its own
+    place = 0
+    for entry in indices:
+        width = 1 if entry is None or entry.dtype not in (torch.bool, torch.uint8) else len(entry.shape)
+        taken += [] if entry is None else range(place, place + width)
+        place += width
+    rest = [dim for dim in range(len(x.shape)) if dim not in taken]
+    first = taken[0] if taken[-1] - taken[0] == len(taken) - 1 else 0  # indices apart from each other go to the front
+    new = len(out.shape) - len(rest)
+    stands = {dim: number + new * (number >= first) for number, dim in enumerate(rest)}
+    reason = f"{where(op)} picks channels by number"
+    w.freeze_all((w.track(x)[dim] for dim in taken if dim in w.track(x)), reason)
+    w.freeze_all((ids for ref in op.inputs[1:] for ids in w.track(ref).values()), reason)
+    w.give(out, {stands[dim]: ids for dim, ids in w.track(x).items() if dim in stands})
 
 
 def unfold(w: Walk, op: Op) -> None:
     """Tensor.unfold (x, dim, size, step): windows over one dimension, as a new last one."""
-    x, dim = op.args[0], op.args[1] % len(op.args[0].shape)
-    track = dict(w.track(x))
-    w.freeze(track.pop(dim, None), f"{op.module or 'the model'} takes windows over channels")
+    track = dict(w.track(op.args[0]))
+    w.freeze(
+        track.pop(argument(op, "dimension") % len(op.args[0].shape), None), f"{where(op)} takes windows over channels"
+    )
     w.give(op.outputs[0], track)
-
-
-def along(w: Walk, op: Op) -> None:
-    """softmax, cumsum, flip, roll, Fourier transforms (x, dim or dims, ...): free unless they run over channels."""
-    x, out = op.args[0], op.outputs[0]
-    track = dict(w.track(x))
-    given: Any = op.args[2] if op.name == "roll" and len(op.args) > 2 else op.args[1]
-    for dim in [given] if isinstance(given, int) else given:
-        at = dim % len(x.shape)
-        w.freeze(track.get(at), f"{op.name} in {op.module or 'the model'} runs over channels")
-        if out.shape[at] != x.shape[at]:
-            track.pop(at, None)
-    w.give(out, track)
 
 
 PARTS: dict[str, Rule] = {
@@ -189,26 +176,17 @@ PARTS: dict[str, Rule] = {
     "slice": slice_,
     "cat": cat,
     "stack": stack,
-    "split": split,
-    "split_with_sizes": split,
-    "chunk": split,
-    "unsafe_split": split,
-    "unsafe_chunk": split,
     "unbind": unbind,
     "constant_pad_nd": pad,
     "pad": pad,
     "unfold": unfold,
     "index": index,
     "glu": glu,
-    **dict.fromkeys(("topk", "sort", "index_select", "gather"), picked),
-    "_softmax": along,
-    "_log_softmax": along,
-    "_safe_softmax": along,
-    "softmax": along,
-    "cumsum": along,
-    "_fft_r2c": along,
-    "_fft_c2r": along,
-    "_fft_c2c": along,
-    "flip": along,
-    "roll": along,
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"), split
+    ),
+    **dict.fromkeys(
+        ("index_select", "index_add", "index_copy", "index_fill", "gather", "scatter", "scatter_add", "scatter_reduce"),
+        numbered,
+    ),
 }

@@ -1,27 +1,30 @@
 """Rules for operators that keep all channels: views, permutations, repetition, resizing, shuffling."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.graph.channels import Ids
 from compressor.graph.trace import Op
-from compressor.graph.walk import FILLED, Rule, Track, Walk
+from compressor.graph.walk import MAKERS, Rule, Track, Walk, untracked, where, without
 
 
 def view(w: Walk, op: Op) -> None:
     """view, reshape: channels that end up on several dimensions are tied along all of them but one."""
     x, out = op.args[0], op.outputs[0]
+    if math.prod(x.shape) != math.prod(out.shape) or 0 in x.shape:  # bits read as another type, or nothing at all
+        w.freeze_all(w.track(x).values(), f"{where(op)} reads them as another type")
+        return
     given: Track = {}
     for source, target in _regrouped(x.shape, out.shape):
-        tracked = [dim for dim in source if dim in w.track(x)]
-        reason = f"{op.module or 'the model'} flattens them together with other channels"
-        w.freeze_all((w.track(x)[dim] for dim in tracked[1:]), reason)
+        tracked = sorted((dim for dim in source if dim in w.track(x)), key=lambda dim: w.is_made(w.track(x)[dim]))
+        others = [w.track(x)[dim] for dim in tracked[1:]]
+        w.freeze_all(others, f"{where(op)} flattens them together with other channels")
         if tracked:
             ids = _spread(w.track(x)[tracked[0]], x.shape, source, tracked[0])
-            given |= _rectangular(w, ids.reshape([out.shape[dim] for dim in target]), target)
+            given |= _rectangular(w, op, ids.reshape([out.shape[dim] for dim in target]), target)
     w.give(out, given)
 
 
@@ -45,12 +48,21 @@ def _spread(ids: Ids, shape: tuple[int, ...], dims: list[int], own: int) -> Ids:
     return np.broadcast_to(aligned, [shape[dim] for dim in dims])
 
 
-def _rectangular(w: Walk, ids: NDArray[np.int64], dims: list[int]) -> Track:
-    """One dimension's identities for an array over several: an edit must leave it a box, so rows are tied."""
+def _rectangular(w: Walk, op: Op, ids: NDArray[np.int64], dims: list[int]) -> Track:
+    """One dimension's identities for an array over several: an edit must leave it a box, so rows are tied.
+
+    Which dimension follows the channels is the code's to say: the one whose size it leaves open, else what a trial has
+    shown, else the largest.
+    """
     varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis)).any()]
     if not varying:
         return {}
     kept = varying[-1]
+    if len(varying) > 1:
+        w.choices[w.number] = tuple(dims[axis] for axis in varying)
+        asked = op.args[1] if isinstance(op.args[1], list) else []
+        kept = max(varying, key=lambda axis: (dims[axis] == w.axes.get(w.number), -1 in asked[dims[axis] :][:1],
+                                              ids.shape[axis], axis))  # fmt: skip
     rows = np.moveaxis(ids, kept, -1).reshape(-1, ids.shape[kept])
     return {dims[kept]: w.tie_rows(rows) if len(varying) > 1 else rows[0]}
 
@@ -83,75 +95,123 @@ def squeeze(w: Walk, op: Op) -> None:
     w.give(op.outputs[0], without(w.track(x), gone))
 
 
-def without(track: Track, gone: set[int]) -> Track:
-    return {dim - sum(g < dim for g in gone): ids for dim, ids in track.items() if dim not in gone}
-
-
 def expand(w: Walk, op: Op) -> None:
-    """(x, sizes): dimensions of size 1 grow, new ones come first."""
+    """expand (x, sizes), repeat (x, times): dimensions of size 1 and new ones in front take whatever size is asked."""
     x, out = op.args[0], op.outputs[0]
     shift = len(out.shape) - len(x.shape)
-    w.give(out, {dim + shift: ids for dim, ids in w.track(x).items()})
-    w.mark_repeated(x, out)
+    track: Track = {}
+    for dim, size in enumerate(out.shape):
+        ids = w.track(x).get(dim - shift)
+        if ids is not None:
+            track[dim] = np.tile(ids, size // len(ids))
+        elif size > 1 and (dim < shift or x.shape[dim - shift] == 1):
+            track[dim] = w.made(size)
+    w.give(out, track)
 
 
-def repeat(w: Walk, op: Op) -> None:
-    """(x, times): tiles."""
-    x, times = op.args[0], op.args[1]
-    shift = len(times) - len(x.shape)
-    w.give(op.outputs[0], {dim + shift: np.tile(ids, times[dim + shift]) for dim, ids in w.track(x).items()})
-    w.mark_repeated(x, op.outputs[0])
+def made(w: Walk, op: Op) -> None:
+    """zeros, full, rand, new_ones, empty_like ...: one value, or random ones, of whatever size the code asks for."""
+    for out in op.outputs:
+        like = w.track(op.inputs[0]) if op.inputs and op.inputs[0].shape == out.shape else {}
+        track = {dim: like.get(dim) if "like" in op.name.split("_") else None for dim in range(len(out.shape))}
+        w.give(
+            out,
+            {dim: w.made(out.shape[dim]) if ids is None else ids for dim, ids in track.items() if out.shape[dim] > 1},
+        )
+
+
+def positions(w: Walk, op: Op) -> None:
+    """arange, linspace: of any size, but no channel's value stays its own when others go."""
+    out = op.outputs[0]
+    if out.shape[0] > 1:
+        ids = w.made(out.shape[0])
+        w.freeze(ids, f"{op.name} in {where(op)} numbers them")
+        w.give(out, {0: ids})
+
+
+def eye(w: Walk, op: Op) -> None:
+    """(n, m): of any size; some rows and the same columns of it are one again."""
+    n, m = op.outputs[0].shape
+    if n > 1 and m > 1:
+        rows = w.made(n)
+        w.prune_only(rows, f"{op.name} in {where(op)} makes a matrix of them")
+        w.give(op.outputs[0], {0: rows, 1: rows if n == m else w.made(m)})
+
+
+def triangle(w: Walk, op: Op) -> None:
+    """tril, triu (x, diagonal): some rows and the same columns of a square one are one again."""
+    x, rank = op.args[0], len(op.args[0].shape)
+    square = {dim: w.track(x)[dim] for dim in (rank - 2, rank - 1) if dim in w.track(x)}
+    for ids in square.values():
+        w.prune_only(ids, f"{op.name} in {where(op)} makes a matrix of them")
+    if square and x.shape[-1] == x.shape[-2]:
+        w.join([w.held(x, rank - 2), w.held(x, rank - 1)], untracked(op))
+    else:
+        w.freeze_all(square.values(), f"{op.name} in {where(op)} runs over channels")
+    w.give(op.outputs[0], w.track(x))
 
 
 def spatial(w: Walk, op: Op) -> None:
     """Pooling, resizing, padding by reflection: the last dimensions change, channels pass."""
-    x, out = op.args[0], op.outputs[0]
-    kept: Track = {}
-    for dim, ids in w.track(x).items():
-        if len(x.shape) == len(out.shape) and dim < 2 and out.shape[dim] == len(ids):
-            kept[dim] = ids
-        else:
-            w.freeze(ids, f"{op.name} in {op.module or 'the model'} runs over channels")
-    for ref in op.outputs:
-        w.give(ref, kept)
+    x, rank = op.args[0], len(op.args[0].shape)
+    beside = rank - SPATIAL[op.name]
+    aligned = [ref for ref in op.inputs if ref.shape[:beside] == x.shape[:beside]]  # indices, numbers by chance
+    for ref in op.inputs:
+        inside = (ids for dim, ids in w.track(ref).items() if dim >= beside or ref not in aligned)
+        w.freeze_all(inside, f"{op.name} in {where(op)} runs over channels")
+    joined = {dim: w.join([w.held(ref, dim) for ref in aligned], untracked(op)) for dim in range(beside)}
+    for out in op.outputs:
+        w.give(out, {dim: ids for dim, ids in joined.items() if ids is not None})
+
+
+def grid_sampler(w: Walk, op: Op) -> None:
+    """(x, grid, ...): every channel is read at the same points."""
+    x, grid = op.args[0], op.args[1]
+    w.freeze_all(w.track(grid).values(), f"{where(op)} reads points from them")
+    w.freeze_all((ids for dim, ids in w.track(x).items() if dim != 1), f"{op.name} in {where(op)} runs over channels")
+    w.give(op.outputs[0], {dim: ids for dim, ids in w.track(x).items() if dim == 1})
 
 
 def like(w: Walk, op: Op) -> None:
-    """zeros_like, rand_like, dropout, clone, detach: something of the same shape."""
+    """Dropout, clone, detach, in-place filling: something of the same shape."""
     for out in op.outputs:
         w.give(out, w.track(op.args[0]) if out.shape == op.args[0].shape else {})
-        if op.name in FILLED and out.shape != op.args[0].shape:
-            w.mark_uniform(out, range(len(out.shape)))
 
 
 def pixel_shuffle(w: Walk, op: Op) -> None:
     """(x, r): r * r channels become one."""
-    x, r = op.args
-    ids = w.track(x).get(1)
-    if ids is not None:
-        w.give(op.outputs[0], {1: w.tie_rows(ids.reshape(-1, r * r).T)})
+    r = op.args[1]
+    _exchange(w, op, 2, lambda ids: w.tie_rows(ids.reshape(-1, r * r).T))
 
 
 def pixel_unshuffle(w: Walk, op: Op) -> None:
     """(x, r): every channel becomes r * r."""
-    x, r = op.args
-    ids = w.track(x).get(1)
-    w.give(op.outputs[0], {} if ids is None else {1: ids.repeat(r * r)})
+    _exchange(w, op, 2, lambda ids: ids.repeat(op.args[1] ** 2))
 
 
 def channel_shuffle(w: Walk, op: Op) -> None:
     """(x, groups)."""
-    x, groups = op.args
-    ids = w.track(x).get(1)
-    if ids is not None:
-        w.give(op.outputs[0], {1: w.tie_rows(ids.reshape(groups, -1)).repeat(groups)})
+    groups = op.args[1]
+    _exchange(w, op, len(op.args[0].shape) - 2, lambda ids: w.tie_rows(ids.reshape(groups, -1)).repeat(groups))
 
 
 def im2col(w: Walk, op: Op) -> None:
     """(x, kernel, ...): every channel becomes its kernel's positions."""
-    x, kernel = op.args[0], op.args[1]
-    ids = w.track(x).get(1)
-    w.give(op.outputs[0], {} if ids is None else {1: ids.repeat(math.prod(kernel))})
+    _exchange(w, op, 2, lambda ids: ids.repeat(math.prod(op.args[1])))
+
+
+def col2im(w: Walk, op: Op) -> None:
+    """(x, size, kernel, ...): the positions of a kernel become one channel again."""
+    _exchange(w, op, 1, lambda ids: w.tie_rows(ids.reshape(-1, math.prod(op.args[2])).T))
+
+
+def _exchange(w: Walk, op: Op, behind: int, change: Callable[[Ids], Ids]) -> None:
+    """Change the dimension in front of the last `behind` ones; what is held there is frozen."""
+    x = op.args[0]
+    at = len(x.shape) - 1 - behind
+    track = {dim: change(ids) if dim == at else ids for dim, ids in w.track(x).items() if dim <= at}
+    w.freeze_all((ids for dim, ids in w.track(x).items() if dim > at), f"{op.name} in {where(op)} runs over channels")
+    w.give(op.outputs[0], track)
 
 
 def as_real(w: Walk, op: Op) -> None:
@@ -163,53 +223,65 @@ def as_real(w: Walk, op: Op) -> None:
 
 
 def as_strided(w: Walk, op: Op) -> None:
-    """(x, size, stride, ...): free as long as it only restates the layout."""
-    x, out = op.args[0], op.outputs[0]
-    if out.shape == x.shape:
-        w.give(out, w.track(x))
-    else:
-        w.freeze_all(w.track(x).values(), f"{op.module or 'the model'} reads memory by strides")
+    """(x, size, stride, ...): free along the first dimensions, of which every window sees one position."""
+    x, size, stride = op.args[:3]
+    sizes = list(zip(size, stride, strict=True))
+    lead = 0
+    while lead < min(len(x.shape), len(size)) and sizes[lead] == (x.shape[lead], math.prod(x.shape[lead + 1 :])):
+        lead += 1
+    reach = sum((number - 1) * step for number, step in sizes[lead:])
+    while lead and reach >= sizes[lead - 1][1]:
+        lead -= 1
+        reach += (sizes[lead][0] - 1) * sizes[lead][1]
+    others = (ids for dim, ids in w.track(x).items() if dim >= lead)
+    w.freeze_all(others, f"{where(op)} reads memory by strides")
+    w.give(op.outputs[0], {dim: ids for dim, ids in w.track(x).items() if dim < lead})
 
 
 def _words(text: str) -> list[str]:
     return text.split()
 
 
-_SPATIAL = _words("""
-    avg_pool1d avg_pool2d avg_pool3d max_pool2d max_pool2d_with_indices max_pool3d_with_indices
-    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d
-    adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
-    upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa
-    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
-    grid_sampler_2d fractional_max_pool2d max_pool2d_with_indices mkldnn_max_pool2d lp_pool2d
-""")
+SPATIAL = {  # operators to the number of dimensions that they change
+    **dict.fromkeys(
+        _words("""avg_pool1d adaptive_avg_pool1d upsample_nearest1d upsample_linear1d _upsample_nearest_exact1d
+               reflection_pad1d replication_pad1d"""), 1),
+    **dict.fromkeys(
+        _words("""avg_pool2d max_pool2d max_pool2d_with_indices mkldnn_max_pool2d max_unpool2d lp_pool2d
+               fractional_max_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d
+               _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa
+               _upsample_bicubic2d_aa reflection_pad2d replication_pad2d"""), 2),
+    **dict.fromkeys(
+        _words("""avg_pool3d max_pool3d_with_indices max_unpool3d fractional_max_pool3d _adaptive_avg_pool3d
+               adaptive_max_pool3d upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d reflection_pad3d
+               replication_pad3d"""), 3),
+}  # fmt: skip
 _LIKE = _words("""
-    clone detach alias contiguous _to_copy to zeros_like ones_like empty_like full_like rand_like randn_like
-    new_zeros new_ones new_empty new_full native_dropout dropout feature_dropout bernoulli lift_fresh
-    _conj fill zero uniform normal
+    clone detach alias contiguous _to_copy to native_dropout dropout feature_dropout bernoulli lift_fresh _conj fill
+    zero uniform normal
 """)
 SHAPES: dict[str, Rule] = {
-    "view": view,
-    "_unsafe_view": view,
-    "reshape": view,
-    "flatten": view,
-    "unflatten": view,
-    "_reshape_alias": view,
-    "permute": permute,
-    "transpose": permute,
-    "t": permute,
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "unflatten", "_reshape_alias"), view),
+    **dict.fromkeys(("permute", "transpose", "t"), permute),
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     "as_strided": as_strided,
+    **dict.fromkeys(MAKERS, made),
     "expand": expand,
-    "repeat": repeat,
+    "repeat": expand,
+    **dict.fromkeys(("arange", "linspace", "logspace"), positions),
+    "eye": eye,
+    "tril": triangle,
+    "triu": triangle,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,
     "native_channel_shuffle": channel_shuffle,
     "im2col": im2col,
+    "col2im": col2im,
     "view_as_real": as_real,
     "view_as_complex": as_real,
-    **dict.fromkeys(_SPATIAL, spatial),
+    **dict.fromkeys(SPATIAL, spatial),
+    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), grid_sampler),
     **dict.fromkeys(_LIKE, like),
 }

@@ -7,9 +7,10 @@ it ties together. Ties are collected as pairs of arrays and resolved once at the
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from compressor.graph.channels import Ids, Key
 from compressor.graph.trace import Op, TensorRef, Trace
@@ -19,20 +20,45 @@ Track = dict[int, Ids]  # dimension -> identities, one per position
 
 @dataclass
 class Ties:
-    """What the walks found, in raw identities; several walks over the same parameters share one."""
+    """What the walks found, in raw identities; several walks over the same parameters share one.
+
+    `made` marks the positions of tensors that forward makes itself (`zeros`, `expand`): they take whatever size the
+    code asks for, so they hold nothing back until they are tied to channels.
+    """
 
     count: int = 0
     blocks: dict[Key, Ids] = field(default_factory=dict)
     pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
     prune_only: list[tuple[Ids, str]] = field(default_factory=list)
-    columns: list[Ids] = field(default_factory=list)
+    columns: list[Ids] = field(default_factory=list)  # of weights, where they read channels
+    rows: list[Ids] = field(default_factory=list)  # of weights, where they make channels
+    aliases: list[tuple[Ids, Ids]] = field(default_factory=list)  # pairs that one weight is computed from
     apart: list[Ids] = field(default_factory=list)  # channels that go a way of their own, so cannot stand for others
+    made: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1024, dtype=bool))
+    _made_pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
 
-    def fresh(self, size: int) -> Ids:
+    def fresh(self, size: int, made: bool = False) -> Ids:
         ids = np.arange(self.count, self.count + size, dtype=np.int64)
         self.count += size
+        if self.count > len(self.made):
+            self.made = np.concatenate([self.made, np.zeros(max(len(self.made), size), dtype=bool)])
+        self.made[ids] = made
         return ids
+
+    def tie(self, one: Ids, other: Ids) -> None:
+        self.pairs.append((one, other))
+        here, there = self.made[one], self.made[other]
+        if here.any() or there.any():
+            self._made_pairs.append((one, other))
+            while any(self._settled(*pair) for pair in self._made_pairs):
+                pass
+
+    def _settled(self, one: Ids, other: Ids) -> bool:
+        """Positions tied to channels take no other size than theirs."""
+        settled = self.made[one] != self.made[other]
+        self.made[one[settled]] = self.made[other[settled]] = False
+        return bool(settled.any())
 
 
 @dataclass(frozen=True)
@@ -59,32 +85,34 @@ Rule = Callable[["Walk", Op], None]
 class Walk:
     """The state of one walk: the track of every tensor so far, and what each operator gave."""
 
-    def __init__(self, trace: Trace, ties: Ties) -> None:
+    def __init__(self, trace: Trace, ties: Ties, axes: Mapping[int, int] | None = None) -> None:
+        """`axes` says of reshapes, by the operator's number, on which of several dimensions channels may go."""
         self.trace = trace
         self.ties = ties
+        self.axes = axes or {}
+        self.number = 0  # of the operator at hand
+        self.choices: dict[int, tuple[int, ...]] = {}  # dimensions among which `axes` chooses
         self.costs: list[RawCost] = []
         self.sizes: list[RawSize] = []
         self.op_inputs: list[list[Ids]] = []  # for each operator, all identities that touch it
         self.op_outputs: list[list[Track]] = []  # for each operator, the track of each of its outputs
         self._tracks: dict[int, Track] = {}
-        self._uniform: dict[int, frozenset[int]] = {}
-        self._weights: dict[int, bool] = dict.fromkeys(trace.parameters, True)  # True: a parameter as it is
+        # For every tensor computed from parameters and constants alone, the parameters it is computed from.
+        self._sources: dict[int, tuple[TensorRef, ...]] = {}
+        self._plain = set(trace.parameters)  # tensors that hold a parameter's values as they are
+        self._base: dict[int, int] = {}  # of a view, the tensor that it looks at
+        self._computes_weight = False  # whether the operator at hand sees no features
 
-    def follow(self, rules: Mapping[str, Rule], elementwise: Rule) -> None:
-        """Apply to every operator its rule; one without a rule freezes what touches it."""
-        for op in self.trace.ops:
-            inputs = op.inputs
-            tracks = [self.track(ref) for ref in inputs]
+    def follow(self, rule_of: Callable[[Op], Rule]) -> None:
+        """Apply to every operator its rule; those that no channels reach matter only where they make tensors."""
+        for number, op in enumerate(self.trace.ops):
+            self.number = number
+            tracks = [self.track(ref) for ref in op.inputs]
             touched = [ids for track in tracks for ids in track.values()]
-            if touched:
-                rule = rules.get(op.name) or (elementwise if torch.Tag.pointwise in op.func.tags else None)
-                if rule is None:
-                    self.freeze_all(touched, f"operator {op.name} in {op.module or 'the model'} has no rule")
-                else:
-                    rule(self, op)
-            else:
-                self._pass_uniform(op)
-            self._mark_weights(op, inputs)
+            self._computes_weight = all(ref.index in self._sources for ref in op.inputs)
+            if touched or op.name in MAKERS:
+                rule_of(op)(self, op)
+            self._mark_weights(op)
             self.op_inputs.append(touched)
             self.op_outputs.append([self._tracks.get(ref.index, {}) for ref in op.outputs])
         for ref in self.trace.outputs:
@@ -100,6 +128,7 @@ class Walk:
         name = self.trace.parameters.get(ref.index)
         if name is None:
             return {}
+        self._sources[ref.index] = (ref,)
         track: Track = {}
         for dim, size in enumerate(ref.shape):
             if size > 1:
@@ -112,64 +141,29 @@ class Walk:
         for dim, ids in track.items():
             assert len(ids) == ref.shape[dim], (ref, dim, len(ids))
         self._tracks[ref.index] = track
-        self._uniform.pop(ref.index, None)
 
-    def uniform(self, ref: TensorRef) -> frozenset[int]:
-        """Dimensions along which a tensor holds one value over and over: they take whatever size they are asked for.
+    def made(self, size: int) -> Ids:
+        """Identities for positions of a tensor that takes whatever size the code asks for."""
+        return self.ties.fresh(size, made=True)
 
-        Such is what `expand` repeated and what `zeros` or `ones` made; that the code asks for a size that follows the
-        channels is for the trial to find out.
-        """
-        return self._uniform.get(ref.index, frozenset())
-
-    def mark_uniform(self, ref: TensorRef, dims: Iterable[int]) -> None:
-        self._uniform[ref.index] = frozenset(dims)
-
-    def mark_repeated(self, x: TensorRef, out: TensorRef) -> None:
-        """Dimensions of size 1, or none at all, became several of the same."""
-        new = len(out.shape) - len(x.shape)
-        grown = (dim for dim, size in enumerate(out.shape) if size > 1 and (dim < new or x.shape[dim - new] == 1))
-        self.mark_uniform(out, grown)
-
-    def _pass_uniform(self, op: Op) -> None:
-        """Of an operator that no channels reach."""
-        known = [self.uniform(ref) for ref in op.inputs]
-        for out in op.outputs:
-            if any(ref.index == out.index for ref in op.inputs):  # written in place
-                if len(op.inputs) > 1:
-                    self._uniform.pop(out.index, None)
-            elif op.name in FILLED:
-                self.mark_uniform(out, range(len(out.shape)))
-            elif op.name in ("expand", "repeat"):
-                self.mark_repeated(op.inputs[0], out)
-            elif any(known) and (torch.Tag.pointwise in op.func.tags or op.name in ("clone", "_to_copy")):
-                self.mark_uniform(out, (d for d in range(len(out.shape)) if self._all_uniform(op, d - len(out.shape))))
-
-    def _all_uniform(self, op: Op, dim: int) -> bool:
-        """Whether no operand has a size of its own on a dimension, counted from the last."""
-        return all(self.held(ref, dim + len(ref.shape))[1] == 1 for ref in op.inputs if len(ref.shape) >= -dim)
+    def is_made(self, ids: Ids) -> bool:
+        return bool(self.ties.made[ids].all())
 
     def held(self, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
-        """The identities of a dimension, if any, and its size; 1 where it broadcasts or takes any size."""
-        ids = self.track(ref).get(dim)
-        return ids, 1 if ids is None and dim in self.uniform(ref) else ref.shape[dim]
-
-    def adopt(self, ref: TensorRef, dim: int) -> Ids | None:
-        """The identities of a dimension; one that takes any size gets some of its own, free to be tied."""
-        ids = self.track(ref).get(dim)
-        if ids is None and dim in self.uniform(ref):
-            ids = self.ties.fresh(ref.shape[dim])
-            self._tracks[ref.index] = self.track(ref) | {dim: ids}
-        return ids
+        """The identities of a dimension, if any, and its size."""
+        return self.track(ref).get(dim), ref.shape[dim]
 
     def tie(self, one: Ids, other: Ids) -> None:
         if one is not other:
-            self.ties.pairs.append((one.ravel(), other.ravel()))
+            pair = np.broadcast_to(one, other.shape).ravel(), other.ravel()
+            self.ties.tie(*pair)
+            if self._computes_weight:
+                self.ties.aliases.append(pair)
 
     def tie_rows(self, rows: Ids) -> Ids:
         """Tie the same column of every row of a matrix together; returns the first row."""
         if len(rows) > 1:
-            self.tie(np.broadcast_to(rows[0], rows[1:].shape), rows[1:])
+            self.tie(rows[0], rows[1:])
         first: Ids = rows[0]
         return first
 
@@ -194,11 +188,12 @@ class Walk:
     def join(self, arrays: Iterable[tuple[Ids | None, int]], reason: str) -> Ids | None:
         """Tie the channels of operands along one dimension, given as (identities or None, size); sizes of 1 broadcast.
 
-        When one operand's positions are unknown the others' are frozen, since only both could be edited.
+        When one operand's positions are unknown the others' are frozen, since only both could be edited; positions that
+        take any size take the unknown ones'.
         """
         present = [(ids, size) for ids, size in arrays if size > 1]
-        known = [ids for ids, _ in present if ids is not None]
-        if not known:
+        known = sorted((ids for ids, _ in present if ids is not None), key=self.is_made)  # channels first
+        if not known or (len(known) < len(present) and self.is_made(known[0])):
             return None
         for ids in known[1:]:
             self.tie(known[0], ids)
@@ -208,23 +203,29 @@ class Walk:
 
     def contract(self, a: tuple[TensorRef, int], b: tuple[TensorRef, int], op: Op) -> None:
         """Tie the two dimensions that a product sums over; the weight's side becomes the reading side."""
-        left, right = self.track(a[0]).get(a[1]), self.track(b[0]).get(b[1])
-        tied = self.join(
-            ((left, a[0].shape[a[1]]), (right, b[0].shape[b[1]])),
-            f"{op.name} in {op.module or 'the model'} sums over something that is not tracked",
-        )
+        sides = [self.held(*a), self.held(*b)]
+        reason = f"{op.name} in {where(op)} sums over something that is not tracked"
+        tied = self.join(sides, reason)
         if tied is None:
             return
-        weights = [ids for ids, ref in ((left, a[0]), (right, b[0])) if ref.index in self._weights]
+        weights = [(ref, ids) for (ref, _), (ids, _) in zip((a, b), sides, strict=True) if self.is_weight(ref)]
         if len(weights) != 1:
-            self.prune_only(tied, f"{op.name} in {op.module or 'the model'} multiplies two feature maps")
-        elif weights[0] is not None:
-            self.ties.columns.append(weights[0])
-            if not self._weights[(a[0] if a[0].index in self._weights else b[0]).index]:
-                self.prune_only(tied, f"{op.module or 'the model'} computes its weight from parameters")
+            self.prune_only(tied, f"{op.name} in {where(op)} multiplies two feature maps")
+            return
+        [(ref, ids)] = weights
+        if ids is not None:
+            self.ties.columns.append(ids)
+            if ref.index not in self._plain:
+                self.prune_only(tied, f"{where(op)} computes its weight from parameters")
 
     def is_weight(self, ref: TensorRef) -> bool:
-        return ref.index in self._weights
+        """Whether a tensor is a parameter or buffer, or computed from such alone."""
+        return bool(self.sources(ref))
+
+    def sources(self, ref: TensorRef) -> tuple[TensorRef, ...]:
+        """The parameters and buffers that a tensor is computed from, if from them alone."""
+        self.track(ref)
+        return self._sources.get(ref.index, ())
 
     def cost(self, op: Op, factor: int, axes: Iterable[tuple[Ids | None, int]]) -> None:
         arrays = []
@@ -238,14 +239,57 @@ class Walk:
     def size(self, op: Op, **attributes: Ids | None) -> None:
         self.sizes.extend(RawSize(op.module, name, ids) for name, ids in attributes.items() if ids is not None)
 
-    def _mark_weights(self, op: Op, inputs: tuple[TensorRef, ...]) -> None:
-        if all(ref.index in self._weights for ref in inputs):
-            plain = op.name in _MOVES and all(self._weights[ref.index] for ref in inputs)
+    def _mark_weights(self, op: Op) -> None:
+        if op.func.is_view:
+            self._base.update((ref.index, self._base.get(op.inputs[0].index, op.inputs[0].index)) for ref in op.outputs)
+        if self._computes_weight:
+            sources = tuple(dict.fromkeys(source for ref in op.inputs for source in self._sources[ref.index]))
+            plain = op.name in _MOVES and all(ref.index in self._plain for ref in op.inputs)
             for ref in op.outputs:
-                self._weights.setdefault(ref.index, plain)
+                self._sources.setdefault(ref.index, sources)
+                if plain:
+                    self._plain.add(ref.index)
+            return
+        for ref in op.outputs:  # features written into a tensor that the code made
+            for index in (ref.index, self._base.get(ref.index, ref.index)):
+                self._sources.pop(index, None)
+        given = {int(ids[0]) for ref in op.outputs for ids in self._tracks.get(ref.index, {}).values() if len(ids)}
+        for ref in op.inputs:
+            if self._sources.get(ref.index):
+                self.ties.rows.extend(ids for ids in self.track(ref).values() if int(ids[0]) in given)
 
 
-FILLED = frozenset({"zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full",
-                    "new_empty"})  # fmt: skip
+MAKERS = frozenset(
+    """zeros ones full empty empty_strided empty_permuted rand randn new_zeros new_ones new_full new_empty
+    new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like expand repeat arange linspace
+    logspace eye""".split()  # noqa: SIM905 - a list of words
+)
 _MOVES = frozenset({"t", "view", "_unsafe_view", "transpose", "permute", "expand", "clone", "detach", "alias",
-                    "unsqueeze", "squeeze", "select", "_to_copy"})  # fmt: skip
+                    "unsqueeze", "squeeze", "select", "slice", "flip", "_to_copy"})  # fmt: skip
+
+
+def argument(op: Op, *names: str) -> Any:
+    """The value of an operator's argument, by the names that it may have in the schema; None where it has none."""
+    for position, declared in enumerate(op.func._schema.arguments):
+        if declared.name in names:
+            given = op.args[position] if position < len(op.args) else op.kwargs.get(declared.name)
+            return declared.default_value if given is None and declared.has_default_value() else given
+    return None
+
+
+def dimension(op: Op, ref: TensorRef) -> int:
+    """The dimension of an operator's tensor that its argument `dim` names."""
+    return int(argument(op, "dim", "axis")) % max(len(ref.shape), 1)
+
+
+def where(op: Op) -> str:
+    return op.module or "the model"
+
+
+def untracked(op: Op) -> str:
+    return f"{op.name} in {where(op)} joins it with something that is not tracked"
+
+
+def without(track: Track, gone: set[int]) -> Track:
+    """A track after some dimensions are dropped from the tensor."""
+    return {dim - sum(g < dim for g in gone): ids for dim, ids in track.items() if dim not in gone}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from compressor.graph import rules
 from compressor.graph.trace import Op, TensorRef, Trace
 
 
@@ -40,7 +41,7 @@ def count_macs(trace: Trace) -> MacCount:
 
 
 def is_ignored(op: Op) -> bool:
-    """Whether an ATen operator is left out on purpose: torch's own tags say so, or the list below does."""
+    """Whether an ATen operator is left out on purpose: torch's own tags say so, or the lists below do."""
     return op.func.is_view or op.name in IGNORED or not _FREE_TAGS.isdisjoint(op.func.tags)
 
 
@@ -88,6 +89,7 @@ RULES: dict[str, Callable[[Op], int]] = {
     "_addmm_activation": _product,
     "_int_mm": _product,
     "linear": _linear,
+    "scaled_dot_product_attention": _attention,
     "_scaled_dot_product_flash_attention": _attention,
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_efficient_attention": _attention,
@@ -102,48 +104,13 @@ _FREE_TAGS = {
     if tag is not None
 }
 
-_POOLING = (
-    "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d avg_pool1d "
-    "avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d "
-    "max_unpool2d max_unpool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
-    "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
-    "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d"
+_UNKNOWN_COST = {"_fft_r2c", "_fft_c2r", "_fft_c2c"}
+_OTHERS = (  # costless, though channels do not pass by a rule
+    "adaptive_max_pool1d affine_grid_generator block_diag bucketize diag_embed exponential index_put is_same_size item "
+    "masked_scatter masked_select max_pool1d_with_indices max_pool3d meshgrid nonzero one_hot random randperm renorm "
+    "repeat_interleave resize rms_norm scalar_tensor searchsorted select_scatter set split_copy split_with_sizes_copy "
+    "take take_along_dim tril_indices triu_indices unique _unique2 unique_dim batch_norm_with_update lift "
+    "_assert_async _assert_scalar _assert_tensor_metadata _local_scalar_dense sym_constrain_range "
+    "sym_constrain_range_for_size sym_numel sym_size sym_storage_offset sym_stride"
 )
-_NORMALISATION = (
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
-    "_batch_norm_with_update _batch_norm_no_update batch_norm_with_update native_layer_norm native_group_norm "
-    "_fused_rms_norm rms_norm _softmax _safe_softmax _log_softmax softmax log_softmax native_dropout "
-    "_weight_norm_interface renorm"
-)
-_REDUCTION = (
-    "sum mean amax amin max min aminmax prod var std var_mean std_mean any all argmax argmin norm linalg_vector_norm "
-    "logsumexp cumsum cumprod logcumsumexp cummax cummin count_nonzero median nanmedian mode kthvalue topk sort "
-    "nansum"
-)
-_ELEMENTWISE = (  # those whose in-place form carries no tag, or that take a table
-    "add sub mul div relu hardswish hardtanh hardsigmoid silu mish elu leaky_relu prelu _prelu_kernel rrelu glu gelu "
-    "softplus softshrink hardshrink threshold log_sigmoid_forward celu selu clamp clamp_min clamp_max where lerp "
-    "bernoulli normal uniform random exponential bucketize searchsorted rand randn rand_like randn_like randperm "
-    "affine_grid_generator"
-)
-_SHAPES = (
-    "_unsafe_view _reshape_alias reshape as_strided resize set copy _to_copy clone contiguous cat stack roll flip "
-    "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d "
-    "replication_pad1d replication_pad2d replication_pad3d "
-    "repeat repeat_interleave index index_select gather scatter scatter_add scatter_reduce index_put index_add "
-    "index_copy index_fill masked_fill masked_select masked_scatter take take_along_dim embedding nonzero unique "
-    "_unique2 unique_dim one_hot tril triu tril_indices triu_indices rot90 im2col col2im channel_shuffle "
-    "native_channel_shuffle pixel_shuffle pixel_unshuffle select_scatter slice_scatter diag_embed "
-    "split_copy split_with_sizes_copy unsafe_split unsafe_split_with_sizes unsafe_chunk meshgrid block_diag lift "
-    "lift_fresh lift_fresh_copy detach alias_copy view_copy"
-)
-_MAKING = (
-    "empty empty_like empty_strided empty_permuted new_empty new_empty_strided new_zeros new_ones new_full zeros "
-    "zeros_like ones ones_like full full_like zero fill scalar_tensor arange linspace logspace eye _local_scalar_dense "
-    "item is_same_size equal _assert_async _assert_scalar _assert_tensor_metadata sym_size sym_numel sym_stride "
-    "sym_storage_offset sym_constrain_range sym_constrain_range_for_size"
-)
-IGNORED: frozenset[str] = frozenset(
-    " ".join((_POOLING, _NORMALISATION, _REDUCTION, _ELEMENTWISE, _SHAPES, _MAKING)).split()
-)
+IGNORED: frozenset[str] = frozenset(rules.RULES.keys() - RULES.keys() - _UNKNOWN_COST | set(_OTHERS.split()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from compressor.graph import capture
 from compressor.graph.channels import same_map
 from compressor.graph.resolve import roots_of
-from compressor.graph.rules import RULES, elementwise
+from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import skeleton
 from compressor.graph.trace import run, trace
 from compressor.graph.walk import Ties, Walk
@@ -168,7 +168,7 @@ def test_attention_that_divides_by_the_root_of_its_features_keeps_them(scale: fl
     model.scale = scale
     x = model.example() if real else model.example().to("meta")
     walk = Walk(run(skeleton(model, real=real), x), Ties())
-    walk.follow(RULES, elementwise)
+    walk.follow(rule_of)
     assert any("attention" in op.name for op in walk.trace.ops) == real
     roots = roots_of(walk.ties)
     frozen = {identity: reason for ids, reason in walk.ties.frozen for identity in roots[ids].tolist()}

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor import vision
+from compressor.graph import rules, rules_layers
 from compressor.graph.capture import capture
 from compressor.graph.trace import trace
 from compressor.profiling.macs import IGNORED, RULES, count_macs
@@ -139,5 +140,33 @@ def test_each_operator_is_attributed_to_the_innermost_module() -> None:
     assert count_macs(trace(model, torch.zeros(2, 4))).by_module == {"0": 32, "1.1": 16}
 
 
-def test_no_operator_is_both_counted_and_ignored() -> None:
-    assert not IGNORED & set(RULES)
+def test_every_operator_with_a_rule_for_channels_is_counted_or_costless() -> None:
+    found = rules_layers
+    multiplies = (found.convolution, found.matrix_product, found.linear, found.matrix_vector, found.attention)
+    assert {name for name, rule in rules.RULES.items() if rule in multiplies} == set(RULES)
+    costless = IGNORED | set(RULES) | {"_fft_r2c", "_fft_c2r", "_fft_c2c"}
+    assert rules.RULES.keys() <= costless and not IGNORED & set(RULES)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_map_counts_what_the_trace_does(name: str) -> None:
+    model = NETWORKS[name]().eval()
+    images = len(tree_leaves(model.example())[0])
+    assert capture(model, model.example()).macs() * images == count_macs(trace(model, model.example())).total
+
+
+def test_the_map_counts_products_with_vectors_and_attention() -> None:
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.scale, self.head = nn.Linear(5, 6), nn.Parameter(torch.randn(6)), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            x = functional.scaled_dot_product_attention(x[None], x[None], x[None], scale=0.5)[0]
+            return self.head(x) * torch.mv(x, self.scale)[:, None]
+
+    model = Products()
+    channels, counted = capture(model, torch.zeros(1, 5)), count_macs(trace(model, torch.zeros(1, 5)))
+    assert counted.total == 5 * 6 + 2 * 6 + 6 + 6 * 2 == channels.macs()
+    assert channels.macs(channels.free[0].ids[:2]) == 5 * 4 + 2 * 4 + 4 + 4 * 2

@@ -230,10 +230,12 @@ class FirstSoMany(Network):
 
 
 class Recurrent(Network):
-    """Columns of maps read by recurrent layers, which look at all their sizes before they begin."""
+    """Columns of maps read by recurrent layers, which look at all their sizes before they begin.
 
-    FREE = {"a": 8, "b": 6, "c": 10}
-    FROZEN = {"gru": "not tracked", "lstm": "not tracked"}
+    Their first states are zeros that follow them.
+    """
+
+    FREE = {"a": 8, "b": 6, "c": 10, "gru": 5, "lstm": 5}
 
     def __init__(self) -> None:
         super().__init__()

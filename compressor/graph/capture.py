@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph import resolve
-from compressor.graph.channels import Channels
+from compressor.graph.channels import KEPT, Channels
+from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import skeleton
 from compressor.graph.trace import Trace, cause, refusal, run
@@ -22,12 +23,15 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Chan
     """Find which channels of which parameters belong together, without changing the model.
 
     `example` is an input as the model takes it, (batch, channels, height, width) for an image network; a tuple or
-    dict for several inputs. Layers whose name matches a pattern in `keep` ("layer4.*") are frozen. The map holds in
-    both modes: what only the training graph has (auxiliary heads) is followed too. Its limits: see `Channels.frozen`.
+    dict for several inputs. Layers that `keep` names ("layer4", "layer?.0.conv1") are frozen. The map holds in both
+    modes: what only the training graph has (auxiliary heads) is followed too. Its limits: see `Channels.frozen`.
 
     Raises:
+        UsageError: `keep` names no layer of the model.
         ModelError: the model does not run on the example.
     """
+    patterns, names = (keep,) if isinstance(keep, str) else tuple(keep), names_of(model)
+    kept = frozenset(name for pattern in patterns for name in matching(pattern, names, "keep"))
     collecting = gc.isenabled()
     gc.disable()  # nothing here is worth collecting, and one full collection takes as long as the whole capture
     try:
@@ -38,12 +42,21 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Chan
         else:
             notes.append(f"not captured in training mode, in which it fails: {cause(first.trained.error)}")
         refinement = Refinement(model, first.skeleton, runs, first.real)
-        refinement.refine(tuple(keep))
+        refinement.refine(kept)
         batch = next((leaf.shape[0] for leaf in tree_leaves(first.example) if isinstance(leaf, Tensor)), 1)
-        return _channels(refinement, batch, notes)
+        return _with_kept(replace(_channels(refinement, batch, notes), names=names), patterns)
     finally:
         if collecting:
             gc.enable()
+
+
+def _with_kept(channels: Channels, patterns: Iterable[str]) -> Channels:
+    """The map with the groups frozen that `keep` names in another way than by their own layers."""
+    named = {pattern: groups_named(pattern, channels, "keep") for pattern in patterns}
+    kept = {group.name for groups in named.values() for group in groups}
+    groups = tuple(replace(g, frozen=g.frozen or KEPT) if g.name in kept else g for g in channels.groups)
+    idle = tuple(f"keep: {pattern!r} has no channels that could go" for pattern, groups in named.items() if not groups)
+    return replace(channels, groups=groups, notes=(*channels.notes, *idle))
 
 
 def _channels(refined: Refinement, batch: int, notes: Iterable[str]) -> Channels:

@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import UsageError
+from compressor.errors import UsageError, did_you_mean
 
 Ids = NDArray[np.int64]
 Key = tuple[str, int]  # name in the state dict, dimension
+KEPT = "kept by request"
 SINGLE = "a single channel, or all channels tied into one"
 
 
@@ -108,6 +109,7 @@ class Channels:
     counted: frozenset[str] = frozenset()  # names of the parameters, without buffers
     absorbers: dict[str, Absorber] = field(default_factory=dict)  # by the name of the layer's weight
     notes: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)  # of all modules and tensors -> the first name of each
 
     @property
     def free(self) -> tuple[Group, ...]:
@@ -138,8 +140,8 @@ class Channels:
             UsageError: there is none.
         """
         if name not in self._by_name:
-            known = ", ".join(list(self._by_name)[:8])
-            raise UsageError(f"no group is named {name!r}; the groups are {known} ...")
+            known = did_you_mean(name, self._by_name) or f"; the groups are {', '.join(list(self._by_name)[:8])} ..."
+            raise UsageError(f"no group is named {name!r}{known}")
         return self._by_name[name]
 
     def positions(self, place: Place, ids: Iterable[int]) -> NDArray[np.int64]:

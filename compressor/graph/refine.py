@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from compressor.graph import probe, resolve
-from compressor.graph.channels import Group, Ids
+from compressor.graph.channels import KEPT, Group, Ids
+from compressor.graph.names import labels
 from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
@@ -28,7 +29,7 @@ class Refinement:
         """`runs` holds traces of the skeleton `patient`: in evaluation mode first, then in training mode if it ran."""
         self.model = model
         self.real = real
-        self.keep: tuple[str, ...] = ()
+        self.keep: frozenset[str] = frozenset()
         self.least: dict[str, int] = {}  # groups of which a trial leaves more than one channel
         self.ties = Ties()
         self.patient = probe.Patient(patient)
@@ -44,8 +45,11 @@ class Refinement:
         self.ranks = {name: tensor.ndim for name, tensor in self.tensors.items()}
         self.found: list[RawSize] = [size for walk, _, _ in self.walks for size in walk.sizes]
 
-    def refine(self, keep: tuple[str, ...]) -> None:
-        """Run trials until nothing objects; the result stands in `groups`, `identities`, `sizes` and `numbered`."""
+    def refine(self, keep: frozenset[str]) -> None:
+        """Run trials until nothing objects; the result stands in `groups`, `identities`, `sizes` and `numbered`.
+
+        `keep` names modules and tensors whose channels stay as they are.
+        """
         self.keep = keep
         self._refine()
         self._bound()
@@ -63,10 +67,9 @@ class Refinement:
         self.sizes = resolve.sizes(self.found, self.ties, self.modules, numbered)
 
     def _kept(self, group: Group) -> Group:
-        asked = any(fnmatchcase(name, pattern) for name in group.producers for pattern in self.keep)
-        if group.frozen is not None or not asked:
+        if group.frozen is not None or self.keep.isdisjoint(labels(group)):
             return group
-        return Group(group.name, group.ids, group.places, group.producers, "kept by request", group.prune_only)
+        return replace(group, frozen=KEPT)
 
     def _refine(self) -> None:
         """Freeze, or learn the stored size of, whatever the trials object to, until they run as the map predicts."""

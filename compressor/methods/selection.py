@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels, Group
+from compressor.graph.names import groups_named
 from compressor.methods.catalogue import ABOUT
 from compressor.methods.removal import Unit, by_score, by_share, together, units, up_to
 from compressor.methods.scores import Scores, Values
@@ -67,10 +67,9 @@ def _own_ratios(channels: Channels, settings: PruneSettings) -> dict[str, float]
     """The ratio of each group that a pattern of `ratio_for` names; the last pattern wins."""
     ratios: dict[str, float] = {}
     for pattern, ratio in settings.ratio_for:
-        named = [g for g in channels.groups if any(fnmatchcase(each, pattern) for each in (g.name, *g.producers))]
+        named = groups_named(pattern, channels, "ratio_for")
         if not named:
-            known = ", ".join(group.name for group in channels.free[:8])
-            raise UsageError(f"no layer is named like {pattern!r} in ratio_for; those that can be pruned: {known} ...")
+            raise UsageError(f"{pattern!r} in ratio_for names layers without channels that could go")
         stuck = [group for group in named if group.frozen is not None]
         if len(stuck) == len(named):
             raise UsageError(f"{pattern!r} in ratio_for names only frozen layers: {stuck[0].name}: {stuck[0].frozen}")

@@ -2,11 +2,10 @@
 line can read it for `--help`.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from compressor.errors import UsageError
+from compressor.errors import UsageError, did_you_mean
 from compressor.methods.catalogue import ABOUT, TRAINED
 
 
@@ -35,8 +34,7 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
         )
     if settings.method not in ABOUT:
         known = [*ABOUT, *TRAINED]
-        near = difflib.get_close_matches(settings.method, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(settings.method, known)
         raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(known)}")
     if ABOUT[settings.method].needs_data and not has_data:
         free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)

@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh clone that has only Python 3.11 or newer.
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all clean
+.PHONY: help install demo check test test-all mutants clean
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python test` chooses another.
 PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
@@ -14,6 +14,7 @@ help:
 	@echo "make test      install into .venv, then lint, types and tests"
 	@echo "make check     lint and types only"
 	@echo "make test-all  also the tests marked slow and zoo"
+	@echo "make mutants   plant faults in the code and see which the tests notice (hours; goes on where it was broken off)"
 	@echo "make install   make .venv and install the package in it"
 
 # The stamp is written last: an installation that broke off is started again, one that is complete is not touched.
@@ -44,6 +45,9 @@ test: check
 
 test-all: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
+mutants: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --workers 2
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,29 @@ def faults() -> str:
     return "\n".join([*lines, "", f"`{result['command']}`, {result['machine']}, torch {result['versions']['torch']}."])
 
 
+def mutants() -> str:
+    """How many of the faults that were planted in each room the fast tests notice."""
+    result = _read("mutants.json")
+    lines = ["| planted in | faults | noticed | not noticed: harmless | others |", "|---|---|---|---|---|"]
+    rooms: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        room = "/".join(row["file"].split("/")[1:-1])
+        rooms.setdefault(room, []).append(row)
+    for room, rows in [*sorted(rooms.items()), ("all", result["rows"])]:
+        noticed, harmless = sum(row["noticed"] for row in rows), sum("harmless" in row for row in rows)
+        share = f" ({noticed / len(rows):.1%})" if room == "all" else ""
+        others = len(rows) - noticed - harmless
+        lines.append(f"| {room} | {len(rows)} | {noticed}{share} | {harmless} | {others} |")
+    kinds = Counter(row["kind"] for row in result["rows"])
+    tried = "" if result["planned"] == len(result["rows"]) else f" of {result['planned']} planned"
+    told = (
+        f"{kinds['known']} of kinds that no test once saw, {kinds['careless']} that a careless change would make, "
+        f"{kinds['drawn']} drawn (seed {result['seed']}){tried}. `{result['command']}`, {result['machine']}, torch "
+        f"{result['versions']['torch']}."
+    )
+    return "\n".join([*lines, "", told])
+
+
 def _run_table(name: str) -> str:
     report = Report.from_json(_read(name))
     console = Console(width=76, file=open("/dev/null", "w"), record=True)  # noqa: PTH123, SIM115 - a sink
@@ -252,6 +276,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "adapnet_trained": adapnet_trained,
     "adapnet_tables": adapnet_tables,
     "faults": faults,
+    "mutants": mutants,
     "submodels": submodels,
     "cnsn": cnsn,
     "nsn": nsn,

@@ -1,0 +1,127 @@
+"""Faults that are put in by name: kinds that no test once saw, and ones that a careless change would make.
+
+Each is a piece of a file, as it stands there once, and what it becomes; `benchmarks.mutants` stops where one is no
+longer found. Every one has to be noticed by a test.
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """A file below `compressor/`, a text in it, and what takes its place."""
+
+    path: str
+    old: str
+    new: str
+
+
+# Each kind was once put in and seen by no test.
+KNOWN = (
+    # surgery
+    Fault("surgery/compensation.py", "means.repeat_interleave(where.shape[1])", "means.repeat(where.shape[1])"),
+    Fault("surgery/operate.py", "grad = edited(grad, slices, tensor.shape, tensor.device)", "pass"),
+    Fault("surgery/operate.py", "grad = edited(grad, slices, tensor.shape, tensor.device)",
+          "grad = torch.zeros_like(data[name])"),
+    Fault("surgery/renumber.py", "(SINGLE if len(ids) == 1 else None)", "None"),
+    Fault("surgery/snapshot.py", "self.optimizer.state.clear()", "pass"),
+    # graph
+    Fault("graph/rules_layers.py", 'if op.kwargs.get("scale") is None:', "if False:"),
+    Fault("graph/rules_layers.py", "positions = x if transposed else out", "positions = out"),
+    Fault("profiling/macs.py", "positions = image if transposed else op.outputs[0]", "positions = op.outputs[0]"),
+    Fault("graph/rules_parts.py", "track[dim][start:end:step]", "track[dim][start:end]"),
+    Fault("graph/rules_parts.py", "track[dim][start:end:step]", "track[dim][:end:step]"),
+    Fault("graph/rules_parts.py", "if len(ids) % step == 0 and 0 <= start < step:", "if len(ids) % step == 0:"),
+    Fault("graph/rules_parts.py", "if len(ids) % step == 0 and 0 <= start < step:", "if 0 <= start < step:"),
+    Fault("graph/rules_parts.py", "w.tie_rows(ids.reshape(-1, step).T)", "pass"),
+    Fault("graph/rules_shapes.py", "np.tile(ids, size // len(ids))", "np.repeat(ids, size // len(ids))"),
+    Fault("graph/rules_shapes.py", "w.tie_rows(ids.reshape(-1, r * r).T)", "ids.reshape(-1, r * r).T[0]"),
+    Fault("graph/rules_shapes.py", "w.tie_rows(ids.reshape(-1, r * r).T)", "w.tie_rows(ids.reshape(r * r, -1))"),
+    Fault("graph/rules_shapes.py", "ids.repeat(op.args[1] ** 2)", "np.tile(ids, op.args[1] ** 2)"),
+    # adapnet
+    Fault("methods/adapnet/boundary.py", "eligible[list(candidates)] = False", "pass"),
+    Fault("methods/adapnet/boundary.py", "judged = ~unit.frozen & (", "judged = ("),
+    Fault("methods/adapnet/boundary.py", "coupled = unit.name in self.owner.coupled or group.prune_only is not None",
+          "coupled = unit.name in self.owner.coupled"),
+    Fault("methods/adapnet/boundary.py", "mean = (means[identity] - sum(", "mean = (means[identity] + 0 * sum("),
+    Fault("methods/adapnet/observe.py", "found = moments - torch.outer(mean, mean)", "found = moments"),
+    Fault("methods/adapnet/boundary.py", "(unit.protect > 0) | unit.frozen", "unit.protect > 0"),
+    Fault("methods/adapnet/extract.py", "settings.dist_decay * unit.table + new", "unit.table + new"),
+    Fault("methods/adapnet/extract.py", "choose_maps(fired, settings.dict_size, generator)",
+          "choose_maps(fired, fired.numel(), generator)"),
+    Fault("methods/adapnet/maps.py", "math.ceil(dict_size / (filters * rec_batches))", "0"),
+    Fault("methods/adapnet/method.py", "self.settings.rec_maps, batches, self.settings.dict_size)",
+          "self.settings.rec_maps, batches, 0)"),
+    # subnets
+    Fault("subnets/stepdown.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride:"),
+    Fault("subnets/stepdown.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride + 2:"),
+    # routing
+    Fault("routing/labels.py", "x[:, :maps].flatten(2).abs().mean(2)", "x[:, :maps].flatten(2).mean(2)"),
+    Fault("routing/network.py", "leaves = sure >= self.thresholds[depth]", "leaves = sure > self.thresholds[depth]"),
+    Fault("routing/curve.py", "_first(seen.suffices >= limit)", "_first(seen.suffices > limit)"),
+    Fault("routing/curve.py", "_first(seen.entropy[:, :-1] <= limit)", "_first(seen.entropy[:, :-1] < limit)"),
+    Fault("routing/learning.py", "None if weights is None else weights.to(x.device)", "None"),
+    Fault("routing/learning.py", "len(depths) / (counts.clamp_min(1) * (counts > 0).sum())",
+          "counts / len(depths)"),
+    Fault("routing/curve.py", "if point.macs <= limit), key=lambda point: (point.top1, -point.macs))",
+          "if point.macs <= limit), key=lambda point: (point.top1, point.macs))"),
+    Fault("routing/curve.py", "return max(able, key=lambda point: (point.top1, -point.macs))",
+          "return max(able, key=lambda point: (point.top1, point.macs))"),
+    # primenet
+    Fault("primenet/learning.py", "winner = torch.where(better, number, winner)",
+          "winner = torch.where(better, winner, number)"),
+    Fault("primenet/learning.py", "better = loss < lowest", "better = loss > lowest"),
+    Fault("primenet/learning.py", "better = loss < lowest", "better = loss <= lowest"),
+    Fault("primenet/block.py", "torch.where((value < lowest)[", "torch.where((value <= lowest)["),
+    Fault("primenet/choosing.py", "(losses[scale], scale)", "(losses[scale], -scale)"),
+    # training
+    Fault("training/loop.py", "    model.train()\n", "    pass\n"),
+    Fault("training/loop.py", "loss = loss + AUXILIARY_WEIGHT * functional", "loss = loss + functional"),
+    Fault("training/loop.py", "AUXILIARY_WEIGHT = 0.3", "AUXILIARY_WEIGHT = 0.5"),
+    Fault("subnets/losses.py", "loss = loss + AUXILIARY_WEIGHT * functional", "loss = loss + functional"),
+)  # fmt: skip
+
+# What a careless change would do.
+OWN = (
+    # graph
+    Fault("graph/walk.py", "if len(known) < len(present):", "if False:"),
+    Fault("graph/walk.py", "self.ties.columns.append(ids)", "pass"),
+    Fault("graph/rules_layers.py", "w.tie(inner, columns)", "pass"),
+    Fault("graph/rules_layers.py", "w.tie_rows(rows.reshape(groups, -1))", "pass"),
+    Fault("graph/rules_parts.py", "if len({len(part) for part in parts}) == 1:", "if False:"),
+    Fault("graph/rules_shapes.py", "order[a], order[b] = b, a", "pass"),
+    Fault("graph/rules.py", 'w.prune_only(ids, f"{op.name} in {where(op)} runs over channels")', "pass"),
+    Fault("graph/resolve.py", "labels: Roots = connected_components(links, directed=False)",
+          "labels: Roots = connected_components(links, directed=True, connection='strong')"),
+    Fault("graph/chain.py", "if node.target is not _SIZE or node.args[1] != 0:", "if node.target is not _SIZE:"),
+    # surgery
+    Fault("surgery/slices.py", "total if self.column else total / 2", "total / 2"),
+    Fault("surgery/slices.py", "halves = result.index_select(self.dim, here) / 2",
+          "halves = result.index_select(self.dim, here)"),
+    Fault("surgery/compensation.py", 'if absorber.kind == "bias"', "if True"),
+    Fault("surgery/renumber.py", "by_run = np.lexsort((order, new, run[order]))",
+          "by_run = np.lexsort((new, order, run[order]))"),
+    Fault("surgery/structure.py", "0 <= size < _LARGEST", "size < _LARGEST"),
+    # adapnet
+    Fault("methods/adapnet/schedule.py", "(epoch // every)", "((epoch + 1) // every)"),
+    Fault("methods/adapnet/concepts.py", "and to_nearest > radius", "and to_nearest >= 0"),
+    Fault("methods/adapnet/freeze.py", "for tensor in (parameter, *companions))", "for tensor in (parameter,))"),
+    Fault("methods/adapnet/subspace.py", "return coefficients * (1 - eye), inverse", "return coefficients, inverse"),
+    Fault("methods/adapnet/clusters.py", "sums = (weights[:, None] * start)", "sums = (0 * start)"),
+    Fault("methods/adapnet/unit.py", "torch.maximum(self.protect[keep], self.protect[drop])", "self.protect[keep]"),
+    Fault("methods/adapnet/governor.py", "self.next += judged", "self.next = judged"),
+    # routing
+    Fault("routing/network.py", "torch.cat(pieces)[torch.cat(order).argsort()]", "torch.cat(pieces)[torch.cat(order)]"),
+    Fault("routing/costs.py", "asked = [sum(gates[: depth + 1])", "asked = [sum(gates[:depth])"),
+    Fault("routing/labels.py", "return right | ~right[:, -1:]", "return right"),
+    Fault("routing/router.py", "return probabilities.cumsum(1)[:, :-1]", "return probabilities[:, :-1]"),
+    # subnets
+    Fault("subnets/pairs.py", "yield layer, 1 / 2 if last else 1.0", "yield layer, 1 / 2"),
+    Fault("subnets/pairs.py", "dampening=momentum)", "dampening=0)"),
+    Fault("subnets/losses.py", "backward(weight * loss)", "backward(loss)"),
+    # primenet
+    Fault("primenet/network.py", "module.training = mode and module in self._learning", "module.training = mode"),
+    Fault("primenet/learning.py", "self.optimizers[name].zero_grad(set_to_none=True)", "pass"),
+)  # fmt: skip
+
+# Faults that no test notices, and why they change nothing that anyone could see: by file and the line as it becomes.
+HARMLESS: dict[tuple[str, str], str] = {}

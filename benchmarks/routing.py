@@ -282,7 +282,7 @@ def _latency(whole: nn.Module, routed: Routed, chosen: Point, data: Data, count:
         models = {}
         for name, net in networks.items():
             export_onnx(net, images[:2], Path(folder) / f"{name}.onnx", check_inputs=images)
-            models[name] = OnnxModel(Path(folder) / f"{name}.onnx", threads=threads)
+            models[name] = OnnxModel(Path(folder) / f"{name}.onnx", threads=threads, own=True)
         batches = [image[None].numpy() for image in images]
         asked = {name: lambda i, m=model: m(batches[i]) for name, model in models.items()}
         times = time_images(asked, count, threads=threads)

@@ -1,11 +1,28 @@
-"""How large a file may be before it is opened; nothing heavy is imported, so that settings can take the default."""
+"""What a file may cost: bytes before it is opened, time and memory while it is looked at in a process of its own.
+
+Nothing heavy is imported, so that settings can take the default.
+"""
 
 from __future__ import annotations
 
-from compressor.errors import FileError
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import CompressorError, FileError
 
 GIB = 1 << 30
 LARGEST_GIB = 16.0  # of a model file, as it lies on the disk and unpacked
+
+_SECONDS, _WAITING = 5.0, 3.0  # of the processor; times as much on the clock, where others use the machine too
+_MEMORY = int(1.5 * GIB)
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
+_OUT_OF_TIME = tuple(getattr(signal, name, None) for name in ("SIGXCPU", "SIGALRM"))
 
 
 def check_size(what: str, size: int, most_gib: float = LARGEST_GIB) -> None:
@@ -15,3 +32,87 @@ def check_size(what: str, size: int, most_gib: float = LARGEST_GIB) -> None:
             f"{what} {size / GIB:,.1f} GiB, and at most {most_gib:g} are opened: give --max-size {size / GIB + 1:.0f} "
             "if that is right"
         )
+
+
+def apart(path: Path, function: str, *arguments: Any) -> Any:
+    """Call `module:function`, which looks at a file from outside, in a process of its own with limited means.
+
+    Arguments and result are what JSON holds. The function may use 5 seconds of the processor and 1.5 GiB, and more as
+    it allows itself (`allow`) for what a large file needs.
+
+    Raises:
+        FileError: the function raised it, or the file made the process run on, fill the memory or crash.
+    """
+    root = str(Path(__file__).parents[1])
+    start = (
+        f"import sys; sys.path[:0] = {[root, *filter(None, sys.path)]!r}; from compressor import limits; limits.serve()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", start],
+        input=json.dumps({"function": function, "arguments": arguments}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **_ONE_THREAD},
+    )
+    if done.returncode == 0:
+        answer = json.loads(done.stdout)
+        if "refused" in answer:
+            raise FileError(answer["refused"])
+        return answer["value"]
+    if -done.returncode in _OUT_OF_TIME:
+        raise FileError(f"{path} takes too long to look at: it is damaged, or made to run without end")
+    if done.returncode in (_NO_MEMORY, -getattr(signal, "SIGKILL", 0)):
+        raise FileError(f"{path} takes too much memory to look at: it is damaged, or made to fill the memory")
+    if done.returncode < 0:
+        raise FileError(f"{path} makes ONNX Runtime crash ({signal.Signals(-done.returncode).name}): do not use it")
+    raise RuntimeError(done.stderr)  # a bug of ours, with its traceback
+
+
+_serving = False  # whether this is a process of `apart`
+_NO_MEMORY = 77  # exit code of a process that may not have more
+
+
+def serve() -> None:
+    """Be the process of `apart`: one function, its result or refusal to stdout."""
+    global _serving
+    _serving = True
+    asked = json.load(sys.stdin)
+    answers = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
+    allow(_SECONDS, _MEMORY)
+    module, _, name = asked["function"].partition(":")
+    try:
+        try:
+            answer = {"value": getattr(importlib.import_module(module), name)(*asked["arguments"])}
+        except CompressorError as error:
+            if lacks_memory(error):
+                raise MemoryError from error
+            answer = {"refused": str(error)}
+        with os.fdopen(answers, "w") as out:
+            json.dump(answer, out)
+    except MemoryError:
+        os._exit(_NO_MEMORY)
+    os._exit(0)  # libraries may wait for threads of theirs
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an exception of onnx's or ONNX Runtime's says that there was no memory."""
+    return any(words in str(error) for words in ("bad_alloc", "bad allocation", "Failed to allocate"))
+
+
+def allow(seconds: float = 0.0, memory: int = 0) -> None:
+    """Let a process of `apart` use so many seconds of the processor from now on, and so many bytes more; any other
+    process has no limits and gets none."""
+    if not _serving:
+        return
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    if seconds:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used + seconds) + 1, resource.RLIM_INFINITY))
+        signal.setitimer(signal.ITIMER_REAL, _WAITING * seconds)
+    if memory:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        resource.setrlimit(resource.RLIMIT_AS, (memory + max(limit, 0), resource.RLIM_INFINITY))

@@ -11,3 +11,9 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
+def shown(text: str, most: int = 160) -> str:
+    """A file's own text for a message: any character may be in it, and any number of them."""
+    line = printable(text[: most + 1]).replace("\n", "\\n")
+    return line if len(line) <= most else f"{line[: most - 10]}..."

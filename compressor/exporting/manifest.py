@@ -1,6 +1,5 @@
 """What a package says of itself: the file manifest.json, and the same inside the graph."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +10,8 @@ import numpy as np
 
 from compressor.errors import FileError, UsageError
 from compressor.exporting.parity import Array
+from compressor.files import beside, copied
+from compressor.text import shown
 
 FORMAT, VERSION = "compressor package", 1
 MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run_onnx.py"
@@ -18,6 +19,7 @@ TUNED_MODEL, TUNED_WEIGHTS = "model.cpu.onnx", "weights.cpu.bin"  # of `compress
 METADATA_KEY = "compressor.manifest"
 
 _KNOWN = "of the training data"
+_LONGEST = 1 << 26  # bytes of a manifest
 
 # An entry for ONNX Runtime's session options: no scale of one sub-model is multiplied into weights that are shared.
 KEEP_SHARED = ("optimization.disable_specified_optimizers", "ConvMulFusion;ConvAddFusion")
@@ -113,12 +115,16 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not folder.is_dir():
         raise FileError(f"{folder} is not a folder: give the folder that `compressor export --out FOLDER` made")
+    if not path.exists():
+        raise FileError(f"{folder} is not a package: it has no {MANIFEST}")
+    with beside(folder, MANIFEST) as file:
+        text = file.read(_LONGEST + 1)
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileError(f"{folder} is no package: it has no {MANIFEST}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{path} is damaged ({error}): export the package again") from error
+        if len(text) > _LONGEST:
+            raise ValueError(f"it has more than {_LONGEST:,} bytes")
+        held = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged ({shown(str(error))}): export the package again") from error
     return manifest_from(held, str(path))
 
 
@@ -142,7 +148,8 @@ def manifest_from(held: Any, where: str) -> Manifest:
         known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
         return Manifest(**known, exits=exits, files=files, classes=classes)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise FileError(f"{where} is damaged ({type(error).__name__}: {error}): export the package again") from error
+        reason = shown(f"{type(error).__name__}: {error}")
+        raise FileError(f"{where} is damaged ({reason}): export the package again") from error
 
 
 def manifest_inside(metadata: Mapping[str, str], where: str) -> Manifest | None:
@@ -152,7 +159,7 @@ def manifest_inside(metadata: Mapping[str, str], where: str) -> Manifest | None:
     try:
         held = json.loads(metadata[METADATA_KEY])
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{where} holds a damaged manifest ({error}): export the package again") from error
+        raise FileError(f"{where} holds a damaged manifest ({shown(str(error))}): export it again") from error
     return manifest_from(held, where)
 
 
@@ -193,9 +200,9 @@ def feeds_of(leaving: ExitFacts) -> dict[str, Array]:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Size and hash of a file."""
+    """Size and hash of a file of this process."""
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return copied(file)
 
 
 def input_facts(shape: tuple[int, ...], card: Card) -> dict[str, Any]:

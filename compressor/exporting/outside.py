@@ -1,61 +1,103 @@
-"""Check an .onnx file before ONNX Runtime opens it: that it reads its own folder only, and fits into a machine."""
+"""Take an .onnx file from outside in: a private copy of it and of its weights, each read once, and checked.
+
+All of this runs in the process that `limits.apart` makes, because even reading a graph may take the machine.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError
+from compressor.files import beside, copied, real_file
+from compressor.limits import LARGEST_GIB, allow, check_size
+from compressor.text import shown
 
 _LARGEST_RESULT = 1 << 30  # values of one tensor, 4 GiB of float32; images and feature maps are far below
+_MOST_NODES = 30_000  # operators with all functions unfolded; large classifiers have some thousands
+_LARGEST_MESSAGE = 1 << 31  # bytes; protobuf's own limit
 _SMALL = 1 << 12  # bytes of a constant that may be a shape
 
 
-def check_graph(path: Path) -> None:
-    """Raise FileError where a model's weights lie outside of its folder, or a constant of it is absurdly large.
+@dataclass(frozen=True)
+class Taken:
+    """A model that was taken in."""
 
-    A file that is no ONNX at all passes: ONNX Runtime says what is wrong with it.
+    proto: Any  # onnx.ModelProto
+    copy: Path  # of the .onnx file, beside those of its weights
+    bytes: int  # of all of them
+
+
+def take_in(source: Path, folder: Path, most_gib: float = LARGEST_GIB) -> Taken:
+    """Copy a model and the files that its weights lie in into a private folder, and check the graph.
+
+    Raises FileError: the file is missing, too large or no ONNX; its weights lie outside of its folder or behind a link;
+    it unfolds to too many operators or computes an absurdly large tensor.
     """
+    copy = folder / source.name
+    with real_file(source) as file:
+        size = copied(file, copy)["bytes"]
+    check_size(f"{source} has", size, most_gib)
+    if size >= _LARGEST_MESSAGE:
+        raise FileError(f"{source} has {size / (1 << 30):.1f} GiB in one message, and ONNX allows 2: it is damaged")
+    allow(seconds=5 + size / 2e7, memory=6 * size)
+    proto = _parsed(copy, source)
+    _check_nodes(proto, source)
+    for place in sorted(places(proto, source)):
+        if (folder / place) == copy:
+            raise FileError(f"{source} names itself as the file that its weights lie in: it is damaged")
+        with beside(source.parent, place) as file:
+            target = folder / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            more = copied(file, target)["bytes"]
+        check_size(f"{source} has with {shown(place)}", size := size + more, most_gib)
+        allow(seconds=5 + more / 2e8, memory=3 * more)
+    _check_results(proto, source)
+    return Taken(proto, copy, size)
+
+
+def places_of(copy: str, source: str) -> list[str]:
+    """The files in which the weights of a model lie that was copied already; raises FileError as `take_in` does."""
+    proto = _parsed(Path(copy), Path(source))
+    _check_nodes(proto, Path(source))
+    return sorted(places(proto, Path(source)))
+
+
+def places(proto: Any, source: Path) -> set[str]:
+    """The files in which a model's weights lie, as it names them. Raises FileError where a tensor names several."""
     import onnx
 
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception:  # protobuf has kinds of its own
-        return
+    found = set()
     for tensor in _tensors(proto):
-        places = [entry.value for entry in tensor.external_data if entry.key == "location"]
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or places:
-            _check_place(path, places[-1] if places else "")
-    largest = _largest_result(proto)
-    if largest > _LARGEST_RESULT:
-        raise FileError(f"{path} computes a tensor of {largest:.1e} values: it is damaged, or made to fill the memory")
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            keys = [entry.key for entry in tensor.external_data]
+            if len(keys) != len(set(keys)) or "location" not in keys:
+                name = shown(tensor.name, 60) or "a tensor"
+                raise FileError(f"{source} says twice or not at all where the values of {name} lie: export it again")
+            found |= {entry.value for entry in tensor.external_data if entry.key == "location"}
+    return found
 
 
-def _check_place(path: Path, place: str) -> None:
-    folder = path.resolve().parent
-    shown = place if place.isprintable() else repr(place)[1:-1]
+def _parsed(copy: Path, source: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
     try:
-        target = (folder / place).resolve()
-        inside = bool(place) and not Path(place).is_absolute() and target.is_relative_to(folder)
-        there = inside and target.is_file()
-    except (OSError, RuntimeError, ValueError):  # a name that no file can have
-        inside, there = False, False
-    if not inside:
-        raise FileError(
-            f"{path} wants weights from outside of its folder ({shown[:160] or 'no name'}): a model that is whole has "
-            "them beside it"
-        )
-    if not there:
-        raise FileError(f"{path} needs the file {shown[:160]} beside it, which is not there: copy both")
+        return onnx.ModelProto.FromString(copy.read_bytes())
+    except DecodeError as error:
+        reason = "it is empty" if not copy.stat().st_size else "it is cut off, damaged or of another kind"
+        raise FileError(f"{source} cannot be read as ONNX: {reason}") from error
 
 
 def _tensors(proto: Any) -> Iterator[Any]:
     """Every tensor of a model, also in the branches of an If, in functions and in training graphs."""
-    for graph in (proto.graph, *(each.algorithm for each in proto.training_info)):
+    for graph in (proto.graph, *(g for each in proto.training_info for g in (each.algorithm, each.initialization))):
         yield from _tensors_of_graph(graph)
     for function in proto.functions:
+        yield from _tensors_of_attributes(function.attribute_proto)
         yield from _tensors_of_nodes(function.node)
 
 
@@ -67,18 +109,59 @@ def _tensors_of_graph(graph: Any) -> Iterator[Any]:
 
 
 def _tensors_of_nodes(nodes: Any) -> Iterator[Any]:
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
+    for node in nodes:
+        yield from _tensors_of_attributes(node.attribute)
+
+
+def _tensors_of_attributes(attributes: Any) -> Iterator[Any]:
+    for attribute in attributes:
         yield from attribute.tensors
         if attribute.HasField("t"):
             yield attribute.t
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        for sparse in (
+            *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else ()),
+            *attribute.sparse_tensors,
+        ):
             yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
+        for graph in _graphs_of(attribute):
             yield from _tensors_of_graph(graph)
 
 
-def _largest_result(proto: Any) -> int:
-    """Values of the largest tensor whose shape follows from the file alone; 0 where nothing can be told."""
+def _graphs_of(attribute: Any) -> list[Any]:
+    return [*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs]
+
+
+def _check_nodes(proto: Any, source: Path) -> None:
+    """Raise FileError for a graph of too many operators, those inside functions counted at every call."""
+    functions = {(each.domain, each.name): each for each in proto.functions}
+    known: dict[tuple[str, str], int] = {}
+
+    def count(nodes: Any) -> int:
+        total = 0
+        for node in nodes:
+            called = (node.domain, node.op_type)
+            total += 1 + (inside(called) if called in functions else 0)
+            total += sum(count(graph.node) for attribute in node.attribute for graph in _graphs_of(attribute))
+        return total
+
+    def inside(called: tuple[str, str]) -> int:
+        if called not in known:
+            known[called] = _MOST_NODES  # of one that calls itself
+            known[called] = count(functions[called].node)
+        return known[called]
+
+    try:
+        total = count(proto.graph.node)
+    except RecursionError:
+        total = _MOST_NODES + 1
+    if total > _MOST_NODES:
+        raise FileError(
+            f"{source} unfolds to more than {_MOST_NODES:,} operators: it is damaged, or made to run without end"
+        )
+
+
+def _check_results(proto: Any, source: Path) -> None:
+    """Raise FileError where the shape of an absurdly large tensor follows from the file alone."""
     import onnx
 
     for tensor in _tensors(proto):
@@ -86,8 +169,14 @@ def _largest_result(proto: Any) -> int:
             tensor.ClearField("raw_data")
     try:
         graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except Exception:  # so many operators, so many ways to fail
-        return 0
+    except MemoryError:
+        raise
+    except Exception:  # so many operators, so many ways to fail; ONNX Runtime says what is wrong
+        return
     shapes = [entry.type.tensor_type.shape.dim for entry in (*graph.value_info, *graph.output)]
     known = [[dim.dim_value for dim in shape] for shape in shapes if all(dim.HasField("dim_value") for dim in shape)]
-    return max((math.prod(sizes) for sizes in known if sizes), default=0)
+    largest = max((math.prod(sizes) for sizes in known if sizes), default=0)
+    if largest > _LARGEST_RESULT:
+        raise FileError(
+            f"{source} computes a tensor of {largest:.1e} values: it is damaged, or made to fill the memory"
+        )

@@ -36,7 +36,7 @@ from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import portable, reference_of
 from compressor.exporting.stages import StageMaker
 from compressor.exporting.staging import folder_beside, move_folder
-from compressor.exporting.verify import verify_package
+from compressor.exporting.verify import check_package
 from compressor.exporting.weights import WeightsFile
 
 
@@ -148,7 +148,8 @@ def finish(staging: Path, manifest: Manifest) -> Manifest:
     for file in staging.iterdir():
         with file.open("rb") as written:
             os.fsync(written.fileno())
-    return verify_package(staging)
+    with tempfile.TemporaryDirectory() as copies:
+        return check_package(staging, manifest, Path(copies), everything=False, own=True)
 
 
 def _write_graphs(form: Form, evidence: Evidence, staging: Path, settings: PackageSettings) -> None:

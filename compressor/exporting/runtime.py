@@ -2,16 +2,21 @@
 
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from compressor.errors import CompressorError, FileError
-from compressor.exporting.manifest import TUNED_MODEL
-from compressor.exporting.outside import check_graph
+from compressor.exporting.manifest import MANIFEST, MODEL, TUNED_MODEL
+from compressor.exporting.outside import take_in
 from compressor.exporting.parity import Array
+from compressor.limits import LARGEST_GIB, allow, apart
+from compressor.loading.content import Content, recognise
+from compressor.text import shown
 
 # ONNX Runtime's names of element types, as far as a model's input may have them.
 _DTYPES = {
@@ -25,11 +30,29 @@ _DTYPES = {
 }
 
 
+Level = Literal["all", "extended", "basic", "off"]  # of what ONNX Runtime changes in a graph before it runs it
+SECONDS = 8.0  # of the processor that opening a graph, and one image, may take
+
+
+def onnx_at(path: str | None, most_gib: float = LARGEST_GIB) -> Path | None:
+    """The .onnx file at a path, which may also be a package's folder; None where something else is there.
+
+    Raises FileError where nothing is there, or something that is no model.
+    """
+    if path is None:
+        return None
+    file = Path(path) / MODEL if (Path(path) / MANIFEST).is_file() else Path(path)
+    return file if recognise(file, most_gib) is Content.ONNX else None
+
+
 class OnnxModel:
     """An .onnx image classifier with one input, called with a batch of images.
 
     A graph that was exported for one fixed batch size is fed in pieces of that size, the last one filled up. Inputs
     with a default (which exit of a package) may be given as `feeds`.
+
+    The file is first tried on one image in a process of its own with limited means; what is opened here is the copy
+    that was tried. With `own` it is a file that this process wrote, opened as it is; `named` is what messages call it.
 
     Example:
         model = OnnxModel("small.onnx")
@@ -37,20 +60,31 @@ class OnnxModel:
         model.input_shape                     # (3, 224, 224)
 
     Raises:
-        FileError: the file is missing, empty, no ONNX file, needs what this ONNX Runtime lacks, or wants other inputs
-            than one tensor of numbers.
+        FileError: the file is missing, empty, no ONNX file, reads outside of its folder, takes too much time or memory,
+            needs what this ONNX Runtime lacks, or wants other inputs than one tensor of numbers.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, threads: int | None = None, feeds: Mapping[str, Array] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        feeds: Mapping[str, Array] | None = None,
+        most_gib: float = LARGEST_GIB,
+        own: bool = False,
+        named: Path | None = None,
     ) -> None:
-        self.path = Path(path)
-        self.session = open_session(self.path, threads=threads)
-        self._feeds = dict(feeds or {})
+        self.path = named or Path(path)
+        if own:
+            self.session = open_session(Path(path), threads=threads, named=named)
+        else:
+            with private_copy(self.path, most_gib) as copy:
+                self.session = open_session(copy, threads=threads, named=self.path)
+        self.feeds = dict(feeds or {})
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
-            names = ", ".join(entry.name for entry in inputs) or "none"
+            names = ", ".join(shown(entry.name, 40) for entry in inputs[:8]) or "none"
             raise FileError(f"{self.path} takes {len(inputs)} inputs ({names}); only files with one input can be run")
         if inputs[0].type not in _DTYPES:
             raise FileError(f"{self.path} takes an input of type {inputs[0].type}, which is no tensor of numbers")
@@ -78,7 +112,7 @@ class OnnxModel:
     def _run(self, images: Array) -> Array:
         batch = np.ascontiguousarray(images, dtype=self._dtype)
         try:
-            output: Array = self.session.run(None, {self.input_name: batch, **self._feeds})[0]
+            output: Array = self.session.run(None, {self.input_name: batch, **self.feeds})[0]
         except Exception as error:  # onnxruntime's exceptions share no class of their own
             raise CompressorError(
                 f"{self.path} does not run on an input of shape {_shape(batch.shape)}, "
@@ -87,30 +121,65 @@ class OnnxModel:
         return output
 
 
-Level = Literal["all", "extended", "basic", "off"]  # of what ONNX Runtime changes in a graph before it runs it
+@contextmanager
+def private_copy(path: Path, most_gib: float = LARGEST_GIB) -> Iterator[Path]:
+    """A copy of a model from outside and its weights, tried on one image; there until the end of the block.
+
+    Raises FileError as OnnxModel does.
+    """
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        yield Path(apart(path, "compressor.exporting.runtime:tried", str(path), folder, most_gib))
+
+
+def tried(source: str, folder: str, most_gib: float) -> str:
+    """Take a model in, open it and run it on one image, in the process of `apart`; the copy's path.
+
+    Raises FileError.
+    """
+    taken = take_in(Path(source), Path(folder), most_gib)
+    allow(seconds=SECONDS)
+    session = open_session(taken.copy, threads=1, named=Path(source))
+    image = _any_image(session)
+    if image is not None:
+        allow(seconds=SECONDS)
+        try:
+            session.run(None, image)
+        except Exception as error:  # onnxruntime's exceptions share no class of their own
+            raise FileError(f"{source} does not run on an image of its own input ({first_line(error)})") from error
+    return str(taken.copy)
+
+
+def _any_image(session: Any) -> dict[str, Array] | None:
+    """Random numbers for the input, a batch of one where it is free; None where there are several inputs, or another
+    size is left open."""
+    entry, *others = session.get_inputs() or [None]
+    if entry is None or others or entry.type not in _DTYPES:
+        return None
+    sizes = [1 if not place and not isinstance(size, int) else size for place, size in enumerate(entry.shape)]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return None
+    return {entry.name: np.random.default_rng(0).standard_normal(sizes, np.float32).astype(_DTYPES[entry.type])}
 
 
 def open_session(
-    path: Path, *, threads: int | None = None, level: Level | None = None, profile: Path | None = None
+    path: Path,
+    *,
+    threads: int | None = None,
+    level: Level | None = None,
+    profile: Path | None = None,
+    named: Path | None = None,
 ) -> Any:
-    """An onnxruntime.InferenceSession on the CPU with `threads` threads an operator (None: one per core).
+    """An onnxruntime.InferenceSession on the CPU with `threads` threads an operator (None: one per core), of a file
+    that this process wrote or copied; `named` is what messages call it.
 
     Without a level a file of `compressor tune` is taken as it is, any other changed as far as ONNX Runtime can. With
     `profile` the session writes what it runs to a file of that name and more.
 
     Raises:
-        FileError: the file is missing, empty, no ONNX file, reads outside of its folder, or needs what this ONNX
-            Runtime lacks.
+        FileError: ONNX Runtime cannot open the file.
     """
     import onnxruntime
 
-    if path.is_dir():
-        raise FileError(f"{path} is a folder; give the .onnx file in it")
-    if not path.exists():
-        raise FileError(f"{path} does not exist; give an .onnx file")
-    if path.stat().st_size == 0:
-        raise FileError(f"{path} is empty; export it again")
-    check_graph(path)
     options = session_options(level or ("off" if path.name == TUNED_MODEL else "all"), threads)
     if profile is not None:
         options.enable_profiling = True
@@ -118,7 +187,8 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no class of their own
-        raise FileError(f"{path} cannot be opened by ONNX Runtime ({first_line(error)})") from error
+        reason = first_line(error).replace(str(path), str(named or path))
+        raise FileError(f"{named or path} cannot be opened by ONNX Runtime ({reason})") from error
 
 
 def session_options(level: Level = "all", threads: int | None = None) -> Any:
@@ -141,8 +211,8 @@ def session_options(level: Level = "all", threads: int | None = None) -> Any:
 
 def first_line(error: BaseException) -> str:
     """What an exception says in its first line, or its kind where it says nothing; without ONNX Runtime's codes."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)[:10_000])
+    return shown(next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__), 400)
 
 
 def _shape(sizes: tuple[int | None, ...]) -> str:

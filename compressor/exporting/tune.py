@@ -30,7 +30,7 @@ from compressor.exporting.manifest import (
 )
 from compressor.exporting.parity import Array, largest_difference
 from compressor.exporting.proof import Runner, executed
-from compressor.exporting.runtime import first_line, open_session, session_options
+from compressor.exporting.runtime import first_line, open_session, private_copy, session_options
 from compressor.exporting.staging import folder_beside, move_files
 from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import check_package, read_portable
@@ -62,18 +62,30 @@ def tune_package(folder: str | os.PathLike[str], *, threads: int = 1, latency: b
         manifest.tuned["latency_ms"]            # [0.83], and ["portable_ms"] before
     """
     place = Path(folder)
-    manifest = check_package(place, read_portable(place))
-    with folder_beside(place / MANIFEST) as staging:
-        _write(place, staging)
-        _compare(place, staging, manifest, threads)
+    manifest = read_portable(place)
+    with tempfile.TemporaryDirectory(prefix="compressor-") as private, folder_beside(place / MANIFEST) as staging:
+        copies = Path(private)
+        check_package(place, manifest, copies)
+        _try(copies, place)
+        _write(copies, staging)
+        _compare(copies, staging, manifest, threads)
         manifest = replace(
             manifest,
-            tuned=_facts(place, staging, manifest, threads if latency else None),
+            tuned=_facts(copies, staging, manifest, threads if latency else None),
             files={**manifest.files, **{name: file_facts(staging / name) for name in (TUNED_MODEL, TUNED_WEIGHTS)}},
         )
         (staging / MANIFEST).write_text(manifest.text(), encoding="utf-8")
         move_files(staging, place, last=MANIFEST)
     return manifest
+
+
+def _try(copies: Path, place: Path) -> None:
+    """Raise FileError where the graph takes too much time or memory, before it is opened in this process."""
+    try:
+        with private_copy(copies / MODEL):
+            pass
+    except FileError as error:
+        raise FileError(str(error).replace(str(copies), str(place))) from error
 
 
 def _write(place: Path, staging: Path) -> None:

@@ -1,22 +1,17 @@
 """Check a package that was copied somewhere: all files there, whole, unchanged, and nothing read from elsewhere."""
 
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError
-from compressor.exporting.manifest import (
-    MANIFEST,
-    MODEL,
-    TUNED_MODEL,
-    TUNED_WEIGHTS,
-    Manifest,
-    file_facts,
-    read_manifest,
-)
-from compressor.exporting.runtime import first_line
-from compressor.exporting.weights import graphs_in
+from compressor.exporting.manifest import MANIFEST, MODEL, TUNED_MODEL, TUNED_WEIGHTS, Manifest, read_manifest
+from compressor.exporting.outside import places_of
+from compressor.files import beside, copied
+from compressor.limits import apart
+from compressor.text import shown
 
 
 def verify_package(folder: str | os.PathLike[str]) -> Manifest:
@@ -29,7 +24,9 @@ def verify_package(folder: str | os.PathLike[str]) -> Manifest:
         manifest = compressor.verify_package("runs/deploy")
         manifest.exits[0].macs, manifest.files
     """
-    return check_package(Path(folder), read_manifest(Path(folder)))
+    place = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="compressor-") as copies:
+        return check_package(place, read_manifest(place), Path(copies), everything=False)
 
 
 def read_portable(place: Path) -> Manifest:
@@ -39,42 +36,38 @@ def read_portable(place: Path) -> Manifest:
     return replace(manifest, files=files, tuned=None)
 
 
-def check_package(place: Path, manifest: Manifest) -> Manifest:
-    """Check a folder against a manifest, as `verify_package` does."""
+def check_package(
+    place: Path, manifest: Manifest, copies: Path, *, everything: bool = True, own: bool = False
+) -> Manifest:
+    """Check a folder against a manifest, as `verify_package` does.
+
+    Each file is read once: its graphs, and with `everything` all of it, are what lies in the folder `copies` then. Of
+    a package that this process wrote (`own`) the graphs are read in this process.
+    """
     for name, facts in manifest.files.items():
         if name != Path(name).name:
             raise FileError(f"{place / MANIFEST} names a file outside the folder ({name!r}): do not use this package")
-        _check_file(place / name, facts)
+        _check_file(place, name, facts, copies / name if everything or name.endswith(".onnx") else None)
     for name in manifest.files:
         if name.endswith(".onnx"):
-            _check_graph(place / name, set(manifest.files))
+            copy, path = str(copies / name), place / name
+            found = (
+                places_of(copy, str(path)) if own else apart(path, f"{places_of.__module__}:places_of", copy, str(path))
+            )
+            for other in sorted(set(found) - set(manifest.files)):
+                raise FileError(
+                    f"{path} reads weights from {shown(other)!r}, which is no file of the package: do not use it"
+                )
     if MODEL not in manifest.files:
         raise FileError(f"{place / MANIFEST} names no {MODEL}: export the package again")
     return manifest
 
 
-def _check_file(path: Path, facts: dict[str, Any]) -> None:
-    if path.is_symlink():
-        raise FileError(f"{path} is a link: copy the file itself into the package")
-    if not path.is_file():
-        raise FileError(f"{path} is missing: copy the whole package again")
-    found = file_facts(path)
+def _check_file(place: Path, name: str, facts: dict[str, Any], copy: Path | None) -> None:
+    path = place / name
+    with beside(place, name) as file:
+        found = copied(file, copy)
     if found["bytes"] != facts["bytes"]:
         raise FileError(f"{path} has {found['bytes']:,} bytes and had {facts['bytes']:,}: copy the package again")
     if found["sha256"] != facts["sha256"]:
         raise FileError(f"{path} was changed since it was exported (its sha256 differs): copy the package again")
-
-
-def _check_graph(path: Path, files: set[str]) -> None:
-    """ONNX lets a graph name any file for its weights."""
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's exceptions
-        raise FileError(f"{path} cannot be read as ONNX ({first_line(error)}): export the package again") from error
-    tensors = (tensor for graph in graphs_in(model.graph) for tensor in graph.initializer)
-    for tensor in tensors:
-        places = [entry.value for entry in tensor.external_data if entry.key == "location"]
-        if not files.issuperset(places):
-            raise FileError(f"{path} reads weights from {places[0]!r}, which is no file of the package: do not use it")

@@ -16,7 +16,7 @@ from torch import nn
 
 from compressor.errors import FileError, UsageError
 from compressor.loading import known
-from compressor.loading.plain import shown
+from compressor.text import shown
 
 _LARGEST_SOURCE = 10 << 20  # bytes of a file of code
 

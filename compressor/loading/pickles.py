@@ -29,7 +29,7 @@ from compressor.errors import FileError
 from compressor.limits import LARGEST_GIB, check_size
 from compressor.loading.archive import check_archive
 from compressor.loading.instructions import Kind, Reader, Survey
-from compressor.loading.plain import shown
+from compressor.text import shown
 
 # Where the allowed network classes are defined; only these, not what is imported there.
 _PACKAGES = ("torch.nn.modules.", "torch.nn.parallel.data_parallel.", "torchvision.models.", "torchvision.ops.")

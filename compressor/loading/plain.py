@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.errors import UsageError
-from compressor.text import printable
 
 _MOST_VALUES = 200_000
 _DEEPEST = 20
@@ -72,9 +71,3 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
     if math.prod(sizes) > _MOST_INPUTS:
         raise ValueError(f"its input has {math.prod(sizes):,} values")
     return sizes
-
-
-def shown(text: str) -> str:
-    """A file's own text for a message: any character may be in it, and any number of them."""
-    line = printable(text[:1000]).replace("\n", "\\n")
-    return line if len(line) <= 160 else f"{line[:150]}..."

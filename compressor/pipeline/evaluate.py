@@ -5,8 +5,7 @@ from pathlib import Path
 
 from compressor.errors import UsageError
 from compressor.exporting.manifest import feeds_of, manifest_inside, packaged
-from compressor.exporting.runtime import OnnxModel
-from compressor.loading.content import Content, recognise
+from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.pipeline.settings import EvaluateJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import class_numbers, open_subject
@@ -35,8 +34,9 @@ def evaluate(job: EvaluateJob, tell: Tell = silent) -> Evaluated:
         CompressorError: the model or the data cannot be opened, or do not fit together.
     """
     tell(Stage("opening the model and the data"))
-    if job.model.model is not None and recognise(Path(job.model.model), job.model.max_size) is Content.ONNX:
-        return _evaluate_onnx(job, Path(job.model.model), tell)
+    file = onnx_at(job.model.model, job.model.max_size)
+    if file is not None:
+        return _evaluate_onnx(job, file, tell)
     subject = open_subject(job.model, job.data, job.loading, job.device)
     assert subject.data is not None
     note_all(subject.notes, tell)
@@ -50,10 +50,10 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
     """A package's graph says what its classes and normalisation are; of any other file the data's own are taken."""
     if job.model.arch is not None:
         raise UsageError(f"{path} is an ONNX model and brings its architecture: leave --arch away")
-    model = OnnxModel(path)
+    model = OnnxModel(path, most_gib=job.model.max_size)
     manifest = manifest_inside(model.metadata, str(path))
     if job.exit is not None:
-        model = OnnxModel(path, feeds=feeds_of(packaged(manifest, job.exit, path)))
+        model.feeds = feeds_of(packaged(manifest, job.exit, path))
     shape = job.model.input or tuple(size for size in model.input_shape if size is not None)
     whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
     preparation = None

@@ -3,12 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from compressor.loading.content import Content, recognise
+from compressor.exporting.runtime import onnx_at
 from compressor.pipeline.settings import ProfileJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import open_subject
-from compressor.profiling.model_profile import Profile
-from compressor.profiling.model_profile import profile as profile_module
+from compressor.profiling.cost import Profile
 from compressor.profiling.onnx_profile import profile_onnx
 from compressor.training.settings import DataSettings
 
@@ -20,15 +18,22 @@ def profile(job: ProfileJob, tell: Tell = silent) -> Profile:
         CompressorError: the model cannot be opened or does not run.
     """
     tell(Stage("opening the model"))
-    path = None if job.model.model is None else Path(job.model.model)
-    if path is not None and recognise(path, job.model.max_size) is Content.ONNX:
+    file = onnx_at(job.model.model, job.model.max_size)
+    if file is not None:
         tell(Stage("measuring"))
-        return profile_onnx(path, latency=job.latency, exit=job.exit)
+        return profile_onnx(file, latency=job.latency, exit=job.exit, most_gib=job.model.max_size)
+    return _profile_module(job, tell)
+
+
+def _profile_module(job: ProfileJob, tell: Tell) -> Profile:
+    from compressor.pipeline.subject import open_subject  # with torch, for which an .onnx file need not wait
+    from compressor.profiling.model_profile import profile as profile_module
+
     subject = open_subject(job.model, None, DataSettings(), job.device)
     note_all(subject.notes, tell)
     tell(Stage("measuring"))
     cost = profile_module(subject.way(job.exit), subject.example, latency=job.latency)
-    if path is None or job.exit is not None:
+    if job.model.model is None or job.exit is not None:
         return cost
     reasons = {name: reason for name, reason in cost.reasons.items() if name != "file_bytes"}
-    return replace(cost, file_bytes=path.stat().st_size, reasons=reasons)
+    return replace(cost, file_bytes=Path(job.model.model).stat().st_size, reasons=reasons)

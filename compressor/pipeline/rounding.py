@@ -108,7 +108,7 @@ def _latencies(modules: Sequence[nn.Module], example: Tensor) -> list[float]:
         for number, module in enumerate(modules):
             path = Path(folder) / f"{number}.onnx"
             export_onnx(module, example, path)
-            models.append(OnnxModel(path, threads=threads))
+            models.append(OnnxModel(path, threads=threads, own=True))
         found = [[_time(model, image, threads) for model in models] for _ in range(_ROUNDS)]
     return [min(times) for times in zip(*found)]
 

@@ -233,7 +233,7 @@ def _times(subject: Subject, whole: nn.Module) -> dict[str, dict[str, ImageTimes
                 export_onnx(module, images[:2], files[name], check_inputs=images)
         except CompressorError:  # the export of the result is tried again, and its failure told
             return times
-        models = {name: OnnxModel(path, threads=threads) for name, path in files.items()}
+        models = {name: OnnxModel(path, threads=threads, own=True) for name, path in files.items()}
         batches = [image[None].cpu().numpy() for image in images]
         asked = {name: lambda number, m=model: m(batches[number]) for name, model in models.items()}
         times["onnxruntime"] = time_images(asked, len(batches), threads=threads)

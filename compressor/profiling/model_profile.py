@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,43 +9,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph.trace import ModuleCall, TensorRef, Trace, trace
+from compressor.profiling.cost import LayerCost, Profile, Shapes
 from compressor.profiling.macs import count_macs
 from compressor.profiling.memory import peak_activation_bytes
 from compressor.profiling.speed import model_latency
 from compressor.profiling.thop_count import left_out, thop_macs
-
-Shapes = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCost:
-    """What one module costs itself, without the modules inside it."""
-
-    name: str  # dotted; "(model)" for what the outermost forward does itself
-    kind: str  # class of the module, or operator of an .onnx file
-    input_shapes: Shapes  # of the first call, for one image; empty where the module never ran
-    output_shapes: Shapes
-    macs: int  # multiply-adds for one image, over all calls
-    params: int  # its own; a tensor shared by several modules counts for the first
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a model costs for one image; what is None or not whole has its reason in `reasons`."""
-
-    macs: int  # multiply-adds of convolutions and matrix products, biases not counted
-    macs_thop: int | None
-    params: int  # shared ones once
-    layers: tuple[LayerCost, ...] = ()
-    uncounted: dict[str, int] = field(default_factory=dict)  # operators without a rule -> calls; they count as zero
-    activation_bytes: int | None = None  # peak, without weights
-    latency_ms: dict[str, Any] | None = None
-    file_bytes: int | None = None
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, as `compressor profile --json` prints it."""
-        return asdict(self)
 
 
 def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: bool = True) -> Profile:

@@ -42,10 +42,19 @@ def model_latency(module: nn.Module, example: Any) -> tuple[dict[str, Timing | N
     return timings, {}
 
 
-def file_latency(path: Path, input_shape: tuple[int, ...], feeds: Mapping[str, Array] | None = None) -> Timing:
-    """Latency of an .onnx file for random images of `input_shape` (channels, height, width), and further `feeds`."""
+def file_latency(path: Path, input_shape: tuple[int, ...]) -> Timing:
+    """Latency of an .onnx file of this process, for random images of `input_shape` (channels, height, width)."""
+    return _onnx_timing(OnnxModel(path, threads=torch.get_num_threads(), own=True), input_shape)
+
+
+def onnx_latency(path: Path, input_shape: tuple[int, ...], feeds: Mapping[str, Array], most_gib: float) -> Timing:
+    """The same of an .onnx file from outside, with further `feeds`."""
+    model = OnnxModel(path, threads=torch.get_num_threads(), feeds=feeds, most_gib=most_gib)
+    return _onnx_timing(model, input_shape)
+
+
+def _onnx_timing(model: OnnxModel, input_shape: tuple[int, ...]) -> Timing:
     threads = torch.get_num_threads()
-    model = OnnxModel(path, threads=threads, feeds=feeds)
 
     def calling(batch: int) -> Callable[[], object]:
         images: Array = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)

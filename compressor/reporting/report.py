@@ -14,7 +14,7 @@ from compressor.exporting.parity import OnnxCheck
 from compressor.reporting.sections import Section, section_from_json
 
 if TYPE_CHECKING:
-    from compressor.profiling.model_profile import Profile
+    from compressor.profiling.cost import Profile
 
 VERSION = 1
 _MEASURED = ("macs", "macs_thop", "params", "file_bytes", "latency_ms", "top1")

@@ -15,7 +15,7 @@ from compressor.reporting.report import Report
 if TYPE_CHECKING:
     from compressor.graph.channels import Channels
     from compressor.graph.channels import Group as ChannelGroup
-    from compressor.profiling.model_profile import Profile, Shapes
+    from compressor.profiling.cost import Profile, Shapes
 
 WIDTH = 80
 _ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}

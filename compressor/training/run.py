@@ -16,8 +16,9 @@ from compressor.training import checkpoint, distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate, takes_channels_last
-from compressor.training.events import Event, Meter, NoteEvent
+from compressor.training.events import Event, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
+from compressor.training.meter import Meter
 from compressor.training.microbatches import MicroBatches, Step, is_out_of_memory
 from compressor.training.numerics import choose_device, uses_bfloat16
 from compressor.training.randomness import derive_seed, random_states, restore_random_states_, seed_everything_

@@ -180,7 +180,7 @@ def _outside(folder: Path) -> None:
         (_link, "is a link"),
         (lambda folder: (folder / "model.onnx").unlink(), "is missing"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "is damaged"),
-        (lambda folder: (folder / "manifest.json").unlink(), "is no package"),
+        (lambda folder: (folder / "manifest.json").unlink(), "is not a package"),
         (lambda folder: _rewrite(folder, version=99), "version 99"),
         (lambda folder: _rewrite(folder, format="x"), "not the manifest"),
         (lambda folder: _rewrite(folder, exits=[{}]), "is damaged"),

@@ -23,7 +23,6 @@ from compressor.errors import FileError
 from compressor.loading import open_model
 from compressor.pipeline.profile import profile
 from compressor.pipeline.settings import ModelSettings, ProfileJob
-from compressor.profiling.onnx_profile import profile_onnx
 from tests.faults.apart import apart, check
 from tests.faults.hostile_programs import good as good_program
 from tests.faults.test_fuzz import fuzz
@@ -186,9 +185,14 @@ def _record_changed(draw: st.DrawFn, name: str, data: bytes) -> bytes | None:
 def use_graph(path: Path) -> None:
     """What `profile` and `evaluate` do: count, open, and run on one image."""
     from compressor.exporting.runtime import OnnxModel
+    from compressor.profiling.onnx_count import counted
 
-    profile_onnx(path)
-    model = OnnxModel(path, threads=1)
+    with tempfile.TemporaryDirectory() as folder:  # here and not in one more process, as this is one already
+        try:
+            counted(str(path), folder, 1.0)
+        except MemoryError:
+            _refuse("too much memory")
+        model = OnnxModel(Path(folder) / path.name, threads=1, own=True)
     sizes = [1 if size is None else size for size in (model.batch, *model.input_shape)]
     if np.prod(sizes, dtype=float) <= _IMAGE:
         model(np.zeros(sizes, np.float32))

@@ -6,7 +6,8 @@ from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
 from compressor import vision
-from compressor.profiling.model_profile import LayerCost, Profile, profile
+from compressor.profiling.cost import LayerCost, Profile
+from compressor.profiling.model_profile import profile
 from compressor.reporting.report import Report
 from compressor.reporting.tables import (
     before_after_table,

@@ -15,7 +15,7 @@ from pathlib import Path
 COMMANDS = (
     "compressor train --arch sample_models/vgg11.py:build:width=0.25 --data fashion-mnist:DIR --epochs 4 "
     "--out runs/vgg11",
-    "compressor prune runs/vgg11/model.pt --method l1 --target-macs 0.5 --round-to 8 --data fashion-mnist:DIR "
+    "compressor prune runs/vgg11/model.safetensors --method l1 --target-macs 0.5 --round-to 8 --data fashion-mnist:DIR "
     "--epochs 4 --out runs/half",
 )
 

@@ -26,7 +26,7 @@ from compressor.exporting.package import PackageSettings, export_package
 from compressor.reporting.environment import device_words, versions
 
 SHAPE = (3, 224, 224)
-DIGITS = Path(__file__).parents[1] / "sample_models" / "digits_cnn.pt"
+DIGITS = Path(__file__).parents[1] / "sample_models" / "digits_cnn.safetensors"
 
 
 def by_defaults(source: Path, target: Path, images: Tensor) -> None:
@@ -62,7 +62,7 @@ def accuracy(place: Path, epochs: int) -> list[dict[str, Any]]:
     """Every exit of a detached network on the test images, before and after."""
     run = place / "detached"
     compressor.detach(DIGITS, exits=2, data="digits", epochs=epochs, latency=False, onnx=False, out=run)
-    made = compressor.export(run / "model.pt", place / "int8", to="int8", data="digits", latency=False)
+    made = compressor.export(run / "model.safetensors", place / "int8", to="int8", data="digits", latency=False)
     assert made.manifest is not None
     return [asdict(each) for each in made.manifest.exits]
 

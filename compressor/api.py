@@ -22,8 +22,8 @@ from compressor.keywords import (
     SweepKeywords,
     TrainKeywords,
 )
+from compressor.kinds import fits, tuples, unknown, words
 from compressor.methods.adapnet.settings import PRESETS
-from compressor.pipeline.kinds import fits, tuples, unknown, words
 from compressor.pipeline.settings import (
     FINETUNE,
     AdaptJob,
@@ -90,7 +90,7 @@ def finetune(
     """Train a model further, gently: at a learning rate of 0.01 unless `lr` says otherwise.
 
     Example:
-        report = compressor.finetune("runs/digits/model.pt", data="digits", epochs=1, lr=0.005, out="runs/tuned")
+        report = compressor.finetune("runs/digits/model.safetensors", data="digits", epochs=1, out="runs/tuned")
         report.before.top1, report.after.top1
     """
     from compressor.pipeline.train import train as run
@@ -122,7 +122,9 @@ def prune(
         CompressorError: anything else that the caller can mend.
 
     Example:
-        report = compressor.prune("runs/digits/model.pt", target_macs=0.5, data="digits", epochs=1, out="runs/small")
+        report = compressor.prune(
+            "runs/digits/model.safetensors", target_macs=0.5, data="digits", epochs=1, out="runs/small"
+        )
         report.after.macs / report.before.macs
     """
     given = {**settings, "model": model, "data": data, "out": out, "method": method}
@@ -153,7 +155,9 @@ def detach(
     """Make one network of several sizes, whose sub-models share its weights.
 
     Example:
-        report = compressor.detach("runs/digits/model.pt", exits=1, data="digits", epochs=1, out="runs/detached")
+        report = compressor.detach(
+            "runs/digits/model.safetensors", exits=1, data="digits", epochs=1, out="runs/detached"
+        )
         report.variants["exit 1"].macs, report.variants["exit 1"].top1
     """
     from compressor.pipeline.detach import detach as run
@@ -170,7 +174,7 @@ def route(
 
     Example:
         report = compressor.route(
-            "runs/digits/model.pt", data="digits", epochs=1, router_epochs=2, target_macs=0.7, out="runs/routed"
+            "runs/digits/model.safetensors", data="digits", epochs=1, router_epochs=2, out="runs/routed"
         )
         report.after.macs      # the mean over the test images
     """
@@ -189,7 +193,7 @@ def replace_early(
 
     Example:
         report = compressor.replace_early(
-            "runs/digits/model.pt", until="5", fit="stride", data="digits", epochs=1, retrain_epochs=1, out="runs/prime"
+            "runs/digits/model.safetensors", until="5", fit="stride", data="digits", epochs=1, out="runs/prime"
         )
         report.after.macs
     """
@@ -216,7 +220,7 @@ def sweep(
 
     Example:
         compared = compressor.sweep(
-            "runs/digits/model.pt", methods=["l1"], ratios=[0.5], data="digits", epochs=1, out="runs/sweep"
+            "runs/digits/model.safetensors", methods=["l1"], ratios=[0.5], data="digits", epochs=1, out="runs/sweep"
         )
         [(point.run, point.macs, point.top1) for point in compared.points]
     """
@@ -230,7 +234,7 @@ def evaluate(model: Path, *, data: str, tell: Tell = silent, **settings: Unpack[
     """Top-1 and loss of a model, or of an .onnx file.
 
     Example:
-        compressor.evaluate("runs/digits/model.pt", data="digits").top1
+        compressor.evaluate("runs/digits/model.safetensors", data="digits").top1
     """
     from compressor.pipeline.evaluate import evaluate as run
 
@@ -241,7 +245,7 @@ def inspect(model: Path | None = None, *, tell: Tell = silent, **settings: Unpac
     """Which channels of a model belong together, which can be edited, and why others cannot.
 
     Example:
-        channels = compressor.inspect("runs/digits/model.pt")
+        channels = compressor.inspect("runs/digits/model.safetensors")
         channels.frozen                      # {group: reason}
     """
     from compressor.pipeline.inspect import inspect as run
@@ -256,7 +260,7 @@ def export(model: Path, out: Path, *, tell: Tell = silent, **settings: Unpack[Ex
         settings: `to` ("onnx", "int8", "pt2") and the other fields of ExportJob, ModelSettings and DataSettings.
 
     Example:
-        made = compressor.export("runs/digits/model.pt", "runs/digits.onnx", data="digits")
+        made = compressor.export("runs/digits/model.safetensors", "runs/digits.onnx", data="digits")
         made.files                           # {path: what it is}
     """
     from compressor.pipeline.export import export as run

@@ -17,3 +17,9 @@ def shown(text: str, most: int = 160) -> str:
     """A file's own text for a message: any character may be in it, and any number of them."""
     line = printable(text[: most + 1]).replace("\n", "\\n")
     return line if len(line) <= most else f"{line[: most - 10]}..."
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an exception says in its first line, or its kind where it says nothing."""
+    lines = (line.strip() for line in str(error)[:10_000].splitlines())
+    return shown(next(filter(None, lines), type(error).__name__), most)

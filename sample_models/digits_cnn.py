@@ -1,7 +1,7 @@
 """A small CNN for scikit-learn's 8x8 digits: what the demo compresses.
 
 Three convolutions with batch norm, one pooling layer, a linear layer on the mean of each map. 57,000 parameters, wide
-enough for its task that half of the MACs can go. digits_cnn.pt holds it trained; train_digits.py trained it.
+enough for its task that half of the MACs can go. digits_cnn.safetensors holds it trained; train_digits.py trained it.
 """
 
 from torch import nn

@@ -71,10 +71,10 @@ def test_every_example_runs(tmp_path, monkeypatch):
     run_example("compare")
     assert (tmp_path / "runs/compared/comparison.html").exists()
     flags = {"data": "digits", "chip": "x86", "calibration_images": 16, "max_drop": 0.1, "latency": False}
-    made = compressor.export("runs/detached/model.pt", "runs/deploy", to="int8", **flags)
+    made = compressor.export("runs/detached/model.safetensors", "runs/deploy", to="int8", **flags)
     assert [row.top1_float is not None for row in made.manifest.exits] == [True, True]
     run_example("verify_package")
-    one = compressor.export("runs/detached/model.pt", "runs/exit.onnx", exit=1, opset=18)
+    one = compressor.export("runs/detached/model.safetensors", "runs/exit.onnx", exit=1, opset=18)
     assert one.facts["opset"] == 18
     assert compressor.evaluate("runs/exit.onnx", data="digits", split="validation").count == 143
     assert compressor.Report.load("runs/small")._repr_html_().startswith("<article")
@@ -103,7 +103,7 @@ def test_examples_with_a_resnet18_give_what_they_name(tmp_path, monkeypatch):
     exec(example_of("save"), names)
     safetensors.torch.save_file(vision.build("resnet18").state_dict(), "weights.safetensors")
     (tmp_path / "runs/demo").mkdir(parents=True)
-    (tmp_path / "small.pt").rename(tmp_path / "runs/demo/model.pt")
+    (tmp_path / "small.pt").rename(tmp_path / "runs/demo/model.safetensors")
     names["report"].save("runs/demo")
     exec(example_of("load"), names)
     exec(example_of("Report"), names)
@@ -111,7 +111,7 @@ def test_examples_with_a_resnet18_give_what_they_name(tmp_path, monkeypatch):
 
 def test_a_keyword_is_what_the_flag_is(tmp_path):
     flags = {"ratio_for": {"3": 0.25}, "keep": ["0"], "seed": 5, "latency": False}
-    report = compressor.prune(ROOT / "sample_models/digits_cnn.pt", out=tmp_path / "run", onnx=False, **flags)
+    report = compressor.prune(ROOT / "sample_models/digits_cnn.safetensors", out=tmp_path / "run", onnx=False, **flags)
     wanted = {"ratio_for": (("3", 0.25),), "keep": ("0",), "seed": 5, "latency": False, "ratio": 0.5}
     assert wanted.items() <= report.settings.items()
     assert set(report.settings["chosen"]) >= flags.keys()
@@ -130,15 +130,15 @@ def test_a_keyword_is_what_the_flag_is(tmp_path):
 )
 def test_mistakes_are_named(tmp_path, given, said):
     with pytest.raises(UsageError) as error:
-        compressor.prune("model.pt", out=tmp_path / "run", **given)
+        compressor.prune("model.safetensors", out=tmp_path / "run", **given)
     assert said in str(error.value)
 
 
 def test_mistakes_in_an_export_are_named(tmp_path):
     with pytest.raises(UsageError, match="did you mean chip"):
-        compressor.export("model.pt", tmp_path / "deploy", chips="arm")
+        compressor.export("model.safetensors", tmp_path / "deploy", chips="arm")
     with pytest.raises(UsageError, match="exit is '1', and has to be a whole number"):
-        compressor.export("model.pt", tmp_path / "deploy", exit="1")
+        compressor.export("model.safetensors", tmp_path / "deploy", exit="1")
 
 
 @pytest.mark.parametrize(("words", "room"), ROOMS.items(), ids=lambda each: each.__name__)

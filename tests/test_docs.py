@@ -95,7 +95,7 @@ def test_the_network_of_the_page_and_the_settings_file_work(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for words in (
         ["prune", "--arch", "net.py:build", "--dry-run"],
-        ["prune", str(ROOT / "sample_models/digits_cnn.pt"), "--config", "run.toml", "--dry-run"],
+        ["prune", str(ROOT / "sample_models/digits_cnn.safetensors"), "--config", "run.toml", "--dry-run"],
     ):
         with pytest.raises(SystemExit) as left:
             main(words)

@@ -81,11 +81,12 @@ def test_commands_on_data_of_the_readers_run(tmp_path, monkeypatch, capsys):
 def test_the_command_for_several_processes_runs(tmp_path):
     """On two processes of this machine; the one for several machines needs those."""
     [line] = re.findall(r"^ {4}torchrun --nproc-per-node=4 -m (.*)$", README, flags=re.MULTILINE)
-    words = shortened(line.replace("runs/digits/model.pt", str(ROOT / "sample_models" / "digits_cnn.pt")))
+    trained = str(ROOT / "sample_models" / "digits_cnn.safetensors")
+    words = shortened(line.replace("runs/digits/model.safetensors", trained))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     ran = subprocess.run([*torchrun, "compressor", *words], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "runs" / "four" / "model.pt").exists()
+    assert (tmp_path / "runs" / "four" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -93,6 +94,6 @@ def test_python_lines_run(folder, monkeypatch):
     """After the commands, whose results they open."""
     monkeypatch.chdir(folder)
     [block] = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    if not (folder / "runs" / "small" / "model.pt").exists():
+    if not (folder / "runs" / "small" / "model.safetensors").exists():
         pytest.skip("the commands have not run")
     exec(compile(block, "README.md", "exec"), {"example": torch.zeros(1, 1, 8, 8)})

@@ -103,10 +103,10 @@ def test_trained_digits_network_is_as_good_as_it_says(monkeypatch):
     from compressor.training.evaluate import evaluate
 
     monkeypatch.chdir(FOLDER.parent)
-    opened = open_model("sample_models/digits_cnn.pt")
+    opened = open_model("sample_models/digits_cnn.safetensors")
     data = open_data("digits")
     top1 = evaluate(opened.module, data.test, data).top1
     assert top1 == pytest.approx(opened.measurements["top1"], abs=0.006)  # two images may fall either way elsewhere
     assert top1 > 0.97
     assert (opened.input_shape, opened.classes) == ((1, 8, 8), data.classes)
-    assert Path("sample_models/digits_cnn.pt").stat().st_size < 500_000
+    assert Path("sample_models/digits_cnn.safetensors").stat().st_size < 500_000

@@ -52,6 +52,7 @@ def compare(
 
 def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> None:
     """The table, the files that were made, and what to do with the best of them."""
+    from compressor.pipeline.folder import MODEL
     from compressor.reporting.runs_page import comparison_table
 
     terminal.print_json(compared.to_json())
@@ -59,5 +60,5 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     page, data = Path(out) / "comparison.html", Path(out) / "comparison.json"
     files = {str(page): "the comparison, to look at in a browser", str(data): "the same as data"}
     on_front = [compared.points[number - 1].run for number in compared.fronts["macs"]]
-    best = next((run for run in on_front if (Path(run) / "model.pt").exists()), "RUN")
-    terminal.made(files, f"compressor export {Path(best) / 'model.pt'} --data DATA --out deploy")
+    best = next((run for run in on_front if (Path(run) / MODEL).exists()), "RUN")
+    terminal.made(files, f"compressor export {Path(best) / MODEL} --data DATA --out deploy")

@@ -15,7 +15,7 @@ import typer
 
 from compressor.cli.texts import READERS
 from compressor.errors import CompressorError, FileError, UsageError
-from compressor.pipeline.kinds import fits, tuples, unknown, words
+from compressor.kinds import fits, tuples, unknown, words
 
 CHOSEN = "compressor.chosen"  # in the context: what a file said that a person might have typed
 # What settings.json holds besides settings, and what of it is never taken over.

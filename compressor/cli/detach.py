@@ -30,7 +30,9 @@ HELP = (
     "Training is as in the methods' papers unless flags say otherwise: the flags' defaults below are those of cnsn; "
     "nsn has a learning rate of 0.3 that falls to a third, batches of 128 and no weight decay."
 )
-EXAMPLE = "compressor detach sample_models/digits_cnn.pt --exits 1 --data digits --epochs 20 --out runs/detached"
+EXAMPLE = (
+    "compressor detach sample_models/digits_cnn.safetensors --exits 1 --data digits --epochs 20 --out runs/detached"
+)
 
 
 def detach(

@@ -12,7 +12,7 @@ from compressor.pipeline.settings import EvaluateJob, ModelSettings
 from compressor.training.settings import DataSettings
 
 HELP = "Measure the accuracy of a model, or of an .onnx file or package, on the test set."
-EXAMPLE = "compressor evaluate sample_models/digits_cnn.pt --data digits"
+EXAMPLE = "compressor evaluate sample_models/digits_cnn.safetensors --data digits"
 
 
 def evaluate(

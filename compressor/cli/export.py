@@ -17,7 +17,7 @@ HELP = (
     "checked on real images and the accuracy is measured on ONNX Runtime. --to pt2 writes torch's exported program, "
     "which opens without the network's code."
 )
-EXAMPLE = "compressor export sample_models/digits_cnn.pt --to onnx --data digits --out deploy"
+EXAMPLE = "compressor export sample_models/digits_cnn.safetensors --to onnx --data digits --out deploy"
 _PANEL = "Output"
 
 

@@ -9,7 +9,7 @@ from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 HELP = "Train a model further, gently: after pruning, or on other data."
-EXAMPLE = "compressor finetune runs/small/model.pt --data digits --epochs 5 --out runs/tuned"
+EXAMPLE = "compressor finetune runs/small/model.safetensors --data digits --epochs 5 --out runs/tuned"
 
 
 def finetune(

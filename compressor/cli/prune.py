@@ -25,7 +25,9 @@ HELP = (
     "120 epochs as in the paper, --preset quick minutes; learning rate, weight decay and batch size are the preset's, "
     "too. Flags change single settings of either."
 )
-EXAMPLE = "compressor prune sample_models/digits_cnn.pt --target-macs 0.5 --data digits --epochs 5 --out runs/small"
+EXAMPLE = (
+    "compressor prune sample_models/digits_cnn.safetensors --target-macs 0.5 --data digits --epochs 5 --out runs/small"
+)
 _NO_GOALS = GoalSettings()
 
 

@@ -19,7 +19,7 @@ HELP = (
     "which the block is held. Without --until the earliest stage goes that costs at least twice what the block does."
 )
 EXAMPLE = (
-    "compressor replace sample_models/digits_cnn.pt --until 5 --fit stride --data digits --epochs 10 "
+    "compressor replace sample_models/digits_cnn.safetensors --until 5 --fit stride --data digits --epochs 10 "
     "--retrain-epochs 5 --out runs/replaced"
 )
 

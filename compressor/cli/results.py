@@ -50,15 +50,19 @@ def _predicted(report: "Report") -> Iterator[str]:
 
 
 def _files(folder: Path, report: "Report") -> dict[str, str]:
-    files = {str(folder / "model.pt"): "the model"}
+    from compressor.pipeline.folder import MODEL, ONNX
+
+    files = {str(folder / MODEL): "the model"}
     if report.export is not None:
         check = report.export
-        files[str(folder / "model.onnx")] = f"the same as ONNX; differs by {check.max_rel:.0e} on {check.inputs} images"
+        files[str(folder / ONNX)] = f"the same as ONNX; differs by {check.max_rel:.0e} on {check.inputs} images"
     files[str(folder / "report.html")] = "the report, to look at in a browser"
     return files
 
 
 def _following(folder: Path, trained: bool) -> str:
+    from compressor.pipeline.folder import MODEL
+
     if trained:
-        return f"compressor profile {folder / 'model.pt'} --layers"
-    return f"compressor finetune {folder / 'model.pt'} --data DATA --epochs 10 --out {folder}-finetuned"
+        return f"compressor profile {folder / MODEL} --layers"
+    return f"compressor finetune {folder / MODEL} --data DATA --epochs 10 --out {folder}-finetuned"

@@ -29,7 +29,7 @@ HELP = (
     "--mode paper follows the paper instead: images are labelled by the layer that they activate most strongly, a "
     "small network predicts the label from the image, and layers beyond it are skipped."
 )
-EXAMPLE = "compressor route sample_models/digits_cnn.pt --data digits --epochs 10 --out runs/routed"
+EXAMPLE = "compressor route sample_models/digits_cnn.safetensors --data digits --epochs 10 --out runs/routed"
 
 
 def route(

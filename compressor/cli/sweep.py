@@ -17,8 +17,8 @@ HELP = (
     "and ratios may join."
 )
 EXAMPLE = (
-    "compressor sweep sample_models/digits_cnn.pt --methods l1,taylor --ratios 0.3,0.5,0.7 --data digits --epochs 5 "
-    "--out runs/sweep"
+    "compressor sweep sample_models/digits_cnn.safetensors --methods l1,taylor --ratios 0.3,0.5,0.7 --data digits "
+    "--epochs 5 --out runs/sweep"
 )
 
 

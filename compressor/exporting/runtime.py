@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from compressor import text
 from compressor.errors import CompressorError, FileError
 from compressor.exporting.manifest import MANIFEST, MODEL, TUNED_MODEL
 from compressor.exporting.outside import take_in
@@ -211,8 +212,7 @@ def session_options(level: Level = "all", threads: int | None = None) -> Any:
 
 def first_line(error: BaseException) -> str:
     """What an exception says in its first line, or its kind where it says nothing; without ONNX Runtime's codes."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)[:10_000])
-    return shown(next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__), 400)
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.first_line(error, 400))
 
 
 def _shape(sizes: tuple[int | None, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The tensors of a model by their names in the state dict."""
+"""The tensors of a model by their names in the state dict, which may hold other values besides."""
 
 from torch import Tensor, nn
 
@@ -16,3 +16,22 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
                     seen.add(id(tensor))
                     found[dot + name] = tensor
     return parameters | buffers
+
+
+def saved_tensors(model: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:
+    """The tensors in the state dict; what layers keep there besides (`get_extra_state`) is left out.
+
+    With `keep_vars` they are the parameters and buffers themselves.
+    """
+    state = model.state_dict(keep_vars=keep_vars)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are not in the state dict."""
+    return {
+        f"{path}.{name}".lstrip("."): buffer
+        for path, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name in module._non_persistent_buffers_set
+    }

@@ -1,4 +1,4 @@
-"""How to build a network again: `torchvision:NAME`, `timm:NAME` or `FILE.py:FUNCTION`, and with what arguments."""
+"""How to build a network again: `torchvision:NAME`, `timm:NAME`, `sample:NAME`, `FILE.py:FUNCTION`, with arguments."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from compressor import vision
 from compressor.errors import UsageError
 from compressor.loading import code, programs
 from compressor.loading.plain import to_plain
+from compressor.text import first_line
 
 # Arguments of timm.create_model that read files or the network.
 _TIMM_READS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -27,19 +28,28 @@ _EXTRA_ARGUMENTS = dict.fromkeys(("googlenet", "inception_v3"), ("aux_logits", "
 # What definitions call the size of their images: ours, timm's, torchvision's.
 _SIZES = ("size", "img_size", "image_size")
 
-# An architecture's name without arguments.
-FORM = re.compile(r"(?:torchvision|timm):[^:=]+|.+\.py:\w+")
+# The networks that come with the project; each is the function `build` of a file in `sample_models`.
+SAMPLES = ("cnn3", "digits_cnn", "mlp", "net2", "primenet", "resnet_cifar", "vgg11", "vgg16_cifar")
+SAMPLE_FOLDER = Path(__file__).resolve().parents[2] / "sample_models"
 
-_FORMS = "torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
+# An architecture's name without arguments.
+FORM = re.compile(r"(?:torchvision|timm|sample):[^:=]+|.+\.py:\w+")
+
+_FORMS = "torchvision:NAME, timm:NAME, sample:NAME or FILE.py:FUNCTION"
 
 
 @dataclass(frozen=True)
 class Arch:
     """Where a network's definition is and what it is called with."""
 
-    name: str  # without the arguments, as given: "torchvision:resnet18", "nets/small.py:build"
+    name: str  # without the arguments: "torchvision:resnet18", "nets/small.py:build"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None  # of FILE.py, as it was when the network was built
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is a file of Python code that the user named."""
+        return not self.name.startswith(("torchvision:", "timm:", "sample:")) and self.name != programs.PROGRAM
 
     def __str__(self) -> str:
         if self.name == programs.PROGRAM:
@@ -117,20 +127,17 @@ def find(arch: Arch, *, named: bool) -> Definition:
         return _find_torchvision(arch, arch.name.removeprefix("torchvision:"))
     if arch.name.startswith("timm:"):
         return _find_timm(arch, arch.name.removeprefix("timm:"))
+    if arch.name.startswith("sample:"):
+        return _find_sample(arch, arch.name.removeprefix("sample:"))
     path, _, function = arch.name.rpartition(":")
     loaded = code.load(Path(path), function, expected=arch.sha256, named=named)
-    return Definition(
-        arch=replace(arch, sha256=loaded.sha256),
-        call=loaded.call,
-        accepts=loaded.accepts,
-        input_shape=loaded.input_shape,
-    )
+    return _of_code(replace(arch, sha256=loaded.sha256), loaded)
 
 
 def was_named(arch: Arch) -> bool:
     """Whether an architecture may be built without asking: it is no file of code, or one that was given before."""
     path, _, function = arch.name.rpartition(":")
-    return not path.endswith(".py") or code.was_named(Path(path), function)
+    return not arch.is_code or code.was_named(Path(path), function)
 
 
 def data_arguments(arch: Arch, *, num_classes: int, channels: int) -> dict[str, int]:
@@ -157,6 +164,16 @@ def _arguments(text: str, whole: str) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[key] = value
     return found
+
+
+def _find_sample(arch: Arch, name: str) -> Definition:
+    if name not in SAMPLES:
+        raise UsageError(f"there is no sample model {name[:80]!r}: choose {', '.join(SAMPLES)}")
+    return _of_code(arch, code.load_own(SAMPLE_FOLDER / f"{name}.py", "build"))
+
+
+def _of_code(arch: Arch, loaded: code.Loaded) -> Definition:
+    return Definition(arch, loaded.call, loaded.accepts, input_shape=loaded.input_shape)
 
 
 def _find_torchvision(arch: Arch, name: str) -> Definition:
@@ -193,7 +210,7 @@ def _find_timm(arch: Arch, name: str) -> Definition:
         try:
             module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
         except Exception as error:  # timm checks its arguments with whatever fails first
-            raise UsageError(f"{arch.name} cannot be built with {arguments}: {_first_line(error)}") from error
+            raise UsageError(f"{arch.name} cannot be built with {arguments}: {first_line(error)}") from error
         return module
 
     published = timm.get_pretrained_cfg(name)
@@ -209,5 +226,3 @@ def _find_timm(arch: Arch, name: str) -> Definition:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -57,6 +57,20 @@ def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loa
         )
     elif not known.is_known(path, function, sha256):
         raise _never_named(path, function)
+    return _loaded(path, function, source, sha256)
+
+
+def load_own(path: Path, function: str) -> Loaded:
+    """Take a function from a file that came with the package."""
+    try:
+        source = _read(path)
+    except OSError as error:
+        raise UsageError(f"the sample model {path} is not installed ({error.strerror})") from error
+    return _loaded(path, function, source, hashlib.sha256(source).hexdigest())
+
+
+def _loaded(path: Path, function: str, source: bytes, sha256: str) -> Loaded:
+    name = f"{path}:{function}"
     module = _import(path, source, sha256)
     found = getattr(module, function, None)
     if not callable(found):

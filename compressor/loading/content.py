@@ -82,7 +82,7 @@ def _no_such_file(path: Path) -> str:
 
 
 def _a_folder(path: Path) -> str:
-    inside = path / "model.pt"
+    inside = path / "model.safetensors"
     hint = f"give the file in it: {inside}" if inside.is_file() else "give a model file"
     return f"{path} is a folder: {hint}"
 

@@ -8,12 +8,13 @@ $XDG_STATE_HOME/compressor/architectures.json (~/.local/state where that is not 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
-# The networks that come with the project are as trusted as the package beside them.
-_OUR_OWN = Path(__file__).resolve().parents[2] / "sample_models"
+from compressor.errors import FileError
+from compressor.files import write_whole
 
 
 def remember(path: Path, function: str, sha256: str) -> None:
@@ -25,23 +26,17 @@ def remember(path: Path, function: str, sha256: str) -> None:
     entry = [str(path.resolve()), function, sha256]
     if entry in entries:
         return
-    try:
-        store = _store()
-        store.parent.mkdir(parents=True, exist_ok=True)
-        temporary = store.with_name(f"{store.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps([*entries, entry], indent=1))
-        temporary.replace(store)
-    except (OSError, RuntimeError):
-        return
+    with contextlib.suppress(FileError, RuntimeError):
+        write_whole(_store(), json.dumps([*entries, entry], indent=1))
 
 
 def is_known(path: Path, function: str, sha256: str) -> bool:
-    """Whether `function` of the file `path` with this content was given as --arch before, or is one of ours."""
+    """Whether `function` of the file `path` with this content was given as --arch before."""
     try:
         place = path.resolve()
     except (OSError, RuntimeError, ValueError):  # a name that no file can have, a link to itself
         return False
-    return place.parent == _OUR_OWN or [str(place), function, sha256] in _read()
+    return [str(place), function, sha256] in _read()
 
 
 def state_folder() -> Path:

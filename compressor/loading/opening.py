@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import FileError, UsageError
+from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.limits import LARGEST_GIB
-from compressor.loading import checkpoint as checkpoints
 from compressor.loading.arch import Arch, Definition, find, parse_arch
+from compressor.loading.blueprint import build_blank
+from compressor.loading.checkpoint import KIND, Checkpoint, read_checkpoint
+from compressor.loading.container import read
 from compressor.loading.content import Content, recognise
 from compressor.loading.pickles import read_pickle
 from compressor.loading.program_file import read_program
 from compressor.loading.programs import PROGRAM, packed
 from compressor.loading.proportion import Proportion
 from compressor.loading.steps import apply_steps, restructure_
+from compressor.loading.tree import TreeError
 from compressor.loading.weights import find_weights, fit, put
 from compressor.loading.whole import checked
+from compressor.text import shown
 
 # What a program of ours says of itself.
 _TOLD = ("input_shape", "classes", "mean", "std", "history", "measurements")
@@ -32,26 +37,28 @@ class OpenedModel:
     """A model ready for use, and all that is known about it."""
 
     module: nn.Module  # in eval mode, float32, on the CPU
-    arch: Arch | None  # how to build it; None for a pickled module
+    arch: Arch | None  # how to build it; None where no architecture is named
     input_shape: tuple[int, ...] | None = None  # (channels, height, width)
     classes: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None  # per channel, of inputs scaled to 0..1
     std: tuple[float, ...] | None = None
+    preparation: dict[str, Any] = field(default_factory=dict)  # what else is said of how images are made ready
     history: tuple[str, ...] = ()  # the commands that made it, oldest first
     measurements: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what the user should be told about how it was opened
-    steps: tuple[dict[str, Any], ...] = ()  # what was made of the architecture before the module's last edits
+    steps: tuple[dict[str, Any], ...] = ()  # what was made of the network before the module's last edits
+    blueprint: dict[str, Any] | None = None  # where steps were made of a network that no architecture names
 
 
 def load(path: str | Path, *, arch: str | None = None, trust: bool = False) -> nn.Module:
     """Open a model file and return its network in eval mode.
 
-    `arch` (`torchvision:NAME`, `timm:NAME` or `FILE.py:FUNCTION`) is needed where the file holds weights only, or
-    where the architecture is your own code. `trust` lets the file's pickle run any code. Raises FileError for a file
-    that is missing, damaged or asks for code, UsageError for an architecture that is missing or does not exist.
+    `arch` (`torchvision:NAME`, `timm:NAME`, `sample:NAME` or `FILE.py:FUNCTION`) is needed where the file holds weights
+    only, or where the architecture is your own code. `trust` lets the file's pickle run any code. Raises FileError for
+    a file that is missing, damaged or asks for code, UsageError for an architecture that is missing or does not exist.
 
     Example:
-        module = compressor.load("runs/demo/model.pt")
+        module = compressor.load("runs/demo/model.safetensors")
         module = compressor.load("weights.safetensors", arch="torchvision:resnet18")
     """
     return open_model(path, arch=arch, trust=trust).module
@@ -103,11 +110,12 @@ def _from_file(path: Path, named: Arch | None, trust: bool, max_size: float) -> 
             raise UsageError(f"{path} is an exported program and brings its network: leave --arch away")
         return _from_program(path, max_size)
     if content is Content.SAFETENSORS:
-        held: Any = _read_safetensors(path)
+        contents = read(path, max_size)
+        if KIND in contents.metadata:
+            return _from_checkpoint(read_checkpoint(contents), path, named, trust)
+        held: Any = contents.tensors
     else:
         held = read_pickle(path, trust=trust, most_gib=max_size)
-    if checkpoints.is_checkpoint(held):
-        return _from_checkpoint(checkpoints.from_dict(held, str(path)), path, named, trust)
     found, notes = find_weights(held, path)
     if isinstance(found, nn.Module) and named is None:
         return OpenedModel(found if trust else checked(found, path), arch=None, notes=tuple(notes))
@@ -129,13 +137,14 @@ def _described(opened: OpenedModel, definition: Definition) -> OpenedModel:
     return replace(opened, input_shape=definition.shape(), mean=mean, std=std)
 
 
-def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | None, trust: bool) -> OpenedModel:
+def _from_checkpoint(held: Checkpoint, path: Path, named: Arch | None, trust: bool) -> OpenedModel:
     notes: tuple[str, ...] = ()
+    allowed = Proportion.to(held.state.values(), path)
     arch = held.arch
-    if held.module is not None or arch is None:
-        if held.module is None or named is not None:
+    if arch is None:
+        if named is not None:
             raise UsageError(f"{path} holds its whole network: leave --arch away")
-        module = checked(held.module, path)
+        module = _blank(held, path, allowed)
     else:
         if named is not None:
             chosen = replace(named, arguments={**arch.arguments, **named.arguments})
@@ -145,25 +154,52 @@ def _from_checkpoint(held: checkpoints.Checkpoint, path: Path, named: Arch | Non
         if arch.sha256 not in (None, definition.arch.sha256):
             notes = (f"{definition.arch.name} is not the code that the checkpoint was written with",)
         arch = definition.arch
-        allowed = Proportion.to(held.state.values(), path)
-        module = apply_steps(allowed.build(definition), held.steps, path, allowed)
-        restructure_(module, held.structure, path)
-        allowed.check(module)
-        put(held.state, module, str(arch), path)
+        module = allowed.build(definition)
+    module = apply_steps(module, held.steps, path, allowed)
+    restructure_(module, held.structure, path)
+    allowed.check(module)
+    _fill_(module, held, path)
     return OpenedModel(
-        module, arch, held.input_shape, held.classes, held.mean, held.std, held.history, held.measurements, notes,
-        held.steps,
+        module, arch, held.input_shape, held.classes, held.mean, held.std, held.preparation, held.history,
+        held.measurements, notes, held.steps, held.blueprint,
     )  # fmt: skip
+
+
+def _blank(held: Checkpoint, path: Path, allowed: Proportion) -> nn.Module:
+    try:
+        return build_blank(held.blueprint or {}, allowed.most_bytes)
+    except TreeError as error:
+        raise FileError(f"{path} is a damaged checkpoint: {error}") from error
+
+
+def _fill_(module: nn.Module, held: Checkpoint, path: Path) -> None:
+    """Put the file's tensors into a network of the same structure, in the same memory format.
+
+    Raises FileError where they do not fit.
+    """
+    state: dict[str, Any] = {**held.state, **held.extra_state}
+    for name, buffer in transient_buffers(module).items():
+        saved = state.pop(name, buffer)
+        if not isinstance(saved, Tensor) or saved.shape != buffer.shape:
+            raise FileError(f"{path} is a damaged checkpoint ({shown(name)} does not fit its network)")
+        buffer.data = saved.to(buffer.dtype)
+    put(state, module, "its layers" if held.arch is None else str(held.arch), path)
+    for name, tensor in saved_tensors(module, keep_vars=True).items():
+        if name in state and state[name].stride() != tensor.stride():
+            tensor.data = state[name].to(tensor.dtype)
 
 
 def _from_program(path: Path, max_size: float) -> OpenedModel:
     """What torch.export.save wrote becomes a checkpoint whose architecture is the program's own graph."""
     read = read_program(path, max_size)
-    about: dict[str, Any] = {"input_shape": read.input_shape, "history": (), "measurements": {}}
-    about |= dict.fromkeys(("classes", "mean", "std")) | {key: read.extra[key] for key in _TOLD if key in read.extra}
-    whole = {"version": checkpoints.VERSION, "steps": (), "structure": {}, "state": read.state, "module": None}
-    arch = {"name": PROGRAM, "arguments": {"graph": packed(read.recipe)}, "sha256": None}
-    return _from_checkpoint(checkpoints.from_dict({**whole, **about, "arch": arch}, str(path)), path, None, False)
+    about: dict[str, Any] = dict.fromkeys(("classes", "mean", "std"))
+    about |= {"input_shape": read.input_shape, "history": (), "measurements": {}}
+    about |= {key: read.extra[key] for key in _TOLD if key in read.extra}
+    about |= {key: tuple(value) for key, value in about.items() if isinstance(value, list)}
+    arch = Arch(PROGRAM, {"graph": packed(read.recipe)})
+    rest: dict[str, Any] = {"blueprint": None, "steps": (), "structure": {}, "preparation": {}, "extra_state": {}}
+    held = Checkpoint(arch=arch, **rest, **about, state=read.state)
+    return _from_checkpoint(held, path, None, False)
 
 
 def _located(arch: Arch, checkpoint: Path) -> Arch:
@@ -182,20 +218,10 @@ def _located(arch: Arch, checkpoint: Path) -> Arch:
     return replace(arch, name=f"{found}:{function}")
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:  # whoever made the file chose which of several libraries gives up on it
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileError(f"{path} is cut off or damaged ({first[:200]}): copy or download it again") from error
-
-
 def _ready(opened: OpenedModel) -> OpenedModel:
     """In eval mode and float32, with a note where the file had another type."""
     module = opened.module.eval()
-    types = {each.dtype for each in module.state_dict().values() if each.is_floating_point()}
+    types = {each.dtype for each in saved_tensors(module).values() if each.is_floating_point()}
     if types - {torch.float32}:
         module.float()
         stored = ", ".join(sorted(str(each).removeprefix("torch.") for each in types - {torch.float32}))

@@ -1,18 +1,94 @@
-"""Plain values: what a checkpoint may hold besides tensors, so that it opens without running code."""
+"""Plain values: what a file may hold besides tensors, as JSON writes it, so that it is read without running code."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Size
 
 from compressor.errors import UsageError
 
-_MOST_VALUES = 200_000
-_DEEPEST = 20
-_LONGEST = 100_000  # characters of a text
 _MOST_INPUTS = 1 << 26  # values of one image: 3x4096x4096 is within
-_LARGEST = 2**63  # a number in JSON, in a tensor, in an attribute
+_LARGEST = 2**64  # a number in JSON, in a tensor, in an attribute
+
+# Collections that JSON does not have, by the name that stands for each.
+_COLLECTIONS: dict[type, str] = {tuple: "$tuple", Size: "$size", set: "$set", frozenset: "$frozenset"}
+
+Special = Callable[[Any, str], Any]  # the form of a value that is not plain, and where it is; None where it has none
+
+
+def encode(value: Any, where: str, special: Special | None = None) -> Any:
+    """The value as JSON holds it: itself, or a dict of one entry whose name begins with $ and says what it is.
+
+    Lists, tuples, sets and dicts are taken with what is in them; everything else is `special`'s. `decode` gives an
+    equal value of the same types. Raises TypeError for a value that has no form, and says `where` it is.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, str) or (kind is int and abs(value) < _LARGEST):
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if kind is list:
+        return [encode(each, f"{where}.{place}", special) for place, each in enumerate(value)]
+    if kind in _COLLECTIONS:
+        return {_COLLECTIONS[kind]: encode(list(value), where, special)}
+    if kind in (dict, OrderedDict):
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: encode(each, f"{where}.{key}", special) for key, each in value.items()}
+        pairs = [[encode(key, where), encode(each, f"{where}.{key}", special)] for key, each in value.items()]
+        return {"$dict": pairs}
+    form = None if special is None else special(value, where)
+    if form is None:
+        raise TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}, which is not a plain value")
+    return form
+
+
+def decode(form: Any, special: Mapping[str, Callable[[Any], Any]] | None = None) -> Any:
+    """The value that `encode` made a form of; `special` reads the forms that are not of plain values, by their names.
+
+    Raises one of ArithmeticError, LookupError, RecursionError, TypeError and ValueError for a damaged form.
+    """
+    if isinstance(form, list):
+        return [decode(each, special) for each in form]
+    if not isinstance(form, dict):
+        return form
+    name = next(iter(form), "")
+    if not name.startswith("$"):
+        return {key: decode(each, special) for key, each in form.items()}
+    ((_, held),) = form.items()
+    if special is not None and name in special:
+        return special[name](held)
+    return _READ[name](decode(held, special))
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "$float": lambda held: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[held],
+    "$dict": dict,
+    **{name: kind for kind, name in _COLLECTIONS.items()},
+}
+
+
+def to_json(form: Any) -> str:
+    """The text of a form."""
+    return json.dumps(form, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def from_json(text: str) -> Any:
+    """The form in a text; raises ValueError or RecursionError for one that `to_json` does not write."""
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        raise ValueError("half of a character")
+    return json.loads(text, parse_int=_whole, parse_constant=_whole)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 21:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def to_plain(value: Any, where: str) -> Any:
@@ -35,39 +111,9 @@ def to_plain(value: Any, where: str) -> Any:
     raise UsageError(f"{where} holds a {type(value).__name__}, which a checkpoint cannot keep: give plain values")
 
 
-def check_plain(value: Any, where: str) -> None:
-    """Raise ValueError unless a value that was read is plain and of a sane size, naming `where` it stands.
-
-    A list that holds one list twice, which holds one twice, has few bytes and endless values; they are counted as
-    whoever prints or copies the value would meet them.
-    """
-    waiting, seen = [(value, 0)], 0
-    while waiting:
-        each, depth = waiting.pop()
-        seen += 1
-        if seen > _MOST_VALUES or depth > _DEEPEST:
-            raise ValueError(f"{where} has more than anyone could read")
-        if type(each) is dict:
-            if not all(type(key) in (str, int) for key in each):
-                raise ValueError(f"{where} has keys that are no text")
-            waiting += [(inner, depth + 1) for inner in (*each, *each.values())]
-        elif type(each) in (list, tuple):
-            waiting += [(inner, depth + 1) for inner in each]
-        elif type(each) is str and len(each) > _LONGEST:
-            raise ValueError(f"{where} has a text of {len(each):,} characters")
-        elif type(each) is int and abs(each) >= _LARGEST:
-            raise ValueError(f"{where} has a number of {each.bit_length()} bits")
-        elif type(each) not in (str, int, float, bool, type(None)):
-            raise ValueError(f"{where} holds a {type(each).__name__}")
-
-
-def shape_of(value: Any) -> tuple[int, ...] | None:
-    """An input shape as it was read; raises ValueError for one that no image has."""
-    if value is None:
-        return None
-    sizes = tuple(value)
-    if not 1 <= len(sizes) <= 8 or not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError("its input shape is none")
+def check_shape(sizes: tuple[int, ...]) -> None:
+    """Raises ValueError for an input shape that no image has."""
+    if not 1 <= len(sizes) <= 8 or min(sizes) <= 0:
+        raise ValueError("its input shape is not that of an image")
     if math.prod(sizes) > _MOST_INPUTS:
         raise ValueError(f"its input has {math.prod(sizes):,} values")
-    return sizes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError, ModelError, UsageError
-from compressor.graph.skeleton import skeleton
+from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.loading.arch import Arch, find, parse_arch
-from compressor.loading.checkpoint import Checkpoint, to_dict
+from compressor.loading.blueprint import blueprint, build_blank
+from compressor.loading.checkpoint import Checkpoint, extra_state, write_checkpoint
 from compressor.loading.opening import OpenedModel
-from compressor.loading.pickles import is_own_to_torch, read_pickle
 from compressor.loading.steps import STRUCTURE, apply_steps
+from compressor.loading.tree import TreeError
 from compressor.surgery.structure import apply_, describe
 
 
@@ -38,9 +39,10 @@ def save(
     `overwrite` is not given, ModelError where `module` cannot be built again from `arch`.
 
     Example:
-        compressor.save(module, "small.pt", arch="torchvision:resnet18", input_shape=(3, 224, 224))
+        compressor.save(module, "small.safetensors", arch="torchvision:resnet18", input_shape=(3, 224, 224))
     """
-    save_model(module, path, arch=arch, input_shape=input_shape, overwrite=overwrite)
+    for note in save_model(module, path, arch=arch, input_shape=input_shape, overwrite=overwrite):
+        warnings.warn(note, stacklevel=2)
 
 
 def save_model(
@@ -55,7 +57,7 @@ def save_model(
     history: Iterable[str] = (),
     measurements: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> None:
+) -> tuple[str, ...]:
     """Write a checkpoint: to a temporary file beside `path`, flushed, then renamed.
 
     Of an OpenedModel everything is taken that is not given here; `history` is added to its own. The module goes in as
@@ -68,97 +70,99 @@ def save_model(
     opened = model if isinstance(model, OpenedModel) else OpenedModel(model, None)
     given: dict[str, Any] = {"arch": arch, "input_shape": input_shape, "classes": classes, "mean": mean, "std": std}
     opened = replace(opened, **{key: value for key, value in given.items() if value is not None})
-    checkpoint = _describe(opened, _named(opened.arch))
-    checkpoint = replace(
-        checkpoint,
-        history=(*opened.history, *history),
-        measurements=dict(opened.measurements if measurements is None else measurements),
-    )
-    _write(to_dict(checkpoint), target)
-
-
-def _named(arch: Arch | str | None) -> tuple[Arch, bool] | None:
-    """An architecture given as text was named by the caller; one that came with the model was checked when opened."""
-    if arch is None:
-        return None
-    return (parse_arch(arch), True) if isinstance(arch, str) else (arch, arch.sha256 is None)
-
-
-def _describe(opened: OpenedModel, named: tuple[Arch, bool] | None) -> Checkpoint:
     module = _bare(opened.module)
-    # Copies: a tensor that is a view would take the whole storage behind it into the file.
-    state = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+    base = _base(opened)
+    extra, notes = extra_state(module)
+    outside = transient_buffers(module)
+    state = {**saved_tensors(module), **{name: outside[name] for name in base.outside if name in outside}}
     checkpoint = Checkpoint(
-        arch=None,
-        steps=opened.steps,
-        structure={},
-        state={},
-        module=None,
-        input_shape=None if opened.input_shape is None else tuple(opened.input_shape),
-        classes=None if opened.classes is None else tuple(opened.classes),
-        mean=None if opened.mean is None else tuple(opened.mean),
-        std=None if opened.std is None else tuple(opened.std),
-        history=(),
-        measurements={},
+        base.arch,
+        base.blueprint,
+        opened.steps,
+        base.structure,
+        None if opened.input_shape is None else tuple(opened.input_shape),
+        None if opened.classes is None else tuple(opened.classes),
+        None if opened.mean is None else tuple(opened.mean),
+        None if opened.std is None else tuple(opened.std),
+        opened.preparation,
+        (*opened.history, *history),
+        dict(opened.measurements if measurements is None else measurements),
+        extra,
+        state,
     )
-    if named is not None:
-        arch, structure = _rebuilt(module, state, opened.steps, *named)
-        return replace(checkpoint, arch=arch, structure=structure, state=state)
-    if not is_own_to_torch(module):
-        raise UsageError(_needs_arch(module))
-    return replace(checkpoint, module=_whole(module))
-
-
-def _needs_arch(module: nn.Module) -> str:
-    return (
-        f"a {type(module).__name__} cannot be built again without its code: say how with arch= (--arch), "
-        "FILE.py:FUNCTION for a network of your own"
-    )
+    write_checkpoint(checkpoint, target)
+    return notes
 
 
 def transformed(opened: OpenedModel, module: nn.Module, step: Mapping[str, Any]) -> OpenedModel:
     """The model after a room made another network of it: `module`, which `step` (with its kind) makes of the old one.
 
     The old network's sizes are kept as a step of their own; so call it before they change again. Raises UsageError
-    where nobody can say how to build the old network, ModelError where it is not an edited build of its architecture.
+    where no file can say how to build the old network, ModelError where it is not an edited build of its architecture.
     """
-    bare = _bare(opened.module)
-    named = _named(opened.arch)
-    if named is None:
-        raise UsageError(_needs_arch(module))
-    arch, structure = _rebuilt(bare, bare.state_dict(), opened.steps, *named)
-    edited = ({"kind": STRUCTURE, **structure},) if any(structure.values()) else ()
-    return replace(opened, module=module, arch=arch, steps=(*opened.steps, *edited, dict(step)))
+    base = _base(opened)
+    edited = ({"kind": STRUCTURE, **base.structure},) if any(base.structure.values()) else ()
+    steps = (*opened.steps, *edited, dict(step))
+    return replace(opened, module=module, arch=base.arch, blueprint=base.blueprint, steps=steps)
 
 
-def _rebuilt(
-    module: nn.Module, state: dict[str, torch.Tensor], steps: tuple[dict[str, Any], ...], arch: Arch, named: bool
-) -> tuple[Arch, dict[str, Any]]:
-    """What has to be changed in a network built from `arch` to take `state`; tried before anything is written."""
-    definition = find(arch, named=named)
-    with torch.random.fork_rng(devices=[]):  # the run's random numbers are not spent on weights that are thrown away
-        fresh = definition.build()
-        try:
-            fresh = apply_steps(fresh, steps, Path("the network"))
-        except FileError as error:
-            raise ModelError(f"the network is not one made of {definition.arch}: {error}") from error
-    structure = describe(fresh, module)
+@dataclass(frozen=True)
+class _Base:
+    """How a network is built again, up to its weights."""
+
+    arch: Arch | None
+    blueprint: dict[str, Any] | None
+    structure: dict[str, Any]  # the sizes in which it differs from such a build
+    outside: tuple[str, ...]  # buffers of such a build that are not in the state dict
+
+
+def _base(opened: OpenedModel) -> _Base:
+    """Find out how to build the network again, by building it.
+
+    Raises:
+        UsageError: it has no architecture, and a layer that no file can describe.
+        ModelError: it is not an edited build of its architecture.
+    """
+    module, arch, plan = _bare(opened.module), None, None
+    build: Callable[[], nn.Module]
+    if opened.arch is None:
+        plan = opened.blueprint if opened.steps else _blueprint(module)
+        what = "the layers it was made of"
+        build = partial(build_blank, plan or {})
+    else:
+        text = isinstance(opened.arch, str)  # named by the caller; one that came with the model was checked when opened
+        named = parse_arch(opened.arch) if isinstance(opened.arch, str) else opened.arch
+        definition = find(named, named=text or named.sha256 is None)
+        arch, what, build = definition.arch, str(definition.arch), definition.build
     try:
+        with torch.random.fork_rng(devices=[]):  # the run's random numbers are not spent on weights that are not used
+            fresh = apply_steps(build(), opened.steps, Path("the network"))
+        structure = describe(fresh, module)
         apply_(fresh, structure)
-    except FileError as error:
-        raise ModelError(f"the network is not an edited {definition.arch}: {error}") from error
-    rebuilt = _shapes(fresh.state_dict())
-    differing = [key for key in {**rebuilt, **_shapes(state)} if rebuilt.get(key) != _shapes(state).get(key)]
+    except (FileError, TreeError) as error:
+        raise ModelError(f"the network is not an edited {what}: {error}") from error
+    rebuilt, own = _shapes(fresh), _shapes(module)
+    differing = [name for name in {**rebuilt, **own} if rebuilt.get(name) != own.get(name)]
     if differing:
         raise ModelError(
-            f"the network is not an edited {definition.arch}: {len(differing)} tensors differ, the first is "
-            f"{differing[0]!r}; give the architecture and arguments it was built with"
+            f"the network is not an edited {what}: {len(differing)} tensors differ, the first is {differing[0]!r}; "
+            "give the architecture and arguments it was built with"
         )
-    return definition.arch, structure
+    return _Base(arch, plan, structure, tuple(transient_buffers(fresh)))
 
 
-def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in state.items()}
+def _blueprint(module: nn.Module) -> dict[str, Any]:
+    try:
+        return blueprint(module)
+    except TreeError as error:
+        raise UsageError(
+            f"a {type(module).__name__} cannot be built again without its code ({error}): say how with arch= (--arch), "
+            "FILE.py:FUNCTION for a network of your own"
+        ) from error
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in saved_tensors(module).items()}
 
 
 def _bare(module: nn.Module) -> nn.Module:
@@ -168,53 +172,3 @@ def _bare(module: nn.Module) -> nn.Module:
         inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
     bare: nn.Module = inner
     return bare
-
-
-def _whole(module: nn.Module) -> nn.Module:
-    """A copy of the module on the CPU, without gradients and hooks.
-
-    Raises:
-        UsageError: a hook of torch's computes a layer's weight; without it the rest would no longer be trained.
-    """
-    for name, each in module.named_modules():
-        for hook in each._forward_pre_hooks.values():
-            if type(hook).__module__.startswith("torch.nn.utils."):
-                raise UsageError(
-                    f"{name or 'the network'} computes its weight in a hook ({type(hook).__name__}), which a file "
-                    "without code cannot hold: remove it first (torch.nn.utils.remove_weight_norm and the like keep "
-                    "the weight), or say how to build the network with arch= (--arch)"
-                )
-    whole = skeleton(module, real=True).cpu()
-    for each in whole.modules():
-        for name, value in vars(each).items():
-            if name.endswith("_hooks") and value:
-                value.clear()
-    return whole
-
-
-def _check_opens(path: Path, module: nn.Module) -> None:
-    """A module of torch's classes may still hold a function, which the reader does not let through."""
-    try:
-        read_pickle(path)
-    except FileError as error:
-        raise UsageError(_needs_arch(module)) from error
-
-
-def _write(held: dict[str, Any], target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(held, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if held["module"] is not None:
-            _check_opens(temporary, held["module"])
-        temporary.replace(target)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        # The module holds something, a function of somebody's, that pickle cannot name.
-        raise UsageError(f"{_needs_arch(held['module'])} ({error})") from error
-    except OSError as error:
-        raise FileError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

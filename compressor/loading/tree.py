@@ -205,7 +205,9 @@ def _opened(layer: Any) -> tuple[str, Mapping[str, Any]]:
                 f"a {type(layer).__name__} computes its weight in a hook ({type(hook).__name__}): remove it first, "
                 "torch.nn.utils.remove_weight_norm and the like keep the weight"
             )
-    return f"{type(layer).__module__}.{type(layer).__qualname__}", vars(layer)
+    # Tensors that are neither parameters nor buffers are left over from a run: no published class keeps its own there.
+    held = {key: value for key, value in vars(layer).items() if not isinstance(value, Tensor)}
+    return f"{type(layer).__module__}.{type(layer).__qualname__}", held
 
 
 def _named(value: Any) -> Any:

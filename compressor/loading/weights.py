@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import FileError
+from compressor.graph.tensors import saved_tensors
 from compressor.loading.arch import Definition
 from compressor.loading.pickles import listed
 from compressor.loading.proportion import Proportion
@@ -37,7 +38,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 # Names that changed since a publisher's weights were made: torchvision's DenseNets still come as "norm.1.weight".
 _OLD_NAMES = (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"), r"\1\2")
 
-State = dict[str, Tensor]
+State = dict[str, Any]  # tensors, and what else layers keep by `get_extra_state`
 
 
 def find_weights(held: Any, path: Path, depth: int = 0) -> tuple[nn.Module | State, list[str]]:
@@ -90,19 +91,23 @@ def fit(state: State, definition: Definition, path: Path) -> tuple[nn.Module, De
 
 
 def put(state: State, module: nn.Module, what: str, path: Path) -> None:
-    """Load `state` into `module`; raises FileError that says which tensors do not fit, the first few of each kind."""
-    wanted = module.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    """Load `state` into `module`; raises FileError that says which tensors do not fit, the first few of each kind.
+
+    What the module keeps besides tensors (`get_extra_state`) stays as it is where `state` does not have it.
+    """
+    wanted, sizes = module.state_dict(), saved_tensors(module)
+    given = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    missing = [key for key in sizes if key not in given and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in wanted]
     shapes = [
-        f"{key} ({_shape(state[key])} in the file, {_shape(wanted[key])} in the architecture)"
-        for key in state
-        if key in wanted and state[key].shape != wanted[key].shape
+        f"{key} ({_shape(given[key])} in the file, {_shape(sizes[key])} in the architecture)"
+        for key in given
+        if key in sizes and given[key].shape != sizes[key].shape
     ]
     kinds = [
-        f"{key} ({str(state[key].dtype).removeprefix('torch.')})"
-        for key in state
-        if state[key].is_complex() or state[key].is_quantized or state[key].layout is not torch.strided
+        f"{key} ({str(value.dtype).removeprefix('torch.')})"
+        for key, value in given.items()
+        if value.is_complex() or value.is_quantized or value.layout is not torch.strided
     ]
     if kinds:
         raise FileError(f"the weights of {path} are no plain real numbers: {listed(kinds, 3)}; save them as float32")
@@ -113,7 +118,7 @@ def put(state: State, module: nn.Module, what: str, path: Path) -> None:
         whole._metadata = wanted._metadata  # type: ignore[attr-defined]
         try:
             module.load_state_dict(whole, strict=True)
-        except (RuntimeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise FileError(f"the weights of {path} cannot be put into {what}: {first}") from error
         return

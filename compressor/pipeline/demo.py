@@ -9,7 +9,7 @@ from compressor.methods.adapnet.settings import PRESETS
 from compressor.pipeline.folder import SETTINGS
 from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
 
-_MODEL = Path(__file__).resolve().parents[2] / "sample_models" / "digits_cnn.pt"
+_MODEL = Path(__file__).resolve().parents[2] / "sample_models" / "digits_cnn.safetensors"
 
 # Smaller batches make more of few images: a period is then an epoch. The target ends the changes after 10 to 13 epochs.
 # All three layers are judged in every period, which takes longer than training them does here.

@@ -16,7 +16,7 @@ from compressor.pipeline.measuring import filters, in_words, layer_sizes, measur
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import DetachJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject, refuse_routed, with_known_build
+from compressor.pipeline.subject import Subject, open_subject, refuse_routed
 from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
@@ -121,7 +121,7 @@ def list_points(job: DetachJob, tell: Tell = silent) -> dict[str, Any]:
 
 def _open(job: DetachJob, tell: Tell) -> Subject:
     tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
-    subject = with_known_build(open_subject(job.model, job.data, job.loading, job.training.device))
+    subject = open_subject(job.model, job.data, job.loading, job.training.device)
     refuse_routed(subject, "detach")
     if job.choice.method == "nsn" and job.model.model is None:
         subject = _with_plain_pixels(subject)

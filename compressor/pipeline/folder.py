@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError, UsageError
+from compressor.files import write_whole
 from compressor.pipeline import tensorboard
 from compressor.pipeline.lock import NAME as LOCK
 from compressor.pipeline.lock import FolderLock
 from compressor.pipeline.settings import OutputSettings
 from compressor.pipeline.stages import Heard, PeriodEvent, Tell
-from compressor.reporting.report import write_whole
-from compressor.training import distributed
+from compressor.training import checkpoint, distributed
 from compressor.training.events import EpochEvent
 
 # What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
-MODEL, ONNX, REPORT, PAGE = "model.pt", "model.onnx", "report.json", "report.html"
+MODEL, ONNX, REPORT, PAGE = "model.safetensors", "model.onnx", "report.json", "report.html"
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
 _LONGEST_SETTINGS = 1 << 20  # characters
 # Unfinished files of ours, and the folder that an export is made in.
-SCRAPS = (".*.tmp", "*.pt.tmp", ".export-*")
-_ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, "checkpoint.pt", "checkpoint.previous.pt")
+SCRAPS = (".*.tmp", ".export-*")
+_ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, checkpoint.NAME, checkpoint.PREVIOUS)
 
 
 class RunFolder:

@@ -5,8 +5,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from compressor.errors import FileError
+from compressor.kinds import fits, tuples
 from compressor.pipeline.folder import SETTINGS
-from compressor.pipeline.kinds import fits, tuples
 from compressor.pipeline.settings import (
     AdaptJob,
     DetachJob,

@@ -15,7 +15,7 @@ from compressor.pipeline.measuring import filters, in_words, measure
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import ReplaceJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject, refuse_routed, with_known_build
+from compressor.pipeline.subject import Subject, open_subject, refuse_routed
 from compressor.primenet.memory import TrainingMemory, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
 from compressor.primenet.phases import Learnt, train_in_two_phases
@@ -86,7 +86,7 @@ def plan(job: ReplaceJob, tell: Tell = silent) -> Planned:
         CompressorError: the model or the data cannot be opened, or there is no such stage.
     """
     tell(Stage("opening the model and the data"))
-    subject = with_known_build(open_subject(job.model, job.data, job.loading, job.training.device))
+    subject = open_subject(job.model, job.data, job.loading, job.training.device)
     refuse_routed(subject, "replace the early stage of")
     note_all(subject.notes, tell)
     assert subject.data is not None

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import CompressorError, ModelError, UsageError
+from compressor.errors import UsageError
 from compressor.exporting.forms import form_of
 from compressor.exporting.manifest import chosen
-from compressor.exporting.program import export_program
 from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
 from compressor.loading.arch import find
 from compressor.pipeline.settings import ModelSettings
@@ -95,31 +93,6 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
 def class_numbers(loading: DataSettings) -> dict[str, int] | None:
     """The output of each class as the settings' file says; None without one."""
     return None if loading.classes is None else read_class_numbers(Path(loading.classes).expanduser())
-
-
-def with_known_build(subject: Subject) -> Subject:
-    """The subject with a network that a checkpoint can build again after it was made into another.
-
-    A module that came whole out of a pickle has no architecture to name: it becomes the program that torch exports of
-    it, with the same operators and the same names of weights. Raises ModelError where torch cannot export it.
-    """
-    if subject.opened.arch is not None:
-        return subject
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "model.pt2"
-        try:
-            export_program(subject.module, subject.example, file)
-        except CompressorError as error:
-            raise ModelError(f"{error}: say how the network is built with --arch") from error
-        program = open_model(file)
-    note = "no architecture is named: what is kept of the network is its graph and its weights, not its classes"
-    opened = replace(
-        subject.opened,
-        module=program.module.to(subject.device),
-        arch=program.arch,
-        notes=(*subject.opened.notes, note),
-    )
-    return replace(subject, opened=opened)
 
 
 def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32) -> Sequence[tuple[Tensor, Tensor]]:

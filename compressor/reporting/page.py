@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.files import write_whole
 from compressor.reporting import units
 from compressor.reporting.comparison import NOTHING, compare
 from compressor.reporting.plots import draw, run_plots
-from compressor.reporting.report import Report, write_whole
+from compressor.reporting.report import Report
 from compressor.reporting.sections import Curve, Gallery, Plot, Section, Table
 from compressor.text import printable
 

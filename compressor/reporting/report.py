@@ -1,6 +1,5 @@
 """The report of a run as plain data: what was asked, what was done, what it cost before and after."""
 
-import contextlib
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.errors import FileError
 from compressor.exporting.parity import OnnxCheck
+from compressor.files import write_whole
 from compressor.reporting.sections import Section, section_from_json
 
 if TYPE_CHECKING:
@@ -160,28 +160,6 @@ class Report:
         from compressor.reporting.page import fragment
 
         return fragment(self)
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        FileError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return path
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:

@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from compressor.files import write_whole
 from compressor.reporting import units
 from compressor.reporting.comparison import NOTHING
 from compressor.reporting.page import drawn, rendered
-from compressor.reporting.report import write_json, write_whole
+from compressor.reporting.report import write_json
 from compressor.reporting.runs import COSTS, Point, RunComparison
 from compressor.reporting.sections import Curve, Plot
 from compressor.reporting.tables import plain_table

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import FileError
+from compressor.errors import FileError, ModelError
 from compressor.graph.tensors import named_tensors
 
 _LARGEST = 2**31  # no dimension or attribute of a network reaches this
@@ -16,7 +16,11 @@ _MISFIT = "which the architecture does not have: the checkpoint is broken or of 
 def describe(fresh: nn.Module, edited: nn.Module) -> dict[str, Any]:
     """What to change in `fresh`, a new build of the architecture, so that it takes the weights of `edited`.
 
-    Returns `{"shapes": {tensor: [sizes]}, "attributes": {module: {attribute: integer or list of them}}}`.
+    Returns `{"shapes": {tensor: [sizes]}, "attributes": {module: {attribute: integer or list of them}}, "tied":
+    {tensor: the first name of the tensor that it is}}`; tensors that are one in `fresh` as well are not in the last.
+
+    Raises:
+        ModelError: tensors that are one in `fresh` are not one in `edited`.
     """
     before, after = named_tensors(fresh), named_tensors(edited)
     shapes = {
@@ -31,7 +35,12 @@ def describe(fresh: nn.Module, edited: nn.Module) -> dict[str, Any]:
             changed = {key: value for key, value in counts(ours[name]) if _plain(vars(module).get(key)) != value}
             if changed:
                 attributes[name] = changed
-    return {"shapes": shapes, "attributes": attributes}
+    before_tied, tied = _tied(fresh), _tied(edited)
+    for name, first in before_tied.items():
+        if tied.get(name, first) != first or (name in after and first in after):
+            raise ModelError(f"{name} and {first} are one tensor in the architecture, and two in the network")
+    new = {name: first for name, first in tied.items() if name not in before_tied and {name, first} <= before.keys()}
+    return {"shapes": shapes, "attributes": attributes, "tied": new}
 
 
 def apply_(fresh: nn.Module, structure: Mapping[str, Any]) -> None:
@@ -41,6 +50,12 @@ def apply_(fresh: nn.Module, structure: Mapping[str, Any]) -> None:
         FileError: the structure does not fit the architecture.
     """
     tensors, modules = named_tensors(fresh), dict(fresh.named_modules())
+    for name, first in dict(structure.get("tied", {})).items():
+        if name not in tensors or first not in tensors or type(tensors[name]) is not type(tensors[first]):
+            raise FileError(f"the checkpoint ties {name!r} to {first!r}, {_MISFIT}")
+        path, _, leaf = name.rpartition(".")
+        setattr(modules[path], leaf, tensors[first])
+    tensors = named_tensors(fresh)
     for name, shape in dict(structure.get("shapes", {})).items():
         if name not in tensors or not _fits(shape) or len(shape) != tensors[name].ndim:
             raise FileError(f"the checkpoint resizes {name!r} to {shape!r}, {_MISFIT}")
@@ -52,6 +67,13 @@ def apply_(fresh: nn.Module, structure: Mapping[str, Any]) -> None:
             if not _fits(entries) or _plain(held) is None or isinstance(held, int) != isinstance(value, int):
                 raise FileError(f"the checkpoint sets {name}.{key} to {value!r}, {_MISFIT}")
             setattr(modules[name], key, tuple(value) if isinstance(held, tuple) else value)
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Every further name of a parameter or buffer -> its first."""
+    first: dict[int, str] = {}
+    names = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name: first[id(each)] for name, each in names if first.setdefault(id(each), name) != name}
 
 
 def counts(module: nn.Module) -> Iterator[tuple[str, int | list[int]]]:

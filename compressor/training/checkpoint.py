@@ -1,59 +1,43 @@
-"""Checkpoints that survive being killed at any moment: checksummed, written beside, renamed, the last two kept.
+"""The state of a run, from which it is resumed: written whole, with a checksum, and the last two kept.
 
-A file is one header line, `compressor checkpoint 1 SHA256`, and after it what torch.save writes; the checksum is of
-the latter.
+A file is a safetensors file of its own kind (see loading.container): the tensors under names that say where they are,
+and everything else as JSON, which is a tensor of bytes, since it grows with the run.
 """
 
-import hashlib
-import io
-import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.errors import FileError
-from compressor.limits import check_size
-from compressor.loading.pickles import read_plain
+from compressor.graph.tensors import saved_tensors, transient_buffers
+from compressor.loading.checkpoint import extra_state
+from compressor.loading.container import Packer, read, reader, write
+from compressor.loading.plain import decode, from_json, to_json
+from compressor.text import first_line
 from compressor.training import distributed
 
-NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-_MAGIC = b"compressor checkpoint 1 "
-_HEADER_BYTES = len(_MAGIC) + 64 + 1  # the checksum in hexadecimal, a line end
-
-_PLAIN = (Tensor, str, bytes, int, float, bool, type(None), torch.dtype, torch.Size)
+NAME, PREVIOUS = "state.safetensors", "state.previous.safetensors"
+_KIND, _VERSION = "compressor run", 1
+_PLAIN = "json"  # the name of the tensor with all that is not a tensor
 
 
 def write_checkpoint(folder: Path, content: dict[str, Any]) -> Path:
-    """Write the newest checkpoint of a folder; the one before it stays as `checkpoint.previous.pt`.
+    """Write the newest checkpoint of a folder; the one before it stays as `state.previous.safetensors`.
 
     `content` holds tensors and plain types, nested in dicts, lists and tuples. At every moment one of the two names is
     a whole checkpoint. Raises FileError when the folder cannot be written or the disk is full; both files are then as
     they were.
     """
-    _check_plain(content, "checkpoint")
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    payload = buffer.getbuffer()
-    path, temporary = folder / NAME, folder / f"{NAME}.tmp"
+    packer = Packer()
+    text = to_json(packer.pack(content, "state")).encode()
+    packer.tensors[_PLAIN] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    path = folder / NAME
     try:
-        with temporary.open("wb") as file:
-            file.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            path.replace(folder / PREVIOUS)
-        temporary.replace(path)
-        _sync_folder(folder)
-    except OSError as error:
-        raise FileError(
-            f"the checkpoint {path} cannot be written ({error.strerror}): make room or choose another folder"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        write(path, _KIND, {"version": _VERSION}, packer.tensors, folder / PREVIOUS)
+    except FileError as error:
+        raise FileError(f"{error}: make room or choose another folder") from error
     return path
 
 
@@ -62,23 +46,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises FileError when it is missing, damaged or of another version; nothing in it is ever executed.
     """
+    contents = read(path)
+    if contents.plain(_KIND) != {"version": _VERSION}:
+        raise FileError(f"{path} was written by another version of compressor: start the run again")
     try:
-        check_size(f"the checkpoint {path} has", path.stat().st_size)
-        with path.open("rb") as file:
-            header, payload = file.read(_HEADER_BYTES), file.read()
-    except OSError as error:
-        raise FileError(f"the checkpoint {path} cannot be read ({error.strerror})") from error
-    if not header.startswith(_MAGIC):
-        raise FileError(f"{path} is no checkpoint of this version: give the run folder that holds checkpoint.pt")
-    if hashlib.sha256(payload).hexdigest().encode() != header[len(_MAGIC) : -1]:
-        raise FileError(f"the checkpoint {path} is damaged (its checksum is wrong)")
-    foreign = f"the checkpoint {path} does not hold plain data: it was not written by this program"
-    try:
-        content = read_plain(io.BytesIO(payload), path)
-    except FileError as error:
-        raise FileError(foreign) from error
+        text = bytes(contents.tensors[_PLAIN].numpy()).decode()
+        content = decode(from_json(text), reader(contents.tensors.__getitem__))
+    except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise FileError(f"{path} is damaged ({type(error).__name__}: {first_line(error)})") from error
     if not isinstance(content, dict):
-        raise FileError(foreign)
+        raise FileError(f"{path} is damaged (it holds a {type(content).__name__})")
     return content
 
 
@@ -109,16 +86,9 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:
-    """The state dict on the CPU; strides are kept, since kernels may sum in another order for others."""
-    return {name: compact(value) for name, value in model.state_dict().items()}
-
-
-def compact(value: Any) -> Any:
-    """A tensor on the CPU that owns no more memory than it shows; a view would be saved with all that is behind it."""
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach().cpu()
-    return value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
+    """The tensors of the state dict, the buffers outside it, and what else is in it, as far as a file can hold that."""
+    extra, _ = extra_state(model)
+    return {"tensors": saved_tensors(model), "buffers": transient_buffers(model), "extra": extra}
 
 
 def restore_model_(model: nn.Module, state: dict[str, Any]) -> None:
@@ -126,15 +96,17 @@ def restore_model_(model: nn.Module, state: dict[str, Any]) -> None:
 
     Raises FileError when names or shapes differ.
     """
-    own = model.state_dict(keep_vars=True)
-    odd = own.keys() ^ state.keys()
-    odd |= {n for n in own.keys() & state.keys() if isinstance(own[n], Tensor) and own[n].shape != state[n].shape}
+    own, saved = saved_tensors(model, keep_vars=True), state["tensors"]
+    buffers = {name: each for name, each in transient_buffers(model).items() if name in state["buffers"]}
+    both = own.keys() & saved.keys()
+    odd = (own.keys() ^ saved.keys()) | {name for name in both if own[name].shape != saved[name].shape}
     if odd:
-        raise FileError(f"the checkpoint does not fit the model, such as at {sorted(odd)[0]}: was it another run's?")
-    for name, tensor in own.items():
-        if isinstance(tensor, Tensor):
+        raise FileError(f"the checkpoint does not fit the model, such as at {min(odd)}: was it another run's?")
+    for tensors, values in ((own, saved), (buffers, state["buffers"])):
+        for name, tensor in tensors.items():
             # Not copied into the old memory: with its strides the tensor brings the order in which kernels sum.
-            tensor.data = state[name].to(tensor.device, copy=True)
+            tensor.data = values[name].to(tensor.device, copy=True)
+    model.load_state_dict(state["extra"], strict=False)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
@@ -145,7 +117,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
         settings = {key: value for key, value in group.items() if key != "params"}
         groups.append({**settings, "params": [names[id(parameter)] for parameter in group["params"]]})
     state = {
-        names[id(parameter)]: {key: compact(value) for key, value in values.items()}
+        names[id(parameter)]: dict(values)
         for parameter, values in optimizer.state.items()
     }
     return {"groups": groups, "state": state}
@@ -162,27 +134,3 @@ def restore_optimizer_(optimizer: torch.optim.Optimizer, saved: dict[str, Any], 
     optimizer.load_state_dict(
         {"state": {numbers[name]: values for name, values in saved["state"].items()}, "param_groups": groups}
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames last through a power cut, where the system lets a folder be synchronised."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_plain(value: Any, place: str) -> None:
-    """Refuse at once what could not be read back without executing code."""
-    if type(value) in (dict, OrderedDict):
-        for key, each in value.items():
-            assert type(key) in (str, int), f"{place} has the key {key!r}"
-            _check_plain(each, f"{place}.{key}")
-    elif type(value) in (list, tuple):
-        for number, each in enumerate(value):
-            _check_plain(each, f"{place}[{number}]")
-    else:
-        assert type(value) in _PLAIN, f"{place} is a {type(value).__name__}, which cannot be in a checkpoint"

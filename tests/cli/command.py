@@ -39,7 +39,7 @@ class Ran:
 
 
 class Compressor:
-    """The command line, called inside this process: `compressor("profile", "model.pt")`."""
+    """The command line, called inside this process: `compressor("profile", "model.safetensors")`."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
         self._capsys = capsys

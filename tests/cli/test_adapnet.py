@@ -9,7 +9,7 @@ from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.methods.catalogue import ABOUT
 from compressor.pipeline.settings import GoalSettings
 
-DIGITS = "sample_models/digits_cnn.pt"
+DIGITS = "sample_models/digits_cnn.safetensors"
 PRUNE = ("prune", DIGITS, "--method", "adapnet")
 
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.cli.command import check_golden
 
-DIGITS = "sample_models/digits_cnn.pt"
+DIGITS = "sample_models/digits_cnn.safetensors"
 # Which filters AdapNet takes hangs on the last bits of sums, which are others on another processor.
 ADAPTED = (
     (r"(pruned|merged|inserted|frozen) \d+", r"\1 N"),
@@ -232,7 +233,7 @@ def test_nothing_is_wider_than_a_terminal(compressor):
 def test_the_next_command_names_the_model_as_it_was_opened(compressor):
     """A file of weights alone needs its architecture again."""
     weights = compressor.folder / "weights.pt"
-    torch.save(torch.load(DIGITS)["state"], weights)
+    torch.save(load_file(DIGITS), weights)
     how = ["--arch", "sample_models/digits_cnn.py:build", "--arch-arg", "num_classes=10", "--input", "1x8x8"]
     ran = compressor("evaluate", weights, *how, "--data", "digits")
     [following] = [line for line in ran.err.splitlines() if line.startswith("next: compressor prune ")]

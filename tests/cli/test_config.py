@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.command import check_golden
 
-DIGITS = "sample_models/digits_cnn.pt"
+DIGITS = "sample_models/digits_cnn.safetensors"
 MLP = "sample_models/mlp.py:build"
 ARCH = "sample_models/digits_cnn.py:build"
 

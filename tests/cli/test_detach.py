@@ -13,7 +13,7 @@ from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate
 
 ROOT = Path(__file__).parents[2]
-DIGITS = str(ROOT / "sample_models" / "digits_cnn.pt")
+DIGITS = str(ROOT / "sample_models" / "digits_cnn.safetensors")
 VGG = f"{ROOT / 'sample_models' / 'vgg16_cifar.py'}:build"
 MLP = f"{ROOT / 'sample_models' / 'mlp.py'}:build"
 
@@ -66,14 +66,14 @@ def test_trains_saves_and_opens_again(capsys, tmp_path):
     code, printed, err = run(capsys, DIGITS, *flags, "--no-latency", "--baseline", "--json", "--out", str(out))
     assert code == 0, err
     found = json.loads(printed)
-    opened = open_model(out / "model.pt")
+    opened = open_model(out / "model.safetensors")
     data = open_data("digits")
     for exit, row in enumerate((found["base"], *found["exits"])):
         top1 = evaluate(opened.module.detach(exit), data.test, data).top1
         assert row["top1"] == pytest.approx(top1, abs=0.006)
         assert row["alone_top1"] is not None and row["exit"] == exit
     names = {path.name for path in out.iterdir()}
-    assert {"model.pt", "model.onnx", "report.json", "report.html", "metrics.jsonl"} <= names
+    assert {"model.safetensors", "model.onnx", "report.json", "report.html", "metrics.jsonl"} <= names
     report = Report.load(out)
     assert report.sections[0].tables[0].rows[1][1] == "7"
     assert "Accuracy against cost" in (out / "report.html").read_text()
@@ -86,7 +86,7 @@ def test_shared_statistics_are_recalibrated_into_own_ones(capsys, tmp_path):
     more = ("--recalibrate", "--no-latency", "--no-onnx", "--out", str(tmp_path / "run"))
     code, _, err = run(capsys, DIGITS, *flags, *more)
     assert code == 0, err
-    module = open_model(tmp_path / "run" / "model.pt").module
+    module = open_model(tmp_path / "run" / "model.safetensors").module
     twin = module.submodels[0].tail.get_submodule("8")
     assert twin is not module.base[8] and not torch.equal(twin.running_mean, module.base[8].running_mean)
 
@@ -95,7 +95,7 @@ def test_nested_networks_train_on_plain_pixels(capsys, tmp_path):
     flags = ("--arch", MLP, "--arch-arg", "size=8", "--method", "nsn", "--data", "digits", "--epochs", "1")
     code, printed, err = run(capsys, *flags, "--no-latency", "--no-onnx", "--json", "--out", str(tmp_path / "run"))
     assert code == 0, err
-    opened = open_model(tmp_path / "run" / "model.pt")
+    opened = open_model(tmp_path / "run" / "model.safetensors")
     assert (opened.mean, opened.std) == ((0.0,), (1.0,))
     settings = json.loads(printed)["settings"]
     assert (settings["lr"], settings["weight_decay"], settings["augment"]) == (0.3, 0.0, "none")

@@ -7,7 +7,7 @@ import torch
 
 from tests.cli.command import check_golden
 
-DIGITS = "sample_models/digits_cnn.pt"
+DIGITS = "sample_models/digits_cnn.safetensors"
 
 WRONG_USE = {
     "no-such-command": ["squeeze"],

@@ -7,7 +7,7 @@ import pytest
 from compressor.exporting.manifest import read_manifest
 from tests.cli.command import ROOT
 
-DIGITS = "sample_models/digits_cnn.pt"
+DIGITS = "sample_models/digits_cnn.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def made(tmp_path_factory):
             ["detach", DIGITS, *flags, "--out", str(folder / "run")],
             [
                 "export",
-                str(folder / "run/model.pt"),
+                str(folder / "run/model.safetensors"),
                 "--data",
                 "digits",
                 "--no-latency",
@@ -46,7 +46,7 @@ def found(ran):
 @pytest.mark.parametrize("number", [0, 1])
 def test_checkpoint_package_and_manifest_agree_about_an_exit(compressor, made, number):
     facts = read_manifest(made / "deploy").exits[number]
-    for file in (made / "run/model.pt", made / "deploy/model.onnx"):
+    for file in (made / "run/model.safetensors", made / "deploy/model.onnx"):
         evaluated = found(compressor("evaluate", file, "--data", "digits", "--exit", number, "--json"))
         assert evaluated["top1"] == pytest.approx(facts.top1, abs=0.003)  # one image in 359 may be a tie
         profiled = found(compressor("profile", file, "--exit", number, "--json"))
@@ -70,7 +70,7 @@ def test_latency_is_that_of_the_exit(compressor, made, monkeypatch):
 
 @pytest.mark.parametrize("command", [["profile"], ["evaluate", "--data", "digits"]], ids=["profile", "evaluate"])
 def test_an_exit_that_is_not_there_is_one_line(compressor, made, command):
-    for file in (made / "run/model.pt", made / "deploy/model.onnx"):
+    for file in (made / "run/model.safetensors", made / "deploy/model.onnx"):
         ran = compressor(command[0], file, *command[1:], "--exit", 2)
         assert ran.code == 2 and "there is no exit 2: the model has 0 (base), 1 (" in ran.err
     ran = compressor(command[0], made / "plain.onnx", *command[1:], "--exit", 0)

@@ -7,7 +7,7 @@ import pytest
 from compressor.pipeline import doctor
 from tests.cli.command import check_golden
 
-DIGITS = "sample_models/digits_cnn.pt"
+DIGITS = "sample_models/digits_cnn.safetensors"
 SLIM = ["--arch", "sample_models/digits_cnn.py:build", "--arch-arg", "width=0.25"]
 QUICK = ["--data", "digits", "--epochs", "1", "--no-latency", "--no-onnx", "--device", "cpu"]
 # What comes of training hangs on the last bits of sums, which are others on another processor.

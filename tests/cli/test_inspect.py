@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.command import check_golden
 
-DIGITS = "sample_models/digits_cnn.pt"
+DIGITS = "sample_models/digits_cnn.safetensors"
 
 
 def test_table_of_groups(compressor):

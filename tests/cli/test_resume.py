@@ -14,7 +14,7 @@ from compressor.training.events import EpochEvent
 from compressor.training.interrupt import Interrupted
 
 ROOT = Path(__file__).parents[2]
-MODEL = "sample_models/digits_cnn.pt"
+MODEL = "sample_models/digits_cnn.safetensors"
 COMMON = {"data": "digits", "epochs": 2, "batch_size": 256, "latency": False, "onnx": False}
 RUNS = {
     "detach": (compressor.detach, {"exits": 1}, ("base", "exits")),

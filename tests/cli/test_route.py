@@ -25,7 +25,7 @@ from compressor.training.interrupt import Interrupted
 from compressor.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
-MODEL = "sample_models/digits_cnn.pt"
+MODEL = "sample_models/digits_cnn.safetensors"
 QUICK = ["--data", "digits", "--epochs", "2", "--router-epochs", "3", "--no-latency", "--no-onnx"]
 
 
@@ -76,14 +76,15 @@ def test_says_labels_and_compares_times_of_the_same_images(routed):
 
 def test_a_routed_network_is_not_routed_again(routed, capsys):
     for more in (("--list",), ("--data", "digits", "--dry-run")):
-        assert "routed already" in refused(capsys, "route", routed / "model.pt", *more)
+        assert "routed already" in refused(capsys, "route", routed / "model.safetensors", *more)
 
 
 @pytest.mark.parametrize("command", ["prune", "detach", "replace"])
 def test_what_would_change_a_routed_network_is_refused_with_the_way_round(command, routed, capsys):
     assert "then route the result" in refused(
-        capsys, command, routed / "model.pt", "--data", "digits", "--epochs", "1", "--out", routed.parent / command
-    )
+        capsys, command, routed / "model.safetensors", "--data", "digits", "--epochs", "1",
+        "--out", routed.parent / command,
+    )  # fmt: skip
     assert not (routed.parent / command).exists()
 
 
@@ -94,7 +95,7 @@ def test_few_validation_images_for_a_threshold_are_said(routed):
 
 
 def test_writes_a_network_that_opens_again_and_routes_alike(routed):
-    network = compressor.load(routed / "model.pt")
+    network = compressor.load(routed / "model.safetensors")
     assert isinstance(network, Routed)
     data = open_data("digits")
     report = Report.load(routed)
@@ -119,7 +120,7 @@ def test_report_holds_every_way_and_the_curve(routed):
 
 
 def test_opened_again_a_threshold_trades_accuracy_for_macs_without_training(routed):
-    network = compressor.load(routed / "model.pt")
+    network = compressor.load(routed / "model.safetensors")
     data = open_data("digits")
     depths = []
     for threshold in (-1.0, 0.9, 2.0):
@@ -156,19 +157,19 @@ def test_paper_mode_follows_the_paper_and_says_what_it_is_worth(tmp_path, capsys
     assert len(told["labels"]) == 3 and sum(told["labels"]) <= 300
     assert 0 <= told["router_top1"] <= 1 and told["labelled_top1"] is not None
     assert any("commonest label alone" in note for note in told["notes"])
-    network = compressor.load(tmp_path / "run" / "model.pt")
+    network = compressor.load(tmp_path / "run" / "model.safetensors")
     assert network.layout.router == "argmax" and network.layout.heads == "shared"
 
 
 def test_a_pruned_network_can_be_routed_and_a_routed_one_finetuned(tmp_path):
     flags = ["--no-latency", "--no-onnx"]
     assert run("prune", MODEL, "--ratio", "0.5", "--out", tmp_path / "one", *flags) == 0
-    assert run("route", tmp_path / "one" / "model.pt", *QUICK, "--out", tmp_path / "two") == 0
-    network = compressor.load(tmp_path / "two" / "model.pt")
+    assert run("route", tmp_path / "one" / "model.safetensors", *QUICK, "--out", tmp_path / "two") == 0
+    network = compressor.load(tmp_path / "two" / "model.safetensors")
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert Report.load(tmp_path / "two").before.macs < 0.5 * 1_788_544
     again = ["--data", "digits", "--epochs", "1", "--out", tmp_path / "three", *flags]
-    assert run("finetune", tmp_path / "two" / "model.pt", *again) == 0
+    assert run("finetune", tmp_path / "two" / "model.safetensors", *again) == 0
 
 
 def test_a_dry_run_names_costs_and_writes_nothing(tmp_path, capsys):
@@ -217,7 +218,7 @@ def test_a_broken_run_goes_on_to_the_same_network(choice, epoch, tmp_path):
     with pytest.raises(Interrupted):
         route(job(tmp_path / "broken", **choice), stop)
     report = resume(str(tmp_path / "broken"))
-    first, second = (compressor.load(tmp_path / name / "model.pt").state_dict() for name in ("whole", "broken"))
+    first, second = (compressor.load(tmp_path / n / "model.safetensors").state_dict() for n in ("whole", "broken"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [row["epoch"] for row in report.rows] == list(range(2 + int(bool(choice))))
 

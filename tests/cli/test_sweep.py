@@ -7,7 +7,7 @@ import pytest
 from compressor.pipeline import sweep as sweeping
 from tests.cli.command import check_golden
 
-DIGITS = "sample_models/digits_cnn.pt"
+DIGITS = "sample_models/digits_cnn.safetensors"
 QUICK = ["--data", "digits", "--epochs", "1", "--no-latency", "--no-onnx", "--device", "cpu"]
 
 

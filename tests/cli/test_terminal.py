@@ -13,8 +13,9 @@ from tests.cli.command import ROOT
 COLOUR = re.compile(r"\x1b\[[\d;]*(?:3[0-8]|9[0-7]|4[0-8])[\d;]*m")
 ESCAPE = "\x1b"
 HELP = ["prune", "--help"]
-ADAPT = ["prune", "sample_models/digits_cnn.pt", "--method", "adapnet", "--preset", "quick", "--data", "digits",
-         "--max-epochs", "1", "--lsep", "3", "--finetune-epochs", "0", "--no-latency", "--no-onnx"]  # fmt: skip
+ADAPT = ["prune", "sample_models/digits_cnn.safetensors", "--method", "adapnet", "--preset", "quick",
+         "--data", "digits", "--max-epochs", "1", "--lsep", "3", "--finetune-epochs", "0",
+         "--no-latency", "--no-onnx"]  # fmt: skip
 
 
 def started(arguments, **streams):

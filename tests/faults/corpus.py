@@ -10,7 +10,7 @@ import torch
 
 from tests.faults.hostile_archives import ARCHIVES
 from tests.faults.hostile_bombs import BOMBS
-from tests.faults.hostile_checkpoints import CHECKPOINTS, STATES
+from tests.faults.hostile_checkpoints import CHECKPOINTS, MUTATIONS, STATES
 from tests.faults.hostile_headers import HEADERS
 from tests.faults.hostile_onnx import ONNX
 from tests.faults.hostile_pickles import FIRES, Make
@@ -38,7 +38,8 @@ _FAMILIES: dict[str, tuple[str, dict[str, Make]]] = {
     "bomb": ("pt", BOMBS),
     "archive": ("pt", ARCHIVES),
     "header": ("safetensors", HEADERS),
-    "checkpoint": ("pt", CHECKPOINTS),
+    "checkpoint": ("safetensors", CHECKPOINTS),
+    "mutation": ("safetensors", MUTATIONS),
     "onnx": ("onnx", ONNX),
     "program": ("pt2", PROGRAMS),
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,60 +12,82 @@ import torch
 
 from tests.faults.hostile_archives import saved
 from tests.faults.hostile_pickles import Make, source, system
+from tests.loading.checkpoints import Edit, change
 
-_OWN = Path(__file__).parents[2] / "sample_models" / "digits_cnn.pt"
-_SHAPE = (32, 1, 3, 3)  # of its first weight
+_OWN = Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors"
+_SCRIPT = _OWN.parent / "train_digits.py"
+_MUTATIONS = 60
+
+
+def edited(edit: Edit) -> Make:
+    """A good checkpoint of a small network whose header or tensors were changed, with a right checksum."""
+    return lambda path, canary: change(_OWN, edit, path)  # type: ignore[return-value]
 
 
 def changed(**changes: Any) -> Make:
-    """A good checkpoint of a small network with some of its entries changed."""
-
-    def make(path: Path, canary: Path) -> None:
-        torch.save({**_good(), **changes}, path)
-
-    return make
+    """A good checkpoint with other values in its header."""
+    return edited(lambda header, _: header.update(changes))
 
 
-def edited(edit: Callable[[dict[str, Any]], Any]) -> Make:
-    """A good checkpoint that was changed somewhere inside."""
-
-    def make(path: Path, canary: Path) -> None:
-        held = _good()
-        edit(held)
-        torch.save(held, path)
-
-    return make
-
-
-def architecture(name: str, **arguments: Any) -> Make:
+def architecture(name: str, sha256: str | None = None, **arguments: Any) -> Make:
     """A checkpoint that says how its network is built."""
-    return changed(arch={"name": name, "arguments": arguments, "sha256": None}, state={"w": torch.zeros(1)})
+
+    def edit(header: dict[str, Any], tensors: dict[str, Any]) -> None:
+        header["arch"] = {"name": name, "arguments": arguments, "sha256": sha256}
+        tensors.clear()
+        tensors["w"] = torch.zeros(1)
+
+    return edited(edit)
 
 
-def _good() -> dict[str, Any]:
-    held: dict[str, Any] = torch.load(_OWN)
-    held["arch"]["name"] = f"{_OWN.with_suffix('.py')}:build"
-    return held
-
-
-def endless(depth: int = 60) -> list[Any]:
-    """A list that holds one list twice, which holds one twice, and so on: small to store, endless to print."""
-    value: list[Any] = ["x"]
+def nested(depth: int) -> Any:
+    """Lists in lists."""
+    value: Any = 1
     for _ in range(depth):
-        value = [value, value]
+        value = [value]
     return value
 
 
+def mutated(seed: int) -> Make:
+    """A checkpoint one value of whose header is something else, somewhere."""
+
+    def edit(header: dict[str, Any], tensors: dict[str, Any]) -> None:
+        source = random.Random(seed)
+        holder: Any = header
+        while True:
+            keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+            key = source.choice(keys)
+            if not isinstance(holder[key], dict | list) or not holder[key] or source.random() < 0.3:
+                break
+            holder = holder[key]
+        holder[key] = source.choice(_VALUES)
+
+    return edited(edit)
+
+
+_VALUES: tuple[Any, ...] = (
+    None, True, -1, 0, 10**9, 2**62, 1e300, "", "x" * 10**5, "\x1b]0;x\x07\n", [], [0] * 10**5, {}, {"a": 1},
+    {"$tuple": 3}, {"$dict": [[[], 1]]}, {"$float": "0"}, {"$tensor": "0.weight"}, {"$call": "os.system"}, [[]], [-1],
+    [2**40], nested(40), nested(900), {"name": "os.py:system", "arguments": {}, "sha256": None}, ["12.weight"],
+    {"12.weight": [2**40, 1]},
+    {"12.weight": "0.weight"},
+)  # fmt: skip
+
+
 def _resized(shape: Any) -> Make:
-    return changed(structure={"shapes": {"0.weight": shape}, "attributes": {}})
+    return changed(structure={"shapes": {"0.weight": shape}, "attributes": {}, "tied": {}})
 
 
 def _attribute(module: str, key: str, value: Any) -> Make:
-    return changed(structure={"shapes": {}, "attributes": {module: {key: value}}})
+    return changed(structure={"shapes": {}, "attributes": {module: {key: value}}, "tied": {}})
 
 
 def _step(**step: Any) -> Make:
     return changed(steps=[step])
+
+
+def _tensor(name: str, value: Any) -> Make:
+    return edited(lambda _, tensors: tensors.update({name: value}))
 
 
 def _code_beside(path: Path, canary: Path) -> None:
@@ -72,21 +95,24 @@ def _code_beside(path: Path, canary: Path) -> None:
     code = path.with_name(f"{path.stem}_code.py")
     code.write_text(f"{source(canary)}\ndef build(**_):\n    {source(canary)}\n")
     sha256 = hashlib.sha256(code.read_bytes()).hexdigest()
-    torch.save({**_good(), "arch": {"name": f"{code.name}:build", "arguments": {}, "sha256": sha256}}, path)
+    changed(arch={"name": f"{code.name}:build", "arguments": {}, "sha256": sha256})(path, canary)
 
 
-def _other_function(held: dict[str, Any]) -> None:
-    held["arch"]["name"] = f"{_OWN.parent / 'train_digits.py'}:main"
-    held["arch"]["sha256"] = hashlib.sha256((_OWN.parent / "train_digits.py").read_bytes()).hexdigest()
+def _code_opens_another_file(path: Path, canary: Path) -> None:
+    """A checkpoint that names a function of the project's own script, which opens another file with trust."""
+    other = path.with_name(f"{path.stem}_other.bin")
+    other.write_bytes(saved(system(canary)))
+    sha256 = hashlib.sha256(_SCRIPT.read_bytes()).hexdigest()
+    arguments = {"path": str(other), "trust": True}
+    changed(arch={"name": f"{_SCRIPT}:open_model", "arguments": arguments, "sha256": sha256})(path, canary)
 
 
-def _class_that_runs(held: dict[str, Any]) -> None:
-    held["classes"] = tuple(f"\x1b]0;{i}\x07\n" for i in range(3))
-    held["input_shape"] = "3x3"
+def _blueprint(layers: Any, tensors: Any) -> Make:
+    return changed(arch=None, blueprint={"layers": layers, "tensors": tensors})
 
 
-def _whole(module: Any) -> Make:
-    return changed(arch=None, module=module, state={})
+def _layer(name: str, **more: Any) -> dict[str, Any]:
+    return {"class": name, "attributes": {}, "parameters": {}, "buffers": {}, "children": {}, **more}
 
 
 def _program(edit: Callable[[str, bytes], bytes]) -> Make:
@@ -118,8 +144,13 @@ def _with_a_pickle(path: Path, canary: Path) -> None:
 
 CHECKPOINTS: dict[str, Make] = {
     "arch_code_beside": _code_beside,
-    "arch_our_own_script": edited(_other_function),
+    "arch_our_own_script": _code_opens_another_file,
+    "arch_our_own_main": architecture(f"{_SCRIPT}:main", hashlib.sha256(_SCRIPT.read_bytes()).hexdigest()),
+    "arch_sample_that_is_none": architecture("sample:train_digits"),
+    "arch_sample_elsewhere": architecture("sample:../tests/faults/attack"),
+    "arch_module": architecture("os:system", command="x"),
     "arch_device": architecture("/dev/zero:build"),
+    "arch_device_of_python": architecture("/dev/zero.py:build"),
     "arch_shell": architecture("torchvision:resnet18; rm -rf /"),
     "arch_hub": architecture("timm:hf-hub:somebody/something"),
     "arch_download": architecture("torchvision:squeezenet1_1", weights="DEFAULT"),
@@ -132,15 +163,27 @@ CHECKPOINTS: dict[str, Make] = {
     "arch_many_layers": architecture("torchvision:mobilenet_v2", inverted_residual_setting=[[1, 16, 10**8, 1]]),
     "arch_largest_network": architecture("torchvision:vit_h_14"),
     "arch_unknown_argument": architecture("torchvision:resnet18", block="x" * 10**5),
-    "arch_endless_argument": architecture("torchvision:resnet18", norm_layer=endless()),
-    "arch_own_with_many_classes": edited(lambda held: held["arch"]["arguments"].update(num_classes=10**7)),
+    "arch_nested_argument": architecture("torchvision:resnet18", norm_layer=nested(500)),
+    "arch_wide_sample": architecture("sample:vgg16_cifar", width=10**4),
+    "arch_deep_sample": architecture("sample:resnet_cifar", depth=6 * 10**7 + 2),
+    "arch_sample_with_many_classes": architecture("sample:digits_cnn", num_classes=10**7),
+    "blueprint_of_a_function": _blueprint(_layer("os.system"), {}),
+    "blueprint_huge": _blueprint(_layer("torch.nn.modules.linear.Identity"), {"w": ["float32", [2**40]]}),
+    "blueprint_overflow": _blueprint(_layer("torch.nn.modules.linear.Identity"), {"w": ["float32", [2**31, 2**31, 4]]}),
+    "blueprint_of_another_type": _blueprint(_layer("torch.nn.modules.linear.Identity"), {"w": ["load", [1]]}),
+    "blueprint_of_nothing": changed(arch=None, blueprint={"no": "layers"}),
+    "blueprint_without_shape": changed(
+        arch=None, input_shape=None, blueprint={"layers": _layer("torch.nn.modules.linear.Identity"), "tensors": {}}
+    ),
+    "blueprint_and_arch": changed(blueprint={}),
     "structure_overflow": _resized([2**30, 2**30, 2**30, 2**30]),
     "structure_huge": _resized([2**20, 2**14, 1, 1]),
     "structure_negative": _resized([-32, 1, 3, 3]),
     "structure_text": _resized("32x1x3x3"),
-    "structure_endless": _resized(endless()),
+    "structure_nested": _resized(nested(400)),
     "structure_bool": _resized([True, 1, 3, 3]),
     "structure_unknown_tensor": changed(structure={"shapes": {"no.such\n\x1b[2Jthing": [1]}, "attributes": {}}),
+    "structure_tied": changed(structure={"tied": {"0.weight\n\x1b[2J": "0.weight"}}),
     "structure_stride_zero": _attribute("0", "stride", [0, 0]),
     "structure_padding": _attribute("0", "padding", [2**30, 2**30]),
     "structure_forward": _attribute("0", "forward", [1]),
@@ -148,43 +191,39 @@ CHECKPOINTS: dict[str, Make] = {
     "structure_list": changed(structure=[1, 2]),
     "steps_unknown": _step(kind="os.system", command="touch x"),
     "steps_of_no_kind": _step(kind=["detach"]),
-    "steps_detach_garbage": _step(kind="detach", points=endless(10), cut=-1),
+    "steps_detach_garbage": _step(kind="detach", points=nested(10), cut=-1),
     "steps_nsn_garbage": _step(kind="nsn", models=10**9),
     "steps_primenet_garbage": _step(kind="primenet", capsules=-5),
     "steps_a_thousand": changed(steps=[{"kind": "structure", "shapes": {}, "attributes": {}}] * 1000),
     "steps_structure_huge": _step(kind="structure", shapes={"0.weight": [2**20, 2**14, 1, 1]}, attributes={}),
-    "state_of_texts": changed(state={"0.weight": "zeros"}),
-    "state_of_numbers": changed(state={0: torch.zeros(1)}),
-    "state_list": changed(state=[torch.zeros(1)]),
-    "state_other_shapes": edited(lambda held: held["state"].update({"0.weight": torch.zeros(32, 1, 3, 4)})),
-    "state_complex": edited(
-        lambda held: held["state"].update({"0.weight": torch.zeros(32, 1, 3, 3, dtype=torch.cfloat)})
-    ),
-    "state_meta": edited(lambda held: held["state"].update({"0.weight": torch.zeros(32, 1, 3, 3, device="meta")})),
-    "state_empty": changed(state={}),
-    "input_huge": changed(input_shape=(3, 10**6, 10**6)),
-    "input_negative": changed(input_shape=(1, -8, 8)),
+    "state_other_shapes": _tensor("0.weight", torch.zeros(32, 1, 3, 4)),
+    "state_complex": _tensor("0.weight", torch.zeros(32, 1, 3, 3, dtype=torch.cfloat)),
+    "state_escapes": _tensor("\x1b[2J\n", torch.zeros(1)),
+    "state_empty": edited(lambda _, tensors: tensors.clear()),
+    "state_tied_to_nothing": changed(tied={"0.weight": "\x1b[2J"}),
+    "state_strides": changed(strides={"0.weight": [2**60, 1, 1, 1]}),
+    "state_extra": changed(extra_state={"0._extra_state": {"$tensor": "0.weight"}}),
+    "input_huge": changed(input_shape=[3, 10**6, 10**6]),
+    "input_negative": changed(input_shape=[1, -8, 8]),
     "input_text": changed(input_shape="188"),
-    "input_overflow": changed(input_shape=(2**62, 2**62, 2**62)),
-    "classes_endless": changed(classes=endless()),
-    "classes_escape": edited(_class_that_runs),
-    "history_endless": changed(history=endless()),
-    "measurements_endless": changed(measurements={"a": endless()}),
-    "mean_not_finite": changed(mean=(float("nan"),)),
+    "input_overflow": changed(input_shape=[2**62, 2**62, 2**62]),
+    "classes_numbers": changed(classes=list(range(10**6))),
+    "classes_escape": changed(classes=[f"\x1b]0;{i}\x07\n" for i in range(3)], input_shape="3x3"),
+    "history_nested": changed(history=nested(800)),
+    "measurements_nested": changed(measurements={"a": nested(800)}),
+    "mean_not_finite": changed(mean=[{"$float": "nan"}]),
     "mean_text": changed(mean="half"),
     "version_future": changed(version=10**9),
-    "version_endless": changed(version=endless()),
+    "version_list": changed(version=nested(100)),
     "version_text": changed(version="1"),
-    "both_kinds": changed(module=torch.nn.Sequential()),
-    "whole_of_nothing": _whole({"no": "module"}),
-    "whole_without_shape": changed(
-        arch=None, module=torch.nn.Sequential(torch.nn.Linear(3, 3)), state={}, input_shape=None
-    ),
-    "nothing_else": lambda path, canary: torch.save({"format": "compressor", "version": 1}, path),
+    "nothing_else": edited(lambda header, _: [header.pop(name) for name in list(header) if name != "version"]),
     "program_tampered": _program(_tampered),
     "program_no_json": _program(lambda name, value: b"{" if name.endswith(".json") else value),
     "program_with_a_pickle": _with_a_pickle,
 }
+
+# Whatever one value of the header becomes: opened, or refused in one line.
+MUTATIONS: dict[str, Make] = {str(seed): mutated(seed) for seed in range(_MUTATIONS)}
 
 # Files for which the command names an architecture of its own.
 STATES: dict[str, Any] = {

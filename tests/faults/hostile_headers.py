@@ -36,4 +36,8 @@ HEADERS: dict[str, Make] = {
     "hole": safetensors({**_entries(), "v": {"dtype": "F32", "shape": [1], "data_offsets": [99, 103]}}, bytes(103)),
     "metadata_no_text": safetensors({"__metadata__": {"a": {"b": 1}}, **_entries()}, bytes(16)),
     "no_tensors": safetensors({}),
+    "many_names": safetensors({f"layer{i}.weight": _entries()["w"] for i in range(100_000)}, bytes(16)),
+    "long_names": safetensors({"w" * (17 << 20): _entries()["w"]}, bytes(16)),
+    "many_equal_names": safetensors(b"{" + b",".join(b'"w":%s' % _ONE for _ in range(200_000)) + b"}", b"a"),
+    "metadata_of_many_names": safetensors({"__metadata__": {str(i): "" for i in range(300_000)}}),
 }

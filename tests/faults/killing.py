@@ -128,7 +128,7 @@ def _same_weights(one: Path, other: Path) -> bool:
 
     import compressor
 
-    first, second = (compressor.load(each / "model.pt").state_dict() for each in (one, other))
+    first, second = (compressor.load(each / "model.safetensors").state_dict() for each in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODEL = str(ROOT / "sample_models" / "digits_cnn.pt")
+MODEL = str(ROOT / "sample_models" / "digits_cnn.safetensors")
 ARCH = f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build"
 _BARE = ("--no-latency", "--no-onnx", "--device", "cpu")
 

@@ -18,7 +18,7 @@ from tests.faults import assembler as asm
 from tests.faults.hostile_checkpoints import endless
 
 QUICK, LONG = 120, 5000  # files; the second in the slow suite
-_OWN = Path(__file__).parents[2] / "sample_models" / "digits_cnn.pt"
+_OWN = Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors"
 _CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 

@@ -104,7 +104,7 @@ def test_folder_that_cannot_be_written_is_one_line(tmp_path):
 def test_scraps_of_a_killed_run_are_cleared_away(tmp_path):
     run = recorded(tmp_path / "run", ModelSettings(arch=ARCH))
     (run / ".model.pt.1.tmp").write_text("half")
-    (run / "checkpoint.pt.tmp").write_text("half")
+    (run / ".state.safetensors.1.tmp").write_text("half")
     (run / ".export-x").mkdir()
     (run / "mine.txt").write_text("stays")
     folder = RunFolder(OutputSettings(str(run)), resume=True)

@@ -105,6 +105,6 @@ def test_missing_file_that_is_an_architecture_says_so(tmp_path):
 def test_folder_names_the_model_in_it(tmp_path):
     with pytest.raises(FileError, match="is a folder"):
         recognise(tmp_path)
-    (tmp_path / "model.pt").write_bytes(b"x")
-    with pytest.raises(FileError, match="model.pt"):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(FileError, match="model.safetensors"):
         recognise(tmp_path)

@@ -3,19 +3,19 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 import compressor
 from compressor.errors import UsageError
 from compressor.loading import known
 from tests.loading import nets
+from tests.loading.checkpoints import change
 
 
 def checkpoint(folder: Path) -> Path:
     """A checkpoint made elsewhere: its architecture was named there, and not on this machine."""
     arch = nets.write(folder)
-    compressor.save(compressor.loading.open_model(None, arch=arch).module, folder / "model.pt", arch=arch)
-    return folder / "model.pt"
+    compressor.save(compressor.loading.open_model(None, arch=arch).module, folder / "model.safetensors", arch=arch)
+    return folder / "model.safetensors"
 
 
 def test_file_named_before_opens_again(tmp_path):
@@ -27,13 +27,13 @@ def test_file_is_found_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nets.write(tmp_path)
     opened = compressor.loading.open_model(None, arch="net.py:build")
-    compressor.loading.save_model(opened, tmp_path / "runs" / "one" / "model.pt")
+    compressor.loading.save_model(opened, tmp_path / "runs" / "one" / "model.safetensors")
     monkeypatch.chdir("/")
-    again = compressor.loading.open_model(tmp_path / "runs" / "one" / "model.pt")
+    again = compressor.loading.open_model(tmp_path / "runs" / "one" / "model.safetensors")
     assert again.arch.name == f"{tmp_path / 'net.py'}:build"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another person"))
     with pytest.raises(UsageError, match="never named"):
-        compressor.load(tmp_path / "runs" / "one" / "model.pt")
+        compressor.load(tmp_path / "runs" / "one" / "model.safetensors")
 
 
 def test_file_never_named_here_is_not_run(tmp_path, monkeypatch):
@@ -50,20 +50,19 @@ def test_same_file_elsewhere_is_another_file(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "theirs").mkdir()
     nets.write(tmp_path / "mine")
-    held = torch.load(checkpoint(tmp_path / "mine"))
     nets.write(tmp_path / "theirs")
-    held["arch"]["name"] = f"{tmp_path / 'theirs' / 'net.py'}:build"
-    torch.save(held, tmp_path / "theirs" / "model.pt")
+    name = f"{tmp_path / 'theirs' / 'net.py'}:build"
+    mine, theirs = checkpoint(tmp_path / "mine"), tmp_path / "theirs" / "model.safetensors"
+    change(mine, lambda header, _: header["arch"].update(name=name), theirs)
     with pytest.raises(UsageError, match="never named"):
-        compressor.load(tmp_path / "theirs" / "model.pt")
+        compressor.load(tmp_path / "theirs" / "model.safetensors")
 
 
 def test_another_function_of_a_known_file_is_not_run(tmp_path):
-    held = torch.load(checkpoint(tmp_path))
-    held["arch"]["name"] = held["arch"]["name"].replace(":build", ":fails")
-    torch.save(held, tmp_path / "model.pt")
+    path = checkpoint(tmp_path)
+    change(path, lambda header, _: header["arch"].update(name=header["arch"]["name"].replace(":build", ":fails")))
     with pytest.raises(UsageError, match="never named"):
-        compressor.load(tmp_path / "model.pt")
+        compressor.load(path)
 
 
 def test_changed_file_is_not_run_until_named(tmp_path):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from compressor.errors import FileError, UsageError
 from compressor.graph import capture
@@ -12,6 +14,7 @@ from compressor.subnets.detachable import make_detachable
 from compressor.subnets.points import Survey
 from compressor.surgery import operate_
 from tests.equivalence import half_plan
+from tests.loading.checkpoints import change, header_of
 from tests.subnets.nets import SHAPE, Plain, images
 
 NETWORK = f"{Path(__file__).parents[1] / 'subnets' / 'nets.py'}:Plain"
@@ -38,28 +41,50 @@ def test_prune_detach_prune_survives(opened, tmp_path):
     halve_(opened)
     model = detached(opened)
     halve_(model)
-    save_model(model, tmp_path / "model.pt")
-    again = open_model(tmp_path / "model.pt")
+    save_model(model, tmp_path / "model.safetensors")
+    again = open_model(tmp_path / "model.safetensors")
     assert [step["kind"] for step in again.steps] == ["structure", "detach"]
     for exit in range(3):
         torch.testing.assert_close(again.module(images(), exit=exit), model.module(images(), exit=exit))
     save_model(again, tmp_path / "again.pt")
-    assert (tmp_path / "again.pt").stat().st_size == pytest.approx((tmp_path / "model.pt").stat().st_size, rel=0.01)
+    first, second = ((tmp_path / name).stat().st_size for name in ("model.safetensors", "again.pt"))
+    assert second == pytest.approx(first, rel=0.01)
 
 
 def test_every_tensor_is_in_the_file_once(opened, tmp_path):
     model = detached(opened)
-    save_model(model, tmp_path / "model.pt")
-    held = torch.load(tmp_path / "model.pt", weights_only=True)
+    save_model(model, tmp_path / "model.safetensors")
+    state = load_file(tmp_path / "model.safetensors")
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    assert sum(v.numel() for k, v in held["state"].items() if "running" not in k and "tracked" not in k) == parameters
+    assert sum(v.numel() for k, v in state.items() if "running" not in k and "tracked" not in k) == parameters
 
 
-def test_without_an_architecture_nothing_can_be_made_of_a_network():
+def test_without_an_architecture_nothing_can_be_made_of_somebodys_class():
     found = Survey(Plain(), SHAPE)
     model = make_detachable(found, {found.points[0].at: found.points[0].plan}, "stats")
     with pytest.raises(UsageError, match="--arch"):
         transformed(OpenedModel(found.base, None), model, model.step())
+
+
+def test_network_of_published_layers_needs_no_architecture(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    network[1].register_buffer("scale", torch.ones(8), persistent=False)
+    opened = OpenedModel(network.eval(), None, SHAPE)
+    halve_(opened)
+    model = detached(opened)
+    halve_(model)
+    network[1].scale.fill_(2)
+    save_model(model, tmp_path / "model.safetensors")
+    again = open_model(tmp_path / "model.safetensors")
+    for exit in range(model.module.exits + 1):
+        torch.testing.assert_close(again.module(images(), exit=exit), model.module(images(), exit=exit))
+    assert torch.equal(again.module.base[1].scale, network[1].scale)
+    save_model(again, tmp_path / "again.safetensors")
+    assert header_of(tmp_path / "again.safetensors") == header_of(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -74,12 +99,10 @@ def test_without_an_architecture_nothing_can_be_made_of_a_network():
     ],
 )
 def test_damaged_steps_are_one_line(opened, tmp_path, damage):
-    save_model(detached(opened), tmp_path / "model.pt")
-    held = torch.load(tmp_path / "model.pt", weights_only=True)
-    held["steps"] = (damage(held["steps"][0]),)
-    torch.save(held, tmp_path / "damaged.pt")
+    save_model(detached(opened), tmp_path / "model.safetensors")
+    change(tmp_path / "model.safetensors", lambda header, _: header.update(steps=[damage(header["steps"][0])]))
     with pytest.raises(FileError) as caught:
-        open_model(tmp_path / "damaged.pt")
+        open_model(tmp_path / "model.safetensors")
     assert "\n" not in str(caught.value)
 
 

@@ -112,7 +112,7 @@ def test_recurrent_layers_find_their_weights_again():
     ("change", "says"),
     [
         (lambda m: m.append(Branches()), "3 is a tests.loading.test_tree.Branches"),
-        (lambda m: m[0].__dict__.update(extra=torch.zeros(2)), "0.extra is a torch.Tensor"),
+        (lambda m: m[0].__dict__.update(extra=[torch.zeros(2)]), "0.extra is a torch.Tensor"),
         (lambda m: m[0].__dict__.update(extra=print), "0.extra is a builtins.builtin_function"),
         (lambda m: m[0].__dict__.update(extra=Branches), "0.extra is a builtins.type"),
         (lambda m: m[0].__dict__.update(extra=[[]] * 10 + [object()]), "0.extra is a builtins.object"),

@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
 
 
 def state_of(out):
-    return open_model(out / "model.pt", arch=ARCH).module.state_dict()
+    return open_model(out / "model.safetensors", arch=ARCH).module.state_dict()
 
 
 def assert_same_run(out, report, other_out, other):
@@ -99,7 +99,7 @@ def test_the_phases_follow_each_other(whole):
 
 def test_the_saved_network_is_the_one_that_was_measured(whole):
     out, report, _ = whole
-    module = compressor.load(out / "model.pt", arch=ARCH)
+    module = compressor.load(out / "model.safetensors", arch=ARCH)
     assert sum(p.numel() for p in module.parameters()) == report.after.params
     assert all(layer.after == module.get_submodule(layer.name).weight.shape[0] for layer in report.layers)
 
@@ -180,7 +180,7 @@ def test_a_target_out_of_reach_keeps_what_came_of_it_and_says_so(tmp_path):
         lambda event: notes.append(event.text) if isinstance(event, NoteEvent) else None,
     )
     assert "were asked for" in report.refused["target"] and report.refused["target"] in notes
-    assert (tmp_path / "run" / "model.pt").is_file()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def test_a_plan_that_costs_too_much_is_undone_and_reported(tmp_path, monkeypatch):

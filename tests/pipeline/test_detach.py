@@ -19,7 +19,7 @@ from compressor.training.events import EpochEvent
 from compressor.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
-DIGITS = ModelSettings(str(ROOT / "sample_models" / "digits_cnn.pt"))
+DIGITS = ModelSettings(str(ROOT / "sample_models" / "digits_cnn.safetensors"))
 PERCEPTRON = ModelSettings(arch=f"{ROOT / 'sample_models' / 'mlp.py'}:build", arch_arg=(("size", 8),))
 
 
@@ -48,7 +48,7 @@ def test_a_broken_run_goes_on_to_the_same_weights(monkeypatch, tmp_path, model, 
     with pytest.raises(Killed):
         detach(job(model, tmp_path / "broken", **choice), dies_after_one_epoch)
     resume(str(tmp_path / "broken"))
-    one, other = (open_model(tmp_path / name / "model.pt").module.state_dict() for name in ("whole", "broken"))
+    one, other = (open_model(tmp_path / name / "model.safetensors").module.state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     for row in whole.rows:
         assert row.cost.shared_params + row.cost.own_params == row.cost.params
@@ -62,29 +62,29 @@ def test_a_detached_model_is_pruned_and_trained_further_as_one(monkeypatch, tmp_
     detach(job(DIGITS, tmp_path / "detached", exits=1))
     short = replace(FINETUNE, epochs=1, batch_size=256)
     output = OutputSettings(str(tmp_path / "pruned"), latency=False, onnx=False)
-    model = ModelSettings(str(tmp_path / "detached" / "model.pt"))
+    model = ModelSettings(str(tmp_path / "detached" / "model.safetensors"))
     report = prune(PruneJob(model, output, PruneSettings(ratio=0.25), "digits", training=short))
     base, sub_model = report.sections[0].tables[0].rows
     assert (base[0], sub_model[1]) == ("base", "7")
-    module = open_model(tmp_path / "pruned" / "model.pt").module
+    module = open_model(tmp_path / "pruned" / "model.safetensors").module
     assert module.submodels[0].step_down.conv.out_channels == module.base[3].out_channels == 48
     output = OutputSettings(str(tmp_path / "tuned"), latency=False, onnx=False)
     command = "compressor finetune"
-    model = ModelSettings(str(tmp_path / "pruned" / "model.pt"))
+    model = ModelSettings(str(tmp_path / "pruned" / "model.safetensors"))
     tuned = train(TrainJob(model, "digits", output, training=short, command=command))
     assert len(tuned.sections[0].tables[0].rows) == 2
-    moved = open_model(tmp_path / "tuned" / "model.pt").module.state_dict()
+    moved = open_model(tmp_path / "tuned" / "model.safetensors").module.state_dict()
     changed = {name for name, value in module.state_dict().items() if not torch.equal(value, moved[name])}
     assert {"submodels.0.step_down.conv.weight", "base.0.weight", "submodels.0.tail.8.running_mean"} <= changed
 
 
-def test_a_pickled_network_is_detached_by_its_graph(tmp_path):
+def test_a_pickled_network_is_detached_without_an_architecture(tmp_path):
     layers = [layer for c in (1, 8, 8) for layer in (nn.Conv2d(c, 8, 3), nn.BatchNorm2d(8), nn.ReLU())]
     torch.save(nn.Sequential(*layers, nn.Dropout(0.1), nn.Flatten(), nn.Linear(32, 10)), tmp_path / "net.pt")
     model = ModelSettings(str(tmp_path / "net.pt"), input=(1, 8, 8))
     done = detach(job(model, tmp_path / "run", exits=1))
     assert [row.cost.at for row in done.rows] == [None, "6"]
-    module = open_model(tmp_path / "run" / "model.pt").module
+    module = open_model(tmp_path / "run" / "model.safetensors").module
     base, sub_model = module.base.state_dict(), module.detach(1).tail.state_dict()
     assert base["7.running_mean"].any() and not torch.equal(base["7.running_mean"], sub_model["7.running_mean"])
     assert sub_model["6.weight"].data_ptr() == base["6.weight"].data_ptr()

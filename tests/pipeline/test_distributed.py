@@ -39,7 +39,7 @@ from tests.training.processes import together
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without processes")
 
 MODEL = ModelSettings(arch="sample_models/digits_cnn.py:build", arch_arg=(("width", 0.25),))
-TRAINED = ModelSettings(model="sample_models/digits_cnn.pt", arch="sample_models/digits_cnn.py:build")
+TRAINED = ModelSettings(model="sample_models/digits_cnn.safetensors", arch="sample_models/digits_cnn.py:build")
 PROCESSES = {"epochs": 1, "device": "cpu", "sync_bn": True, "log_seconds": 0.0}
 TRAINING = TrainSettings(**PROCESSES)
 ADAPNET = replace(
@@ -110,7 +110,8 @@ def early(report):
 
 
 def shape(folder):
-    return {name: tuple(tensor.shape) for name, tensor in compressor.load(folder / "model.pt").state_dict().items()}
+    state = compressor.load(folder / "model.safetensors").state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def test_adapnet_makes_the_structure_of_one_process(tmp_path):
@@ -145,7 +146,7 @@ def test_in_double_precision_adapnets_structure_is_that_of_one_process_to_the_en
     assert structure(first) == structure(second) == structure(alone) and sizes(first) == sizes(alone)
     assert {edit["kind"] for edit in alone["edits"]} == {"prune", "merge", "insert"}
     assert {edit["period"] for edit in alone["edits"]} == set(range(6))
-    mine, theirs = (compressor.load(tmp_path / name / "model.pt").state_dict() for name in ("alone", "two"))
+    mine, theirs = (compressor.load(tmp_path / name / "model.safetensors").state_dict() for name in ("alone", "two"))
     assert all(torch.allclose(mine[name], theirs[name], rtol=1e-5, atol=1e-6) for name in mine)
 
 

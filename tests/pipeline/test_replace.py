@@ -64,7 +64,7 @@ def test_a_run_that_was_broken_off_comes_to_the_same_end(whole, epoch, tmp_path)
     with pytest.raises(Interrupted, match="compressor resume"):
         run(job(tmp_path / "broken"), stop)
     report = resume(str(tmp_path / "broken"))
-    one, other = (compressor.load(each / "model.pt").state_dict() for each in (folder, tmp_path / "broken"))
+    one, other = (compressor.load(each / "model.safetensors").state_dict() for each in (folder, tmp_path / "broken"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert report.after.top1 == expected.after.top1 and report.notes == expected.notes
     assert report.sections == expected.sections

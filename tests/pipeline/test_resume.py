@@ -27,11 +27,12 @@ from compressor.pipeline.settings import (
     flat,
 )
 from compressor.pipeline.train import train
+from compressor.training.checkpoint import NAME, PREVIOUS
 from compressor.training.events import BatchEvent
 from compressor.training.interrupt import Interrupted
 
 ROOT = Path(__file__).parents[2]
-DIGITS = ModelSettings(str(ROOT / "sample_models" / "digits_cnn.pt"))
+DIGITS = ModelSettings(str(ROOT / "sample_models" / "digits_cnn.safetensors"))
 FRESH = ModelSettings(arch=f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build", arch_arg=(("width", 0.25),))
 THREE_EPOCHS = replace(FINETUNE, epochs=3, device="cpu", log_seconds=0.0)
 
@@ -63,7 +64,7 @@ def breaking_off(epoch, batch):
 
 
 def weights(folder):
-    return compressor.load(folder / "model.pt").state_dict()
+    return compressor.load(folder / "model.safetensors").state_dict()
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -72,7 +73,7 @@ def test_a_run_that_was_broken_off_comes_to_the_same_end(name, tmp_path):
     whole = run(job(tmp_path / "whole"))
     with pytest.raises(Interrupted, match="compressor resume"):
         run(job(tmp_path / "broken"), breaking_off(1, 4))
-    assert not (tmp_path / "broken" / "model.pt").exists()
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
 
     (tmp_path / "broken").rename(tmp_path / "moved")
     report = resume(str(tmp_path / "moved"))
@@ -89,18 +90,17 @@ def test_a_run_that_was_broken_off_comes_to_the_same_end(name, tmp_path):
 def test_a_run_broken_off_before_its_first_checkpoint_begins_again(tmp_path):
     with pytest.raises(Interrupted):
         train(training(tmp_path / "run"), breaking_off(0, 1))
-    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+    for name in (NAME, PREVIOUS):
         (tmp_path / "run" / name).unlink(missing_ok=True)
     assert len(resume(str(tmp_path / "run")).rows) == 3
 
 
 def test_paths_are_those_of_the_folder_where_the_run_began(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
-    shutil.copy(DIGITS.model, tmp_path / "here" / "model.pt")
+    shutil.copy(DIGITS.model, tmp_path / "here" / "model.safetensors")
     monkeypatch.chdir(tmp_path / "here")
-    job = replace(
-        pruning("run"), model=ModelSettings("model.pt", arch=f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build")
-    )
+    model = ModelSettings("model.safetensors", arch=f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build")
+    job = replace(pruning("run"), model=model)
     with pytest.raises(Interrupted):
         prune(job, breaking_off(0, 2))
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from compressor.pipeline.settings import ModelSettings, OutputSettings, PruneJob
 from compressor.reporting import units
 from tests.exporting.nets import small_net
 
-DIGITS = Path(__file__).parents[2] / "sample_models" / "digits_cnn.pt"
+DIGITS = Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors"
 
 
 def test_both_ways_are_measured_and_the_network_stays() -> None:

@@ -34,7 +34,7 @@ from compressor.training.events import EpochEvent, NoteEvent
 from compressor.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
-DIGITS = ModelSettings(str(ROOT / "sample_models" / "digits_cnn.pt"))
+DIGITS = ModelSettings(str(ROOT / "sample_models" / "digits_cnn.safetensors"))
 FRESH = ModelSettings(arch=f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build")
 QUICK = replace(FINETUNE, epochs=1, device="cpu")
 
@@ -97,7 +97,7 @@ def test_a_pruned_module_is_saved_and_opened_again(tmp_path):
 def test_a_run_leaves_all_its_files(pruned):
     folder, report, _ = pruned
     names = {path.name for path in folder.iterdir()}
-    assert names >= {"model.pt", "model.onnx", "report.json", "report.html", "metrics.jsonl", "settings.json"}
+    assert names >= {"model.safetensors", "model.onnx", "report.json", "report.html", "metrics.jsonl", "settings.json"}
     assert not [name for name in names if name.startswith(".") or name.endswith(".tmp")]
     assert Report.load(folder) == Report.from_json(json.loads(json.dumps(report.to_json())))
 
@@ -116,11 +116,11 @@ def test_the_report_has_what_was_asked_of_it(pruned):
 
 def test_what_is_reported_is_what_was_written(pruned):
     folder, report, _ = pruned
-    module = compressor.load(folder / "model.pt")
+    module = compressor.load(folder / "model.safetensors")
     assert filters(module) == {layer.name: layer.after for layer in report.layers}
     assert compressor.profile(module, torch.zeros(1, 1, 8, 8)).macs == report.after.macs
     assert report.after.macs / report.before.macs == pytest.approx(0.5, rel=0.01)
-    found = evaluate(EvaluateJob(ModelSettings(str(folder / "model.pt")), "digits"))
+    found = evaluate(EvaluateJob(ModelSettings(str(folder / "model.safetensors")), "digits"))
     assert found.top1 == pytest.approx(report.after.top1)
     assert evaluate(EvaluateJob(ModelSettings(str(folder / "model.onnx")), "digits")).top1 == found.top1
 
@@ -142,14 +142,14 @@ def test_metrics_are_the_rows_of_the_report(pruned):
 def test_the_checkpoint_remembers_the_command(pruned):
     from compressor.loading import open_model
 
-    opened = open_model(pruned[0] / "model.pt")
+    opened = open_model(pruned[0] / "model.safetensors")
     assert opened.history[-1] == "compressor prune" and opened.input_shape == (1, 8, 8)
     assert len(opened.classes) == 10 and opened.mean is not None
 
 
 def test_a_pruned_model_goes_on(pruned, tmp_path):
     """Prune, then fine-tune, then prune again."""
-    model = ModelSettings(str(pruned[0] / "model.pt"))
+    model = ModelSettings(str(pruned[0] / "model.safetensors"))
     tuned = training.train(
         TrainJob(model, "digits", out(tmp_path / "tuned", onnx=False), training=QUICK, command="compressor finetune")
     )
@@ -184,7 +184,7 @@ def test_training_fits_the_architecture_to_the_data(tmp_path):
     job = TrainJob(FRESH, "digits", out(tmp_path / "run", onnx=False), training=replace(TrainSettings(), epochs=2))
     report = training.train(job)
     assert report.after.top1 > max(report.before.top1, 0.3)
-    assert compressor.load(tmp_path / "run" / "model.pt")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert compressor.load(tmp_path / "run" / "model.safetensors")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
 def test_the_same_seed_trains_the_same_weights(tmp_path):
@@ -192,7 +192,7 @@ def test_the_same_seed_trains_the_same_weights(tmp_path):
     for name in ("one", "two"):
         job = TrainJob(FRESH, "digits", out(tmp_path / name, onnx=False), training=replace(QUICK, seed=3))
         training.train(job)
-        weights.append(compressor.load(tmp_path / name / "model.pt").state_dict())
+        weights.append(compressor.load(tmp_path / name / "model.safetensors").state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -210,7 +210,7 @@ def test_overwriting_replaces_the_run_and_leaves_other_files(tmp_path):
     (tmp_path / "model.onnx").write_text("of an earlier run")
     pruning.prune(PruneJob(DIGITS, out(tmp_path, overwrite=True, onnx=False)))
     assert (tmp_path / "mine").read_text() == "mine"
-    assert not (tmp_path / "model.onnx").exists(), "of another model than model.pt"
+    assert not (tmp_path / "model.onnx").exists(), "of another model than model.safetensors"
 
 
 def test_a_plan_that_fails_leaves_an_earlier_run_whole(tmp_path):

@@ -13,7 +13,7 @@ from compressor.pipeline.tuning import finetune_, step_for, validation_top1
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 from compressor.training.state import Saving
 
-MODEL = "sample_models/digits_cnn.pt"
+MODEL = "sample_models/digits_cnn.safetensors"
 
 
 def subject():

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError
+from compressor.files import write_whole
 from compressor.profiling.model_profile import profile
-from compressor.reporting.report import Measurements, Report, write_whole
+from compressor.reporting.report import Measurements, Report
 from tests.reporting.reports import bare_report, full_report
 
 

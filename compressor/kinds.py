@@ -1,4 +1,4 @@
-"""Whether a value from a file is of the type that a settings dataclass says; nothing heavy is imported."""
+"""Whether a value from a file is of the type that a dataclass says; nothing heavy is imported."""
 
 import difflib
 from collections.abc import Iterable
@@ -26,6 +26,10 @@ def fits(value: Any, hint: Any) -> bool:
         if parts[-1] is Ellipsis:
             return all(fits(each, parts[0]) for each in value)
         return len(value) == len(parts) and all(fits(each, part) for each, part in zip(value, parts))
+    if kind is dict:
+        if type(value) is not dict:
+            return False
+        return all(fits(key, parts[0]) and fits(each, parts[1]) for key, each in value.items())
     if hint in (None, NoneType):
         return value is None
     if hint is float:

@@ -11,8 +11,17 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from compressor.errors import ModelError
+from compressor.graph.shapes import plain_name
 from compressor.graph.sizes import free_sizes_
 from compressor.graph.trace import cause, trace
+
+CONVOLUTIONS = frozenset(
+    {"convolution", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))}
+)
+WEIGHTED = CONVOLUTIONS | {  # operators that multiply with weights or matrices: what costs multiply-adds
+    "linear", "matmul", "mm", "bmm", "mv", "dot", "vdot", "addmm", "addmv", "addbmm", "baddbmm", "_addmm_activation",
+    "_int_mm", "einsum", "bilinear", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu",
+}  # fmt: skip
 
 _TRAINING_FLAG = {  # operator -> position of its training flag
     torch.ops.aten.batch_norm.default: 5,
@@ -117,7 +126,7 @@ _GROUPED |= dict.fromkeys(_TRANSPOSED, 6)
 
 def _always_of_batch(node: fx.Node) -> bool:
     """Whether a norm keeps no statistics, so that it takes the batch's in evaluation too."""
-    return "_norm" in str(node.target) and node.args[3] is None
+    return operator_of(node) in ("batch_norm", "instance_norm") and node.args[3] is None
 
 
 def _groups(graph: fx.Graph, node: fx.Node) -> Any:
@@ -145,6 +154,11 @@ def _make_functional(node: fx.Node) -> None:
 def _is_in_place(func: torch._ops.OpOverload) -> bool:
     name = func._schema.name
     return name.startswith("aten::") and name.endswith("_") and not name.endswith("__")
+
+
+def operator_of(node: fx.Node) -> str:
+    """Name of the operator that a node calls, without namespace and overload: "conv2d"; "" for anything else."""
+    return plain_name(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 def is_weight(node: fx.Node) -> bool:

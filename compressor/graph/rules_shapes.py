@@ -19,8 +19,9 @@ def view(w: Walk, op: Op) -> None:
         return
     given: Track = {}
     for source, target in _regrouped(x.shape, out.shape):
-        tracked = sorted((dim for dim in source if dim in w.track(x)), key=lambda dim: w.is_made(w.track(x)[dim]))
-        others = [w.track(x)[dim] for dim in tracked[1:]]
+        here = {dim: w.track(x)[dim] for dim in source if dim in w.track(x)}
+        tracked = sorted(here, key=lambda dim: w.is_made(here[dim]) or w.is_fixed(here[dim]))  # channels first
+        others = [here[dim] for dim in tracked[1:]]
         w.freeze_all(others, f"{where(op)} flattens them together with other channels")
         if tracked:
             ids = _spread(w.track(x)[tracked[0]], x.shape, source, tracked[0])

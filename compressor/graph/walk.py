@@ -36,13 +36,15 @@ class Ties:
     aliases: list[tuple[Ids, Ids]] = field(default_factory=list)  # pairs that one weight is computed from
     apart: list[Ids] = field(default_factory=list)  # channels that go a way of their own, so cannot stand for others
     made: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1024, dtype=bool))
+    fixed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1024, dtype=bool))  # frozen as they are
     _made_pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
 
     def fresh(self, size: int, made: bool = False) -> Ids:
         ids = np.arange(self.count, self.count + size, dtype=np.int64)
         self.count += size
         if self.count > len(self.made):
-            self.made = np.concatenate([self.made, np.zeros(max(len(self.made), size), dtype=bool)])
+            more = np.zeros(max(len(self.made), size), dtype=bool)
+            self.made, self.fixed = np.concatenate([self.made, more]), np.concatenate([self.fixed, more])
         self.made[ids] = made
         return ids
 
@@ -149,6 +151,9 @@ class Walk:
     def is_made(self, ids: Ids) -> bool:
         return bool(self.ties.made[ids].all())
 
+    def is_fixed(self, ids: Ids) -> bool:
+        return bool(self.ties.fixed[ids].all())
+
     def held(self, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
         """The identities of a dimension, if any, and its size."""
         return self.track(ref).get(dim), ref.shape[dim]
@@ -170,6 +175,7 @@ class Walk:
     def freeze(self, ids: Ids | None, reason: str) -> None:
         if ids is not None:
             self.ties.frozen.append((ids, reason))
+            self.ties.fixed[ids] = True
 
     def freeze_all(self, arrays: Iterable[Ids], reason: str) -> None:
         for ids in arrays:

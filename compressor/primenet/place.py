@@ -10,7 +10,7 @@ from torch import nn
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph.chain import Chain, Cut
-from compressor.graph.program import module_of
+from compressor.graph.program import CONVOLUTIONS, WEIGHTED, module_of
 from compressor.graph.trace import trace
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
@@ -19,8 +19,6 @@ from compressor.profiling.macs import count_macs
 from compressor.subnets.tail import tail
 
 PAYS = 2.0  # the automatic choice wants this many times the block's multiply-adds gone
-_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose2d"})
-_WEIGHTED = _CONVOLUTIONS | {"linear", "matmul", "bmm", "addmm"}
 _NAMED_AT_MOST = 12  # places listed in a message
 
 
@@ -64,8 +62,8 @@ class Early:
         self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         self.chain = Chain(model, torch.zeros(1, *image, device=self.device))
         self.end = len(self.chain.cuts) - 1
-        first = next((name for name in self.chain.operators(0, self.end) if name in _WEIGHTED), "nothing that learns")
-        if first not in _CONVOLUTIONS:
+        first = next((name for name in self.chain.operators(0, self.end) if name in WEIGHTED), "nothing that learns")
+        if first not in CONVOLUTIONS:
             raise ModelError(
                 f"the network begins with {first}, not with a convolution: the block replaces early convolutions"
             )
@@ -74,7 +72,7 @@ class Early:
     def cuts(self) -> tuple[Cut, ...]:
         """Every cut in front of a convolution or a block of them, with a convolution before it, in order."""
         inner = self.chain.cuts[1 : self.end]
-        return tuple(cut for cut in inner if self._ends_here(cut) and cut.operator in _CONVOLUTIONS)
+        return tuple(cut for cut in inner if self._ends_here(cut) and cut.operator in CONVOLUTIONS)
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -160,7 +158,7 @@ class Early:
         if len(cut.shape) != 3 or cut.shape[0] < 2 or cut.index == self.end:
             return False
         smaller = all(size <= pixels for size, pixels in zip(cut.shape[1:], self.image[1:], strict=True))
-        return smaller and not _CONVOLUTIONS.isdisjoint(self.chain.operators(0, cut.index))
+        return smaller and not CONVOLUTIONS.isdisjoint(self.chain.operators(0, cut.index))
 
     def _goes_on(self, cut: Cut, until: str) -> bool:
         """Whether the module still computes something behind the cut."""

@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from compressor.errors import ModelError
 from compressor.graph.chain import Chain
-from compressor.graph.program import module_of
+from compressor.graph.program import CONVOLUTIONS, module_of, operator_of
+from compressor.graph.rules_shapes import SPATIAL
 from compressor.graph.trace import trace
 from compressor.profiling.macs import count_macs
 from compressor.routing.shortcuts import is_layer, own_shortcut, shortcut_fits, shortcut_text
@@ -76,9 +77,12 @@ def macs_of(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _start_of_head(chain: Chain) -> int:
-    """The cut at which the last operation with weights begins: it makes the scores and cannot be skipped."""
+    """The cut at which the operation with weights begins that makes the scores: it cannot be skipped.
+
+    A convolution behind it that works on every map of its own (upsampling of scores) makes none.
+    """
     for start in reversed(range(len(chain.cuts) - 1)):
-        if _computes(chain.segment(start, start + 1)):
+        if any(is_layer(node) and not _is_depthwise(node) for node in chain.segment(start, start + 1).graph.nodes):
             return start
     raise ModelError("the network has no convolution or linear layer: there is nothing to skip")
 
@@ -113,7 +117,7 @@ def _follows(chain: Chain, start: int, work: int) -> bool:
     """
     before, after = chain.cuts[start].shape, chain.cuts[start + 1].shape
     segment = chain.segment(start, start + 1)
-    pools = any(node.name.startswith(("max_pool", "avg_pool")) for node in segment.graph.nodes)
+    pools = any(operator_of(node) in SPATIAL for node in segment.graph.nodes)
     if before != after or pools or _is_block(segment) != _computes(segment):
         return False
     return not _computes(segment) or (own_shortcut(segment) is None and macs_of(segment, before) < _LITTLE * work)
@@ -126,13 +130,22 @@ def _computes(segment: fx.GraphModule) -> bool:
     return any(is_layer(node) for node in segment.graph.nodes)
 
 
+def _is_depthwise(node: fx.Node) -> bool:
+    if operator_of(node) not in CONVOLUTIONS or len(node.args) <= _GROUPS or node.args[_GROUPS] == 1:
+        return False
+    return bool(node.args[1].meta["val"].shape[1] == 1)  # type: ignore[union-attr]
+
+
+_GROUPS = 6  # position of a convolution's argument
+
+
 def _is_block(segment: fx.GraphModule) -> bool:
     """Whether branches meet in it: an operator with two operands that are both computed from the input's values."""
     flowing, met = {next(iter(segment.graph.nodes))}, False
     for node in segment.graph.nodes:
         operands = {each for each in node.all_input_nodes if each in flowing}
         met = met or (len(operands) > 1 and node.op == "call_function")
-        if operands and not str(node.target).startswith("aten.sym_size"):
+        if operands and operator_of(node) != "sym_size":
             flowing.add(node)
     return met
 

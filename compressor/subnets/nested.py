@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError, UsageError
+from compressor.graph.program import WEIGHTED
 from compressor.subnets.once import store_once_, tie_
-from compressor.subnets.points import WEIGHTED, Survey, begins
+from compressor.subnets.points import Survey, begins
 from compressor.subnets.settings import DetachSettings
 from compressor.subnets.tail import Norms, tail
 

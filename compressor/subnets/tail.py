@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from compressor.graph.chain import Chain
-from compressor.graph.program import is_weight, module_of
+from compressor.graph.program import is_weight, module_of, operator_of
 
 Norms = Literal["stats", "switchable", "shared"]
 
@@ -82,16 +82,12 @@ def _by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 def _is_arithmetic(node: fx.Node) -> bool:
     """Whether a node computes sizes, such as the number of a convolution's groups."""
-    return not isinstance(node.target, torch._ops.OpOverload) or _operator(node) == "sym_size"
-
-
-def _operator(node: fx.Node) -> str:
-    return node.target._schema.name.split("::")[-1] if isinstance(node.target, torch._ops.OpOverload) else ""
+    return not isinstance(node.target, torch._ops.OpOverload) or operator_of(node) == "sym_size"
 
 
 def _is_call_of(node: fx.Node, layer: nn.Module, path: str) -> bool:
     """Whether the operator is all that calling the layer does, on the layer's own weights."""
-    if node.op != "call_function" or _operator(node) not in _ONE_OPERATOR.get(type(layer), ()):
+    if node.op != "call_function" or operator_of(node) not in _ONE_OPERATOR.get(type(layer), ()):
         return False
     image = node.args[0]
     if not isinstance(image, fx.Node) or is_weight(image):
@@ -116,7 +112,7 @@ def _give_own_norms_(part: fx.GraphModule, own_affine: bool) -> None:
     """Put a layer with its own statistics in the place of every batch norm, one for all calls of the same."""
     calls: dict[str, list[fx.Node]] = {}
     for node in part.graph.nodes:
-        statistics = node.args[3:5] if _operator(node) == "batch_norm" else ()
+        statistics = node.args[3:5] if operator_of(node) == "batch_norm" else ()
         if statistics and all(isinstance(each, fx.Node) and is_weight(each) for each in statistics):
             calls.setdefault(str(node.args[3].target).rpartition(".")[0] or "norm", []).append(node)
     for path, nodes in calls.items():

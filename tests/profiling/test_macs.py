@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compressor import vision
 from compressor.graph import rules, rules_layers
 from compressor.graph.capture import capture
+from compressor.graph.program import WEIGHTED
 from compressor.graph.trace import trace
 from compressor.profiling.macs import IGNORED, RULES, count_macs
 from tests.networks import NETWORKS, Network
@@ -144,6 +145,7 @@ def test_every_operator_with_a_rule_for_channels_is_counted_or_costless() -> Non
     found = rules_layers
     multiplies = (found.convolution, found.matrix_product, found.linear, found.matrix_vector, found.attention)
     assert {name for name, rule in rules.RULES.items() if rule in multiplies} == set(RULES)
+    assert {name for name in RULES if not name.startswith("_scaled_dot_product")} < WEIGHTED
     costless = IGNORED | set(RULES) | {"_fft_r2c", "_fft_c2r", "_fft_c2c"}
     assert rules.RULES.keys() <= costless and not IGNORED & set(RULES)
 

@@ -36,6 +36,48 @@ def test_classifier_is_never_a_unit():
     assert [unit.name for unit in survey(model, SHAPE)[1].units] == ["0", "2"]
 
 
+def bilinear(classes: int) -> nn.Module:
+    return nn.ConvTranspose2d(classes, classes, 4, 2, 1, groups=classes, bias=False)
+
+
+TAILS = {
+    "bilinear": lambda: [nn.Upsample(scale_factor=2.0, mode="bilinear"), Function(lambda x: x.mean((2, 3)))],
+    "nearest": lambda: [nn.Upsample(scale_factor=2.0), nn.Flatten(2), Function(lambda x: x.amax(2))],
+    "transposed convolution": lambda: [bilinear(10), Function(lambda x: x.mean((2, 3)))],
+    "softmax": lambda: [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1)],
+    "log_softmax": lambda: [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.LogSoftmax(1)],
+    "view": lambda: [Function(lambda x: x.view(x.shape[0], 10, -1).mean(2))],
+    "permute": lambda: [Function(lambda x: x.permute(0, 2, 3, 1).flatten(1, 2).mean(1))],
+    "scale": lambda: [nn.Dropout(), nn.AvgPool2d(8), nn.Flatten(), Function(lambda x: x.sigmoid() * 2 - 1)],
+    "padding and pooling": lambda: [nn.ReflectionPad2d(1), nn.MaxPool2d(10), nn.Flatten()],
+    "pixels of each class": lambda: [nn.Upsample(scale_factor=2.0, mode="bicubic")],
+}
+
+
+class Function(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_the_layer_that_makes_the_scores_is_no_unit_whatever_comes_behind(name):
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 10, 1)]
+    found = survey(nn.Sequential(*layers, *TAILS[name]()), SHAPE)[1]
+    assert [unit.name for unit in found.units] == ["0", "2"] and not found.refused
+
+
+def test_resizing_is_no_layer_and_depthwise_convolutions_elsewhere_are():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.Upsample(scale_factor=0.5, mode="bilinear"), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10),
+    )  # fmt: skip
+    assert [unit.name for unit in survey(model, SHAPE)[1].units] == ["0", "3"]
+
+
 def test_growing_maps_are_refused_with_the_reason():
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(4, 4, 3, padding=1),

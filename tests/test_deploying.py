@@ -13,6 +13,7 @@ import torch
 
 from compressor.exporting.manifest import Card
 from compressor.exporting.package import PackageSettings, export_package
+from compressor.preparation import Preparation
 from compressor.subnets.detachable import Detachable
 from tests.exporting.nets import trained
 from tests.subnets.nets import detachable, images
@@ -28,7 +29,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Detachable
     torch.manual_seed(0)
     model = trained(detachable())
     place = tmp_path_factory.mktemp("deploying")
-    card = Card(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    card = Card(preparation=Preparation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)))
     export_package(model, images()[:1], place / "deploy", card=card, settings=PackageSettings(latency=False))
     return place, model
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -11,12 +11,15 @@ import numpy as np
 from compressor.errors import FileError, UsageError
 from compressor.exporting.parity import Array
 from compressor.files import beside, copied
+from compressor.preparation import Preparation
 from compressor.text import shown
 
 FORMAT, VERSION = "compressor package", 1
 MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run_onnx.py"
+PREPARATION = "preparation.py"  # beside the runner, which imports it
 TUNED_MODEL, TUNED_WEIGHTS = "model.cpu.onnx", "weights.cpu.bin"  # of `compressor tune`
 METADATA_KEY = "compressor.manifest"
+CARD_KEY = "compressor.card"  # of a graph that is no package's
 
 _KNOWN = "of the training data"
 _LONGEST = 1 << 26  # bytes of a manifest
@@ -50,8 +53,7 @@ class Card:
     """What is known of a model besides its weights."""
 
     classes: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None  # per channel, of pixels scaled to 0..1; None: pixels go in as they are
-    std: tuple[float, ...] | None = None
+    preparation: Preparation | None = None  # None: nobody said, and pixels in 0..1 go in as they are
     history: tuple[str, ...] = ()  # the commands that made it
 
 
@@ -93,9 +95,9 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> bytes, sha256
 
     @property
-    def normalised(self) -> bool:
-        """Whether the model said how its images are normalised."""
-        return self.input.get("normalisation") == _KNOWN
+    def card(self) -> Card:
+        """What it says of the model."""
+        return Card(self.classes, _preparation(self.input), self.history)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as it is written."""
@@ -143,8 +145,7 @@ def manifest_from(held: Any, where: str) -> Manifest:
         for facts in files.values():
             int(facts["bytes"]), str(facts["sha256"])
         classes = None if known.pop("classes") is None else tuple(map(str, held["classes"]))
-        numbers = {key: tuple(float(each) for each in held["input"][key]) for key in ("mean", "std")}
-        known["input"] = {**held["input"], **numbers, "shape": tuple(int(size) for size in held["input"]["shape"])}
+        known["input"] = _input(held["input"])
         known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
         return Manifest(**known, exits=exits, files=files, classes=classes)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -161,6 +162,36 @@ def manifest_inside(metadata: Mapping[str, str], where: str) -> Manifest | None:
     except (ValueError, RecursionError) as error:
         raise FileError(f"{where} holds a damaged manifest ({shown(str(error))}): export it again") from error
     return manifest_from(held, where)
+
+
+def card_inside(metadata: Mapping[str, str], where: str) -> Card:
+    """What a graph's metadata say of the model, of a package or of a file alone. Raises FileError for damaged ones."""
+    manifest = manifest_inside(metadata, where)
+    if manifest is not None:
+        return manifest.card
+    if CARD_KEY not in metadata:
+        return Card()
+    try:
+        held = json.loads(metadata[CARD_KEY])
+        classes = None if held["classes"] is None else tuple(map(str, held["classes"]))
+        return Card(classes, _preparation(_input(held["input"])), tuple(map(str, held["history"])))
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise FileError(f"{where} holds a damaged description ({shown(str(error))}): export it again") from error
+
+
+def card_text(shape: tuple[int, ...], card: Card) -> str:
+    """What `card_inside` reads, for a model of this input shape."""
+    return json.dumps({"input": input_facts(shape, card), "classes": card.classes, "history": card.history})
+
+
+def _input(held: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {key: tuple(float(each) for each in held[key]) for key in ("mean", "std")}
+    Preparation.from_json(held)
+    return {**held, **numbers, "shape": tuple(int(size) for size in held["shape"])}
+
+
+def _preparation(held: Mapping[str, Any]) -> Preparation | None:
+    return Preparation.from_json(held) if held.get("normalisation") == _KNOWN else None
 
 
 class Numbered(Protocol):
@@ -207,13 +238,16 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 def input_facts(shape: tuple[int, ...], card: Card) -> dict[str, Any]:
     """How images have to be brought to the model."""
+    plain = Preparation((0.0,) * shape[0], (1.0,) * shape[0])
+    preparation = card.preparation or (
+        replace(Preparation.usual(*shape[1:]), mean=plain.mean, std=plain.std) if len(shape) == 3 else plain
+    )
     return {
         "name": "input",
         "shape": shape,
         "layout": "NCHW",
         "dtype": "float32",
         "scale": "pixels / 255, then (x - mean) / std for each channel",
-        "mean": card.mean or (0.0,) * shape[0],
-        "std": card.std or (1.0,) * shape[0],
-        "normalisation": _KNOWN if card.mean and card.std else "unknown: the model did not say",
+        **asdict(preparation),
+        "normalisation": _KNOWN if card.preparation else "unknown: the model did not say",
     }

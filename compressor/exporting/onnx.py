@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from compressor.errors import CompressorError, FileError
 from compressor.exporting.flat import OPSET, check_file, check_opset, flatten
+from compressor.exporting.manifest import CARD_KEY, Card, card_text
 from compressor.exporting.parity import RELATIVE_LIMIT, Array, OnnxCheck, largest_difference
 from compressor.exporting.runtime import first_line, open_session
 from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
@@ -29,6 +30,7 @@ def export_onnx(
     *,
     opset: int = OPSET,
     check_inputs: Any = None,
+    card: Card | None = None,
 ) -> OnnxCheck:
     """Write `module` as a checked ONNX file with a free batch size, batch norms folded into convolutions.
 
@@ -42,6 +44,7 @@ def export_onnx(
         opset: version of ONNX's operator set, 15 to 23.
         check_inputs: real inputs of the same form as `example`, any number of images, on which the file is compared
             with torch at batch 1 and 5; random ones where left out.
+        card: what the file says of the model, such as how its images are prepared.
 
     Raises:
         UsageError: no such opset.
@@ -64,6 +67,8 @@ def export_onnx(
     expected = [torch_outputs(reference, batch) for batch in batches]
     names = ["input"] if isinstance(whole, Tensor) else None
     program = flatten(reference, images(whole, 2), opset, names)
+    if card is not None and isinstance(whole, Tensor):
+        program.model.metadata_props[CARD_KEY] = card_text(tuple(whole.shape[1:]), card)
     with folder_beside(target) as folder:
         file = folder / target.name
         _save(program, file)

@@ -3,7 +3,8 @@
 model.onnx      the graph, some kilobytes
 weights.bin     every weight once
 manifest.json   inputs, classes, exits with cost and accuracy, hash of every file; also inside model.onnx
-run_onnx.py     classifies an image with numpy and onnxruntime alone
+run_onnx.py     classifies an image with numpy, onnxruntime and pillow alone
+preparation.py  brings an image to what the network takes, for run_onnx.py
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from compressor import preparation
 from compressor.errors import FileError, UsageError
 from compressor.exporting.builds import build
 from compressor.exporting.evidence import Demands, Evidence, prove, routing_facts
@@ -23,6 +25,7 @@ from compressor.exporting.manifest import (
     MANIFEST,
     METADATA_KEY,
     MODEL,
+    PREPARATION,
     RUNNER,
     WEIGHTS,
     Card,
@@ -136,7 +139,7 @@ def finish(staging: Path, manifest: Manifest) -> Manifest:
     """Put the manifest into the graphs and beside them, with the script; then check the folder as a user would."""
     import onnx
 
-    (staging / RUNNER).write_text(Path(__file__).with_name(RUNNER).read_text(encoding="utf-8"), encoding="utf-8")
+    write_runner(staging)
     inside = replace(manifest, files={WEIGHTS: file_facts(staging / WEIGHTS)}).text()
     for file in sorted(staging.glob("*.onnx")):
         model = onnx.load(file, load_external_data=False)
@@ -150,6 +153,15 @@ def finish(staging: Path, manifest: Manifest) -> Manifest:
             os.fsync(written.fileno())
     with tempfile.TemporaryDirectory() as copies:
         return check_package(staging, manifest, Path(copies), everything=False, own=True)
+
+
+def write_runner(folder: Path) -> None:
+    """The script, and the code beside it that prepares images."""
+    script = Path(__file__).with_name(RUNNER).read_text(encoding="utf-8")
+    script = script.replace("from compressor.preparation import", "from preparation import")
+    (folder / RUNNER).write_text(script, encoding="utf-8")
+    code = Path(preparation.__file__).read_text(encoding="utf-8")
+    (folder / PREPARATION).write_text(code, encoding="utf-8")
 
 
 def _write_graphs(form: Form, evidence: Evidence, staging: Path, settings: PackageSettings) -> None:

@@ -88,7 +88,9 @@ def export_program(
 
 
 def _about(card: Card, shape: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
-    known = {"classes": card.classes, "mean": card.mean, "std": card.std, "history": card.history}
+    how = card.preparation
+    mean, std = (None, None) if how is None else (how.mean, how.std)
+    known = {"classes": card.classes, "mean": mean, "std": std, "history": card.history}
     return {"format": "compressor program", "version": 1, "input_shape": shape, **known, "settings": settings}
 
 

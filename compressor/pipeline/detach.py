@@ -16,7 +16,7 @@ from compressor.pipeline.measuring import filters, in_words, layer_sizes, measur
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import DetachJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject, refuse_routed
+from compressor.pipeline.subject import Subject, open_subject, refuse_routed, with_preparation
 from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
@@ -136,7 +136,7 @@ def _with_plain_pixels(subject: Subject) -> Subject:
     channels = subject.data.input_shape[0]
     mean, std = (0.0,) * channels, (1.0,) * channels
     data = replace(subject.data, preparation=replace(subject.data.preparation, mean=mean, std=std))
-    opened = replace(subject.opened, mean=mean, std=std)
+    opened = with_preparation(subject.opened, data.preparation)
     return replace(subject, opened=opened, data=data)
 
 

@@ -1,15 +1,14 @@
 """Measure the accuracy of a model or of an .onnx file: `compressor evaluate`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import UsageError
-from compressor.exporting.manifest import feeds_of, manifest_inside, packaged
+from compressor.exporting.manifest import card_inside, feeds_of, manifest_inside, packaged
 from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.pipeline.settings import EvaluateJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import class_numbers, open_subject
-from compressor.preparation import Preparation
 from compressor.training.data import AnySet, Data, fit_to_model, open_data
 from compressor.training.evaluate import evaluate as evaluate_on
 
@@ -56,17 +55,16 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
         model.feeds = feeds_of(packaged(manifest, job.exit, path))
     shape = job.model.input or tuple(size for size in model.input_shape if size is not None)
     whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
-    preparation = None
-    if manifest is not None and manifest.normalised and whole is not None:
-        mean, std = manifest.input["mean"], manifest.input["std"]
-        preparation = replace(Preparation.usual(*whole[1:]), mean=mean, std=std)
-    data = open_data(job.data, job.loading, input_shape=whole, preparation=preparation)
-    if manifest is None or not manifest.normalised:
-        data.notes.append(f"{path} does not say how its images are normalised: as the training set of {job.data} is")
-    numbers, classes = class_numbers(job.loading), None if manifest is None else manifest.classes
-    if manifest is not None or numbers is not None:
-        outputs = len(classes or ()) or (len(data.classes) if numbers is None else 1 + max(numbers.values()))
-        data = fit_to_model(data, outputs, classes=classes, numbers=numbers)
+    card = card_inside(model.metadata, str(path))
+    data = open_data(job.data, job.loading, input_shape=whole, preparation=card.preparation)
+    if card.preparation is None and job.loading.mean is None:
+        data.notes.append(
+            f"{path} does not say how its images are normalised: as the training set of {job.data} is; give --mean and "
+            "--std if it was trained otherwise"
+        )
+    numbers = class_numbers(job.loading)
+    outputs = len(card.classes or data.classes) if card.classes or numbers is None else 1 + max(numbers.values())
+    data = fit_to_model(data, outputs, classes=card.classes, numbers=numbers)
     note_all(data.notes, tell)
     tell(Stage(f"evaluating on {len(_images(job, data)):,} images with ONNX Runtime"))
     result = evaluate_on(model, _images(job, data), data)

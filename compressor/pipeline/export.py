@@ -11,7 +11,7 @@ from compressor.errors import UsageError
 from compressor.exporting.evidence import Evidence
 from compressor.exporting.flat import OPSET, check_opset
 from compressor.exporting.forms import form_of
-from compressor.exporting.manifest import MANIFEST, MODEL, RUNNER, WEIGHTS, Card, Manifest, chosen
+from compressor.exporting.manifest import MANIFEST, MODEL, PREPARATION, RUNNER, WEIGHTS, Manifest, chosen
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, check_target, export_package
 from compressor.exporting.parity import Array
@@ -19,7 +19,7 @@ from compressor.exporting.program import export_program
 from compressor.exporting.proof import PROOF_IMAGES
 from compressor.pipeline.settings import ExportJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject
+from compressor.pipeline.subject import Subject, card_of, open_subject
 from compressor.training.batching import examples
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
@@ -71,12 +71,6 @@ def export(job: ExportJob, tell: Tell = silent) -> Exported:
     return _package(path, manifest)
 
 
-def card_of(subject: Subject) -> Card:
-    """What a package says of its model."""
-    opened = subject.opened
-    return Card(opened.classes, opened.mean, opened.std, opened.history)
-
-
 def evidence_of(subject: Subject, calibration_images: int = 0) -> Evidence:
     """What the data give to judge an export by; nothing without data."""
     data = subject.data
@@ -118,7 +112,9 @@ def _chosen(subject: Subject, job: ExportJob, single: bool) -> nn.Module:
 
 
 def _file(subject: Subject, module: nn.Module, path: Path, opset: int) -> Exported:
-    check = export_onnx(module, subject.example, path, opset=opset, check_inputs=subject.real_images)
+    check = export_onnx(
+        module, subject.example, path, opset=opset, check_inputs=subject.real_images, card=card_of(subject)
+    )
     words = f"{check.file_bytes:,} bytes; on {check.inputs} images its outputs differ by {check.max_rel:.0e}"
     return Exported({str(path): words}, {"file": str(path), **asdict(check)}, model=str(path))
 
@@ -138,7 +134,8 @@ def _package(folder: Path, manifest: Manifest) -> Exported:
         MODEL: "the graph in INT8" if manifest.quantization else f"the graph; {checked}",
         WEIGHTS: "the weights, each once",
         MANIFEST: "inputs, classes, exits with cost and accuracy, hashes",
-        RUNNER: "classifies an image with numpy and onnxruntime alone",
+        RUNNER: "classifies an image with numpy, onnxruntime and pillow alone",
+        PREPARATION: "brings an image to what the network takes, for the former",
     }
     files = {
         str(folder / name): words.get(name, f"exit {name.removeprefix('exit_').removesuffix('.onnx')} alone")

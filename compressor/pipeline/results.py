@@ -9,7 +9,7 @@ from compressor.loading import save_model
 from compressor.pipeline.folder import MODEL, ONNX, RunFolder
 from compressor.pipeline.settings import OutputSettings
 from compressor.pipeline.stages import Stage, Tell
-from compressor.pipeline.subject import Subject
+from compressor.pipeline.subject import Subject, card_of
 from compressor.reporting.page import write_page
 from compressor.reporting.report import Report
 from compressor.training import distributed
@@ -54,6 +54,8 @@ def _written(subject: Subject, report: Report, folder: RunFolder, output: Output
 def _export(subject: Subject, folder: RunFolder, tell: Tell) -> tuple[OnnxCheck | None, CompressorError | None]:
     tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
     try:
-        return export_onnx(subject.module, subject.example, folder / ONNX, check_inputs=subject.real_images), None
+        return export_onnx(
+            subject.module, subject.example, folder / ONNX, check_inputs=subject.real_images, card=card_of(subject)
+        ), None
     except CompressorError as error:
         return None, error

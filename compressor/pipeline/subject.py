@@ -1,15 +1,15 @@
 """What a run works on: a model and the data that fit it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import UsageError
+from compressor.errors import FileError, UsageError
 from compressor.exporting.forms import form_of
-from compressor.exporting.manifest import chosen
+from compressor.exporting.manifest import Card, chosen
 from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
 from compressor.loading.arch import find
 from compressor.pipeline.settings import ModelSettings
@@ -18,7 +18,7 @@ from compressor.routing.network import Routed
 from compressor.training import distributed
 from compressor.training.batching import InputTransform, examples
 from compressor.training.class_numbers import read_class_numbers
-from compressor.training.data import Data, fit_to_model, open_data, with_input_shape
+from compressor.training.data import Data, fit_to_model, open_data, with_input_shape, with_normalisation
 from compressor.training.evaluate import count_outputs
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import generator, seed_everything_
@@ -74,10 +74,13 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
         opened = _opened(model, {})
         if opened.input_shape is None:
             raise UsageError("the model does not say what images it takes: give --input, such as --input 3x224x224")
+        if loading.mean or loading.std:
+            usual = preparation_of(opened) or Preparation.usual(*_images(opened.input_shape)[1:])
+            opened = with_preparation(opened, with_normalisation(usual, loading, opened.input_shape[0]))
         return Subject(replace(opened, module=opened.module.to(place)), None, place)
     if model.model is not None:
         opened = _opened(model, {})
-        found = _open_data(data, loading, opened.input_shape, _preparation(opened))
+        found = _open_data(data, loading, opened.input_shape, preparation_of(opened))
     else:
         found = _open_data(data, loading, _declared_shape(model) if data.startswith("folder:") else None)
         opened = _opened(model, _fitting(model, found))
@@ -86,8 +89,7 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
     outputs = count_outputs(opened.module, found)
     found = fit_to_model(found, outputs, classes=opened.classes, numbers=class_numbers(loading))
     classes = found.classes if loading.classes else opened.classes or found.classes
-    known = replace(opened, classes=classes, mean=found.mean, std=found.std)
-    return Subject(known, found, place)
+    return Subject(with_preparation(replace(opened, classes=classes), found.preparation), found, place)
 
 
 def class_numbers(loading: DataSettings) -> dict[str, int] | None:
@@ -126,11 +128,30 @@ def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
     return data_arguments(arch, num_classes=len(data.classes), channels=channels)
 
 
-def _preparation(opened: OpenedModel) -> Preparation | None:
-    """How the model's images are prepared, where it says so."""
-    if opened.mean is None or opened.std is None or opened.input_shape is None:
+def preparation_of(opened: OpenedModel) -> Preparation | None:
+    """How the model's images are prepared, where it says so.
+
+    Raises FileError where what it says cannot be.
+    """
+    if opened.mean is None or opened.std is None or opened.input_shape is None or len(opened.input_shape) != 3:
         return None
-    return replace(Preparation.usual(*opened.input_shape[-2:]), mean=opened.mean, std=opened.std)
+    usual = asdict(Preparation.usual(*opened.input_shape[1:]))
+    try:
+        return Preparation.from_json({**usual, **opened.preparation, "mean": opened.mean, "std": opened.std})
+    except ValueError as error:
+        raise FileError(f"the model does not say right how its images are prepared: {error}") from error
+
+
+def with_preparation(opened: OpenedModel, preparation: Preparation) -> OpenedModel:
+    """The model that says how its images are prepared."""
+    more = {name: value for name, value in asdict(preparation).items() if name not in ("mean", "std")}
+    return replace(opened, mean=preparation.mean, std=preparation.std, preparation=more)
+
+
+def card_of(subject: Subject) -> Card:
+    """What a file for another runtime says of its model."""
+    opened = subject.opened
+    return Card(opened.classes, preparation_of(opened), opened.history)
 
 
 def _declared_shape(model: ModelSettings) -> tuple[int, ...] | None:

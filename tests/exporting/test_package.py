@@ -21,10 +21,13 @@ from compressor.exporting.manifest import Card, Manifest, manifest_from, read_ma
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.runtime import OnnxModel
 from compressor.exporting.verify import verify_package
+from compressor.preparation import Preparation
 from tests.exporting.nets import small_net
 
 SHAPE = (3, 8, 8)
-CARD = Card(("ant", "bee", "cow", "dog"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("compressor prune net.pt",))
+CARD = Card(
+    ("ant", "bee", "cow", "dog"), Preparation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), frame=2), ("compressor prune net.pt",)
+)
 QUICK = PackageSettings(latency=False)
 
 
@@ -41,11 +44,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     )
 
 
-def test_the_folder_holds_four_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
+def test_the_folder_holds_five_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
     folder, _ = made
     assert sorted(entry.name for entry in folder.iterdir()) == [
         "manifest.json",
         "model.onnx",
+        "preparation.py",
         "run_onnx.py",
         "weights.bin",
     ]
@@ -61,8 +65,8 @@ def test_the_manifest_says_what_the_model_is(made: tuple[Path, Manifest]) -> Non
     assert (leaving.macs, leaving.params, leaving.convolutions) == (cost.macs, cost.params, 2)
     assert leaving.top1 == 0.5 and leaving.latency_ms["median"] > 0 and leaving.max_rel < 1e-5
     assert manifest.checked_on == "70 real images" and manifest.classes == CARD.classes
-    assert manifest.input["shape"] == SHAPE and manifest.input["mean"] == CARD.mean and manifest.normalised
-    assert set(manifest.files) == {"model.onnx", "weights.bin", "run_onnx.py"}
+    assert manifest.input["shape"] == SHAPE and manifest.card == CARD
+    assert set(manifest.files) == {"model.onnx", "weights.bin", "run_onnx.py", "preparation.py"}
 
 
 def test_the_graph_brings_the_manifest_along(made: tuple[Path, Manifest]) -> None:
@@ -90,9 +94,9 @@ def test_the_script_needs_numpy_and_onnxruntime_alone(made: tuple[Path, Manifest
         f"runpy.run_path({str(made[0] / 'run_onnx.py')!r}, run_name='__main__')\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    x = (torch.from_numpy(image).permute(2, 0, 1) / 255 - torch.tensor(CARD.mean).view(3, 1, 1)) / torch.tensor(
-        CARD.std
-    ).view(3, 1, 1)
+    x = (
+        torch.from_numpy(image).permute(2, 0, 1) / 255 - torch.tensor(CARD.preparation.mean).view(3, 1, 1)
+    ) / torch.tensor(CARD.preparation.std).view(3, 1, 1)
     with torch.no_grad():
         shares = small_net()(x[None]).softmax(1)[0]
     likeliest = ran.stdout.splitlines()[0].split()

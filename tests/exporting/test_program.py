@@ -12,13 +12,16 @@ from compressor.exporting.manifest import Card
 from compressor.exporting.program import export_program
 from compressor.graph import capture
 from compressor.loading import open_model, save_model
+from compressor.preparation import Preparation
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
 from tests.exporting.nets import small_net
 from tests.exporting.test_package import Noisy
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
-CARD = Card(("ant", "bee", "cow", "dog"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("compressor prune net.pt",))
+CARD = Card(
+    ("ant", "bee", "cow", "dog"), Preparation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), frame=2), ("compressor prune net.pt",)
+)
 
 
 def test_it_opens_everywhere_and_knows_its_model(tmp_path: Path) -> None:
@@ -34,8 +37,8 @@ def test_it_opens_everywhere_and_knows_its_model(tmp_path: Path) -> None:
     opened = open_model(tmp_path / "net.pt2")
     assert (opened.classes, opened.mean, opened.std, opened.history) == (
         CARD.classes,
-        CARD.mean,
-        CARD.std,
+        CARD.preparation.mean,
+        CARD.preparation.std,
         CARD.history,
     )
     assert opened.input_shape == (3, 8, 8)

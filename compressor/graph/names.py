@@ -1,6 +1,6 @@
 """Names of layers as a person writes them: a layer, a block, a parameter, a pattern, with the prefix of a wrapper."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -65,18 +65,11 @@ def groups_named(pattern: str, channels: Channels, what: str) -> tuple[Group, ..
     return tuple(group for group in channels.groups if np.isin(group.ids, ids).any())
 
 
-def module_named(name: str, model: nn.Module) -> str:
-    """The first name of the module that a name means, which may have a wrapper's prefix or be that of a parameter.
-
-    Raises:
-        UsageError: there is none.
-    """
-    names, modules = names_of(model), dict(model.named_modules())
+def module_named(name: str, names: Mapping[str, str], modules: Collection[str]) -> str | None:
+    """The first name of the module that a name means, which may have a wrapper's prefix or be that of a parameter."""
     asked = [each for each in names if each == name] or [each for each in names if _bare(each) == _bare(name)]
-    if not asked:
-        raise UsageError(f"the network has no layer {name!r}{did_you_mean(name, names)}")
-    found = names[asked[0]]
-    return found if found in modules else owner(found)
+    found = names[asked[0]] if asked else None
+    return found if found is None or found in modules else owner(found)
 
 
 def _names_in(channels: Channels) -> dict[str, str]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import ModelError, UsageError, did_you_mean
 from compressor.graph.chain import Chain, Cut
+from compressor.graph.names import module_named, names_of
 from compressor.graph.program import CONVOLUTIONS, WEIGHTED, module_of
 from compressor.graph.trace import trace
 from compressor.primenet.network import PrimeNetwork
@@ -95,8 +96,10 @@ class Early:
         Raises UsageError, naming legal ones, for a module that does not exist, or at whose end several tensors or none
         of the right shape carry the flow.
         """
-        if not until or until not in self._modules:
-            raise UsageError(f"--until {until}: the network has no such module; {self._legal()}")
+        asked, until = until, module_named(until, self._names, self._modules) or ""
+        if not until:
+            hint = did_you_mean(asked, self._names)
+            raise UsageError(f"--until {asked}: the network has no such module{hint}; {self._legal()}")
         inside = [cut for cut in self.chain.cuts[1:] if _within(cut.made_by, until)]
         if not inside or self._goes_on(inside[-1], until):
             raise UsageError(f"--until {until}: several tensors cross where it ends; {self._legal()}")
@@ -173,6 +176,11 @@ class Early:
         ran = (cut.made_by.split(".") for cut in self.chain.cuts)
         inside = (".".join(parts[:length]) for parts in ran for length in range(1, len(parts) + 1))
         return frozenset((*(name for name, _ in self.model.named_modules()), *inside))
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """The modules' names and those of what they hold, each with the first name of the same thing."""
+        return {name: name for name in self._modules if name} | names_of(self.model)
 
     @cached_property
     def _segment_macs(self) -> list[int]:

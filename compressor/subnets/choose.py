@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import ModelError, UsageError, did_you_mean
+from compressor.graph.names import module_named, names_of
 from compressor.subnets.points import Point, Survey, begins
 from compressor.subnets.settings import DetachSettings
 
@@ -64,12 +65,14 @@ def _named(found: Survey, names: Sequence[str]) -> tuple[Point, ...]:
 
 def _point(found: Survey, name: str) -> Point:
     """The point by its name, or by that of a module inside which nothing ran before the cut."""
+    modules, names = [each for each, _ in found.base.named_modules()], names_of(found.base)
+    meant = module_named(name, names, modules)
     for point in found.points:
-        if begins(name, point.at, point.cut):
+        if begins(name, point.at, point.cut) or (meant and begins(meant, point.at, point.cut)):
             return point
-    modules = [each for each, _ in found.base.named_modules()]
-    problem = "is no legal cut point" if name in modules else "is no module of the network"
-    near = ", ".join(_nearest_names(found, name, modules))
+    known = [*modules, *(point.at for point in found.points)]
+    problem = "is no legal cut point" if meant else f"is no module of the network{did_you_mean(name, known)}"
+    near = ", ".join(_nearest_names(found, meant or name, modules))
     raise UsageError(f"{name!r} {problem}; the nearest legal ones are {near}")
 
 

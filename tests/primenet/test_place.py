@@ -63,6 +63,17 @@ def test_finds_a_stage_by_the_module_that_ends_there():
     assert early(Residual()).find("stem").shape == (6, 8, 8)
 
 
+@pytest.mark.parametrize("name", ["module.0", "0.weight", "_orig_mod.module.0.bias"])
+def test_finds_a_stage_by_a_parameter_or_with_the_prefix_of_a_wrapper(name):
+    found = early(plain())
+    assert found.find(name).index == found.find("0").index
+
+
+def test_names_the_nearest_module():
+    with pytest.raises(UsageError, match=r"no such module \(did you mean one\?\); it may end at one, two"):
+        early(Functional()).find("onee")
+
+
 @pytest.mark.parametrize("until", ["features.6", ""])
 def test_refuses_a_stage_that_does_not_exist(until):
     with pytest.raises(UsageError, match=r"no such module; it may end at 2, 5"):

@@ -83,7 +83,7 @@ def test_wanted_costs_that_coincide_get_distinct_points(vgg):
 
 def test_a_point_answers_to_the_modules_that_begin_there():
     found = Survey(Residual(), SHAPE)
-    for name in ("blocks.1", "blocks.1.conv1"):
+    for name in ("blocks.1", "blocks.1.conv1", "module.blocks.1", "_orig_mod.blocks.1.conv1", "blocks.1.conv1.weight"):
         assert choose_points(found, DetachSettings(at=(name,)))[0].at == "blocks.1"
     assert choose_points(found, DetachSettings(at=("blocks.0",)))[0].at == "blocks"
 
@@ -93,6 +93,7 @@ def test_a_point_answers_to_the_modules_that_begin_there():
     [
         ({"at": ("features.6",)}, "'features.6' is no legal cut point; the nearest legal ones are features.3, "),
         ({"at": ("head",)}, "'head' is no module of the network; the nearest legal ones are features.3"),
+        ({"at": ("feature.3",)}, r"no module of the network \(did you mean features.3\?\); the nearest"),
         ({"at": ("features.7", "features.7")}, "names one cut point twice"),
         ({"at": ("features.7",), "targets": (0.5,)}, "not both"),
         ({"at": ("features.7",), "exits": 2}, "2 exits, and 1 in --at"),

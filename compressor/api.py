@@ -22,7 +22,7 @@ from compressor.keywords import (
     SweepKeywords,
     TrainKeywords,
 )
-from compressor.kinds import fits, tuples, unknown, words
+from compressor.kinds import check_fits, tuples, unknown
 from compressor.methods.adapnet.settings import PRESETS
 from compressor.pipeline.settings import (
     FINETUNE,
@@ -286,8 +286,7 @@ def _job(kind: type[J], verb: str, given: Mapping[str, Any], without: frozenset[
     for name, value in values.items():
         if name not in known:
             raise UsageError(f"{unknown(name, known)}; compressor.{verb} knows {', '.join(sorted(known))}")
-        if not fits(value, known[name]):
-            raise UsageError(f"{name} is {value!r}, and has to be {words(known[name])}")
+        check_fits(name, value, known[name])
     filled = {
         name: replace(room, **{f.name: values[f.name] for f in fields(room) if f.name in values})
         for name, room in rooms.items()

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from compressor.errors import UsageError
+
 
 def tuples(value: Any) -> Any:
     """Settings hold tuples, which JSON and TOML write as lists."""
@@ -35,6 +37,12 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return type(value) in (int, float)
     return type(value) is hint
+
+
+def check_fits(name: str, value: Any, hint: Any) -> None:
+    """Raise UsageError for a value of a setting that is of another type."""
+    if not fits(value, hint):
+        raise UsageError(f"{name} is {value!r}, and has to be {words(hint)}")
 
 
 def unknown(name: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from compressor.errors import ModelError
 from compressor.graph import resolve
 from compressor.graph.channels import KEPT, Channels
+from compressor.graph.editable import check_example, check_model
 from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import skeleton
@@ -27,9 +28,11 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Chan
     modes: what only the training graph has (auxiliary heads) is followed too. Its limits: see `Channels.frozen`.
 
     Raises:
-        UsageError: `keep` names no layer of the model.
-        ModelError: the model does not run on the example.
+        UsageError: `keep` names no layer of the model, or the model or the example is none.
+        ModelError: the model does not run on the example, or is of a kind that cannot be edited.
     """
+    check_model(model)
+    check_example(example)
     patterns, names = (keep,) if isinstance(keep, str) else tuple(keep), names_of(model)
     kept = frozenset(name for pattern in patterns for name in matching(pattern, names, "keep"))
     collecting = gc.isenabled()

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import DataError
 from compressor.graph.channels import Channels, Group
+from compressor.graph.trace import cause
 from compressor.methods.scores import Given, Scores, as_values, in_means, slices
 from compressor.training.evaluate import evaluating, first_output
 
@@ -26,6 +28,7 @@ def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:
 
     Raises:
         ModelError: the model gives no class scores for them.
+        DataError: the model does not take the images, or the labels are none of its classes.
     """
     assert given.batches, "`decide` asks for them"
     totals: dict[str, Tensor] = {}
@@ -52,8 +55,11 @@ def _gradient_times_weight(model: nn.Module, images: Tensor, labels: Tensor) -> 
         weight.requires_grad_()
     buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
     with evaluating(model), torch.enable_grad():
-        scores = first_output(torch.func.functional_call(model, {**weights, **buffers}, (images,)))
-        loss = nn.functional.cross_entropy(scores.float(), labels)
+        try:
+            scores = first_output(torch.func.functional_call(model, {**weights, **buffers}, (images,)))
+            loss = nn.functional.cross_entropy(scores.float(), labels)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise DataError(f"taylor needs images and class labels that fit the model ({cause(error)})") from error
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     return {
         name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient

@@ -1,25 +1,29 @@
 """Prune a module in place, in one call from Python: `compressor.prune_`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-import torch
+import numpy as np
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, UsageError
 from compressor.graph import capture
 from compressor.graph.channels import Channels
-from compressor.graph.trace import call_arguments
+from compressor.graph.skeleton import skeleton
+from compressor.kinds import check_fits, tuples
 from compressor.methods.oneshot import decide
-from compressor.methods.settings import PruneSettings
+from compressor.methods.settings import PruneSettings, check
 from compressor.pipeline.measuring import filters, layer_sizes
 from compressor.pipeline.rounding import chosen_multiple
+from compressor.profiling.cost import Profile
 from compressor.profiling.model_profile import profile
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
 from compressor.surgery import Plan, operate_
-from compressor.training.evaluate import device_of, evaluating
+from compressor.surgery.assign import check_no_reducer
+from compressor.training.evaluate import device_of
 
 
 def prune_(
@@ -35,12 +39,14 @@ def prune_(
     ratio_for: Iterable[tuple[str, float]] = PruneSettings.ratio_for,
     keep: Iterable[str] = PruneSettings.keep,
     seed: int = PruneSettings.seed,
-    batches: Sequence[tuple[Tensor, Tensor]] = (),
+    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    optimizer: Optimizer | None = None,
     latency: bool = False,
 ) -> Report:
     """Prune channels of a network in place, in one shot: nothing is trained.
 
-    Parameters stay the same objects, so an optimizer made before has to be made anew, or edited by `surgery.operate_`.
+    Parameters stay the same objects, with their hooks. An optimizer that has made steps keeps state of the old shapes:
+    give it here, or make a new one. Whatever is refused leaves module and optimizer as they were.
 
     Args:
         example: an input as the module takes it, (batch, channels, height, width), or a tuple or dict of inputs.
@@ -50,39 +56,37 @@ def prune_(
         scope: "layer" or "global" (the lowest scores of the whole network).
         round_to: widths that change become multiples of this; "auto": of what this machine's processor likes.
         min_channels: how many stay in every layer at least.
-        ratio_for: (pattern of layer names, ratio) for layers with a ratio of their own.
-        keep: patterns of layer names that stay as they are.
+        ratio_for: (name, ratio) for layers with a ratio of their own, or a dict.
+        keep: names of layers that stay as they are: a layer, a block, a parameter, a norm; "layer?.0.conv1" matches
+            several.
         batches: images and labels, normalised as the module takes them, for methods that look at data ("taylor").
+        optimizer: one of the module's parameters, whose state is edited alike.
         latency: also measure milliseconds before and after, which takes some ten seconds.
 
     Raises:
-        UsageError: a setting is out of its range, or nothing would be pruned; the module is as it was.
+        UsageError: a setting is out of its range or names no layer, or nothing would be pruned.
         ModelError: the module does not run on the example, or has nothing that may be pruned.
+        DataError: the batches do not fit the module.
 
     Example:
         report = compressor.prune_(module, torch.zeros(1, 3, 224, 224), method="l1", ratio=0.5)
         report.before.macs, report.after.macs       # 1814073344, 483149824
         report.frozen                               # {"fc": "output of the model"}
     """
-    choice = PruneSettings(
-        method=method,
-        ratio=ratio,
-        target_macs=target_macs,
-        scope=scope,  # type: ignore[arg-type]  # checked by `decide`
-        round_to=round_to,
-        min_channels=min_channels,
-        ratio_for=tuple(ratio_for),
-        keep=tuple(keep),
-        seed=seed,
-    )
-    choice = chosen_multiple(choice)
+    choice = chosen_multiple(_checked(
+        method=method, ratio=ratio, target_macs=target_macs, scope=scope, round_to=round_to, min_channels=min_channels,
+        ratio_for=ratio_for, keep=keep, seed=seed,
+    ))  # fmt: skip
+    images = _labelled(batches)
+    check(choice, has_data=bool(images))
     channels = capture(module, example, keep=choice.keep)
-    selection = decide(module, channels, choice, batches)
+    _check_can_be_edited(module, optimizer)
+    selection = decide(module, channels, choice, images)
     missing = {"top1": "no data was given"}
     widths = filters(module)
     before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)
-    apply_plan_(module, selection.plan, channels, example)
-    after = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)
+    cost = apply_plan_(module, selection.plan, channels, example, optimizer, latency=latency)
+    after = Measurements.of(cost, reasons=missing)
     return Report(
         command="compressor.prune_",
         settings=asdict(choice),
@@ -99,19 +103,68 @@ def prune_(
     )
 
 
-def apply_plan_(module: nn.Module, plan: Plan, channels: Channels, example: Any) -> Channels:
-    """Carry out a plan and run the module once; returns the channels as they stand then.
+def apply_plan_(
+    module: nn.Module,
+    plan: Plan,
+    channels: Channels,
+    example: Any,
+    optimizer: Optimizer | None = None,
+    *,
+    latency: bool = False,
+) -> Profile:
+    """Carry out a plan, first on a copy that has to run on the example; returns the cost of the edited network.
 
     Raises:
-        ModelError: the edited module does not run, which `capture` should have foreseen.
+        ModelError: the edited network does not run, which `capture` should have foreseen; the module is as it was.
     """
-    updated = operate_(module, plan, channels)
-    arguments, keywords = call_arguments(example)
+    copied = skeleton(module, real=True)
+    operate_(copied, plan, channels)
     try:
-        with evaluating(module), torch.no_grad():
-            module(*arguments, **keywords)
-    except Exception as error:  # the user's own code may fail in any way
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cost = profile(copied, example, latency=latency, layers=False)
+    except ModelError as error:
         touched = ", ".join(edit.group for edit in plan.edits[:4])
-        raise ModelError(f"the pruned network no longer runs ({first}): keep some of {touched} as they are") from error
-    return updated
+        raise ModelError(f"the pruned network would not run: keep some of {touched} as they are ({error})") from error
+    operate_(module, plan, channels, optimizer)
+    return cost
+
+
+def _checked(**given: Any) -> PruneSettings:
+    """The settings, each of the type that it has to be; a name alone is a list of one."""
+    for name, value in given.items():
+        if name == "keep" and isinstance(value, str):
+            value = (value,)
+        if name == "ratio_for" and isinstance(value, Mapping):
+            value = value.items()
+        if name in ("keep", "ratio_for") and isinstance(value, Iterable) and not isinstance(value, str):
+            value = tuple(value)
+        given[name] = tuples(value.item() if isinstance(value, np.generic) else value)
+        check_fits(name, given[name], _HINTS[name])
+    return PruneSettings(**given)
+
+
+_HINTS = get_type_hints(PruneSettings)
+
+
+def _labelled(batches: Any) -> tuple[tuple[Tensor, Tensor], ...]:
+    readable = isinstance(batches, Iterable) and not isinstance(batches, Tensor)
+    found = tuple(batches) if readable else ()
+    pairs = (isinstance(pair, tuple | list) and [isinstance(each, Tensor) for each in pair] for pair in found)
+    if not readable or not all(pair == [True, True] for pair in pairs):
+        raise UsageError("batches are pairs of images and labels, such as [(images, labels)]")
+    return tuple((images, labels) for images, labels in found)
+
+
+def _check_can_be_edited(module: nn.Module, optimizer: Optimizer | None) -> None:
+    """Raise what is known before anything is decided: weights without values, an optimizer of another network."""
+    parameters = dict(module.named_parameters())
+    empty = next((name for name, parameter in parameters.items() if parameter.is_meta), None)
+    if empty is not None:
+        raise ModelError(f"{empty} has no values (it is on the meta device): load the weights first")
+    check_no_reducer(parameters.values())
+    if optimizer is None:
+        return
+    if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
+        raise UsageError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    own = set(map(id, parameters.values()))
+    if own.isdisjoint(id(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+        raise UsageError("the optimizer holds no parameter of the module: give the one that trains it")

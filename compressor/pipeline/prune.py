@@ -55,10 +55,9 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
     tell(NoteEvent(in_words(before)))
     top1 = None if subject.data is None else validation_top1(subject)
     teacher = copy.deepcopy(subject.module) if job.distilling.distill else None
-    folder.begin(flat(job))
-
     tell(Stage(f"pruning {len(selection.plan.removed)} channels in {len(selection.plan.edits)} groups"))
     apply_plan_(subject.module, selection.plan, planned.channels, subject.example)
+    folder.begin(flat(job))
     history = _recover(job, subject, top1, teacher, folder, tell)
 
     tell(Stage("measuring the result"))

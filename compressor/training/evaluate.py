@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
+from compressor.graph.trace import set_mode
 from compressor.training.batching import batches, examples
 from compressor.training.data import AnySet, Data
 
@@ -137,7 +138,7 @@ def evaluating(model: object) -> Iterator[None]:
     """Eval mode inside, and every submodule's own mode again afterwards."""
     with modes_kept(model):
         if isinstance(model, nn.Module):
-            model.eval()
+            set_mode(model, training=False)
         yield
 
 

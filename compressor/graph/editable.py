@@ -1,0 +1,50 @@
+"""What can be captured at all, and why the rest cannot."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from compressor.errors import ModelError, UsageError
+
+
+def check_model(model: Any) -> None:
+    """Raise what a model is refused with before it is copied and run.
+
+    Raises:
+        UsageError: it is no module.
+        ModelError: it has no parameters, or ones without shapes, or of a layout that cannot be cut.
+    """
+    if isinstance(model, type) or not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise UsageError(f"a torch.nn.Module is needed, not {kind}; compressor.load makes one of a file")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
+    if lazy:
+        raise ModelError(f"{lazy[0]} has no shape yet: run the model once on an input, which initialises lazy modules")
+    odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
+    if odd:
+        raise ModelError(f"{odd[0]} is {_layout(tensors[odd[0]])}; layers can be edited only where weights are dense")
+    if next(model.parameters(), None) is None:
+        packed = any(type(module).__module__.startswith("torch.ao.nn.quantized") for module in model.modules())
+        why = "its weights are quantized: prune first, then quantize" if packed else "nothing can be edited"
+        raise ModelError(f"the model has no parameters: {why}")
+
+
+def check_example(example: Any) -> None:
+    """Raise UsageError for what is no input of a network."""
+    leaves = tree_leaves(example)
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        raise UsageError("the example is a numpy array: make it a tensor with torch.from_numpy")
+    empty = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.numel()), None)
+    if empty is not None:
+        raise UsageError(f"the example is empty (shape {'x'.join(map(str, empty.shape))}): give a batch of one or more")
+
+
+def _layout(tensor: Tensor) -> str:
+    return "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")

@@ -14,7 +14,7 @@ from torch import nn
 
 from compressor import vision
 from compressor.errors import UsageError
-from compressor.loading import code, programs
+from compressor.loading import code, imports, programs
 from compressor.loading.plain import to_plain
 from compressor.text import first_line
 
@@ -35,7 +35,10 @@ SAMPLE_FOLDER = Path(__file__).resolve().parents[2] / "sample_models"
 # An architecture's name without arguments.
 FORM = re.compile(r"(?:torchvision|timm|sample):[^:=]+|.+\.py:\w+")
 
-_FORMS = "torchvision:NAME, timm:NAME, sample:NAME or FILE.py:FUNCTION"
+_MODULE = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_DOTTED = rf"(?!\w+\.py:){_MODULE}:\w+"  # a module and a function
+
+_FORMS = "torchvision:NAME, timm:NAME, sample:NAME, FILE.py:FUNCTION or package.module:FUNCTION"
 
 
 @dataclass(frozen=True)
@@ -101,17 +104,40 @@ class Definition:
 
 
 def parse_arch(text: str, arguments: Mapping[str, Any] | None = None) -> Arch:
-    """Read `torchvision:NAME`, `timm:NAME` or `FILE.py:FUNCTION`, each with `:key=value,key=value` behind it or not.
+    """Read `torchvision:NAME`, `timm:NAME`, `sample:NAME`, `FILE.py:FUNCTION` or `package.module:FUNCTION`, each with
+    `:key=value,key=value` behind it or not. A module becomes the file that it is, found from the current folder.
 
     Values are Python literals (`width=0.25`, `pool=(2, 2)`), anything else is a string; `arguments` is laid over them.
     Raises UsageError for a text of another form.
     """
-    match = re.fullmatch(rf"({FORM.pattern})(?::(\w+=.*))?", text.strip())
+    match = re.fullmatch(rf"({FORM.pattern}|{_DOTTED})(?::(\w+=.*))?", text.strip())
     if match is None:
-        hint = f" (did you mean torchvision:{text}?)" if text in vision.classifiers() else ""
-        raise UsageError(f"--arch {text!r} is not an architecture: write {_FORMS}{hint}")
-    written = {} if match.group(2) is None else _arguments(match.group(2), text)
-    return Arch(match.group(1), to_plain({**written, **(arguments or {})}, "arch_arguments"))
+        raise UsageError(f"--arch {text!r} {_what_is_wrong(text.strip())}")
+    name, written = match.group(1), {} if match.group(2) is None else _arguments(match.group(2), text)
+    if not FORM.fullmatch(name):
+        module, _, function = name.partition(":")
+        path = imports.find_file(module)
+        if path is None:
+            raise UsageError(f"--arch {text!r}: there is no module {module} here or installed; write {_FORMS}")
+        name = f"{_shortened(path)}:{function}"
+    return Arch(name, to_plain({**written, **(arguments or {})}, "arch_arguments"))
+
+
+def _what_is_wrong(text: str) -> str:
+    """Why a text does not name an architecture, and what to write."""
+    if text in vision.classifiers():
+        return f"is not an architecture: write {_FORMS} (did you mean torchvision:{text}?)"
+    bare = text.removesuffix(":")
+    path = Path(bare) if bare.endswith(".py") else imports.find_file(text) if re.fullmatch(_MODULE, text) else None
+    found = None if path is None else code.choices(path)
+    if found is None:
+        return f"is not an architecture: write {_FORMS}"
+    return f"does not say which function builds the network: write {bare}:FUNCTION; {found}"
+
+
+def _shortened(path: Path) -> Path:
+    """The path from the current folder, where it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def find(arch: Arch, *, named: bool) -> Definition:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import sys
 import traceback
 import types
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import FileError, UsageError
-from compressor.loading import known
-from compressor.text import shown
+from compressor.loading import imports, known
+from compressor.text import first_line, shown
 
 _LARGEST_SOURCE = 10 << 20  # bytes of a file of code
 
@@ -70,13 +69,16 @@ def load_own(path: Path, function: str) -> Loaded:
 
 
 def _loaded(path: Path, function: str, source: bytes, sha256: str) -> Loaded:
-    name = f"{path}:{function}"
-    module = _import(path, source, sha256)
+    place = imports.Place.of(path, source)
+    try:
+        module = imports.module_of(place, source, sha256)
+    except (Exception, SystemExit) as error:
+        raise FileError(f"{path} cannot be imported: {_told(error, path)}") from error
     found = getattr(module, function, None)
     if not callable(found):
-        others = [key for key, value in vars(module).items() if _is_defined_there(value, module)]
-        raise UsageError(f"{path} has no function {function!r}; it defines: {', '.join(others) or 'none'}")
-    return Loaded(_checked(found, name, path), _argument_names(found), sha256, _input_shape(module, path))
+        raise UsageError(f"{path} has no function {function!r}; {_defines(source)}")
+    call = _checked(found, f"{path}:{function}", place)
+    return Loaded(call, _argument_names(found), sha256, _input_shape(module, path))
 
 
 def was_named(path: Path, function: str) -> bool:
@@ -85,6 +87,18 @@ def was_named(path: Path, function: str) -> bool:
         return path.is_file() and known.is_known(path, function, hashlib.sha256(_read(path)).hexdigest())
     except (OSError, ValueError):
         return False
+
+
+def choices(path: Path) -> str | None:
+    """What a file defines, in words; None where it cannot be read."""
+    try:
+        return _defines(_read(path))
+    except (OSError, ValueError):
+        return None
+
+
+def _defines(source: bytes) -> str:
+    return f"it defines: {', '.join(imports.defined(source)) or 'none'}"
 
 
 def _never_named(path: Path, function: str) -> UsageError:
@@ -103,32 +117,14 @@ def _read(path: Path) -> bytes:
     return source
 
 
-def _import(path: Path, source: bytes, sha256: str) -> types.ModuleType:
-    """The file as a module. Read once: what is run is what was hashed, and the same content is the same module."""
-    name = f"compressor_architecture_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}_{sha256[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module = types.ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module  # dataclasses look their module up while it runs
-    sys.path.insert(0, str(path.resolve().parent))  # its neighbours, as if it were run as a script
-    try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise FileError(f"{path} cannot be imported: {_told(error, path)}") from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return module
-
-
-def _checked(function: Callable[..., Any], name: str, path: Path) -> Callable[..., nn.Module]:
+def _checked(function: Callable[..., Any], name: str, place: imports.Place) -> Callable[..., nn.Module]:
     def call(**arguments: Any) -> nn.Module:
         try:
-            built = function(**arguments)
+            with imports.importing(place):  # some import only when they are called
+                built = function(**arguments)
         except Exception as error:
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            raise UsageError(f"{name} called with ({given}) failed: {_told(error, path)}") from error
+            raise UsageError(f"{name} called with ({given}) failed: {_told(error, place.path)}") from error
         if not isinstance(built, nn.Module):
             raise UsageError(f"{name} returned a {type(built).__name__}, not an nn.Module")
         return built
@@ -155,13 +151,9 @@ def _input_shape(module: types.ModuleType, path: Path) -> tuple[int, ...] | None
     return tuple(shape)
 
 
-def _is_defined_there(value: Any, module: types.ModuleType) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module.__name__
-
-
 def _told(error: BaseException, path: Path) -> str:
     """The error and the last line of the user's file that led to it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    text = (str(error).strip() or "no message").splitlines()[0]
+    own = str(path.resolve())
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
     where = f" (line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {text}{where}"
+    return f"{type(error).__name__}: {first_line(error)}{where}"

@@ -28,7 +28,7 @@ def test_parse_arch_lays_given_arguments_over_written_ones():
 
 @pytest.mark.parametrize("text", ["", "resnet18", "net.py", "net.py:", "torchvision:", "keras:vgg", "a.py:build:width"])
 def test_parse_arch_refuses_other_forms_and_says_which_exist(text):
-    with pytest.raises(UsageError, match=r"torchvision:NAME, timm:NAME, sample:NAME or FILE\.py:FUNCTION"):
+    with pytest.raises(UsageError, match=r"torchvision:NAME, timm:NAME, sample:NAME, FILE\.py:FUNCTION or package\."):
         parse_arch(text)
 
 

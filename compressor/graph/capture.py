@@ -47,7 +47,7 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Chan
         refinement = Refinement(model, first.skeleton, runs, first.real)
         refinement.refine(kept)
         batch = next((leaf.shape[0] for leaf in tree_leaves(first.example) if isinstance(leaf, Tensor)), 1)
-        return _with_kept(replace(_channels(refinement, batch, notes), names=names), patterns)
+        return _with_kept(replace(_channels(refinement, batch, [*notes, *refinement.notes]), names=names), patterns)
     finally:
         if collecting:
             gc.enable()

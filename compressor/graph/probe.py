@@ -284,7 +284,7 @@ def earlier_in_module(op: int, walk: Walk, model: nn.Module) -> list[list[Ids]]:
     """
     module = walk.trace.ops[op].module
     first = op
-    while first and _inside(walk.trace.ops[first - 1].module, module):
+    while first and inside(walk.trace.ops[first - 1].module, module):
         first -= 1
     return walk.op_inputs[first : _call(op, walk, model).stop]
 
@@ -303,7 +303,7 @@ def _call(op: int, walk: Walk, model: nn.Module) -> range:
     return range(first, end)
 
 
-def _inside(module: str, outer: str) -> bool:
+def inside(module: str, outer: str) -> bool:
     return module == outer or not outer or module.startswith(outer + ".")
 
 

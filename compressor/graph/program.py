@@ -15,9 +15,7 @@ from compressor.graph.shapes import plain_name
 from compressor.graph.sizes import free_sizes_
 from compressor.graph.trace import cause, trace
 
-CONVOLUTIONS = frozenset(
-    {"convolution", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))}
-)
+CONVOLUTIONS = frozenset({"convolution", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))})
 WEIGHTED = CONVOLUTIONS | {  # operators that multiply with weights or matrices: what costs multiply-adds
     "linear", "matmul", "mm", "bmm", "mv", "dot", "vdot", "addmm", "addmv", "addbmm", "baddbmm", "_addmm_activation",
     "_int_mm", "einsum", "bilinear", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu",

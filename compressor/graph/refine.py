@@ -11,6 +11,7 @@ from torch import nn
 
 from compressor.graph import probe, resolve
 from compressor.graph.channels import KEPT, Group, Ids
+from compressor.graph.kept_sizes import kept_sizes, note
 from compressor.graph.names import labels
 from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import skeleton
@@ -42,7 +43,9 @@ class Refinement:
         self.modules = {n: m for n, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
         order = {name: place for place, name in enumerate(self.tensors)}
         self.order = probe.first_use(runs[0][0], order)
-        self.ranks = {name: tensor.ndim for name, tensor in self.tensors.items()}
+        valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
+        self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
+        self.notes: list[str] = []
         self.found: list[RawSize] = [size for walk, _, _ in self.walks for size in walk.sizes]
 
     def refine(self, keep: frozenset[str]) -> None:
@@ -53,6 +56,7 @@ class Refinement:
         self.keep = keep
         self._refine()
         self._bound()
+        self._keep_sizes()
 
     def _walk(self, trace: Trace) -> Walk:
         walk = Walk(trace, self.ties)
@@ -109,6 +113,24 @@ class Refinement:
             self.ties.prune_only.extend((ids, reason) for arrays in touched for ids in arrays)
             seen[objection.op] += 1
             self._resolve()
+
+    def _keep_sizes(self) -> None:
+        """Learn the sizes that a class keeps for later, those of them to which no trial objects."""
+        known = {(s.module, s.attribute if s.index is None else f"{s.attribute}.{s.index}") for s in self.sizes}
+        found, unclear = kept_sizes(self.walks[0][0], self.numbered, self.modules, known)
+        before = self.found
+        while found:
+            self.found = before + found
+            objection = self._try()
+            if objection is None:
+                break
+            at = objection[0].trace.ops[objection[1].op].module
+            left = [size for size in found if not probe.inside(at, size.module)]
+            found = left if len(left) < len(found) else []
+        else:
+            self.found = before
+            self._resolve()
+        self.notes = [note(unclear)] if unclear else []
 
     def _objection(self, copies: probe.Copies, runs: Iterable[Run]) -> tuple[Walk, probe.Objection] | None:
         if (copies == 1).all():

@@ -165,7 +165,7 @@ def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tup
 
 def _producers(places: Iterable[Place], ranks: Mapping[str, int]) -> tuple[str, ...]:
     """The modules whose weights make the channels; where there are none, those whose vectors do (a learned state)."""
-    made = [place.tensor for place in places if place.role == "row"]
+    made = [place.tensor for place in places if place.role == "row" and ranks[place.tensor] > 0]
     weights = [tensor for tensor in made if ranks[tensor] > 1]
     return tuple(dict.fromkeys(owner(tensor) for tensor in weights or made))
 

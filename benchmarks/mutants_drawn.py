@@ -124,7 +124,7 @@ def _in_call(call: ast.Call, function: ast.expr) -> Iterator[_Replacement]:
     if len(call.args) > 1 and name not in SYMMETRIC and not any(isinstance(arg, ast.Starred) for arg in call.args[:2]):
         first, second, *more = call.args
         yield "swapped", call, ast.Call(function, [second, first, *more], call.keywords)
-    if name in OPPOSITE and isinstance(function, ast.Name):
+    if name in OPPOSITE and isinstance(function, ast.Name) and name != "sum":  # there is no function called mean
         yield "min/max", function, ast.Name(OPPOSITE[name])
     elif name in OPPOSITE and isinstance(function, ast.Attribute):
         yield "min/max", function, ast.Attribute(function.value, OPPOSITE[name])

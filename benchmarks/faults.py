@@ -86,9 +86,10 @@ FAULTS = (
         (f"{_BAD}::test_memory_that_runs_out", "tests/training/test_loop.py::test_short_memory"),
     ),
     Fault(
-        f"{len(CASES)} hostile and broken model files, {3 * QUICK + 2 * QUICK_GRAPHS} random ones",
+        f"{len(CASES)} hostile and broken model files, {3 * QUICK + QUICK_GRAPHS} random ones",
         "one line, exit 1 or 2, below 10 s and 2 GiB; no code run, nothing written",
-        ("tests/faults/test_hostile_files.py", "tests/faults/test_fuzz.py::test_damaged_file",
+        ("tests/faults/test_hostile_files.py", "tests/faults/test_globals.py",
+         "tests/faults/test_fuzz.py::test_damaged_file",
          "tests/faults/test_fuzz.py::test_any", "tests/faults/test_fuzz_graphs.py::test_any"),
     ),
     Fault(

@@ -13,6 +13,7 @@ class Model(TypedDict, total=False):
     arch: str | None
     arch_arg: Sequence[tuple[str, Any]]
     input: Sequence[int] | None
+    weights: str | None
     trust: bool
     max_size: float
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def printable(text: str) -> str:
     """The text with escapes in place of what controls a terminal or turns the direction of writing.
@@ -17,6 +19,13 @@ def shown(text: str, most: int = 160) -> str:
     """A file's own text for a message: any character may be in it, and any number of them."""
     line = printable(text[: most + 1]).replace("\n", "\\n")
     return line if len(line) <= most else f"{line[: most - 10]}..."
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """The first few of a file's own names in one line, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in names[:most]) + more
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

@@ -37,7 +37,8 @@ DESCRIPTIONS: dict[str, Described] = {
     "arch": Described("How the network is built: torchvision:NAME, timm:NAME or FILE.py:build.", "ARCH"),
     "arch_arg": Described("Argument of the architecture, such as num_classes=10. Repeatable.", "KEY=VALUE"),
     "input": Described("Shape of the images, such as 3x224x224, where the model does not say.", "CxHxW"),
-    "trust": Described("Let a pickled model run code while it is opened. Only for files of your own."),
+    "weights": Described("Which weights of a file that has several, such as model_ema.", "KEY", rare=True),
+    "trust": Described("Let a pickled model or a program run code while it is opened. Only for files of your own."),
     "max_size": Described("Largest model file, also unpacked, in GiB.", "GIB", least=0, rare=True),
     # Data
     "validation": Described("Share of the training set that decisions look at.", "SHARE", least=0, most=1, rare=True),

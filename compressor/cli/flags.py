@@ -27,7 +27,7 @@ from compressor.pipeline.settings import OutputSettings
 # Fields that are set by the program and not by a person.
 INTERNAL = frozenset({"first_epoch"})
 # Flags that one command takes only to say what to use instead.
-UNFIT = {"train": frozenset({"model", "trust", "max_size"})}
+UNFIT = {"train": frozenset({"model", "weights", "trust", "max_size"})}
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 

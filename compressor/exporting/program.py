@@ -22,7 +22,7 @@ from compressor.exporting.samples import images, portable, random_like, referenc
 from compressor.exporting.staging import folder_beside, move_files
 from compressor.graph.program import with_free_batch
 from compressor.loading import open_model
-from compressor.loading.program_file import EXTRA
+from compressor.loading.program import EXTRA
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _opened(file: Path) -> list[nn.Module]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plain = torch.export.load(file).module()
-    return [plain, open_model(file).module]
+    return [plain, open_model(file, trust=True).module]
 
 
 def _compared(opened: nn.Module, batches: list[Tensor], expected: list[list[Array]]) -> tuple[float, float]:

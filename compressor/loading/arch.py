@@ -14,7 +14,7 @@ from torch import nn
 
 from compressor import vision
 from compressor.errors import UsageError
-from compressor.loading import code, imports, programs
+from compressor.loading import code, imports
 from compressor.loading.plain import to_plain
 from compressor.text import first_line
 
@@ -52,11 +52,9 @@ class Arch:
     @property
     def is_code(self) -> bool:
         """Whether it is a file of Python code that the user named."""
-        return not self.name.startswith(("torchvision:", "timm:", "sample:")) and self.name != programs.PROGRAM
+        return not self.name.startswith(("torchvision:", "timm:", "sample:"))
 
     def __str__(self) -> str:
-        if self.name == programs.PROGRAM:
-            return "the exported program"
         if not self.arguments:
             return self.name
         return self.name + ":" + ",".join(f"{key}={value}" for key, value in self.arguments.items())
@@ -147,8 +145,6 @@ def find(arch: Arch, *, named: bool) -> Definition:
     only run if it was named before (see loading.known). Raises UsageError where there is no such architecture, or
     where the code was changed or never named.
     """
-    if arch.name == programs.PROGRAM:
-        return Definition(arch, programs.build, frozenset(arch.arguments))
     if arch.name.startswith("torchvision:"):
         return _find_torchvision(arch, arch.name.removeprefix("torchvision:"))
     if arch.name.startswith("timm:"):
@@ -250,5 +246,3 @@ def _find_timm(arch: Arch, name: str) -> Definition:
         std=tuple(published.std) if published else None,
         num_classes=published.num_classes if published else None,
     )
-
-

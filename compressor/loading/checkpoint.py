@@ -19,7 +19,6 @@ from compressor.kinds import fits
 from compressor.loading.arch import FORM, Arch
 from compressor.loading.container import Contents, Packer, reader, with_strides, write
 from compressor.loading.plain import check_shape, decode, encode, to_plain
-from compressor.loading.programs import PROGRAM
 from compressor.text import first_line
 
 KIND = "compressor"  # of the file, and the name under which the metadata have the header
@@ -148,10 +147,10 @@ def _arch(held: Any) -> Arch | None:
     if held is None:
         return None
     name, arguments, sha256 = held["name"], held["arguments"], held["sha256"]
-    if not isinstance(name, str) or not (name == PROGRAM or FORM.fullmatch(name)) or not isinstance(sha256, str | None):
+    if not isinstance(name, str) or not FORM.fullmatch(name) or not isinstance(sha256, str | None):
         raise ValueError("its architecture has no name of a known form")
     if not isinstance(arguments, dict) or not all(isinstance(key, str) and key.isidentifier() for key in arguments):
         raise ValueError("the arguments of its architecture are not named values")
-    if name != PROGRAM and len(str(arguments)) > _LONGEST_ARGUMENTS:
+    if len(str(arguments)) > _LONGEST_ARGUMENTS:
         raise ValueError("the arguments of its architecture are longer than anyone would write")
     return Arch(name, arguments, sha256)

@@ -17,7 +17,8 @@ class Content(Enum):
 
     PICKLE = "torch.save"
     SAFETENSORS = "safetensors"
-    PROGRAM = "exported program"
+    PROGRAM = "exported program"  # of torch.export.save
+    SCRIPT = "TorchScript program"
     ONNX = "ONNX"
 
 
@@ -89,13 +90,9 @@ def _a_folder(path: Path) -> str:
 
 def _inside_zip(path: Path) -> Content:
     """torch.save, torch.export.save and torch.jit.save all write a zip; the names of its records tell them apart."""
-    with path.open("rb") as file:
-        names = {record.filename.split("/", 1)[-1] for record in directory(file, path)}
+    names = {record.filename.split("/", 1)[-1] for record in directory(path)}
     if "constants.pkl" in names:
-        raise FileError(
-            f"{path} is a TorchScript program, whose layers cannot be edited: save the state dict of the module it was "
-            "made from and give --arch"
-        )
+        return Content.SCRIPT
     if "data.pkl" in names:
         return Content.PICKLE
     if "archive_format" in names or "serialized_exported_program.json" in names:

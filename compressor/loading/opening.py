@@ -19,17 +19,13 @@ from compressor.loading.checkpoint import KIND, Checkpoint, read_checkpoint
 from compressor.loading.container import read
 from compressor.loading.content import Content, recognise
 from compressor.loading.pickles import read_pickle
-from compressor.loading.program_file import read_program
-from compressor.loading.programs import PROGRAM, packed
+from compressor.loading.program import open_program
 from compressor.loading.proportion import Proportion
 from compressor.loading.steps import apply_steps, restructure_
+from compressor.loading.stored import StoredModule
 from compressor.loading.tree import TreeError
 from compressor.loading.weights import find_weights, fit, put
-from compressor.loading.whole import checked
 from compressor.text import shown
-
-# What a program of ours says of itself.
-_TOLD = ("input_shape", "classes", "mean", "std", "history", "measurements")
 
 
 @dataclass(frozen=True)
@@ -50,18 +46,19 @@ class OpenedModel:
     blueprint: dict[str, Any] | None = None  # where steps were made of a network that no architecture names
 
 
-def load(path: str | Path, *, arch: str | None = None, trust: bool = False) -> nn.Module:
+def load(path: str | Path, *, arch: str | None = None, weights: str | None = None, trust: bool = False) -> nn.Module:
     """Open a model file and return its network in eval mode.
 
     `arch` (`torchvision:NAME`, `timm:NAME`, `sample:NAME` or `FILE.py:FUNCTION`) is needed where the file holds weights
-    only, or where the architecture is your own code. `trust` lets the file's pickle run any code. Raises FileError for
-    a file that is missing, damaged or asks for code, UsageError for an architecture that is missing or does not exist.
+    only, or where the architecture is your own code. `weights` names the keys of those that are meant, where the file
+    has several ("model_ema"). `trust` lets the file run any code. Raises FileError for a file that is missing, damaged
+    or asks for code, UsageError for an architecture that is missing or does not exist.
 
     Example:
         module = compressor.load("runs/demo/model.safetensors")
         module = compressor.load("weights.safetensors", arch="torchvision:resnet18")
     """
-    return open_model(path, arch=arch, trust=trust).module
+    return open_model(path, arch=arch, weights=weights, trust=trust).module
 
 
 def open_model(
@@ -70,15 +67,16 @@ def open_model(
     arch: str | None = None,
     arch_arguments: Mapping[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    weights: str | None = None,
     trust: bool = False,
     max_size: float = LARGEST_GIB,
 ) -> OpenedModel:
     """Open a model: compressor's checkpoint, a state dict with `arch`, a pickled module, or `arch` alone.
 
     `path` None builds `arch` with random weights. `arch_arguments` go to the architecture's function.
-    `input_shape` (channels, height, width) is laid over what the file or the architecture say. `trust` lets a pickle
-    run any code. A file of more than `max_size` GiB, on the disk or unpacked, is refused. Raises FileError and
-    UsageError; the message is one line.
+    `input_shape` (channels, height, width) is laid over what the file or the architecture say. `weights` are the keys,
+    with dots between them, of one set of weights in a file of several. `trust` lets a pickle or a program run any
+    code. A file of more than `max_size` GiB is refused. Raises FileError and UsageError; the message is one line.
     """
     named = None if arch is None else parse_arch(arch, arch_arguments)
     if path is None:
@@ -86,7 +84,7 @@ def open_model(
             raise UsageError("no model: give a file, or --arch for a network with random weights")
         opened = _random(named)
     else:
-        opened = _from_file(Path(path), named, trust, max_size)
+        opened = _from_file(Path(path), named, weights, trust, max_size)
     if input_shape is not None:
         if not input_shape or not all(isinstance(size, int) and size > 0 for size in input_shape):
             raise UsageError(f"the input shape {input_shape} is not (channels, height, width)")
@@ -101,25 +99,27 @@ def _random(arch: Arch) -> OpenedModel:
     return OpenedModel(module, definition.arch, definition.shape(), notes=(note,))
 
 
-def _from_file(path: Path, named: Arch | None, trust: bool, max_size: float) -> OpenedModel:
-    content = recognise(path, max_size)
+def _from_file(path: Path, named: Arch | None, weights: str | None, trust: bool, max_size: float) -> OpenedModel:
+    content, about = recognise(path, max_size), dict[str, Any]()
     if content is Content.ONNX:
         raise FileError(f"{path} is an ONNX model: only `compressor profile` and `compressor evaluate` take one")
-    if content is Content.PROGRAM:
-        if named is not None:
-            raise UsageError(f"{path} is an exported program and brings its network: leave --arch away")
-        return _from_program(path, max_size)
     if content is Content.SAFETENSORS:
         contents = read(path, max_size)
         if KIND in contents.metadata:
+            if weights is not None:
+                raise UsageError(f"{path} is compressor's own and has one set of weights: leave --weights out")
             return _from_checkpoint(read_checkpoint(contents), path, named, trust)
         held: Any = contents.tensors
+    elif content in (Content.PROGRAM, Content.SCRIPT):
+        held, about = open_program(path, content, trust)
     else:
         held = read_pickle(path, trust=trust, most_gib=max_size)
-    found, notes = find_weights(held, path)
+    found, notes = find_weights(held, path, weights)
     if isinstance(found, nn.Module) and named is None:
-        return OpenedModel(found if trust else checked(found, path), arch=None, notes=tuple(notes))
-    state = checked(found, path).state_dict() if isinstance(found, nn.Module) else found
+        return OpenedModel(found, arch=None, notes=tuple(notes), **about)
+    if isinstance(found, StoredModule) and named is None:
+        return OpenedModel(found.build(), arch=None, notes=tuple(notes))
+    state = found.state_dict() if isinstance(found, (nn.Module, StoredModule)) else found
     if named is None:
         first = next(iter(state))
         raise UsageError(
@@ -187,19 +187,6 @@ def _fill_(module: nn.Module, held: Checkpoint, path: Path) -> None:
     for name, tensor in saved_tensors(module, keep_vars=True).items():
         if name in state and state[name].stride() != tensor.stride():
             tensor.data = state[name].to(tensor.dtype)
-
-
-def _from_program(path: Path, max_size: float) -> OpenedModel:
-    """What torch.export.save wrote becomes a checkpoint whose architecture is the program's own graph."""
-    read = read_program(path, max_size)
-    about: dict[str, Any] = dict.fromkeys(("classes", "mean", "std"))
-    about |= {"input_shape": read.input_shape, "history": (), "measurements": {}}
-    about |= {key: read.extra[key] for key in _TOLD if key in read.extra}
-    about |= {key: tuple(value) for key, value in about.items() if isinstance(value, list)}
-    arch = Arch(PROGRAM, {"graph": packed(read.recipe)})
-    rest: dict[str, Any] = {"blueprint": None, "steps": (), "structure": {}, "preparation": {}, "extra_state": {}}
-    held = Checkpoint(arch=arch, **rest, **about, state=read.state)
-    return _from_checkpoint(held, path, None, False)
 
 
 def _located(arch: Arch, checkpoint: Path) -> Arch:

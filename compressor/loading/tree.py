@@ -41,7 +41,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(?:-[0-9]+)?")  # RegNet of torchvision has a "block1-0"
-_OWN = frozenset(dir(nn.Module)) | frozenset(vars(nn.Module()))  # what no attribute of a file replaces
+_KEPT = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}  # of every layer; which building makes
+_OWN = frozenset(dir(nn.Module)) | _KEPT  # what no attribute of a file replaces
 
 # What recurrent layers keep besides their parameters, and make again from them.
 _DERIVED = ("_flat_weights", "_flat_weight_refs")
@@ -63,7 +64,7 @@ def describe(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Hooks are left out, unless they compute a weight. Raises TreeError for a network with a class or an attribute that
     no file may hold, and names it.
     """
-    walk = Describer(_opened, _named)
+    walk = Describer(_opened, _form)
     return walk.layer(module, ""), walk.tensors
 
 
@@ -132,9 +133,9 @@ class Describer:
         if kind is None:
             raise TreeError(f"{path or 'the network'} is a {name}, which is not a class of torch, torchvision or timm")
         attributes = {
-            key: self._attribute(value, f"{path}.{key}".lstrip("."))
+            _free(key, kind): self._attribute(value, f"{path}.{key}".lstrip("."))
             for key, value in held.items()
-            if key not in _OWN and not (key in _DERIVED and issubclass(kind, nn.RNNBase))
+            if key not in _KEPT and not (key in _DERIVED and issubclass(kind, nn.RNNBase))
         }
         transient = held.get("_non_persistent_buffers_set", ())
         tree = {
@@ -181,17 +182,20 @@ class Describer:
             return {"dict": [inner(pair) for pair in dict.items(value)]}
         form = self.special(value)
         if isinstance(form, Plain):
-            return self._attribute(form.value, where, depth + 1)
+            described = self._attribute(form.value, where, depth + 1)
+            return described if form.collection is None else {form.collection: described}
         if form is None:
-            raise TreeError(f"{where} is a {kind.__module__}.{kind.__qualname__}, which is not a plain value")
+            name = getattr(value, "name", None) or f"{kind.__module__}.{kind.__qualname__}"
+            raise TreeError(f"{where} is a {name}, which is not a plain value")
         return form
 
 
 @dataclass(frozen=True)
 class Plain:
-    """What stands for a value that is not of a plain type, and may be described instead of it."""
+    """A plain value in place of another one, or the values that a collection is made of."""
 
     value: Any
+    collection: str | None = None  # "size", "set", ...
 
 
 _COLLECTIONS: dict[type, str] = {tuple: "tuple", torch.Size: "size", set: "set", frozenset: "frozenset"}
@@ -210,27 +214,47 @@ def _opened(layer: Any) -> tuple[str, Mapping[str, Any]]:
     return f"{type(layer).__module__}.{type(layer).__qualname__}", held
 
 
-def _named(value: Any) -> Any:
+def _form(value: Any) -> Any:
     """The form of a live object in an attribute."""
-    if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
-    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-    if isinstance(value, type):
-        return {"class": name} if network_class(name) is not None else None
     if isinstance(value, functools.partial):
-        return partial_form(_named(value.func), value.args, value.keywords)
+        return partial_form(_form(value.func), value.args, value.keywords)
     if isinstance(value, enum.Enum):
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        return None if _looked_up(kind) is None else {"enum": [kind, value.value]}
+        return enum_form(_name_of(type(value)), value.value)
     if isinstance(value, (bool, int, float, str)):  # of a subclass, numpy's numbers among them
         return Plain(next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)))
-    return {"function": name} if _function(name) is not None else None
+    return name_form(str(value) if isinstance(value, torch.dtype) else _name_of(value))
+
+
+def _name_of(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+
+
+def name_form(name: str) -> Any:
+    """The form of what a name stands for: a class, an activation function, a type of numbers; None for all else."""
+    if network_class(name) is not None:
+        return {"class": name}
+    if _function(name) is not None:
+        return {"function": name}
+    return {"dtype": name} if isinstance(dtype_named(name), torch.dtype) else None
 
 
 def partial_form(of: Any, arguments: Any, keywords: Mapping[str, Any]) -> Any:
     """The form of functools.partial(class, eps=1e-6); None with arguments that could be sizes."""
     plain = all(type(each) in (bool, float, str, type(None)) for each in keywords.values())
     return {"partial": [of, dict(keywords)]} if of is not None and not arguments and plain else None
+
+
+def enum_form(name: str, value: Any) -> Any:
+    """The form of a member of an enumeration of timm's."""
+    found = _looked_up(name)
+    member = isinstance(found, type) and issubclass(found, enum.Enum) and type(value) in (int, str)
+    return {"enum": [name, value]} if member else None
+
+
+def dtype_named(name: str) -> torch.dtype | None:
+    """The type of numbers "torch.NAME"; None where there is none."""
+    found = vars(torch).get(name.removeprefix("torch."))
+    return found if isinstance(found, torch.dtype) else None
 
 
 @dataclass
@@ -324,11 +348,10 @@ def _known_function(name: str) -> Any:
 
 
 def _member(held: list[Any]) -> Any:
-    kind, value = held
-    found = _looked_up(kind)
-    if not (isinstance(found, type) and issubclass(found, enum.Enum)) or type(value) not in (int, str):
-        raise TreeError(f"{kind[:80]!r} is not an enumeration of timm's")
-    return found(value)
+    name, value = held
+    if enum_form(name, value) is None:
+        raise TreeError(f"{name[:80]!r} is not an enumeration of timm's")
+    return _looked_up(name)(value)
 
 
 def _partial(held: list[Any]) -> Any:
@@ -340,8 +363,8 @@ def _partial(held: list[Any]) -> Any:
 
 
 def _dtype(name: str) -> torch.dtype:
-    found = vars(torch).get(name)
-    if not isinstance(found, torch.dtype):
+    found = dtype_named(name)
+    if found is None:
         raise TreeError(f"{name[:40]!r} is not a type of numbers")
     return found
 

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import FileError
+from compressor.errors import FileError, UsageError
 from compressor.graph.tensors import saved_tensors
 from compressor.loading.arch import Definition
-from compressor.loading.pickles import listed
+from compressor.loading.folding import folded
 from compressor.loading.proportion import Proportion
+from compressor.loading.stored import StoredModule, StoredTensor
+from compressor.text import listed, shown
 
-# Under what names training scripts keep the weights, the likeliest first; averaged weights only where there are no
+# Under what keys training scripts keep the weights, the likeliest first; averaged weights only where there are no
 # others.
-_WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "module",
-    "weights",
-    "params",
+_KEYS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
 )
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
 # What wrappers put before every name: DataParallel, torch.compile, Lightning and people's own.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
@@ -38,32 +33,77 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 # Names that changed since a publisher's weights were made: torchvision's DenseNets still come as "norm.1.weight".
 _OLD_NAMES = (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"), r"\1\2")
 
+_UNKNOWN = len(_KEYS) + 1
+_DEEPEST = 4  # dicts in one another
+
 State = dict[str, Any]  # tensors, and what else layers keep by `get_extra_state`
+_MODULES, _TENSORS = (nn.Module, StoredModule), (Tensor, StoredTensor)
 
 
-def find_weights(held: Any, path: Path, depth: int = 0) -> tuple[nn.Module | State, list[str]]:
+def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Module | StoredModule | State, list[str]]:
     """The module or the state dict in `held` (what torch.save or safetensors gave), and notes on what was chosen.
 
-    Looks into wrappers, and wrappers in them, three deep. Raises FileError where there is no weight.
+    Looks into dicts in dicts, four deep, for the weights under `name` (keys with dots between them) or, without one,
+    under the likeliest keys.
+
+    Raises:
+        FileError: there are no weights.
+        UsageError: there are none under `name`, or several and none of them likelier than the others.
     """
-    if isinstance(held, nn.Module):
-        return held, []
-    if not isinstance(held, Mapping):
-        raise FileError(f"{path} holds a {type(held).__name__}, not a model: give a state dict, with --arch")
-    for key in (*_WRAPPERS, *_AVERAGED):
-        inner = held.get(key)
-        if depth == 3 or not (isinstance(inner, nn.Module) or _holds_tensors(inner, 3 - depth)):
-            continue
-        found, notes = find_weights(inner, path, depth + 1)
-        others = [name for name in _AVERAGED if name != key and isinstance(held.get(name), Mapping)]
-        if others:
-            notes = [*notes, f"the weights under {key!r} are used; the file also has averaged ones ({others[0]!r})"]
+    places = {".".join(keys): found for keys, found in sorted(_places(held), key=lambda each: _rank(each[0]))}
+    if not places:
+        if isinstance(held, Mapping):
+            raise FileError(f"{path} holds no weights, only {listed([str(key) for key in held]) or 'nothing'}")
+        raise FileError(f"{path} holds a {_kind(held)}, not a model: give a state dict, with --arch")
+    names = [each for each in places if each]
+    if name is not None:
+        fitting = [each for each in places if each == name or each.startswith(f"{name}.")]
+        if not fitting:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UsageError(
+                f"{path} has no weights under {name!r}{hint}; it has {listed(names) or 'one set of weights'}"
+            )
+        chosen = name if name in places else fitting[0]
+    else:
+        chosen = next(iter(places))
+        if chosen and len(places) > 1 and _KEYS.count(chosen.split(".")[0]) == 0:
+            raise UsageError(f"{path} has several sets of weights: choose with --weights one of {listed(names)}")
+    notes = []
+    others = [each for each in names if not f"{each}.".startswith(f"{chosen}.")]
+    if chosen and others:
+        notes.append(f"the weights under {shown(chosen)} are used; --weights chooses others: {listed(others)}")
+    found = places[chosen]
+    if not isinstance(found, Mapping):
         return found, notes
-    state = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state:
-        raise FileError(f"{path} holds no weights, only {listed([str(key) for key in held]) or 'nothing'}")
-    dropped = [str(key) for key in held if key not in state]
-    return state, [f"not weights, ignored: {listed(dropped)}"] if dropped else []
+    tensors = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, _TENSORS)}
+    dropped = [str(key) for key in found if key not in tensors]
+    if dropped:
+        notes.append(f"not weights, ignored: {listed(dropped)}")
+    return {key: each.read() if isinstance(each, StoredTensor) else each for key, each in tensors.items()}, notes
+
+
+def _places(held: Any, keys: tuple[str, ...] = (), seen: frozenset[int] = frozenset()) -> Iterator[Any]:
+    """Everything that could be meant by the weights, each with the keys that lead to it."""
+    if isinstance(held, _MODULES):
+        yield keys, held
+    if not isinstance(held, Mapping) or id(held) in seen:
+        return
+    if any(isinstance(key, str) and isinstance(value, _TENSORS) for key, value in held.items()):
+        yield keys, held
+    for key, inner in held.items() if len(keys) < _DEEPEST else ():
+        if isinstance(key, str):
+            yield from _places(inner, (*keys, key), seen | {id(held)})
+
+
+def _rank(keys: tuple[str, ...]) -> tuple[int, ...]:
+    """Sorts what is under the likeliest keys first, then what is under none; what is inside before what is around."""
+    known = [_KEYS.index(key) if key in _KEYS else _UNKNOWN for key in keys]
+    return (*known, _UNKNOWN - 1) if keys else (_UNKNOWN - 1,)
+
+
+def _kind(held: Any) -> str:
+    return "Tensor" if isinstance(held, StoredTensor) else shown(getattr(held, "name", type(held).__name__))
 
 
 def fit(state: State, definition: Definition, path: Path) -> tuple[nn.Module, Definition, list[str]]:
@@ -75,7 +115,9 @@ def fit(state: State, definition: Definition, path: Path) -> tuple[nn.Module, De
     """
     notes = []
     module = definition.build()
-    state, dropped = _without_prefixes(state, set(module.state_dict()))
+    state, dropped, gone = _without_prefixes(state, set(module.state_dict()))
+    if gone:
+        notes.append(f"masks and norms are folded into the weights that they compute: {listed(gone)}")
     if dropped:
         notes.append(f"not part of {definition.arch.name}, ignored: {listed(dropped)}")
     inferred = _inferred_arguments(state, module.state_dict(), definition)
@@ -127,22 +169,16 @@ def put(state: State, module: nn.Module, what: str, path: Path) -> None:
     raise FileError(f"the weights of {path} do not fit {what}: {told}; give the --arch they were trained with")
 
 
-def _holds_tensors(held: Any, depth: int) -> bool:
-    if depth == 0 or not isinstance(held, Mapping):
-        return False
-    if any(isinstance(value, (Tensor, nn.Module)) for value in held.values()):
-        return True
-    return any(_holds_tensors(held.get(key), depth - 1) for key in (*_WRAPPERS, *_AVERAGED))
+def _without_prefixes(state: State, wanted: set[str]) -> tuple[State, list[str], list[str]]:
+    """The reading of `state`, with wrappers' prefixes taken off, that has most of the wanted names.
 
-
-def _without_prefixes(state: State, wanted: set[str]) -> tuple[State, list[str]]:
-    """The reading of `state`, with wrappers' prefixes taken off, that has most of the wanted names; what it leaves out.
-
-    Names outside the prefix (a loss, an average's counter) are left out only where the rest is complete.
+    Also the names that it leaves out, and those of tensors from which it computes others. Names outside the prefix (a
+    loss, an average's counter) are left out only where the rest is complete.
     """
     state = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
     pattern, new = _OLD_NAMES
-    readings = [state, {pattern.sub(new, key): value for key, value in state.items()}]
+    computed, parts = folded(state)
+    readings = [state, {pattern.sub(new, key): value for key, value in state.items()}, computed]
     for reading in readings:
         for prefix in _PREFIXES:
             inner = {key.removeprefix(prefix): value for key, value in reading.items() if key.startswith(prefix)}
@@ -151,7 +187,8 @@ def _without_prefixes(state: State, wanted: set[str]) -> tuple[State, list[str]]
                 readings.append(inner)
     best = max(readings, key=lambda reading: (len(wanted & reading.keys()), -len(reading)))
     kept = {id(value) for value in best.values()}
-    return best, [key for key, value in state.items() if id(value) not in kept]
+    gone = [key for key, weight in parts.items() if id(computed[weight]) in kept]
+    return best, [key for key, value in state.items() if id(value) not in kept and key not in gone], gone
 
 
 def _inferred_arguments(state: State, fresh: State, definition: Definition) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class ModelSettings:
     arch: str | None = None  # torchvision:NAME, timm:NAME or FILE.py:build
     arch_arg: tuple[tuple[str, Any], ...] = ()  # arguments of the architecture's function
     input: tuple[int, ...] | None = None  # (channels, height, width)
-    trust: bool = False  # let a pickle run code
+    weights: str | None = None  # keys of the weights in a file that has several, such as "model_ema"
+    trust: bool = False  # let a pickle or a program run code
     max_size: float = LARGEST_GIB  # GiB that a file may take, on the disk and unpacked
 
 

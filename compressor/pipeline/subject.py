@@ -114,6 +114,7 @@ def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:
         arch=model.arch,
         arch_arguments=arguments,
         input_shape=model.input,
+        weights=model.weights,
         trust=model.trust,
         max_size=model.max_size,
     )

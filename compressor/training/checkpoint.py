@@ -116,10 +116,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
     for group in optimizer.param_groups:
         settings = {key: value for key, value in group.items() if key != "params"}
         groups.append({**settings, "params": [names[id(parameter)] for parameter in group["params"]]})
-    state = {
-        names[id(parameter)]: dict(values)
-        for parameter, values in optimizer.state.items()
-    }
+    state = {names[id(parameter)]: dict(values) for parameter, values in optimizer.state.items()}
     return {"groups": groups, "state": state}
 
 

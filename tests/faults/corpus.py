@@ -14,7 +14,6 @@ from tests.faults.hostile_checkpoints import CHECKPOINTS, MUTATIONS, STATES
 from tests.faults.hostile_headers import HEADERS
 from tests.faults.hostile_onnx import ONNX
 from tests.faults.hostile_pickles import FIRES, Make
-from tests.faults.hostile_programs import PROGRAMS
 
 PROFILE = ("profile", "FILE", "--input", "1x8x8")
 
@@ -41,7 +40,6 @@ _FAMILIES: dict[str, tuple[str, dict[str, Make]]] = {
     "checkpoint": ("safetensors", CHECKPOINTS),
     "mutation": ("safetensors", MUTATIONS),
     "onnx": ("onnx", ONNX),
-    "program": ("pt2", PROGRAMS),
 }
 
 CASES: dict[str, Case] = {

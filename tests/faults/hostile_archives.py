@@ -164,6 +164,11 @@ def _script(path: Path, canary: Path) -> None:
     zip_of(path, _HARMLESS, {"constants.pkl": program(system(canary)), "code/__torch__.py": code})
 
 
+def _program(path: Path, canary: Path) -> None:
+    """An exported program, whose reader in torch evaluates expressions and unpickles."""
+    zip_of(path, program(system(canary)), {"archive_format": b"pt2", "models/model.json": b"["})
+
+
 ARCHIVES: dict[str, Make] = {
     "packed_weights": _packed("data/0", 3 << 30),
     "packed_pickle": _packed("data.pkl", 1 << 30),
@@ -179,6 +184,7 @@ ARCHIVES: dict[str, Make] = {
     "sparse_safetensors": _sparse((100).to_bytes(8, "little") + b"{", 40 << 30),
     "tar": _tar,
     "torchscript": _script,
+    "program": _program,
     "empty": written(b""),
     "one_byte": written(b"\x80"),
     "text": written(b"this is no model\n" * 20),

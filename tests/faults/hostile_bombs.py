@@ -135,6 +135,19 @@ BOMBS: dict[str, Make] = {
     "wrapper_subclass": holding(
         state(call(name("torch._utils", "_rebuild_wrapper_subclass"), name("torch", "Tensor")))
     ),
+    "key_nested_deeply": holding(b"}" + b")" + b"\x85" * 900_000 + b"Ns"),
+    "key_that_doubles": holding(b"}(" + b")q\x00" + b"h\x00\x86q\x00" * 60 + b"Nu"),
+    "keys_that_collide": holding(b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(50_000)) + b"u"),
+    "many_arguments": holding(name("builtins", "list") + b"](" + b"N" * 900_000 + b"eR"),
+    "many_names": holding(b"(" + b"".join(name("a", f"b{k}") for k in range(50_000)) + b"t"),
+    "name_without_end": holding(b"cos\n" + b"x" * 5_000_000),
+    "state_given_often": holding(
+        dic(*(text(str(k)) + number(k) for k in range(50_000)))
+        + b"q\x00("
+        + (call(name("collections", "OrderedDict")) + b"h\x00b") * 10_000
+        + b"t"
+    ),
+    "parameter_of_itself": holding(name("torch._utils", "_rebuild_parameter") + b"(h\x00t" + b"Rq\x00"),
     "deep_list": holding(state(b"]" * 200_000 + b"a" * 199_999)),
     "endless_instructions": holding(state(b"](" + b"N" * 5_000_000 + b"e")),
     "number_of_2000_bits": holding(state(number(2**2000))),

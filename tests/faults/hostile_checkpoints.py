@@ -1,10 +1,7 @@
-"""compressor's own checkpoints with a hostile architecture, structure, steps or text, and exported programs."""
+"""compressor's own checkpoints with a hostile architecture, structure, steps or text."""
 
 import hashlib
-import io
 import random
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,33 +112,6 @@ def _layer(name: str, **more: Any) -> dict[str, Any]:
     return {"class": name, "attributes": {}, "parameters": {}, "buffers": {}, "children": {}, **more}
 
 
-def _program(edit: Callable[[str, bytes], bytes]) -> Make:
-    """An exported program whose records were changed."""
-
-    def make(path: Path, canary: Path) -> None:
-        program = torch.export.export(torch.nn.Linear(3, 3), (torch.zeros(2, 3),))
-        good = io.BytesIO()
-        torch.export.save(program, good)
-        with zipfile.ZipFile(good) as archive:
-            records = {name: archive.read(name) for name in archive.namelist()}
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, value in records.items():
-                archive.writestr(name, edit(name, value).replace(b"CANARY", str(canary).encode()))
-
-    return make
-
-
-def _tampered(name: str, value: bytes) -> bytes:
-    return value.replace(b"torch.ops.aten", b"os.system('touch CANARY')") if name.endswith("model.json") else value
-
-
-def _with_a_pickle(path: Path, canary: Path) -> None:
-    _program(lambda name, value: saved({}) if name.endswith("sample_inputs/model.pt") else value)(path, canary)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("../../escaped.txt", b"x")
-        archive.writestr("extra/data.pkl", b"\x80\x02" + system(canary) + b".")
-
-
 CHECKPOINTS: dict[str, Make] = {
     "arch_code_beside": _code_beside,
     "arch_our_own_script": _code_opens_another_file,
@@ -217,9 +187,6 @@ CHECKPOINTS: dict[str, Make] = {
     "version_list": changed(version=nested(100)),
     "version_text": changed(version="1"),
     "nothing_else": edited(lambda header, _: [header.pop(name) for name in list(header) if name != "version"]),
-    "program_tampered": _program(_tampered),
-    "program_no_json": _program(lambda name, value: b"{" if name.endswith(".json") else value),
-    "program_with_a_pickle": _with_a_pickle,
 }
 
 # Whatever one value of the header becomes: opened, or refused in one line.

@@ -89,10 +89,9 @@ def test_every_other_file_is_refused_in_one_line(tmp_path, content, says):
     assert "\n" not in str(caught.value)
 
 
-def test_torchscript_is_refused_with_the_way_out(tmp_path):
+def test_torchscript_is_known_by_content(tmp_path):
     (tmp_path / "script.pt").write_bytes(zipped(**{"m/data.pkl": b"", "m/constants.pkl": b"", "m/code/a.py": b""}))
-    with pytest.raises(FileError, match=r"TorchScript.*state dict"):
-        recognise(tmp_path / "script.pt")
+    assert recognise(tmp_path / "script.pt") is Content.SCRIPT
 
 
 def test_missing_file_that_is_an_architecture_says_so(tmp_path):

@@ -86,7 +86,7 @@ def test_whatever_is_nested_comes_back(tmp_path, seed):
     source = random.Random(seed)
 
     def value(depth: int) -> Any:
-        kinds = [None, True, source.randrange(-(2**60), 2**60), source.gauss(0, 1e9), "$x\u2028\"\\", float("inf")]
+        kinds = [None, True, source.randrange(-(2**60), 2**60), source.gauss(0, 1e9), '$x\u2028"\\', float("inf")]
         if depth == 0:
             return source.choice(kinds)
         inner = [value(depth - 1) for _ in range(source.randrange(4))]

@@ -83,11 +83,12 @@ def places(proto: Any, source: Path) -> set[str]:
 
 def _parsed(copy: Path, source: Path) -> Any:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         return onnx.ModelProto.FromString(copy.read_bytes())
-    except DecodeError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # protobuf has kinds of its own
         reason = "it is empty" if not copy.stat().st_size else "it is cut off, damaged or of another kind"
         raise FileError(f"{source} cannot be read as ONNX: {reason}") from error
 

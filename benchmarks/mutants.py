@@ -15,6 +15,7 @@ import argparse
 import importlib.metadata
 import json
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--room", action="append", help="measure these folders of tests only, and go by what is known")
     given = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with what has been started
     import_heavy()
     known = measured(WATCHED, given.workers, given.measure, given.room)
     kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []

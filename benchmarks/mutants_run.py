@@ -63,26 +63,33 @@ class Job:
 
 
 def run(jobs: Iterable[Job], workers: int) -> Iterator[Job]:
-    """Do them, so many at a time, each on a copy of its own; they come back in the order in which they end."""
+    """Do them, so many at a time, each on a copy of its own; they come back in the order in which they end.
+
+    What still runs when the caller stops, or is ended by a signal that Python handles, is ended too.
+    """
     trees = [fresh_copy(number) for number in range(workers)]
     running: dict[int, tuple[Job, Path, float]] = {}
     waiting = iter(jobs)
-    while True:
-        while trees and (job := next(waiting, None)) is not None:
-            tree = trees.pop()
-            running[_forked(job, tree)] = job, tree, time.monotonic()
-        if not running:
-            return
-        time.sleep(0.02)
-        for pid, (job, tree, began) in list(running.items()):
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-            if ended or time.monotonic() - began > 20 * job.cpu:
-                _reaped(pid, job)
-                if job.path:
-                    _write(tree, job.path, (ROOT / job.path).read_text())
-                trees.append(tree)
-                del running[pid]
-                yield job
+    try:
+        while True:
+            while trees and (job := next(waiting, None)) is not None:
+                tree = trees.pop()
+                running[_forked(job, tree)] = job, tree, time.monotonic()
+            if not running:
+                return
+            time.sleep(0.02)
+            for pid, (job, tree, began) in list(running.items()):
+                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+                if ended or time.monotonic() - began > 20 * job.cpu:
+                    del running[pid]
+                    _reaped(pid, job)
+                    if job.path:
+                        _write(tree, job.path, (ROOT / job.path).read_text())
+                    trees.append(tree)
+                    yield job
+    finally:
+        for pid, (job, _, _) in running.items():
+            _reaped(pid, job)
 
 
 def _reaped(pid: int, job: Job) -> None:
@@ -109,6 +116,7 @@ def _forked(job: Job, tree: Path) -> int:
         return pid
     code = 70
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
         os.chdir(tree)
         sys.path[:] = [str(tree), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]

@@ -8,7 +8,7 @@ from compressor.exporting.parity import OnnxCheck
 from compressor.loading import save_model
 from compressor.pipeline.folder import MODEL, ONNX, RunFolder
 from compressor.pipeline.settings import OutputSettings
-from compressor.pipeline.stages import Stage, Tell
+from compressor.pipeline.stages import Stage, Tell, note_all
 from compressor.pipeline.subject import Subject, card_of
 from compressor.reporting.page import write_page
 from compressor.reporting.report import Report
@@ -29,17 +29,19 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, output: O
 
 def _written(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Tell) -> Report:
     tell(Stage(f"writing {folder.path}"))
-    save_model(
+    left_out = save_model(
         subject.opened,
         folder / MODEL,
         history=(report.command,),
         measurements=report.after.to_json(),
         overwrite=True,
     )
+    note_all(left_out, tell)
     check, failure = _export(subject, folder, tell) if output.onnx else (None, None)
     refused = {} if failure is None else {"export to ONNX": str(failure)}
     settings = {**report.settings, "out": folder.named}
-    report = replace(report, settings=settings, export=check, refused={**report.refused, **refused})
+    notes = (*report.notes, *left_out)
+    report = replace(report, settings=settings, export=check, refused={**report.refused, **refused}, notes=notes)
     folder.write_rows(report.rows)
     write_page(report, folder.path)
     report.save(folder.path)  # the last: a run with a report is finished

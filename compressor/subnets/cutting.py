@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.graph.tensors import saved_tensors
 from compressor.profiling.model_profile import profile
 from compressor.subnets.choose import choose_points
 from compressor.subnets.detachable import Detachable, make_detachable
@@ -70,7 +71,7 @@ def model_costs(model: Detaching, example: Tensor, *, latency: bool = False) -> 
 def added_bytes(model: Detaching) -> tuple[int, int]:
     """What is stored beyond the base: bytes of the step-downs, and of the sub-models' own batch norms."""
     steps = norms = 0
-    for name, tensor in model.state_dict().items():
+    for name, tensor in saved_tensors(model).items():
         size = tensor.numel() * tensor.element_size()
         if ".step_down." in name:
             steps += size

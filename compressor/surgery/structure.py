@@ -31,8 +31,9 @@ def describe(fresh: nn.Module, edited: nn.Module) -> dict[str, Any]:
     attributes: dict[str, dict[str, Any]] = {}
     ours = dict(edited.named_modules())
     for name, module in fresh.named_modules():
-        if name in ours:
-            changed = {key: value for key, value in counts(ours[name]) if _plain(vars(module).get(key)) != value}
+        if name in ours:  # what a new build does not have is left over from a run
+            held = dict(counts(module))
+            changed = {key: value for key, value in counts(ours[name]) if held.get(key, value) != value}
             if changed:
                 attributes[name] = changed
     before_tied, tied = _tied(fresh), _tied(edited)

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import UsageError
+from compressor.errors import ModelError, UsageError
 from compressor.training.settings import TrainSettings
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """The optimizer over all parameters that require gradients.
 
-    Raises UsageError for an unknown name and for values that the optimizer does not take.
+    Raises UsageError for an unknown name and for values that the optimizer does not take, ModelError where there is
+    nothing to train.
     """
     kinds = {
         "sgd": torch.optim.SGD,
@@ -31,6 +32,8 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     else:
         own["betas"] = (settings.beta1, settings.beta2)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ModelError("the model has no parameters to train: they are frozen or quantized, or there are none")
     try:
         optimizer: torch.optim.Optimizer = kinds[settings.optimizer](
             parameters, lr=start_lr(settings), weight_decay=settings.weight_decay, **own

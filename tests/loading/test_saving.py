@@ -340,3 +340,26 @@ def test_tensors_that_no_file_holds_are_named(tmp_path, make):
     with pytest.raises(ModelError, match="0.odd is a tensor that a file cannot hold") as caught:
         compressor.save(net, tmp_path / "m.pt")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_what_a_run_leaves_on_layers_is_no_structure(tmp_path):
+    """A counter that forward makes is not in the file; one that the architecture has comes back."""
+    source = """
+from torch import nn
+class Net(nn.Linear):
+    calls = 0
+    def __init__(self):
+        super().__init__(3, 2)
+        self.steps = 0
+    def forward(self, x):
+        self.calls += 1
+        self.steps += 1
+        return super().forward(x)
+def build(): return Net()
+"""
+    path = nets.write(tmp_path, source)
+    net = open_model(None, arch=path).module
+    net(torch.ones(1, 3))
+    compressor.save(net, tmp_path / "m.pt", arch=path)
+    again = compressor.load(tmp_path / "m.pt")
+    assert (again.calls, again.steps) == (0, 1)

@@ -39,9 +39,9 @@ class Proportion:
     most_modules: int
 
     @classmethod
-    def to(cls, state: Iterable[Tensor], path: Path) -> Proportion:
+    def to(cls, state: Iterable[Any], path: Path) -> Proportion:
         """What is in proportion to a file's weights."""
-        tensors = list(state)
+        tensors = [each for each in state if isinstance(each, Tensor)]
         held = sum(_bytes(each) for each in tensors)
         return cls(path, max(_ALWAYS, _TIMES * held), _MODULES_ALWAYS + _MODULES_A_TENSOR * len(tensors))
 

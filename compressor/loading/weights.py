@@ -16,6 +16,7 @@ from compressor.errors import FileError, UsageError
 from compressor.graph.tensors import saved_tensors
 from compressor.loading.arch import Definition
 from compressor.loading.folding import folded
+from compressor.loading.plain import encode
 from compressor.loading.proportion import Proportion
 from compressor.loading.stored import StoredModule, StoredTensor
 from compressor.text import listed, shown
@@ -35,6 +36,8 @@ _OLD_NAMES = (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"), r"\1
 
 _UNKNOWN = len(_KEYS) + 1
 _DEEPEST = 4  # dicts in one another
+
+_EXTRA_STATE = "_extra_state"  # torch's name for what a layer keeps besides tensors
 
 State = dict[str, Any]  # tensors, and what else layers keep by `get_extra_state`
 _MODULES, _TENSORS = (nn.Module, StoredModule), (Tensor, StoredTensor)
@@ -76,11 +79,23 @@ def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Mod
     found = places[chosen]
     if not isinstance(found, Mapping):
         return found, notes
-    tensors = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, _TENSORS)}
-    dropped = [str(key) for key in found if key not in tensors]
+    kept = {key: value for key, value in found.items() if isinstance(value, _TENSORS) or _is_extra_state(key, value)}
+    kept = {key: value for key, value in kept.items() if isinstance(key, str)}
+    dropped = [str(key) for key in found if key not in kept]
     if dropped:
         notes.append(f"not weights, ignored: {listed(dropped)}")
-    return {key: each.read() if isinstance(each, StoredTensor) else each for key, each in tensors.items()}, notes
+    return {key: each.read() if isinstance(each, StoredTensor) else each for key, each in kept.items()}, notes
+
+
+def _is_extra_state(key: Any, value: Any) -> bool:
+    """Whether it is what a layer keeps by `get_extra_state`, and plain."""
+    if not isinstance(key, str) or key.rpartition(".")[2] != _EXTRA_STATE:
+        return False
+    try:
+        encode(value, key)
+    except (TypeError, RecursionError):
+        return False
+    return True
 
 
 def _places(held: Any, keys: tuple[str, ...] = (), seen: frozenset[int] = frozenset()) -> Iterator[Any]:
@@ -118,13 +133,15 @@ def fit(state: State, definition: Definition, path: Path) -> tuple[nn.Module, De
     state, dropped, gone = _without_prefixes(state, set(module.state_dict()))
     if gone:
         notes.append(f"masks and norms are folded into the weights that they compute: {listed(gone)}")
-    if dropped:
-        notes.append(f"not part of {definition.arch.name}, ignored: {listed(dropped)}")
-    inferred = _inferred_arguments(state, module.state_dict(), definition)
+    extra = [key for key, value in state.items() if not isinstance(value, Tensor) and key not in module.state_dict()]
+    state = {key: value for key, value in state.items() if key not in extra}
+    if dropped or extra:
+        notes.append(f"not part of {definition.arch.name}, ignored: {listed([*dropped, *extra])}")
+    inferred = _inferred_arguments(state, saved_tensors(module), definition)
     if inferred:
         tried = definition.with_arguments(**inferred)
         rebuilt = Proportion.to(state.values(), path).build(tried)
-        if _fits(state, rebuilt.state_dict()):
+        if _fits(state, saved_tensors(rebuilt)):
             module, definition = rebuilt, tried
             given = ", ".join(f"{key}={value}" for key, value in inferred.items())
             notes.append(f"{definition.arch.name} is built with {given}, as in the file")

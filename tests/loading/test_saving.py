@@ -324,6 +324,24 @@ def test_extra_state_comes_back(tmp_path):
         compressor.load(tmp_path / "m.pt")
 
 
+def test_extra_state_of_somebodys_state_dict_is_taken_where_it_is_plain(tmp_path):
+    source = EXTRA.replace("[(1, torch.ones(2))]", "2").replace("build()", "build(num_classes=2)")
+    path = nets.write(tmp_path, source.replace("Linear(108, 2)", "Linear(108, num_classes)"))
+    net = open_model(None, arch=path, arch_arguments={"num_classes": 7}).module
+    net[0].scale = 3.0
+    state = {**net.state_dict(), "loss._extra_state": {"a": 1}}
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt", arch=path)
+    assert opened.module[0].scale == 3.0
+    assert opened.arch.arguments == {"num_classes": 7}
+    assert any("loss._extra_state" in note for note in opened.notes)
+    state["0._extra_state"] = {"scale": print}
+    torch.save(state, tmp_path / "m.pt")
+    opened = open_model(tmp_path / "m.pt", arch=path)
+    assert opened.module[0].scale == 1.0
+    assert any("0._extra_state" in note for note in opened.notes)
+
+
 def test_extra_state_that_no_file_holds_is_left_out_with_a_word(tmp_path):
     path = nets.write(tmp_path, EXTRA)
     net = open_model(None, arch=path).module

@@ -30,7 +30,9 @@ _SIZES = ("size", "img_size", "image_size")
 
 # The networks that come with the project; each is the function `build` of a file in `sample_models`.
 SAMPLES = ("cnn3", "digits_cnn", "mlp", "net2", "primenet", "resnet_cifar", "vgg11", "vgg16_cifar")
-SAMPLE_FOLDER = Path(__file__).resolve().parents[2] / "sample_models"
+# In a wheel they are inside the package, in a clone beside it.
+_PACKAGE = Path(__file__).resolve().parents[1]
+SAMPLE_FOLDER = (_PACKAGE if (_PACKAGE / "sample_models").is_dir() else _PACKAGE.parent) / "sample_models"
 
 # An architecture's name without arguments.
 FORM = re.compile(r"(?:torchvision|timm|sample):[^:=]+|.+\.py:\w+")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.loading.tree import TreeError, build, describe
+from compressor.loading.tree import TreeError, build, describe, dtype_named
 
 
 def blueprint(module: nn.Module) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def blueprint(module: nn.Module) -> dict[str, Any]:
     layers, tensors = describe(module)
     first: dict[int, str] = {}
     sizes = {
-        name: str(first[id(tensor)])
+        name: first[id(tensor)]
         if first.setdefault(id(tensor), name) != name
         else [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
         for name, tensor in tensors.items()
@@ -36,7 +36,10 @@ def build_blank(held: Mapping[str, Any], most_bytes: float = float("inf")) -> nn
             if isinstance(form, str):
                 tensors[name] = tensors[form]
                 continue
-            meta = torch.empty(form[1], dtype=_dtype(form[0]), device="meta")
+            dtype = dtype_named(form[0])
+            if dtype is None:
+                raise TreeError(f"{str(form[0])[:40]!r} is not a type of numbers")
+            meta = torch.empty(form[1], dtype=dtype, device="meta")
             left -= meta.nbytes
             if left < 0:
                 raise TreeError("its layers are out of all proportion to its weights")
@@ -46,10 +49,3 @@ def build_blank(held: Mapping[str, Any], most_bytes: float = float("inf")) -> nn
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise TreeError(f"its description is damaged: {type(error).__name__}") from error
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = vars(torch)[name]
-    if not isinstance(found, torch.dtype):
-        raise TypeError(name)
-    return found

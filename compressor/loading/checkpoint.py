@@ -151,6 +151,14 @@ def _arch(held: Any) -> Arch | None:
         raise ValueError("its architecture has no name of a known form")
     if not isinstance(arguments, dict) or not all(isinstance(key, str) and key.isidentifier() for key in arguments):
         raise ValueError("the arguments of its architecture are not named values")
+    if not all(_is_argument(value) for value in arguments.values()):
+        raise ValueError("the arguments of its architecture are not numbers and words, or tuples of them")
     if len(str(arguments)) > _LONGEST_ARGUMENTS:
         raise ValueError("the arguments of its architecture are longer than anyone would write")
     return Arch(name, arguments, sha256)
+
+
+def _is_argument(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_argument(each) for each in value)
+    return value is None or type(value) in (bool, int, float, str)

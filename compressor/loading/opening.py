@@ -183,7 +183,7 @@ def _fill_(module: nn.Module, held: Checkpoint, path: Path) -> None:
         if not isinstance(saved, Tensor) or saved.shape != buffer.shape:
             raise FileError(f"{path} is a damaged checkpoint ({shown(name)} does not fit its network)")
         buffer.data = saved.to(buffer.dtype)
-    put(state, module, "its layers" if held.arch is None else str(held.arch), path)
+    put(state, module, held.built_from, path)
     for name, tensor in saved_tensors(module, keep_vars=True).items():
         if name in state and state[name].stride() != tensor.stride():
             tensor.data = state[name].to(tensor.dtype)

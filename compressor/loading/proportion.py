@@ -51,7 +51,7 @@ class Proportion:
         Raises FileError where the network gets out of proportion, UsageError where it cannot be built.
         """
         with self.watching():
-            if not definition.arch.name.endswith(".py") and ".py:" not in definition.arch.name:
+            if not definition.arch.is_code:
                 _rehearse(definition)  # nobody's own code is run twice
             return definition.build()
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from compressor.errors import FileError
+from compressor.loading.arch import SAMPLE_FOLDER
 from compressor.methods.adapnet.settings import PRESETS
 from compressor.pipeline.folder import SETTINGS
 from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
 
-_MODEL = Path(__file__).resolve().parents[2] / "sample_models" / "digits_cnn.safetensors"
+_MODEL = SAMPLE_FOLDER / "digits_cnn.safetensors"
 
 # Smaller batches make more of few images: a period is then an epoch. The target ends the changes after 10 to 13 epochs.
 # All three layers are judged in every period, which takes longer than training them does here.
@@ -23,7 +24,7 @@ def demo_job(out: str, overwrite: bool, command: str) -> AdaptJob:
         FileError: the sample model is not there.
     """
     if not _MODEL.is_file():
-        raise FileError(f"the demo's model {_MODEL} is not here: run the demo in a clone of the repository")
+        raise FileError(f"the demo's model {_MODEL} is not here: install compressor again")
     return AdaptJob(
         ModelSettings(str(_MODEL)),
         "digits",

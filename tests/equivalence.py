@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from compressor.graph import Channels
 from compressor.graph.resolve import roots_of
 from compressor.graph.rules import rule_of
-from compressor.graph.skeleton import skeleton
-from compressor.graph.trace import TensorRef, call_arguments, run
+from compressor.graph.skeleton import Replica, skeleton
+from compressor.graph.trace import TensorRef, Way, call_arguments, run
 from compressor.graph.walk import Ties, Walk
 from compressor.surgery import Plan, Prune
 
@@ -100,7 +100,7 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
         if len(where) and tensors[name].is_floating_point() and not name.endswith("running_var"):
             tensors[name].data.index_fill_(dim, torch.from_numpy(where), 0)
     # Traced on real data, since an operator may be made of others on the meta device than on this one.
-    walk = Walk(run(skeleton(model, real=True), example), Ties())
+    walk = Walk(run(Replica(model, real=True), Way(example)), Ties())
     walk.follow(rule_of)
     with _KeptStatistics(walk, _kept_of_raw(walk, channels, gone)):
         return outputs(masked, example)

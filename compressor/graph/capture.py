@@ -6,20 +6,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph import resolve
 from compressor.graph.channels import KEPT, Channels
 from compressor.graph.editable import check_example, check_model
+from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.names import groups_named, matching, names_of
+from compressor.graph.neutral import bare, neutrally
 from compressor.graph.refine import Refinement
-from compressor.graph.skeleton import skeleton
-from compressor.graph.trace import Trace, cause, refusal, run
+from compressor.graph.skeleton import Replica
+from compressor.graph.trace import Trace, Way, cause, refusal, run
 
 
+@neutrally
 def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Channels:
     """Find which channels of which parameters belong together, without changing the model.
 
@@ -33,20 +34,21 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Chan
     """
     check_model(model)
     check_example(example)
+    model = bare(model)
     patterns, names = (keep,) if isinstance(keep, str) else tuple(keep), names_of(model)
     kept = frozenset(name for pattern in patterns for name in matching(pattern, names, "keep"))
     collecting = gc.isenabled()
     gc.disable()  # nothing here is worth collecting, and one full collection takes as long as the whole capture
     try:
         first = _first_runs(model, example)
-        runs, notes = [(first.evaluated, first.example, False)], []
+        runs, notes = [(first.evaluated, first.evaluating)], []
         if first.trained.error is None:
-            runs.append((first.trained, first.doubled, True))
+            runs.append((first.trained, first.training))
         else:
             notes.append(f"not captured in training mode, in which it fails: {cause(first.trained.error)}")
-        refinement = Refinement(model, first.skeleton, runs, first.real)
+        refinement = Refinement(model, first.replica, runs)
         refinement.refine(kept)
-        batch = next((leaf.shape[0] for leaf in tree_leaves(first.example) if isinstance(leaf, Tensor)), 1)
+        batch = next((tensor.shape[0] for tensor in tensors_in(example) if tensor.ndim), 1)
         return _with_kept(replace(_channels(refinement, batch, [*notes, *refinement.notes]), names=names), patterns)
     finally:
         if collecting:
@@ -82,31 +84,29 @@ def _channels(refined: Refinement, batch: int, notes: Iterable[str]) -> Channels
 
 @dataclass(frozen=True)
 class _FirstRuns:
-    """The model's skeleton and how it ran in both modes."""
+    """A replica of the model and how it ran in both modes."""
 
-    skeleton: nn.Module
-    real: bool
-    example: Any
+    replica: Replica
+    evaluating: Way
     evaluated: Trace
-    doubled: Any
+    training: Way
     trained: Trace
 
 
 def _first_runs(model: nn.Module, example: Any) -> _FirstRuns:
-    """Run a skeleton in both modes: on shapes alone if it can, else on a copy with data.
+    """Run a replica in both modes: on shapes alone if it can, else on a copy with data.
 
     Raises:
         ModelError: it does not run in evaluation mode.
     """
     best = None
+    evaluating, training = Way(example), Way(with_tensors(example, _at_least_two), training=True)
     for real in (False, True):
-        copied = skeleton(model, real=real)
-        given = example if real else tree_map(_shape_only, example)
-        evaluated = run(copied, given)
+        replica = Replica(model, real=real)
+        evaluated = run(replica, evaluating)
         if evaluated.error is not None:
             continue
-        doubled = tree_map(_at_least_two, given)
-        found = _FirstRuns(copied, real, given, evaluated, doubled, run(copied, doubled, training=True))
+        found = _FirstRuns(replica, evaluating, evaluated, training, run(replica, training))
         if found.trained.error is None:
             return found
         best = best or found
@@ -116,12 +116,8 @@ def _first_runs(model: nn.Module, example: Any) -> _FirstRuns:
     return best
 
 
-def _shape_only(leaf: Any) -> Any:
-    return torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf
-
-
-def _at_least_two(leaf: Any) -> Any:
+def _at_least_two(tensor: Tensor) -> Tensor:
     """Batch norm in training mode wants more than one value per channel."""
-    if isinstance(leaf, Tensor) and leaf.ndim > 1 and leaf.shape[0] == 1:
-        return leaf.expand(2, *leaf.shape[1:])
-    return leaf
+    if tensor.ndim > 1 and tensor.shape[0] == 1:
+        return tensor.expand(2, *tensor.shape[1:])
+    return tensor

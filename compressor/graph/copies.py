@@ -24,7 +24,7 @@ _SHARED = (type, BuiltinFunctionType, ModuleType, torch.Size)
 def copied(value: Any, memo: Memo) -> Any:
     """A deep copy in which everything in `memo` is replaced by its copy; the value itself where it cannot be copied."""
     kind = type(value)
-    if kind in CONSTANTS:
+    if kind in CONSTANTS or (kind is tuple and CONSTANTS.issuperset(map(type, value))):
         return value
     known = memo.get(id(value))
     if known is not None:

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from compressor.errors import ModelError, UsageError
+from compressor.graph.held import tensors_in
 
 
 def check_model(model: Any) -> None:
@@ -38,7 +39,7 @@ def check_model(model: Any) -> None:
 
 def check_example(example: Any) -> None:
     """Raise UsageError for what is no input of a network."""
-    leaves = tree_leaves(example)
+    leaves = [*tree_leaves(example), *tensors_in(example)]
     if any(isinstance(leaf, np.ndarray) for leaf in leaves):
         raise UsageError("the example is a numpy array: make it a tensor with torch.from_numpy")
     empty = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.numel()), None)

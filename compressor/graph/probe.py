@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.graph.channels import Group, Ids, Key, Size
-from compressor.graph.tensors import named_tensors
-from compressor.graph.trace import Op, Ran, Trace, outline
+from compressor.graph.skeleton import Replica
+from compressor.graph.trace import Op, Ran, Trace, Way, outline
 from compressor.graph.walk import MAKERS, Ties, Walk
 
 Copies = NDArray[np.int64]  # of every identity in a trial: 0 where it is removed, 2 where it stands twice
@@ -69,22 +69,26 @@ def grown(groups: tuple[Group, ...], count: int) -> Copies:
 
 
 class Patient:
-    """A skeleton that is edited for a trial and put back afterwards."""
+    """A replica that is edited for a trial and put back afterwards."""
 
-    def __init__(self, skeleton: nn.Module) -> None:
-        self.model = skeleton
-        self._tensors = named_tensors(skeleton)
-        self._modules = dict(skeleton.named_modules())
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self._tensors, self._modules = replica.tensors, replica.modules
 
     @contextmanager
-    def edited(self, identities: Mapping[Key, Ids], sizes: Iterable[Size], copies: Copies) -> Iterator[nn.Module]:
-        """The skeleton with so many of every channel, its data meaningless."""
+    def edited(self, identities: Mapping[Key, Ids], sizes: Iterable[Size], copies: Copies) -> Iterator[Replica]:
+        """The replica with so many of every channel, its data meaningless."""
         whole: dict[str, Tensor] = {}
+        values = dict(self.replica.values.held)
         for (name, dim), ids in identities.items():
             times = copies[ids]
             if (times != 1).any():
-                whole.setdefault(name, self._tensors[name].data)
-                self._tensors[name].data = _taken(self._tensors[name].data, dim, times)
+                tensor = self._tensors[name]
+                whole.setdefault(name, tensor.data)
+                tensor.data = _taken(tensor.data, dim, times)
+                if id(tensor) in values:
+                    blank, data = self.replica.values.held[id(tensor)]
+                    self.replica.values.held[id(tensor)] = blank, _taken(data, dim, times)
         before = []
         for size in sizes:
             count = int(copies[size.ids].sum())
@@ -92,8 +96,9 @@ class Patient:
                 before.append((self._modules[size.module], size))
                 write_size(self._modules[size.module], size, count)
         try:
-            yield self.model
+            yield self.replica
         finally:
+            self.replica.values.held = values
             for name, data in whole.items():
                 self._tensors[name].data = data
             for module, size in before:
@@ -118,14 +123,12 @@ def write_size(module: nn.Module, size: Size, value: int) -> None:
     setattr(module, size.attribute, type(held)(entries) if isinstance(held, tuple | list) else tuple(entries))
 
 
-def objection(
-    model: nn.Module, example: Any, walk: Walk, copies: Copies, roots: Ids, training: bool
-) -> Objection | None:
+def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids) -> Objection | None:
     """Run an edited copy and compare it, operator by operator, with what the map predicts; None when all agree.
 
     Copies are left out of the comparison: whether a reshape copies depends on sizes.
     """
-    ran, error = outline(model, example, training=training)
+    ran, error = outline(replica, way)
     ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in _LAYOUT]
     theirs = [op for op in ran if op.name not in _LAYOUT]
     left = _Left(copies, roots, walk.ties)

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,29 +13,28 @@ from compressor.graph.channels import KEPT, Group, Ids
 from compressor.graph.kept_sizes import kept_sizes, note
 from compressor.graph.names import labels
 from compressor.graph.rules import rule_of
-from compressor.graph.skeleton import skeleton
+from compressor.graph.skeleton import Replica
 from compressor.graph.tensors import named_tensors
-from compressor.graph.trace import Trace
+from compressor.graph.trace import Trace, Way
 from compressor.graph.walk import RawSize, Ties, Walk
 
 _MOST_TRIALS = 200
-Run = tuple[Walk, Any, bool]  # a walk, the example it was traced on, whether in training mode
+Run = tuple[Walk, Way]
 
 
 class Refinement:
     """One capture: the traces of both modes over a shared set of ties, refined by trial until nothing objects."""
 
-    def __init__(self, model: nn.Module, patient: nn.Module, runs: list[tuple[Trace, Any, bool]], real: bool) -> None:
-        """`runs` holds traces of the skeleton `patient`: in evaluation mode first, then in training mode if it ran."""
+    def __init__(self, model: nn.Module, replica: Replica, runs: list[tuple[Trace, Way]]) -> None:
+        """`runs` holds traces of the replica: in evaluation mode first, then in training mode if it ran."""
         self.model = model
-        self.real = real
         self.keep: frozenset[str] = frozenset()
         self.least: dict[str, int] = {}  # groups of which a trial leaves more than one channel
         self.ties = Ties()
-        self.patient = probe.Patient(patient)
-        self.walks: list[Run] = [(self._walk(trace), example, training) for trace, example, training in runs]
+        self.patient = probe.Patient(replica)
+        self.walks: list[Run] = [(self._walk(trace), way) for trace, way in runs]
         self.trials = self.walks, self.walks
-        if len(self.walks) > 1 and probe.same_operators(*(walk for walk, _, _ in self.walks)):
+        if len(self.walks) > 1 and probe.same_operators(*(walk for walk, _ in self.walks)):
             # One code: each mode tries it in one way.
             self.trials = self.walks[:1], self.walks[1:] if probe.asks_for_sizes(self.walks[1][0]) else []
         self.tensors = named_tensors(model)
@@ -46,7 +44,7 @@ class Refinement:
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
         self.notes: list[str] = []
-        self.found: list[RawSize] = [size for walk, _, _ in self.walks for size in walk.sizes]
+        self.found: list[RawSize] = [size for walk, _ in self.walks for size in walk.sizes]
 
     def refine(self, keep: frozenset[str]) -> None:
         """Run trials until nothing objects; the result stands in `groups`, `identities`, `sizes` and `numbered`.
@@ -136,14 +134,11 @@ class Refinement:
         if (copies == 1).all():
             return None
         with self.patient.edited(self.identities, self.sizes, copies) as edited:
-            for walk, example, training in runs:
-                found = probe.objection(edited, example, walk, copies, self.roots, training)
+            for walk, way in runs:
+                found = probe.objection(edited, way, walk, copies, self.roots)
                 if found is not None:
-                    break
-            else:
-                return None
-        self.patient = probe.Patient(skeleton(self.model, real=self.real))  # what ended halfway may be in any state
-        return walk, found
+                    return walk, found
+        return None
 
     def _learn(self, walk: Walk, objection: probe.Objection) -> bool:
         """Keep an attribute true that the running module read a size from, if that moves the objection further on.

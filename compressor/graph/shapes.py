@@ -12,9 +12,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from compressor.graph.values import Values
 
-def run_on_shapes(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+
+def run_on_shapes(
+    func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values
+) -> Any:
     """What the operator gives; tensors that the user's code made elsewhere join the others on the meta device."""
+    output = _shaped(func, args, kwargs, values)
+    if not values.nothing_of(args):
+        values.follow(func, args, kwargs, output)
+    return output
+
+
+def _shaped(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values) -> Any:
     rule = _quick_rule(func)
     if rule is not None and not kwargs:
         try:
@@ -24,11 +35,21 @@ def run_on_shapes(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: di
     try:
         return func(*args, **kwargs)
     except RuntimeError:
+        known = values.work_out(func, args, kwargs)
+        if known is not None:  # a shape that depends on data, or the data themselves
+            return known if _goes_to_cpu(func, kwargs) else values.on_meta(known)
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if all(leaf.is_meta for leaf in leaves) or not any(leaf.is_meta for leaf in leaves):
             raise
         args, kwargs = tree_map(_on_meta, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _goes_to_cpu(func: torch._ops.OpOverload, kwargs: dict[str, Any]) -> bool:
+    return func is torch.ops.aten._to_copy.default and kwargs.get("device", _CPU) == _CPU
+
+
+_CPU = torch.device("cpu")
 
 
 @cache
@@ -84,7 +105,7 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 def _elementwise(x: Any, *rest: Any) -> Tensor:
     """The result of an element-wise operator that keeps the type of its operands."""
     others = [value for value in rest if isinstance(value, Tensor)]
-    if not isinstance(x, Tensor) or any(other.dtype != x.dtype for other in others):
+    if not isinstance(x, Tensor) or not x.is_meta or any(other.dtype != x.dtype for other in others):
         raise _NotQuick
     shape = tuple(x.shape)
     for other in others:
@@ -114,7 +135,7 @@ def _concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     first = tensors[0]
     at = dim % first.ndim if first.ndim else 0
     for other in tensors[1:]:
-        same = other.ndim == first.ndim and other.dtype == first.dtype
+        same = first.is_meta and other.ndim == first.ndim and other.dtype == first.dtype
         if not same or any(d != at and a != b for d, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
             raise _NotQuick
     if not all(tensor.is_contiguous() for tensor in tensors):
@@ -125,7 +146,7 @@ def _concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
-    if not dims or not x.is_floating_point():
+    if not dims or not x.is_floating_point() or not x.is_meta:
         raise _NotQuick
     gone = {dim % x.ndim for dim in dims}
     sizes = [(1 if dim in gone else size) for dim, size in enumerate(x.shape) if keepdim or dim not in gone]

@@ -4,18 +4,42 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from compressor.graph.copies import CONSTANTS, HAVE_CODE, attributes, copied
+from compressor.graph.state import State
+from compressor.graph.tensors import named_tensors
+from compressor.graph.values import Values, may_be_read
 
 
-def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
-    """A copy of the model that may be edited and run freely: on the meta device, or with real data if `real`."""
+class Replica:
+    """A skeleton with all that makes each of its runs start alike: its state, and the values that its code may read."""
+
+    def __init__(self, model: nn.Module, *, real: bool = False) -> None:
+        readable: list[tuple[Tensor, Tensor]] = []
+        self.model = skeleton(model, real=real, readable=readable)
+        self.modules = dict(self.model.named_modules())
+        self.tensors = named_tensors(self.model)
+        self.device = next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
+        self.values = Values(() if real else readable)
+        self.state = State(self.model)
+
+
+def skeleton(
+    model: nn.Module, *, real: bool = False, readable: list[tuple[Tensor, Tensor]] | None = None
+) -> nn.Module:
+    """A copy of the model that may be edited and run freely: on the meta device, or with real data if `real`.
+
+    Into `readable` go its tensors whose values code may read, each with the one that it stands for.
+    """
     memo: dict[int, Any] = {}
     plain, others = [], 0
     for module in model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if type(tensor) not in CONSTANTS and isinstance(tensor, Tensor) and id(tensor) not in memo:
-                memo[id(tensor)] = _blank(tensor, real)
+                memo[id(tensor)] = stand_in = _stand_in(tensor, real)
+                if readable is not None and may_be_read(tensor, module):
+                    readable.append((stand_in, tensor))
         kind: Any = type(module)
         if isinstance(module, HAVE_CODE):
             others += 1
@@ -30,6 +54,13 @@ def skeleton(model: nn.Module, *, real: bool = False) -> nn.Module:
     return result
 
 
-def _blank(tensor: Tensor, real: bool) -> Tensor:
-    blank = tensor.detach().clone() if real else torch.empty_like(tensor, device="meta")
-    return nn.Parameter(blank, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else blank
+def _stand_in(tensor: Tensor, real: bool) -> Tensor:
+    made = tensor.detach().clone() if real else blank(tensor)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+def blank(tensor: Tensor) -> Tensor:
+    """A tensor on the meta device with the same shape and layout."""
+    if isinstance(tensor, FakeTensor):  # what torch makes like it is another one
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor, device="meta")

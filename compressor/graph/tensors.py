@@ -1,6 +1,7 @@
 """The tensors of a model by their names in the state dict, which may hold other values besides."""
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -35,3 +36,8 @@ def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in module._buffers.items()
         if buffer is not None and name in module._non_persistent_buffers_set
     }
+
+
+def has_data(tensor: Tensor) -> bool:
+    """Whether a tensor is more than its shape."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))

@@ -5,9 +5,11 @@ nothing of the user's, and sees functional calls, bare parameters and control fl
 values to run is traced on a real copy instead.
 """
 
-import itertools
-import threading
-from collections.abc import Iterator
+import gc
+import operator
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph.copies import CONSTANTS
+from compressor.graph.generators import seeded
+from compressor.graph.held import tensors_in, with_tensors
+from compressor.graph.neutral import bare, neutral, neutrally
 from compressor.graph.shapes import plain_name, run_on_shapes
-from compressor.graph.skeleton import skeleton
-from compressor.graph.tensors import named_tensors
+from compressor.graph.skeleton import Replica, blank
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +67,40 @@ class Trace:
     parameters: dict[int, str] = field(default_factory=dict)  # tensor number -> name in the state dict
     inputs: tuple[TensorRef, ...] = ()
     outputs: tuple[TensorRef, ...] = ()
+    left: list[tuple[TensorRef, str]] = field(default_factory=list)  # what else others can read afterwards, and where
     ops: list[Op] = field(default_factory=list)
     calls: list[ModuleCall] = field(default_factory=list)
     error: Exception | None = None
 
 
+@dataclass(frozen=True)
+class Way:
+    """One way to run a model."""
+
+    example: Any
+    training: bool = False
+    entry: str = "forward"  # the method that is called
+    seed: int = 0  # at which every generator starts
+
+
+@neutrally
 def trace(model: nn.Module, example: Any, *, training: bool = False) -> Trace:
     """Trace `model` on `example` (a tensor with the batch first, or a tuple or dict of them); the model is untouched.
 
     Raises:
         ModelError: the model does not run on the example.
     """
-    result = run(skeleton(model), example, training=training)
+    model, way = bare(model), Way(example, training)
+    result = run(Replica(model), way)
     if result.error is not None:
-        result = run(skeleton(model, real=True), example, training=training)
+        result = run(Replica(model, real=True), way)
     if result.error is not None:
         raise ModelError(refusal(example, result.error)) from result.error
     return result
 
 
 def refusal(example: Any, error: Exception) -> str:
-    shapes = ", ".join("x".join(map(str, leaf.shape)) for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(example))
     return f"the model does not run on an input of shape {shapes} ({cause(error)}); give the right one with --input"
 
 
@@ -93,19 +109,26 @@ def cause(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def run(model: nn.Module, example: Any, *, training: bool = False) -> Trace:
-    """Trace a `skeleton` itself; a failure in the middle is kept in `error` beside what ran before it."""
-    arguments, keywords = _ready(model, example, training)
-    recorder = _Recorder(model)
-    recorder.result.inputs = tuple(recorder.refs((arguments, keywords)))
-    with torch.no_grad(), recorder.watching(model):
+def run(replica: Replica, way: Way) -> Trace:
+    """Trace a replica itself; a failure in the middle is kept in `error` beside what ran before it."""
+    recorder = _Recorder(replica)
+    result = recorder.result
+    with alike(replica, way, recorder.read), recorder.watching():
         try:
+            arguments, keywords = _ready(replica, way)
+            result.inputs = tuple(recorder.refs((arguments, keywords)))
             with recorder:
-                output = model(*arguments, **keywords)
-            recorder.result.outputs = tuple(recorder.refs(output))
+                output = _called(replica.model, way)(*arguments, **keywords)
+                carried = tensors_in(output, exhaust=True)
+            bases = [_base(tensor) for tensor in carried if type(tensor) is not Tensor]  # no operator is `as_subclass`
+            result.outputs = tuple(recorder.refs([*carried, *(base for base in bases if base is not None)]))
         except Exception as error:  # any code of the user's may fail on shapes alone, in any way
-            recorder.result.error = error
-    return recorder.result
+            result.error = error
+            return result
+        del arguments, keywords, carried, bases
+        replica.values.forget()
+        result.left += recorder.survivors()  # what the output holds, opened or not, among them
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,33 +140,44 @@ class Ran:
     shapes: tuple[tuple[int, ...], ...]
 
 
-def outline(model: nn.Module, example: Any, *, training: bool = False) -> tuple[list[Ran], Exception | None]:
-    """The operators that run in a `skeleton`, without who ran them on what, and what ended the run before its end."""
-    arguments, keywords = _ready(model, example, training)
-    recorder = _Outline(_device(model).type == "meta")
-    try:
-        with torch.no_grad(), recorder:
-            model(*arguments, **keywords)
-    except Exception as error:  # any code of the user's may fail on shapes alone, in any way
-        return recorder.ops, error
+def outline(replica: Replica, way: Way) -> tuple[list[Ran], Exception | None]:
+    """The operators that run in a replica, without who ran them on what, and what ended the run before its end."""
+    recorder = _Outline(replica)
+    with alike(replica, way):
+        try:
+            arguments, keywords = _ready(replica, way)
+            with recorder:
+                tensors_in(_called(replica.model, way)(*arguments, **keywords), exhaust=True)
+        except Exception as error:  # any code of the user's may fail on shapes alone, in any way
+            return recorder.ops, error
     return recorder.ops, None
 
 
-def _ready(model: nn.Module, example: Any, training: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    set_mode(model, training)
-    device = _device(model)
-    return call_arguments(tree_map(lambda leaf: _moved(leaf, device), example))
+@contextmanager
+def alike(replica: Replica, way: Way, on_read: Callable[[Tensor], None] | None = None) -> Iterator[None]:
+    """A run inside starts from the same state as every other one, and leaves everything as it was."""
+    with neutral(), torch.no_grad(), seeded(way.seed), replica.values.watched(on_read):
+        try:
+            set_mode(replica.model, way.training)
+            with replica.state.kept():
+                yield
+        finally:
+            replica.values.forget()
 
 
-def _device(model: nn.Module) -> torch.device:
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+def _called(model: nn.Module, way: Way) -> Callable[..., Any]:
+    called: Callable[..., Any] = model if way.entry == "forward" else operator.attrgetter(way.entry)(model)
+    return called
+
+
+def _ready(replica: Replica, way: Way) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return call_arguments(with_tensors(way.example, lambda tensor: _moved(tensor, replica.device)))
 
 
 def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How an example is passed to a model: a dict as keywords, a tuple or list as positions, a tensor alone."""
-    if isinstance(example, dict):
-        return (), example
+    """How an example is passed to a model: a mapping as keywords, a tuple or list as positions, all else alone."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
     return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
 
 
@@ -156,53 +190,73 @@ def set_mode(model: nn.Module, training: bool) -> None:
             module.training = training
 
 
-def _moved(leaf: Any, device: torch.device) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    return torch.empty_like(leaf, device="meta") if device.type == "meta" else leaf.detach().to(device).clone()
-
-
-_REPLACING = threading.RLock()  # one trace after another, so that each puts back what it found
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return blank(tensor) if device.type == "meta" else tensor.detach().to(device).clone()
 
 
 class _Watching(TorchDispatchMode):
     """A mode that dynamo may look into: keeping it out costs more than most operators do on shapes alone."""
 
+    def __init__(self, replica: Replica) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._values, self._on_meta = replica.values, replica.device.type == "meta"
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+    def _given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        if not self._on_meta:
+            return func(*args, **(kwargs or {}))
+        return run_on_shapes(func, args, kwargs or {}, self._values)
 
 
 class _Outline(_Watching):
     """Writes down name and shapes of every operator."""
 
-    def __init__(self, on_meta: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, replica: Replica) -> None:
+        super().__init__(replica)
         self.ops: list[Ran] = []
-        self._on_meta = on_meta
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        output = run_on_shapes(func, args, kwargs or {}) if self._on_meta else func(*args, **(kwargs or {}))
-        leaves = (output,) if isinstance(output, Tensor) else tree_iter(output)
-        shapes = tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+        output = self._given(func, args, kwargs)
+        shapes = tuple(tuple(leaf.shape) for leaf in _leaves(output))
         plain = tuple(None if isinstance(value, Tensor | list | tuple) else value for value in args)
         self.ops.append(Ran(plain_name(func), plain, shapes))
         return output
 
 
+def _base(tensor: Tensor) -> Tensor | None:
+    """What a tensor is a view of, the object itself whatever a subclass makes of attributes."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor._base
+
+
+_OF_A_BASE = 4  # references to a tensor that only its views keep alive: theirs, and three where they are counted
+
+
+def _leaves(values: Any) -> Iterable[Tensor]:
+    """The tensors of a value: most are one, or a plain tuple of them."""
+    if isinstance(values, Tensor):
+        return (values,)
+    if type(values) is tuple and all(isinstance(value, Tensor) for value in values):
+        return values
+    return tensors_in(values)
+
+
 class _Recorder(_Watching):
     """Writes every operator into `result`; keeps each tensor alive so that an object's identity names it."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, replica: Replica) -> None:
+        super().__init__(replica)
         self.result = Trace()
+        self._modules = replica.modules
         self._known: dict[int, TensorRef] = {}
         self._alive: list[Tensor] = []
         self._module = ""
-        self._on_meta = _device(model).type == "meta"
-        for name, tensor in named_tensors(model).items():
+        for name, tensor in replica.tensors.items():
             self.result.parameters[self._ref(tensor).index] = name
 
     def __torch_dispatch__(
@@ -215,18 +269,47 @@ class _Recorder(_Watching):
         seen: list[TensorRef] = []
         arguments = self._written(args, seen)
         options = {key: self._written(value, seen) for key, value in kwargs.items()} if kwargs else {}
-        output = run_on_shapes(func, args, kwargs or {}) if self._on_meta else func(*args, **(kwargs or {}))
+        output = self._given(func, args, kwargs)
         made: list[TensorRef] = []
         self._written(output, made)
         self.result.ops.append(Op(func, plain_name(func), arguments, options, tuple(seen), tuple(made), self._module))
         return output
 
     def refs(self, values: Any) -> Iterator[TensorRef]:
-        if isinstance(values, Tensor):
-            values = (values,)
-        elif type(values) is not tuple or not all(isinstance(value, Tensor) for value in values):
-            values = tree_iter(values)
-        return (self._ref(leaf) for leaf in values if isinstance(leaf, Tensor))
+        return map(self._ref, _leaves(values))
+
+    def read(self, tensor: Tensor) -> None:
+        """Python reads the data, which torch does not tell of."""
+        known = self._known.get(id(tensor))
+        if known is not None:
+            self.result.left.append((known, f"{self._module or 'the model'} reads its values"))
+
+    def survivors(self) -> list[tuple[TensorRef, str]]:
+        """Tensors, other than the outputs, that an operator made and somebody still holds."""
+        given = {*self.result.parameters, *(ref.index for ref in self.result.inputs)}
+        watched = [
+            (ref, weakref.ref(self._alive[ref.index])) for ref in self._known.values() if ref.index not in given
+        ]
+        self._alive.clear()
+        self._known.clear()
+        outputs = {ref.index for ref in self.result.outputs}
+        if any(found() is not None for ref, found in watched if ref.index not in outputs):
+            gc.collect(1)  # what only holds itself is nobody's
+        alive = [(ref, tensor) for ref, found in watched if (tensor := found()) is not None]
+        bases = {id(_base(tensor)) for _, tensor in alive}
+        kept = {id(tensor): place for place, tensor in self._kept()} if len(alive) > len(outputs) else {}
+        return [
+            (ref, kept.get(id(tensor), "still held by something after the run"))
+            for ref, tensor in alive
+            if ref.index not in outputs and (id(tensor) not in bases or sys.getrefcount(tensor) > _OF_A_BASE)
+        ]
+
+    def _kept(self) -> Iterator[tuple[str, Tensor]]:
+        """What the model's modules hold in attributes."""
+        for name, module in self._modules.items():
+            for attribute, value in vars(module).items():
+                for tensor in tensors_in(value):
+                    yield f"kept as {name or 'the model'}.{attribute} after the run", tensor
 
     def _ref(self, tensor: Tensor) -> TensorRef:
         known = self._known.get(id(tensor))
@@ -246,17 +329,17 @@ class _Recorder(_Watching):
             seen.append(ref)
             return ref
         if isinstance(value, list | tuple):
-            return kind([self._written(item, seen) for item in value])
+            return kind([item if type(item) in CONSTANTS else self._written(item, seen) for item in value])
         return value
 
     @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Take down every call of the model's modules, hooks of the user's included.
 
         `nn.Module.__call__` is replaced meanwhile, as torch.fx does: hooks on every module cost more than the run.
         """
         scripted = torch.jit.ScriptModule  # what it runs counts as its owner's
-        names = {id(m): name for name, m in model.named_modules() if not isinstance(m, scripted)}
+        names = {id(m): name for name, m in self._modules.items() if not isinstance(m, scripted)}
 
         def call(module: nn.Module, *inputs: Any, **keywords: Any) -> Any:
             name = names.get(id(module))
@@ -268,13 +351,13 @@ class _Recorder(_Watching):
             finally:
                 self._module = outer
             made = (self._ref(output),) if isinstance(output, Tensor) else tuple(self.refs(output))
-            self.result.calls.append(ModuleCall(name, start, len(self.result.ops), tuple(self.refs(inputs)), made))
+            given = tuple(self.refs((*inputs, *keywords.values()) if keywords else inputs))
+            self.result.calls.append(ModuleCall(name, start, len(self.result.ops), given, made))
             return output
 
-        with _REPLACING:
-            original = nn.Module.__call__
-            nn.Module.__call__ = call  # type: ignore[method-assign]
-            try:
-                yield
-            finally:
-                nn.Module.__call__ = original  # type: ignore[method-assign]
+        original = nn.Module.__call__
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]

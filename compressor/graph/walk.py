@@ -119,6 +119,9 @@ class Walk:
             self.op_outputs.append([self._tracks.get(ref.index, {}) for ref in op.outputs])
         for ref in self.trace.outputs:
             self.freeze_all(self.track(ref).values(), "output of the model")
+        for ref, where in self.trace.left:
+            if not self.is_weight(ref):  # one that is computed from weights is computed again
+                self.freeze_all(self.track(ref).values(), where)
 
     def track(self, ref: TensorRef) -> Track:
         known = self._tracks.get(ref.index)

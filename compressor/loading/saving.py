@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError, ModelError, UsageError
+from compressor.graph.neutral import bare
 from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.blueprint import blueprint, build_blank
@@ -70,7 +71,7 @@ def save_model(
     opened = model if isinstance(model, OpenedModel) else OpenedModel(model, None)
     given: dict[str, Any] = {"arch": arch, "input_shape": input_shape, "classes": classes, "mean": mean, "std": std}
     opened = replace(opened, **{key: value for key, value in given.items() if value is not None})
-    module = _bare(opened.module)
+    module = bare(opened.module)
     base = _base(opened)
     extra, notes = extra_state(module)
     outside = transient_buffers(module)
@@ -123,7 +124,7 @@ def _base(opened: OpenedModel) -> _Base:
         UsageError: it has no architecture, and a layer that no file can describe.
         ModelError: it is not an edited build of its architecture.
     """
-    module, arch, plan = _bare(opened.module), None, None
+    module, arch, plan = bare(opened.module), None, None
     build: Callable[[], nn.Module]
     if opened.arch is None:
         plan = opened.blueprint if opened.steps else _blueprint(module)
@@ -163,12 +164,3 @@ def _blueprint(module: nn.Module) -> dict[str, Any]:
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in saved_tensors(module).items()}
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel or torch.compile."""
-    inner: Any = module
-    while isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(inner, "_orig_mod"):
-        inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
-    bare: nn.Module = inner
-    return bare

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from compressor.errors import ModelError, UsageError
 from compressor.graph import capture
 from compressor.graph.channels import Channels
+from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
 from compressor.kinds import check_fits, tuples
 from compressor.methods.oneshot import decide
@@ -26,6 +27,7 @@ from compressor.surgery.assign import check_no_reducer
 from compressor.training.evaluate import device_of
 
 
+@neutrally
 def prune_(
     module: nn.Module,
     example: Any,
@@ -79,6 +81,7 @@ def prune_(
     ))  # fmt: skip
     images = _labelled(batches)
     check(choice, has_data=bool(images))
+    module = bare(module)
     channels = capture(module, example, keep=choice.keep)
     _check_can_be_edited(module, optimizer)
     selection = decide(module, channels, choice, images)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
+from compressor.graph.neutral import bare, neutrally
 from compressor.graph.trace import ModuleCall, TensorRef, Trace, trace
 from compressor.profiling.cost import LayerCost, Profile, Shapes
 from compressor.profiling.macs import count_macs
@@ -16,6 +17,7 @@ from compressor.profiling.speed import model_latency
 from compressor.profiling.thop_count import left_out, thop_macs
 
 
+@neutrally
 def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: bool = True) -> Profile:
     """Multiply-adds, parameters, peak activation memory and, if asked, latency of a model; the model is untouched.
 
@@ -32,6 +34,7 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
         cost = compressor.profile(module, torch.zeros(1, 3, 32, 32))
         cost.macs, cost.params                 # 313201664, 14728266
     """
+    module = bare(module)
     image, traced, batch = _trace_one(module, example)
     counted = count_macs(traced)
     thop, reason = thop_macs(module, image)

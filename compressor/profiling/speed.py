@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from compressor.errors import CompressorError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.parity import Array
 from compressor.exporting.runtime import OnnxModel
+from compressor.graph.generators import seeded
+from compressor.graph.held import with_tensors
+from compressor.graph.state import State
 from compressor.graph.trace import call_arguments, set_mode
 from compressor.profiling.latency import measure
 
@@ -71,19 +73,17 @@ def _torch_timing(module: nn.Module, example: Any) -> Timing:
     threads = torch.get_num_threads()
 
     def calling(batch: int) -> Callable[[], object]:
-        arguments, keywords = call_arguments(tree_map(lambda leaf: _repeated(leaf, batch, device), example))
+        arguments, keywords = call_arguments(with_tensors(example, lambda tensor: _repeated(tensor, batch, device)))
         return lambda: module(*arguments, **keywords)
 
-    with evaluating(module), torch.inference_mode():
+    with State(module).kept(), seeded(0), evaluating(module), torch.inference_mode():
         first = measure(calling(1), batch=1, threads=threads, wait=wait)
         larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads, wait=wait)
     return {**asdict(first), "larger": asdict(larger)}
 
 
-def _repeated(leaf: Any, batch: int, device: torch.device) -> Any:
-    if not isinstance(leaf, Tensor) or not leaf.dim():
-        return leaf
-    return leaf[torch.arange(batch) % len(leaf)].to(device)
+def _repeated(tensor: Tensor, batch: int, device: torch.device) -> Tensor:
+    return tensor[torch.arange(batch, device=tensor.device) % len(tensor)].to(device) if tensor.dim() else tensor
 
 
 @contextmanager

@@ -11,12 +11,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
-from compressor.graph.skeleton import skeleton
-from compressor.graph.trace import call_arguments
+from compressor.graph.held import with_tensors
+from compressor.graph.skeleton import Replica
+from compressor.graph.trace import Way, alike, call_arguments
 
 
 def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:
@@ -33,8 +32,9 @@ def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:
     reason = ""
     for real in (False, True):
         try:
-            with _silence():
-                return _run_thop(skeleton(module, real=real), arguments), None
+            replica = Replica(module, real=real)
+            with _silence(), alike(replica, Way(example)):
+                return _run_thop(replica, arguments), None
         except Exception as error:  # thop and the user's own code may fail in any way
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None, f"thop failed: {reason}"
@@ -51,12 +51,11 @@ def left_out(module: nn.Module, macs: Mapping[str, int]) -> int:
     return sum(count for name, count in macs.items() if type(layers[name]) not in register_hooks)
 
 
-def _run_thop(copy: nn.Module, arguments: tuple[Any, ...]) -> int:
+def _run_thop(replica: Replica, arguments: tuple[Any, ...]) -> int:
     import thop
 
-    device = next((tensor.device for tensor in (*copy.parameters(), *copy.buffers())), torch.device("cpu"))
-    inputs = tree_map(lambda leaf: leaf.detach().to(device) if isinstance(leaf, torch.Tensor) else leaf, arguments)
-    macs, _ = thop.profile(copy, inputs=inputs, verbose=False)
+    inputs = with_tensors(arguments, lambda tensor: tensor.detach().to(replica.device))
+    macs, _ = thop.profile(replica.model, inputs=inputs, verbose=False)
     return round(float(macs))
 
 

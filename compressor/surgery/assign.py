@@ -51,6 +51,6 @@ def check_no_reducer(parameters: Iterable[Tensor]) -> None:
     for each in gc.get_objects():
         if issubclass(type(each), wrapper) and any(id(parameter) in held for parameter in each.parameters()):
             raise ModelError(
-                "DistributedDataParallel holds this model and keeps the old sizes: delete the wrapper, edit the model, "
-                "then wrap it again"
+                "DistributedDataParallel holds this model and keeps the old sizes: keep its .module, delete the "
+                "wrapper, edit the model, then wrap it again"
             )

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compressor.errors import DataError, FileError, UsageError
+from compressor.graph.generators import random_states, restore_random_states_
 from compressor.training import checkpoint, distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data
@@ -21,7 +22,7 @@ from compressor.training.interrupt import Interrupted, Signals
 from compressor.training.meter import Meter
 from compressor.training.microbatches import MicroBatches, Step, is_out_of_memory
 from compressor.training.numerics import choose_device, uses_bfloat16
-from compressor.training.randomness import derive_seed, random_states, restore_random_states_, seed_everything_
+from compressor.training.randomness import derive_seed, seed_everything_
 from compressor.training.schedule import lr_at, make_optimizer
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Diverged, History, Saving, TrainState

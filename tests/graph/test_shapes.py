@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from compressor.graph.shapes import run_on_shapes
+from compressor.graph.values import Values
 
 aten = torch.ops.aten
 ROWS, MAP = (6, 4), (2, 4, 5, 7)
@@ -52,12 +53,12 @@ REFUSED = {
 @pytest.mark.parametrize("name", CALLS)
 def test_quick_rule_agrees_with_torch(name):
     func, args = CALLS[name]
-    assert described(run_on_shapes(func, args, {})) == described(func(*args))
+    assert described(run_on_shapes(func, args, {}, Values())) == described(func(*args))
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_quick_rule_refuses_what_torch_refuses(name):
     func, args = REFUSED[name]
-    for run in (func, lambda *args: run_on_shapes(func, args, {})):
+    for run in (func, lambda *args: run_on_shapes(func, args, {}, Values())):
         with pytest.raises(RuntimeError):
             run(*args)

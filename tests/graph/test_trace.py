@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import fx, nn
 
-from compressor.graph.skeleton import skeleton
+from compressor.graph.skeleton import Replica, skeleton
 from compressor.graph.tensors import named_tensors
-from compressor.graph.trace import run
+from compressor.graph.trace import Way, run
 
 
 class Twice(nn.Module):
@@ -45,7 +45,7 @@ def test_operators_count_as_those_of_the_module_that_ran_them_hooks_included():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 2, 1)), nn.Flatten())
     model[0].register_forward_pre_hook(lambda _module, inputs: (inputs[0] * 2,))
     model[1].register_forward_hook(lambda _module, _inputs, output: output.abs())
-    traced = run(skeleton(model), torch.empty(2, 3, 4, 4, device="meta"))
+    traced = run(Replica(model), Way(torch.empty(2, 3, 4, 4, device="meta")))
     assert [(op.name, op.module) for op in traced.ops] == [
         ("mul", "0"), ("convolution", "0"), ("relu", "1.0"), ("convolution", "1.1"), ("abs", "1"), ("view", "2"),
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def test_operators_count_as_those_of_the_module_that_ran_them_hooks_included():
 
 def test_a_trace_that_fails_puts_module_calls_back():
     before = nn.Module.__call__
-    traced = run(skeleton(nn.Sequential(nn.ReLU(), Failing())), torch.empty(2, 3))
+    traced = run(Replica(nn.Sequential(nn.ReLU(), Failing())), Way(torch.empty(2, 3)))
     assert isinstance(traced.error, ValueError) and [op.module for op in traced.ops] == ["0"]
     assert nn.Module.__call__ is before
 
@@ -65,7 +65,7 @@ def test_traces_in_several_threads_leave_module_calls_as_they_were():
     before = nn.Module.__call__
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     with ThreadPoolExecutor(4) as pool:
-        traces = list(pool.map(lambda _: run(skeleton(model), torch.empty(2, 3, 4, 4)), range(16)))
+        traces = list(pool.map(lambda _: run(Replica(model), Way(torch.empty(2, 3, 4, 4))), range(16)))
     assert nn.Module.__call__ is before
     assert all([op.module for op in traced.ops] == ["0", "1"] for traced in traces)
 

@@ -351,7 +351,7 @@ def process_group(tmp_path):
 def test_while_distributed_data_parallel_holds_the_model_nothing_is_edited(process_group):
     model = network()
     wrapped = nn.parallel.DistributedDataParallel(model)
-    with pytest.raises(ModelError, match="delete the wrapper"):
+    with pytest.raises(ModelError, match="wrap it again"):
         edit_(model)
     assert model[0].out_channels == 6
     loss_of(wrapped).backward()

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import torch
 
-from compressor.training.randomness import derive_seed, random_states, restore_random_states_, seed_everything_
+from compressor.graph.generators import random_states, restore_random_states_
+from compressor.training.randomness import derive_seed, seed_everything_
 
 
 def test_seeds_of_different_places_differ():

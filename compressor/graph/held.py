@@ -1,0 +1,110 @@
+"""Tensors inside anything: which ones a value carries, and a copy of the value with other tensors in their place."""
+
+import copy
+import gc
+import io
+import types
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from compressor.graph.copies import CONSTANTS
+
+_CLOSED = (
+    *(type, types.ModuleType, types.CodeType, nn.Module, io.IOBase),
+    *(str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Generator),
+)
+_MOST_OBJECTS = 100_000  # beyond them nobody meant to hand over a tensor
+_MOST_ITEMS = 10_000  # taken from an iterator that may have no end
+
+
+def tensors_in(value: Any, *, exhaust: bool = False) -> list[Tensor]:
+    """Every tensor that a value carries, each once, in order.
+
+    Containers, attributes (slots, closures and a generator's variables included) and what a future or a weak
+    reference gives are opened; modules and classes are not. With `exhaust` iterators are run to their end, as the
+    caller of a network would.
+    """
+    if isinstance(value, Tensor) and type(value) in (Tensor, nn.Parameter) and not vars(value):
+        return [value]
+    found: list[Tensor] = []
+    seen: dict[int, Any] = {}  # what is seen stays alive, so that no other object takes its number
+    waiting = [value]
+    while waiting and len(seen) < _MOST_OBJECTS:
+        one = waiting.pop()
+        if type(one) in CONSTANTS or id(one) in seen or (isinstance(one, _CLOSED) and not isinstance(one, Tensor)):
+            continue
+        seen[id(one)] = one
+        if isinstance(one, Tensor):
+            found.append(one)
+        parts = _run_out(one) if exhaust and isinstance(one, Iterator | Coroutine) else _parts(one)
+        waiting.extend(reversed(list(parts)))
+    return found
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a value in which every tensor became another; what cannot be copied stays as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (tuple, list):
+        return type(value)(with_tensors(item, change) for item in value)
+    if type(value) is dict:
+        return {key: with_tensors(item, change) for key, item in value.items()}
+    memo = {id(tensor): change(tensor) for tensor in tensors_in(value)}
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # copying runs whatever code the class brings
+        return value
+
+
+def _run_out(iterator: Any) -> Iterable[Any]:
+    if isinstance(iterator, Coroutine):
+        try:
+            while True:
+                iterator.send(None)
+        except StopIteration as stop:
+            return (stop.value,)
+    return [item for item, _ in zip(iterator, range(_MOST_ITEMS), strict=False)]
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    kind = type(value)
+    if kind is dict:
+        return _without_constants(value.values(), value)
+    if kind is list or kind is tuple:
+        return list(value)
+    if isinstance(value, Tensor):
+        inner: list[str] = value.__tensor_flatten__()[0] if is_traceable_wrapper_subclass(value) else []
+        return [*(getattr(value, name) for name in inner), *vars(value).values()]
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
+    if isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
+        return (value.__self__,)
+    if isinstance(value, np.ndarray):
+        return [value.base, *(value.ravel().tolist() if value.dtype == object else ())]
+    if isinstance(value, weakref.ref):
+        return (value(),)
+    if isinstance(value, torch.futures.Future):
+        return (value.value(),) if value.done() else ()
+    if isinstance(value, list | tuple):
+        return [*value, *getattr(value, "__dict__", {}).values()]
+    if isinstance(value, dict):
+        return [*value, *value.values(), *getattr(value, "__dict__", {}).values()]
+    return gc.get_referents(value)
+
+
+def _without_constants(values: Iterable[Any], keys: Iterable[Any]) -> Iterable[Any]:
+    return [one for both in (keys, values) for one in both if type(one) not in CONSTANTS]
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False

@@ -1,0 +1,78 @@
+"""The user's modes of torch, left for the time of a call, and wrappers around a model, opened."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from compressor.errors import ModelError, UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def neutral() -> Iterator[None]:
+    """Meanwhile torch is as it starts: no inference mode, no autocast, no mode of the user's that watches operators.
+
+    In inference mode composite operators are not taken apart, autocast inserts casts, a counter of operators would
+    count ours, and gradients are needed to score. The default device and type stay: the model's own code may rely on
+    them.
+
+    Raises:
+        UsageError: called inside vmap, grad and the like, where tensors have no data of their own.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UsageError("this cannot be called inside torch.func's transforms (vmap, grad, jvp): call it outside them")
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch._C._len_torch_dispatch_stack():
+            stack.enter_context(_disable_current_modes())
+        yield
+
+
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+
+
+def neutrally(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that runs in `neutral()`."""
+
+    @functools.wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with neutral():
+            return function(*args, **kwargs)
+
+    return inside
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel or torch.compile.
+
+    Raises:
+        ModelError: FSDP has spread the weights over processes.
+    """
+    inner: Any = model
+    while isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(inner, "_orig_mod"):
+        inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
+    for module in inner.modules() if torch.distributed.is_available() and torch.distributed.is_initialized() else ():
+        if "FullyShardedDataParallel" in {kind.__name__ for kind in type(module).__mro__} or _is_sharded(module):
+            raise ModelError(
+                f"{type(module).__name__} has spread the weights over processes: work on the model before it is "
+                "wrapped (FSDP's .module holds only a part), then wrap it"
+            )
+    found: nn.Module = inner
+    return found
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return any(type(tensor).__name__ == "DTensor" for tensor in module._parameters.values())

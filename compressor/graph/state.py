@@ -1,0 +1,257 @@
+"""What a model's code may change while it runs, and the way back to how it was.
+
+A forward caches on the module, appends to a list of a hook's, counts in a buffer, fills a dictionary of its class or a
+`functools.cache`: each of them makes the next run another one. All that the model's code can reach by name is noted
+once, without copying what it holds, and put back in place after every run.
+"""
+
+import collections
+import functools
+import itertools
+import operator
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.graph.copies import CONSTANTS
+
+_MOST = 50_000  # objects that are noted
+_LARGE = 10_000  # entries of a container, above which it is data
+_Undo = Callable[[], None]
+
+
+class State:
+    """The state of a model as it is when this is made."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._seen: dict[int, Any] = {}
+        self._undo: list[_Undo] = []
+        self._spaces: list[tuple[dict[str, Any], dict[str, Any]]] = []  # attributes and what they were
+        self._empty: list[Any] = []
+        self._kinds: set[type] = set()
+        self._tensors: list[Tensor] = []  # buffers and other tensors that are no parameters
+        self._waiting: list[Any] = [model]
+        while self._waiting and len(self._seen) < _MOST:
+            one = self._waiting.pop()
+            if type(one) not in CONSTANTS and id(one) not in self._seen:
+                self._seen[id(one)] = one
+                self._note(one)
+
+    def _values(self) -> list[Any]:
+        """Of every attribute."""
+        return [*itertools.chain.from_iterable([held.values() for held, _ in self._spaces])]
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever is changed meanwhile is as before afterwards."""
+        values = self._values()
+        shapes = [tensor.shape for tensor in self._tensors]
+        before = [(tensor, tensor.detach().clone()) for tensor in self._tensors if not tensor.is_meta]
+        try:
+            yield
+        finally:
+            self._put_back(values)
+            for tensor, shape in zip(self._tensors, shapes, strict=True):
+                if tensor.shape != shape and tensor.is_meta:
+                    tensor.data = torch.empty(shape, dtype=tensor.dtype, device="meta")
+            for tensor, data in before:
+                tensor.data = data
+
+    def _put_back(self, values: list[Any]) -> None:
+        now = self._values()
+        if len(now) != len(values) or not all(map(operator.is_, now, values)):
+            for held, kept in self._spaces:
+                if len(held) != len(kept) or not all(map(operator.is_, held.values(), kept.values())):
+                    held.clear()
+                    held.update(kept)
+        if any(self._empty):
+            for container in self._empty:
+                container.clear()
+        for undo in self._undo:
+            undo()
+
+    def _note(self, one: Any) -> None:
+        if isinstance(one, Tensor):
+            if not isinstance(one, nn.Parameter):
+                self._tensors.append(one)
+        elif isinstance(one, nn.Module):
+            self._module(one)
+        elif isinstance(one, dict | list | set | collections.deque):
+            self._container(one)
+        elif isinstance(one, tuple | frozenset):
+            self._waiting.extend(one)
+        elif isinstance(one, types.FunctionType):
+            self._function(one)
+        elif isinstance(one, types.MethodType):
+            self._waiting += (one.__self__, one.__func__)
+        elif isinstance(one, functools.partial):
+            self._waiting += (one.func, *one.args, *one.keywords.values())
+        elif isinstance(one, functools._lru_cache_wrapper):
+            one.cache_clear()
+            self._undo.append(one.cache_clear)
+            self._waiting.append(one.__wrapped__)
+        elif isinstance(one, staticmethod | classmethod):
+            self._waiting.append(one.__func__)
+        elif isinstance(one, property | functools.cached_property):
+            self._waiting.append(one.fget if isinstance(one, property) else one.func)
+        elif isinstance(one, type):
+            self._class(one)
+        elif isinstance(one, random.Random | np.random.Generator | np.random.RandomState | torch.Generator):
+            self._generator(one)
+        elif _is_users(type(one)) or isinstance(one, types.SimpleNamespace | collections.UserDict):
+            self._object(one)
+
+    def _module(self, module: nn.Module) -> None:
+        held = vars(module)
+        self._spaces.append((held, dict(held)))
+        for name, value in held.items():
+            kind = type(value)
+            if kind in CONSTANTS or (kind is tuple and CONSTANTS.issuperset(map(type, value))):
+                continue
+            if kind in _PLAIN and not value:
+                self._empty.append(value)
+            elif name in ("_parameters", "_buffers", "_modules"):
+                self._spaces.append((value, dict(value)))
+                if name != "_parameters":
+                    self._waiting.extend(value.values())
+            else:
+                self._waiting.append(value)
+        if type(module) not in self._kinds:
+            self._kinds.add(type(module))
+            self._waiting.append(type(module))
+
+    def _container(self, one: Any) -> None:
+        if len(one) > _LARGE:
+            return
+        if isinstance(one, dict):
+            kept: Any = dict(one)
+            self._waiting.extend(kept.values())
+        else:
+            kept = list(one)
+            self._waiting.extend(kept)
+        self._undo.append(lambda: _refill(one, kept))
+        if type(one) not in _PLAIN and hasattr(one, "__dict__"):
+            self._object(one)
+
+    def _object(self, one: Any) -> None:
+        if hasattr(one, "__dict__"):
+            held = vars(one)
+            self._spaces.append((held, dict(held)))
+            self._waiting.extend(held.values())
+        for kind in type(one).__mro__:
+            slots = vars(kind).get("__slots__", ())
+            for name in [slots] if isinstance(slots, str) else slots:
+                self._attribute(one, name, getattr(one, name, _MISSING))
+        self._waiting.append(type(one))
+
+    def _class(self, kind: type) -> None:
+        for base in kind.__mro__:
+            if _is_users(base) and (base is kind or id(base) not in self._seen):
+                self._seen[id(base)] = base
+                for name, value in vars(base).items():
+                    if not (name.startswith("__") and name.endswith("__") and not callable(value)):
+                        self._attribute(base, name, value)
+
+    def _attribute(self, owner: Any, name: str, value: Any) -> None:
+        """An attribute of a class, a slot, a global variable's module, or the content of a closure's cell."""
+        if not (isinstance(value, types.FunctionType | property | staticmethod | classmethod)):
+            self._undo.append(lambda: _bind(owner, name, value))
+        self._waiting.append(value)
+
+    def _function(self, function: types.FunctionType) -> None:
+        for cell in function.__closure__ or ():
+            if id(cell) not in self._seen:
+                self._seen[id(cell)] = cell
+                self._attribute(cell, "cell_contents", getattr(cell, "cell_contents", _MISSING))
+        self._waiting += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        if not _is_users(function):
+            return
+        self._waiting.append(vars(function))
+        names = _names(function.__code__)
+        spaces = [function.__globals__]
+        spaces += [vars(v) for v in map(function.__globals__.get, names) if _is_users_module(v)]
+        for space in spaces:
+            for name in names:
+                place = (id(space), name)
+                if hash(place) not in self._seen and (name in space or name in _stored(function.__code__)):
+                    self._seen[hash(place)] = space
+                    self._global(space, name)
+
+    def _global(self, space: dict[str, Any], name: str) -> None:
+        value = space.get(name, _MISSING)
+        if not isinstance(value, types.FunctionType | types.ModuleType | type):
+            self._undo.append(lambda: _rebind(space, name, value))
+        self._waiting.append(value)
+
+    def _generator(self, source: Any) -> None:
+        if isinstance(source, random.Random):
+            self._undo.append(functools.partial(source.setstate, source.getstate()))
+        elif isinstance(source, np.random.Generator):
+            bits, state = source.bit_generator, source.bit_generator.state
+            self._undo.append(lambda: setattr(bits, "state", state))
+        else:
+            self._undo.append(functools.partial(source.set_state, source.get_state()))
+
+
+_MISSING = object()
+_PLAIN = (dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter)
+_NOT_USERS = {"torch", "torchvision", "timm", "numpy", "compressor", *sys.stdlib_module_names} - {"__main__"}
+
+
+def _is_users(of: Any) -> bool:
+    """Whether a class or function is the user's, whose names are worth following, and not torch's or Python's."""
+    return str(getattr(of, "__module__", "torch")).partition(".")[0] not in _NOT_USERS
+
+
+def _is_users_module(value: Any) -> bool:
+    return isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] not in _NOT_USERS
+
+
+@functools.cache
+def _names(code: types.CodeType) -> frozenset[str]:
+    inner = (names for const in code.co_consts if isinstance(const, types.CodeType) for names in _names(const))
+    return frozenset((*code.co_names, *inner))
+
+
+@functools.cache
+def _stored(code: types.CodeType) -> frozenset[str]:
+    """Global names that the code binds."""
+    import dis
+
+    return frozenset(str(step.argval) for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL")
+
+
+def _refill(one: Any, kept: Any) -> None:
+    if isinstance(one, dict):
+        if len(one) != len(kept) or any(one.get(key, _MISSING) is not value for key, value in kept.items()):
+            one.clear()
+            one.update(kept)
+    elif len(one) != len(kept) or any(mine is not other for mine, other in zip(one, kept, strict=True)):
+        one.clear()
+        one.update(kept) if isinstance(one, set) else one.extend(kept)
+
+
+def _bind(owner: Any, name: str, value: Any) -> None:
+    held = vars(owner).get(name, _MISSING) if isinstance(owner, type) else getattr(owner, name, _MISSING)
+    if held is value:
+        return
+    if value is _MISSING:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+
+
+def _rebind(space: dict[str, Any], name: str, value: Any) -> None:
+    if space.get(name, _MISSING) is value:
+        return
+    if value is _MISSING:
+        space.pop(name, None)
+    else:
+        space[name] = value

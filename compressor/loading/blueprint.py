@@ -36,10 +36,7 @@ def build_blank(held: Mapping[str, Any], most_bytes: float = float("inf")) -> nn
             if isinstance(form, str):
                 tensors[name] = tensors[form]
                 continue
-            dtype = dtype_named(form[0])
-            if dtype is None:
-                raise TreeError(f"{str(form[0])[:40]!r} is not a type of numbers")
-            meta = torch.empty(form[1], dtype=dtype, device="meta")
+            meta = torch.empty(form[1], dtype=dtype_named(form[0]), device="meta")
             left -= meta.nbytes
             if left < 0:
                 raise TreeError("its layers are out of all proportion to its weights")

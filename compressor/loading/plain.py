@@ -86,7 +86,7 @@ def from_json(text: str) -> Any:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > 21:
+    if len(digits) > 21 or abs(int(digits)) >= _LARGEST:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,53 +14,42 @@ import torch
 from torch import Tensor, nn
 
 from compressor import vision
-from compressor.errors import FileError
+from compressor.errors import CompressorError, FileError
 from compressor.loading.archive import Record
 from compressor.loading.stand_ins import Names, StandIn
 from compressor.loading.tree import (
-    Describer,
-    Plain,
+    DEEPEST,
     TreeError,
-    build,
+    assemble,
+    attributes_of,
+    bound,
+    checked,
     dtype_named,
-    enum_form,
-    name_form,
-    partial_form,
-)  # fmt: skip
+    member,
+    named,
+    network_class,
+)
 from compressor.text import first_line, listed, shown
 
 # Tensors may show more values than their storage has (an expanded one), up to so many in a file: 64 MiB of float32.
 _MOST_REPEATED = 1 << 24
-_MOST_LAYERS, _DEEPEST = 100_000, 100
+_MOST_LAYERS = 100_000
+_MOST_VALUES, _DEEPEST_VALUE = 1_000_000, 20  # of attributes, counting one that is there twice twice
 
-_STORAGES: dict[str, torch.dtype] = {
-    "torch.storage.UntypedStorage": torch.uint8,
-    **{
-        f"torch.{name}Storage": dtype
-        for dtype, name in {
-            torch.float64: "Double",
-            torch.float32: "Float",
-            torch.float16: "Half",
-            torch.bfloat16: "BFloat16",
-            torch.int64: "Long",
-            torch.int32: "Int",
-            torch.int16: "Short",
-            torch.int8: "Char",
-            torch.uint8: "Byte",
-            torch.bool: "Bool",
-            torch.complex64: "ComplexFloat",
-        }.items()
-    },
-}
-_TENSORS = {
-    "torch._utils._rebuild_tensor": 4,
-    "torch._utils._rebuild_tensor_v2": 6,
-    "torch._utils._rebuild_tensor_v3": 7,
-}
-_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+_KINDS = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool, "ComplexFloat": torch.complex64,
+}  # fmt: skip
+_STORAGES = {f"torch.{name}Storage": dtype for name, dtype in _KINDS.items()}
+_STORAGES["torch.storage.UntypedStorage"] = torch.uint8
+_REBUILD = "torch._utils._rebuild_"
+_TENSORS = {f"{_REBUILD}tensor": 4, f"{_REBUILD}tensor_v2": 6, f"{_REBUILD}tensor_v3": 7}  # arguments of a plain one
+_PARAMETERS = (f"{_REBUILD}parameter", f"{_REBUILD}parameter_with_state")
 _OF_A_TYPE = "torch._tensor._rebuild_from_type_v2"
-_DICT, _SET = "collections.OrderedDict", "builtins.set"
-_HARMLESS = frozenset({*_STORAGES, *_TENSORS, *_PARAMETERS, _OF_A_TYPE, _DICT, _SET, "torch.Size"})
+_DICT = "collections.OrderedDict"
+_COLLECTIONS: dict[str, Any] = {"builtins.set": set, "builtins.frozenset": frozenset, "torch.Size": torch.Size}
+_HARMLESS = frozenset({*_STORAGES, *_TENSORS, *_PARAMETERS, _OF_A_TYPE, _DICT, *_COLLECTIONS})
 
 # Classes that hold the network itself, and under what name.
 _WRAPPERS = {
@@ -104,7 +93,7 @@ class Source:
 
     def asked(self) -> list[str]:
         """The names that the pickle asks for and that are neither torch's tensors nor published layers."""
-        return sorted(name for name in self.names if name not in _HARMLESS and name_form(name) is None)
+        return sorted(name for name in self.names if name not in _HARMLESS and not _is_published(name))
 
     def tensor(self, stored: Any) -> Tensor:
         """The tensor that a stand-in describes. Raises ValueError, TypeError or LookupError where it is not there."""
@@ -125,7 +114,7 @@ class Source:
         if not isinstance(storage, Storage) or any(arguments[_TENSORS[stored.name] :]):
             raise ValueError("a tensor is not a plain one (conjugated, negated or of another kind)")
         dtype = dtype_named(arguments[6].name) if stored.name.endswith("_v3") else storage.dtype
-        values = self._values(storage).view(dtype or torch.uint8)
+        values = self._values(storage).view(dtype)
         size, stride = (each.arguments[0] if isinstance(each, StandIn) else each for each in (size, stride))
         if not _are_sizes((offset,)) or not _are_sizes(size) or not _are_sizes(stride):
             raise ValueError("a tensor has a size that is no size")
@@ -180,10 +169,10 @@ class StoredModule:
             while waiting:
                 layer, prefix = waiting.pop()
                 layers += 1
-                if layers > _MOST_LAYERS or prefix.count(".") > _DEEPEST:
+                if layers > _MOST_LAYERS or prefix.count(".") > DEEPEST:
                     raise ValueError("its layers contain one another without end")
                 held = entries(layer.state)
-                transient = _values_of(held.get("_non_persistent_buffers_set"))
+                transient = {name for name in _values_of(held.get("_non_persistent_buffers_set")) if type(name) is str}
                 for key, tensor in (*entries(held["_parameters"]).items(), *entries(held["_buffers"]).items()):
                     if tensor is not None and key not in transient:
                         found[f"{prefix}{key}"] = self.source.tensor(tensor)
@@ -193,11 +182,9 @@ class StoredModule:
 
     def build(self) -> nn.Module:
         """The network itself, where all its classes are published ones. Raises FileError for any other."""
-        walk = Describer(_opened, _form)
         try:
             with one_line_errors(self.source.path):
-                tree = walk.layer(self.stored, "")
-                return build(tree, {name: self.source.tensor(each) for name, each in walk.tensors.items()})
+                return checked(_Builder(self.source).layer(self.stored, "the network", 0))
         except TreeError as error:
             asked = self.source.asked()
             raise FileError(
@@ -214,13 +201,17 @@ class StoredModule:
         if type(name) is str and name.isidentifier():
             return f"timm:{name}"
         module_name = self.stored.name.rpartition(".")[0]
-        names = self.state_dict().keys() if module_name.startswith("torchvision.") else ()
-        for name in vision.classifiers() if names else ():
-            if vision.models.get_model_builder(name).__module__ == module_name:
-                with torch.device("meta"):
-                    if vision.build(name).state_dict().keys() == names:
-                        return f"torchvision:{name}"
-        return "FILE.py:FUNCTION"
+        names = [
+            each for each in vision.classifiers() if vision.models.get_model_builder(each).__module__ == module_name
+        ]
+        sizes = {key: tensor.shape for key, tensor in self.state_dict().items()} if names else {}
+        alike: dict[str, int] = {}
+        for name in names:
+            with suppress(CompressorError), torch.device("meta"):
+                state = vision.build(name).state_dict()
+                if state.keys() == sizes.keys():
+                    alike[name] = sum(tensor.shape == sizes[key] for key, tensor in state.items())
+        return f"torchvision:{max(alike, key=alike.__getitem__)}" if alike else "FILE.py:FUNCTION"
 
 
 def found_in(value: Any, source: Source, levels: int = 6, seen: dict[int, Any] | None = None) -> Any:
@@ -229,12 +220,12 @@ def found_in(value: Any, source: Source, levels: int = 6, seen: dict[int, Any] |
     if id(value) in seen:
         return seen[id(value)]
     if isinstance(value, StandIn):
-        if value.name == _OF_A_TYPE or value.name.startswith("torch._utils._rebuild_"):
+        if value.name == _OF_A_TYPE or value.name.startswith(_REBUILD):
             return StoredTensor(value, source)
         if type(value.state) is dict and {"_parameters", "_buffers", "_modules"} <= value.state.keys():
-            while value.name in _WRAPPERS:
-                value = entries(value.state["_modules"])[_WRAPPERS[value.name]]
-            return StoredModule(value, source)
+            inner = _WRAPPERS.get(value.name)
+            wrapped = levels and inner and entries(value.state["_modules"]).get(inner)
+            return found_in(wrapped, source, levels - 1, seen) if wrapped else StoredModule(value, source)
     if levels and (type(value) is dict or (isinstance(value, StandIn) and (value.entries or value.name == _DICT))):
         found = seen[id(value)] = {}
         found.update({key: found_in(each, source, levels - 1, seen) for key, each in entries(value).items()})
@@ -274,6 +265,13 @@ def one_line_errors(path: Path) -> Iterator[None]:
         raise FileError(f"{path} is cut off or damaged ({first_line(error)}): copy or download it again") from error
 
 
+def _is_published(name: str) -> bool:
+    try:
+        return named(name) is not None
+    except TreeError:
+        return False
+
+
 def _made(function: Any, arguments: Any) -> StandIn:
     if not (isinstance(function, type) and issubclass(function, StandIn) and type(arguments) is tuple):
         raise ValueError("a tensor is made by something that is no function")
@@ -290,33 +288,73 @@ def _values_of(held: Any) -> list[Any]:
     return list(held.arguments[0]) if isinstance(held, StandIn) and held.arguments else []
 
 
-def _opened(layer: Any) -> tuple[str, Mapping[str, Any]]:
-    """Class and attributes of a layer, for its tree."""
-    if not isinstance(layer, StandIn):
-        raise TreeError(f"a {type(layer).__name__} stands where a layer should")
-    held = entries(layer.state)
-    for key, value in held.items():
-        if str(key).endswith("_hooks") and value is not None and entries(value):
-            raise TreeError(f"a {layer.name} comes with {key}")
-    places = {key: entries(held[key]) for key in ("_parameters", "_buffers", "_modules")}
-    return layer.name, {
-        **held,
-        **places,
-        "_non_persistent_buffers_set": _values_of(held.get("_non_persistent_buffers_set")),
-    }
+@dataclass
+class _Builder:
+    """Builds layers from what stands for them."""
+
+    source: Source
+    _layers: dict[int, nn.Module | None] = field(default_factory=dict)  # by identity; None while inside it
+    _values: int = 0
+
+    def layer(self, stored: Any, path: str, depth: int) -> nn.Module:
+        """A layer with those inside it; raises TreeError for what no file may hold."""
+        if not isinstance(stored, StandIn) or depth > DEEPEST:
+            raise TreeError(f"{path} is {'nested too deeply' if depth > DEEPEST else f'a {type(stored).__name__}'}")
+        if id(stored) in self._layers:
+            if (known := self._layers[id(stored)]) is None:
+                raise TreeError(f"{path} contains itself")
+            return known
+        self._layers[id(stored)] = None
+        held, kind = entries(stored.state), network_class(stored.name)
+        if kind is None:
+            raise TreeError(f"{path} is a {stored.name}, which is not a class of torch, torchvision or timm")
+        for key, value in held.items():
+            if str(key).endswith("_hooks") and value is not None and entries(value):
+                raise TreeError(f"{path} comes with {key}")
+        parameters, buffers, children = (entries(held[key]) for key in ("_parameters", "_buffers", "_modules"))
+        names = {name for name in _values_of(held.get("_non_persistent_buffers_set")) if type(name) is str}
+        made = self._layers[id(stored)] = assemble(
+            stored.name,
+            {key: self._value(each, f"{path}.{key}", 0) for key, each in attributes_of(held, kind).items()},
+            {key: each and self._parameter(each) for key, each in parameters.items()},
+            {key: each and self.source.tensor(each).detach() for key, each in buffers.items()},
+            names & buffers.keys(),
+            {key: each and self.layer(each, _inside(path, key), depth + 1) for key, each in children.items()},
+        )
+        return made
+
+    def _parameter(self, stored: Any) -> nn.Parameter:
+        tensor = self.source.tensor(stored)
+        return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+
+    def _value(self, value: Any, where: str, depth: int) -> Any:
+        """An attribute's value."""
+        self._values += 1
+        if self._values > _MOST_VALUES or depth > _DEEPEST_VALUE:
+            raise TreeError(f"{where} holds more values than any layer")
+        kind = type(value)
+        if kind in (list, tuple):
+            return kind(self._value(each, where, depth + 1) for each in value)
+        if kind is dict or getattr(value, "name", None) == _DICT:
+            return {
+                self._value(key, where, 0): self._value(each, where, depth + 1) for key, each in entries(value).items()
+            }
+        if value is None or kind in (bool, float, str) or (kind is int and abs(value) < 2**63):
+            return value
+        if isinstance(value, type) and issubclass(value, StandIn):
+            return named(value.name)
+        if not isinstance(value, StandIn):
+            raise TreeError(f"{where} is a {kind.__name__}")
+        if value.name in _COLLECTIONS:
+            return _COLLECTIONS[value.name](self._value(_values_of(value), where, depth + 1))
+        if value.name == "functools.partial":
+            (of, arguments, keywords, _) = value.state
+            if not arguments:
+                return bound(of.name, entries(keywords))
+        if len(value.arguments) == 1:
+            return member(value.name, value.arguments[0])
+        raise TreeError(f"{where} is a {value.name}, which is not a plain value")
 
 
-def _form(value: Any) -> Any:
-    """The form of a stand-in in an attribute of a layer, for its tree."""
-    if isinstance(value, type) and issubclass(value, StandIn):
-        return name_form(value.name)
-    if not isinstance(value, StandIn):
-        return None
-    if value.name in (_SET, "builtins.frozenset", "torch.Size"):
-        return Plain(_values_of(value), {"torch.Size": "size"}.get(value.name, value.name.removeprefix("builtins.")))
-    if value.name == _DICT:
-        return Plain(entries(value))
-    if value.name == "functools.partial":
-        of, arguments, keywords, _ = value.state
-        return partial_form(_form(of), arguments, entries(keywords))
-    return enum_form(value.name, value.arguments[0]) if len(value.arguments) == 1 else None
+def _inside(path: str, key: Any) -> str:
+    return str(key) if path == "the network" else f"{path}.{key}"

@@ -12,19 +12,18 @@ from __future__ import annotations
 import enum
 import functools
 import keyword
-import math
 import re
 import sys
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from compressor import vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
+from compressor.loading.plain import decode, encode
+from compressor.text import first_line
 
 # Where the classes are defined; not what is merely imported there.
 _PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
@@ -41,17 +40,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(?:-[0-9]+)?")  # RegNet of torchvision has a "block1-0"
-_KEPT = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}  # of every layer; which building makes
+_KEPT = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}  # of every layer, which building makes
 _OWN = frozenset(dir(nn.Module)) | _KEPT  # what no attribute of a file replaces
 
 # What recurrent layers keep besides their parameters, and make again from them.
 _DERIVED = ("_flat_weights", "_flat_weight_refs")
 
 _MOST_LAYERS = 100_000  # counting a layer that is in the network twice as a walk through the network does
-_MOST_VALUES = 1_000_000
-_DEEPEST_LAYER, _DEEPEST_VALUE = 100, 20
-_LONGEST_TEXT = 100_000
-_LARGEST_NUMBER = 2**63
+DEEPEST = 100  # layers in one another
 
 
 class TreeError(ValueError):
@@ -64,8 +60,45 @@ def describe(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Hooks are left out, unless they compute a weight. Raises TreeError for a network with a class or an attribute that
     no file may hold, and names it.
     """
-    walk = Describer(_opened, _form)
-    return walk.layer(module, ""), walk.tensors
+    tensors: dict[str, Tensor] = {}
+    paths: dict[int, str] = {}
+
+    def described(layer: nn.Module, path: str) -> dict[str, Any]:
+        if id(layer) in paths:
+            return {"same": paths[id(layer)]}
+        paths[id(layer)] = path
+        _check_hooks(layer)
+        kind = type(layer)
+        if network_class(_name_of(kind)) is not kind:
+            told = f"{path or 'the network'} is a {_name_of(kind)}"
+            raise TreeError(f"{told}, which is not a class of torch, torchvision or timm")
+        held = {**layer._parameters, **layer._buffers}
+        tensors.update({_joined(path, key): tensor for key, tensor in held.items() if tensor is not None})
+        return {
+            "class": _name_of(kind),
+            "attributes": {
+                key: encode(value, _joined(path, key), _form)
+                for key, value in attributes_of(vars(layer), kind).items()
+                # Other tensors are left over from a run: no published class keeps its own there.
+                if not isinstance(value, Tensor)
+            },
+            "parameters": {
+                key: None if each is None else each.requires_grad for key, each in layer._parameters.items()
+            },
+            "buffers": {
+                key: None if each is None else key not in layer._non_persistent_buffers_set
+                for key, each in layer._buffers.items()
+            },
+            "children": {
+                key: None if child is None else described(child, _joined(path, key))
+                for key, child in layer._modules.items()
+            },
+        }
+
+    try:
+        return described(module, ""), tensors
+    except TypeError as error:
+        raise TreeError(str(error)) from error
 
 
 def build(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -73,13 +106,86 @@ def build(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
 
     Raises TreeError for a tree that is damaged or holds what no file may hold.
     """
+    layers: dict[str, nn.Module] = {}
+    parameters: dict[int, nn.Parameter] = {}  # by the identity of their tensor
+
+    def parameter(name: str, trained: bool) -> nn.Parameter:
+        tensor = tensors[name]
+        return parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=trained))
+
+    def built(form: Mapping[str, Any], path: str, depth: int) -> nn.Module:
+        if "same" in form:
+            return layers[form["same"]]
+        if depth > DEEPEST:
+            raise TreeError("its layers are nested too deeply")
+        here = functools.partial(_joined, path)
+        layers[path] = assemble(
+            str(form["class"]),
+            {key: decode(value, _READ) for key, value in form["attributes"].items()},
+            {key: None if on is None else parameter(here(key), on) for key, on in form["parameters"].items()},
+            {key: None if kept is None else tensors[here(key)] for key, kept in form["buffers"].items()},
+            {key for key, kept in form["buffers"].items() if kept is False},
+            {k: None if child is None else built(child, here(k), depth + 1) for k, child in form["children"].items()},
+        )
+        return layers[path]
+
     try:
-        return _Builder(tensors).layer(tree, "")
+        return checked(built(tree, "", 0))
     except TreeError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        first = (str(error).strip() or "no reason given").splitlines()[0]
-        raise TreeError(f"its description is damaged: {type(error).__name__}: {first[:200]}") from error
+        raise TreeError(f"its description is damaged: {type(error).__name__}: {first_line(error)}") from error
+
+
+def attributes_of(held: Mapping[str, Any], kind: type[nn.Module]) -> dict[str, Any]:
+    """What a layer of a class holds besides what every layer has, and what it makes by itself.
+
+    Raises TreeError where that would replace something of the class.
+    """
+    derived = _DERIVED if issubclass(kind, nn.RNNBase) else ()
+    return {_free(key, kind): value for key, value in held.items() if key not in _KEPT and key not in derived}
+
+
+def assemble(
+    name: str,
+    attributes: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter | None],
+    buffers: Mapping[str, Tensor | None],
+    transient: set[str],
+    children: Mapping[str, nn.Module | None],
+) -> nn.Module:
+    """A layer of the class `name` in training mode, from values that are plain.
+
+    Raises TreeError for a class that is not on the positive list, and for names that no layer may have.
+    """
+    kind = network_class(name)
+    if kind is None:
+        raise TreeError(f"it asks for {name!r}, which is not a class of torch, torchvision or timm")
+    layer: Any = object.__new__(kind)
+    nn.Module.__init__(layer)
+    # What a class does on being restored completes the state of older versions of torch; recurrent layers want more.
+    restored: Any = nn.Module if issubclass(kind, nn.RNNBase) else kind
+    restored.__setstate__(layer, {_free(key, kind): value for key, value in attributes.items()})
+    for place, named in ((layer._parameters, parameters), (layer._buffers, buffers), (layer._modules, children)):
+        place.update({_free(key, kind): value for key, value in named.items()})
+    layer._non_persistent_buffers_set.update(transient)
+    if isinstance(layer, nn.RNNBase):
+        layer._init_flat_weights()
+    return layer  # type: ignore[no-any-return]
+
+
+def checked(module: nn.Module) -> nn.Module:
+    """The module, where a walk through it ends. Raises TreeError where its layers multiply."""
+    counts: dict[int, int] = {}
+
+    def count(layer: nn.Module) -> int:
+        if id(layer) not in counts:
+            counts[id(layer)] = 1 + sum(count(child) for child in layer._modules.values() if child is not None)
+        return counts[id(layer)]
+
+    if count(module) > _MOST_LAYERS:
+        raise TreeError("it has more layers than any network")
+    return module
 
 
 def network_class(name: str) -> type[nn.Module] | None:
@@ -87,6 +193,62 @@ def network_class(name: str) -> type[nn.Module] | None:
     found = _looked_up(name)
     fits = isinstance(found, type) and issubclass(found, nn.Module) and not issubclass(found, fx.GraphModule)
     return found if fits else None
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The type of numbers "torch.NAME" or "NAME"; raises TreeError where there is none."""
+    found = vars(torch).get(name.removeprefix("torch."))
+    if not isinstance(found, torch.dtype):
+        raise TreeError(f"{name[:80]!r} is not a type of numbers")
+    return found
+
+
+def named(name: str) -> Any:
+    """What a name stands for in an attribute: a class of layers, an activation function, a type of numbers.
+
+    Raises TreeError for all else.
+    """
+    found = _looked_up(name) if name.startswith("timm.layers.activations.") else None
+    activation = found if isinstance(found, types.FunctionType) else _FUNCTIONS.get(name)
+    return network_class(name) or activation or dtype_named(name)
+
+
+def member(name: str, value: Any) -> Any:
+    """A member of an enumeration of timm's. Raises TreeError or ValueError where there is none."""
+    found = _looked_up(name)
+    if not (isinstance(found, type) and issubclass(found, enum.Enum)) or type(value) not in (int, str):
+        raise TreeError(f"{name[:80]!r} is not an enumeration of timm's")
+    return found(value)
+
+
+def bound(name: str, keywords: Mapping[str, Any]) -> Any:
+    """functools.partial(class, eps=1e-6). Raises TreeError with arguments that could be sizes."""
+    if not all(type(each) in (bool, float, str, type(None)) for each in keywords.values()):
+        raise TreeError("it binds arguments that could be sizes")
+    return functools.partial(named(name), **keywords)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "$name": named,
+    "$member": lambda held: member(*held),
+    "$partial": lambda held: bound(*held),
+}
+
+
+def _form(value: Any, where: str) -> Any:
+    """The form of a live object in an attribute, for `encode`; None where no file may hold it."""
+    if isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum):  # numpy's numbers among them
+        return next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind))
+    try:
+        if isinstance(value, functools.partial):
+            bound(_name_of(value.func), value.keywords)
+            return None if value.args else {"$partial": [_name_of(value.func), value.keywords]}
+        if isinstance(value, enum.Enum):
+            return {"$member": [_name_of(type(value)), member(_name_of(type(value)), value.value).value]}
+        name = str(value) if isinstance(value, torch.dtype) else _name_of(value)
+        return {"$name": name} if named(name) is value else None
+    except TreeError:
+        return None
 
 
 def _looked_up(name: str) -> Any:
@@ -100,210 +262,20 @@ def _looked_up(name: str) -> Any:
         except ImportError:
             return None
     found = vars(sys.modules.get(module_name, types.SimpleNamespace())).get(attribute)
-    defined = (getattr(found, "__module__", None), getattr(found, "__qualname__", None))
-    return found if defined == (module_name, attribute) else None
-
-
-def _function(name: str) -> Callable[..., Any] | None:
-    found = _looked_up(name) if name.startswith("timm.layers.activations.") else None
-    return found if isinstance(found, types.FunctionType) else _FUNCTIONS.get(name)
-
-
-@dataclass
-class Describer:
-    """Writes trees of live layers, or of what a file holds in their place; `tensors` are those met on the way."""
-
-    opened: Callable[[Any], tuple[str, Mapping[str, Any]]]  # class and attributes of a layer; raises TreeError
-    special: Callable[[Any], Any]  # the form of a value that is not plain, None where there is none
-    tensors: dict[str, Any] = field(default_factory=dict)
-    _paths: dict[int, str | None] = field(default_factory=dict)  # of each layer by identity; None while inside it
-    _values: int = 0
-
-    def layer(self, layer: Any, path: str) -> dict[str, Any]:
-        """The tree of one layer."""
-        if id(layer) in self._paths:
-            if self._paths[id(layer)] is None:
-                raise TreeError(f"{path} contains itself")
-            return {"same": self._paths[id(layer)]}
-        self._paths[id(layer)] = None
-        if path.count(".") > _DEEPEST_LAYER or len(self._paths) > _MOST_LAYERS:
-            raise TreeError("it has more layers than any network")
-        name, held = self.opened(layer)
-        kind = network_class(name)
-        if kind is None:
-            raise TreeError(f"{path or 'the network'} is a {name}, which is not a class of torch, torchvision or timm")
-        attributes = {
-            _free(key, kind): self._attribute(value, f"{path}.{key}".lstrip("."))
-            for key, value in held.items()
-            if key not in _KEPT and not (key in _DERIVED and issubclass(kind, nn.RNNBase))
-        }
-        transient = held.get("_non_persistent_buffers_set", ())
-        tree = {
-            "class": name,
-            "attributes": attributes,
-            "parameters": {key: self._tensor(value, path, key) for key, value in held["_parameters"].items()},
-            "buffers": {
-                key: None if self._tensor(value, path, key) is None else key not in transient
-                for key, value in held["_buffers"].items()
-            },
-            "children": {
-                key: None if child is None else self.layer(child, _joined(path, key))
-                for key, child in held["_modules"].items()
-            },
-        }
-        self._paths[id(layer)] = path
-        return tree
-
-    def _tensor(self, tensor: Any, path: str, key: str) -> bool | None:
-        if tensor is None:
-            return None
-        self.tensors[_joined(path, key)] = tensor
-        return bool(getattr(tensor, "requires_grad", True))
-
-    def _attribute(self, value: Any, where: str, depth: int = 0) -> Any:
-        """The form of a value in JSON: itself, a list, or a dict of one entry that says what it is."""
-        self._values += 1
-        if self._values > _MOST_VALUES or depth > _DEEPEST_VALUE:
-            raise TreeError(f"{where} holds more values than any layer")
-        kind = type(value)
-        if kind is float and not math.isfinite(value):
-            return {"float": str(value)}
-        if value is None or kind in (bool, int, float, str):
-            return value
-
-        def inner(values: Any) -> list[Any]:
-            return [self._attribute(each, where, depth + 1) for each in values]
-
-        if kind is list:
-            return inner(value)
-        if kind in (tuple, torch.Size, set, frozenset):
-            return {_COLLECTIONS[kind]: inner(value)}
-        if kind in (dict, OrderedDict):
-            return {"dict": [inner(pair) for pair in dict.items(value)]}
-        form = self.special(value)
-        if isinstance(form, Plain):
-            described = self._attribute(form.value, where, depth + 1)
-            return described if form.collection is None else {form.collection: described}
-        if form is None:
-            name = getattr(value, "name", None) or f"{kind.__module__}.{kind.__qualname__}"
-            raise TreeError(f"{where} is a {name}, which is not a plain value")
-        return form
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A plain value in place of another one, or the values that a collection is made of."""
-
-    value: Any
-    collection: str | None = None  # "size", "set", ...
-
-
-_COLLECTIONS: dict[type, str] = {tuple: "tuple", torch.Size: "size", set: "set", frozenset: "frozenset"}
-
-
-def _opened(layer: Any) -> tuple[str, Mapping[str, Any]]:
-    """Class and attributes of a live layer."""
-    for hook in layer._forward_pre_hooks.values():
-        if type(hook).__module__.startswith("torch.nn.utils."):
-            raise TreeError(
-                f"a {type(layer).__name__} computes its weight in a hook ({type(hook).__name__}): remove it first, "
-                "torch.nn.utils.remove_weight_norm and the like keep the weight"
-            )
-    # Tensors that are neither parameters nor buffers are left over from a run: no published class keeps its own there.
-    held = {key: value for key, value in vars(layer).items() if not isinstance(value, Tensor)}
-    return f"{type(layer).__module__}.{type(layer).__qualname__}", held
-
-
-def _form(value: Any) -> Any:
-    """The form of a live object in an attribute."""
-    if isinstance(value, functools.partial):
-        return partial_form(_form(value.func), value.args, value.keywords)
-    if isinstance(value, enum.Enum):
-        return enum_form(_name_of(type(value)), value.value)
-    if isinstance(value, (bool, int, float, str)):  # of a subclass, numpy's numbers among them
-        return Plain(next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)))
-    return name_form(str(value) if isinstance(value, torch.dtype) else _name_of(value))
+    return found if _name_of(found) == name else None
 
 
 def _name_of(value: Any) -> str:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
 
 
-def name_form(name: str) -> Any:
-    """The form of what a name stands for: a class, an activation function, a type of numbers; None for all else."""
-    if network_class(name) is not None:
-        return {"class": name}
-    if _function(name) is not None:
-        return {"function": name}
-    return {"dtype": name} if isinstance(dtype_named(name), torch.dtype) else None
-
-
-def partial_form(of: Any, arguments: Any, keywords: Mapping[str, Any]) -> Any:
-    """The form of functools.partial(class, eps=1e-6); None with arguments that could be sizes."""
-    plain = all(type(each) in (bool, float, str, type(None)) for each in keywords.values())
-    return {"partial": [of, dict(keywords)]} if of is not None and not arguments and plain else None
-
-
-def enum_form(name: str, value: Any) -> Any:
-    """The form of a member of an enumeration of timm's."""
-    found = _looked_up(name)
-    member = isinstance(found, type) and issubclass(found, enum.Enum) and type(value) in (int, str)
-    return {"enum": [name, value]} if member else None
-
-
-def dtype_named(name: str) -> torch.dtype | None:
-    """The type of numbers "torch.NAME"; None where there is none."""
-    found = vars(torch).get(name.removeprefix("torch."))
-    return found if isinstance(found, torch.dtype) else None
-
-
-@dataclass
-class _Builder:
-    tensors: Mapping[str, Tensor]
-    _layers: dict[str, tuple[nn.Module, int]] = field(default_factory=dict)  # with the number of layers inside
-    _parameters: dict[int, nn.Parameter] = field(default_factory=dict)  # by the identity of their tensor
-
-    def layer(self, tree: Mapping[str, Any], path: str, depth: int = 0) -> nn.Module:
-        """One layer with those inside it."""
-        if depth > _DEEPEST_LAYER:
-            raise TreeError("its layers are nested too deeply")
-        kind = network_class(str(tree["class"]))
-        if kind is None:
-            raise TreeError(f"it asks for {tree['class']!r}, which is not a class of torch, torchvision or timm")
-        layer: Any = object.__new__(kind)
-        nn.Module.__init__(layer)
-        restore: Any = (
-            nn.Module.__setstate__ if issubclass(kind, nn.RNNBase) else kind.__setstate__
-        )  # older torch's state
-        restore(layer, {_free(key, kind): _value(form) for key, form in tree["attributes"].items()})
-        for key, trained in tree["parameters"].items():
-            layer._parameters[_free(key, kind)] = None if trained is None else self._parameter(path, key, trained)
-        for key, kept in tree["buffers"].items():
-            layer._buffers[_free(key, kind)] = None if kept is None else self.tensors[_joined(path, key)]
-            if kept is False:
-                layer._non_persistent_buffers_set.add(key)
-        count = 1
-        for key, child in tree["children"].items():
-            layer._modules[_free(key, kind)] = None
-            if child is None:
-                continue
-            inner = _joined(path, key)
-            if "same" not in child:
-                self.layer(child, inner, depth + 1)
-            layer._modules[key], size = self._layers[child.get("same", inner)]
-            count += size
-        if count > _MOST_LAYERS:
-            raise TreeError("it has more layers than any network")
-        if isinstance(layer, nn.RNNBase):
-            layer._init_flat_weights()
-        self._layers[path] = layer, count
-        return layer  # type: ignore[no-any-return]
-
-    def _parameter(self, path: str, key: str, trained: bool) -> nn.Parameter:
-        tensor = self.tensors[_joined(path, key)]
-        if id(tensor) not in self._parameters:
-            self._parameters[id(tensor)] = nn.Parameter(tensor, requires_grad=trained)
-        return self._parameters[id(tensor)]
+def _check_hooks(layer: nn.Module) -> None:
+    for hook in layer._forward_pre_hooks.values():
+        if type(hook).__module__.startswith("torch.nn.utils."):
+            raise TreeError(
+                f"a {type(layer).__name__} computes its weight in a hook ({type(hook).__name__}): remove it first, "
+                "torch.nn.utils.remove_weight_norm and the like keep the weight"
+            )
 
 
 def _joined(path: str, key: str) -> str:
@@ -317,68 +289,3 @@ def _free(key: Any, kind: type[nn.Module]) -> str:
     if key in _OWN or key.startswith("__") or callable(getattr(kind, key, None)):
         raise TreeError(f"{key!r} would replace what a {kind.__name__} has of its class")
     return key
-
-
-def _value(form: Any) -> Any:
-    """An attribute's value out of its form."""
-    if isinstance(form, list):
-        return [_value(each) for each in form]
-    if isinstance(form, str) and len(form) > _LONGEST_TEXT:
-        raise TreeError(f"it has a text of {len(form):,} characters")
-    if type(form) is int and abs(form) >= _LARGEST_NUMBER:
-        raise TreeError(f"it has a number of {form.bit_length()} bits")
-    if not isinstance(form, dict):
-        return form
-    ((kind, held),) = form.items()
-    return _READ[kind](held)
-
-
-def _class(name: str) -> Any:
-    found = network_class(name)
-    if found is None:
-        raise TreeError(f"{name[:80]!r} is not a class of torch, torchvision or timm")
-    return found
-
-
-def _known_function(name: str) -> Any:
-    found = _function(name)
-    if found is None:
-        raise TreeError(f"{name[:80]!r} is not an activation function of torch or timm")
-    return found
-
-
-def _member(held: list[Any]) -> Any:
-    name, value = held
-    if enum_form(name, value) is None:
-        raise TreeError(f"{name[:80]!r} is not an enumeration of timm's")
-    return _looked_up(name)(value)
-
-
-def _partial(held: list[Any]) -> Any:
-    of, keywords = held
-    form = partial_form(of, (), keywords)
-    if form is None:
-        raise TreeError("it binds arguments that could be sizes")
-    return functools.partial(_value(of), **keywords)
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = dtype_named(name)
-    if found is None:
-        raise TreeError(f"{name[:40]!r} is not a type of numbers")
-    return found
-
-
-_READ: dict[str, Callable[[Any], Any]] = {
-    "float": lambda held: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[held],
-    "tuple": lambda held: tuple(_value(held)),
-    "size": lambda held: torch.Size(_value(held)),
-    "set": lambda held: set(_value(held)),
-    "frozenset": lambda held: frozenset(_value(held)),
-    "dict": lambda held: {_value(key): _value(each) for key, each in held},
-    "dtype": _dtype,
-    "class": _class,
-    "function": _known_function,
-    "enum": _member,
-    "partial": _partial,
-}

@@ -61,11 +61,11 @@ def _layers(body: bytes) -> bytes:
     return build(new(name("torch.nn.modules.container", "Sequential")), dic(*held))
 
 
-def _itself() -> bytes:
-    """A Sequential that contains itself."""
+def _itself(module: str = "torch.nn.modules.container", kind: str = "Sequential", child: str = "0") -> bytes:
+    """A layer that contains itself."""
     ordered = call(name("collections", "OrderedDict"))
-    outer = new(name("torch.nn.modules.container", "Sequential")) + b"q\x00"
-    children = ordered + b"(" + text("0") + b"h\x00" + b"u"
+    outer = new(name(module, kind)) + b"q\x00"
+    children = ordered + b"(" + text(child) + b"h\x00" + b"u"
     return build(outer, dic(text("_parameters"), ordered, text("_buffers"), ordered, text("_modules"), children))
 
 
@@ -158,6 +158,7 @@ BOMBS: dict[str, Make] = {
     "no_stop": lambda path, canary: zip_of(path, b"\x80\x02}"),
     "layer_in_itself": holding(_itself()),
     "layers_without_end": _branching(),
+    "wrapper_in_itself": holding(_itself("torch.nn.parallel.data_parallel", "DataParallel", "module")),
     "layer_with_a_number_for_a_child": holding(_layers(number(1))),
     "layer_without_parts": holding(new(_CONV)),
     "layer_with_forward": _changed_layer(forward=nn.Linear),

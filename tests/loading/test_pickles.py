@@ -179,6 +179,14 @@ def test_message_names_what_is_in_the_way_and_the_architecture_that_fits(tmp_pat
     assert len(read_pickle(tmp_path / "m.pt").state_dict()) >= len(vision.build("squeezenet1_1").state_dict())
 
 
+def test_architecture_of_the_right_width_is_named(tmp_path):
+    module = vision.build("wide_resnet50_2", num_classes=2)  # the names of its tensors are ResNet-50's
+    module.register_forward_hook(print)
+    torch.save(module, tmp_path / "m.pt")
+    with pytest.raises(FileError, match="--arch torchvision:wide_resnet50_2"):
+        open_model(tmp_path / "m.pt")
+
+
 def test_architecture_of_timm_is_named(tmp_path):
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("fasternet_t0"), tmp_path / "m.pt")

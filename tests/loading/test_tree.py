@@ -112,10 +112,10 @@ def test_recurrent_layers_find_their_weights_again():
     ("change", "says"),
     [
         (lambda m: m.append(Branches()), "3 is a tests.loading.test_tree.Branches"),
-        (lambda m: m[0].__dict__.update(extra=[torch.zeros(2)]), "0.extra is a torch.Tensor"),
+        (lambda m: m[0].__dict__.update(extra=[torch.zeros(2)]), "0.extra.0 is a torch.Tensor"),
         (lambda m: m[0].__dict__.update(extra=print), "0.extra is a builtins.builtin_function"),
         (lambda m: m[0].__dict__.update(extra=Branches), "0.extra is a builtins.type"),
-        (lambda m: m[0].__dict__.update(extra=[[]] * 10 + [object()]), "0.extra is a builtins.object"),
+        (lambda m: m[0].__dict__.update(extra=[[]] * 10 + [object()]), "0.extra.10 is a builtins.object"),
         (lambda m: nn.utils.weight_norm(m[0]), "remove_weight_norm"),
     ],
 )
@@ -146,11 +146,9 @@ LIES = {
     "graph module": lambda t: _conv(t).update({"class": "torchvision.models.feature_extraction.DualGraphModule"}),
     "attribute of a class": lambda t: _conv(t).update({"class": "torch.nn.modules.conv.Conv2d.forward"}),
     "no class": lambda t: _conv(t).pop("class"),
-    "forward replaced": lambda t: _conv(t)["attributes"].update(forward={"class": "torch.nn.modules.linear.Linear"}),
-    "compiled call": lambda t: _conv(t)["attributes"].update(
-        _compiled_call_impl={"function": "torch.nn.functional.relu"}
-    ),
-    "hooks": lambda t: _conv(t)["attributes"].update(_forward_hooks={"dict": []}),
+    "forward replaced": lambda t: _conv(t)["attributes"].update(forward={"$name": "torch.nn.modules.linear.Linear"}),
+    "compiled call": lambda t: _conv(t)["attributes"].update(_compiled_call_impl={"$name": "torch.nn.functional.relu"}),
+    "hooks": lambda t: _conv(t)["attributes"].update(_forward_hooks={}),
     "class replaced": lambda t: _conv(t)["attributes"].update(__class__=1),
     "method of the subclass": lambda t: _conv(t)["attributes"].update(_conv_forward=1),
     "code for a layer's name": lambda t: t["children"].update({'a")\nprint("b': _conv(t)}),
@@ -161,20 +159,19 @@ LIES = {
     "tensor that is not there": lambda t: _conv(t)["parameters"].update({"weight2": True}),
     "layer that is not there": lambda t: t["children"].update({"3": {"same": "4"}}),
     "layer in itself": lambda t: t["children"].update({"3": {"same": ""}}),
-    "unknown form": lambda t: _conv(t)["attributes"].update(extra={"call": "os.system"}),
+    "unknown form": lambda t: _conv(t)["attributes"].update(extra={"$call": "os.system"}),
     "partial with a size": lambda t: _conv(t)["attributes"].update(
-        extra={"partial": [{"class": "torch.nn.modules.linear.Linear"}, {"in_features": 10**9}]}
+        extra={"$partial": ["torch.nn.modules.linear.Linear", {"in_features": 10**9}]}
     ),
-    "partial of a call": lambda t: _conv(t)["attributes"].update(extra={"partial": [{"tuple": []}, {}]}),
-    "function of another package": lambda t: _conv(t)["attributes"].update(extra={"function": "os.system"}),
+    "partial of a call": lambda t: _conv(t)["attributes"].update(extra={"$partial": [[], {}]}),
+    "function of another package": lambda t: _conv(t)["attributes"].update(extra={"$name": "os.system"}),
     "helper for a function": lambda t: _conv(t)["attributes"].update(
-        extra={"function": "timm.layers.activations.nn.Module"}
+        extra={"$name": "timm.layers.activations.nn.Module"}
     ),
     "class for a member": lambda t: _conv(t)["attributes"].update(
-        extra={"enum": ["torch.nn.modules.linear.Linear", 1]}
+        extra={"$member": ["torch.nn.modules.linear.Linear", 1]}
     ),
-    "type of numbers": lambda t: _conv(t)["attributes"].update(extra={"dtype": "load"}),
-    "number without end": lambda t: _conv(t)["attributes"].update(extra=10**30),
+    "type of numbers": lambda t: _conv(t)["attributes"].update(extra={"$name": "torch.load"}),
     "lists for dicts": lambda t: t.update(children=[]),
     "attributes missing": lambda t: t.pop("attributes"),
 }

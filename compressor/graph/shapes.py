@@ -15,9 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from compressor.graph.values import Values
 
 
-def run_on_shapes(
-    func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values
-) -> Any:
+def run_on_shapes(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values) -> Any:
     """What the operator gives; tensors that the user's code made elsewhere join the others on the meta device."""
     output = _shaped(func, args, kwargs, values)
     if not values.nothing_of(args):

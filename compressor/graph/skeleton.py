@@ -25,9 +25,7 @@ class Replica:
         self.state = State(self.model)
 
 
-def skeleton(
-    model: nn.Module, *, real: bool = False, readable: list[tuple[Tensor, Tensor]] | None = None
-) -> nn.Module:
+def skeleton(model: nn.Module, *, real: bool = False, readable: list[tuple[Tensor, Tensor]] | None = None) -> nn.Module:
     """A copy of the model that may be edited and run freely: on the meta device, or with real data if `real`.
 
     Into `readable` go its tensors whose values code may read, each with the one that it stands for.

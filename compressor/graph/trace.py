@@ -287,9 +287,7 @@ class _Recorder(_Watching):
     def survivors(self) -> list[tuple[TensorRef, str]]:
         """Tensors, other than the outputs, that an operator made and somebody still holds."""
         given = {*self.result.parameters, *(ref.index for ref in self.result.inputs)}
-        watched = [
-            (ref, weakref.ref(self._alive[ref.index])) for ref in self._known.values() if ref.index not in given
-        ]
+        watched = [(ref, weakref.ref(self._alive[ref.index])) for ref in self._known.values() if ref.index not in given]
         self._alive.clear()
         self._known.clear()
         outputs = {ref.index for ref in self.result.outputs}

@@ -166,7 +166,9 @@ def _script(path: Path, canary: Path) -> None:
 
 def _program(path: Path, canary: Path) -> None:
     """An exported program, whose reader in torch evaluates expressions and unpickles."""
-    zip_of(path, program(system(canary)), {"archive_format": b"pt2", "models/model.json": b"["})
+    with zipfile.ZipFile(path, "w") as archive:
+        for record, content in (("archive_format", b"pt2"), ("models/model.json", b"["), ("x.pkl", system(canary))):
+            archive.writestr(f"archive/{record}", content)
 
 
 ARCHIVES: dict[str, Make] = {

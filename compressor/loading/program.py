@@ -27,8 +27,8 @@ def open_program(path: Path, content: Content, trust: bool) -> tuple[nn.Module, 
     """
     if not trust:
         raise FileError(
-            f"{path} holds code ({content.value}), and opening one runs what it holds: give --trust if you know who made "
-            "it, or a state dict with --arch"
+            f"{path} holds code ({content.value}), and opening one runs what it holds: give --trust if you know who "
+            "made it, or a state dict with --arch"
         )
     try:
         with warnings.catch_warnings():

@@ -1,5 +1,7 @@
 """What is written opens again, the same: whole, edited, of every kind of architecture; and nothing is overwritten."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -188,6 +190,7 @@ DAMAGES = {
     "tensor missing": lambda h, t: t.pop("conv.weight"),
     "tensor unknown": lambda h, t: t.update(more=torch.zeros(1)),
     "arch without arguments": lambda h, t: h.update(arch={"name": "net.py:build"}),
+    "arch with a dict in its arguments": lambda h, t: h["arch"].update(arguments={"width": {"a": 1}}),
     "arch is text": lambda h, t: h.update(arch="net.py:build"),
     "no arch": lambda h, t: h.update(arch=None),
     "two networks": lambda h, t: h.update(blueprint={}),
@@ -221,6 +224,23 @@ def test_damaged_checkpoints_are_one_line(tmp_path, edit):
     with pytest.raises(FileError) as caught:
         open_model(tmp_path / "m.pt")
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {f"layer{number}.weight": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for number in range(65_537)},
+        {"w" * (16 << 20): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}},
+        {"__metadata__": {str(number): "" for number in range(65_537)}},
+    ],
+    ids=["names", "bytes", "texts"],
+)
+def test_header_without_measure_never_reaches_the_library(tmp_path, monkeypatch, header):
+    encoded = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+    monkeypatch.setattr("safetensors.torch.load", lambda data: pytest.fail("it was read"))
+    with pytest.raises(FileError, match="a header of"):
+        open_model(tmp_path / "m.safetensors", arch="torchvision:resnet18")
 
 
 def test_one_changed_bit_is_found(tmp_path):

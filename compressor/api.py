@@ -30,6 +30,7 @@ from compressor.pipeline.settings import (
     DetachJob,
     EvaluateJob,
     ExportJob,
+    FinetuneJob,
     InspectJob,
     PruneJob,
     ReplaceJob,
@@ -44,7 +45,6 @@ from compressor.routing.settings import check as check_routing
 from compressor.routing.settings import training_for as training_of_routing
 from compressor.subnets.settings import CNSN
 from compressor.subnets.settings import training_for as training_of_detaching
-from compressor.training.settings import DistillSettings
 
 if TYPE_CHECKING:
     from compressor.graph.channels import Channels
@@ -57,8 +57,6 @@ Path = str | os.PathLike[str]
 J = TypeVar("J")
 # AdapNet's training is its own; these are in the job and have no say.
 _NOT_ADAPNETS = frozenset({"epochs", "schedule", "milestones", "gamma", "warmup_epochs", "compile"})
-# A network with random weights has no scores worth following.
-_DISTILLING = frozenset(field.name for field in fields(DistillSettings))
 
 
 def train(*, data: str, out: Path, tell: Tell = silent, **settings: Unpack[TrainKeywords]) -> "Report":
@@ -80,8 +78,7 @@ def train(*, data: str, out: Path, tell: Tell = silent, **settings: Unpack[Train
     """
     from compressor.pipeline.train import train as run
 
-    job = _job(TrainJob, "train", {**settings, "data": data, "out": out}, without=_DISTILLING)
-    return run(job, tell)
+    return run(_job(TrainJob, "train", {**settings, "data": data, "out": out}), tell)
 
 
 def finetune(
@@ -96,7 +93,7 @@ def finetune(
     from compressor.pipeline.train import train as run
 
     given = {**settings, "model": model, "data": data, "out": out}
-    return run(_job(TrainJob, "finetune", given, training=FINETUNE), tell)
+    return run(_job(FinetuneJob, "finetune", given, training=FINETUNE), tell)
 
 
 def prune(

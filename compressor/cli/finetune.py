@@ -5,7 +5,7 @@ import typer
 from compressor.cli.options import Data, DryRun, Json, check_model, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
-from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, TrainJob
+from compressor.pipeline.settings import FINETUNE, FinetuneJob, ModelSettings, OutputSettings
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 HELP = "Train a model further, gently: after pruning, or on other data."
@@ -26,7 +26,7 @@ def finetune(
     """Parse, run, print."""
     check_model(model)
     terminal = Terminal(as_json=json)
-    job = TrainJob(model, needed(data), output, loading, training, distilling, typed(ctx), chosen(ctx))
+    job = FinetuneJob(model, needed(data), output, loading, training, typed(ctx), chosen(ctx), distilling)
     from compressor.pipeline import train as runs
 
     with terminal.progress() as tell:

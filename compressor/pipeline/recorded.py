@@ -10,6 +10,7 @@ from compressor.pipeline.folder import SETTINGS
 from compressor.pipeline.settings import (
     AdaptJob,
     DetachJob,
+    FinetuneJob,
     LongJob,
     PruneJob,
     ReplaceJob,
@@ -21,7 +22,7 @@ from compressor.pipeline.settings import (
 _JOBS: dict[str, type[Any]] = {
     "prune": PruneJob,
     "train": TrainJob,
-    "finetune": TrainJob,
+    "finetune": FinetuneJob,
     "replace": ReplaceJob,
     "detach": DetachJob,
     "route": RouteJob,

@@ -95,16 +95,24 @@ class AdaptJob:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Training, from random weights or from a file's."""
+    """Training, from random weights."""
 
     model: ModelSettings
     data: str
     output: OutputSettings = field(default_factory=OutputSettings)
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = field(default_factory=TrainSettings)
-    distilling: DistillSettings = field(default_factory=DistillSettings)  # finetune only
     command: str = "compressor train"
     chosen: tuple[str, ...] = ()  # which settings a person chose; a network with its own training sets the others
+
+
+@dataclass(frozen=True)
+class FinetuneJob(TrainJob):
+    """Training a network of a file further."""
+
+    training: TrainSettings = FINETUNE
+    distilling: DistillSettings = field(default_factory=DistillSettings)
+    command: str = "compressor finetune"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from compressor.pipeline.folder import REPORT, SETTINGS, file_sha256, read_setti
 from compressor.pipeline.lock import FolderLock
 from compressor.pipeline.prune import prune
 from compressor.pipeline.resume import resume
-from compressor.pipeline.settings import AdaptJob, GoalSettings, PruneJob, SweepJob, TrainJob, flat
+from compressor.pipeline.settings import AdaptJob, FinetuneJob, GoalSettings, PruneJob, SweepJob, TrainJob, flat
 from compressor.pipeline.stages import Stage, Tell, silent
 from compressor.pipeline.train import train
 from compressor.reporting.report import Report, write_json
@@ -103,7 +103,9 @@ def plan(job: SweepJob) -> list[Run]:
 
 def _runs(job: SweepJob) -> Iterator[Run]:
     if job.grid.control:
-        yield Run(CONTROL, TrainJob(**_common(job, CONTROL), training=job.training, command=_command(job, CONTROL, {})))
+        yield Run(
+            CONTROL, FinetuneJob(**_common(job, CONTROL), training=job.training, command=_command(job, CONTROL, {}))
+        )
     for method in job.grid.methods:
         for ratio in job.grid.ratios:
             name = f"{method}-{ratio:g}"

@@ -11,7 +11,7 @@ from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, layer_sizes, measure
 from compressor.pipeline.replace import train_primenet
 from compressor.pipeline.results import write_results
-from compressor.pipeline.settings import TrainJob, flat
+from compressor.pipeline.settings import FinetuneJob, TrainJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.pipeline.subject import Subject, open_subject
 from compressor.pipeline.tuning import finetune_, step_for, validation_top1
@@ -26,7 +26,7 @@ from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DistillSettings, TrainSettings
 from compressor.training.state import History, Saving
 
 
@@ -62,8 +62,9 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
 def _train(job: TrainJob, subject: Subject, saving: Saving, tell: Tell) -> History:
     """From random weights to the last epoch's; a network that came trained is never left worse than it was."""
     assert subject.data is not None
-    teacher = copy.deepcopy(subject.module) if job.distilling.distill else None
-    step = step_for(subject.module, teacher, job.distilling, job.training)
+    distill = job.distilling if isinstance(job, FinetuneJob) else DistillSettings()
+    teacher = copy.deepcopy(subject.module) if distill.distill else None
+    step = step_for(subject.module, teacher, distill, job.training)
     if job.model.model is not None:
         before = validation_top1(subject) if step is None or teacher is not None else None  # a base alone says little
         return finetune_(subject, job.training, step, saving, tell, before)

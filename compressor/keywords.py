@@ -270,6 +270,7 @@ class PruneKeywords(Model, Output, Loading, Training, Distilling, Pruning, Goals
     """What `prune` takes; AdapNet's for method="adapnet" only."""
 
     keep: Sequence[str]
+    also: Sequence[str]
     preset: Literal["paper", "quick"]
 
 
@@ -301,6 +302,7 @@ class InspectKeywords(Model, total=False):
     """What `inspect` takes."""
 
     keep: Sequence[str]
+    also: Sequence[str]
 
 
 class ExportKeywords(Model, Loading, Exporting, total=False):

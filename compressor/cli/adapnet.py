@@ -66,6 +66,7 @@ def job(ctx: typer.Context, given: Given) -> AdaptJob:
         given.output,
         given.goals,
         given.choice.keep,
+        given.choice.also,
         given.loading,
         given.training,
         given.preset,

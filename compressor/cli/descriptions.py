@@ -56,6 +56,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "min_channels": Described("Channels that stay in every layer.", "N", least=1),
     "ratio_for": Described("A ratio for some layers only, such as 'layer1.*=0.2'. Repeatable.", "LAYER=SHARE"),
     "keep": Described("Layers that stay as they are, such as 'layer4.*'. Repeatable.", "LAYER"),
+    "also": Described("A method of the model that is followed too, such as embed. Repeatable.", "METHOD", rare=True),
     "score_images": Described("Training images that taylor looks at.", "N", least=1, rare=True),
     # Sub-models
     "exits": Described("Sub-models besides the base. [2; nsn: one for each hidden layer]", "N", least=1),

@@ -20,6 +20,9 @@ def inspect(
     keep: Annotated[
         list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Layers to keep as they are, as prune does.")
     ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option("--also", metavar="METHOD", help="A method of the model that is followed too.")
+    ] = None,
     picture: Annotated[
         str | None, typer.Option("--picture", metavar="FILE", help="Draw the coupling: .svg, .png or .pdf.")
     ] = None,
@@ -36,7 +39,7 @@ def inspect(
     from compressor.reporting.tables import groups_table
 
     with terminal.progress() as tell:
-        channels = run(InspectJob(model, tuple(keep or ())), tell)
+        channels = run(InspectJob(model, tuple(keep or ()), tuple(also or ())), tell)
     terminal.print_json(groups_json(channels))
     terminal.show(groups_table(channels))
     if picture is not None:

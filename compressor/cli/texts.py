@@ -116,6 +116,7 @@ READERS: dict[str, Reader] = {
     "arch_arg": Reader(arguments, many=True),
     "ratio_for": Reader(ratios, many=True),
     "keep": Reader(tuple, many=True),
+    "also": Reader(tuple, many=True),
     "milestones": Reader(epochs),
     "round_to": Reader(multiple),
     "scales": Reader(scales),

@@ -17,19 +17,21 @@ from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Trace, Way, cause, refusal, run
+from compressor.graph.trace import Way, cause, refusal, run
+from compressor.graph.ways import Also, Run, beside, entered, entries, further, unreached
 
 
 @neutrally
-def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Channels:
+def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: Also = ()) -> Channels:
     """Find which channels of which parameters belong together, without changing the model.
 
     `example` is an input as the model takes it, (batch, channels, height, width) for an image network; a tuple or
     dict for several inputs. Layers that `keep` names ("layer4", "layer?.0.conv1") are frozen. The map holds in both
-    modes: what only the training graph has (auxiliary heads) is followed too. Its limits: see `Channels.frozen`.
+    modes: what only the training graph has (auxiliary heads) is followed too, and so are the methods that `also`
+    names, called with the example (a dict gives each one its own). Its limits: see `Channels.frozen` and `notes`.
 
     Raises:
-        UsageError: `keep` names no layer of the model, or the model or the example is none.
+        UsageError: `keep` names no layer of the model, `also` no method, or the model or the example is none.
         ModelError: the model does not run on the example, or is of a kind that cannot be edited.
     """
     check_model(model)
@@ -40,13 +42,11 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = ()) -> Chan
     collecting = gc.isenabled()
     gc.disable()  # nothing here is worth collecting, and one full collection takes as long as the whole capture
     try:
-        first = _first_runs(model, example)
-        runs, notes = [(first.evaluated, first.evaluating)], []
-        if first.trained.error is None:
-            runs.append((first.trained, first.training))
-        else:
-            notes.append(f"not captured in training mode, in which it fails: {cause(first.trained.error)}")
-        refinement = Refinement(model, first.replica, runs)
+        first = _first_runs(model, example, entries(model, also, example))
+        usual = [(trace, replace(way, reads=tuple(trace.reads))) for trace, way in first.runs]
+        runs = [*usual, *further(first.replica, usual)]
+        notes = [*first.notes, *unreached(model, first.replica, usual, runs)]
+        refinement = Refinement(model, first.replica, runs, beside(model, first.replica, runs))
         refinement.refine(kept)
         batch = next((tensor.shape[0] for tensor in tensors_in(example) if tensor.ndim), 1)
         return _with_kept(replace(_channels(refinement, batch, [*notes, *refinement.notes]), names=names), patterns)
@@ -84,35 +84,40 @@ def _channels(refined: Refinement, batch: int, notes: Iterable[str]) -> Channels
 
 @dataclass(frozen=True)
 class _FirstRuns:
-    """A replica of the model and how it ran in both modes."""
+    """A replica of the model, and how it ran: in evaluation mode first, then in training mode if it does."""
 
     replica: Replica
-    evaluating: Way
-    evaluated: Trace
-    training: Way
-    trained: Trace
+    runs: list[Run]
+    notes: tuple[str, ...] = ()
 
 
-def _first_runs(model: nn.Module, example: Any) -> _FirstRuns:
-    """Run a replica in both modes: on shapes alone if it can, else on a copy with data.
+def _first_runs(model: nn.Module, example: Any, ways: list[Way]) -> _FirstRuns:
+    """Run a replica in both modes and in further ways: on shapes alone if it can, else on a copy with data.
 
     Raises:
-        ModelError: it does not run in evaluation mode.
+        ModelError: it does not run in evaluation mode, or not in one of the ways.
     """
-    best = None
+    best, failure = None, None
     evaluating, training = Way(example), Way(with_tensors(example, _at_least_two), training=True)
     for real in (False, True):
         replica = Replica(model, real=real)
         evaluated = run(replica, evaluating)
         if evaluated.error is not None:
+            failure = evaluated.error
             continue
-        found = _FirstRuns(replica, evaluating, evaluated, training, run(replica, training))
-        if found.trained.error is None:
-            return found
-        best = best or found
+        try:
+            more = entered(replica, ways)
+        except ModelError as error:
+            failure = error
+            continue
+        trained = run(replica, training)
+        if trained.error is None:
+            return _FirstRuns(replica, [(evaluated, evaluating), (trained, training), *more])
+        reason = f"not captured in training mode, in which it fails: {cause(trained.error)}"
+        best = best or _FirstRuns(replica, [(evaluated, evaluating), *more], (reason,))
     if best is None:
-        assert evaluated.error is not None
-        raise ModelError(refusal(example, evaluated.error)) from evaluated.error
+        assert failure is not None
+        raise failure if isinstance(failure, ModelError) else ModelError(refusal(example, failure)) from failure
     return best
 
 

@@ -32,6 +32,14 @@ def restore_random_states_(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state, index)
 
 
+def drawn_since(before: dict[str, Any], read: bool) -> bool:
+    """Whether code drew numbers that may steer it: Python's and NumPy's always, torch's where values were read."""
+    now = random_states()
+    return any(now[name] != before[name] for name in ("python", "numpy")) or (
+        read and not torch.equal(now["torch"], before["torch"])
+    )
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every global generator starts at `seed`; afterwards each goes on where it was."""

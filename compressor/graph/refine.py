@@ -1,7 +1,7 @@
 """Refine a map by trial: freeze what the code objects to, or learn which size it reads, until nothing objects."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -25,16 +25,22 @@ Run = tuple[Walk, Way]
 class Refinement:
     """One capture: the traces of both modes over a shared set of ties, refined by trial until nothing objects."""
 
-    def __init__(self, model: nn.Module, replica: Replica, runs: list[tuple[Trace, Way]]) -> None:
-        """`runs` holds traces of the replica: in evaluation mode first, then in training mode if it ran."""
+    def __init__(
+        self, model: nn.Module, replica: Replica, runs: list[tuple[Trace, Way]], beside: Mapping[str, str]
+    ) -> None:
+        """`runs` holds traces of the replica: in evaluation mode first, then in training mode if it ran.
+
+        Of the modules in `beside` nothing is edited that other modules share; it holds the reasons.
+        """
         self.model = model
+        self.beside = beside
         self.keep: frozenset[str] = frozenset()
         self.least: dict[str, int] = {}  # groups of which a trial leaves more than one channel
         self.ties = Ties()
         self.patient = probe.Patient(replica)
         self.walks: list[Run] = [(self._walk(trace), way) for trace, way in runs]
         self.trials = self.walks, self.walks
-        if len(self.walks) > 1 and probe.same_operators(*(walk for walk, _ in self.walks)):
+        if len(self.walks) == 2 and probe.same_operators(*(walk for walk, _ in self.walks)):
             # One code: each mode tries it in one way.
             self.trials = self.walks[:1], self.walks[1:] if probe.asks_for_sizes(self.walks[1][0]) else []
         self.tensors = named_tensors(model)
@@ -69,19 +75,23 @@ class Refinement:
         self.sizes = resolve.sizes(self.found, self.ties, self.modules, numbered)
 
     def _kept(self, group: Group) -> Group:
-        if group.frozen is not None or self.keep.isdisjoint(labels(group)):
-            return group
-        return replace(group, frozen=KEPT)
+        if group.frozen is None and not self.keep.isdisjoint(labels(group)):
+            return replace(group, frozen=KEPT)
+        for name, reason in self.beside.items():
+            within = [place.tensor.startswith(f"{name}.") for place in group.places]
+            if group.frozen is None and any(within) and not all(within):
+                return replace(group, frozen=reason)
+        return group
 
     def _refine(self) -> None:
         """Freeze, or learn the stored size of, whatever the trials object to, until they run as the map predicts."""
-        seen: Counter[tuple[bool, int]] = Counter()
+        seen: Counter[tuple[int, int]] = Counter()
         for _ in range(_MOST_TRIALS):
             found = self._try()
             if found is None:
                 return
             walk, objection = found
-            place = (walk is self.walks[0][0], objection.op)
+            place = (id(walk), objection.op)
             ways = (self._learn, self._even, self._spare)
             if seen[place] or not any(way(walk, objection) for way in ways):
                 self._freeze(walk, objection, widen=seen[place])

@@ -5,72 +5,24 @@ nothing of the user's, and sees functional calls, bare parameters and control fl
 values to run is traced on a real copy instead.
 """
 
-import gc
+import inspect
 import operator
-import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.errors import ModelError
-from compressor.graph.copies import CONSTANTS
-from compressor.graph.generators import seeded
+from compressor.graph.generators import drawn_since, random_states, seeded
 from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutral, neutrally
-from compressor.graph.shapes import plain_name, run_on_shapes
+from compressor.graph.recorder import Answer, ModuleCall, Op, Outline, Ran, Recorder, TensorRef, Trace, base_of
 from compressor.graph.skeleton import Replica, blank
 
-
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """A tensor that the trace saw: its number, which an in-place operator keeps, and its shape."""
-
-    index: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One operator call; tensors among the arguments stand as `TensorRef`."""
-
-    func: torch._ops.OpOverload
-    name: str  # without namespace, overload and the underscore of in-place forms: "convolution", "add", "view"
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    inputs: tuple[TensorRef, ...]  # every tensor among the arguments, in order
-    outputs: tuple[TensorRef, ...]
-    module: str  # dotted name of the innermost module that was running
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleCall:
-    """One call of a module: the operators `ops[start:end]` ran inside it."""
-
-    module: str
-    start: int
-    end: int
-    inputs: tuple[TensorRef, ...]
-    outputs: tuple[TensorRef, ...]
-
-
-@dataclass
-class Trace:
-    """What ran, in order. `error` holds the exception that ended an incomplete trace."""
-
-    parameters: dict[int, str] = field(default_factory=dict)  # tensor number -> name in the state dict
-    inputs: tuple[TensorRef, ...] = ()
-    outputs: tuple[TensorRef, ...] = ()
-    left: list[tuple[TensorRef, str]] = field(default_factory=list)  # what else others can read afterwards, and where
-    ops: list[Op] = field(default_factory=list)
-    calls: list[ModuleCall] = field(default_factory=list)
-    error: Exception | None = None
+__all__ = ["ModuleCall", "Op", "Ran", "TensorRef", "Trace", "Way", "alike", "call_arguments", "outline", "run", "trace"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +33,17 @@ class Way:
     training: bool = False
     entry: str = "forward"  # the method that is called
     seed: int = 0  # at which every generator starts
+    reads: tuple[Any, ...] = ()  # truths and fractions that Python is told, in order, when it reads single values
+
+    def called(self, model: nn.Module) -> Callable[..., Any]:
+        """The model, or that method of it."""
+        found: Callable[..., Any] = model if self.entry == "forward" else operator.attrgetter(self.entry)(model)
+        return found
+
+    def answer(self, number: int, value: Any) -> Any:
+        """What the `number`-th reading gives; whole numbers, which may be sizes, are always read."""
+        told = self.reads[number] if number < len(self.reads) else value
+        return told if type(told) is type(value) and type(value) in (bool, float) else value
 
 
 @neutrally
@@ -109,18 +72,24 @@ def cause(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def run(replica: Replica, way: Way) -> Trace:
-    """Trace a replica itself; a failure in the middle is kept in `error` beside what ran before it."""
-    recorder = _Recorder(replica)
+def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
+    """Trace a replica itself; a failure in the middle is kept in `error` beside what ran before it.
+
+    `answer` may tell Python other values than it would read.
+    """
+    recorder = Recorder(replica, answer or way.answer)
     result = recorder.result
     with alike(replica, way, recorder.read), recorder.watching():
         try:
             arguments, keywords = _ready(replica, way)
             result.inputs = tuple(recorder.refs((arguments, keywords)))
+            before = random_states()
             with recorder:
-                output = _called(replica.model, way)(*arguments, **keywords)
+                output = way.called(replica.model)(*arguments, **keywords)
                 carried = tensors_in(output, exhaust=True)
-            bases = [_base(tensor) for tensor in carried if type(tensor) is not Tensor]  # no operator is `as_subclass`
+            result.reads = recorder.reads
+            result.drew = drawn_since(before, bool(recorder.reads))
+            bases = [base_of(tensor) for tensor in carried if type(tensor) is not Tensor]  # unseen by operators
             result.outputs = tuple(recorder.refs([*carried, *(base for base in bases if base is not None)]))
         except Exception as error:  # any code of the user's may fail on shapes alone, in any way
             result.error = error
@@ -131,23 +100,14 @@ def run(replica: Replica, way: Way) -> Trace:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """One operator call of an outline: its name, its arguments that are no tensors, the shapes of what it gave."""
-
-    name: str
-    args: tuple[Any, ...]  # None in the place of a tensor or a list
-    shapes: tuple[tuple[int, ...], ...]
-
-
 def outline(replica: Replica, way: Way) -> tuple[list[Ran], Exception | None]:
     """The operators that run in a replica, without who ran them on what, and what ended the run before its end."""
-    recorder = _Outline(replica)
+    recorder = Outline(replica, way.answer)
     with alike(replica, way):
         try:
             arguments, keywords = _ready(replica, way)
             with recorder:
-                tensors_in(_called(replica.model, way)(*arguments, **keywords), exhaust=True)
+                tensors_in(way.called(replica.model)(*arguments, **keywords), exhaust=True)
         except Exception as error:  # any code of the user's may fail on shapes alone, in any way
             return recorder.ops, error
     return recorder.ops, None
@@ -165,20 +125,32 @@ def alike(replica: Replica, way: Way, on_read: Callable[[Tensor], None] | None =
             replica.values.forget()
 
 
-def _called(model: nn.Module, way: Way) -> Callable[..., Any]:
-    called: Callable[..., Any] = model if way.entry == "forward" else operator.attrgetter(way.entry)(model)
-    return called
-
-
 def _ready(replica: Replica, way: Way) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return call_arguments(with_tensors(way.example, lambda tensor: _moved(tensor, replica.device)))
+    given = with_tensors(way.example, lambda tensor: _moved(tensor, replica.device))
+    return call_arguments(given, replica.model.forward if way.entry == "forward" else way.called(replica.model))
 
 
-def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How an example is passed to a model: a mapping as keywords, a tuple or list as positions, all else alone."""
+def call_arguments(example: Any, called: Callable[..., Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How an example is passed: a mapping as keywords, a tuple or list as positions, all else alone.
+
+    A mapping or a named tuple that is no set of arguments of `called` is passed alone, too.
+    """
     if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+        return ((), dict(example)) if called is None or _takes(called, **example) else ((example,), {})
+    if isinstance(example, list | tuple):
+        plain = called is None or not hasattr(example, "_fields") or _takes(called, *example)
+        return (tuple(example) if plain else (example,)), {}
+    return (example,), {}
+
+
+def _takes(called: Callable[..., Any], *positions: Any, **keywords: Any) -> bool:
+    try:
+        inspect.signature(called).bind(*positions, **keywords)
+    except TypeError:
+        return False
+    except ValueError:  # it has none
+        pass
+    return True
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
@@ -192,170 +164,3 @@ def set_mode(model: nn.Module, training: bool) -> None:
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return blank(tensor) if device.type == "meta" else tensor.detach().to(device).clone()
-
-
-class _Watching(TorchDispatchMode):
-    """A mode that dynamo may look into: keeping it out costs more than most operators do on shapes alone."""
-
-    def __init__(self, replica: Replica) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._values, self._on_meta = replica.values, replica.device.type == "meta"
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def _given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        if not self._on_meta:
-            return func(*args, **(kwargs or {}))
-        return run_on_shapes(func, args, kwargs or {}, self._values)
-
-
-class _Outline(_Watching):
-    """Writes down name and shapes of every operator."""
-
-    def __init__(self, replica: Replica) -> None:
-        super().__init__(replica)
-        self.ops: list[Ran] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = self._given(func, args, kwargs)
-        shapes = tuple(tuple(leaf.shape) for leaf in _leaves(output))
-        plain = tuple(None if isinstance(value, Tensor | list | tuple) else value for value in args)
-        self.ops.append(Ran(plain_name(func), plain, shapes))
-        return output
-
-
-def _base(tensor: Tensor) -> Tensor | None:
-    """What a tensor is a view of, the object itself whatever a subclass makes of attributes."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return tensor._base
-
-
-_OF_A_BASE = 4  # references to a tensor that only its views keep alive: theirs, and three where they are counted
-
-
-def _leaves(values: Any) -> Iterable[Tensor]:
-    """The tensors of a value: most are one, or a plain tuple of them."""
-    if isinstance(values, Tensor):
-        return (values,)
-    if type(values) is tuple and all(isinstance(value, Tensor) for value in values):
-        return values
-    return tensors_in(values)
-
-
-class _Recorder(_Watching):
-    """Writes every operator into `result`; keeps each tensor alive so that an object's identity names it."""
-
-    def __init__(self, replica: Replica) -> None:
-        super().__init__(replica)
-        self.result = Trace()
-        self._modules = replica.modules
-        self._known: dict[int, TensorRef] = {}
-        self._alive: list[Tensor] = []
-        self._module = ""
-        for name, tensor in replica.tensors.items():
-            self.result.parameters[self._ref(tensor).index] = name
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        seen: list[TensorRef] = []
-        arguments = self._written(args, seen)
-        options = {key: self._written(value, seen) for key, value in kwargs.items()} if kwargs else {}
-        output = self._given(func, args, kwargs)
-        made: list[TensorRef] = []
-        self._written(output, made)
-        self.result.ops.append(Op(func, plain_name(func), arguments, options, tuple(seen), tuple(made), self._module))
-        return output
-
-    def refs(self, values: Any) -> Iterator[TensorRef]:
-        return map(self._ref, _leaves(values))
-
-    def read(self, tensor: Tensor) -> None:
-        """Python reads the data, which torch does not tell of."""
-        known = self._known.get(id(tensor))
-        if known is not None:
-            self.result.left.append((known, f"{self._module or 'the model'} reads its values"))
-
-    def survivors(self) -> list[tuple[TensorRef, str]]:
-        """Tensors, other than the outputs, that an operator made and somebody still holds."""
-        given = {*self.result.parameters, *(ref.index for ref in self.result.inputs)}
-        watched = [(ref, weakref.ref(self._alive[ref.index])) for ref in self._known.values() if ref.index not in given]
-        self._alive.clear()
-        self._known.clear()
-        outputs = {ref.index for ref in self.result.outputs}
-        if any(found() is not None for ref, found in watched if ref.index not in outputs):
-            gc.collect(1)  # what only holds itself is nobody's
-        alive = [(ref, tensor) for ref, found in watched if (tensor := found()) is not None]
-        bases = {id(_base(tensor)) for _, tensor in alive}
-        kept = {id(tensor): place for place, tensor in self._kept()} if len(alive) > len(outputs) else {}
-        return [
-            (ref, kept.get(id(tensor), "still held by something after the run"))
-            for ref, tensor in alive
-            if ref.index not in outputs and (id(tensor) not in bases or sys.getrefcount(tensor) > _OF_A_BASE)
-        ]
-
-    def _kept(self) -> Iterator[tuple[str, Tensor]]:
-        """What the model's modules hold in attributes."""
-        for name, module in self._modules.items():
-            for attribute, value in vars(module).items():
-                for tensor in tensors_in(value):
-                    yield f"kept as {name or 'the model'}.{attribute} after the run", tensor
-
-    def _ref(self, tensor: Tensor) -> TensorRef:
-        known = self._known.get(id(tensor))
-        if known is None or known.shape != tensor.shape:  # an operator may resize a tensor in place
-            number = len(self._alive) if known is None else known.index
-            known = self._known[id(tensor)] = TensorRef(number, tuple(tensor.shape), tensor.dtype)
-            self._alive.append(tensor)
-        return known
-
-    def _written(self, value: Any, seen: list[TensorRef]) -> Any:
-        """The value with references for its tensors, which are also added to `seen`."""
-        kind = type(value)
-        if kind in CONSTANTS:
-            return value
-        if isinstance(value, Tensor):
-            ref = self._ref(value)
-            seen.append(ref)
-            return ref
-        if isinstance(value, list | tuple):
-            return kind([item if type(item) in CONSTANTS else self._written(item, seen) for item in value])
-        return value
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Take down every call of the model's modules, hooks of the user's included.
-
-        `nn.Module.__call__` is replaced meanwhile, as torch.fx does: hooks on every module cost more than the run.
-        """
-        scripted = torch.jit.ScriptModule  # what it runs counts as its owner's
-        names = {id(m): name for name, m in self._modules.items() if not isinstance(m, scripted)}
-
-        def call(module: nn.Module, *inputs: Any, **keywords: Any) -> Any:
-            name = names.get(id(module))
-            if name is None:
-                return original(module, *inputs, **keywords)
-            start, outer, self._module = len(self.result.ops), self._module, name
-            try:
-                output = original(module, *inputs, **keywords)
-            finally:
-                self._module = outer
-            made = (self._ref(output),) if isinstance(output, Tensor) else tuple(self.refs(output))
-            given = tuple(self.refs((*inputs, *keywords.values()) if keywords else inputs))
-            self.result.calls.append(ModuleCall(name, start, len(self.result.ops), given, made))
-            return output
-
-        original = nn.Module.__call__
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]

@@ -21,6 +21,7 @@ class PruneSettings:
     min_channels: int = 1  # that stay in every layer
     ratio_for: tuple[tuple[str, float], ...] = ()  # (pattern of layer names, ratio) of layers with a ratio of their own
     keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
+    also: tuple[str, ...] = ()  # methods of the model that are run besides forward
     score_images: int = 512  # training images that methods which need data look at
     seed: int = 0
 

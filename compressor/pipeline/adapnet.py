@@ -109,7 +109,7 @@ def _prepare(job: AdaptJob, tell: Tell) -> tuple[Subject, Periods, Phases]:
     check_period(job.adapnet, steps)
     note_all(hints(job.adapnet, subject.module), tell)
     tell(Stage("finding which channels belong together"))
-    channels = capture(subject.module, subject.example, keep=job.keep)
+    channels = capture(subject.module, subject.example, keep=job.keep, also=job.also)
     note_all(channels.notes, tell)
     method = AdapNet(job.adapnet, classes=len(data.classes), steps_per_epoch=steps, seed=job.training.seed)
     method.adopt(subject.module, channels)

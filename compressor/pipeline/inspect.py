@@ -17,4 +17,4 @@ def inspect(job: InspectJob, tell: Tell = silent) -> Channels:
     subject = open_subject(job.model, None, DataSettings(), "cpu")
     note_all(subject.notes, tell)
     tell(Stage("finding who is tied to whom"))
-    return capture(subject.module, subject.example, keep=job.keep)
+    return capture(subject.module, subject.example, keep=job.keep, also=job.also)

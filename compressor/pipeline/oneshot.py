@@ -40,6 +40,7 @@ def prune_(
     min_channels: int = PruneSettings.min_channels,
     ratio_for: Iterable[tuple[str, float]] = PruneSettings.ratio_for,
     keep: Iterable[str] = PruneSettings.keep,
+    also: Iterable[str] | Mapping[str, Any] = PruneSettings.also,
     seed: int = PruneSettings.seed,
     batches: Iterable[tuple[Tensor, Tensor]] = (),
     optimizer: Optimizer | None = None,
@@ -61,6 +62,7 @@ def prune_(
         ratio_for: (name, ratio) for layers with a ratio of their own, or a dict.
         keep: names of layers that stay as they are: a layer, a block, a parameter, a norm; "layer?.0.conv1" matches
             several.
+        also: names of methods that are used besides `forward`; a dict gives each an example of its own.
         batches: images and labels, normalised as the module takes them, for methods that look at data ("taylor").
         optimizer: one of the module's parameters, whose state is edited alike.
         latency: also measure milliseconds before and after, which takes some ten seconds.
@@ -77,12 +79,12 @@ def prune_(
     """
     choice = chosen_multiple(_checked(
         method=method, ratio=ratio, target_macs=target_macs, scope=scope, round_to=round_to, min_channels=min_channels,
-        ratio_for=ratio_for, keep=keep, seed=seed,
+        ratio_for=ratio_for, keep=keep, also=also, seed=seed,
     ))  # fmt: skip
     images = _labelled(batches)
     check(choice, has_data=bool(images))
     module = bare(module)
-    channels = capture(module, example, keep=choice.keep)
+    channels = capture(module, example, keep=choice.keep, also=also)
     _check_can_be_edited(module, optimizer)
     selection = decide(module, channels, choice, images)
     missing = {"top1": "no data was given"}
@@ -134,11 +136,11 @@ def apply_plan_(
 def _checked(**given: Any) -> PruneSettings:
     """The settings, each of the type that it has to be; a name alone is a list of one."""
     for name, value in given.items():
-        if name == "keep" and isinstance(value, str):
+        if name in ("keep", "also") and isinstance(value, str):
             value = (value,)
         if name == "ratio_for" and isinstance(value, Mapping):
             value = value.items()
-        if name in ("keep", "ratio_for") and isinstance(value, Iterable) and not isinstance(value, str):
+        if name in ("keep", "also", "ratio_for") and isinstance(value, Iterable) and not isinstance(value, str):
             value = tuple(value)
         given[name] = tuples(value.item() if isinstance(value, np.generic) else value)
         check_fits(name, given[name], _HINTS[name])

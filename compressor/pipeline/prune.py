@@ -89,7 +89,7 @@ def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
     refuse_routed(subject, "prune")
     note_all(subject.notes, tell)
     tell(Stage("finding which channels belong together"))
-    channels = capture(subject.module, subject.example, keep=job.choice.keep)
+    channels = capture(subject.module, subject.example, keep=job.choice.keep, also=job.choice.also)
     note_all(channels.notes, tell)
     batches = score_batches(subject, job.choice.score_images, job.choice.seed)
     choice = chosen_multiple(job.choice)

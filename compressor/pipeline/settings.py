@@ -47,6 +47,7 @@ class InspectJob:
 
     model: ModelSettings
     keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
+    also: tuple[str, ...] = ()  # methods of the model that are run besides forward
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class AdaptJob:
     output: OutputSettings = field(default_factory=OutputSettings)
     goals: GoalSettings = field(default_factory=GoalSettings)
     keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
+    also: tuple[str, ...] = ()  # methods of the model that are run besides forward
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = field(default_factory=TrainSettings)  # what AdapNet's own settings do not say
     preset: str = "paper"

@@ -1,0 +1,182 @@
+"""Further ways to run a model: other methods that the user names, other draws, the other side of what it decides.
+
+What no run reached is followed by nothing; it keeps its width, and the report names it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from compressor.errors import ModelError, UsageError, did_you_mean
+from compressor.graph.recorder import Answer, Trace
+from compressor.graph.skeleton import Replica
+from compressor.graph.trace import Way, cause, run
+
+Run = tuple[Trace, Way]
+Also = Iterable[str] | Mapping[str, Any]
+_DRAWS = 8  # seeds that are tried where code decides by a generator
+_FLIPS = 6  # readings that are turned round one by one
+_MOST_READS = 2_000  # a loop that asks for ever ends here
+
+
+def entries(model: nn.Module, also: Also, example: Any) -> list[Way]:
+    """A way for every method that `also` names, with the example or one of its own.
+
+    Raises:
+        UsageError: the model has no such method.
+    """
+    named = also if isinstance(also, Mapping) else dict.fromkeys((also,) if isinstance(also, str) else also, example)
+    ways = [Way(given, entry=name) for name, given in named.items()]
+    for way in ways:
+        try:
+            found = callable(way.called(model))
+        except AttributeError:
+            found = False
+        if not found:
+            public = [name for name in dir(type(model)) if not name.startswith("_")]
+            raise UsageError(f"also: the model has no method {way.entry!r}{did_you_mean(way.entry, public)}")
+    return ways
+
+
+def entered(replica: Replica, ways: Iterable[Way]) -> list[Run]:
+    """A run of every way in evaluation mode, and in training mode where that runs.
+
+    Raises:
+        ModelError: a method does not run on the example.
+    """
+    found = []
+    for way in ways:
+        trace = run(replica, way)
+        if trace.error is not None:
+            raise ModelError(f"also: {way.entry} does not run on the example ({cause(trace.error)})")
+        trained = replace(way, training=True)
+        found += [(trace, way), (run(replica, trained), trained)]
+    return [each for each in found if each[0].error is None]
+
+
+def further(replica: Replica, runs: Sequence[Run]) -> list[Run]:
+    """Runs that go through other operators than those given: by other draws, and where something was never used by
+    other answers to what the code asks for.
+    """
+    found = list(runs)
+    for trace, way in runs:
+        if trace.drew:
+            _add(replica, found, ((replace(way, seed=seed), None) for seed in range(1, _DRAWS)))
+    if any(trace.reads for trace, _ in runs):
+        for trace, way in runs:
+            if not unused(replica.tensors, found):
+                break
+            _add(replica, found, ((way, answer) for answer in _answers(len(trace.reads))))
+    return found[len(runs) :]
+
+
+def _add(replica: Replica, found: list[Run], ways: Iterable[tuple[Way, Answer | None]]) -> None:
+    """Run each way; those that do not run, or through operators that are known, are left out."""
+    known = [_operators(trace) for trace, _ in found]
+    for way, answer in ways:
+        trace = run(replica, way, answer)
+        if trace.error is None and _operators(trace) not in known:
+            known.append(_operators(trace))
+            found.append((trace, replace(way, reads=tuple(trace.reads))))
+
+
+def _operators(trace: Trace) -> list[tuple[str, str]]:
+    return [(op.name, op.module) for op in trace.ops]
+
+
+def _answers(reads: int) -> Iterable[Answer]:
+    """All true and large, all false and small, each of the first turned round; then small whole numbers."""
+    yield _told(lambda number, value: True if type(value) is bool else value + 1e4)
+    yield _told(lambda number, value: False if type(value) is bool else value - 1e4)
+    yield from (_turned(number) for number in range(min(reads, _FLIPS)))
+    yield from (_whole(number) for number in range(_DRAWS))
+
+
+def _told(answer: Answer) -> Answer:
+    """Of truths and fractions: a whole number may be a size."""
+    return _ending(lambda number, value: answer(number, value) if type(value) in (bool, float) else value)
+
+
+def _turned(at: int) -> Answer:
+    opposite: Answer = lambda number, value: not value if type(value) is bool else -value or 1.0  # noqa: E731
+    return _told(lambda number, value: opposite(number, value) if number == at else value)
+
+
+def _whole(to: int) -> Answer:
+    return _ending(lambda number, value: value if type(value) is bool else type(value)(to))
+
+
+def _ending(answer: Answer) -> Answer:
+    def tell(number: int, value: Any) -> Any:
+        if number > _MOST_READS:
+            raise RuntimeError("the code asks for ever")
+        return answer(number, value)
+
+    return tell
+
+
+def unused(tensors: Iterable[str], runs: Iterable[Run]) -> frozenset[str]:
+    """Of a model's parameters and buffers, by name, those that no operator of any run read or wrote."""
+    used = {
+        trace.parameters[ref.index]
+        for trace, _ in runs
+        for op in trace.ops
+        for ref in op.inputs
+        if ref.index in trace.parameters
+    }
+    return frozenset(tensors) - used
+
+
+def idle(model: nn.Module, names: frozenset[str]) -> list[str]:
+    """The parameters among `names`, by the outermost modules all of whose parameters they are."""
+    own = {name for name, _ in model.named_parameters()}
+    found: list[str] = []
+    for path in dict(model.named_modules()) if own & names else ():
+        inside = {name for name in own if name.startswith(f"{path}.")} if path else own
+        if inside and inside <= names and not any(path.startswith(f"{outer}.") for outer in found):
+            found.append(path)
+            own -= inside
+    return [*found, *sorted(own & names)]
+
+
+def beside(model: nn.Module, replica: Replica, runs: Sequence[Run]) -> dict[str, str]:
+    """Used modules that stand in a list or dict of modules beside one of their class that no run used -> why what
+    joins them to the rest is left as it is: what feeds the one may feed the other.
+    """
+    never = idle(model, unused(replica.tensors, runs))
+    modules = dict(model.named_modules()) if never else {}
+    idle_ones = [name for name in never if name in modules]
+    found = {}
+    for name in idle_ones:
+        parent = name.rpartition(".")[0]
+        if not isinstance(modules.get(parent), nn.ModuleList | nn.ModuleDict):
+            continue
+        for key, other in modules[parent].named_children():
+            path = f"{parent}.{key}" if parent else key
+            same = type(other) is type(modules[name]) and _shapes(other) == _shapes(modules[name])
+            if same and path not in idle_ones:
+                found[path] = f"{name}, which no run used, may be fed by it"
+    return found
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+
+
+def unreached(model: nn.Module, replica: Replica, usual: Sequence[Run], runs: Sequence[Run]) -> Iterator[str]:
+    """What the usual runs did not use, and what none did."""
+    missed, never = (idle(model, unused(replica.tensors, each)) for each in (usual, runs))
+    if missed != never:
+        found = idle(model, unused(replica.tensors, usual) - unused(replica.tensors, runs))
+        yield f"used on other branches than the example takes, which were followed: {_listed(found)}"
+    if never:
+        yield (
+            f"no run on the example used {_listed(never)}: kept as they are, and do not fit where what feeds them "
+            "was cut; --also NAME (also=) follows other methods of the model"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

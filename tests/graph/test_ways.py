@@ -1,0 +1,127 @@
+"""What the example does not reach: followed where a way there is found, and named where none is."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compressor
+from compressor.graph import Channels, capture
+
+X = torch.randn(2, 3, 8, 8)
+
+
+class Network(nn.Module):
+    """One of several layers stands between two others; `choose` says which."""
+
+    choose: Callable[["Network", Tensor], int]
+
+    def __init__(self, choose: Callable[["Network", Tensor], int]) -> None:
+        super().__init__()
+        self.choose = choose  # type: ignore[method-assign]
+        self.first, self.gate, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 3), nn.Conv2d(8, 4, 1)
+        self.between = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.projection = nn.Conv2d(8, 5, 1)
+        self.factor = 1
+
+    def features(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        return self.between[self.choose(self, y)](y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)) + 0 * self.gate.weight.sum()
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.projection(self.features(x))
+
+
+FOLLOWED = {
+    "a reading of a feature": lambda model, y: 0 if y.mean().item() > 1e3 else 1 if y.mean().item() < -1e3 else 2,
+    "a truth": lambda model, y: 0 if y.sum() < 0 else 1 if y.mean() > 100 else 2,
+    "a number of the gate's": lambda model, y: model.gate(y.mean((0, 2, 3))).argmax().item(),
+    "a draw of Python's": lambda model, y: random.randrange(3) if model.training else 0,
+    "a draw of torch's": lambda model, y: int(torch.randint(3, ())),
+}
+
+
+def broken(model: nn.Module) -> list[str]:
+    found = []
+    for x in (X, 100 * X, -X):
+        for training in (False, True):
+            for _ in range(6):
+                try:
+                    model.train(training)(x)
+                except RuntimeError as error:
+                    found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_branches_that_the_example_does_not_take_are_followed(name: str) -> None:
+    model = Network(FOLLOWED[name]).eval()
+    report = compressor.prune_(model, X, ratio=0.5)
+    assert [layer.out_channels for layer in (model.first, *model.between)] == [4] * 4
+    assert not broken(model)
+    assert "projection" in " ".join(report.notes)
+
+
+def test_what_stands_beside_a_layer_that_no_run_used_keeps_its_neighbours() -> None:
+    model = Network(lambda model, y: 0).eval()
+    channels = capture(model, X)
+    assert "which no run used" in channels.frozen["first"]
+    said = " ".join(channels.notes)
+    assert all(name in said for name in ("between.1", "between.2", "projection")) and "between.0" not in said
+    assert not channels.free
+
+
+class Inside(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+
+def test_inside_a_block_beside_an_unused_one_channels_may_go() -> None:
+    model = Network(lambda model, y: 0).eval()
+    model.between = nn.ModuleList([Inside(), Inside()])
+    assert [group.name for group in capture(model, X).free] == ["between.0.0"]
+
+
+def also_kept(channels: Channels) -> set[str]:
+    return {group.name for group in channels.groups if group.frozen == "output of the model"}
+
+
+def test_other_methods_are_followed_on_request() -> None:
+    model = Network(lambda model, y: 0).eval()
+    model.between = nn.ModuleList([nn.Conv2d(8, 8, 1)])
+    report = compressor.prune_(model, X, ratio=0.5, also=["embed"])
+    assert model.embed(X).shape[1] == 5 and model.projection.in_channels == 4 and not report.notes
+
+
+def test_a_method_may_have_an_example_of_its_own() -> None:
+    model = Network(lambda model, y: 0).eval()
+    assert "projection" in also_kept(capture(model, X, also={"embed": torch.randn(1, 3, 4, 4)}))
+
+
+@pytest.mark.parametrize(("also", "kind", "said"), [
+    (["embd"], compressor.UsageError, "did you mean embed"),
+    ({"embed": torch.randn(1, 5, 4, 4)}, compressor.ModelError, "embed does not run"),
+])  # fmt: skip
+def test_methods_that_do_not_exist_or_do_not_run_are_refused(also: object, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        capture(Network(lambda model, y: 0).eval(), X, also=also)
+
+
+def test_a_loop_that_asks_for_ever_ends() -> None:
+    def choose(model: Network, y: Tensor) -> int:
+        while y.abs().max() > 1e-3:
+            y = y / 10
+        return 0
+
+    assert "between.1" in " ".join(capture(Network(choose).eval(), X).notes)
+
+
+def test_where_a_value_steers_a_trial_takes_the_branch_of_the_trace() -> None:
+    """Of fewer channels a sum is another one, and the trial's weights mean nothing."""
+    model = Network(lambda model, y: 0 if y.sum() > 40 else 1 if y.sum() > 20 else 2).eval()
+    assert {"first", "between.0"} & {group.name for group in capture(model, X).free}

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError
 from compressor.graph import resolve
+from compressor.graph.batch import batch_of
 from compressor.graph.channels import KEPT, Channels
 from compressor.graph.editable import check_example, check_model
-from compressor.graph.held import tensors_in, with_tensors
+from compressor.graph.held import with_tensors
 from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.refine import Refinement
@@ -48,8 +49,8 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         notes = [*first.notes, *unreached(model, first.replica, usual, runs)]
         refinement = Refinement(model, first.replica, runs, beside(model, first.replica, runs))
         refinement.refine(kept)
-        batch = next((tensor.shape[0] for tensor in tensors_in(example) if tensor.ndim), 1)
-        return _with_kept(replace(_channels(refinement, batch, [*notes, *refinement.notes]), names=names), patterns)
+        found = _channels(refinement, batch_of(runs[0][0]), [*notes, *refinement.notes])
+        return _with_kept(replace(found, names=names), patterns)
     finally:
         if collecting:
             gc.enable()

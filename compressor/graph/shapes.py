@@ -77,6 +77,8 @@ def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
     transposed: bool, _output_padding: Any, groups: int,
 ) -> Tensor:  # fmt: skip
+    if transposed and x.ndim == weight.ndim and x.shape[1] != weight.shape[0]:  # which torch checks on data only
+        raise RuntimeError(f"a transposed convolution of {weight.shape[0]} channels was given {x.shape[1]}")
     inputs, outputs = weight.shape[1] * groups, weight.shape[0]
     plain = not transposed and x.ndim == weight.ndim and x.dtype == weight.dtype and x.is_contiguous()
     if not plain or x.shape[1] != inputs or outputs % groups or (bias is not None and bias.shape != (outputs,)):

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
 from compressor.errors import ModelError
+from compressor.graph.batch import batch_of
+from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.trace import ModuleCall, TensorRef, Trace, trace
 from compressor.profiling.cost import LayerCost, Profile, Shapes
@@ -37,7 +38,8 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
     module = bare(module)
     image, traced, batch = _trace_one(module, example)
     counted = count_macs(traced)
-    thop, reason = thop_macs(module, image)
+    unbatched = batch == 1 and _firsts(image) not in ({1}, set()) and len(_firsts(image)) == 1
+    thop, reason = (None, "thop counts images in batches only") if unbatched else thop_macs(module, image)
     missed = left_out(module, counted.by_module)
     if thop is not None and missed:
         known = missed < counted.total
@@ -67,15 +69,19 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
 
 def _trace_one(module: nn.Module, example: Any) -> tuple[Any, Trace, int]:
     """The example cut to one image, its trace and its batch size; a model that needs its batch keeps it."""
-    sizes = {len(leaf) for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim()}
-    batch = sizes.pop() if len(sizes) == 1 else 1
-    if batch > 1:
-        image = tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() else leaf, example)
-        try:
-            return image, trace(module, image), 1
-        except ModelError:  # such as one that squeezes the batch away; its costs are divided instead
-            pass
-    return example, trace(module, example), batch
+    if len(_firsts(example)) != 1 or _firsts(example) == {1}:
+        return example, trace(module, example), 1
+    image = with_tensors(example, lambda tensor: tensor[:1] if tensor.dim() else tensor)
+    try:
+        return image, trace(module, image), 1
+    except ModelError:  # such as one that squeezes the batch away; its costs are divided instead
+        traced = trace(module, example)
+        return example, traced, batch_of(traced)
+
+
+def _firsts(example: Any) -> set[int]:
+    """The first sizes of an example's tensors."""
+    return {len(tensor) for tensor in tensors_in(example) if tensor.dim()}
 
 
 def _layers(module: nn.Module, traced: Trace, macs: dict[str, int]) -> Iterator[LayerCost]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressor import vision
 from compressor.errors import ModelError
+from compressor.graph import capture
 from compressor.profiling import speed
 from compressor.profiling.latency import measure
 from compressor.profiling.model_profile import profile
@@ -67,6 +68,22 @@ def test_costs_are_per_image_whatever_the_batch() -> None:
 
 def test_a_model_that_needs_its_batch_is_divided_by_it() -> None:
     assert profile(Squeezing(), torch.zeros(4, 3, 5, 1)).macs == 3 * 3 * 5
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), (3, 8, 8), 64 * 8 * 27),
+        (nn.Conv1d(3, 8, 3), (3, 9), 7 * 8 * 9),
+        (nn.ConvTranspose2d(3, 8, 3), (3, 8, 8), 64 * 3 * 8 * 9),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 4, 1)), (3, 8, 8), 36 * 3 * 9 + 36 * 12),
+        (nn.Linear(7, 5), (7,), 35),
+    ],
+)
+def test_an_image_without_a_batch_is_one_image(model: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    cost = profile(model.eval(), torch.zeros(shape))
+    assert cost.macs == macs == capture(model, torch.zeros(shape)).macs()
+    assert cost.macs_thop is None and "batches" in cost.reasons["macs_thop"]
 
 
 def test_the_model_is_untouched() -> None:

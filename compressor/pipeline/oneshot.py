@@ -1,10 +1,11 @@
 """Prune a module in place, in one call from Python: `compressor.prune_`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,8 +14,10 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
+from compressor.graph.tensors import named_tensors
 from compressor.kinds import check_fits, tuples
 from compressor.methods.oneshot import decide
+from compressor.methods.reconstruction import Progress, inputs_of, no_progress, reconstruct_
 from compressor.methods.settings import PruneSettings, check
 from compressor.pipeline.measuring import filters, layer_sizes
 from compressor.pipeline.rounding import chosen_multiple
@@ -43,6 +46,7 @@ def prune_(
     also: Iterable[str] | Mapping[str, Any] = PruneSettings.also,
     seed: int = PruneSettings.seed,
     batches: Iterable[tuple[Tensor, Tensor]] = (),
+    data: Iterable[Any] | None = None,
     optimizer: Optimizer | None = None,
     latency: bool = False,
 ) -> Report:
@@ -64,6 +68,8 @@ def prune_(
             several.
         also: names of methods that are used besides `forward`; a dict gives each an example of its own.
         batches: images and labels, normalised as the module takes them, for methods that look at data ("taylor").
+        data: a loader, whose batches are inputs as the module takes them, or tuples or dicts that hold these. Layers
+            that read what was pruned are refitted by least squares to what the module gave; needs no labels.
         optimizer: one of the module's parameters, whose state is edited alike.
         latency: also measure milliseconds before and after, which takes some ten seconds.
 
@@ -86,11 +92,12 @@ def prune_(
     module = bare(module)
     channels = capture(module, example, keep=choice.keep, also=also)
     _check_can_be_edited(module, optimizer)
+    inputs = () if data is None else inputs_of(data, example, device_of(module))
     selection = decide(module, channels, choice, images)
     missing = {"top1": "no data was given"}
     widths = filters(module)
     before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)
-    cost = apply_plan_(module, selection.plan, channels, example, optimizer, latency=latency)
+    cost, notes = apply_plan_(module, selection.plan, channels, example, optimizer, inputs=inputs, latency=latency)
     after = Measurements.of(cost, reasons=missing)
     return Report(
         command="compressor.prune_",
@@ -104,7 +111,7 @@ def prune_(
         frozen=channels.frozen,
         refused=dict(selection.refused),
         layers=layer_sizes(widths, filters(module)),
-        notes=(*channels.notes, *selection.notes),
+        notes=(*channels.notes, *selection.notes, *notes),
     )
 
 
@@ -115,9 +122,13 @@ def apply_plan_(
     example: Any,
     optimizer: Optimizer | None = None,
     *,
+    inputs: Sequence[Any] = (),
+    progress: Progress = no_progress,
     latency: bool = False,
-) -> Profile:
+) -> tuple[Profile, tuple[str, ...]]:
     """Carry out a plan, first on a copy that has to run on the example; returns the cost of the edited network.
+
+    With inputs the copy is refitted to the module, which then takes its weights; also returns what to say of that.
 
     Raises:
         ModelError: the edited network does not run, which `capture` should have foreseen; the module is as it was.
@@ -129,8 +140,16 @@ def apply_plan_(
     except ModelError as error:
         touched = ", ".join(edit.group for edit in plan.edits[:4])
         raise ModelError(f"the pruned network would not run: keep some of {touched} as they are ({error})") from error
+    found = reconstruct_(copied, module, channels, plan, inputs, progress) if inputs else None
     operate_(module, plan, channels, optimizer)
-    return cost
+    if found is None:
+        return cost, ()
+    with torch.no_grad():
+        refitted = named_tensors(copied)
+        for name, tensor in named_tensors(module).items():
+            if not torch.equal(tensor, refitted[name]):
+                tensor.copy_(refitted[name])
+    return cost, found.words()
 
 
 def _checked(**given: Any) -> PruneSettings:

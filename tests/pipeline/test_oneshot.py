@@ -265,3 +265,26 @@ def test_pruning_again_goes_on_from_there():
     second = compressor.prune_(model, X)
     assert model[0].out_channels == 2 and second.before.macs == first.after.macs
     assert model(X).shape == (4, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: (x, torch.zeros(len(x))), lambda x: {"image": x}])
+def test_data_refit_what_reads_pruned_channels(form):
+    torch.manual_seed(0)
+    model = network().eval()
+    images, fresh = (torch.randn(128, *X.shape[1:]) for _ in range(2))
+    wanted, plain = model(fresh), copy.deepcopy(model)
+    compressor.prune_(plain, X)
+    parameters = list(model.parameters())
+    report = compressor.prune_(model, X, data=[form(part) for part in images.split(50)])
+    assert all(one is other for one, other in zip(parameters, model.parameters(), strict=True))
+    assert (model(fresh) - wanted).square().mean() < 0.7 * (plain(fresh) - wanted).square().mean()
+    assert any("refitted by least squares" in note for note in report.notes)
+
+
+def test_data_that_do_not_fit_change_nothing():
+    model = network().eval()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match="the network takes"):
+        compressor.prune_(model, X, data=[torch.zeros(4)])
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())

@@ -1,0 +1,142 @@
+"""Unlabelled images to look at: as inputs of a network, in batches, and at which places of each to look."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from compressor.errors import UsageError
+
+MOST_POSITIONS = 64  # of each image and layer
+_ROWS = 1 << 16  # of all images together: with many images fewer places of each do
+HELD_BACK = 8  # one image of so many only judges what the others gave
+_VALUES = 5_000_000  # of the inputs of a batch, about 32 images of 3x224x224
+_ALL_VALUES = 1 << 26  # and of all batches, but
+_FEWEST_IMAGES, _MOST_IMAGES = 512, 4096
+_MOST = 128
+
+
+def enough_images(shape: Sequence[int]) -> int:
+    """How many images (channels, height, width) a reconstruction looks at: more where they are small."""
+    return max(_FEWEST_IMAGES, min(_MOST_IMAGES, _ALL_VALUES // math.prod(shape)))
+
+
+def inputs_of(data: Iterable[Any], example: Any, device: torch.device) -> list[Any]:
+    """Images of a loader as the network takes them, like `example`, in batches of a size that suits.
+
+    The first are taken, `enough_images` of them.
+
+    A batch of the loader is a tensor, a tuple or a dict; whatever it holds beside the inputs (labels) is left aside.
+
+    Raises:
+        UsageError: a batch holds nothing like the example, or there are no images.
+    """
+    found: list[Any] = []
+    left = enough_images(_tensors(example)[0].shape[1:])
+    for batch in data:
+        given = _like(example, batch)
+        leaves = _tensors(given)
+        count = min(left, len(leaves[0]))
+        size = max(2, min(_MOST, _VALUES * len(leaves[0]) // max(leaf.numel() for leaf in leaves)))
+        for part in torch.arange(count).split(size):
+            found.append(_taken(given, slice(int(part[0]), int(part[-1]) + 1), device))
+        left -= count
+        if left <= 0:
+            break
+    if not found:
+        raise UsageError("data holds no batch: give a loader that can be iterated over")
+    return found
+
+
+def first_images(inputs: Any, count: int) -> Any:
+    """The first images of a batch."""
+    return _taken(inputs, slice(count), None)
+
+
+def _taken(inputs: Any, part: slice, device: torch.device | None) -> Any:
+    size = len(_tensors(inputs)[0])
+    return tree_map(
+        lambda leaf: (leaf[part] if leaf.ndim and len(leaf) == size else leaf).to(device)
+        if isinstance(leaf, Tensor) else leaf,
+        inputs,
+    )  # fmt: skip
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
+
+
+def _like(example: Any, batch: Any) -> Any:
+    """The part of a batch that has the form of the example."""
+    if isinstance(example, Tensor):
+        leaves = _tensors(batch)
+        same = [leaf for leaf in leaves if leaf.ndim == example.ndim and leaf.dtype == example.dtype]
+        if not same:
+            shapes = ", ".join(f"{str(leaf.dtype)[6:]} {tuple(leaf.shape)}" for leaf in leaves) or type(batch).__name__
+            raise UsageError(
+                f"a batch of data holds {shapes}, the network takes {str(example.dtype)[6:]} {tuple(example.shape)}: "
+                "give batches of inputs as the network takes them"
+            )
+        return same[0]
+    if isinstance(example, dict):
+        held = batch if isinstance(batch, dict) else next((part for part in batch if isinstance(part, dict)), {})
+        missing = [key for key in example if key not in held]
+        if missing:
+            raise UsageError(f"a batch of data lacks {', '.join(map(str, missing))}, which the network takes")
+        return {key: held[key] if isinstance(part, Tensor) else part for key, part in example.items()}
+    parts = batch[0] if isinstance(batch[0], tuple | list) else batch
+    if len(parts) < len(example):
+        raise UsageError(f"a batch of data holds {len(parts)} parts, the network takes {len(example)}")
+    return tuple(_like(one, part) for one, part in zip(example, parts, strict=False))
+
+
+def draws(inputs: Sequence[Any]) -> list["Draw"]:
+    """The places of every batch."""
+    positions = min(MOST_POSITIONS, max(1, _ROWS // sum(len(_tensors(given)[0]) for given in inputs)))
+    return [Draw(given, positions) for given in inputs]
+
+
+class Draw:
+    """Which places of every image of a batch are looked at: a function of the image, whatever batch it is in."""
+
+    def __init__(self, inputs: Any, positions: int) -> None:
+        leaves = _tensors(inputs)
+        self.images, self.positions = len(leaves[0]), positions
+        same = [leaf.detach().cpu() for leaf in leaves if len(leaf) == self.images]
+        self.seeds = [_hash([leaf[at] for leaf in same]) for at in range(self.images)]
+        self._rows: dict[int, Tensor] = {}
+
+    def rows(self, count: int) -> Tensor:
+        """Of `count` rows, which hold the images one after the other: the numbers of those that are looked at."""
+        if count not in self._rows:
+            images = self.images if count % self.images == 0 else 1
+            each = count // images
+            places = [_places(each, self.positions, seed) for seed in self.seeds[:images]]
+            self._rows[count] = torch.cat([found + at * each for at, found in enumerate(places)])
+        return self._rows[count]
+
+    def held_back(self, count: int, seeds: set[int]) -> Tensor:
+        """Which of `rows(count)` belong to the images of these seeds; without any, some rows of each image."""
+        rows = self.rows(count)
+        if not seeds:
+            return rows % HELD_BACK == HELD_BACK - 1
+        images = self.images if count % self.images == 0 else 1
+        marks = torch.tensor([seed in seeds for seed in self.seeds[:images]])
+        return marks.repeat_interleave(len(rows) // images)
+
+
+def _hash(tensors: Sequence[Tensor]) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+def _places(count: int, most: int, seed: int) -> Tensor:
+    if count <= most:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values

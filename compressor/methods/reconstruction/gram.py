@@ -1,0 +1,170 @@
+"""Least squares over rows that are never all there: sums of products, and their solution with a pull."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-3  # of the mean square of a layer's inputs
+_RIDGES = (1e-6, RIDGE, 1e-2, 1e-1)
+_SWEEPS = 2  # in which targets follow what an activation cuts off
+_LARGE = 2000  # unknowns, from which on one ridge has to do
+_KEPT_BYTES = 3 << 28  # of rows that are kept for further sweeps
+
+
+@dataclass(frozen=True)
+class Level:
+    """What becomes of outputs behind the layer: `values + scale * (output - target)`, cut off at `low` and `high`."""
+
+    values: Tensor  # (groups, rows, outputs), in the dense network
+    scale: Tensor  # (groups, 1, outputs)
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs (groups, rows, unknowns), targets (groups, rows, outputs), and where an activation follows its level."""
+
+    x: Tensor
+    y: Tensor
+    level: Level | None = None
+
+    def part(self, chosen: Tensor) -> "Rows":
+        level = self.level
+        if level is not None:
+            level = Level(level.values[:, chosen], level.scale, level.low, level.high)
+        return Rows(self.x[:, chosen], self.y[:, chosen], level)
+
+    def errors(self, matrix: Tensor) -> Tensor:
+        """(groups, outputs): sums of squared errors, behind the activation."""
+        made = self.x @ matrix.to(self.x)
+        if self.level is None:
+            return (made - self.y).double().square().sum(1)
+        level = self.level
+        behind = (level.values + level.scale * (made - self.y)).clamp(level.low, level.high)
+        return (behind - level.values.clamp(level.low, level.high)).double().square().sum(1)
+
+    def reached(self, matrix: Tensor) -> Tensor:
+        """Targets that the activation tells no difference to: where it cuts off, what is made may lie further out."""
+        level = self.level
+        assert level is not None
+        made = level.values + level.scale * (self.x @ matrix.to(self.x) - self.y)
+        wanted = torch.where(level.values <= level.low, made.clamp(max=level.low), level.values)
+        wanted = torch.where(level.values >= level.high, made.clamp(min=level.high), wanted)
+        return self.y + torch.where(level.scale == 0, 0, (wanted - level.values) / level.scale)
+
+    def behind(self) -> Tensor:
+        """(groups, rows, outputs): the targets, behind the activation."""
+        level = self.level
+        return self.y if level is None else level.values.clamp(level.low, level.high)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A matrix (groups, unknowns, outputs), and the squares of its and the earlier one's errors: (groups, outputs)."""
+
+    matrix: Tensor
+    before: Tensor
+    after: Tensor
+
+
+@dataclass
+class Gram:
+    """Sums over rows, each group by itself; with `constant` outputs may be shifted, and a last input is 1 everywhere.
+
+    Rows that are held back are kept as they are, and all others, too, where an activation follows and there is room.
+    """
+
+    constant: bool
+    inner: Tensor = field(default_factory=lambda: torch.zeros(()))  # (groups, unknowns, unknowns)
+    cross: Tensor = field(default_factory=lambda: torch.zeros(()))  # (groups, unknowns, outputs)
+    held: list[Rows] = field(default_factory=list)
+    kept: list[Rows] | None = field(default_factory=list)  # None: too many
+    _bytes: int = 0
+
+    def add(self, rows: Rows, held: Tensor | None = None) -> None:
+        """Add rows; those that `held` marks are held back."""
+        x, y = (part if part.dtype == torch.float64 else part.float() for part in (rows.x, rows.y))
+        if self.constant:
+            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
+        rows = Rows(x, y, rows.level)
+        if held is not None:
+            self.held.append(rows.part(held))
+            rows = rows.part(~held)
+        self._sum(rows)
+        self._bytes += x.nbytes + 2 * y.nbytes
+        if rows.level is None or self._bytes > _KEPT_BYTES:
+            self.kept = None
+        if self.kept is not None:
+            self.kept.append(rows)
+
+    def _sum(self, rows: Rows) -> None:
+        self.inner = self.inner + exactly(rows.x.mT @ rows.x)
+        self.cross = self.cross + exactly(rows.x.mT @ rows.y)
+
+    def best(self, before: Tensor) -> Solution:
+        """What fits the held-back rows best, output by output, solved with these rows as well.
+
+        Candidates are `before`, and solutions with a pull towards it, each stronger than the last.
+        """
+        chosen, errors = choose([before, *self._candidates(before)], self.held)
+        for rows in self.held:
+            self._sum(rows)
+        if self.kept is not None:
+            self.kept.extend(self.held)
+        matrix = torch.stack([before, *self._candidates(before)])
+        matrix = matrix.gather(0, chosen[None, :, None].expand(-1, -1, before.shape[1], -1))[0]
+        return Solution(matrix, errors[0], errors.gather(0, chosen[None])[0])
+
+    def _candidates(self, before: Tensor) -> list[Tensor]:
+        found = [_shifted(self, before)] if self.constant else []
+        for ridge in _RIDGES if before.shape[1] < _LARGE else (RIDGE,):
+            solve = Ridge(self.inner, before, ridge, self.constant)
+            found.append(solve(self.cross))
+            for _ in range(_SWEEPS if self.kept else 0):
+                cross = sum(exactly(rows.x.mT @ rows.reached(found[-1])) for rows in self.kept or ())
+                assert isinstance(cross, Tensor)
+                found.append(solve(cross))
+        return found
+
+
+def _shifted(gram: Gram, before: Tensor) -> Tensor:
+    """The matrix as it was, with the mean error taken away."""
+    shifted = before.clone()
+    shifted[:, -1] += (gram.cross[:, -1] - (gram.inner[:, -1:] @ before)[:, 0]) / gram.inner[:, -1:, -1].clamp(min=1)
+    return shifted
+
+
+def exactly(product: Tensor) -> Tensor:
+    """In double precision, where the device has it."""
+    return product if product.device.type == "mps" else product.double()
+
+
+def choose(candidates: Sequence[Tensor], rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+    """Of matrices (groups, unknowns, outputs) the number of the best for each output, and all their squared errors."""
+    errors = torch.stack([torch.stack([part.errors(matrix) for part in rows]).sum(0) for matrix in candidates])
+    errors = errors.nan_to_num(torch.inf, torch.inf)
+    return errors.argmin(0), errors
+
+
+class Ridge:
+    """Minimises |X W - Y|^2 + c |W - before|^2 for any Y, with c = `ridge` of the mean of the diagonal of X'X.
+
+    `inner` is X'X (..., unknowns, unknowns). With `constant` the last unknown is not penalised.
+    """
+
+    def __init__(self, inner: Tensor, before: Tensor, ridge: float, constant: bool = False) -> None:
+        diagonal = inner.diagonal(dim1=-2, dim2=-1)
+        free = diagonal[..., :-1] if constant else diagonal
+        pull = (ridge * free.mean(-1, keepdim=True)).clamp(min=1e-30).expand_as(diagonal).clone()
+        if constant:
+            pull[..., -1] = 0
+        self.factor, self.failed = torch.linalg.cholesky_ex(inner + torch.diag_embed(pull))
+        self.added = pull[..., None] * before
+
+    def __call__(self, cross: Tensor) -> Tensor:
+        """The solution for X'Y (..., unknowns, outputs); not numbers where there is none."""
+        solved = torch.cholesky_solve(cross + self.added, self.factor)
+        return solved.masked_fill((self.failed > 0)[..., None, None], torch.nan)

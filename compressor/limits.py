@@ -69,6 +69,7 @@ def apart(path: Path, function: str, *arguments: Any) -> Any:
 
 
 _serving = False  # whether this is a process of `apart`
+_allowed = 0  # bytes of address space that it may use
 _NO_MEMORY = 77  # exit code of a process that may not have more
 
 
@@ -110,9 +111,11 @@ def allow(seconds: float = 0.0, memory: int = 0) -> None:
     except ImportError:  # not on Windows
         return
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    global _allowed
+    _allowed += memory
+    wanted = {resource.RLIMIT_CPU: int(used + seconds) + 1} if seconds else {}
+    for kind, most in {**wanted, resource.RLIMIT_AS: _allowed}.items():
+        hard = resource.getrlimit(kind)[1]  # where the caller has limits of its own
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     if seconds:
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used + seconds) + 1, resource.RLIM_INFINITY))
         signal.setitimer(signal.ITIMER_REAL, _WAITING * seconds)
-    if memory:
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        resource.setrlimit(resource.RLIMIT_AS, (memory + max(limit, 0), resource.RLIM_INFINITY))

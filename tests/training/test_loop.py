@@ -352,8 +352,8 @@ def test_settings_out_of_range_are_wrong_use(settings, says):
         fit(small_net(), small_data(), replace(FAST, **settings))
 
 
-def test_model_with_nothing_to_train_is_wrong_use():
-    with pytest.raises(UsageError, match="empty parameter list"):
+def test_model_with_nothing_to_train_is_one_line():
+    with pytest.raises(ModelError, match="no parameters to train"):
         fit(small_net().requires_grad_(False), small_data(), FAST)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.errors import CompressorError, UsageError
+from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.training.evaluate import evaluate
 from compressor.training.events import BatchEvent, EpochEvent, Event, NoteEvent
 from compressor.training.loop import backward, cross_entropy, fit

@@ -228,7 +228,7 @@ def test_an_export_that_fails_is_an_error_but_keeps_the_model(tmp_path, monkeypa
         raise CompressorError("outputs differ")
 
     monkeypatch.setattr(results, "export_onnx", failing)
-    with pytest.raises(CompressorError, match=r"model\.pt is made, but not model\.onnx: outputs differ"):
+    with pytest.raises(CompressorError, match=r"model\.safetensors is made, but not model\.onnx: outputs differ"):
         pruning.prune(PruneJob(DIGITS, out(tmp_path / "run")))
     assert Report.load(tmp_path / "run").refused["export to ONNX"] == "outputs differ"
     assert not (tmp_path / "run" / "model.onnx").exists()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
@@ -37,7 +38,7 @@ class Scheme:
 # Measured on an x86 chip with VNNI: the quantizer's own defaults (QInt8 for both, one scale a tensor) were no faster
 # than float32, these were three times as fast. The others follow ONNX Runtime's documentation and were not measured.
 SCHEMES: dict[Chip, Scheme] = {
-    "x86": Scheme("QUInt8", "QInt8", True, False, "for x86 with VNNI; without it sums may saturate: --chip x86-old"),
+    "x86": Scheme("QUInt8", "QInt8", True, False, "for x86 with VNNI; without it sums saturate: --chip x86-old"),
     "x86-old": Scheme("QUInt8", "QInt8", True, True, "for x86 without VNNI: weights of 7 bits, no sum saturates"),
     "arm": Scheme("QInt8", "QInt8", True, False, "for Arm64: signed on both sides; not measured by us"),
     "npu": Scheme("QUInt8", "QUInt8", False, False, "for accelerators, one scale a tensor; not measured by us. Most "
@@ -112,6 +113,13 @@ def _quantize(source: Path, target: Path, scheme: Scheme, reader: _Reader) -> No
     )
 
 
+def saturates(chip: Chip) -> bool:
+    """Whether sums overflow on this machine with what is stored for the chip: x86 without VNNI adds pairs of products
+    in 16 bits, which products of 8 by 8 bits do not fit.
+    """
+    return torch.cpu._is_avx2_supported() and not torch.cpu._is_vnni_supported() and not SCHEMES[chip].reduced
+
+
 def facts(chip: Chip, images: int) -> dict[str, Any]:
     """What a manifest says about the quantization."""
     scheme = SCHEMES[chip]
@@ -121,5 +129,5 @@ def facts(chip: Chip, images: int) -> dict[str, Any]:
         "weights": scheme.weights,
         "per_channel": scheme.per_channel,
         "calibrated_on": f"{images} training images",
-        "note": scheme.note,
+        "note": scheme.note + ("; measured on a chip without it, where they do" if saturates(chip) else ""),
     }

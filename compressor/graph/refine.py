@@ -17,6 +17,7 @@ from compressor.graph.skeleton import Replica
 from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import Trace, Way
 from compressor.graph.walk import RawSize, Ties, Walk
+from compressor.graph.ways import left_over
 
 _MOST_TRIALS = 200
 Run = tuple[Walk, Way]
@@ -50,6 +51,7 @@ class Refinement:
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
         self.notes: list[str] = []
+        self.left_over = left_over(replica, runs)
         self.found: list[RawSize] = [size for walk, _ in self.walks for size in walk.sizes]
 
     def refine(self, keep: frozenset[str]) -> None:
@@ -81,6 +83,10 @@ class Refinement:
             within = [place.tensor.startswith(f"{name}.") for place in group.places]
             if group.frozen is None and any(within) and not all(within):
                 return replace(group, frozen=reason)
+        for place in group.places if group.frozen is None else ():
+            for other in self.left_over.get(place.tensor.rpartition(".")[0], ()):
+                if len(group.ids) in self.tensors[other].shape:
+                    return replace(group, frozen=f"{other}, which no run used, has as many channels")
         return group
 
     def _refine(self) -> None:

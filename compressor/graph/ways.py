@@ -161,6 +161,21 @@ def beside(model: nn.Module, replica: Replica, runs: Sequence[Run]) -> dict[str,
     return found
 
 
+def left_over(replica: Replica, runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Modules some of whose own tensors no run used, such as the bias of a layer of which only the weight is read."""
+    never = unused(replica.tensors, runs)
+    read = {_owner(name) for name in replica.tensors if name not in never}
+    found: dict[str, list[str]] = {}
+    for name in sorted(never):
+        if _owner(name) in read:
+            found.setdefault(_owner(name), []).append(name)
+    return found
+
+
+def _owner(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
 def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
 

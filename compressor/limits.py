@@ -11,17 +11,19 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from compressor.errors import CompressorError, FileError
+from compressor.forks import asked
 
 GIB = 1 << 30
 LARGEST_GIB = 16.0  # of a model file, as it lies on the disk and unpacked
 
 _SECONDS, _WAITING = 5.0, 3.0  # of the processor; times as much on the clock, where others use the machine too
 _MEMORY = int(1.5 * GIB)
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
 _OUT_OF_TIME = tuple(getattr(signal, name, None) for name in ("SIGXCPU", "SIGALRM"))
 
 
@@ -43,29 +45,38 @@ def apart(path: Path, function: str, *arguments: Any) -> Any:
     Raises:
         FileError: the function raised it, or the file made the process run on, fill the memory or crash.
     """
-    root = str(Path(__file__).parents[1])
-    start = (
-        f"import sys; sys.path[:0] = {[root, *filter(None, sys.path)]!r}; from compressor import limits; limits.serve()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", start],
-        input=json.dumps({"function": function, "arguments": arguments}),
-        capture_output=True,
-        text=True,
-        env={**os.environ, **_ONE_THREAD},
-    )
-    if done.returncode == 0:
-        answer = json.loads(done.stdout)
+    request = json.dumps({"function": function, "arguments": arguments, "folder": str(Path.cwd())})
+    code, answered, said = asked(request) if hasattr(os, "fork") else _alone(request)
+    if code == 0:
+        answer = json.loads(answered)
         if "refused" in answer:
             raise FileError(answer["refused"])
         return answer["value"]
-    if -done.returncode in _OUT_OF_TIME:
+    if -code in _OUT_OF_TIME:
         raise FileError(f"{path} takes too long to look at: it is damaged, or made to run without end")
-    if done.returncode in (_NO_MEMORY, -getattr(signal, "SIGKILL", 0)):
+    if code in (_NO_MEMORY, -getattr(signal, "SIGKILL", 0)):
         raise FileError(f"{path} takes too much memory to look at: it is damaged, or made to fill the memory")
-    if done.returncode < 0:
-        raise FileError(f"{path} makes ONNX Runtime crash ({signal.Signals(-done.returncode).name}): do not use it")
-    raise RuntimeError(done.stderr)  # a bug of ours, with its traceback
+    if code < 0:
+        raise FileError(f"{path} makes ONNX Runtime crash ({signal.Signals(-code).name}): do not use it")
+    raise RuntimeError(said)  # a bug of ours, with its traceback
+
+
+def _alone(request: str) -> tuple[int, str, str]:
+    """Answer a request in a fresh process, where the system cannot fork one."""
+    done = subprocess.run(
+        fresh("from compressor import limits; limits.serve(sys.stdin.read(), 1)"),
+        input=request,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ONE_THREAD},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def fresh(code: str) -> list[str]:
+    """The command that runs code in a new interpreter, with this one's modules and nothing of the folder's."""
+    root = str(Path(__file__).parents[1])
+    return [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {[root, *filter(None, sys.path)]!r}; {code}"]
 
 
 _serving = False  # whether this is a process of `apart`
@@ -73,13 +84,14 @@ _allowed = 0  # bytes of address space that it may use
 _NO_MEMORY = 77  # exit code of a process that may not have more
 
 
-def serve() -> None:
-    """Be the process of `apart`: one function, its result or refusal to stdout."""
+def serve(request: str, answers: int) -> NoReturn:
+    """Be the process of `apart`: one function, its result or refusal to the open file `answers`."""
     global _serving
     _serving = True
-    asked = json.load(sys.stdin)
-    answers = os.dup(1)
+    asked = json.loads(request)
+    answers = os.dup(answers)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
+    os.chdir(asked["folder"])
     allow(_SECONDS, _MEMORY)
     module, _, name = asked["function"].partition(":")
     try:
@@ -93,6 +105,10 @@ def serve() -> None:
             json.dump(answer, out)
     except MemoryError:
         os._exit(_NO_MEMORY)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     os._exit(0)  # libraries may wait for threads of theirs
 
 

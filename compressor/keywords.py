@@ -83,6 +83,7 @@ class Pruning(TypedDict, total=False):
     min_channels: int
     ratio_for: Sequence[tuple[str, float]]
     score_images: int
+    reconstruct: bool
 
 
 class AdapNet(TypedDict, total=False):
@@ -233,6 +234,7 @@ class Grid(TypedDict, total=False):
     """Fields of `SweepSettings`."""
 
     control: bool
+    reconstruct: bool
 
 
 class Exporting(TypedDict, total=False):

@@ -42,8 +42,21 @@ ROOMS = {
     keywords.Evaluating: jobs.EvaluateJob,
 }
 # Parameters of the verbs, and what other rooms of the same verb have, too.
-ELSEWHERE = {"model", "out", "first_epoch", "method", "methods", "ratios", "seed", "keep", "lsep", "loading", "data"}
-ELSEWHERE |= {"batch_size", "momentum", "lr", "weight_decay", "target_macs"}
+ELSEWHERE = {
+    "model",
+    "out",
+    "first_epoch",
+    "method",
+    "methods",
+    "ratios",
+    "seed",
+    "keep",
+    "also",
+    "lsep",
+    "loading",
+    "data",
+}
+ELSEWHERE |= {"also", "batch_size", "momentum", "lr", "weight_decay", "target_macs"}
 
 
 def example_of(verb):

@@ -79,7 +79,6 @@ ADAPNET: dict[str, Described] = {
     "coupled": Described("Channels that additions tie together: prune them, or skip them.", "HOW", rare=True),
     "ic_budget": Described("Share of training time that judging may take.", "SHARE", least=0),
     "units_per_lsep": Described("Layers judged in each period, in turn.", "N", least=1, rare=True),
-    "reconstruct": Described("Ours: let the filters that predict a removed one stand in for it."),
     "macs_bias": Described("Ours: how much sooner filters go that cost more MACs; below 0, later.", "X", rare=True),
     "params_bias": Described("Ours: the same for those that cost more parameters.", "X", rare=True),
 }

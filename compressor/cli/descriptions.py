@@ -58,6 +58,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "keep": Described("Layers that stay as they are, such as 'layer4.*'. Repeatable.", "LAYER"),
     "also": Described("A method of the model that is followed too, such as embed. Repeatable.", "METHOD", rare=True),
     "score_images": Described("Training images that taylor looks at.", "N", least=1, rare=True),
+    "reconstruct": Described("With data, refit what reads pruned channels by least squares. [adapnet: off]"),
     # Sub-models
     "exits": Described("Sub-models besides the base. [2; nsn: one for each hidden layer]", "N", least=1),
     "at": Described("The first module that each sub-model keeps, such as features.7,features.24.", "NAMES"),

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from compressor.pipeline.stages import Heard, PeriodEvent, PeriodStep, Stage
+from compressor.pipeline.stages import Heard, PartEvent, PeriodEvent, PeriodStep, Stage
 from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -28,10 +28,11 @@ class Lines:
         """Print what is worth a line."""
         if isinstance(event, PeriodStep):
             return
+        early = time.monotonic() - self._last < SECONDS_BETWEEN_LINES and not self._verbose
+        if early and isinstance(event, BatchEvent | PartEvent):
+            return
         if isinstance(event, BatchEvent):
             self._epochs = event.epochs
-            if time.monotonic() - self._last < SECONDS_BETWEEN_LINES and not self._verbose:
-                return
             text = f"{_epoch(event.epoch, event.epochs)}  {event.batch}/{event.batches}  {_figures(event)}"
         else:
             self._epochs = event.epochs if isinstance(event, Stage) else self._epochs
@@ -81,6 +82,9 @@ class Bars:
             self._bars.update(self._period, visible=False)
             self._live.update(Text(f"{event.text} ...", style="dim"), refresh=True)
             return
+        if isinstance(event, PartEvent):
+            self._live.update(Text(_line(event, self._epochs), style="dim"), refresh=True)
+            return
         if isinstance(event, PeriodStep):  # shown with the next batch event: a picture each step would take time
             self._bars.update(self._period, total=event.steps, completed=event.step, visible=True)
             return
@@ -114,9 +118,11 @@ def _print_layers(console: Console, event: Heard) -> None:
         console.print(Text(f"  {each['group']}: {rest}"), soft_wrap=True)
 
 
-def _line(event: EpochEvent | NoteEvent | Stage | PeriodEvent, epochs: int) -> str:
+def _line(event: EpochEvent | NoteEvent | Stage | PartEvent | PeriodEvent, epochs: int) -> str:
     if isinstance(event, Stage):
         return f"{event.text} ..."
+    if isinstance(event, PartEvent):
+        return f"{event.text} {event.done}/{event.total}"
     if isinstance(event, NoteEvent):
         return f"note: {event.text}"
     if isinstance(event, PeriodEvent):

@@ -23,6 +23,7 @@ class PruneSettings:
     keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
     also: tuple[str, ...] = ()  # methods of the model that are run besides forward
     score_images: int = 512  # training images that methods which need data look at
+    reconstruct: bool = True  # with data: refit what reads pruned channels by least squares, not by batch norm alone
     seed: int = 0
 
 

@@ -17,7 +17,7 @@ from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
 from compressor.kinds import check_fits, tuples
 from compressor.methods.oneshot import decide
-from compressor.methods.reconstruction import Progress, inputs_of, no_progress, reconstruct_
+from compressor.methods.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.methods.settings import PruneSettings, check
 from compressor.pipeline.measuring import filters, layer_sizes
 from compressor.pipeline.rounding import chosen_multiple
@@ -97,7 +97,7 @@ def prune_(
     missing = {"top1": "no data was given"}
     widths = filters(module)
     before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)
-    cost, notes = apply_plan_(module, selection.plan, channels, example, optimizer, inputs=inputs, latency=latency)
+    cost, refit = apply_plan_(module, selection.plan, channels, example, optimizer, inputs=inputs, latency=latency)
     after = Measurements.of(cost, reasons=missing)
     return Report(
         command="compressor.prune_",
@@ -111,7 +111,7 @@ def prune_(
         frozen=channels.frozen,
         refused=dict(selection.refused),
         layers=layer_sizes(widths, filters(module)),
-        notes=(*channels.notes, *selection.notes, *notes),
+        notes=(*channels.notes, *selection.notes, *refit.words()),
     )
 
 
@@ -125,10 +125,10 @@ def apply_plan_(
     inputs: Sequence[Any] = (),
     progress: Progress = no_progress,
     latency: bool = False,
-) -> tuple[Profile, tuple[str, ...]]:
+) -> tuple[Profile, Reconstruction]:
     """Carry out a plan, first on a copy that has to run on the example; returns the cost of the edited network.
 
-    With inputs the copy is refitted to the module, which then takes its weights; also returns what to say of that.
+    With inputs the copy is refitted to the module, which then takes its weights; also returns what became of that.
 
     Raises:
         ModelError: the edited network does not run, which `capture` should have foreseen; the module is as it was.
@@ -140,16 +140,16 @@ def apply_plan_(
     except ModelError as error:
         touched = ", ".join(edit.group for edit in plan.edits[:4])
         raise ModelError(f"the pruned network would not run: keep some of {touched} as they are ({error})") from error
-    found = reconstruct_(copied, module, channels, plan, inputs, progress) if inputs else None
+    found = reconstruct_(copied, module, channels, plan, inputs, progress) if inputs else Reconstruction()
     operate_(module, plan, channels, optimizer)
-    if found is None:
-        return cost, ()
+    if not found.layers:
+        return cost, found
     with torch.no_grad():
         refitted = named_tensors(copied)
         for name, tensor in named_tensors(module).items():
             if not torch.equal(tensor, refitted[name]):
                 tensor.copy_(refitted[name])
-    return cost, found.words()
+    return cost, found
 
 
 def _checked(**given: Any) -> PruneSettings:

@@ -17,8 +17,8 @@ from compressor.pipeline.oneshot import apply_plan_
 from compressor.pipeline.results import write_results
 from compressor.pipeline.rounding import Rounding, chosen_multiple, weigh_rounding
 from compressor.pipeline.settings import PruneJob, flat
-from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject, refuse_routed, score_batches
+from compressor.pipeline.stages import PartEvent, Stage, Tell, note_all, silent
+from compressor.pipeline.subject import Subject, calibration_inputs, open_subject, refuse_routed, score_batches
 from compressor.pipeline.tuning import finetune_, step_for, validation_top1
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
@@ -39,7 +39,7 @@ class Planned:
 
 
 def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report:
-    """Open, measure, plan, cut, recalibrate, fine-tune, measure again, write; returns the report that was written.
+    """Open, measure, plan, cut, refit, fine-tune, measure again, write; returns the report that was written.
 
     With `resume` the fine-tuning of the run in the job's folder goes on from its last checkpoint; what comes before it
     is done again, to the same end.
@@ -56,7 +56,7 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
     top1 = None if subject.data is None else validation_top1(subject)
     teacher = copy.deepcopy(subject.module) if job.distilling.distill else None
     tell(Stage(f"pruning {len(selection.plan.removed)} channels in {len(selection.plan.edits)} groups"))
-    apply_plan_(subject.module, selection.plan, planned.channels, subject.example)
+    refit = _cut_(job, planned, tell)
     folder.begin(flat(job))
     history = _recover(job, subject, top1, teacher, folder, tell)
 
@@ -68,8 +68,7 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
         rows=() if history is None else tuple(history.rows),
         **exit_parts(subject, latency=job.output.latency),
     )
-    if history is not None:
-        report = replace(report, notes=(*report.notes, *history.notes))
+    report = replace(report, notes=(*report.notes, *refit, *(() if history is None else history.notes)))
     if planned.rounding is not None:
         report = replace(report, sections=(*report.sections, planned.rounding.section()))
     return write_results(subject, report, folder, job.output, tell)
@@ -120,18 +119,35 @@ def dry_run(job: PruneJob, tell: Tell = silent) -> Report:
     return replace(_report(job, planned, before, after), layers=layer_sizes(widths, predicted))
 
 
+def _cut_(job: PruneJob, planned: Planned, tell: Tell) -> tuple[str, ...]:
+    """Carry out the plan and fit what is left to the network as it was, where there are data; returns what to report.
+
+    By least squares; where that is not wished or impossible, by batch-norm statistics measured anew.
+    """
+    subject = planned.subject
+    inputs = calibration_inputs(subject, job.choice.seed) if job.choice.reconstruct else []
+    _, found = apply_plan_(
+        subject.module, planned.selection.plan, planned.channels, subject.example, inputs=inputs,
+        progress=lambda done, total: tell(PartEvent("least squares", done, total)),
+    )  # fmt: skip
+    note_all(found.words(), tell)
+    if subject.data is not None and not found.layers:
+        tell(Stage("recalibrating batch norm"))
+        recalibrate_(subject.module, subject.data.train, subject.data, seed=job.loading.seed)
+    distributed.alike_(subject.module)
+    return found.words()
+
+
 def _recover(
     job: PruneJob, subject: Subject, before: float | None, teacher: nn.Module | None, folder: RunFolder, tell: Tell
 ) -> History | None:
-    """Statistics and weights fitted to the smaller network, where there are data; what training did, if any.
+    """Weights trained further, where there are data; what training did, if any.
 
     `before` is the network's validation top-1 as it came, `teacher` a copy of that network to distill from.
     """
     if subject.data is None or before is None:
         tell(NoteEvent("no --data: nothing is trained and no accuracy measured; fine-tune before use"))
         return None
-    tell(Stage("recalibrating batch norm"))
-    recalibrate_(subject.module, subject.data.train, subject.data, seed=job.loading.seed)
     top1 = validation_top1(subject)
     tell(NoteEvent(f"validation top-1: {before:.1%} before, {top1:.1%} right after pruning{_seen(job, subject)}"))
     if job.training.epochs == 0:

@@ -168,6 +168,7 @@ class SweepSettings:
     ratios: tuple[float, ...] = (0.3, 0.5, 0.7)  # shares of the model's multiply-adds that go
     control: bool = True  # also train the model itself on, with the same budget
     lsep: int | None = None  # steps of AdapNet's periods; None: 2.6 periods an epoch, within 20 to 150 steps
+    reconstruct: bool = PruneSettings.reconstruct  # of one-shot methods
 
 
 @dataclass(frozen=True)

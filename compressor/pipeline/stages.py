@@ -32,7 +32,16 @@ class PeriodStep:
     steps: int
 
 
-Heard = Event | Stage | PeriodEvent | PeriodStep
+@dataclass(frozen=True)
+class PartEvent:
+    """Of a stage that takes long, so many parts are done."""
+
+    text: str
+    done: int
+    total: int
+
+
+Heard = Event | Stage | PeriodEvent | PeriodStep | PartEvent
 Tell = Callable[[Heard], None]
 
 

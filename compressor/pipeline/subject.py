@@ -12,6 +12,7 @@ from compressor.exporting.forms import form_of
 from compressor.exporting.manifest import Card, chosen
 from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
 from compressor.loading.arch import find
+from compressor.methods.reconstruction import enough_images, inputs_of
 from compressor.pipeline.settings import ModelSettings
 from compressor.preparation import Preparation
 from compressor.routing.network import Routed
@@ -105,6 +106,14 @@ def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32
     order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), seed, "score"))[:images]
     prepare = InputTransform.of(data, subject.device)
     return [(prepare(x), y) for x, y in data.train.read(order.split(batch_size), subject.device)]
+
+
+def calibration_inputs(subject: Subject, seed: int) -> list[Tensor]:
+    """Random training images, not augmented, as many as a reconstruction looks at; none without data."""
+    if subject.data is None:
+        return []
+    batches = score_batches(subject, enough_images(subject.data.input_shape), seed, batch_size=128)
+    return inputs_of(batches, subject.example, subject.device)
 
 
 def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:

@@ -113,8 +113,10 @@ def _runs(job: SweepJob) -> Iterator[Run]:
             if method in TRAINED:
                 yield Run(name, _adapnet(job, name, stays))
                 continue
-            choice = PruneSettings(method=method, target_macs=stays, seed=job.training.seed)
-            command = _command(job, name, {"method": method, "target_macs": stays})
+            given: dict[str, Any] = {"method": method, "target_macs": stays}
+            given |= {} if job.grid.reconstruct else {"reconstruct": False}
+            choice = PruneSettings(**given, seed=job.training.seed)
+            command = _command(job, name, given)
             job_of_cell = PruneJob(**_common(job, name), choice=choice, training=job.training, command=command)
             yield Run(name, job_of_cell)
 

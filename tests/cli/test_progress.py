@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from compressor.cli.progress import Bars, Lines
-from compressor.pipeline.stages import PeriodEvent, Stage
+from compressor.pipeline.stages import PartEvent, PeriodEvent, Stage
 from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
 
 ROW = {"epoch": 2, "train_loss": 0.5, "train_top1": 0.9, "validation_top1": 0.875, "images_per_second": 1234.4}
@@ -37,6 +37,14 @@ def test_epochs_notes_and_periods_leave_a_line(terminal):
 def test_lines_say_the_stage_and_only_now_and_then_the_batches():
     assert told([Stage("measuring")], terminal=False) == "measuring ...\n"
     assert told([BATCH], terminal=False) == ""
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["lines", "bars"])
+def test_parts_of_a_stage_are_counted_where_they_take_long(terminal, monkeypatch):
+    part = PartEvent("least squares", 3, 40)
+    assert ("least squares 3/40" in told([part], terminal=terminal)) == terminal
+    monkeypatch.setattr("compressor.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
+    assert "least squares 3/40" in told([part], terminal=terminal)
 
 
 def test_a_batch_that_took_long_is_a_line(monkeypatch):

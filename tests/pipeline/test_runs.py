@@ -28,7 +28,7 @@ from compressor.pipeline.settings import (
     TrainJob,
     flat,
 )
-from compressor.pipeline.stages import Stage
+from compressor.pipeline.stages import PartEvent, Stage
 from compressor.reporting.report import Report
 from compressor.training.events import EpochEvent, NoteEvent
 from compressor.training.settings import TrainSettings
@@ -131,6 +131,23 @@ def test_a_run_tells_its_stages_epochs_and_notes(pruned):
     assert any("measuring" in event.text for event in told if isinstance(event, Stage))
     assert any("right after pruning" in event.text for event in told if isinstance(event, NoteEvent))
     assert len(report.rows) == 1
+    refit = next(note for note in report.notes if "refitted by least squares" in note)
+    assert refit in [event.text for event in told if isinstance(event, NoteEvent)]
+    assert any(isinstance(event, PartEvent) for event in told)
+
+
+def test_least_squares_take_up_what_pruning_loses_without_training(pruned, tmp_path):
+    """With `reconstruct=False` batch norm is measured anew, which is worth less."""
+    found, told = {}, []
+    for reconstruct in (True, False):
+        choice = PruneSettings("l1", target_macs=0.3, reconstruct=reconstruct)
+        output = out(tmp_path / str(reconstruct), onnx=False)
+        job = PruneJob(DIGITS, output, choice, "digits", training=replace(QUICK, epochs=0))
+        found[reconstruct] = pruning.prune(job, told.append)
+    assert found[True].after.top1 > 0.95 > 0.8 > found[False].after.top1
+    stages = [event.text for event in told if isinstance(event, Stage)]
+    assert stages.count("recalibrating batch norm") == 1
+    assert not any("least squares" in note for note in found[False].notes)
 
 
 def test_metrics_are_the_rows_of_the_report(pruned):

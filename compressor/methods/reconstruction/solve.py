@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import ModelError
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import neutral
 from compressor.graph.tensors import named_tensors
@@ -48,21 +47,23 @@ class Refit:
 class Reconstruction:
     """What became of every layer whose input pruning changed."""
 
+    images: int = 0
     layers: list[Refit] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # layers that could not be solved, and why
 
     def words(self) -> tuple[str, ...]:
         """For the user: what was done, and what could not be."""
-        better = sum(layer.after < layer.before for layer in self.layers)
-        images = "on images held back"
-        done = f"{better} of {len(self.layers)} layers that read pruned channels are refitted by least squares"
         if not self.layers:
             return tuple(self.notes)
+        kept = [layer.name for layer in self.layers if not layer.after < layer.before]
         worst = max(self.layers, key=lambda layer: layer.after)
-        left = (
-            f"{worst.name} misses most of its output's variance {images}: {worst.after:.1%}, {worst.before:.1%} as cut"
+        done = (
+            f"{len(self.layers) - len(kept)} of {len(self.layers)} layers that read pruned channels are refitted by "
+            f"least squares on {self.images:,} images; {worst.name} misses most of its output's variance on images "
+            f"held back: {worst.after:.1%}, {worst.before:.1%} as cut"
         )
-        return (f"{done}; {left}", *self.notes)
+        as_cut = (f"left as they were cut, no solution being better on images held back: {', '.join(kept)}",)
+        return (done, *(as_cut if kept else ()), *self.notes)
 
 
 def no_progress(done: int, total: int) -> None:
@@ -87,6 +88,9 @@ def reconstruct_(
         channels: the map of `dense`, and `plan` the prunes of it by which `small` was cut.
         inputs: batches as the networks take them.
 
+    Returns:
+        What was done; without layers where nothing could be, and its notes say why.
+
     Reference: He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, sections 3.1
     (least squares on the pruned network's own inputs) and 3.2 (the last layer of a residual branch makes up for what
     the shortcut lost). Ours: the pull, a free constant, targets at any sum.
@@ -97,11 +101,9 @@ def reconstruct_(
             for number, reader in enumerate(solver.readers):
                 progress(number, len(solver.readers))
                 solver.refit_(number, reader)
-            solver.write_(small)
         except DivergedError as error:
-            raise ModelError(
-                f"the network cannot be reconstructed: its operators are not always the same ({error})"
-            ) from error
+            return Reconstruction(notes=[f"not refitted, because its operators are not always the same: {error}"])
+        solver.write_(small)
     return solver.found
 
 
@@ -168,10 +170,10 @@ class _Solver:
     def __init__(
         self, small: nn.Module, dense: nn.Module, channels: Channels, plan: Plan, inputs: Sequence[Any]
     ) -> None:
-        self.found = Reconstruction()
         self.dense, self.small = Replay(dense, inputs), Replay(small, inputs)
         self.full, self.cut = self.dense.tensors, self.small.tensors
         self.draws = draws(inputs)
+        self.found = Reconstruction(sum(draw.images for draw in self.draws))
         self.held = set(sorted(seed for draw in self.draws for seed in draw.seeds)[HELD_BACK - 1 :: HELD_BACK])
         self.channels, self.removed = channels, np.array(plan.removed, dtype=np.int64)
         program = self.dense.program
@@ -181,7 +183,7 @@ class _Solver:
         self.readers = readers(program, affected)
         self.views = survey(self.dense, self.readers)
         self.places = survey(self.small, self.readers)
-        self.stores = self._stores(sum(draw.images for draw in self.draws))
+        self.stores = self._stores(self.found.images)
         computed = {
             product.op.module
             for _, product, name in weighted(program)

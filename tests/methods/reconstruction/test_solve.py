@@ -283,7 +283,7 @@ def test_no_network_is_worse_for_it(name):
 
     def draw(seed: int) -> Any:
         return tree_map(
-            lambda leaf: images(32, *leaf.shape[1:], seed=seed) if leaf.is_floating_point() else leaf, example
+            lambda leaf: images(16, *leaf.shape[1:], seed=seed) if leaf.is_floating_point() else leaf, example
         )
 
     small = copy.deepcopy(model)
@@ -314,8 +314,28 @@ def test_values_that_are_not_finite_leave_a_layer_as_it_was_cut():
     channels = capture(model, x[:2])
     small, plan = cut(model, channels, {"first": [0, 1]})
     before = small.second.weight.clone()
-    reconstruct_(small, model, channels, plan, [x])
+    found = reconstruct_(small, model, channels, plan, [x])
     assert torch.equal(small.second.weight, before)
+    assert any(words.endswith("held back: second.weight") for words in found.words())
+
+
+class Steers(nn.Module):
+    """Goes another way for other images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu() if len(x) < 5 else self.first(x).sigmoid())
+
+
+@torch.no_grad()
+def test_a_network_that_goes_another_way_is_left_as_it_was_cut():
+    model = Steers().double().eval()
+    small, found = refitted(model, {"first": [0, 3]}, [images(9, 6)])
+    assert torch.equal(small.second.weight, model.second.weight[:, [1, 2, 4, 5, 6, 7]])
+    assert not found.layers and any("not refitted" in words for words in found.words())
 
 
 @torch.no_grad()

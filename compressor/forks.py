@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import NoReturn
 _USED = ("compressor.exporting.runtime", "compressor.profiling.onnx_count", "onnxruntime")
 _PLACE = "socket"
 _started = threading.Lock()
-_place: tempfile.TemporaryDirectory[str] | None = None
+_place: str | None = None
 _process: subprocess.Popen[bytes] | None = None
 
 
@@ -48,8 +49,6 @@ def stop() -> None:
         if _process is not None:
             with _process:
                 pass  # closes its pipes and waits for it
-        if _place is not None:
-            _place.cleanup()
         _place = _process = None
 
 
@@ -60,18 +59,18 @@ def _server() -> str:
     global _place, _process
     with _started:
         if _place is None:
-            _place = tempfile.TemporaryDirectory(prefix="compressor-")
-            command = fresh(f"from compressor import forks; forks.preside({_place.name!r})")
+            _place = tempfile.mkdtemp(prefix="compressor-")
+            command = fresh(f"from compressor import forks; forks.preside({_place!r})")
             environment = {**os.environ, **ONE_THREAD}
             _process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             assert _process.stdout is not None
             _process.stdout.read()  # until it listens
             atexit.register(stop)
-        return str(Path(_place.name, _PLACE))
+        return str(Path(_place, _PLACE))
 
 
 def preside(folder: str) -> NoReturn:
-    """Be the server: fork a process for every request, until stdin is closed."""
+    """Be the server: fork a process for every request, until stdin is closed; the folder goes then."""
     for name in _USED:
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -86,6 +85,7 @@ def preside(folder: str) -> NoReturn:
             connection.close()
             while _ended():
                 pass
+    shutil.rmtree(folder)
     os._exit(0)
 
 

@@ -46,12 +46,18 @@ def test_help_imports_nothing_heavy(arguments):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_help_answers_in_half_a_second():
-    """The processor time of the fastest of three, since other processes may be running."""
+def processor_time(*command):
+    """Seconds of the fastest of three, since other processes may be running."""
     spent = []
     for _ in range(3):
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run([sys.executable, "-m", "compressor", "--help"], capture_output=True, check=True, cwd=ROOT)
+        subprocess.run([sys.executable, *command], capture_output=True, check=True, cwd=ROOT)
         after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
         spent.append(min(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
-    assert min(spent) < 0.5
+    return min(spent)
+
+
+def test_help_answers_in_half_a_second():
+    """Of a machine on which what draws the page is imported in a fifth of a second."""
+    imports = processor_time("-c", "import typer, rich.console, rich.panel, rich.table")
+    assert processor_time("-m", "compressor", "--help") < max(0.5, 2.5 * imports)

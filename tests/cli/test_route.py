@@ -223,13 +223,17 @@ def test_a_broken_run_goes_on_to_the_same_network(choice, epoch, tmp_path):
     assert [row["epoch"] for row in report.rows] == list(range(2 + int(bool(choice))))
 
 
+class Own(torch.nn.Sequential):
+    """A class of a user's, of which a checkpoint would not know how it is built."""
+
+
 def test_a_network_that_could_not_be_saved_is_refused_before_training(tmp_path, capsys):
-    model = torch.nn.Sequential(
+    model = Own(
         torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.ReLU(),
         torch.nn.Flatten(), torch.nn.Linear(256, 10),
     )  # fmt: skip
     torch.save(model, tmp_path / "net.pt")
-    flags = [*QUICK, "--input", "1x8x8", "--out", tmp_path / "run"]
+    flags = [*QUICK, "--input", "1x8x8", "--trust", "--out", tmp_path / "run"]
     assert "--arch" in refused(capsys, "route", tmp_path / "net.pt", *flags)
     assert not (tmp_path / "run").exists()
 

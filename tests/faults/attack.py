@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compressor.limits import apart
 from tests.faults.corpus import CASES, Case, write
 
 _PATIENCE = 60.0  # seconds after which a file counts as one that never ends
@@ -50,9 +51,10 @@ def main(folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 def _warm_up() -> None:
-    """Import all that a command needs, so that the children have it."""
+    """Import all that a command needs, so that the children have it, and start the server that looks at ONNX files."""
     for name in _EVERYTHING:
         importlib.import_module(name)
+    apart(Path(), "os:getpid")
 
 
 def _listing(folder: Path) -> set[str]:

@@ -185,7 +185,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_reaches_the_report(compresso
 
         return attempt
 
-    monkeypatch.setattr("compressor.pipeline.train.step_of", lambda module, smoothing: scarce(smoothing))
+    monkeypatch.setattr("compressor.pipeline.tuning.step_of", lambda module, smoothing: scarce(smoothing))
     ran = compressor(*_QUICK, "--out", "run")
     assert ran.code == 0, ran.err
     notes = json.loads((tmp_path / "run" / "report.json").read_text())["notes"]

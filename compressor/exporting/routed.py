@@ -195,7 +195,7 @@ def mixtures(routed: Routed, images: Tensor) -> list[Array]:
         scores, maps = routed.all_scores(images)
         sure = [routed.router.suffices(d, maps[d], scores[d]) for d in range(routed.depths - 1)]
     halves = torch.stack([each.median() for each in sure])
-    return [routed.thresholds.numpy(), halves.float().numpy()]
+    return [routed.thresholds.numpy().copy(), halves.float().numpy()]
 
 
 @torch.no_grad()

@@ -116,6 +116,15 @@ def test_other_routers_export(layout: dict[str, str], tmp_path: Path) -> None:
     np.testing.assert_allclose(got[0], scores, rtol=1e-4, atol=1e-5)
 
 
+def test_thresholds_to_try_stay_while_others_are_set() -> None:
+    """Of a buffer numpy has a view: images on a threshold were compared at others than those that were meant."""
+    model = trained(routed(Three, router="image"))
+    tried = mixtures(model, X)[0]
+    before = tried.copy()
+    model.set_threshold_([0.9, 0.9])
+    np.testing.assert_array_equal(tried, before)
+
+
 def test_a_graph_that_routes_otherwise_is_found(made: Made) -> None:
     folder, _, model = made
 

@@ -44,6 +44,7 @@ def test_every_command_that_exists_is_shown():
     assert {command.name for command in app.registered_commands} <= shown | made
 
 
+@pytest.mark.slow
 def test_commands_run_one_after_the_other(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for line in commands():

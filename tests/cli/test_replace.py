@@ -82,6 +82,7 @@ def test_result_goes_into_prune_and_profile(replaced, tmp_path):
     assert run("profile", out / "model.safetensors", "--layers") == 0
 
 
+@pytest.mark.slow
 def test_a_pruned_network_can_be_replaced_too_and_keep_all_scales(tmp_path):
     flags = ["--no-latency", "--no-onnx"]
     assert run("prune", *DIGITS[:4], "--ratio", "0.5", "--out", tmp_path / "one", *flags) == 0

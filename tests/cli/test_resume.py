@@ -35,7 +35,8 @@ def stop(event: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("command", ["detach", pytest.param("route", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", ["detach", "route"])
+@pytest.mark.slow
 def test_the_tables_are_those_of_the_run(command, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     run, choice, keys = RUNS[command]

@@ -161,6 +161,7 @@ def test_paper_mode_follows_the_paper_and_says_what_it_is_worth(tmp_path, capsys
     assert network.layout.router == "argmax" and network.layout.heads == "shared"
 
 
+@pytest.mark.slow
 def test_a_pruned_network_can_be_routed_and_a_routed_one_finetuned(tmp_path):
     flags = ["--no-latency", "--no-onnx"]
     assert run("prune", MODEL, "--ratio", "0.5", "--out", tmp_path / "one", *flags) == 0

@@ -155,7 +155,7 @@ def test_the_outputs_are_those_of_weights_in_the_outer_graph(
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: detachable(CONVOLUTIONAL["grouped"](), "shared"),
+        pytest.param(lambda: detachable(CONVOLUTIONAL["grouped"](), "shared"), marks=pytest.mark.slow),
         pytest.param(lambda: detachable(CONVOLUTIONAL["residual"](), "switchable"), marks=pytest.mark.slow),
         pytest.param(lambda: detachable(CONVOLUTIONAL["bare"](), "stats"), marks=pytest.mark.slow),
         lambda: nested(),

@@ -251,6 +251,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             export_onnx(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2), path)
 
 
+@pytest.mark.slow
 def test_resnet18_exports_with_every_batch_norm_folded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = lively(vision.build("resnet18", num_classes=10))

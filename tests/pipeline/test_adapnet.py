@@ -151,10 +151,16 @@ def interrupting(when):
 @pytest.mark.parametrize(
     "when",
     [
-        lambda event: isinstance(event, BatchEvent) and event.epoch == 0 and event.batch == 7,
+        pytest.param(
+            lambda event: isinstance(event, BatchEvent) and event.epoch == 0 and event.batch == 7,
+            marks=pytest.mark.slow,
+        ),
         lambda event: isinstance(event, PeriodEvent) and event.row["period"] == 4,
         lambda event: isinstance(event, BatchEvent) and event.epoch == 5 and event.batch == 4,
-        lambda event: isinstance(event, BatchEvent) and event.epoch == 6 and event.batch == 3,
+        pytest.param(
+            lambda event: isinstance(event, BatchEvent) and event.epoch == 6 and event.batch == 3,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["in the start-up", "right after an edit", "within a period", "in fine-tuning"],
 )
@@ -254,6 +260,7 @@ def test_settings_that_make_no_sense_are_one_line_before_anything_is_written(cha
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_fading_and_sparse_joint_clustering_go_through_a_whole_run(tmp_path):
     report = adapt(job(tmp_path / "run", freeze_mode="fade", dsc_norm="l1", dsc_joint=True))
     assert {"prune", "merge", "insert"} == {edit["kind"] for edit in report.edits}

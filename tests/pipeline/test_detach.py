@@ -40,7 +40,9 @@ def dies_after_one_epoch(event: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "choice"), [(DIGITS, {"exits": 1}), (PERCEPTRON, {"method": "nsn"})], ids=["cnsn", "nsn"]
+    ("model", "choice"),
+    [(DIGITS, {"exits": 1}), pytest.param(PERCEPTRON, {"method": "nsn"}, marks=pytest.mark.slow)],
+    ids=["cnsn", "nsn"],
 )
 def test_a_broken_run_goes_on_to_the_same_weights(monkeypatch, tmp_path, model, choice):
     monkeypatch.chdir(ROOT)
@@ -57,6 +59,7 @@ def test_a_broken_run_goes_on_to_the_same_weights(monkeypatch, tmp_path, model, 
     assert all(row.cost.macs < base.cost.macs for row in exits)
 
 
+@pytest.mark.slow
 def test_a_detached_model_is_pruned_and_trained_further_as_one(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     detach(job(DIGITS, tmp_path / "detached", exits=1))

@@ -52,7 +52,7 @@ def whole(request, tmp_path_factory):
     return request.param, folder, run(job(folder))
 
 
-@pytest.mark.parametrize("epoch", [1, 2], ids=["first phase", "second phase"])
+@pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["first phase", "second phase"])
 def test_a_run_that_was_broken_off_comes_to_the_same_end(whole, epoch, tmp_path):
     name, folder, expected = whole
     run, job = RUNS[name]

@@ -191,7 +191,13 @@ def test_image_too_small_for_the_router_is_refused(shape):
         Routed(chain, found.units, Layout(shape, 3, (0, 1), router="image"))
 
 
-@pytest.mark.parametrize(("network", "router", "heads"), [(Three, "argmax", "shared"), (Residual, "gates", "own")])
+@pytest.mark.parametrize(
+    ("network", "router", "heads"),
+    [
+        (Three, "argmax", "shared"),
+        pytest.param(Residual, "gates", "own", marks=pytest.mark.slow),
+    ],
+)
 def test_exported_graph_routes_every_image_of_a_batch(network, router, heads, tmp_path):
     net = routed(network, router=router, heads=heads).eval()
     spread_out_(net)

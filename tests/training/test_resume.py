@@ -210,6 +210,7 @@ def test_ctrl_c_reaches_the_workers_too_and_they_go_on(tmp_path, monkeypatch):
     assert_same(weights(alone), weights(fresh))
 
 
+@pytest.mark.slow
 def test_run_killed_at_any_moment_ends_at_the_same_weights(tmp_path):
     """SIGKILL at random times and in the middle of writing a checkpoint; see killed.py."""
     script = Path(__file__).with_name("killed.py")

@@ -1,6 +1,7 @@
 """The user's modes of torch, left for the time of a call, and wrappers around a model, opened."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -36,6 +37,8 @@ def neutral() -> Iterator[None]:
         for kind in _AUTOCAST:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+        if "torch._dynamo" in sys.modules:  # what is compiled inside runs as it is written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch._C._len_torch_dispatch_stack():
             stack.enter_context(_disable_current_modes())
         yield

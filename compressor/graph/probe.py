@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.graph.channels import Group, Ids, Key, Size
+from compressor.graph.recorder import LAYOUT, Found
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Op, Ran, Trace, Way, outline
 from compressor.graph.walk import MAKERS, Ties, Walk
@@ -128,10 +129,10 @@ def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids
 
     Copies are left out of the comparison: whether a reshape copies depends on sizes.
     """
-    ran, error = outline(replica, way)
-    ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in _LAYOUT]
-    theirs = [op for op in ran if op.name not in _LAYOUT]
     left = _Left(copies, roots, walk.ties)
+    ran, error = outline(replica, replace(way, found=_found(walk, left)))
+    ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in LAYOUT]
+    theirs = [op for op in ran if op.name not in LAYOUT]
     for number, after in zip(ours, theirs, strict=False):
         why = _difference(walk, number, after, left)
         if why is not None:
@@ -144,7 +145,24 @@ def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids
     return Objection(number, f"{before.name} in {before.module or 'the model'} {_WRITTEN}")
 
 
-_LAYOUT = ("clone", "detach")  # whether these run depends on sizes, or on what ran before
+def _found(walk: Walk, left: "_Left") -> tuple[tuple[str, Found], ...]:
+    """What operators found on data in features of which no channel is gone, such as which boxes remain.
+
+    The trial takes it as it is: its own weights mean nothing. What does not come from the input may be a size.
+    """
+    if not walk.trace.found:
+        return ()
+    features = {ref.index for ref in walk.trace.inputs}
+    told = []
+    for op, touched, found in zip(walk.trace.ops, walk.op_inputs, walk.trace.found, strict=True):
+        seen = bool(touched) or any(ref.index in features for ref in op.inputs)
+        if seen:
+            features.update(ref.index for ref in op.outputs)
+        if op.name not in LAYOUT:
+            told.append((op.name, found if seen and all(left.count(ids) == len(ids) for ids in touched) else ()))
+    return tuple(told)
+
+
 _WRITTEN = "has a size written into the code"
 
 
@@ -233,7 +251,7 @@ def same_operators(one: Walk, other: Walk) -> bool:
 
 def _passed(walk: Walk) -> list[tuple[str, str]]:
     ops = zip(walk.trace.ops, walk.op_inputs, strict=True)
-    plain = (*_LAYOUT, "empty_like", "bernoulli")
+    plain = (*LAYOUT, "empty_like", "bernoulli")
     return [
         (op.name, op.module)
         for op, touched in ops

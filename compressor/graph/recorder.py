@@ -3,7 +3,7 @@
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +64,7 @@ class Trace:
     ops: list[Op] = field(default_factory=list)
     calls: list[ModuleCall] = field(default_factory=list)
     reads: list[Any] = field(default_factory=list)  # single values that Python read, in order
+    found: list["Found"] = field(default_factory=list)  # on data, for every operator
     drew: bool = False  # whether what ran may depend on a generator
     error: Exception | None = None
 
@@ -104,21 +105,43 @@ class _Watching(TorchDispatchMode):
 _READS = torch.ops.aten._local_scalar_dense.default
 
 
-class Outline(_Watching):
-    """Writes down name and shapes of every operator."""
+LAYOUT = ("clone", "detach")  # whether these run depends on sizes, or on what ran before
+Found = tuple[Tensor | None, ...]  # of an operator's outputs those that hold truths or whole numbers
+_EXACT = frozenset({torch.bool, torch.int64, torch.int32})
+_MOST_FOUND = 1_000_000  # numbers
 
-    def __init__(self, replica: Replica, answer: Answer) -> None:
+
+class Outline(_Watching):
+    """Writes down name and shapes of every operator; gives what was found before where `found` has it, by the names of
+    all operators but those of layout: which boxes remain, how often a loop runs.
+    """
+
+    def __init__(self, replica: Replica, answer: Answer, found: Sequence[tuple[str, Found]]) -> None:
         super().__init__(replica, answer)
         self.ops: list[Ran] = []
+        self._found = [*found]
+        self._next = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = self._given(func, args, kwargs)
+        if self._found and plain_name(func) not in LAYOUT:
+            self._next += 1
+            name, found = self._found[self._next - 1] if self._next <= len(self._found) else ("", ())
+            output = _replaced(output, found) if name == plain_name(func) else output
         shapes = tuple(tuple(leaf.shape) for leaf in _leaves(output))
         plain = tuple(None if isinstance(value, Tensor | list | tuple) else value for value in args)
         self.ops.append(Ran(plain_name(func), plain, shapes))
         return output
+
+
+def _replaced(output: Any, found: Found) -> Any:
+    if isinstance(output, Tensor):
+        return output if not found or found[0] is None else found[0].clone()
+    if isinstance(output, tuple) and len(found) == len(output):
+        return tuple(one if known is None else known.clone() for one, known in zip(output, found, strict=True))
+    return output
 
 
 def base_of(tensor: Tensor) -> Tensor | None:
@@ -139,15 +162,27 @@ def _leaves(values: Any) -> Iterable[Tensor]:
     return tensors_in(values)
 
 
+def _exact(tensor: Tensor) -> Tensor | None:
+    return tensor.clone() if tensor.dtype in _EXACT and tensor.numel() <= _MOST_FOUND else None
+
+
+class _Watched(weakref.ref[Tensor]):
+    """A reference that knows under which number its tensor, once gone, is to be forgotten."""
+
+    __slots__ = ("number",)
+    number: int
+
+
 class Recorder(_Watching):
-    """Writes every operator into `result`; keeps each tensor alive so that an object's identity names it."""
+    """Writes every operator into `result`; an object's identity names a tensor as long as it lives."""
 
     def __init__(self, replica: Replica, answer: Answer) -> None:
         super().__init__(replica, answer)
         self.result = Trace()
         self._modules = replica.modules
         self._known: dict[int, TensorRef] = {}
-        self._alive: list[Tensor] = []
+        self._watched: dict[int, _Watched] = {}
+        self._count = 0
         self._module = ""
         for name, tensor in replica.tensors.items():
             self.result.parameters[self._ref(tensor).index] = name
@@ -165,6 +200,8 @@ class Recorder(_Watching):
         output = self._given(func, args, kwargs)
         made: list[TensorRef] = []
         self._written(output, made)
+        if not self._on_meta:
+            self.result.found.append(() if func._schema.is_mutable else tuple(map(_exact, _leaves(output))))
         self.result.ops.append(Op(func, plain_name(func), arguments, options, tuple(seen), tuple(made), self._module))
         return output
 
@@ -180,13 +217,12 @@ class Recorder(_Watching):
     def survivors(self) -> list[tuple[TensorRef, str]]:
         """Tensors, other than the outputs, that an operator made and somebody still holds."""
         given = {*self.result.parameters, *(ref.index for ref in self.result.inputs)}
-        watched = [(ref, weakref.ref(self._alive[ref.index])) for ref in self._known.values() if ref.index not in given]
-        self._alive.clear()
-        self._known.clear()
         outputs = {ref.index for ref in self.result.outputs}
-        if any(found() is not None for ref, found in watched if ref.index not in outputs):
+        if any(ref.index not in given and ref.index not in outputs for ref in self._known.values()):
             gc.collect(1)  # what only holds itself is nobody's
-        alive = [(ref, tensor) for ref, found in watched if (tensor := found()) is not None]
+        watched = [(self._known[number], found()) for number, found in list(self._watched.items())]
+        alive = [(ref, tensor) for ref, tensor in watched if tensor is not None and ref.index not in given]
+        del watched
         bases = {id(base_of(tensor)) for _, tensor in alive}
         kept = {id(tensor): place for place, tensor in self._kept()} if len(alive) > len(outputs) else {}
         return [
@@ -205,10 +241,17 @@ class Recorder(_Watching):
     def _ref(self, tensor: Tensor) -> TensorRef:
         known = self._known.get(id(tensor))
         if known is None or known.shape != tensor.shape:  # an operator may resize a tensor in place
-            number = len(self._alive) if known is None else known.index
+            if known is None:
+                watched = self._watched[id(tensor)] = _Watched(tensor, self._forget)
+                watched.number = id(tensor)
+                self._count += 1
+            number = self._count - 1 if known is None else known.index
             known = self._known[id(tensor)] = TensorRef(number, tuple(tensor.shape), tensor.dtype)
-            self._alive.append(tensor)
         return known
+
+    def _forget(self, gone: Any) -> None:
+        self._known.pop(gone.number, None)
+        self._watched.pop(gone.number, None)
 
     def _written(self, value: Any, seen: list[TensorRef]) -> Any:
         """The value with references for its tensors, which are also added to `seen`."""

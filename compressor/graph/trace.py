@@ -19,7 +19,7 @@ from compressor.errors import ModelError
 from compressor.graph.generators import drawn_since, random_states, seeded
 from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutral, neutrally
-from compressor.graph.recorder import Answer, ModuleCall, Op, Outline, Ran, Recorder, TensorRef, Trace, base_of
+from compressor.graph.recorder import Answer, Found, ModuleCall, Op, Outline, Ran, Recorder, TensorRef, Trace, base_of
 from compressor.graph.skeleton import Replica, blank
 
 __all__ = ["ModuleCall", "Op", "Ran", "TensorRef", "Trace", "Way", "alike", "call_arguments", "outline", "run", "trace"]
@@ -33,6 +33,7 @@ class Way:
     training: bool = False
     entry: str = "forward"  # the method that is called
     seed: int = 0  # at which every generator starts
+    found: tuple[tuple[str, Found], ...] = ()  # what operators that no channel reaches give, see Outline
     reads: tuple[Any, ...] = ()  # truths and fractions that Python is told, in order, when it reads single values
 
     def called(self, model: nn.Module) -> Callable[..., Any]:
@@ -102,7 +103,7 @@ def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
 
 def outline(replica: Replica, way: Way) -> tuple[list[Ran], Exception | None]:
     """The operators that run in a replica, without who ran them on what, and what ended the run before its end."""
-    recorder = Outline(replica, way.answer)
+    recorder = Outline(replica, way.answer, way.found)
     with alike(replica, way):
         try:
             arguments, keywords = _ready(replica, way)

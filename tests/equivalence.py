@@ -124,10 +124,10 @@ class _KeptStatistics(TorchDispatchMode):
         self.walk, self.kept, self.step = walk, kept, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        while self.walk.trace.ops[self.step].name == "detach":  # of constants, once per process
-            self.step += 1
         if func is torch.ops.aten.detach.default:
             return func(*args)
+        while self.walk.trace.ops[self.step].name == "detach":  # of constants, once per process
+            self.step += 1
         op = self.walk.trace.ops[self.step]
         self.step += 1
         assert op.func is func, (op, func)

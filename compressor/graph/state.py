@@ -33,7 +33,7 @@ class State:
     def __init__(self, model: nn.Module) -> None:
         self._seen: dict[int, Any] = {}
         self._undo: list[_Undo] = []
-        self._spaces: list[tuple[dict[str, Any], dict[str, Any]]] = []  # attributes and what they were
+        self._spaces: list[dict[str, Any]] = []  # attributes of modules and objects
         self._empty: list[Any] = []
         self._kinds: set[type] = set()
         self._tensors: list[Tensor] = []  # buffers and other tensors that are no parameters
@@ -46,28 +46,32 @@ class State:
 
     def _values(self) -> list[Any]:
         """Of every attribute."""
-        return [*itertools.chain.from_iterable([held.values() for held, _ in self._spaces])]
+        return [*itertools.chain.from_iterable([held.values() for held in self._spaces])]
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Whatever is changed meanwhile is as before afterwards."""
+        names, counts = [*itertools.chain.from_iterable(self._spaces)], [*map(len, self._spaces)]
         values = self._values()
         shapes = [tensor.shape for tensor in self._tensors]
         before = [(tensor, tensor.detach().clone()) for tensor in self._tensors if not tensor.is_meta]
         try:
             yield
         finally:
-            self._put_back(values)
+            self._put_back(names, values, counts)
             for tensor, shape in zip(self._tensors, shapes, strict=True):
                 if tensor.shape != shape and tensor.is_meta:
                     tensor.data = torch.empty(shape, dtype=tensor.dtype, device="meta")
             for tensor, data in before:
                 tensor.data = data
 
-    def _put_back(self, values: list[Any]) -> None:
+    def _put_back(self, names: list[str], values: list[Any], counts: list[int]) -> None:
+        """Attributes as the run found them, which an edit for a trial may have changed; all else as it was noted."""
         now = self._values()
         if len(now) != len(values) or not all(map(operator.is_, now, values)):
-            for held, kept in self._spaces:
+            entries = zip(names, values, strict=True)
+            for held, count in zip(self._spaces, counts, strict=True):
+                kept = dict(itertools.islice(entries, count))
                 if len(held) != len(kept) or not all(map(operator.is_, held.values(), kept.values())):
                     held.clear()
                     held.update(kept)
@@ -110,7 +114,7 @@ class State:
 
     def _module(self, module: nn.Module) -> None:
         held = vars(module)
-        self._spaces.append((held, dict(held)))
+        self._spaces.append(held)
         for name, value in held.items():
             kind = type(value)
             if kind in CONSTANTS or (kind is tuple and CONSTANTS.issuperset(map(type, value))):
@@ -118,7 +122,7 @@ class State:
             if kind in _PLAIN and not value:
                 self._empty.append(value)
             elif name in ("_parameters", "_buffers", "_modules"):
-                self._spaces.append((value, dict(value)))
+                self._spaces.append(value)
                 if name != "_parameters":
                     self._waiting.extend(value.values())
             else:
@@ -143,7 +147,7 @@ class State:
     def _object(self, one: Any) -> None:
         if hasattr(one, "__dict__"):
             held = vars(one)
-            self._spaces.append((held, dict(held)))
+            self._spaces.append(held)
             self._waiting.extend(held.values())
         for kind in type(one).__mro__:
             slots = vars(kind).get("__slots__", ())

@@ -6,6 +6,7 @@ in the reference over the channels that stay, since a channel of zeros would sti
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from compressor.graph import Channels
+from compressor.graph import Channels, capture
+from compressor.graph.refine import Refinement
 from compressor.graph.resolve import roots_of
 from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import Replica, skeleton
@@ -100,10 +102,31 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
         if len(where) and tensors[name].is_floating_point() and not name.endswith("running_var"):
             tensors[name].data.index_fill_(dim, torch.from_numpy(where), 0)
     # Traced on real data, since an operator may be made of others on the meta device than on this one.
-    walk = Walk(run(Replica(model, real=True), Way(example)), Ties())
+    trace = run(Replica(model, real=True), Way(example))
+    walk = Walk(trace, Ties())
     walk.follow(rule_of)
+    turned = _turned(model, example)
+    if turned:  # reshapes where channels go on another dimension than the walk took first
+        walk = Walk(trace, Ties(), dict(zip(walk.choices, turned, strict=True)))
+        walk.follow(rule_of)
     with _KeptStatistics(walk, _kept_of_raw(walk, channels, gone)):
         return outputs(masked, example)
+
+
+def _turned(model: nn.Module, example: Any) -> list[int]:
+    """Of every reshape with a choice, the dimension on which the final map has its channels; nothing to turn: empty."""
+    found: list[Refinement] = []
+
+    def keep(*args: Any) -> Refinement:
+        found.append(Refinement(*args))
+        return found[-1]
+
+    with mock.patch("compressor.graph.capture.Refinement", keep):
+        capture(model, example)
+    [refined] = found
+    walk = refined.walks[0][0]
+    kept = [next(dim for dim in dims if dim in walk.op_outputs[number][0]) for number, dims in walk.choices.items()]
+    return kept if refined.axes[0] else []
 
 
 def _kept_of_raw(walk: Walk, channels: Channels, gone: np.ndarray) -> np.ndarray:

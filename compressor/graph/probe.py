@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from compressor.graph.channels import Group, Ids, Key, Size
 from compressor.graph.recorder import LAYOUT, Found
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Op, Ran, Trace, Way, outline
-from compressor.graph.walk import MAKERS, Ties, Walk
+from compressor.graph.trace import Op, Ran, Trace, Way, cause, outline
+from compressor.graph.walk import MAKERS, RESHAPES, Ties, Walk, argument, dimension, where
 
 Copies = NDArray[np.int64]  # of every identity in a trial: 0 where it is removed, 2 where it stands twice
 
@@ -33,6 +33,7 @@ class Objection:
 
     op: int
     reason: str
+    asked: tuple[tuple[int, int, int], ...] = ()  # (output, dimension, size) that the code wants instead
 
 
 def half(groups: tuple[Group, ...], count: int, least: Mapping[str, int] | None = None) -> Copies:
@@ -50,10 +51,10 @@ def half(groups: tuple[Group, ...], count: int, least: Mapping[str, int] | None 
     return copies
 
 
-def uneven(groups: tuple[Group, ...], count: int) -> Copies:
+def uneven(groups: tuple[Group, ...], count: int, seed: int = 1) -> Copies:
     """The second: of some groups all stay, of others few, so that no two agree by chance."""
     copies = np.ones(count, dtype=np.int64)
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(seed)
     for group in groups:
         if group.frozen is None:
             leave = int(generator.integers(0, max(2, group.size * 3 // 4)))
@@ -136,13 +137,20 @@ def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids
     for number, after in zip(ours, theirs, strict=False):
         why = _difference(walk, number, after, left)
         if why is not None:
-            before = walk.trace.ops[number]
-            return Objection(number, f"{before.name} in {before.module or 'the model'} {why}")
+            if error is not None and after is theirs[-1] and not after.shapes:
+                why = _failure(walk.trace.ops[number], after, error)
+            asked = tuple(each for each in _asked(walk, number, after) if not left.agrees(walk, number, *each))
+            return Objection(number, f"{_place(walk, number)} {why}", asked)
     if error is None and len(theirs) == len(ours):
         return None
     number = ours[min(len(theirs), len(ours) - 1)]
-    before = walk.trace.ops[number]
-    return Objection(number, f"{before.name} in {before.module or 'the model'} {_WRITTEN}")
+    why = f"does not run with other numbers of channels ({cause(error)})" if error is not None else _OTHERS
+    return Objection(number, f"{_place(walk, number)} {why}")
+
+
+def _place(walk: Walk, number: int) -> str:
+    op = walk.trace.ops[number]
+    return f"{op.name} in {where(op)}"
 
 
 def _found(walk: Walk, left: "_Left") -> tuple[tuple[str, Found], ...]:
@@ -164,6 +172,43 @@ def _found(walk: Walk, left: "_Left") -> tuple[tuple[str, Found], ...]:
 
 
 _WRITTEN = "has a size written into the code"
+_ELSEWHERE = "takes a size from something else"
+_OTHERS = "is another operator once channels are removed"
+
+
+def _failure(before: Op, after: Ran, error: Exception) -> str:
+    """Why an operator ended a run: the same sizes are asked for as before, or torch says it."""
+    return _WRITTEN if _same_sizes(before, after) else f"does not run with other numbers of channels ({cause(error)})"
+
+
+def _same_sizes(before: Op, after: Ran) -> bool:
+    """Whether an operator that takes sizes was given the same ones."""
+    sized = before.name in RESHAPES or before.name in _SIZED
+    return sized and all(
+        now in (None, tuple(was) if isinstance(was, list) else was)
+        for was, now in zip(before.args, after.args, strict=False)
+    )
+
+
+def _asked(walk: Walk, number: int, after: Ran) -> Iterator[tuple[int, int, int]]:
+    """The sizes of an operator's outputs in a trial; of one that failed, those that it was asked for."""
+    op = walk.trace.ops[number]
+    if after.shapes:
+        for output, (ref, shape) in enumerate(zip(op.outputs, after.shapes, strict=False)):
+            if len(ref.shape) == len(shape):
+                yield from ((output, dim, size) for dim, size in enumerate(shape))
+    elif op.name in RESHAPES:
+        yield from ((0, dim, size) for dim, size in enumerate(_list(after)) if dim < len(op.outputs[0].shape))
+    elif op.name in _SPLITS:
+        dim = dimension(op, op.args[0])
+        yield from ((output, dim, size) for output, size in enumerate(_list(after)) if output < len(op.outputs))
+
+
+def _list(after: Ran) -> tuple[int, ...]:
+    return after.args[1] if len(after.args) > 1 and isinstance(after.args[1], tuple) else ()
+
+
+_SPLITS = ("split_with_sizes", "unsafe_split_with_sizes")
 
 
 class _Left:
@@ -184,6 +229,11 @@ class _Left:
             self._marked = np.unique(np.concatenate([mark.ravel() for mark in marks])) if marks else ids[:0]
         return not np.isin(ids, self._marked).any()
 
+    def agrees(self, walk: Walk, number: int, output: int, dim: int, size: int) -> bool:
+        """Whether a size of an operator's output is as predicted."""
+        ref, ids = walk.trace.ops[number].outputs[output], walk.op_outputs[number][output].get(dim)
+        return size == (ref.shape[dim] if ids is None else self.count(ids)) or self.loose(ids)
+
     def count(self, ids: Ids) -> int:
         known = self._counts.get(id(ids))
         if known is None:
@@ -199,16 +249,16 @@ def _difference(walk: Walk, number: int, after: Ran, left: _Left) -> str | None:
     """In what an operator of an edited run is not what the map predicts."""
     before = walk.trace.ops[number]
     if before.name.removeprefix("_unsafe_") != after.name.removeprefix("_unsafe_"):
-        return "does not run once channels are removed"
+        return _OTHERS
     if len(before.outputs) != len(after.shapes):
         return _WRITTEN
-    for ref, track, found in zip(before.outputs, walk.op_outputs[number], after.shapes, strict=True):
+    for output, (ref, found) in enumerate(zip(before.outputs, after.shapes, strict=True)):
         if len(ref.shape) != len(found):
             return _WRITTEN
-        for dim, (size, now) in enumerate(zip(ref.shape, found, strict=True)):
-            if now != (left.count(track[dim]) if dim in track else size) and not left.loose(track.get(dim)):
-                return _WRITTEN
-    if before.name == "slice" and _moved(before, after, walk, left):
+        for dim, size in enumerate(found):
+            if not left.agrees(walk, number, output, dim, size):
+                return _WRITTEN if size == ref.shape[dim] or _same_sizes(before, after) else _ELSEWHERE
+    if before.name == "slice" and argument(before, "step") == 1 and _moved(before, after, walk, left):
         return _WRITTEN
     if torch.Tag.pointwise in before.func.tags and _numbers(before.args) != _numbers(after.args):
         return "computes with the number of channels"
@@ -235,13 +285,14 @@ def _bounds(op: Op | Ran, size: int) -> list[int]:
 
 
 def parts(op: Op, walk: Walk) -> Ids | None:
-    """The dimension that a slice cuts as a matrix, one row for each of the equal parts its bounds may count in."""
-    dim = op.args[1] if op.name == "slice" and len(op.args) > 1 else 0
-    ids = walk.track(op.args[0]).get(dim % len(op.args[0].shape)) if op.name == "slice" else None
+    """The dimension that a slice or a split cuts, as a matrix: a row for each equal part that the bounds count in."""
+    if op.name != "slice" and op.name not in _SPLITS:
+        return None
+    ids = walk.track(op.args[0]).get(dimension(op, op.args[0]))
     if ids is None:
         return None
-    unit = math.gcd(len(ids), *_bounds(op, len(ids)))
-    return ids.reshape(-1, unit) if unit < len(ids) else None
+    unit = math.gcd(len(ids), *(_bounds(op, len(ids)) if op.name == "slice" else op.args[1]))
+    return ids.reshape(-1, unit) if 1 < unit < len(ids) else None
 
 
 def same_operators(one: Walk, other: Walk) -> bool:
@@ -275,8 +326,7 @@ _SIZED = frozenset(
 
 
 def _unflattens(op: Op) -> bool:
-    names = ("view", "_unsafe_view", "reshape")
-    return op.name in names and len(op.outputs[0].shape) >= len(op.args[0].shape)
+    return op.name in RESHAPES and len(op.outputs[0].shape) >= len(op.args[0].shape)
 
 
 def same_code(op: int, walk: Walk, model: nn.Module) -> list[int]:
@@ -328,15 +378,26 @@ def inside(module: str, outer: str) -> bool:
     return module == outer or not outer or module.startswith(outer + ".")
 
 
-def stored_sizes(number: int, walk: Walk, model: nn.Module) -> list[list[tuple[str, int | None, Ids]]]:
-    """Attributes of the running module that may hold the sizes this operator used: alternatives to try, simplest first.
+def _parts(op: Op, walk: Walk) -> list[Ids | None]:
+    dim = dimension(op, op.args[0])
+    return [walk.track(ref).get(dim) for ref in op.outputs]
+
+
+def stored_sizes(
+    number: int, walk: Walk, module: nn.Module, model: nn.Module
+) -> list[list[tuple[str, int | None, Ids]]]:
+    """Attributes of a running module that may hold the sizes this operator used: alternatives to try, simplest first.
 
     An alternative names at most one attribute for each size, or one list that holds several.
     """
-    op = walk.trace.ops[number]
-    held = vars(model.get_submodule(op.module))
+    op, held = walk.trace.ops[number], vars(module)
     nearest = sorted(_call(number, walk, model), key=lambda other: abs(other - number), reverse=True)
     counted = {len(ids): ids for each in nearest for ids in _counted(walk.trace.ops[each], walk)}
+    exact: list[list[tuple[str, int | None, Ids]]] = [
+        [(name, index, ids) for index, ids in enumerate(_parts(op, walk)) if ids is not None]
+        for name, value in held.items()
+        if isinstance(value, list | tuple) and op.name in _SPLITS and list(value) == list(op.args[1])
+    ]
     lists: list[list[tuple[str, int | None, Ids]]] = [
         [(name, index, counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]
         for name, value in held.items()
@@ -350,7 +411,7 @@ def stored_sizes(number: int, walk: Walk, model: nn.Module) -> list[list[tuple[s
         [(name, None, counted[held[name]]) for name in names if name is not None]
         for names in itertools.islice(itertools.product(*choices), _MOST_ALTERNATIVES)
     ]
-    return sorted((found for found in (*lists, *mixed) if found), key=len)
+    return [*exact, *sorted((found for found in (*lists, *mixed) if found), key=len)]
 
 
 _MOST_ALTERNATIVES = 64

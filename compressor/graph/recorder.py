@@ -74,8 +74,8 @@ class Ran:
     """One operator call of an outline: its name, its arguments that are no tensors, the shapes of what it gave."""
 
     name: str
-    args: tuple[Any, ...]  # None in the place of a tensor or a list
-    shapes: tuple[tuple[int, ...], ...]
+    args: tuple[Any, ...]  # None in the place of a tensor or a list of them
+    shapes: tuple[tuple[int, ...], ...]  # none of the operator that ended the run
 
 
 class _Watching(TorchDispatchMode):
@@ -125,15 +125,21 @@ class Outline(_Watching):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        name, plain = plain_name(func), tuple(map(_plain, args))
+        self.ops.append(Ran(name, plain, ()))
         output = self._given(func, args, kwargs)
-        if self._found and plain_name(func) not in LAYOUT:
+        if self._found and name not in LAYOUT:
             self._next += 1
-            name, found = self._found[self._next - 1] if self._next <= len(self._found) else ("", ())
-            output = _replaced(output, found) if name == plain_name(func) else output
-        shapes = tuple(tuple(leaf.shape) for leaf in _leaves(output))
-        plain = tuple(None if isinstance(value, Tensor | list | tuple) else value for value in args)
-        self.ops.append(Ran(plain_name(func), plain, shapes))
+            told, found = self._found[self._next - 1] if self._next <= len(self._found) else ("", ())
+            output = _replaced(output, found) if told == name else output
+        self.ops[-1] = Ran(name, plain, tuple(tuple(leaf.shape) for leaf in _leaves(output)))
         return output
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(value) if all(type(entry) is int for entry in value) else None
+    return None if isinstance(value, Tensor) else value
 
 
 def _replaced(output: Any, found: Found) -> Any:

@@ -1,7 +1,7 @@
 """Refine a map by trial: freeze what the code objects to, or learn which size it reads, until nothing objects."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -37,13 +37,9 @@ class Refinement:
         self.beside = beside
         self.keep: frozenset[str] = frozenset()
         self.least: dict[str, int] = {}  # groups of which a trial leaves more than one channel
-        self.ties = Ties()
+        self.runs = runs
+        self.axes: list[dict[int, int]] = [{} for _ in runs]  # of each run, what is known of its reshapes
         self.patient = probe.Patient(replica)
-        self.walks: list[Run] = [(self._walk(trace), way) for trace, way in runs]
-        self.trials = self.walks, self.walks
-        if len(self.walks) == 2 and probe.same_operators(*(walk for walk, _ in self.walks)):
-            # One code: each mode tries it in one way.
-            self.trials = self.walks[:1], self.walks[1:] if probe.asks_for_sizes(self.walks[1][0]) else []
         self.tensors = named_tensors(model)
         self.modules = {n: m for n, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
         order = {name: place for place, name in enumerate(self.tensors)}
@@ -52,7 +48,7 @@ class Refinement:
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
         self.notes: list[str] = []
         self.left_over = left_over(replica, runs)
-        self.found: list[RawSize] = [size for walk, _ in self.walks for size in walk.sizes]
+        self._follow()
 
     def refine(self, keep: frozenset[str]) -> None:
         """Run trials until nothing objects; the result stands in `groups`, `identities`, `sizes` and `numbered`.
@@ -64,10 +60,17 @@ class Refinement:
         self._bound()
         self._keep_sizes()
 
-    def _walk(self, trace: Trace) -> Walk:
-        walk = Walk(trace, self.ties)
-        walk.follow(rule_of)
-        return walk
+    def _follow(self) -> None:
+        """Walk through every run from its start: what trials have shown is forgotten, except of reshapes."""
+        self.ties = Ties()
+        walks = [Walk(run[0], self.ties, axes) for run, axes in zip(self.runs, self.axes, strict=True)]
+        for walk in walks:
+            walk.follow(rule_of)
+        self.walks: list[Run] = [(walk, *run[1:]) for walk, run in zip(walks, self.runs, strict=True)]
+        self.trials = self.walks, self.walks
+        if len(walks) == 2 and probe.same_operators(*walks):  # one code: each mode tries it in one way
+            self.trials = self.walks[:1], self.walks[1:] if probe.asks_for_sizes(walks[1]) else []
+        self.found: list[RawSize] = [size for walk in walks for size in walk.sizes]
 
     def _resolve(self) -> None:
         self.roots = resolve.roots_of(self.ties)
@@ -98,7 +101,12 @@ class Refinement:
                 return
             walk, objection = found
             place = (id(walk), objection.op)
-            ways = (self._learn, self._even, self._spare)
+            if self._turn(walk, objection):
+                seen.clear()
+                continue
+            ways = [self._learn, self._borrow, self._even, self._spare]
+            if any(size != before for *_, size, before in self._asked(walk, objection)):
+                ways[:2] = self._borrow, self._learn
             if seen[place] or not any(way(walk, objection) for way in ways):
                 self._freeze(walk, objection, widen=seen[place])
                 seen[place] += 1
@@ -109,7 +117,10 @@ class Refinement:
         self._resolve()
         halved, uneven = self.trials
         found = self._objection(probe.half(self.groups, len(self.roots), self.least), halved)
-        return found or (self._objection(probe.uneven(self.groups, len(self.roots)), uneven) if uneven else None)
+        # Where parts of a dimension are channels of their own, numbers may agree by chance.
+        for seed in () if found or not uneven else (1, 2, 3) if self.ties.apart else (1,):
+            found = found or self._objection(probe.uneven(self.groups, len(self.roots), seed), uneven)
+        return found
 
     def _bound(self) -> None:
         """Leave to be pruned only, never grown, what objects to more channels, until nothing does.
@@ -135,7 +146,8 @@ class Refinement:
         before = self.found
         while found:
             self.found = before + found
-            objection = self._try()
+            self._resolve()
+            objection = self._objection(probe.half(self.groups, len(self.roots), self.least), self.trials[0])
             if objection is None:
                 break
             at = objection[0].trace.ops[objection[1].op].module
@@ -149,6 +161,7 @@ class Refinement:
     def _objection(self, copies: probe.Copies, runs: Iterable[Run]) -> tuple[Walk, probe.Objection] | None:
         if (copies == 1).all():
             return None
+        self.copies = copies  # of the last trial
         with self.patient.edited(self.identities, self.sizes, copies) as edited:
             for walk, way in runs:
                 found = probe.objection(edited, way, walk, copies, self.roots)
@@ -156,25 +169,117 @@ class Refinement:
                     return walk, found
         return None
 
+    def _turn(self, walk: Walk, objection: probe.Objection) -> bool:
+        """Let channels go on another dimension of a reshape, the one whose size followed them; everywhere in this code.
+
+        The walks start again.
+        """
+        dims, [held, *_] = walk.choices.get(objection.op, ()), walk.op_outputs[objection.op]
+        before = walk.trace.ops[objection.op].outputs[0].shape if dims else ()
+        follow = [dim for _, dim, size in objection.asked if dim in dims and size != before[dim]]
+        if not objection.asked:  # the code failed before it came to the operator
+            follow = [dim for dim in dims if dim not in held][:1]
+        if len(follow) != 1 or follow[0] in held:
+            return False
+        turned = False
+        for axes, other, number in self._same_reshapes(walk, objection.op):
+            if len(other.choices[number]) == len(dims) and number not in axes:
+                axes[number] = other.choices[number][dims.index(follow[0])]
+                turned = True
+        if turned:
+            self._follow()
+        return turned
+
+    def _same_reshapes(self, walk: Walk, number: int) -> Iterator[tuple[dict[int, int], Walk, int]]:
+        """Of every run: where its axes are kept, its walk, and the same reshape in every module of the same class.
+
+        A module without submodules is a layer like any other, whose numbers are its own.
+        """
+        module = walk.trace.ops[number].module
+        kind = type(self.modules.get(module)) if any(self.model.get_submodule(module).children()) else None
+        turn = [each for each in walk.choices if walk.trace.ops[each].module == module].index(number)
+        for axes, (other, *_) in zip(self.axes, self.walks, strict=True):
+            of_module: dict[str, list[int]] = {}
+            for each in other.choices:
+                of_module.setdefault(other.trace.ops[each].module, []).append(each)
+            for name, numbers in of_module.items():
+                if (name == module or type(self.modules.get(name)) is kind) and turn < len(numbers):
+                    yield axes, other, numbers[turn]
+
+    def _borrow(self, walk: Walk, objection: probe.Objection) -> bool:
+        """Tie channels to others whose number the code takes for theirs, and freeze those of a fixed number."""
+        pairs, frozen = list(self.ties.pairs), list(self.ties.frozen)
+        if walk.trace.ops[objection.op].name == "slice":  # which channels it takes depends on those before them
+            return False
+        asked = list(self._asked(walk, objection))
+        if all(size == before for _, size, before in asked):
+            return False
+        for ids, size, before in asked:
+            others = self._counting(walk, objection.op, before, size)
+            if size == before:
+                self.ties.frozen = [*self.ties.frozen, (ids, objection.reason)]
+            elif others:
+                self.ties.pairs = [*self.ties.pairs, (others[-1], ids)]
+        if self._moves_on(walk, objection):
+            return True
+        self.ties.pairs, self.ties.frozen = pairs, frozen
+        return False
+
+    def _asked(self, walk: Walk, objection: probe.Objection) -> Iterator[tuple[Ids, int, int]]:
+        """Channels of which the code wants another number than the map has, with that number and the one at first."""
+        for output, dim, size in objection.asked:
+            ids = walk.op_outputs[objection.op][output].get(dim)
+            if ids is not None and not walk.is_made(ids):
+                yield ids, size, len(ids)
+
+    def _counting(self, walk: Walk, op: int, width: int, size: int) -> list[Ids]:
+        """Channels before an operator that were so many, and of which the last trial left so many."""
+        arrays = (ids for touched in walk.op_inputs[: op + 1] for ids in touched if len(ids) == width)
+        return [ids for ids in arrays if int(self.copies[self.roots[ids]].sum()) == size]
+
     def _learn(self, walk: Walk, objection: probe.Objection) -> bool:
         """Keep an attribute true that the running module read a size from, if that moves the objection further on.
 
-        One attribute that counts two kinds of channels ties them: they stay equally many.
+        One attribute that counts two kinds of channels ties them: they stay equally many. What failed before the
+        operator ran is the code around its module.
         """
-        op = walk.trace.ops[objection.op]
+        return self._learn_of(walk, objection, 0) or (not objection.asked and self._learn_of(walk, objection, 1))
+
+    def _learn_of(self, walk: Walk, objection: probe.Objection, outwards: int) -> bool:
+        """The same of the module `outwards` levels around the operator's, and of every module of the same code."""
         found, pairs = list(self.found), list(self.ties.pairs)
-        known = {(size.module, size.attribute): size.ids for size in reversed(found)}
-        for alternative in probe.stored_sizes(objection.op, walk, self.model):
-            named = [RawSize(op.module, name if at is None else f"{name}.{at}", ids) for name, at, ids in alternative]
-            fresh = [size for size in named if (size.module, size.attribute) not in known]
-            others = [(known[size.module, size.attribute], size.ids) for size in named if size not in fresh]
-            tied = [(one, two) for one, two in others if len(one) == len(two) and self._differ(one, two)]
-            if fresh or tied:
-                self.found, self.ties.pairs = found + fresh, pairs + tied
-                if self._moves_on(walk, objection):
-                    return True
+        alternatives = [
+            self._stored(walk, number, outwards) for number in probe.same_code(objection.op, walk, self.model)
+        ]
+        for names in self._stored(walk, objection.op, outwards):
+            self.found, self.ties.pairs = list(found), list(pairs)
+            learnt = [self._keep_true(size) for each in alternatives for size in each.get(names, ())]
+            if any(learnt) and self._moves_on(walk, objection):
+                return True
         self.found, self.ties.pairs = found, pairs
         return False
+
+    def _stored(self, walk: Walk, number: int, outwards: int) -> dict[tuple[str, ...], list[RawSize]]:
+        """Alternatives of attributes that may hold what an operator used, by their names."""
+        path = walk.trace.ops[number].module.split(".")
+        module = ".".join(path[: max(0, len(path) - outwards)])
+        found: dict[tuple[str, ...], list[RawSize]] = {}
+        for alternative in probe.stored_sizes(number, walk, self.model.get_submodule(module), self.model):
+            sizes = [RawSize(module, name if at is None else f"{name}.{at}", ids) for name, at, ids in alternative]
+            found.setdefault(tuple(size.attribute for size in sizes), sizes)
+        return found
+
+    def _keep_true(self, size: RawSize) -> bool:
+        """Add a size, or tie its channels to those that it is known to count; whether that says anything new."""
+        held = ((s.module, s.attribute) == (size.module, size.attribute) for s in self.found)
+        known = next((s.ids for s, same in zip(self.found, held, strict=True) if same), None)
+        if known is None:
+            self.found.append(size)
+        elif len(known) == len(size.ids) and self._differ(known, size.ids):
+            self.ties.pairs.append((known, size.ids))
+        else:
+            return False
+        return True
 
     def _differ(self, one: Ids, two: Ids) -> bool:
         return not np.array_equal(self.roots[one], self.roots[two])
@@ -186,7 +291,7 @@ class Refinement:
             return False
         pairs = list(self.ties.pairs)
         walk.tie_rows(parts)
-        if self._moves_on(walk, objection):
+        if self._moves_on(walk, objection) or self._learn(walk, objection):
             return True
         self.ties.pairs = pairs
         return False

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from compressor.graph.channels import Ids
 from compressor.graph.trace import Op
-from compressor.graph.walk import MAKERS, Rule, Track, Walk, untracked, where, without
+from compressor.graph.walk import MAKERS, RESHAPES, Rule, Track, Walk, untracked, where, without
 
 
 def view(w: Walk, op: Op) -> None:
@@ -262,7 +262,7 @@ _LIKE = _words("""
     zero uniform normal
 """)
 SHAPES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "unflatten", "_reshape_alias"), view),
+    **dict.fromkeys(RESHAPES, view),
     **dict.fromkeys(("permute", "transpose", "t"), permute),
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,

@@ -273,6 +273,7 @@ MAKERS = frozenset(
     new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like expand repeat arange linspace
     logspace eye""".split()  # noqa: SIM905 - a list of words
 )
+RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "flatten", "unflatten", "_reshape_alias"})
 _MOVES = frozenset({"t", "view", "_unsafe_view", "transpose", "permute", "expand", "clone", "detach", "alias",
                     "unsqueeze", "squeeze", "select", "slice", "flip", "_to_copy"})  # fmt: skip
 

@@ -105,7 +105,7 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
     trace = run(Replica(model, real=True), Way(example))
     walk = Walk(trace, Ties())
     walk.follow(rule_of)
-    turned = _turned(model, example)
+    turned = _turned(model, example) if walk.choices else []
     if turned:  # reshapes where channels go on another dimension than the walk took first
         walk = Walk(trace, Ties(), dict(zip(walk.choices, turned, strict=True)))
         walk.follow(rule_of)

@@ -95,14 +95,15 @@ class Refinement:
     def _refine(self) -> None:
         """Freeze, or learn the stored size of, whatever the trials object to, until they run as the map predicts."""
         seen: Counter[tuple[int, int]] = Counter()
+        self._try()
         for _ in range(_MOST_TRIALS):
-            found = self._try()
-            if found is None:
+            if self.objected is None:
                 return
-            walk, objection = found
+            walk, objection = self.objected
             place = (id(walk), objection.op)
             if self._turn(walk, objection):
                 seen.clear()
+                self._try()
                 continue
             ways = [self._learn, self._borrow, self._even, self._spare]
             if any(size != before for *_, size, before in self._asked(walk, objection)):
@@ -110,16 +111,19 @@ class Refinement:
             if seen[place] or not any(way(walk, objection) for way in ways):
                 self._freeze(walk, objection, widen=seen[place])
                 seen[place] += 1
+                self._try()
         self.ties.frozen.extend((ids, "the model's code objects to every edit") for ids in self.ties.blocks.values())
         self._resolve()
 
     def _try(self) -> tuple[Walk, probe.Objection] | None:
+        """What the trials object to, which also stands in `objected`; the map is then as the ties say."""
         self._resolve()
         halved, uneven = self.trials
         found = self._objection(probe.half(self.groups, len(self.roots), self.least), halved)
         # Where parts of a dimension are channels of their own, numbers may agree by chance.
         for seed in () if found or not uneven else (1, 2, 3) if self.ties.apart else (1,):
             found = found or self._objection(probe.uneven(self.groups, len(self.roots), seed), uneven)
+        self.objected = found
         return found
 
     def _bound(self) -> None:

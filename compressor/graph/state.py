@@ -51,7 +51,8 @@ class State:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Whatever is changed meanwhile is as before afterwards."""
-        names, counts = [*itertools.chain.from_iterable(self._spaces)], [*map(len, self._spaces)]
+        names = [*itertools.chain.from_iterable([held.keys() for held in self._spaces])]  # torch.jit's cannot iterate
+        counts = [*map(len, self._spaces)]
         values = self._values()
         shapes = [tensor.shape for tensor in self._tensors]
         before = [(tensor, tensor.detach().clone()) for tensor in self._tensors if not tensor.is_meta]

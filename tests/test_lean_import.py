@@ -1,6 +1,5 @@
 """Importing the package and asking for help must not wait for torch."""
 
-import os
 import subprocess
 import sys
 
@@ -33,18 +32,3 @@ def test_public_names_are_there_on_first_use():
 def test_other_names_are_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'prune_all'"):
         _ = compressor.prune_all
-
-
-def test_help_answers_without_torch():
-    code = "import sys; sys.argv = ['compressor', '--help']\nfrom compressor.cli import main\n"
-    code += "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code"
-    assert heavy_modules_after(code) == "[]"
-
-
-def test_help_answers_in_half_a_second():
-    seconds = []
-    for _ in range(3):  # the processor's time, of which a busy machine takes nothing away; the best of three
-        before = sum(os.times()[2:4])
-        subprocess.run([sys.executable, "-m", "compressor", "--help"], capture_output=True, check=True)
-        seconds.append(sum(os.times()[2:4]) - before)
-    assert min(seconds) < 0.5

@@ -16,10 +16,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-_USED = ("compressor.exporting.runtime", "compressor.profiling.onnx_count", "onnxruntime")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
+_HEAVY = ("onnx", "onnxruntime")
 _PLACE = "socket"
 _started = threading.Lock()
 _place: str | None = None
@@ -41,6 +44,12 @@ def asked(request: str) -> tuple[int, str, str]:
     return code, answered, said
 
 
+def fresh(code: str) -> list[str]:
+    """The command that runs code in a new interpreter, with this one's modules and nothing of the folder's."""
+    root = str(Path(__file__).parents[1])
+    return [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {[root, *filter(None, sys.path)]!r}; {code}"]
+
+
 def stop() -> None:
     """End the server; the next request starts another one."""
     global _place, _process
@@ -54,13 +63,11 @@ def stop() -> None:
 
 def _server() -> str:
     """Where the server listens, which is started where there is none."""
-    from compressor.limits import ONE_THREAD, fresh
-
     global _place, _process
     with _started:
         if _place is None:
             _place = tempfile.mkdtemp(prefix="compressor-")
-            command = fresh(f"from compressor import forks; forks.preside({_place!r})")
+            command = fresh(f"from compressor import forks, limits; forks.preside({_place!r}, limits.serve)")
             environment = {**os.environ, **ONE_THREAD}
             _process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             assert _process.stdout is not None
@@ -69,9 +76,12 @@ def _server() -> str:
         return str(Path(_place, _PLACE))
 
 
-def preside(folder: str) -> NoReturn:
-    """Be the server: fork a process for every request, until stdin is closed; the folder goes then."""
-    for name in _USED:
+def preside(folder: str, serve: Callable[[str, int], NoReturn]) -> NoReturn:
+    """Be the server: fork a process for every request, which `serve` answers to an open file, until stdin is closed.
+
+    The folder with its socket goes then. What a request calls is imported here, once for all that follow.
+    """
+    for name in _HEAVY:
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(Path(folder, _PLACE)))
@@ -79,9 +89,12 @@ def preside(folder: str) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # tells that it listens
         while sys.stdin not in select.select([sys.stdin, listener], [], [])[0]:
             connection, _ = listener.accept()
+            with connection.makefile("rb") as sent:
+                request = sent.read().decode()
+            importlib.import_module(json.loads(request)["function"].partition(":")[0])
             if os.fork() == 0:
                 listener.close()
-                _attend(connection)
+                _attend(connection, partial(serve, request))
             connection.close()
             while _ended():
                 pass
@@ -96,18 +109,14 @@ def _ended() -> bool:
         return False
 
 
-def _attend(connection: socket.socket) -> NoReturn:
+def _attend(connection: socket.socket, serve: Callable[[int], NoReturn]) -> NoReturn:
     """Fork once more, a process with limits, and send what became of it."""
-    from compressor.limits import serve
-
-    with connection.makefile("rb") as sent:
-        request = sent.read().decode()
     ours, answers = os.pipe()
     with tempfile.TemporaryFile() as said:
         child = os.fork()
         if child == 0:
             os.dup2(said.fileno(), 2)
-            serve(request, answers)
+            serve(answers)
         os.close(answers)
         with os.fdopen(ours) as answer:
             answered = answer.read()

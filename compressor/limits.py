@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compressor.errors import CompressorError, FileError
-from compressor.forks import asked
+from compressor.forks import ONE_THREAD, asked, fresh
 
 GIB = 1 << 30
 LARGEST_GIB = 16.0  # of a model file, as it lies on the disk and unpacked
 
 _SECONDS, _WAITING = 5.0, 3.0  # of the processor; times as much on the clock, where others use the machine too
 _MEMORY = int(1.5 * GIB)
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
 _OUT_OF_TIME = tuple(getattr(signal, name, None) for name in ("SIGXCPU", "SIGALRM"))
 
 
@@ -71,12 +70,6 @@ def _alone(request: str) -> tuple[int, str, str]:
         env={**os.environ, **ONE_THREAD},
     )
     return done.returncode, done.stdout, done.stderr
-
-
-def fresh(code: str) -> list[str]:
-    """The command that runs code in a new interpreter, with this one's modules and nothing of the folder's."""
-    root = str(Path(__file__).parents[1])
-    return [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {[root, *filter(None, sys.path)]!r}; {code}"]
 
 
 _serving = False  # whether this is a process of `apart`

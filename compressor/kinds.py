@@ -1,11 +1,10 @@
 """Whether a value from a file is of the type that a dataclass says; nothing heavy is imported."""
 
-import difflib
 from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from compressor.errors import UsageError
+from compressor.errors import UsageError, did_you_mean
 
 
 def tuples(value: Any) -> Any:
@@ -46,9 +45,8 @@ def check_fits(name: str, value: Any, hint: Any) -> None:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """What is said of a name that no setting has: "there is no setting 'epoch', did you mean epochs?"."""
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    return f"there is no setting {name!r}" + (f", did you mean {near[0]}?" if near else "")
+    """What is said of a name that no setting has: "there is no setting 'epoch' (did you mean epochs?)"."""
+    return f"there is no setting {name!r}{did_you_mean(name.replace('-', '_'), known)}"
 
 
 def words(hint: Any) -> str:

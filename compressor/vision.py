@@ -7,7 +7,6 @@ nothing used here needs them. So the two schemas that its Python code refers to 
 
 from __future__ import annotations
 
-import difflib
 import importlib.machinery
 import importlib.util
 import sys
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import UsageError
+from compressor.errors import UsageError, did_you_mean
+from compressor.preparation import Preparation
 
 # The two operators that torchvision registers fake kernels for at import; the rest it only touches when it has them.
 _SCHEMAS = (
@@ -65,11 +65,11 @@ _DOWNLOADS = ("weights", "weights_backbone", "progress")
 
 @dataclass(frozen=True)
 class Preset:
-    """What a published classifier was evaluated with: input shape (channels, height, width) and normalisation."""
+    """What a published classifier was evaluated with: input shape (channels, height, width), and how images were made
+    ready."""
 
     input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preparation: Preparation
     num_classes: int
 
 
@@ -100,7 +100,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
 
 
 def default_preset(name: str) -> Preset:
-    """Input shape, normalisation and number of classes of the weights that torchvision publishes for `name`.
+    """Input shape, preparation of images and number of classes of the weights that torchvision publishes for `name`.
 
     Of several published weights those for the smallest images count: that is the size the builder assumes.
     Read from the metadata that torchvision ships, without downloading anything. Raises UsageError for an unknown name.
@@ -111,16 +111,18 @@ def default_preset(name: str) -> Preset:
     size = int(transform.crop_size[0])
     return Preset(
         input_shape=(3, size, size),
-        mean=tuple(float(value) for value in transform.mean),
-        std=tuple(float(value) for value in transform.std),
+        preparation=Preparation(
+            tuple(float(value) for value in transform.mean),
+            tuple(float(value) for value in transform.std),
+            crop_pct=size / transform.resize_size[0],
+            interpolation=transform.interpolation.value,
+        ),
         num_classes=len(weights.meta["categories"]),
     )
 
 
 def _check_name(name: str) -> None:
     names = classifiers()
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
-    hint = f" near: {', '.join(near)};" if near else ""
-    raise UsageError(f"torchvision has no classifier {name!r};{hint} all of them: {', '.join(names)}")
+    if name not in names:
+        near = did_you_mean(name, names, 4)
+        raise UsageError(f"torchvision has no classifier {name!r}{near}; all of them: {', '.join(names)}")

@@ -3,9 +3,12 @@
 1,295 images to train on, 143 to validate, 359 held out for the number at the end. Some seconds on two CPU cores.
 """
 
+from dataclasses import replace
+
 import torch
 
-from compressor.loading import open_model, save_model
+from compressor.loading.opening import open_model
+from compressor.loading.saving import save_model
 from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
@@ -30,11 +33,8 @@ def main() -> None:
     result = evaluate(opened.module.cpu(), data.test, data)
     print(f"test top-1 {result.top1:.4f} on {result.count} images")
     save_model(
-        opened,
+        replace(opened, classes=data.classes, preparation=data.preparation),
         OUT,
-        classes=data.classes,
-        mean=data.mean,
-        std=data.std,
         history=["python sample_models/train_digits.py"],
         measurements={"top1": result.top1},
         overwrite=True,

@@ -133,7 +133,7 @@ def test_a_keyword_is_what_the_flag_is(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"epoch": 3}, "there is no setting 'epoch', did you mean epochs?; compressor.prune knows"),
+        ({"epoch": 3}, "there is no setting 'epoch' (did you mean epochs?); compressor.prune knows"),
         ({"epochs": 2.5}, "epochs is 2.5, and has to be a whole number"),
         ({"method": "adapnet", "ratio": 0.5, "data": "digits"}, "there is no setting 'ratio'"),
         ({"method": "adapnet"}, "needs data"),

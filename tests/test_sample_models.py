@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from compressor.errors import UsageError
-from compressor.loading import data_arguments, open_model, parse_arch
+from compressor.loading.arch import data_arguments, parse_arch
+from compressor.loading.opening import open_model
 
 FOLDER = Path(__file__).parents[1] / "sample_models"
 # Net2 of the table: weights of the convolutions; bias, scale and shift of each filter; the linear layers likewise.

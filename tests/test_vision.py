@@ -48,7 +48,7 @@ def test_default_preset_has_the_size_that_the_builder_assumes(name, size):
     preset = vision.default_preset(name)
     assert preset.input_shape == (3, size, size)
     assert preset.num_classes == 1000
-    assert all(0 < value < 1 for value in preset.mean + preset.std)
+    assert all(0 < value < 1 for value in preset.preparation.mean + preset.preparation.std)
 
 
 def test_every_classifier_has_a_preset():

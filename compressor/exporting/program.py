@@ -6,7 +6,7 @@ Plain torch runs it (`torch.export.load(path).module()`), and so does compressor
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from compressor.exporting.runtime import first_line
 from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
 from compressor.exporting.staging import folder_beside, move_files
 from compressor.graph.program import with_free_batch
-from compressor.loading import open_model
+from compressor.loading.opening import open_model
 from compressor.loading.program import EXTRA
 
 
@@ -88,9 +88,8 @@ def export_program(
 
 
 def _about(card: Card, shape: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
-    how = card.preparation
-    mean, std = (None, None) if how is None else (how.mean, how.std)
-    known = {"classes": card.classes, "mean": mean, "std": std, "history": card.history}
+    preparation = None if card.preparation is None else asdict(card.preparation)
+    known = {"classes": card.classes, "preparation": preparation, "history": card.history}
     return {"format": "compressor program", "version": 1, "input_shape": shape, **known, "settings": settings}
 
 

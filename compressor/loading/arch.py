@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,9 +12,10 @@ from typing import Any
 from torch import nn
 
 from compressor import vision
-from compressor.errors import UsageError
+from compressor.errors import UsageError, did_you_mean
 from compressor.loading import code, imports
-from compressor.loading.plain import to_plain
+from compressor.loading.forms import plain
+from compressor.preparation import Preparation
 from compressor.text import first_line
 
 # Arguments of timm.create_model that read files or the network.
@@ -71,8 +71,7 @@ class Definition:
     accepts: frozenset[str] | None  # names of its arguments; None where it takes any
     channels_argument: str = "in_channels"
     input_shape: tuple[int, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    preparation: Preparation | None = None  # how images are made ready for the published weights
     num_classes: int | None = None
 
     def takes(self, argument: str) -> bool:
@@ -120,7 +119,7 @@ def parse_arch(text: str, arguments: Mapping[str, Any] | None = None) -> Arch:
         if path is None:
             raise UsageError(f"--arch {text!r}: there is no module {module} here or installed; write {_FORMS}")
         name = f"{_shortened(path)}:{function}"
-    return Arch(name, to_plain({**written, **(arguments or {})}, "arch_arguments"))
+    return Arch(name, plain({**written, **(arguments or {})}, "arch_arguments"))
 
 
 def _what_is_wrong(text: str) -> str:
@@ -211,8 +210,7 @@ def _find_torchvision(arch: Arch, name: str) -> Definition:
         call=call,
         accepts=frozenset({"num_classes", *_EXTRA_ARGUMENTS.get(name, ()), *arch.arguments}),
         input_shape=preset.input_shape,
-        mean=preset.mean,
-        std=preset.std,
+        preparation=preset.preparation,
         num_classes=preset.num_classes,
     )
 
@@ -223,9 +221,8 @@ def _find_timm(arch: Arch, name: str) -> Definition:
     except ImportError as error:
         raise UsageError(f"{arch.name} needs timm: pip install timm") from error
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        raise UsageError(f"timm has no model {name!r}{hint}; all {len(timm.list_models())}: timm.list_models()")
+        near = did_you_mean(name, timm.list_models(), 6)
+        raise UsageError(f"timm has no model {name!r}{near}; all {len(timm.list_models())}: timm.list_models()")
     for refused in _TIMM_READS:
         if refused in arch.arguments:
             raise UsageError(f"{arch.name} is built without `{refused}`: give a file with the weights instead")
@@ -238,13 +235,16 @@ def _find_timm(arch: Arch, name: str) -> Definition:
         return module
 
     published = timm.get_pretrained_cfg(name)
+    preparation = None
+    if published:
+        mean, std, share = tuple(published.mean), tuple(published.std), min(published.crop_pct, 1.0)
+        preparation = Preparation(mean, std, crop_pct=share, interpolation=published.interpolation)
     return Definition(
         arch=arch,
         call=call,
         accepts=frozenset({"num_classes", "in_chans", *arch.arguments}),
         channels_argument="in_chans",
         input_shape=tuple(published.input_size) if published else None,
-        mean=tuple(published.mean) if published else None,
-        std=tuple(published.std) if published else None,
+        preparation=preparation,
         num_classes=published.num_classes if published else None,
     )

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressor.errors import FileError, ModelError
+from compressor.errors import FileError
 from compressor.files import replacing
 from compressor.limits import LARGEST_GIB, check_size
-from compressor.loading.plain import encode, from_json, to_json
+from compressor.loading.forms import from_json, to_json
 from compressor.text import first_line
 
 _LARGEST_HEADER = 16 << 20  # bytes
@@ -89,72 +89,6 @@ def write(path: Path, kind: str, plain: Any, tensors: Mapping[str, Tensor], prev
     metadata = {kind: text, _CHECKSUM: _checksum(text, tensors)}
     with replacing(path, previous) as temporary:  # not by save_file, whose files nobody else may read
         temporary.write_bytes(safetensors.torch.save(dict(tensors), metadata))
-
-
-@dataclass
-class Packer:
-    """Takes tensors out of nested plain data; one that is met twice is kept once."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # contiguous and on the CPU, by name
-    _names: dict[tuple[Any, ...], str] = field(default_factory=dict)
-    _storages: set[int] = field(default_factory=set)
-    _met: list[Tensor] = field(default_factory=list)  # kept, so that no other tensor gets the memory of one
-
-    def pack(self, value: Any, where: str) -> Any:
-        """The form of a value that is plain or a tensor, or holds such values; raises TypeError for another."""
-        return encode(value, where, self._tensor)
-
-    def add(self, tensor: Tensor, name: str) -> tuple[str, list[int] | None]:
-        """Keep a tensor; returns the name it is kept under, and its strides where it is not contiguous.
-
-        Raises ModelError for a tensor that a safetensors file cannot hold.
-        """
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype in _UNHELD:
-            what = "quantized" if tensor.is_quantized else f"{tensor.dtype} on {tensor.device}, {tensor.layout}"
-            raise ModelError(f"{name} is a tensor that a file cannot hold ({what})")
-        tensor = tensor.detach()
-        strides = list(tensor.stride()) if _is_permuted(tensor) else None
-        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and key in self._names:
-            return self._names[key], strides
-        while name in self.tensors:
-            name += "'"
-        held = tensor.cpu().contiguous()
-        shared = held.untyped_storage().data_ptr() in self._storages  # with a view of other sizes
-        self.tensors[name] = held.clone() if shared else held
-        self._storages.add(held.untyped_storage().data_ptr())
-        self._names[key] = name
-        self._met.append(tensor)
-        return name, strides
-
-    def _tensor(self, value: Any, where: str) -> Any:
-        if type(value) is not Tensor:
-            return None
-        name, strides = self.add(value, where)
-        return {"$tensor": name if strides is None else [name, strides]}
-
-
-def reader(take: Callable[[str], Tensor]) -> dict[str, Callable[[Any], Any]]:
-    """For `decode`: reads the forms of tensors that a Packer made; `take` gives a tensor by name."""
-    return {"$tensor": lambda held: take(held) if isinstance(held, str) else with_strides(take(held[0]), held[1])}
-
-
-def with_strides(tensor: Tensor, strides: list[int]) -> Tensor:
-    """The tensor in memory of these strides, in which it takes no more room. Raises ValueError for other strides."""
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
-    if extent != tensor.numel() or not all(0 <= stride <= extent for stride in strides):
-        raise ValueError("strides that do not fit their tensor")
-    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
-
-
-_UNHELD = (torch.complex32, torch.complex128)
-
-
-def _is_permuted(tensor: Tensor) -> bool:
-    """Whether the tensor is not contiguous, yet fills its memory, as in the channels-last format."""
-    like = torch.empty_like(tensor, device="meta")
-    ordinary = torch.empty(tensor.shape, device="meta")
-    return tensor.numel() > 0 and like.stride() == tensor.stride() and tensor.stride() != ordinary.stride()
 
 
 def _header(data: bytes) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,26 @@ from torch import Tensor, nn
 from compressor.errors import FileError, UsageError
 from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.limits import LARGEST_GIB
-from compressor.loading.arch import Arch, Definition, find, parse_arch
-from compressor.loading.blueprint import build_blank
-from compressor.loading.checkpoint import KIND, Checkpoint, read_checkpoint
+from compressor.loading.arch import Arch, find, parse_arch
+from compressor.loading.checkpoint import KIND, Checkpoint, Origin, read_checkpoint
 from compressor.loading.container import read
 from compressor.loading.content import Content, recognise
-from compressor.loading.pickles import read_pickle
+from compressor.loading.networks import UnbuiltError, blank
+from compressor.loading.pickles import read_pickle, rebuilt, skeleton
 from compressor.loading.program import open_program
 from compressor.loading.proportion import Proportion
+from compressor.loading.stand_ins import StandIn
 from compressor.loading.steps import apply_steps, restructure_
-from compressor.loading.stored import StoredModule
-from compressor.loading.tree import TreeError
 from compressor.loading.weights import find_weights, fit, put
 from compressor.text import shown
 
 
 @dataclass(frozen=True)
-class OpenedModel:
+class OpenedModel(Origin):
     """A model ready for use, and all that is known about it."""
 
     module: nn.Module  # in eval mode, float32, on the CPU
-    arch: Arch | None  # how to build it; None where no architecture is named
-    input_shape: tuple[int, ...] | None = None  # (channels, height, width)
-    classes: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None  # per channel, of inputs scaled to 0..1
-    std: tuple[float, ...] | None = None
-    preparation: dict[str, Any] = field(default_factory=dict)  # what else is said of how images are made ready
-    history: tuple[str, ...] = ()  # the commands that made it, oldest first
-    measurements: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what the user should be told about how it was opened
-    steps: tuple[dict[str, Any], ...] = ()  # what was made of the network before the module's last edits
-    blueprint: dict[str, Any] | None = None  # where steps were made of a network that no architecture names
 
 
 def load(path: str | Path, *, arch: str | None = None, weights: str | None = None, trust: bool = False) -> nn.Module:
@@ -96,7 +85,7 @@ def _random(arch: Arch) -> OpenedModel:
     definition = find(arch, named=True)
     module = definition.build()
     note = f"{definition.arch} has random weights: no file was given"
-    return OpenedModel(module, definition.arch, definition.shape(), notes=(note,))
+    return OpenedModel(module, arch=definition.arch, input_shape=definition.shape(), notes=(note,))
 
 
 def _from_file(path: Path, named: Arch | None, weights: str | None, trust: bool, max_size: float) -> OpenedModel:
@@ -115,11 +104,11 @@ def _from_file(path: Path, named: Arch | None, weights: str | None, trust: bool,
     else:
         held = read_pickle(path, trust=trust, most_gib=max_size)
     found, notes = find_weights(held, path, weights)
-    if isinstance(found, nn.Module) and named is None:
-        return OpenedModel(found, arch=None, notes=tuple(notes), **about)
-    if isinstance(found, StoredModule) and named is None:
-        return OpenedModel(found.build(), arch=None, notes=tuple(notes))
-    state = found.state_dict() if isinstance(found, (nn.Module, StoredModule)) else found
+    if named is None and not isinstance(found, dict):
+        module = rebuilt(found, path) if isinstance(found, StandIn) else found
+        return OpenedModel(module, notes=tuple(notes), **about)
+    found = skeleton(found, path) if isinstance(found, StandIn) else found
+    state = found.state_dict() if isinstance(found, nn.Module) else found
     if named is None:
         first = next(iter(state))
         raise UsageError(
@@ -127,14 +116,16 @@ def _from_file(path: Path, named: Arch | None, weights: str | None, trust: bool,
             "with --arch torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
         )
     module, definition, more = fit(state, find(named, named=True), path)
-    return _described(OpenedModel(module, definition.arch, notes=(*notes, *more)), definition)
-
-
-def _described(opened: OpenedModel, definition: Definition) -> OpenedModel:
-    """Add what the architecture's publisher says; the normalisation only where the classes are the published ones."""
+    # How images are prepared is the publisher's word only where the classes are the published ones.
     classes = definition.arch.arguments.get("num_classes", definition.num_classes)
-    mean, std = (definition.mean, definition.std) if classes == definition.num_classes else (None, None)
-    return replace(opened, input_shape=definition.shape(), mean=mean, std=std)
+    preparation = definition.preparation if classes == definition.num_classes else None
+    return OpenedModel(
+        module,
+        arch=definition.arch,
+        input_shape=definition.shape(),
+        preparation=preparation,
+        notes=(*notes, *more),
+    )
 
 
 def _from_checkpoint(held: Checkpoint, path: Path, named: Arch | None, trust: bool) -> OpenedModel:
@@ -159,16 +150,14 @@ def _from_checkpoint(held: Checkpoint, path: Path, named: Arch | None, trust: bo
     restructure_(module, held.structure, path)
     allowed.check(module)
     _fill_(module, held, path)
-    return OpenedModel(
-        module, arch, held.input_shape, held.classes, held.mean, held.std, held.preparation, held.history,
-        held.measurements, notes, held.steps, held.blueprint,
-    )  # fmt: skip
+    known = {each.name: getattr(held, each.name) for each in fields(Origin)}
+    return OpenedModel(module, notes=notes, **{**known, "arch": arch})
 
 
 def _blank(held: Checkpoint, path: Path, allowed: Proportion) -> nn.Module:
     try:
-        return build_blank(held.blueprint or {}, allowed.most_bytes)
-    except TreeError as error:
+        return blank(held.blueprint or {}, allowed.most_bytes)
+    except UnbuiltError as error:
         raise FileError(f"{path} is a damaged checkpoint: {error}") from error
 
 
@@ -177,7 +166,7 @@ def _fill_(module: nn.Module, held: Checkpoint, path: Path) -> None:
 
     Raises FileError where they do not fit.
     """
-    state: dict[str, Any] = {**held.state, **held.extra_state}
+    state = dict(held.state)
     for name, buffer in transient_buffers(module).items():
         saved = state.pop(name, buffer)
         if not isinstance(saved, Tensor) or saved.shape != buffer.shape:

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from compressor.errors import FileError
 from compressor.graph.program import trainable
 from compressor.loading.content import Content
+from compressor.preparation import Preparation
 from compressor.text import first_line
 
 EXTRA = "compressor.json"  # our own file in the archive: classes, normalisation, history
@@ -48,6 +49,8 @@ def _about(program: ExportedProgram, told: dict[str, Any]) -> dict[str, Any]:
         node.meta["val"].shape for node in program.graph.nodes if node.name in program.graph_signature.user_inputs
     )
     fixed = tuple(shape[1:]) if all(isinstance(size, int) for size in shape[1:]) else None
-    fields = {key: told.get(key) for key in ("input_shape", "classes", "mean", "std", "history")}
-    found = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    fields = {key: told.get(key) for key in ("input_shape", "classes", "history")}
+    found: dict[str, Any] = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    if isinstance(told.get("preparation"), dict):
+        found["preparation"] = Preparation.from_json(told["preparation"])
     return {"input_shape": fixed, **found}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from compressor.errors import FileError, ModelError, UsageError
 from compressor.graph.neutral import bare
 from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.loading.arch import Arch, find, parse_arch
-from compressor.loading.blueprint import blueprint, build_blank
-from compressor.loading.checkpoint import Checkpoint, extra_state, write_checkpoint
+from compressor.loading.checkpoint import Checkpoint, Origin, extra_state, write_checkpoint
+from compressor.loading.networks import UnbuiltError, blank
+from compressor.loading.networks import describe as describe_layers
 from compressor.loading.opening import OpenedModel
 from compressor.loading.steps import STRUCTURE, apply_steps
-from compressor.loading.tree import TreeError
 from compressor.surgery.structure import apply_, describe
 
 
@@ -52,14 +52,11 @@ def save_model(
     *,
     arch: Arch | str | None = None,
     input_shape: tuple[int, ...] | None = None,
-    classes: Iterable[str] | None = None,
-    mean: Iterable[float] | None = None,
-    std: Iterable[float] | None = None,
     history: Iterable[str] = (),
     measurements: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Write a checkpoint: to a temporary file beside `path`, flushed, then renamed.
+    """Write a checkpoint: to a temporary file beside `path`, flushed, then renamed. Returns notes on what is left out.
 
     Of an OpenedModel everything is taken that is not given here; `history` is added to its own. The module goes in as
     it is now, edited or not. Raises FileError where `path` exists and `overwrite` is not given or where it cannot be
@@ -68,30 +65,23 @@ def save_model(
     target = Path(path)
     if target.exists() and not overwrite:
         raise FileError(f"{target} exists: give another name, or say that it may be overwritten (--overwrite)")
-    opened = model if isinstance(model, OpenedModel) else OpenedModel(model, None)
-    given: dict[str, Any] = {"arch": arch, "input_shape": input_shape, "classes": classes, "mean": mean, "std": std}
-    opened = replace(opened, **{key: value for key, value in given.items() if value is not None})
+    opened = model if isinstance(model, OpenedModel) else OpenedModel(model)
+    named = parse_arch(arch) if isinstance(arch, str) else arch
+    opened = replace(
+        opened,
+        arch=named or opened.arch,
+        input_shape=input_shape or opened.input_shape,
+        history=(*opened.history, *history),
+        measurements=dict(opened.measurements if measurements is None else measurements),
+    )
     module = bare(opened.module)
     base = _base(opened)
     extra, notes = extra_state(module)
     outside = transient_buffers(module)
-    state = {**saved_tensors(module), **{name: outside[name] for name in base.outside if name in outside}}
-    checkpoint = Checkpoint(
-        base.arch,
-        base.blueprint,
-        opened.steps,
-        base.structure,
-        None if opened.input_shape is None else tuple(opened.input_shape),
-        None if opened.classes is None else tuple(opened.classes),
-        None if opened.mean is None else tuple(opened.mean),
-        None if opened.std is None else tuple(opened.std),
-        opened.preparation,
-        (*opened.history, *history),
-        dict(opened.measurements if measurements is None else measurements),
-        extra,
-        state,
-    )
-    write_checkpoint(checkpoint, target)
+    state = {**saved_tensors(module), **{name: outside[name] for name in base.outside if name in outside}, **extra}
+    known = {each.name: getattr(opened, each.name) for each in fields(Origin)}
+    known |= {"arch": base.arch, "blueprint": base.blueprint}
+    write_checkpoint(Checkpoint(**known, structure=base.structure, state=state), target)
     return notes
 
 
@@ -129,18 +119,18 @@ def _base(opened: OpenedModel) -> _Base:
     if opened.arch is None:
         plan = opened.blueprint if opened.steps else _blueprint(module)
         what = "the layers it was made of"
-        build = partial(build_blank, plan or {})
+        build = partial(blank, plan or {})
     else:
-        text = isinstance(opened.arch, str)  # named by the caller; one that came with the model was checked when opened
-        named = parse_arch(opened.arch) if isinstance(opened.arch, str) else opened.arch
-        definition = find(named, named=text or named.sha256 is None)
+        definition = find(
+            opened.arch, named=opened.arch.sha256 is None
+        )  # one that came with the model was checked then
         arch, what, build = definition.arch, str(definition.arch), definition.build
     try:
         with torch.random.fork_rng(devices=[]):  # the run's random numbers are not spent on weights that are not used
             fresh = apply_steps(build(), opened.steps, Path("the network"))
         structure = describe(fresh, module)
         apply_(fresh, structure)
-    except (FileError, TreeError) as error:
+    except (FileError, UnbuiltError) as error:
         raise ModelError(f"the network is not an edited {what}: {error}") from error
     rebuilt, own = _shapes(fresh), _shapes(module)
     differing = [name for name in {**rebuilt, **own} if rebuilt.get(name) != own.get(name)]
@@ -154,8 +144,8 @@ def _base(opened: OpenedModel) -> _Base:
 
 def _blueprint(module: nn.Module) -> dict[str, Any]:
     try:
-        return blueprint(module)
-    except TreeError as error:
+        return describe_layers(module)[0]
+    except UnbuiltError as error:
         raise UsageError(
             f"a {type(module).__name__} cannot be built again without its code ({error}): say how with arch= (--arch), "
             "FILE.py:FUNCTION for a network of your own"

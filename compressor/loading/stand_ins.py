@@ -6,13 +6,11 @@ given. Nothing is imported, called or allocated because a file says so; what the
 
 from __future__ import annotations
 
-import types
+import importlib.util
 import warnings
 from collections.abc import Callable
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
-
-from torch import _weights_only_unpickler as torch_pickles
 
 # A network of a thousand layers has 50,000 instructions of at most two reads each.
 _MOST_READS = 2_000_000
@@ -20,6 +18,19 @@ _MOST_NAMES = 300
 _LONGEST_NAME = 1000
 _MOST_ARGUMENTS = 32  # torch's functions take nine at most
 _MOST_ODD_KEYS = 2000  # keys of one dict that are not texts or numbers; somebody may have chosen them to collide
+
+
+def _torchs_unpickler() -> Any:
+    """A copy of torch's module, whose lists of what is allowed are ours to replace."""
+    spec = importlib.util.find_spec("torch._weights_only_unpickler")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module._get_user_allowed_globals = dict  # type: ignore[attr-defined]
+    return module
+
+
+_torch = _torchs_unpickler()
 
 Place = tuple[Any, ...]  # what a pickle says of a storage: its class, its key, its device, its number of values
 
@@ -29,6 +40,7 @@ class StandIn:
 
     __slots__ = ("arguments", "entries", "state")
     name = ""  # "module.name", of each class derived
+    beside: Names  # all that the same file asks for
 
     arguments: tuple[Any, ...]
     entries: dict[Any, Any]  # what is put into it as into a dict
@@ -51,16 +63,16 @@ class StandIn:
         self.entries[key] = value
 
 
-class Names(dict[str, type[StandIn]]):
-    """The stand-ins of a file by name; there is one for every name that is asked for."""
+class Names(dict[str, Any]):
+    """What each name that a file asks for is read as: one of a few functions of ours, else a stand-in."""
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str)
 
     def __missing__(self, name: str) -> type[StandIn]:
-        if len(self) == _MOST_NAMES:
+        if len(self) >= _MOST_NAMES:
             raise ValueError(f"it asks for more than {_MOST_NAMES} classes and functions")
-        made = type("StandIn", (StandIn,), {"__slots__": (), "name": name})
+        made = type("StandIn", (StandIn,), {"__slots__": (), "name": name, "beside": self})
         self[name] = made
         return made
 
@@ -73,13 +85,12 @@ def unpickle(file: BinaryIO, size: int, names: Names, storage: Callable[[Place],
     torch.save's.
     """
     reader = _Unpickler(_Metered(file, size), encoding="utf-8")
-    reader.persistent_load = storage  # type: ignore[method-assign]
-    tables = {"_get_allowed_globals": lambda: names, "_get_user_allowed_globals": dict}
-    load = types.FunctionType(torch_pickles.Unpickler.load.__code__, {**vars(torch_pickles), **tables})
+    reader.persistent_load = storage
+    _torch._get_allowed_globals = lambda: names
     with warnings.catch_warnings():
         # A pickle of another protocol is read all the same where its instructions are known.
         warnings.filterwarnings("ignore", message="Detected pickle protocol")
-        return load(reader)
+        return reader.load()
 
 
 class _Metered:
@@ -111,7 +122,7 @@ class _Stack(list[Any]):
         return self.last
 
 
-class _Unpickler(torch_pickles.Unpickler):
+class _Unpickler(_torch.Unpickler):  # type: ignore[misc,name-defined]
     """torch's, which looks at the keys of a dict before they are hashed: that can take for ever, or end the process."""
 
     @property
@@ -123,7 +134,7 @@ class _Unpickler(torch_pickles.Unpickler):
         self._stack = values if type(values) is _Stack else _Stack(values)
 
     def pop_mark(self) -> list[Any]:
-        items: list[Any] = super().pop_mark()  # type: ignore[no-untyped-call]
+        items: list[Any] = super().pop_mark()
         self._items = items
         return items
 
@@ -132,10 +143,19 @@ class _Unpickler(torch_pickles.Unpickler):
         if not isinstance(target, (dict, StandIn)):
             raise UnpicklingError(f"Can only {opcode} for dicts, but got {type(target)}")
         keys = [self._stack.last] if opcode == "SETITEM" else self._items[::2]
-        odd = [key for key in keys if not (type(key) is str or (type(key) is int and abs(key) < 2**63))]
-        held = target.entries if isinstance(target, StandIn) else target
-        if odd and (len(held) + len(odd) > _MOST_ODD_KEYS or not all(_is_key(key) for key in odd)):
-            raise UnpicklingError(f"a {type(odd[0]).__name__} is the key of a dict")
+        _check_keys(keys, len(target.entries if isinstance(target, StandIn) else target))
+
+
+def keyed(kind: type, values: Any = ()) -> Any:
+    """A set of a kind, of what may be the keys of a dict."""
+    _check_keys(list(values), 0)
+    return kind(values)
+
+
+def _check_keys(keys: list[Any], held: int) -> None:
+    odd = [key for key in keys if not (type(key) is str or (type(key) is int and abs(key) < 2**63))]
+    if odd and (held + len(odd) > _MOST_ODD_KEYS or not all(_is_key(key) for key in odd)):
+        raise UnpicklingError(f"a {type(odd[0]).__name__} is the key of a dict")
 
 
 def _is_key(key: Any) -> bool:

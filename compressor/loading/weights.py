@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import FileError, UsageError
+from compressor.errors import FileError, UsageError, did_you_mean
 from compressor.graph.tensors import saved_tensors
 from compressor.loading.arch import Definition
 from compressor.loading.folding import folded
-from compressor.loading.plain import encode
+from compressor.loading.forms import encode
+from compressor.loading.pickles import StoredTensor, entries, is_network
 from compressor.loading.proportion import Proportion
-from compressor.loading.stored import StoredModule, StoredTensor
+from compressor.loading.stand_ins import StandIn
 from compressor.text import listed, shown
 
 # Under what keys training scripts keep the weights, the likeliest first; averaged weights only where there are no
@@ -40,11 +40,10 @@ _DEEPEST = 4  # dicts in one another
 _EXTRA_STATE = "_extra_state"  # torch's name for what a layer keeps besides tensors
 
 State = dict[str, Any]  # tensors, and what else layers keep by `get_extra_state`
-_MODULES, _TENSORS = (nn.Module, StoredModule), (Tensor, StoredTensor)
 
 
-def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Module | StoredModule | State, list[str]]:
-    """The module or the state dict in `held` (what torch.save or safetensors gave), and notes on what was chosen.
+def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Module | StandIn | State, list[str]]:
+    """The network or the state dict in `held` (what torch.save or safetensors gave), and notes on what was chosen.
 
     Looks into dicts in dicts, four deep, for the weights under `name` (keys with dots between them) or, without one,
     under the likeliest keys.
@@ -55,18 +54,16 @@ def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Mod
     """
     places = {".".join(keys): found for keys, found in sorted(_places(held), key=lambda each: _rank(each[0]))}
     if not places:
-        if isinstance(held, Mapping):
-            raise FileError(f"{path} holds no weights, only {listed([str(key) for key in held]) or 'nothing'}")
+        inside = entries(held)
+        if inside is not None:
+            raise FileError(f"{path} holds no weights, only {listed([str(key) for key in inside]) or 'nothing'}")
         raise FileError(f"{path} holds a {_kind(held)}, not a model: give a state dict, with --arch")
     names = [each for each in places if each]
     if name is not None:
         fitting = [each for each in places if each == name or each.startswith(f"{name}.")]
         if not fitting:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UsageError(
-                f"{path} has no weights under {name!r}{hint}; it has {listed(names) or 'one set of weights'}"
-            )
+            known = f"{did_you_mean(name, names)}; it has {listed(names) or 'one set of weights'}"
+            raise UsageError(f"{path} has no weights under {name!r}{known}")
         chosen = name if name in places else fitting[0]
     else:
         chosen = next(iter(places))
@@ -77,20 +74,19 @@ def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Mod
     if chosen and others:
         notes.append(f"the weights under {shown(chosen)} are used; --weights chooses others: {listed(others)}")
     found = places[chosen]
-    if not isinstance(found, Mapping):
+    if not isinstance(found, dict):
         return found, notes
-    kept = {key: value for key, value in found.items() if isinstance(value, _TENSORS) or _is_extra_state(key, value)}
-    kept = {key: value for key, value in kept.items() if isinstance(key, str)}
+    kept = {key: value for key, value in found.items() if isinstance(key, str) and _is_weight(key, value)}
     dropped = [str(key) for key in found if key not in kept]
     if dropped:
         notes.append(f"not weights, ignored: {listed(dropped)}")
     return {key: each.read() if isinstance(each, StoredTensor) else each for key, each in kept.items()}, notes
 
 
-def _is_extra_state(key: Any, value: Any) -> bool:
-    """Whether it is what a layer keeps by `get_extra_state`, and plain."""
-    if not isinstance(key, str) or key.rpartition(".")[2] != _EXTRA_STATE:
-        return False
+def _is_weight(key: str, value: Any) -> bool:
+    """Whether it is a tensor, or what a layer keeps by `get_extra_state`, and plain."""
+    if isinstance(value, Tensor | StoredTensor) or key.rpartition(".")[2] != _EXTRA_STATE:
+        return isinstance(value, Tensor | StoredTensor)
     try:
         encode(value, key)
     except (TypeError, RecursionError):
@@ -100,13 +96,15 @@ def _is_extra_state(key: Any, value: Any) -> bool:
 
 def _places(held: Any, keys: tuple[str, ...] = (), seen: frozenset[int] = frozenset()) -> Iterator[Any]:
     """Everything that could be meant by the weights, each with the keys that lead to it."""
-    if isinstance(held, _MODULES):
+    if isinstance(held, nn.Module) or is_network(held):
         yield keys, held
-    if not isinstance(held, Mapping) or id(held) in seen:
         return
-    if any(isinstance(key, str) and isinstance(value, _TENSORS) for key, value in held.items()):
-        yield keys, held
-    for key, inner in held.items() if len(keys) < _DEEPEST else ():
+    inside = entries(held)
+    if inside is None or id(held) in seen:
+        return
+    if any(isinstance(key, str) and isinstance(value, Tensor | StoredTensor) for key, value in inside.items()):
+        yield keys, inside
+    for key, inner in inside.items() if len(keys) < _DEEPEST else ():
         if isinstance(key, str):
             yield from _places(inner, (*keys, key), seen | {id(held)})
 

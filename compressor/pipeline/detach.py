@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.errors import UsageError
-from compressor.loading import transformed
+from compressor.loading.saving import transformed
 from compressor.pipeline.exits import Row, exits_section, measured_rows, variants
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, in_words, layer_sizes, measure
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import DetachJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import Subject, open_subject, refuse_routed, with_preparation
+from compressor.pipeline.subject import Subject, open_subject, refuse_routed
 from compressor.reporting import units
 from compressor.reporting.environment import device_words, versions
 from compressor.reporting.report import Measurements, Report
@@ -136,7 +136,7 @@ def _with_plain_pixels(subject: Subject) -> Subject:
     channels = subject.data.input_shape[0]
     mean, std = (0.0,) * channels, (1.0,) * channels
     data = replace(subject.data, preparation=replace(subject.data.preparation, mean=mean, std=std))
-    opened = with_preparation(subject.opened, data.preparation)
+    opened = replace(subject.opened, preparation=data.preparation)
     return replace(subject, opened=opened, data=data)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.graph.channels import Channels
-from compressor.loading import OpenedModel, save_model
+from compressor.loading.opening import OpenedModel
+from compressor.loading.saving import save_model
 from compressor.pipeline.folder import MODEL
 from compressor.pipeline.subject import Subject
 from compressor.profiling.model_profile import profile

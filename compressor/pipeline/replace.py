@@ -9,7 +9,7 @@ import torch
 
 from compressor.errors import ModelError
 from compressor.graph.trace import trace
-from compressor.loading import transformed
+from compressor.loading.saving import transformed
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, in_words, measure
 from compressor.pipeline.results import write_results

@@ -1,17 +1,17 @@
 """What a run works on: a model and the data that fit it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import FileError, UsageError
+from compressor.errors import UsageError
 from compressor.exporting.forms import form_of
 from compressor.exporting.manifest import Card, chosen
-from compressor.loading import OpenedModel, data_arguments, open_model, parse_arch
-from compressor.loading.arch import find
+from compressor.loading.arch import data_arguments, find, parse_arch
+from compressor.loading.opening import OpenedModel, open_model
 from compressor.methods.reconstruction import enough_images, inputs_of
 from compressor.pipeline.settings import ModelSettings
 from compressor.preparation import Preparation
@@ -76,12 +76,12 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
         if opened.input_shape is None:
             raise UsageError("the model does not say what images it takes: give --input, such as --input 3x224x224")
         if loading.mean or loading.std:
-            usual = preparation_of(opened) or Preparation.usual(*_images(opened.input_shape)[1:])
-            opened = with_preparation(opened, with_normalisation(usual, loading, opened.input_shape[0]))
+            usual = opened.preparation or Preparation.usual(*_images(opened.input_shape)[1:])
+            opened = replace(opened, preparation=with_normalisation(usual, loading, opened.input_shape[0]))
         return Subject(replace(opened, module=opened.module.to(place)), None, place)
     if model.model is not None:
         opened = _opened(model, {})
-        found = _open_data(data, loading, opened.input_shape, preparation_of(opened))
+        found = _open_data(data, loading, opened.input_shape, opened.preparation)
     else:
         found = _open_data(data, loading, _declared_shape(model) if data.startswith("folder:") else None)
         opened = _opened(model, _fitting(model, found))
@@ -90,7 +90,7 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
     outputs = count_outputs(opened.module, found)
     found = fit_to_model(found, outputs, classes=opened.classes, numbers=class_numbers(loading))
     classes = found.classes if loading.classes else opened.classes or found.classes
-    return Subject(with_preparation(replace(opened, classes=classes), found.preparation), found, place)
+    return Subject(replace(opened, classes=classes, preparation=found.preparation), found, place)
 
 
 def class_numbers(loading: DataSettings) -> dict[str, int] | None:
@@ -138,30 +138,10 @@ def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
     return data_arguments(arch, num_classes=len(data.classes), channels=channels)
 
 
-def preparation_of(opened: OpenedModel) -> Preparation | None:
-    """How the model's images are prepared, where it says so.
-
-    Raises FileError where what it says cannot be.
-    """
-    if opened.mean is None or opened.std is None or opened.input_shape is None or len(opened.input_shape) != 3:
-        return None
-    usual = asdict(Preparation.usual(*opened.input_shape[1:]))
-    try:
-        return Preparation.from_json({**usual, **opened.preparation, "mean": opened.mean, "std": opened.std})
-    except ValueError as error:
-        raise FileError(f"the model does not say right how its images are prepared: {error}") from error
-
-
-def with_preparation(opened: OpenedModel, preparation: Preparation) -> OpenedModel:
-    """The model that says how its images are prepared."""
-    more = {name: value for name, value in asdict(preparation).items() if name not in ("mean", "std")}
-    return replace(opened, mean=preparation.mean, std=preparation.std, preparation=more)
-
-
 def card_of(subject: Subject) -> Card:
     """What a file for another runtime says of its model."""
     opened = subject.opened
-    return Card(opened.classes, preparation_of(opened), opened.history)
+    return Card(opened.classes, opened.preparation, opened.history)
 
 
 def _declared_shape(model: ModelSettings) -> tuple[int, ...] | None:

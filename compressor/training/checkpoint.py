@@ -13,8 +13,8 @@ from torch import nn
 from compressor.errors import FileError
 from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.loading.checkpoint import extra_state
-from compressor.loading.container import Packer, read, reader, write
-from compressor.loading.plain import decode, from_json, to_json
+from compressor.loading.container import read, write
+from compressor.loading.forms import Packer, from_json, to_json, unpack
 from compressor.text import first_line
 from compressor.training import distributed
 
@@ -50,8 +50,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if contents.plain(_KIND) != {"version": _VERSION}:
         raise FileError(f"{path} was written by another version of compressor: start the run again")
     try:
-        text = bytes(contents.tensors[_PLAIN].numpy()).decode()
-        content = decode(from_json(text), reader(contents.tensors.__getitem__))
+        text = bytes(contents.tensors.pop(_PLAIN).numpy()).decode()
+        content = unpack(from_json(text), contents.tensors)
     except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise FileError(f"{path} is damaged ({type(error).__name__}: {first_line(error)})") from error
     if not isinstance(content, dict):

@@ -1,6 +1,5 @@
 """Opening a data set by its spec, `digits` or `cifar10:DIR`, and fitting it to a model."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressor.errors import DataError, UsageError
+from compressor.errors import DataError, UsageError, did_you_mean
 from compressor.preparation import Preparation
 from compressor.training.folders import open_splits, scan
 from compressor.training.named_sets import NAMED_SETS, read_digits
@@ -107,8 +106,8 @@ def _place(spec: str, download: bool) -> tuple[str, Path]:
     """The kind of a data set and its folder. Raises UsageError and DataError as `open_data` does."""
     kind, _, place = spec.partition(":")
     if kind not in ("digits", "folder", *NAMED_SETS) or (kind == "digits") != (place == ""):
-        near = difflib.get_close_matches(kind, [known.partition(":")[0] for known in SPECS], 1)
-        hint = f" (meant {near[0]}?)" if near and near[0] != kind else ""
+        kinds = {known.partition(":")[0] for known in SPECS}
+        hint = "" if kind in kinds else did_you_mean(kind, kinds)
         raise UsageError(f"unknown data {spec!r}{hint}: choose {', '.join(SPECS)}")
     root = Path(place).expanduser()
     if place and not download and not root.is_dir():

@@ -102,7 +102,7 @@ def test_code_that_a_run_names_does_not_run_unasked(compressor, written):
 
 
 WRONG = {
-    "unknown": ("epoch = 3\n", "there is no setting 'epoch', did you mean epochs?; compressor prune knows model"),
+    "unknown": ("epoch = 3\n", "there is no setting 'epoch' (did you mean epochs?); compressor prune knows model"),
     "nothing-like-it": ("zzz = 3\n", "there is no setting 'zzz'; compressor prune knows model"),
     "word-for-number": ('epochs = "five"\n', "epochs is 'five', and has to be a whole number"),
     "half-an-epoch": ("epochs = 2.5\n", "epochs is 2.5, and has to be a whole number"),

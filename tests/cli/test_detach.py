@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compressor.cli import main
-from compressor.loading import open_model
+from compressor.loading.opening import open_model
 from compressor.reporting.report import Report
 from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate
@@ -96,7 +96,7 @@ def test_nested_networks_train_on_plain_pixels(capsys, tmp_path):
     code, printed, err = run(capsys, *flags, "--no-latency", "--no-onnx", "--json", "--out", str(tmp_path / "run"))
     assert code == 0, err
     opened = open_model(tmp_path / "run" / "model.safetensors")
-    assert (opened.mean, opened.std) == ((0.0,), (1.0,))
+    assert (opened.preparation.mean, opened.preparation.std) == ((0.0,), (1.0,))
     settings = json.loads(printed)["settings"]
     assert (settings["lr"], settings["weight_decay"], settings["augment"]) == (0.3, 0.0, "none")
 

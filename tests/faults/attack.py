@@ -1,110 +1,113 @@
-"""Give every file of the corpus to the command line, each in a process of its own, and write down what happened.
+"""Give every file of the corpus to the command line, one after another in one process, and write down what happened.
 
-`python -m tests.faults.attack FOLDER [NAME ...]` prints one JSON object: case -> what it did. The processes are forked
-from one that has imported everything, so that a file takes a fraction of a second.
+`python -m tests.faults.attack FOLDER [NAME ...]` prints one JSON object: case -> what it did. A file that ends the
+process, or keeps it for a minute, is written down by the process above, which has another go on with the next file.
 """
 
-import gc
-import importlib
 import json
 import os
 import resource
+import select
 import sys
-import time
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compressor.cli import main as run
 from compressor.limits import apart
 from tests.faults.corpus import CASES, Case, write
 
 _PATIENCE = 60.0  # seconds after which a file counts as one that never ends
-_EVERYTHING = (
-    "compressor.cli.app",
-    "compressor.pipeline.evaluate",
-    "compressor.pipeline.profile",
-    "compressor.reporting.tables",
-    "compressor.subnets.detachable",
-    "compressor.subnets.nested",
-    "onnx",
-    "onnxruntime",
-    "timm",  # after torchvision, which has one door
-)
 _NEVER = 8 << 30  # bytes of address space above which the machine is protected from the attack
 
 
 def main(folder: Path, names: list[str]) -> dict[str, Any]:
     """Make the corpus and attack with it."""
-    files, canaries, home = folder / "files", folder / "canaries", folder / "home"
-    for each in (files, canaries, home):
-        each.mkdir(parents=True)
-    write(files, canaries)
-    os.environ.update(HOME=str(home), XDG_STATE_HOME=str(home), TMPDIR=str(home))
-    _warm_up()
-    before = _listing(folder)
-    results = {}
-    for case in CASES.values():
-        if not names or case.name in names:
-            results[case.name] = _attack(case, files, home)
-            results[case.name]["written"] = sorted(_listing(folder) - before)
-            before = _listing(folder)
+    for each in ("files", "canaries", "home"):
+        (folder / each).mkdir(parents=True)
+    write(folder / "files", folder / "canaries")
+    os.environ.update(HOME=str(folder / "home"), XDG_STATE_HOME=str(folder / "home"), TMPDIR=str(folder / "home"))
+    apart(Path(), "os:getpid")  # starts the server that looks at ONNX files
+    left = {case.name: case for case in CASES.values() if not names or case.name in names}
+    results: dict[str, Any] = {}
+    while left:
+        for name, result in _worked_through(left, folder).items():
+            results[name] = result
+            del left[name]
     return results
 
 
-def _warm_up() -> None:
-    """Import all that a command needs, so that the children have it, and start the server that looks at ONNX files."""
-    for name in _EVERYTHING:
-        importlib.import_module(name)
-    apart(Path(), "os:getpid")
-
-
-def _listing(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.endswith(".said")}
-
-
-def _attack(case: Case, files: Path, home: Path) -> dict[str, Any]:
-    said = files / f"{case.name}.said"
-    command = [str(files / case.file) if word == "FILE" else word for word in case.command]
-    began = time.monotonic()
-    gc.freeze()  # a collection in the child would copy every page
+def _worked_through(cases: dict[str, Case], folder: Path) -> dict[str, Any]:
+    """What the first files did, up to one that ended the process; at least one."""
+    ours, its = os.pipe()
     child = os.fork()
     if child == 0:
-        _be_the_command(command, said, home)
-    while (waited := os.wait4(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() - began > _PATIENCE:
-            os.kill(child, 9)
-        time.sleep(0.002)
-    _, status, usage = waited
-    return {
-        "code": os.waitstatus_to_exitcode(status),
-        "seconds": round(usage.ru_utime + usage.ru_stime, 2),  # the machine may be busy with other tests
-        "bytes": usage.ru_maxrss * 1024,
-        "said": said.read_text(errors="replace") if said.exists() else "",
-    }
+        os.close(ours)
+        _work_through(cases, folder, its)
+    os.close(its)
+    told = b""
+    while select.select([ours], [], [], _PATIENCE)[0] and (more := os.read(ours, 1 << 16)):
+        told += more
+    os.close(ours)
+    results = dict(json.loads(line) for line in told.splitlines() if line.endswith(b"]"))
+    if len(results) < len(cases):
+        os.kill(child, 9)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if len(results) < len(cases):
+        ended = next(name for name in cases if name not in results)
+        results[ended] = {"code": code, "seconds": _PATIENCE, "bytes": 0, "said": "", "written": []}
+    return results
 
 
-def _be_the_command(command: list[str], said: Path, home: Path) -> NoReturn:
-    """Run one command line as this process."""
-    output = os.open(said, os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    os.chdir(home)
+def _work_through(cases: dict[str, Case], folder: Path, told: int) -> NoReturn:
+    """Run one command line after another as this process, and tell what each did."""
+    os.chdir(folder / "home")
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _NEVER, used + _NEVER))
-    code = 70  # a bug: any exception that nobody caught
-    try:
-        from compressor.cli import main as run
+    before = _listing(folder)
+    for case in cases.values():
+        said = os.open(folder / "said", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(said, stream)
+        began = _seconds()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the most memory that was used so far
+        code = _code([str(folder / "files" / case.file) if word == "FILE" else word for word in case.command])
+        seconds, now = _seconds() - began, _listing(folder)
+        text = (folder / "said").read_text(errors="replace")
+        what = {"code": code, "seconds": seconds, "bytes": _peak(), "said": text, "written": sorted(now - before)}
+        os.write(told, json.dumps([case.name, what]).encode() + b"\n")
+        os.close(said)
+        before = now
+    os._exit(0)
 
+
+def _code(command: list[str]) -> int:
+    """The exit code of a command line; 70 for an exception that nobody caught, a bug."""
+    try:
         run(command)
     except SystemExit as done:
-        code = int(done.code or 0)
+        return int(done.code or 0)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
+        return 70
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+
+
+def _seconds() -> float:
+    """Of the processor, also by processes that were started: the machine may be busy with other tests."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _peak() -> int:
+    """The most memory in use, of this process for the file at hand, or of one that was started."""
+    own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return max(int(own.split()[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
+
+
+def _listing(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "said"}
 
 
 if __name__ == "__main__":

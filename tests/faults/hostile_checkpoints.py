@@ -31,6 +31,7 @@ def architecture(name: str, sha256: str | None = None, **arguments: Any) -> Make
 
     def edit(header: dict[str, Any], tensors: dict[str, Any]) -> None:
         header["arch"] = {"name": name, "arguments": arguments, "sha256": sha256}
+        header["state"] = {"w": {"$tensor": "w"}}
         tensors.clear()
         tensors["w"] = torch.zeros(1)
 
@@ -66,8 +67,7 @@ _VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 10**9, 2**62, 1e300, "", "x" * 10**5, "\x1b]0;x\x07\n", [], [0] * 10**5, {}, {"a": 1},
     {"$tuple": 3}, {"$dict": [[[], 1]]}, {"$float": "0"}, {"$tensor": "0.weight"}, {"$call": "os.system"}, [[]], [-1],
     [2**40], nested(40), nested(900), {"name": "os.py:system", "arguments": {}, "sha256": None}, ["12.weight"],
-    {"12.weight": [2**40, 1]},
-    {"12.weight": "0.weight"},
+    {"$tensor": ["0.weight", [2**40, 1]]},
 )  # fmt: skip
 
 
@@ -84,7 +84,15 @@ def _step(**step: Any) -> Make:
 
 
 def _tensor(name: str, value: Any) -> Make:
-    return edited(lambda _, tensors: tensors.update({name: value}))
+    def edit(header: dict[str, Any], tensors: dict[str, Any]) -> None:
+        header["state"][name] = {"$tensor": name}
+        tensors[name] = value
+
+    return edited(edit)
+
+
+def _stated(value: Any) -> Make:
+    return edited(lambda header, _: header["state"].update({"0.weight": value}))
 
 
 def _code_beside(path: Path, canary: Path) -> None:
@@ -169,10 +177,11 @@ CHECKPOINTS: dict[str, Make] = {
     "state_other_shapes": _tensor("0.weight", torch.zeros(32, 1, 3, 4)),
     "state_complex": _tensor("0.weight", torch.zeros(32, 1, 3, 3, dtype=torch.cfloat)),
     "state_escapes": _tensor("\x1b[2J\n", torch.zeros(1)),
-    "state_empty": edited(lambda _, tensors: tensors.clear()),
-    "state_tied_to_nothing": changed(tied={"0.weight": "\x1b[2J"}),
-    "state_strides": changed(strides={"0.weight": [2**60, 1, 1, 1]}),
-    "state_extra": changed(extra_state={"0._extra_state": {"$tensor": "0.weight"}}),
+    "state_empty": edited(lambda header, tensors: (tensors.clear(), header["state"].clear())),
+    "state_left_out": changed(state={}),
+    "state_tied_to_nothing": _stated({"$tensor": "\x1b[2J"}),
+    "state_strides": _stated({"$tensor": ["0.weight", [2**60, 1, 1, 1]]}),
+    "state_extra": edited(lambda header, _: header["state"].update({"0._extra_state": {"$tensor": "0.weight"}})),
     "input_huge": changed(input_shape=[3, 10**6, 10**6]),
     "input_negative": changed(input_shape=[1, -8, 8]),
     "input_text": changed(input_shape="188"),
@@ -181,8 +190,9 @@ CHECKPOINTS: dict[str, Make] = {
     "classes_escape": changed(classes=[f"\x1b]0;{i}\x07\n" for i in range(3)], input_shape="3x3"),
     "history_nested": changed(history=nested(800)),
     "measurements_nested": changed(measurements={"a": nested(800)}),
-    "mean_not_finite": changed(mean=[{"$float": "nan"}]),
-    "mean_text": changed(mean="half"),
+    "mean_not_finite": changed(preparation={"mean": [{"$float": "nan"}], "std": [1.0]}),
+    "preparation_text": changed(preparation="half"),
+    "preparation_by_code": changed(preparation={"mean": [0.5], "std": [1.0], "interpolation": "os.system"}),
     "version_future": changed(version=10**9),
     "version_list": changed(version=nested(100)),
     "version_text": changed(version="1"),

@@ -12,9 +12,8 @@ from safetensors.torch import save as safetensors_of
 from torch import nn
 
 from compressor.errors import CompressorError
-from compressor.loading import open_model
-from compressor.loading.pickles import read_pickle
-from compressor.loading.stored import StoredTensor
+from compressor.loading.opening import open_model
+from compressor.loading.pickles import StoredTensor, read_pickle
 from tests.faults import assembler as asm
 from tests.loading.checkpoints import change
 
@@ -109,7 +108,18 @@ def _larger(inner: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 
 pickled_bodies = st.recursive(_VALUES, _larger, max_leaves=12)
 
-_PLACES = ("arch", "structure", "steps", "input_shape", "classes", "mean", "std", "history", "measurements", "version")
+_PLACES = (
+    "arch",
+    "structure",
+    "steps",
+    "input_shape",
+    "classes",
+    "preparation",
+    "state",
+    "history",
+    "measurements",
+    "version",
+)
 plain_values = st.recursive(
     st.one_of(
         st.none(),

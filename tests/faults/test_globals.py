@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from compressor.errors import CompressorError
-from compressor.loading.pickles import read_pickle
+from compressor.loading.pickles import StoredTensor, read_pickle
 from compressor.loading.stand_ins import Names, StandIn, unpickle
-from compressor.loading.stored import StoredTensor
 from tests.faults import assembler as asm
 
 # What the advisories on picklescan, fickling and modelscan name, beyond the standard library's own functions.

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from compressor.errors import FileError
-from compressor.loading import open_model
 from compressor.loading.folding import folded
+from compressor.loading.opening import open_model
 from tests.loading import nets
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*spectral_norm:FutureWarning")

@@ -9,8 +9,8 @@ from torch import nn
 
 import compressor
 from compressor.errors import CompressorError, FileError, UsageError
-from compressor.loading import open_model
 from compressor.loading.arch import SAMPLE_FOLDER, SAMPLES, find, parse_arch
+from compressor.loading.opening import open_model
 
 MODEL = "{imports}\ndef build(num_classes=5): return made(num_classes)\n"
 BLOCKS = "from torch import nn\ndef made(classes=5): return nn.Linear(3, classes)\n"

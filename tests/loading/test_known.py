@@ -7,6 +7,8 @@ import pytest
 import compressor
 from compressor.errors import UsageError
 from compressor.loading import known
+from compressor.loading.opening import open_model
+from compressor.loading.saving import save_model
 from tests.loading import nets
 from tests.loading.checkpoints import change
 
@@ -14,7 +16,7 @@ from tests.loading.checkpoints import change
 def checkpoint(folder: Path) -> Path:
     """A checkpoint made elsewhere: its architecture was named there, and not on this machine."""
     arch = nets.write(folder)
-    compressor.save(compressor.loading.open_model(None, arch=arch).module, folder / "model.safetensors", arch=arch)
+    compressor.save(open_model(None, arch=arch).module, folder / "model.safetensors", arch=arch)
     return folder / "model.safetensors"
 
 
@@ -26,10 +28,10 @@ def test_file_is_found_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     nets.write(tmp_path)
-    opened = compressor.loading.open_model(None, arch="net.py:build")
-    compressor.loading.save_model(opened, tmp_path / "runs" / "one" / "model.safetensors")
+    opened = open_model(None, arch="net.py:build")
+    save_model(opened, tmp_path / "runs" / "one" / "model.safetensors")
     monkeypatch.chdir("/")
-    again = compressor.loading.open_model(tmp_path / "runs" / "one" / "model.safetensors")
+    again = open_model(tmp_path / "runs" / "one" / "model.safetensors")
     assert again.arch.name == f"{tmp_path / 'net.py'}:build"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another person"))
     with pytest.raises(UsageError, match="never named"):
@@ -70,7 +72,7 @@ def test_changed_file_is_not_run_until_named(tmp_path):
     arch = nets.write(tmp_path, nets.SOURCE + "\nCHANGED = True\n")
     with pytest.raises(UsageError, match="has changed since"):
         compressor.load(path)
-    opened = compressor.loading.open_model(path, arch=arch)
+    opened = open_model(path, arch=arch)
     assert "not the code that the checkpoint was written with" in opened.notes[0]
 
 

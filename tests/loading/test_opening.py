@@ -9,7 +9,7 @@ from torch import nn
 import compressor
 from compressor import vision
 from compressor.errors import FileError, UsageError
-from compressor.loading import open_model
+from compressor.loading.opening import open_model
 from tests.loading import nets
 
 
@@ -122,7 +122,7 @@ def test_number_of_classes_follows_the_file_for_published_architectures(tmp_path
     torch.save(open_model(None, arch=f"{name}:num_classes=7").module.state_dict(), tmp_path / "m.pt")
     opened = open_model(tmp_path / "m.pt", arch=name)
     assert opened.arch.arguments == {"num_classes": 7}
-    assert opened.mean is None  # 7 classes are not the published ones: nobody knows how they were normalised
+    assert opened.preparation is None  # 7 classes are not the published ones: nobody knows how they were normalised
 
 
 def test_classifiers_for_training_only_may_be_missing(tmp_path):
@@ -160,7 +160,7 @@ def test_layers_that_insist_on_their_version_open_from_safetensors(tmp_path):
 def test_published_classes_bring_their_normalisation(tmp_path):
     torch.save(vision.build("squeezenet1_1").state_dict(), tmp_path / "m.pt")
     opened = open_model(tmp_path / "m.pt", arch="torchvision:squeezenet1_1")
-    assert opened.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert opened.preparation.mean == pytest.approx((0.485, 0.456, 0.406))
     assert opened.input_shape == (3, 224, 224)
 
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from compressor import vision
 from compressor.errors import FileError
-from compressor.loading import open_model
-from compressor.loading.pickles import read_pickle
+from compressor.loading.opening import open_model
+from compressor.loading.pickles import is_network, read_pickle, rebuilt, skeleton
 from compressor.loading.stand_ins import StandIn
-from compressor.loading.stored import StoredModule, StoredTensor
+from compressor.loading.weights import find_weights
 
 FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
 both_formats = pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
@@ -46,6 +46,11 @@ class Calls:
 
 class Config(dict):
     """A dict of somebody's class, as omegaconf and the like have."""
+
+
+def state_of(path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled network."""
+    return skeleton(read_pickle(path), path).state_dict()
 
 
 def with_pickle(path, pickled: bytes) -> None:
@@ -92,7 +97,7 @@ def test_none_of_the_functions_that_torch_allows_is_ever_looked_up(tmp_path, mon
     for name in ("_get_allowed_globals", "_get_user_allowed_globals"):
         monkeypatch.setattr(torch._weights_only_unpickler, name, refused)
     torch.save(nn.Sequential(Block()), tmp_path / "m.pt")
-    assert list(read_pickle(tmp_path / "m.pt").state_dict()) == ["0.conv.weight", "0.conv.bias"]
+    assert list(state_of(tmp_path / "m.pt")) == ["0.conv.weight", "0.conv.bias"]
 
 
 @both_formats
@@ -153,12 +158,12 @@ def test_users_class_gives_its_tensors_or_opens_on_trust(tmp_path):
     module[1].weight = nn.Parameter(torch.rand(2, 2, dtype=torch.bfloat16))
     torch.save(module, tmp_path / "m.pt")
     found = read_pickle(tmp_path / "m.pt")
-    assert isinstance(found, StoredModule)
-    state, expected = found.state_dict(), module.state_dict()
+    assert is_network(found)
+    state, expected = state_of(tmp_path / "m.pt"), module.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], each) and state[name].dtype == each.dtype for name, each in expected.items())
     with pytest.raises(FileError, match=rf"0 is a {__name__}\.Block.*it asks for .*--arch FILE.py:FUNCTION.*--trust"):
-        found.build()
+        rebuilt(found, tmp_path / "m.pt")
     assert type(read_pickle(tmp_path / "m.pt", trust=True)[0]).__name__ == "Block"
 
 
@@ -176,7 +181,7 @@ def test_message_names_what_is_in_the_way_and_the_architecture_that_fits(tmp_pat
     torch.save(module, tmp_path / "m.pt")
     with pytest.raises(FileError, match=says):
         open_model(tmp_path / "m.pt")
-    assert len(read_pickle(tmp_path / "m.pt").state_dict()) >= len(vision.build("squeezenet1_1").state_dict())
+    assert len(state_of(tmp_path / "m.pt")) >= len(vision.build("squeezenet1_1").state_dict())
 
 
 def test_architecture_of_the_right_width_is_named(tmp_path):
@@ -269,7 +274,8 @@ def test_training_records_beside_the_weights_are_left_out(tmp_path):
 def test_weights_in_dicts_of_any_class_are_found(tmp_path, options):
     held = collections.OrderedDict(config=Config(weights=Config({"w": torch.ones(2)})))
     torch.save(held, tmp_path / "m.pt", **options)
-    assert isinstance(read_pickle(tmp_path / "m.pt")["config"]["weights"]["w"], StoredTensor)
+    found, _ = find_weights(read_pickle(tmp_path / "m.pt"), tmp_path / "m.pt")
+    assert torch.equal(found["w"], torch.ones(2))
 
 
 def damaged(data: bytes) -> dict[str, bytes]:

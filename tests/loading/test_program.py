@@ -9,7 +9,8 @@ from torch import nn
 from torch.export import Dim
 
 from compressor.errors import FileError, UsageError
-from compressor.loading import open_model, save_model
+from compressor.loading.opening import open_model
+from compressor.loading.saving import save_model
 
 
 def small() -> nn.Sequential:

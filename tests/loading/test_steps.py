@@ -9,7 +9,8 @@ from torch import nn
 
 from compressor.errors import FileError, UsageError
 from compressor.graph import capture
-from compressor.loading import OpenedModel, open_model, save_model, transformed
+from compressor.loading.opening import OpenedModel, open_model
+from compressor.loading.saving import save_model, transformed
 from compressor.subnets.detachable import make_detachable
 from compressor.subnets.points import Survey
 from compressor.surgery import operate_
@@ -63,7 +64,7 @@ def test_without_an_architecture_nothing_can_be_made_of_somebodys_class():
     found = Survey(Plain(), SHAPE)
     model = make_detachable(found, {found.points[0].at: found.points[0].plan}, "stats")
     with pytest.raises(UsageError, match="--arch"):
-        transformed(OpenedModel(found.base, None), model, model.step())
+        transformed(OpenedModel(found.base), model, model.step())
 
 
 def test_network_of_published_layers_needs_no_architecture(tmp_path):
@@ -73,7 +74,7 @@ def test_network_of_published_layers_needs_no_architecture(tmp_path):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
     network[1].register_buffer("scale", torch.ones(8), persistent=False)
-    opened = OpenedModel(network.eval(), None, SHAPE)
+    opened = OpenedModel(network.eval(), input_shape=SHAPE)
     halve_(opened)
     model = detached(opened)
     halve_(model)

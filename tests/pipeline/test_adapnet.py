@@ -10,7 +10,7 @@ import torch
 
 import compressor
 from compressor.errors import CompressorError, ModelError, UsageError
-from compressor.loading import open_model
+from compressor.loading.opening import open_model
 from compressor.methods.adapnet.settings import PRESETS
 from compressor.pipeline.adapnet import adapt, dry_run
 from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.loading import open_model
+from compressor.loading.opening import open_model
 from compressor.methods.settings import PruneSettings
 from compressor.pipeline.detach import detach
 from compressor.pipeline.prune import prune

@@ -157,11 +157,11 @@ def test_metrics_are_the_rows_of_the_report(pruned):
 
 
 def test_the_checkpoint_remembers_the_command(pruned):
-    from compressor.loading import open_model
+    from compressor.loading.opening import open_model
 
     opened = open_model(pruned[0] / "model.safetensors")
     assert opened.history[-1] == "compressor prune" and opened.input_shape == (1, 8, 8)
-    assert len(opened.classes) == 10 and opened.mean is not None
+    assert len(opened.classes) == 10 and opened.preparation is not None
 
 
 def test_a_pruned_model_goes_on(pruned, tmp_path):

@@ -194,7 +194,7 @@ def test_svhn_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
     ("spec", "says"),
     [
         ("imagenet:/x", "choose digits, mnist:DIR"),
-        ("cifar:/x", r"meant cifar10"),
+        ("cifar:/x", r"did you mean cifar10"),
         ("", "choose digits"),
         ("folder", "folder:DIR"),
         ("digits:/x", "choose digits"),

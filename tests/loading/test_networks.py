@@ -8,7 +8,7 @@ from torch import nn
 
 from compressor import vision
 from compressor.loading.arch import find, parse_arch
-from compressor.loading.tree import TreeError, build, describe
+from compressor.loading.networks import UnbuiltError, build, describe
 
 
 def round_trip(module: nn.Module) -> nn.Module:
@@ -111,7 +111,7 @@ def test_recurrent_layers_find_their_weights_again():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.append(Branches()), "3 is a tests.loading.test_tree.Branches"),
+        (lambda m: m.append(Branches()), "3 is a tests.loading.test_networks.Branches"),
         (lambda m: m[0].__dict__.update(extra=[torch.zeros(2)]), "0.extra.0 is a torch.Tensor"),
         (lambda m: m[0].__dict__.update(extra=print), "0.extra is a builtins.builtin_function"),
         (lambda m: m[0].__dict__.update(extra=Branches), "0.extra is a builtins.type"),
@@ -123,16 +123,16 @@ def test_recurrent_layers_find_their_weights_again():
 def test_what_is_not_plain_is_named(change, says):
     module = small()
     change(module)
-    with pytest.raises(TreeError) as caught:
+    with pytest.raises(UnbuiltError) as caught:
         describe(module)
     assert says in str(caught.value)
 
 
 def edited(edit) -> nn.Module:
-    tree, tensors = describe(small())
-    tree = json.loads(json.dumps(tree))
-    edit(tree)
-    return build(tree, tensors)
+    described, tensors = describe(small())
+    described = json.loads(json.dumps(described))
+    edit(described["layers"])
+    return build(described, tensors)
 
 
 def _conv(tree):
@@ -179,7 +179,7 @@ LIES = {
 
 @pytest.mark.parametrize("edit", LIES.values(), ids=LIES)
 def test_damaged_and_hostile_trees_are_refused_in_one_line(edit):
-    with pytest.raises(TreeError) as caught:
+    with pytest.raises(UnbuiltError) as caught:
         edited(edit)
     assert str(caught.value).isprintable()
 
@@ -192,5 +192,5 @@ def test_layers_that_multiply_are_refused():
         kind = "torch.nn.modules.container.Sequential"
         tree = {**leaf, "class": kind, "children": {"0": tree, "1": {"same": path}}}
         path = path.removesuffix(".0")
-    with pytest.raises(TreeError, match="more layers"):
-        build(tree, {})
+    with pytest.raises(UnbuiltError, match="more layers"):
+        build({"layers": tree}, {})

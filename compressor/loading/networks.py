@@ -1,0 +1,329 @@
+"""A network whose classes are all published ones (torch, torchvision, timm) as plain data, and built again from it.
+
+The description is `{"layers": tree, "tensors": {name: [type, sizes], or the name of the tensor that it is}}`, which
+JSON can hold. The tree of a layer is `{"class": "torch.nn.modules.conv.Conv2d", "attributes": {...}, "parameters":
+{name: it is trained}, "buffers": {name: it is in the state dict}, "children": {name: tree}}`; None stands for a
+parameter, buffer or child that is None, `{"same": "features.0"}` for a layer that is in the network twice. Building
+runs no constructor and nothing that the data name: classes are looked up in a positive list, attributes are plain
+values, and nothing may replace a method.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import keyword
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor import vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
+from compressor.loading.forms import decode, encode, number
+from compressor.text import first_line
+
+# Where the classes are defined; not what is merely imported there.
+_PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
+
+# Functions that layers hold as attributes, besides timm's activations.
+_ACTIVATIONS = (
+    "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish relu relu6 selu sigmoid silu "
+    "softmax softplus softsign tanh tanhshrink"
+)
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f"{package}.{name}": getattr(torch.nn.functional, name)
+    for name in _ACTIVATIONS.split()
+    for package in ("torch.nn.functional", "torch._C._nn")
+}
+
+_NAME = re.compile(r"[A-Za-z0-9_]+(?:-[0-9]+)?")  # RegNet of torchvision has a "block1-0"
+_KEPT = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}  # of every layer, which building makes
+_OWN = frozenset(dir(nn.Module)) | _KEPT  # what no attribute of a file replaces
+
+# What recurrent layers keep besides their parameters, and make again from them.
+_DERIVED = ("_flat_weights", "_flat_weight_refs")
+
+_MOST_LAYERS = 100_000  # counting a layer that is in the network twice as a walk through the network does
+DEEPEST = 100  # layers in one another
+
+
+class UnbuiltError(ValueError):
+    """Why a network cannot be written as plain data, or built from it, in a few words."""
+
+
+class Skeleton(nn.Module):
+    """A layer out of a pickle: its tensors and the layers in it, the name of its class, and what it keeps besides."""
+
+    def __init__(self, name: str, held: Mapping[str, Any], form: Callable[[Any, str], Any]) -> None:
+        super().__init__()
+        self.name, self.held, self.form = name, held, form
+
+
+def describe(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A network or a Skeleton as plain data, and its tensors by name; tied parameters are one tensor under two names.
+
+    Hooks of a live network are left out, unless they compute a weight. Raises UnbuiltError for a network with a class
+    or an attribute that no file may hold, and names it.
+    """
+    tensors: dict[str, Tensor] = {}
+    paths: dict[int, str] = {}
+
+    def described(layer: nn.Module, path: str) -> dict[str, Any]:
+        if id(layer) in paths:
+            return {"same": paths[id(layer)]}
+        paths[id(layer)] = path
+        name, held, form = _of(layer, path or "the network")
+        kind = network_class(name)
+        if kind is None or type(layer) not in (Skeleton, kind):
+            told = f"{path or 'the network'} is a {name}"
+            raise UnbuiltError(f"{told}, which is not a class of torch, torchvision or timm")
+        own = {**layer._parameters, **layer._buffers}
+        tensors.update({_joined(path, key): tensor for key, tensor in own.items() if tensor is not None})
+        return {
+            "class": name,
+            "attributes": {
+                key: encode(value, _joined(path, key), form)
+                for key, value in _attributes_of(held, kind).items()
+                # Other tensors are left over from a run: no published class keeps its own there.
+                if not isinstance(value, Tensor)
+            },
+            "parameters": {
+                key: None if each is None else each.requires_grad for key, each in layer._parameters.items()
+            },
+            "buffers": {
+                key: None if each is None else key not in layer._non_persistent_buffers_set
+                for key, each in layer._buffers.items()
+            },
+            "children": {
+                key: None if child is None else described(child, _joined(path, key))
+                for key, child in layer._modules.items()
+            },
+        }
+
+    with _one_line_errors():
+        try:
+            layers = described(module, "")
+        except TypeError as error:  # of a value that has no form
+            raise UnbuiltError(str(error)) from error
+    first: dict[int, str] = {}
+    sizes = {
+        name: first[id(tensor)]
+        if first.setdefault(id(tensor), name) != name
+        else [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        for name, tensor in tensors.items()
+    }
+    return {"layers": layers, "tensors": sizes}, tensors
+
+
+def blank(description: Mapping[str, Any], most_bytes: float = float("inf")) -> nn.Module:
+    """The network of a description, with weights of zero.
+
+    Raises UnbuiltError as `build` does, and for one of more than `most_bytes`.
+    """
+    tensors: dict[str, Tensor] = {}
+    left = most_bytes
+    with _one_line_errors():
+        for name, form in description["tensors"].items():
+            if isinstance(form, str):
+                tensors[name] = tensors[form]
+                continue
+            meta = torch.empty(form[1], dtype=dtype_named(form[0]), device="meta")
+            left -= meta.nbytes
+            if left < 0:
+                raise UnbuiltError("its layers are out of all proportion to its weights")
+            tensors[name] = torch.zeros_like(meta, device="cpu")
+    return build(description, tensors)
+
+
+def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a description, on the tensors themselves, in training mode.
+
+    Raises UnbuiltError for a description that is damaged or holds what no file may hold.
+    """
+    layers: dict[str, nn.Module] = {}
+    parameters: dict[int, nn.Parameter] = {}  # by the identity of their tensor
+
+    def parameter(name: str, trained: bool) -> nn.Parameter:
+        tensor = tensors[name]
+        return parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=trained))
+
+    def built(form: Mapping[str, Any], path: str, depth: int) -> nn.Module:
+        if "same" in form:
+            return layers[form["same"]]
+        kind = network_class(str(form["class"]))
+        if kind is None:
+            raise UnbuiltError(
+                f"it asks for {str(form['class'])!r}, which is not a class of torch, torchvision or timm"
+            )
+        if depth > DEEPEST:
+            raise UnbuiltError("its layers are nested too deeply")
+        layer: Any = object.__new__(kind)
+        nn.Module.__init__(layer)
+        # What a class does on being restored completes older versions' state; recurrent layers want more.
+        restored: Any = nn.Module if issubclass(kind, nn.RNNBase) else kind
+        attributes = {_free(key, kind): decode(value, _READ) for key, value in form["attributes"].items()}
+        restored.__setstate__(layer, attributes)
+        for key, trained in form["parameters"].items():
+            layer._parameters[_free(key, kind)] = None if trained is None else parameter(_joined(path, key), trained)
+        for key, kept in form["buffers"].items():
+            layer._buffers[_free(key, kind)] = None if kept is None else tensors[_joined(path, key)]
+            if kept is False:
+                layer._non_persistent_buffers_set.add(key)
+        for key, child in form["children"].items():
+            inside = None if child is None else built(child, _joined(path, key), depth + 1)
+            layer._modules[_free(key, kind)] = inside
+        if isinstance(layer, nn.RNNBase):
+            layer._init_flat_weights()
+        layers[path] = layer
+        return layers[path]
+
+    with _one_line_errors():
+        return checked(built(description["layers"], "", 0))
+
+
+def checked(module: nn.Module) -> nn.Module:
+    """The module, where a walk through it ends. Raises UnbuiltError where its layers multiply."""
+    counts: dict[int, int] = {}
+
+    def count(layer: nn.Module) -> int:
+        if id(layer) not in counts:
+            counts[id(layer)] = 1 + sum(count(child) for child in layer._modules.values() if child is not None)
+        return counts[id(layer)]
+
+    if count(module) > _MOST_LAYERS:
+        raise UnbuiltError("it has more layers than any network")
+    return module
+
+
+def network_class(name: str) -> type[nn.Module] | None:
+    """The class of layers that `name` ("module.Class") is, if it is on the positive list."""
+    found = _looked_up(name)
+    fits = isinstance(found, type) and issubclass(found, nn.Module) and not issubclass(found, fx.GraphModule)
+    return found if fits else None
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The type of numbers "torch.NAME" or "NAME"; raises UnbuiltError where there is none."""
+    found = vars(torch).get(name.removeprefix("torch."))
+    if not isinstance(found, torch.dtype):
+        raise UnbuiltError(f"{name[:80]!r} is not a type of numbers")
+    return found
+
+
+def named(name: str) -> Any:
+    """What a name stands for in an attribute: a class of layers, an activation function, a type of numbers.
+
+    Raises UnbuiltError for all else.
+    """
+    found = _looked_up(name) if name.startswith("timm.layers.activations.") else None
+    activation = found if isinstance(found, types.FunctionType) else _FUNCTIONS.get(name)
+    return network_class(name) or activation or dtype_named(name)
+
+
+def _member(name: str, value: Any) -> Any:
+    """A member of an enumeration of timm's."""
+    found = _looked_up(name)
+    if not (isinstance(found, type) and issubclass(found, enum.Enum)) or type(value) not in (int, str):
+        raise UnbuiltError(f"{name[:80]!r} is not an enumeration of timm's")
+    return found(value)
+
+
+def _bound(name: str, keywords: Mapping[str, Any]) -> Any:
+    """functools.partial(class, eps=1e-6); arguments that could be sizes are refused."""
+    if not all(type(each) in (bool, float, str, type(None)) for each in keywords.values()):
+        raise UnbuiltError("it binds arguments that could be sizes")
+    return functools.partial(named(name), **keywords)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "$name": named,
+    "$member": lambda held: _member(*held),
+    "$partial": lambda held: _bound(*held),
+}
+
+
+def _live_form(value: Any, where: str) -> Any:
+    """The form of a live object in an attribute; None where no file may hold it."""
+    try:
+        if isinstance(value, functools.partial):
+            name = _name_of(value.func)
+            _bound(name, value.keywords)
+            return None if value.args else {"$partial": [name, value.keywords]}
+        if isinstance(value, enum.Enum):
+            return {"$member": [_name_of(type(value)), _member(_name_of(type(value)), value.value).value]}
+        name = str(value) if isinstance(value, torch.dtype) else _name_of(value)
+        return {"$name": name} if named(name) is value else None
+    except UnbuiltError:
+        return None if isinstance(value, enum.Enum) else number(value, where)
+
+
+def _of(layer: nn.Module, where: str) -> tuple[str, Mapping[str, Any], Callable[[Any, str], Any]]:
+    """The class of a layer by its name, what it holds, and what gives the form of values there."""
+    if isinstance(layer, Skeleton):
+        for key, value in layer.held.items():
+            if str(key).endswith("_hooks") and value:
+                raise UnbuiltError(f"{where} comes with {key}")
+        return layer.name, layer.held, layer.form
+    for hook in layer._forward_pre_hooks.values():
+        if type(hook).__module__.startswith("torch.nn.utils."):
+            raise UnbuiltError(
+                f"a {type(layer).__name__} computes its weight in a hook ({type(hook).__name__}): remove it first, "
+                "torch.nn.utils.remove_weight_norm and the like keep the weight"
+            )
+    return _name_of(type(layer)), vars(layer), _live_form
+
+
+def _attributes_of(held: Mapping[str, Any], kind: type[nn.Module]) -> dict[str, Any]:
+    """What a layer of a class holds besides what every layer has, and what it makes by itself.
+
+    Raises UnbuiltError where that would replace something of the class.
+    """
+    derived = _DERIVED if issubclass(kind, nn.RNNBase) else ()
+    return {_free(key, kind): value for key, value in held.items() if key not in _KEPT and key not in derived}
+
+
+def _looked_up(name: str) -> Any:
+    """What is defined under this name in one of the packages; None for what is only imported there."""
+    module_name, _, attribute = name.rpartition(".")
+    if not f"{module_name}.".startswith(_PACKAGES):
+        return None
+    if module_name.startswith("timm.") and "timm" not in sys.modules:
+        try:
+            import timm  # noqa: F401
+        except ImportError:
+            return None
+    found = vars(sys.modules.get(module_name, types.SimpleNamespace())).get(attribute)
+    return found if _name_of(found) == name else None
+
+
+def _name_of(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+
+
+def _joined(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _free(key: Any, kind: type[nn.Module]) -> str:
+    """A name of a layer, tensor or attribute; torch writes it into the code that it makes of a network."""
+    if type(key) is not str or not _NAME.fullmatch(key) or keyword.iskeyword(key):
+        raise UnbuiltError(f"{str(key)[:40]!r} is not a name of letters, digits and underscores")
+    if key in _OWN or key.startswith("__") or callable(getattr(kind, key, None)):
+        raise UnbuiltError(f"{key!r} would replace what a {kind.__name__} has of its class")
+    return key
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What a damaged description makes the code fail with that follows it."""
+    try:
+        yield
+    except UnbuiltError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise UnbuiltError(f"its description is damaged: {type(error).__name__}: {first_line(error)}") from error

@@ -149,7 +149,7 @@ def _same_macs_(model: nn.Module, trial: Trial, macs: int) -> None:
     channels = capture(model, _example(model, trial.data))
     if macs >= channels.macs():
         return
-    selection = decide(model, channels, PruneSettings(method="l1", scope="global", target_macs=float(macs)))
+    selection = decide(model, channels, PruneSettings(method="l1", allocate="global", target_macs=float(macs)))
     operate_(model, selection.plan, channels)
 
 

@@ -42,18 +42,18 @@ def adapnet(case: Case, share: float, *, distill: bool = False) -> Outcome:
         "edits": {kind: kinds.count(kind) for kind in ("prune", "merge", "insert")},
     }
     if periods.channels.macs() > (1 + TOLERANCE) * share * whole.macs():
-        choice = PruneSettings(method="l1", scope="global", target_macs=share * whole.macs())
+        choice = PruneSettings(method="l1", allocate="global", target_macs=share * whole.macs())
         operate_(model, decide(model, periods.channels, choice).plan, periods.channels, training.optimizer)
     step = case.distilling() if distill else None
     case.train_(model, changing, case.epochs, step, training.optimizer)
     return Outcome(model, facts)
 
 
-def one_shot(case: Case, share: float, *, method: str, scope: str, distill: bool = False) -> Outcome:
+def one_shot(case: Case, share: float, *, method: str, allocate: str, distill: bool = False) -> Outcome:
     """Score, cut, measure batch norm anew, fine-tune."""
     model = copy.deepcopy(case.start)
     channels = capture(model, case.example)
-    choice = PruneSettings(method=method, scope=scope, target_macs=share, seed=case.training.seed)  # type: ignore[arg-type]
+    choice = PruneSettings(method=method, allocate=allocate, target_macs=share, seed=case.training.seed)  # type: ignore[arg-type]
     batches = case.score_batches() if method == "taylor" else ()
     operate_(model, decide(model, channels, choice, batches).plan, channels)
     recalibrate_(model, case.data.train, case.data, batch_size=case.settings.batch_size)
@@ -71,9 +71,9 @@ def untouched(case: Case, share: float) -> Outcome:
 ARMS: dict[str, Arm] = {
     "adapnet": adapnet,
     "adapnet + distill": partial(adapnet, distill=True),
-    "l1": partial(one_shot, method="l1", scope="layer"),
-    "l1 + distill": partial(one_shot, method="l1", scope="layer", distill=True),
-    "taylor": partial(one_shot, method="taylor", scope="global"),
-    "taylor + distill": partial(one_shot, method="taylor", scope="global", distill=True),
-    "random": partial(one_shot, method="random", scope="layer"),  # what the choice of filters is worth
+    "l1": partial(one_shot, method="l1", allocate="uniform"),
+    "l1 + distill": partial(one_shot, method="l1", allocate="uniform", distill=True),
+    "taylor": partial(one_shot, method="taylor", allocate="global"),
+    "taylor + distill": partial(one_shot, method="taylor", allocate="global", distill=True),
+    "random": partial(one_shot, method="random", allocate="uniform"),  # what the choice of filters is worth
 }

@@ -187,7 +187,7 @@ def _timed(
 
 def _ours(model: nn.Module, example: torch.Tensor) -> None:
     channels = capture(model, example)
-    settings = PruneSettings(method="l1", ratio=0.5, scope="layer")
+    settings = PruneSettings(method="l1", ratio=0.5, allocate="uniform")
     operate_(model, decide(model, channels, settings).plan, channels)
 
 

@@ -24,6 +24,7 @@ from compressor.keywords import (
 )
 from compressor.kinds import check_fits, tuples, unknown
 from compressor.methods.adapnet.settings import PRESETS
+from compressor.methods.settings import PruneSettings
 from compressor.pipeline.settings import (
     FINETUNE,
     AdaptJob,
@@ -36,6 +37,7 @@ from compressor.pipeline.settings import (
     ReplaceJob,
     RouteJob,
     SweepJob,
+    SweepSettings,
     TrainJob,
 )
 from compressor.pipeline.stages import Tell, silent
@@ -101,7 +103,7 @@ def prune(
     *,
     out: Path,
     data: str | None = None,
-    method: str = "l1",
+    method: str = PruneSettings.method,
     tell: Tell = silent,
     **settings: Unpack[PruneKeywords],
 ) -> "Report":
@@ -205,7 +207,7 @@ def sweep(
     *,
     data: str,
     out: Path,
-    methods: Sequence[str] = ("l1", "taylor", "adapnet"),
+    methods: Sequence[str] = SweepSettings.methods,
     ratios: Sequence[float] = (0.3, 0.5, 0.7),
     tell: Tell = silent,
     **settings: Unpack[SweepKeywords],

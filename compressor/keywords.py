@@ -78,7 +78,7 @@ class Pruning(TypedDict, total=False):
 
     ratio: float
     target_macs: float | None
-    scope: Literal["layer", "global"]
+    allocate: Literal["auto", "error", "uniform", "global"]
     round_to: int | Literal["auto"]
     min_channels: int
     ratio_for: Sequence[tuple[str, float]]

@@ -48,10 +48,10 @@ DESCRIPTIONS: dict[str, Described] = {
     "classes": Described("File that says which output each class folder has, of a network with more classes.", "FILE"),
     "bad_images": Described("An image that cannot be read: leave it out and name it, or stop.", "WHAT", rare=True),
     # Pruning
-    "method": Described("How channels are chosen, see above.", "METHOD"),
+    "method": Described("How channels are chosen, see above; auto is obs with data, else l1.", "METHOD"),
     "ratio": Described("Share of the channels that go.", "SHARE", 0, 1),
     "target_macs": Described("Instead of a ratio, the MACs that stay: 0.5 for half, 2e8 for 200 million.", "MACS"),
-    "scope": Described("The ratio of every layer, or the lowest scores of the network.", "SCOPE"),
+    "allocate": Described("Of each layer: what costs least error, the same share, or the lowest scores of all.", "HOW"),
     "round_to": Described("Make widths that change multiples of this; auto: of what the chip likes. [1]", "N"),
     "min_channels": Described("Channels that stay in every layer.", "N", least=1),
     "ratio_for": Described("A ratio for some layers only, such as 'layer1.*=0.2'. Repeatable.", "LAYER=SHARE"),
@@ -104,7 +104,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "target_ms": Described("Instead: mean milliseconds of one image on ONNX Runtime, on this machine.", "MS", least=0),
     "threshold": Described("Instead: leave where the router is at least so sure; 0 never goes on.", "X", 0),
     # Sweep
-    "methods": Described("Of pruning, see `compressor prune --help`. [l1,taylor,adapnet]", "NAME,NAME,..."),
+    "methods": Described("Of pruning, see `compressor prune --help`. [obs,taylor,adapnet]", "NAME,NAME,..."),
     "ratios": Described("Shares of the MACs that go. [0.3,0.5,0.7]", "SHARE,..."),
     "control": Described("Also train the model itself on with the same budget, to compare."),
     # Training

@@ -17,8 +17,9 @@ from compressor.training.settings import DataSettings, DistillSettings, TrainSet
 
 HELP = (
     "Make a model smaller by removing the channels that it can best do without.\n\n"
-    "Without --data this is one-shot: nothing is trained, and no accuracy is known. With --data the smaller "
-    "network is fine-tuned and measured.\n\n"
+    "Without --data this is one-shot: nothing is trained, and no accuracy is known; l1 chooses, and the same share of "
+    "every layer goes. With --data obs chooses, widths follow the error, layers that read pruned channels are refitted "
+    "by least squares, and the smaller network is fine-tuned and measured.\n\n"
     "Methods:\n\n"
     + "\n".join(f"  {name:<9} {about.summary}" for name, about in {**ABOUT, **TRAINED}.items())
     + "\n\nadapnet trains in three phases: before, while and after the structure changes. --preset paper takes up to "

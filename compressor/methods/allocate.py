@@ -6,14 +6,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.graph.channels import Channels
+from compressor.graph.channels import Channels, Ids
 from compressor.methods.scores import Values
 
 _JUMPS = (1, 2, 4, 8, 16, 32)  # channels that go together, where the first of them alone would seem expensive
 
 
 def ranks(
-    channels: Channels, orders: Mapping[str, Values], errors: Mapping[str, NDArray[np.float64]]
+    channels: Channels, orders: Mapping[str, Ids], errors: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Values]:
     """For each group the place of every one of its `ids` in the order in which all channels go.
 

@@ -13,6 +13,7 @@ class About:
 
 
 ABOUT: dict[str, About] = {
+    "obs": About("least error of what reads it, refitted (block optimal brain surgeon)", "error", needs_data=True),
     "l1": About("smallest sum of absolute weights", "of the layer's mean"),
     "l2": About("smallest Euclidean norm of the weights", "of the layer's mean"),
     "bn-scale": About("smallest batch norm scale (network slimming)", "mean |scale|"),

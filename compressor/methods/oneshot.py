@@ -1,13 +1,18 @@
 """Decide in one look at a trained network: score its channels by a method of the table, and select."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from compressor.errors import UsageError
 from compressor.graph.channels import Channels
-from compressor.methods.scores import Given
+from compressor.methods.allocate import ranks
+from compressor.methods.obs import Curve, calibrated, consumers, curves
+from compressor.methods.scores import Given, Scores
 from compressor.methods.selection import Selection, select
-from compressor.methods.settings import PruneSettings, check
+from compressor.methods.settings import PruneSettings, check, resolved
 from compressor.methods.table import METHODS
 
 
@@ -16,16 +21,43 @@ def decide(
     channels: Channels,
     settings: PruneSettings,
     batches: Sequence[tuple[Tensor, Tensor]] = (),
+    inputs: Sequence[Any] = (),
 ) -> Selection:
     """Choose what to prune; the model is not changed.
 
     `batches` are images (batch, channels, height, width), normalised as the model takes them, and labels (batch,); only
-    methods that need data look at them.
+    methods that need labels look at them. `inputs` are batches as the model takes them, without labels, by which errors
+    are told.
 
     Raises:
         UsageError: a setting is out of its range, the method needs data, or nothing would be pruned.
         ModelError: nothing may be pruned, or the target cannot be reached.
     """
-    check(settings, has_data=bool(batches))
-    scores = METHODS[settings.method](model, channels, Given(tuple(batches), settings.seed))
-    return select(channels, scores, settings)
+    settings = resolved(settings, has_inputs=bool(inputs))
+    check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches))
+    if settings.allocate == "error" and not inputs:
+        raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
+    if settings.method == "obs":
+        found = curves(model, channels, consumers(model, channels, inputs))
+        scores = _as_scores(channels, found)
+    else:
+        scores = METHODS[settings.method](model, channels, Given(tuple(batches), settings.seed))
+    if settings.allocate != "error" or not channels.free:
+        return select(channels, scores, settings)
+    if settings.method != "obs":
+        orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
+                  for name, values in scores.values.items()}  # fmt: skip
+        found = curves(model, channels, consumers(model, channels, inputs), orders)
+    found = calibrated(model, found, inputs)
+    orders = {name: each.ids for name, each in found.items()}
+    return select(channels, scores, settings, ranks(channels, orders, {n: each.errors for n, each in found.items()}))
+
+
+def _as_scores(channels: Channels, found: Mapping[str, Curve]) -> Scores:
+    """Of every channel the error of its group when it goes, after those before it."""
+    values = {}
+    for group in channels.free:
+        each = found[group.name]
+        errors = np.append(each.errors[1:], np.inf)
+        values[group.name] = errors[np.argsort(each.ids)][np.argsort(np.argsort(group.ids))]
+    return Scores(values)

@@ -27,11 +27,14 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-def select(channels: Channels, scores: Scores, settings: PruneSettings) -> Selection:
+def select(
+    channels: Channels, scores: Scores, settings: PruneSettings, places: Mapping[str, Values] | None = None
+) -> Selection:
     """Choose the channels with the lowest scores.
 
-    With `scope="layer"` every group loses the same share; with "global" the lowest scores of the whole network go. A
-    target replaces the ratio: the same order is followed until the multiply-adds are met.
+    Where `allocate` is uniform every group loses the same share; with "global" the lowest scores of the whole network
+    go, with "error" those that come first by `places`, which keeps the scores' order within each group. A target
+    replaces the ratio: the same order is followed until the multiply-adds are met.
 
     Raises:
         UsageError: settings that leave nothing to prune, a target above what the model has, a pattern without layers.
@@ -40,9 +43,11 @@ def select(channels: Channels, scores: Scores, settings: PruneSettings) -> Selec
     if not channels.free:
         raise ModelError(f"nothing was pruned: every layer is frozen; {_listed(channels.frozen)}")
     ratios = _own_ratios(channels, settings)
-    stepwise = settings.target_macs is not None or settings.scope == "global"
+    across = settings.allocate != "uniform"
+    stepwise = settings.target_macs is not None or across
+    places = scores.values if places is None else places
     queues = {
-        group.name: (units if stepwise else together)(group, scores.values[group.name], channels, settings, most)
+        group.name: (units if stepwise else together)(group, places[group.name], channels, settings, most)
         for group in channels.free
         if group.name in scores.values
         for most in [ratios.get(group.name, 1 if stepwise else settings.ratio)]
@@ -51,11 +56,11 @@ def select(channels: Channels, scores: Scores, settings: PruneSettings) -> Selec
     open_queues = {name: queue for name, queue in queues.items() if name not in ratios}
     notes = []
     if settings.target_macs is not None:
-        order = by_score(open_queues) if settings.scope == "global" else by_share(open_queues)
+        order = by_score(open_queues) if across else by_share(open_queues)
         met = meet(channels, fixed, order, settings.target_macs)
         taken = met.taken
         notes = [met.note] if met.note else []
-    elif settings.scope == "global":
+    elif across:
         total = sum(channels.group(name).size for name in open_queues)
         taken = up_to(by_score(open_queues), settings.ratio * total)
     else:
@@ -117,7 +122,7 @@ def _edit(group: Group, gone: list[int], scores: Values, settings: PruneSettings
 
 
 def _spared(settings: PruneSettings) -> str:
-    if settings.scope == "global":
+    if settings.allocate != "uniform":
         return "none of its channels is among the lowest scores"
     return "the ratio, rounding and least width leave it no channel to give"
 

@@ -2,7 +2,7 @@
 line can read it for `--help`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from compressor.errors import UsageError, did_you_mean
@@ -13,10 +13,10 @@ from compressor.methods.catalogue import ABOUT, TRAINED
 class PruneSettings:
     """How a one-shot method chooses the channels that go."""
 
-    method: str = "l1"
+    method: str = "auto"  # obs with data, l1 without
     ratio: float = 0.5  # share of the channels that may be pruned; with a target it is searched
     target_macs: float | None = None  # up to 1: share of the model's MACs that stays; above: MACs that stay
-    scope: Literal["layer", "global"] = "layer"  # layer: the ratio of every layer; global: the lowest scores of all
+    allocate: Literal["auto", "error", "uniform", "global"] = "auto"  # see `resolved`
     round_to: int | Literal["auto"] = 1  # widths that were changed are multiples of this; auto: of what the chip likes
     min_channels: int = 1  # that stay in every layer
     ratio_for: tuple[tuple[str, float], ...] = ()  # (pattern of layer names, ratio) of layers with a ratio of their own
@@ -27,6 +27,16 @@ class PruneSettings:
     seed: int = 0
 
 
+def resolved(settings: PruneSettings, *, has_inputs: bool) -> PruneSettings:
+    """The settings without "auto", where images are at hand or not.
+
+    Methods: obs with images, l1 without. Allocation: by the error for each multiply-add with images, uniform without.
+    """
+    method = settings.method if settings.method != "auto" else "obs" if has_inputs else "l1"
+    allocate = settings.allocate if settings.allocate != "auto" else "error" if has_inputs else "uniform"
+    return replace(settings, method=method, allocate=allocate)
+
+
 def check(settings: PruneSettings, *, has_data: bool) -> None:
     """Raise UsageError for a value that makes no sense for any model, or a method that needs the data there are not."""
     if settings.method in TRAINED:
@@ -34,6 +44,7 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
             f"{settings.method} works while a network trains, not in one shot: "
             f"compressor prune MODEL --method {settings.method} --data DATA"
         )
+    settings = resolved(settings, has_inputs=has_data)
     if settings.method not in ABOUT:
         known = [*ABOUT, *TRAINED]
         hint = did_you_mean(settings.method, known)
@@ -46,8 +57,8 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
             raise UsageError(f"the {name} is {ratio:g}; give a share of the channels from 0 to below 1, such as 0.5")
     if settings.target_macs is not None and not settings.target_macs > 0:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.5, or a number of MACs")
-    if settings.scope not in ("layer", "global"):
-        raise UsageError(f"the scope is {settings.scope!r}; choose layer or global")
+    if settings.allocate not in ("auto", "error", "uniform", "global"):
+        raise UsageError(f"allocate is {settings.allocate!r}; choose error, uniform or global")
     if settings.round_to != "auto" and (not isinstance(settings.round_to, int) or settings.round_to < 1):
         raise UsageError(f"round_to is {settings.round_to}; give 1 or more, or auto")
     for name in ("min_channels", "score_images"):

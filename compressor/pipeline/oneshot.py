@@ -18,7 +18,7 @@ from compressor.graph.tensors import named_tensors
 from compressor.kinds import check_fits, tuples
 from compressor.methods.oneshot import decide
 from compressor.methods.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
-from compressor.methods.settings import PruneSettings, check
+from compressor.methods.settings import PruneSettings, check, resolved
 from compressor.pipeline.measuring import filters, layer_sizes
 from compressor.pipeline.rounding import chosen_multiple
 from compressor.profiling.cost import Profile
@@ -38,7 +38,7 @@ def prune_(
     ratio: float = PruneSettings.ratio,
     *,
     target_macs: float | None = PruneSettings.target_macs,
-    scope: str = PruneSettings.scope,
+    allocate: str = PruneSettings.allocate,
     round_to: int | Literal["auto"] = PruneSettings.round_to,
     min_channels: int = PruneSettings.min_channels,
     ratio_for: Iterable[tuple[str, float]] = PruneSettings.ratio_for,
@@ -57,10 +57,12 @@ def prune_(
 
     Args:
         example: an input as the module takes it, (batch, channels, height, width), or a tuple or dict of inputs.
-        method: "l1", "l2", "bn-scale", "fpgm", "taylor" or "random".
-        ratio: share of the channels that go, 0 to below 1; without `scope="global"` of every layer.
+        method: "obs", "l1", "l2", "bn-scale", "fpgm", "taylor" or "random"; "auto": obs with `data`, l1 without.
+        ratio: share of the channels that go, 0 to below 1: of every layer where `allocate` is uniform, else of all.
         target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
-        scope: "layer" or "global" (the lowest scores of the whole network).
+        allocate: how much of each layer goes: "uniform" (the same share), "global" (the lowest scores of the whole
+            network), "error" (the least error of the outputs for each multiply-add saved; needs `data`); "auto": by
+            error with `data`, uniform without.
         round_to: widths that change become multiples of this; "auto": of what this machine's processor likes.
         min_channels: how many stay in every layer at least.
         ratio_for: (name, ratio) for layers with a ratio of their own, or a dict.
@@ -68,8 +70,9 @@ def prune_(
             several.
         also: names of methods that are used besides `forward`; a dict gives each an example of its own.
         batches: images and labels, normalised as the module takes them, for methods that look at data ("taylor").
-        data: a loader, whose batches are inputs as the module takes them, or tuples or dicts that hold these. Layers
-            that read what was pruned are refitted by least squares to what the module gave; needs no labels.
+        data: a loader, whose batches are inputs as the module takes them, or tuples or dicts that hold these; needs no
+            labels. Channels are chosen by them, and layers that read what was pruned are refitted by least squares to
+            what the module gave.
         optimizer: one of the module's parameters, whose state is edited alike.
         latency: also measure milliseconds before and after, which takes some ten seconds.
 
@@ -83,17 +86,18 @@ def prune_(
         report.before.macs, report.after.macs       # 1814073344, 483149824
         report.frozen                               # {"fc": "output of the model"}
     """
-    choice = chosen_multiple(_checked(
-        method=method, ratio=ratio, target_macs=target_macs, scope=scope, round_to=round_to, min_channels=min_channels,
-        ratio_for=ratio_for, keep=keep, also=also, seed=seed,
-    ))  # fmt: skip
+    choice = _checked(
+        method=method, ratio=ratio, target_macs=target_macs, allocate=allocate, round_to=round_to,
+        min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
+    )  # fmt: skip
     images = _labelled(batches)
-    check(choice, has_data=bool(images))
+    choice = chosen_multiple(resolved(choice, has_inputs=data is not None))
+    check(choice, has_data=bool(images) or (data is not None and choice.method == "obs"))
     module = bare(module)
     channels = capture(module, example, keep=choice.keep, also=also)
     _check_can_be_edited(module, optimizer)
     inputs = () if data is None else inputs_of(data, example, device_of(module))
-    selection = decide(module, channels, choice, images)
+    selection = decide(module, channels, choice, images, inputs)
     missing = {"top1": "no data was given"}
     widths = filters(module)
     before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)

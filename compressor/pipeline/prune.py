@@ -1,15 +1,16 @@
 """Prune a model in one shot and, with data, fine-tune it: `compressor prune`."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.methods.oneshot import decide
 from compressor.methods.selection import Selection
-from compressor.methods.settings import check
+from compressor.methods.settings import check, resolved
 from compressor.pipeline.exits import exit_parts
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, filters_after, in_words, layer_sizes, measure
@@ -35,6 +36,7 @@ class Planned:
     subject: Subject
     channels: Channels
     selection: Selection
+    inputs: Sequence[Tensor] = ()  # images to calibrate on, without labels
     rounding: Rounding | None = None  # what widths to the chip's liking cost and gain
 
 
@@ -48,6 +50,7 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
         CompressorError: anything the user can mend; the folder is as it was when the plan could not be made.
     """
     folder = RunFolder(job.output, resume=resume)
+    job = _resolved(job)
     planned = plan(job, tell, weigh=job.output.latency)
     subject, selection = planned.subject, planned.selection
     tell(Stage("measuring the model as it came"))
@@ -92,23 +95,32 @@ def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
     note_all(channels.notes, tell)
     batches = score_batches(subject, job.choice.score_images, job.choice.seed)
     choice = chosen_multiple(job.choice)
-    selection = distributed.from_first(lambda: decide(subject.module, channels, choice, batches))
+    looks = choice.method == "obs" or choice.allocate == "error"
+    inputs = calibration_inputs(subject, job.choice.seed) if looks else []
+    if looks:
+        tell(Stage("measuring what every channel is worth"))
+    selection = distributed.from_first(lambda: decide(subject.module, channels, choice, batches, inputs))
     note_all(selection.notes, tell)
     if job.choice.round_to != "auto":
-        return Planned(subject, channels, selection)
+        return Planned(subject, channels, selection, inputs)
     if not weigh:
         tell(NoteEvent(f"widths become multiples of {choice.round_to}; not timed beside widths as they come"))
-        return Planned(subject, channels, selection)
+        return Planned(subject, channels, selection, inputs)
     tell(Stage("timing widths as they come and rounded"))
     rounding = distributed.from_first(
-        lambda: weigh_rounding(subject.module, subject.example, channels, choice, batches)
+        lambda: weigh_rounding(subject.module, subject.example, channels, choice, batches, inputs)
     )
     tell(NoteEvent(rounding.words))
-    return Planned(subject, channels, selection, rounding)
+    return Planned(subject, channels, selection, inputs, rounding)
+
+
+def _resolved(job: PruneJob) -> PruneJob:
+    return replace(job, choice=resolved(job.choice, has_inputs=job.data is not None))
 
 
 def dry_run(job: PruneJob, tell: Tell = silent) -> Report:
     """The report of what `prune` would do, with the costs that the plan predicts; nothing is changed and written."""
+    job = _resolved(job)
     planned = plan(job, tell)
     channels, selection = planned.channels, planned.selection
     widths = filters(planned.subject.module)
@@ -125,7 +137,7 @@ def _cut_(job: PruneJob, planned: Planned, tell: Tell) -> tuple[str, ...]:
     By least squares; where that is not wished or impossible, by batch-norm statistics measured anew.
     """
     subject = planned.subject
-    inputs = calibration_inputs(subject, job.choice.seed) if job.choice.reconstruct else []
+    inputs = planned.inputs or calibration_inputs(subject, job.choice.seed) if job.choice.reconstruct else ()
     _, found = apply_plan_(
         subject.module, planned.selection.plan, planned.channels, subject.example, inputs=inputs,
         progress=lambda done, total: tell(PartEvent("least squares", done, total)),

@@ -74,6 +74,7 @@ def weigh_rounding(
     channels: Channels,
     settings: PruneSettings,
     batches: Sequence[tuple[Tensor, Tensor]] = (),
+    inputs: Sequence[Tensor] = (),
 ) -> Rounding:
     """Prune two copies, with `settings.round_to` and without, and measure both on ONNX Runtime; the module stays.
 
@@ -85,7 +86,7 @@ def weigh_rounding(
     """
     settings = chosen_multiple(settings)
     both = [replace(settings, round_to=1), settings]
-    selections = [decide(module, channels, each, batches) for each in both]
+    selections = [decide(module, channels, each, batches, inputs) for each in both]
     times = _latencies([_pruned(module, each.plan, channels) for each in selections], example)
     plain, rounded = (
         Width(int(each.round_to), found.macs, found.params, time) for each, found, time in zip(both, selections, times)

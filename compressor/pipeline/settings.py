@@ -164,7 +164,7 @@ class RouteJob:
 class SweepSettings:
     """Which runs a sweep is made of: every method at every ratio."""
 
-    methods: tuple[str, ...] = ("l1", "taylor", "adapnet")
+    methods: tuple[str, ...] = ("obs", "taylor", "adapnet")
     ratios: tuple[float, ...] = (0.3, 0.5, 0.7)  # shares of the model's multiply-adds that go
     control: bool = True  # also train the model itself on, with the same budget
     lsep: int | None = None  # steps of AdapNet's periods; None: 2.6 periods an epoch, within 20 to 150 steps

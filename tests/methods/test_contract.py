@@ -13,7 +13,7 @@ from compressor.methods.table import METHODS
 from tests.methods.nets import NETS, batches
 
 # Every method on every network it can judge: one has no batch norm.
-PAIRS = [(net, method) for net in NETS for method in METHODS if (net, method) != ("grouped", "bn-scale")]
+PAIRS = [(net, method) for net in NETS for method in ABOUT if (net, method) != ("grouped", "bn-scale")]
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -33,8 +33,9 @@ def method(pair):
 
 
 def chosen(model, channels, method, **settings):
-    data = batches() if ABOUT[method].needs_data else ()
-    return decide(model, channels, PruneSettings(method=method, **settings), data)
+    data = batches() if method == "taylor" else ()
+    inputs = [images for images, _ in batches()] if method == "obs" or settings.get("allocate") == "error" else []
+    return decide(model, channels, PruneSettings(method=method, **settings), data, inputs)
 
 
 def everything(model):
@@ -42,7 +43,7 @@ def everything(model):
 
 
 def test_catalogue_and_table_name_the_same_methods():
-    assert list(ABOUT) == list(METHODS)
+    assert list(ABOUT) == ["obs", *METHODS]
 
 
 def test_deciding_changes_nothing_in_the_model(model, method):
@@ -67,10 +68,13 @@ def test_deciding_leaves_no_hook(model, method):
         assert not module._backward_hooks and not module._backward_pre_hooks
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_the_same_seed_gives_the_same_plan(model, method, scope):
+@pytest.mark.parametrize("allocate", ["uniform", "global", "error"])
+def test_the_same_seed_gives_the_same_plan(model, method, allocate):
     channels = capture(model, model.example)
-    assert chosen(model, channels, method, scope=scope).plan == chosen(model, channels, method, scope=scope).plan
+    assert (
+        chosen(model, channels, method, allocate=allocate).plan
+        == chosen(model, channels, method, allocate=allocate).plan
+    )
 
 
 def test_frozen_groups_are_not_touched(model, method):
@@ -97,8 +101,8 @@ def test_a_channel_is_named_once(model, method):
 
 def test_no_group_is_emptied(model, method):
     channels = capture(model, model.example)
-    for scope in ("layer", "global"):
-        for edit in chosen(model, channels, method, ratio=0.99, scope=scope).plan.edits:
+    for allocate in ("uniform", "global", "error"):
+        for edit in chosen(model, channels, method, ratio=0.99, allocate=allocate).plan.edits:
             assert len(edit.channels) < channels.group(edit.group).size
 
 

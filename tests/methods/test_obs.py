@@ -1,5 +1,7 @@
 """Block OBS and the allocation of widths against slow, obvious versions."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 from compressor.graph import capture
 from compressor.methods.allocate import Widths, ranks
-from compressor.methods.obs import consumers, curve
+from compressor.methods.obs import calibrated, consumers, curve, curves
 from compressor.surgery.edits import Plan, Prune
 
 
@@ -40,7 +42,7 @@ def test_the_order_and_the_errors_are_those_of_trying_every_channel(net, images)
         errors = [least_error(hidden, outputs, [each for each in kept if each != gone]) for gone in kept]
         gone = kept[int(np.argmin(errors))]
         assert found.ids[step] == group.ids[gone]
-        assert found.errors[step + 1] == pytest.approx(min(errors), rel=0.02, abs=2e-3)
+        assert found.errors[step + 1] == pytest.approx(min(errors), rel=0.1)  # the scale is that of fewer images
         kept.remove(gone)
 
 
@@ -62,3 +64,58 @@ def test_channels_go_by_their_error_for_each_multiply_add(images):
     found = ranks(channels, orders, errors)
     assert max(found["0"][:3]) < min(found["2"][:3])
     assert np.isinf(found["0"][3]) and np.isinf(found["2"][3])
+
+
+class Net(nn.Module):
+    """Two stages and a mean over places, over which errors cancel."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 16, 3, bias=False), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.one(x))
+        return self.last(torch.relu(self.two(x)).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_calibrated_errors_are_what_refitted_layers_do_to_the_outputs():
+    torch.manual_seed(0)
+    model = Net().eval()
+    x = torch.randn(256, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    channels = capture(model, x[:1])
+    found = curves(model, channels, consumers(model, channels, [x]))
+    told = calibrated(model, found, [x])
+    before = model(x)
+    for name, each in found.items():
+        count, (change,) = next(iter(each.levels.items()))
+        changed = copy.deepcopy(model)
+        layer = changed.get_submodule(change.name.removesuffix(".weight"))
+        layer.weight += change.weight
+        shift = change.shift if isinstance(layer, nn.Linear) else change.shift[:, None, None]
+        layer.register_forward_hook(lambda module, args, result, shift=shift: result + shift)
+        moved = (changed(x) - before).square().sum() / (before - before.mean(0)).square().sum()
+        assert told[name].errors[count] == pytest.approx(float(moved), rel=0.4)
+
+
+@torch.no_grad()
+def test_a_layer_with_very_many_inputs_is_looked_at_channel_by_channel(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 25, 4)).eval()
+    x = torch.randn(256, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    channels = capture(model, x[:1])
+    with torch.no_grad():
+        model[3].weight.view(4, 6, 25)[:, 2] = 0  # nothing reads this one
+    whole = curves(model, channels, consumers(model, channels, [x]))["0"]
+    monkeypatch.setattr("compressor.methods.obs.LARGEST", 100)
+    parted = curves(model, channels, consumers(model, channels, [x]))["0"]
+    assert whole.ids[0] == parted.ids[0] == channels.group("0").ids[2]
+    assert parted.errors[1] == pytest.approx(0, abs=1e-6) and not any(parted.levels.values())
+    assert np.all(np.diff(parted.errors) >= 0)
+
+
+def test_a_group_whose_readers_are_not_known_goes_by_its_weights(net, images):
+    channels = capture(net, images[:1])
+    found = curves(net, channels, [])["0"]
+    assert sorted(found.ids) == sorted(channels.group("0").ids)
+    assert list(found.errors) == pytest.approx(np.arange(6) / 6)

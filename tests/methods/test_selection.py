@@ -1,4 +1,4 @@
-"""From scores to plans: ratios, rounding, scopes, targets, and refusals."""
+"""From scores to plans: ratios, rounding, allocation, targets, and refusals."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from compressor.methods.oneshot import decide
 from compressor.methods.removal import units
 from compressor.methods.scores import Scores
 from compressor.methods.selection import select
-from compressor.methods.settings import PruneSettings, check
+from compressor.methods.settings import PruneSettings, check, resolved
 from compressor.surgery import operate_
 from tests.methods.nets import NETS, Grouped, Plain, Residual
 
@@ -26,10 +26,10 @@ def counts(selection):
 
 
 def picked(settings, channels=CHANNELS, scores=SCORES):
-    return select(channels, scores, settings)
+    return select(channels, scores, resolved(settings, has_inputs=False))
 
 
-def test_layer_scope_takes_the_lowest_of_every_group():
+def test_uniform_allocation_takes_the_lowest_of_every_group():
     selection = picked(PruneSettings(ratio=0.5))
     assert counts(selection) == {"one": 4, "two": 3}
     by_group = {edit.group: set(edit.channels) for edit in selection.plan.edits}
@@ -37,14 +37,14 @@ def test_layer_scope_takes_the_lowest_of_every_group():
     assert by_group["two"] == set(CHANNELS.group("two").ids[:3].tolist())
 
 
-def test_global_scope_takes_the_lowest_of_all():
-    selection = picked(PruneSettings(ratio=0.25, scope="global"))  # 3.5 of 14: scores 1, 1.1, 2
+def test_global_allocation_takes_the_lowest_of_all():
+    selection = picked(PruneSettings(ratio=0.25, allocate="global"))  # 3.5 of 14: scores 1, 1.1, 2
     assert counts(selection) == {"one": 2, "two": 1}
 
 
-def test_global_scope_spreads_equal_scores_over_the_layers():
+def test_global_allocation_spreads_equal_scores_over_the_layers():
     equal = Scores({"one": np.ones(8), "two": np.ones(6)})
-    assert counts(picked(PruneSettings(ratio=0.5, scope="global"), scores=equal)) == {"one": 4, "two": 3}
+    assert counts(picked(PruneSettings(ratio=0.5, allocate="global"), scores=equal)) == {"one": 4, "two": 3}
 
 
 def test_a_ratio_never_takes_more_than_asked():
@@ -97,7 +97,7 @@ def test_a_ratio_for_frozen_layers_is_refused_with_the_reason():
 
 def test_kept_layers_stay():
     channels = capture(PLAIN, PLAIN.example, keep=("one",))
-    assert list(counts(select(channels, SCORES, PruneSettings()))) == ["two"]
+    assert list(counts(picked(PruneSettings(), channels))) == ["two"]
 
 
 def test_what_a_plan_leaves_is_what_surgery_leaves():
@@ -110,11 +110,11 @@ def test_what_a_plan_leaves_is_what_surgery_leaves():
         assert sum(parameter.numel() for parameter in model.parameters()) == selection.params
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("allocate", ["uniform", "global"])
 @given(share=st.floats(0.15, 0.95))
-def test_a_target_is_met_within_one_percent_or_says_how_near_it_got(scope, share):
+def test_a_target_is_met_within_one_percent_or_says_how_near_it_got(allocate, share):
     model = Wide.model
-    selection = decide(model, Wide.channels, PruneSettings(target_macs=share, scope=scope))
+    selection = decide(model, Wide.channels, PruneSettings(target_macs=share, allocate=allocate))
     off = abs(selection.macs / (share * Wide.channels.macs()) - 1)
     assert (off <= 0.01) == (not selection.notes)
     assert off < 0.05
@@ -204,17 +204,20 @@ def test_refusals_of_the_method_are_passed_on():
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (PruneSettings(method="bnscale"), r"no method 'bnscale' \(did you mean bn-scale\?\); the methods are l1, l2"),
+        (
+            PruneSettings(method="bnscale"),
+            r"no method 'bnscale' \(did you mean bn-scale\?\); the methods are obs, l1, l2",
+        ),
         (PruneSettings(ratio=1.0), "from 0 to below 1"),
         (PruneSettings(ratio=-0.1), "from 0 to below 1"),
         (PruneSettings(ratio=float("nan")), "from 0 to below 1"),
         (PruneSettings(ratio_for=(("a", 2.0),)), "the ratio for a is 2"),
         (PruneSettings(target_macs=0.0), "give a share"),
-        (PruneSettings(scope="both"), "layer or global"),  # type: ignore[arg-type]
+        (PruneSettings(allocate="both"), "uniform or global"),  # type: ignore[arg-type]
         (PruneSettings(round_to=0), "round_to is 0"),
         (PruneSettings(min_channels=0), "min_channels is 0"),
     ],
-    ids=["method", "ratio-high", "ratio-low", "ratio-nan", "ratio-for", "target", "scope", "round", "min"],
+    ids=["method", "ratio-high", "ratio-low", "ratio-nan", "ratio-for", "target", "allocate", "round", "min"],
 )
 def test_settings_out_of_range_are_usage_errors(settings, complaint):
     with pytest.raises(UsageError, match=complaint):

@@ -100,7 +100,7 @@ SETTINGS = {
     "ratio": ["0.5", None, -0.1, 1.0, float("nan"), True],
     "target_macs": ["half", 0, float("nan")],
     "method": [None, "L1", 3],
-    "scope": ["globl", None],
+    "allocate": ["globl", "error", None],
     "round_to": [0, 2.5, "8"],
     "min_channels": [0, None],
     "keep": [None, [0], 3, ["zzz"], [""]],

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ _ROWS = 1 << 16  # of all images together: with many images fewer places of each
 HELD_BACK = 8  # one image of so many only judges what the others gave
 _VALUES = 5_000_000  # of the inputs of a batch, about 32 images of 3x224x224
 _ALL_VALUES = 1 << 26  # and of all batches, but
-_FEWEST_IMAGES, _MOST_IMAGES = 512, 4096
+_FEWEST_IMAGES, _MOST_IMAGES = 512, 2048
 _MOST = 128
 
 
@@ -55,6 +55,19 @@ def inputs_of(data: Iterable[Any], example: Any, device: torch.device) -> list[A
 def first_images(inputs: Any, count: int) -> Any:
     """The first images of a batch."""
     return _taken(inputs, slice(count), None)
+
+
+def in_parts(batches: Sequence[Any], images: int, values: int) -> Iterator[Any]:
+    """The first images of batches, in parts of so many values at most."""
+    for given in batches:
+        leaves = _tensors(given)
+        held = min(images, len(leaves[0]))
+        size = max(1, min(held, values * len(leaves[0]) // max(leaf.numel() for leaf in leaves)))
+        for first in range(0, held, size):
+            yield _taken(given, slice(first, min(first + size, held)), None)
+        images -= held
+        if images <= 0:
+            return
 
 
 def _taken(inputs: Any, part: slice, device: torch.device | None) -> Any:

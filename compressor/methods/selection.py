@@ -1,7 +1,7 @@
 """From scores to a plan: which channels go, under a ratio or a target, and in words and numbers why."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Selection:
     params: int
     refused: Mapping[str, str]  # groups that could be edited but were not scored, or had no channel to give -> why
     notes: tuple[str, ...] = ()
+    round_to: int = 1  # widths that changed are multiples of this
 
 
 def select(
@@ -34,12 +35,32 @@ def select(
 
     Where `allocate` is uniform every group loses the same share; with "global" the lowest scores of the whole network
     go, with "error" those that come first by `places`, which keeps the scores' order within each group. A target
-    replaces the ratio: the same order is followed until the multiply-adds are met.
+    replaces the ratio: the same order is followed until the multiply-adds are met; where multiples of `round_to` do not
+    reach it, half of that is tried, and so on.
 
     Raises:
         UsageError: settings that leave nothing to prune, a target above what the model has, a pattern without layers.
         ModelError: nothing may be pruned, or the target cannot be reached.
     """
+    multiple = settings.round_to
+    while True:
+        assert multiple != "auto", "whoever knows the machine puts a number in its place"
+        try:
+            found = _select(channels, scores, replace(settings, round_to=multiple), places)
+        except ModelError:
+            if settings.target_macs is None or multiple == 1:
+                raise
+            multiple = max(1, multiple // 2)
+            continue
+        if multiple == settings.round_to:
+            return found
+        note = f"widths are multiples of {multiple}: with multiples of {settings.round_to} the target is out of reach"
+        return replace(found, notes=(note, *found.notes))
+
+
+def _select(
+    channels: Channels, scores: Scores, settings: PruneSettings, places: Mapping[str, Values] | None
+) -> Selection:
     if not channels.free:
         raise ModelError(f"nothing was pruned: every layer is frozen; {_listed(channels.frozen)}")
     ratios = _own_ratios(channels, settings)
@@ -104,7 +125,8 @@ def _selection(
     untouched = [group for group in channels.free if group.name in scores.values and group.name not in gone]
     refused = dict(scores.refused) | {group.name: _spared(settings) for group in untouched}
     macs, params = channels.macs(plan.removed), channels.params(plan.removed)
-    return Selection(plan, macs, params, refused, tuple(notes))
+    assert settings.round_to != "auto"
+    return Selection(plan, macs, params, refused, tuple(notes), settings.round_to)
 
 
 def _edit(group: Group, gone: list[int], scores: Values, settings: PruneSettings) -> Prune:

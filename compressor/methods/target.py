@@ -40,7 +40,7 @@ def meet(channels: Channels, fixed: Sequence[Unit], order: Sequence[Unit], targe
     if least > wanted * (1 + TOLERANCE):
         raise ModelError(
             f"{wanted:,.0f} MACs ({wanted / whole:.1%}) cannot be reached: with everything gone that may be pruned "
-            f"{least:,} ({least / whole:.1%}) remain; ask for more, or loosen min_channels, round_to, keep or single "
+            f"{least:,} ({least / whole:.1%}) remain; ask for more, or loosen min_channels, keep or single "
             "layers' ratios"
         )
     taken, macs = search.nearest(order, wanted)

@@ -104,7 +104,7 @@ def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
     if job.choice.round_to != "auto":
         return Planned(subject, channels, selection, inputs)
     if not weigh:
-        tell(NoteEvent(f"widths become multiples of {choice.round_to}; not timed beside widths as they come"))
+        tell(NoteEvent(f"widths become multiples of {selection.round_to}; not timed beside widths as they come"))
         return Planned(subject, channels, selection, inputs)
     tell(Stage("timing widths as they come and rounded"))
     rounding = distributed.from_first(

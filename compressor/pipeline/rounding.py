@@ -88,9 +88,7 @@ def weigh_rounding(
     both = [replace(settings, round_to=1), settings]
     selections = [decide(module, channels, each, batches, inputs) for each in both]
     times = _latencies([_pruned(module, each.plan, channels) for each in selections], example)
-    plain, rounded = (
-        Width(int(each.round_to), found.macs, found.params, time) for each, found, time in zip(both, selections, times)
-    )
+    plain, rounded = (Width(found.round_to, found.macs, found.params, time) for found, time in zip(selections, times))
     return Rounding(preferred_multiple()[1], plain, rounded)
 
 

@@ -161,6 +161,16 @@ def test_a_target_is_met_by_other_than_equal_shares_where_rounding_allows_no_oth
     assert abs(selection.macs / Wide.channels.macs() - wanted) == pytest.approx(best)
 
 
+def test_a_target_that_wide_multiples_do_not_reach_takes_narrower_ones():
+    with_one = decide(Wide.model, Wide.channels, PruneSettings(target_macs=0.12))
+    selection = decide(Wide.model, Wide.channels, PruneSettings(target_macs=0.12, round_to=16))
+    assert with_one.round_to == 1 and 1 < selection.round_to < 16
+    assert selection.macs / Wide.channels.macs() < 0.125
+    widths = {name: Wide.channels.group(name).size - gone for name, gone in counts(selection).items()}
+    assert all(width % selection.round_to == 0 for width in widths.values())
+    assert "with multiples of 16 the target is out of reach" in selection.notes[0]
+
+
 def test_a_target_counts_what_single_layers_ratios_take():
     selection = decide(Wide.model, Wide.channels, PruneSettings(target_macs=0.4, ratio_for=(("0", 0.5),)))
     assert counts(selection)["0"] == 12

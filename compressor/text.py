@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -28,7 +29,8 @@ def listed(names: Iterable[str], most: int = 6) -> str:
     return ", ".join(shown(name) for name in names[:most]) + more
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
-    """What an exception says in its first line, or its kind where it says nothing."""
-    lines = (line.strip() for line in str(error)[:10_000].splitlines())
+def first_line(error: BaseException, most: int = 400) -> str:
+    """What an exception says in its first line, or its kind where it says nothing; without ONNX Runtime's codes."""
+    said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)[:10_000])
+    lines = (line.strip() for line in said.splitlines())
     return shown(next(filter(None, lines), type(error).__name__), most)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from compressor.errors import CompressorError, ModelError, UsageError
-from compressor.exporting.runtime import first_line
 from compressor.graph.trace import call_arguments
+from compressor.text import first_line
 
 OPSET = 20
 _OPSETS = range(15, 24)  # what torch's exporter writes (18 and later) or converts down to
@@ -39,6 +39,12 @@ def flatten(
     The first dimension of every tensor of the example is left free, but for tensors without one; the example has two
     images. Raises ModelError where torch cannot export the module.
     """
+    for name, module in reference.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            raise ModelError(
+                f"{name or 'the model'} is a layer that torch has quantized ({type(module).__name__}), which it cannot "
+                "write: export the network as it was before, with --to int8"
+            )
     arguments, keywords = call_arguments(example)
     batch = torch.export.Dim("batch")
     free = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, example)

@@ -15,9 +15,10 @@ from compressor.errors import CompressorError, FileError
 from compressor.exporting.flat import OPSET, check_file, check_opset, flatten
 from compressor.exporting.manifest import CARD_KEY, Card, card_text
 from compressor.exporting.parity import RELATIVE_LIMIT, Array, OnnxCheck, largest_difference
-from compressor.exporting.runtime import first_line, open_session
+from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
 from compressor.exporting.staging import folder_beside, move_files
+from compressor.text import first_line
 
 CHECKED_BATCHES = (1, 5)
 _LARGEST_SINGLE_FILE = 2_000_000_000  # bytes; a protobuf message ends at 2 GiB, and the graph needs some room

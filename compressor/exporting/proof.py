@@ -15,9 +15,10 @@ from torch import Tensor
 from compressor.errors import CompressorError
 from compressor.exporting.forms import Cost, Exit
 from compressor.exporting.parity import RELATIVE_LIMIT, Array, largest_difference
-from compressor.exporting.runtime import first_line, open_session
+from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import torch_outputs
 from compressor.profiling.latency import Latency, measure
+from compressor.text import first_line
 
 PROOF_IMAGES = 64
 _TIE = 1e-5  # share of the largest score within which two classes are equally good

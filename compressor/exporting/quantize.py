@@ -16,9 +16,9 @@ from compressor.errors import ModelError
 from compressor.exporting.compose import Stage
 from compressor.exporting.flat import quiet
 from compressor.exporting.parity import Array
-from compressor.exporting.runtime import first_line
 from compressor.exporting.stages import Samples, StageMaker
 from compressor.exporting.weights import WeightsFile
+from compressor.text import first_line
 
 Chip = Literal["x86", "x86-old", "arm", "npu"]
 _BATCH = 8  # images that are calibrated on at a time

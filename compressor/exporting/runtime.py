@@ -1,7 +1,6 @@
 """Run an .onnx file on ONNX Runtime alone: numpy batches in, numpy outputs out, no torch."""
 
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,14 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compressor import text
 from compressor.errors import CompressorError, FileError
 from compressor.exporting.manifest import MANIFEST, MODEL, TUNED_MODEL
 from compressor.exporting.outside import take_in
 from compressor.exporting.parity import Array
 from compressor.limits import LARGEST_GIB, allow, apart
 from compressor.loading.content import Content, recognise
-from compressor.text import shown
+from compressor.text import first_line, shown
 
 # ONNX Runtime's names of element types, as far as a model's input may have them.
 _DTYPES = {
@@ -208,11 +206,6 @@ def session_options(level: Level = "all", threads: int | None = None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says in its first line, or its kind where it says nothing; without ONNX Runtime's codes."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.first_line(error, 400))
 
 
 def _shape(sizes: tuple[int | None, ...]) -> str:

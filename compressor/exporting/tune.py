@@ -30,12 +30,13 @@ from compressor.exporting.manifest import (
 )
 from compressor.exporting.parity import Array, largest_difference
 from compressor.exporting.proof import Runner, executed
-from compressor.exporting.runtime import first_line, open_session, private_copy, session_options
+from compressor.exporting.runtime import open_session, private_copy, session_options
 from compressor.exporting.staging import folder_beside, move_files
 from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import check_package, read_portable
 from compressor.exporting.weights import WeightsFile
 from compressor.profiling.latency import measure
+from compressor.text import first_line
 
 _SAME = 1e-5  # relative difference allowed between the portable graph and the tuned one; the same kernels run
 _IMAGES = 8

@@ -8,7 +8,7 @@ from compressor.exporting.manifest import card_inside, feeds_of, manifest_inside
 from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.pipeline.settings import EvaluateJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
-from compressor.pipeline.subject import class_numbers, open_subject
+from compressor.pipeline.subject import class_numbers, open_subject, unsaid
 from compressor.training.data import AnySet, Data, fit_to_model, open_data
 from compressor.training.evaluate import evaluate as evaluate_on
 
@@ -57,11 +57,7 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
     whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
     card = card_inside(model.metadata, str(path))
     data = open_data(job.data, job.loading, input_shape=whole, preparation=card.preparation)
-    if card.preparation is None and job.loading.mean is None:
-        data.notes.append(
-            f"{path} does not say how its images are normalised: as the training set of {job.data} is; give --mean and "
-            "--std if it was trained otherwise"
-        )
+    data.notes.extend(unsaid(str(path), card.preparation, job.data, job.loading))
     numbers = class_numbers(job.loading)
     outputs = len(card.classes or data.classes) if card.classes or numbers is None else 1 + max(numbers.values())
     data = fit_to_model(data, outputs, classes=card.classes, numbers=numbers)

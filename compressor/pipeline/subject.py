@@ -82,6 +82,7 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
     if model.model is not None:
         opened = _opened(model, {})
         found = _open_data(data, loading, opened.input_shape, opened.preparation)
+        found.notes.extend(unsaid(model.model, opened.preparation, data, loading))
     else:
         found = _open_data(data, loading, _declared_shape(model) if data.startswith("folder:") else None)
         opened = _opened(model, _fitting(model, found))
@@ -91,6 +92,16 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
     found = fit_to_model(found, outputs, classes=opened.classes, numbers=class_numbers(loading))
     classes = found.classes if loading.classes else opened.classes or found.classes
     return Subject(replace(opened, classes=classes, preparation=found.preparation), found, place)
+
+
+def unsaid(model: str, preparation: Preparation | None, data: str, loading: DataSettings) -> list[str]:
+    """A note where nobody says how a model's images are normalised."""
+    if preparation is not None or loading.mean is not None:
+        return []
+    return [
+        f"{model} does not say how its images are normalised: as the training set of {data} is; give --mean and --std "
+        "if it was trained otherwise"
+    ]
 
 
 def class_numbers(loading: DataSettings) -> dict[str, int] | None:

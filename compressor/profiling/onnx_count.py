@@ -10,9 +10,9 @@ from typing import Any
 from compressor.errors import FileError
 from compressor.exporting.manifest import MODEL, TUNED_MODEL
 from compressor.exporting.outside import Taken, take_in
-from compressor.exporting.runtime import SECONDS, OnnxModel, first_line
+from compressor.exporting.runtime import SECONDS, OnnxModel
 from compressor.limits import allow
-from compressor.text import shown
+from compressor.text import first_line, shown
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]  # name of a tensor -> its shape, where shape inference knows all of it

@@ -153,6 +153,9 @@ def test_a_plain_file_says_how_its_images_are_prepared(folder: Path, tmp_path: P
     export_onnx(net, torch.zeros(1, *net.size), tmp_path / "bare.onnx")
     bare = evaluate(EvaluateJob(ModelSettings(str(tmp_path / "bare.onnx")), f"folder:{folder}"))
     assert any("does not say how its images are normalised" in note for note in bare.notes)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 64, 4)), tmp_path / "bare.pt")
+    bare = evaluate(EvaluateJob(ModelSettings(str(tmp_path / "bare.pt"), input=(3, 48, 64)), f"folder:{folder}"))
+    assert len([note for note in bare.notes if "does not say how its images are normalised" in note]) == 1
     given = DataSettings(mean=HOWS["usual"].mean, std=HOWS["usual"].std)
     told, bare = (
         evaluate(EvaluateJob(ModelSettings(str(tmp_path / name)), f"folder:{folder}", loading))

@@ -165,5 +165,8 @@ BOMBS: dict[str, Make] = {
     "layer_with_hooks": _changed_layer(_forward_hooks={0: nn.Identity}),
     "layer_with_wrong_weights": _changed_layer(_parameters={"weight": [1, 2]}),
     "layer_of_absurd_sizes": _changed_layer(in_channels=2**80, stride=(0, 0), groups=-1),
+    "layer_of_huge_padding": _changed_layer(padding=(10**9, 10**9)),
+    "upsampling_without_end": lambda path, canary: torch.save(nn.Sequential(nn.Upsample(scale_factor=1e9)), path),
+    "pooling_to_a_huge_size": lambda path, canary: torch.save(nn.Sequential(nn.AdaptiveAvgPool2d(10**7)), path),
     "torchvision_builder": holding(call(name("torchvision.models.resnet", "resnet152"))),
 }

@@ -1,7 +1,7 @@
 """Decide in one look at a trained network: score its channels by a method of the table, and select."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,10 +10,17 @@ from compressor.errors import UsageError
 from compressor.graph.channels import Channels
 from compressor.methods.allocate import ranks
 from compressor.methods.obs import Curve, calibrated, consumers, curves
-from compressor.methods.scores import Given, Scores
+from compressor.methods.scores import Given, Scores, Values
 from compressor.methods.selection import Selection, select
 from compressor.methods.settings import PruneSettings, check, resolved
 from compressor.methods.table import METHODS
+
+
+class Ranked(NamedTuple):
+    """Scores of every channel, and the places at which channels go where that is across groups, see `select`."""
+
+    scores: Scores
+    places: Mapping[str, Values] | None = None
 
 
 def decide(
@@ -23,17 +30,29 @@ def decide(
     batches: Sequence[tuple[Tensor, Tensor]] = (),
     inputs: Sequence[Any] = (),
 ) -> Selection:
-    """Choose what to prune; the model is not changed.
+    """Choose what to prune; the model is not changed. Arguments and errors are those of `rank` and `select`."""
+    settings = resolved(settings, has_inputs=bool(inputs))
+    ranked = rank(model, channels, settings, batches, inputs)
+    return select(channels, ranked.scores, settings, ranked.places)
+
+
+def rank(
+    model: nn.Module,
+    channels: Channels,
+    settings: PruneSettings,
+    batches: Sequence[tuple[Tensor, Tensor]] = (),
+    inputs: Sequence[Any] = (),
+) -> Ranked:
+    """Judge every channel; the model is not changed.
 
     `batches` are images (batch, channels, height, width), normalised as the model takes them, and labels (batch,); only
     methods that need labels look at them. `inputs` are batches as the model takes them, without labels, by which errors
     are told.
 
     Raises:
-        UsageError: a setting is out of its range, the method needs data, or nothing would be pruned.
-        ModelError: nothing may be pruned, or the target cannot be reached.
+        UsageError: a setting is out of its range, or the method needs data.
+        ModelError: weights are not finite.
     """
-    settings = resolved(settings, has_inputs=bool(inputs))
     check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches))
     if settings.allocate == "error" and not inputs:
         raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
@@ -43,14 +62,14 @@ def decide(
     else:
         scores = METHODS[settings.method](model, channels, Given(tuple(batches), settings.seed))
     if settings.allocate != "error" or not channels.free:
-        return select(channels, scores, settings)
+        return Ranked(scores)
     if settings.method != "obs":
         orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
                   for name, values in scores.values.items()}  # fmt: skip
         found = curves(model, channels, consumers(model, channels, inputs), orders)
     found = calibrated(model, found, inputs)
     orders = {name: each.ids for name, each in found.items()}
-    return select(channels, scores, settings, ranks(channels, orders, {n: each.errors for n, each in found.items()}))
+    return Ranked(scores, ranks(channels, orders, {name: each.errors for name, each in found.items()}))
 
 
 def _as_scores(channels: Channels, found: Mapping[str, Curve]) -> Scores:

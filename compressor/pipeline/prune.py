@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from compressor.graph import capture
 from compressor.graph.channels import Channels
-from compressor.methods.oneshot import decide
-from compressor.methods.selection import Selection
+from compressor.methods.oneshot import rank
+from compressor.methods.selection import Selection, select
 from compressor.methods.settings import check, resolved
 from compressor.pipeline.exits import exit_parts
 from compressor.pipeline.folder import RunFolder
@@ -99,7 +99,8 @@ def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
     inputs = calibration_inputs(subject, job.choice.seed) if looks else []
     if looks:
         tell(Stage("measuring what every channel is worth"))
-    selection = distributed.from_first(lambda: decide(subject.module, channels, choice, batches, inputs))
+    ranked = distributed.from_first(lambda: rank(subject.module, channels, choice, batches, inputs))
+    selection = select(channels, ranked.scores, choice, ranked.places)
     note_all(selection.notes, tell)
     if job.choice.round_to != "auto":
         return Planned(subject, channels, selection, inputs)
@@ -107,9 +108,7 @@ def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
         tell(NoteEvent(f"widths become multiples of {selection.round_to}; not timed beside widths as they come"))
         return Planned(subject, channels, selection, inputs)
     tell(Stage("timing widths as they come and rounded"))
-    rounding = distributed.from_first(
-        lambda: weigh_rounding(subject.module, subject.example, channels, choice, batches, inputs)
-    )
+    rounding = distributed.from_first(lambda: weigh_rounding(subject.module, subject.example, channels, choice, ranked))
     tell(NoteEvent(rounding.words))
     return Planned(subject, channels, selection, inputs, rounding)
 

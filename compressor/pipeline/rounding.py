@@ -14,7 +14,8 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
-from compressor.methods.oneshot import decide
+from compressor.methods.oneshot import Ranked
+from compressor.methods.selection import select
 from compressor.methods.settings import PruneSettings
 from compressor.profiling.latency import measure
 from compressor.reporting import units
@@ -73,8 +74,7 @@ def weigh_rounding(
     example: Tensor,
     channels: Channels,
     settings: PruneSettings,
-    batches: Sequence[tuple[Tensor, Tensor]] = (),
-    inputs: Sequence[Tensor] = (),
+    ranked: Ranked,
 ) -> Rounding:
     """Prune two copies, with `settings.round_to` and without, and measure both on ONNX Runtime; the module stays.
 
@@ -82,11 +82,12 @@ def weigh_rounding(
         CompressorError: one of them cannot be pruned as asked, or not be exported.
 
     Example:
-        weigh_rounding(module, example, channels, PruneSettings(ratio=0.3, round_to="auto")).words
+        settings = PruneSettings(method="l1", ratio=0.3, allocate="uniform", round_to="auto")
+        weigh_rounding(module, example, channels, settings, rank(module, channels, settings)).words
     """
     settings = chosen_multiple(settings)
     both = [replace(settings, round_to=1), settings]
-    selections = [decide(module, channels, each, batches, inputs) for each in both]
+    selections = [select(channels, ranked.scores, each, ranked.places) for each in both]
     times = _latencies([_pruned(module, each.plan, channels) for each in selections], example)
     plain, rounded = (Width(found.round_to, found.macs, found.params, time) for found, time in zip(selections, times))
     return Rounding(preferred_multiple()[1], plain, rounded)

@@ -8,6 +8,7 @@ from torch import nn
 
 from compressor import prune_
 from compressor.graph import capture
+from compressor.methods.oneshot import rank
 from compressor.methods.settings import PruneSettings
 from compressor.pipeline.prune import prune
 from compressor.pipeline.rounding import chosen_multiple, weigh_rounding
@@ -22,7 +23,8 @@ def test_both_ways_are_measured_and_the_network_stays() -> None:
     model, example = small_net(), torch.zeros(1, 3, 8, 8)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     channels = capture(model, example)
-    found = weigh_rounding(model, example, channels, PruneSettings(ratio=0.6, round_to=8))
+    settings = PruneSettings(method="l1", ratio=0.6, allocate="uniform", round_to=8)
+    found = weigh_rounding(model, example, channels, settings, rank(model, channels, settings))
     assert (found.plain.multiple, found.rounded.multiple) == (1, 8)
     assert found.rounded.macs > found.plain.macs, "of 16 channels 7 stay as they come, 8 rounded"
     assert found.plain.latency_ms > 0 and found.rounded.latency_ms > 0

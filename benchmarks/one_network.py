@@ -20,7 +20,7 @@ from compressor.graph import capture
 from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import Edit
-from tests.equivalence import duplicate_, half_plan, masked_outputs, outputs, randomise_, relative_error
+from tests.equivalence import duplicate_, half_plan, left_out, masked_outputs, outputs, randomise_, relative_error
 
 
 def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -49,6 +49,7 @@ def ours(name: str) -> dict[str, Any]:
         "groups": len(channels.groups),
     }
     row["reasons"] = Counter(channels.frozen.values()).most_common(5)
+    missed = left_out(model, example, channels)
     if not channels.free:
         return row | {"status": "whole"}
     plan = half_plan(channels)
@@ -62,6 +63,7 @@ def ours(name: str) -> dict[str, Any]:
     row["macs_left"] = channels.macs(plan.removed) / max(1, channels.macs())
     again = capture(model, example)
     failures = {
+        f"neither free nor frozen: {missed[:3]}": missed,
         "output differs from the masked original": row["error"] > 1e-5,
         "parameters not as promised": sum(p.numel() for p in model.parameters()) != channels.params(plan.removed),
         "MACs not as promised": again.macs() != channels.macs(plan.removed),

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph import Channels, capture
+from compressor.graph.channels import SINGLE
 from compressor.graph.refine import Refinement
 from compressor.graph.resolve import roots_of
 from compressor.graph.rules import rule_of
@@ -111,6 +112,43 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
         walk.follow(rule_of)
     with _KeptStatistics(walk, _kept_of_raw(walk, channels, gone)):
         return outputs(masked, example)
+
+
+def left_out(model: nn.Module, example: Any, channels: Channels) -> list[str]:
+    """Dimensions of weights in no group, apart from those that read the example, and groups without a true reason.
+
+    Layers that do not run are left out.
+    """
+    grouped = np.zeros(channels.next_id, dtype=bool)
+    for group in channels.groups:
+        grouped[group.ids] = True
+    found = []
+    for name, behind_weights in _layers(model, example).items():
+        layer = model.get_submodule(name)
+        rows = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+        for dim in (0, 1):
+            ids = channels.identities.get((f"{name}.weight", dim))
+            whole = ids is not None and grouped[ids].all()
+            if not whole and layer.weight.shape[dim] > 1 and (dim == rows or behind_weights):
+                found.append(f"{name}.weight, {dim}")
+    unsaid = [group.name for group in channels.groups if group.frozen is not None and not group.frozen.strip()]
+    wrong = [group.name for group in channels.groups if group.frozen == SINGLE and group.size > 1]
+    return [*found, *(f"{name} has no true reason" for name in (*unsaid, *wrong))]
+
+
+def _layers(model: nn.Module, example: Any) -> dict[str, bool]:
+    """The layers that run, and whether what they read depends on weights."""
+    blind, found = skeleton(model, real=True), {}
+    for tensor in (*blind.parameters(), *blind.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.fill_(torch.nan)
+    for name, module in blind.named_modules():
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            module.register_forward_pre_hook(
+                lambda _, given, name=name: found.update({name: bool(given[0].isnan().any())})
+            )
+    outputs(blind, example)
+    return found
 
 
 def _turned(model: nn.Module, example: Any) -> list[int]:

@@ -74,8 +74,7 @@ class Size:
     """An integer of a module (`out_channels`, `groups`, one entry of a tuple) that counts the channels `ids`."""
 
     module: str
-    attribute: str
-    index: int | None  # entry of the tuple or list; None for a plain integer
+    attribute: str  # with the way to an entry of what it holds: "kernel_size.0", "feature_info.1.num_chs"
     ids: Ids
 
 

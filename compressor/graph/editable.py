@@ -17,13 +17,17 @@ def check_model(model: Any) -> None:
 
     Raises:
         UsageError: it is no module.
-        ModelError: it has no parameters, or ones without shapes, or of a layout that cannot be cut.
+        ModelError: it has no parameters, or ones without shapes, or of a layout that cannot be cut; or it is prepared
+            for quantization.
     """
     if isinstance(model, type) or not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise UsageError(f"a torch.nn.Module is needed, not {kind}; compressor.load makes one of a file")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
+    for name, module in model.named_modules():
+        if not {"FakeQuantizeBase", "ObserverBase"}.isdisjoint(kind.__name__ for kind in type(module).__mro__):
+            raise ModelError(f"{name} prepares the model for quantization: prune first, then prepare what is left")
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
     if lazy:

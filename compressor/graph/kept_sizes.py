@@ -2,23 +2,20 @@
 
 An integer counts channels where its name says so and its value is the width of channels in its module: those that enter
 the module for `in_channels`, those that leave it for `out_channels`, those last of this width for `num_features`,
-which is what a new head reads. Elsewhere it has to be the only kind of channels of this width there.
+which is what a new head reads. In a dict that names a module it counts what leaves that one. Elsewhere it has to be the
+only kind of channels of this width there.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
+from compressor.graph.attributes import counts_channels, integers, value_at, words
 from compressor.graph.channels import Ids
 from compressor.graph.resolve import Numbered
 from compressor.graph.trace import ModuleCall, TensorRef
 from compressor.graph.walk import RawSize, Walk
 
-_WORDS = frozenset(
-    """feature features channel channels plane planes inplanes outplanes filter filters width widths hidden embed dim
-    dims chs chan chans ch nf inp oup""".split()  # noqa: SIM905 - a list of words
-)
 _ENTERS, _LEAVES = frozenset({"in", "input", "inp", "inplanes"}), frozenset({"out", "output", "oup", "outplanes"})
 _LASTS = frozenset({"feature", "features", "embed", "head"})
 _NOTED = 12  # names in the note
@@ -36,10 +33,10 @@ def kept_sizes(
     for call in walk.trace.calls:
         calls.setdefault(call.module, call)
     for name, call in calls.items():
-        asked = [each for each in _integers(modules[name]) if (name, each[0]) not in taken] if name in modules else []
+        asked = [each for each in _asked(modules[name]) if (name, each[0]) not in taken] if name in modules else []
         widths = _Widths(walk, numbered, name, call) if asked else None
         for path, value in asked:
-            arrays = widths.of(path, value) if widths else []
+            arrays = widths.of(path, value, _told(modules[name], path, name, calls)) if widths else []
             if len(arrays) == 1:
                 found.append(RawSize(name, path, arrays[0]))
             elif arrays:
@@ -53,26 +50,23 @@ def note(unclear: list[str]) -> str:
     return f"kept as they are, since several layers have their width: {listed}"
 
 
-def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Attributes that may count channels, entries of tuples and lists as "name.0"."""
-    for name, held in vars(module).items():
-        if name.startswith("_") or _WORDS.isdisjoint(_words(name)):
-            continue
-        entries = list(enumerate(held)) if type(held) in (tuple, list) else [(None, held)]
-        for index, value in entries:
-            if type(value) is int and value > 1:
-                yield name if index is None else f"{name}.{index}", value
+def _asked(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """What may count channels."""
+    return ((path, value) for path, value in integers(module) if value > 1 and counts_channels(path))
 
 
-def _words(name: str) -> set[str]:
-    return set(re.split(r"[_.\d]+", name.lower()))
+def _told(module: nn.Module, path: str, name: str, calls: Mapping[str, ModuleCall]) -> ModuleCall | None:
+    """Of a size in a dict that says whose it is, as timm's `feature_info`, the call of that module."""
+    around, _, _ = path.rpartition(".")
+    whose = value_at(module, f"{around}.module") if around else None
+    return calls.get(f"{name}.{whose}" if name else whose) if type(whose) is str else None
 
 
 class _Widths:
     """The channels that one module sees: those that enter, those that leave, and all in the order they come up."""
 
     def __init__(self, walk: Walk, numbered: Numbered, name: str, call: ModuleCall) -> None:
-        self._numbered = numbered
+        self._walk, self._numbered = walk, numbered
         self._enters = _of(walk, call.inputs)
         self._leaves = _of(walk, call.outputs)
         prefix = f"{name}." if name else ""
@@ -80,13 +74,16 @@ class _Widths:
         parameters = [ids for (tensor, _), ids in walk.ties.blocks.items() if tensor.startswith(prefix)]
         self._inside = [*parameters, *(ids for track in tracks for ids in track.values())]
 
-    def of(self, path: str, value: int) -> list[Ids]:
-        """The kinds of channels, each once, that an attribute of this value may count."""
-        words = _words(path)
-        if words & (_ENTERS | _LEAVES):
-            return self._different(self._enters if words & _ENTERS else self._leaves, value)
+    def of(self, path: str, value: int, told: ModuleCall | None) -> list[Ids]:
+        """The kinds of channels, each once, that an attribute of this value may count; those that leave `told`."""
+        kinds = self._different(_of(self._walk, told.outputs), value) if told else []
+        if kinds:
+            return kinds
+        named = words(path)
+        if named & (_ENTERS | _LEAVES):
+            return self._different(self._enters if named & _ENTERS else self._leaves, value)
         kinds = self._different(self._inside, value)
-        return kinds[-1:] if words & _LASTS else kinds
+        return kinds[-1:] if named & _LASTS else kinds
 
     def _different(self, arrays: Iterable[Ids], width: int) -> list[Ids]:
         """By their last appearance."""

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compressor.graph.attributes import write_at_
 from compressor.graph.channels import Group, Ids, Key, Size
 from compressor.graph.recorder import LAYOUT, Found
 from compressor.graph.skeleton import Replica
@@ -95,16 +96,17 @@ class Patient:
         for size in sizes:
             count = int(copies[size.ids].sum())
             if count != len(size.ids):
-                before.append((self._modules[size.module], size))
-                write_size(self._modules[size.module], size, count)
+                module, attribute = self._modules[size.module], size.attribute.partition(".")[0]
+                before.append((module, attribute, getattr(module, attribute)))
+                write_at_(module, size.attribute, count)
         try:
             yield self.replica
         finally:
             self.replica.values.held = values
             for name, data in whole.items():
                 self._tensors[name].data = data
-            for module, size in before:
-                write_size(module, size, len(size.ids))
+            for module, attribute, value in reversed(before):
+                setattr(module, attribute, value)
 
 
 def _taken(data: Tensor, dim: int, times: Copies) -> Tensor:
@@ -112,17 +114,6 @@ def _taken(data: Tensor, dim: int, times: Copies) -> Tensor:
         shape = (*data.shape[:dim], int(times.sum()), *data.shape[dim + 1 :])
         return torch.empty(shape, dtype=data.dtype, device="meta")
     return data.index_select(dim, torch.from_numpy(np.repeat(np.arange(len(times)), times)).to(data.device))
-
-
-def write_size(module: nn.Module, size: Size, value: int) -> None:
-    """Set the integer, or the entry of a tuple or list, that `size` names."""
-    if size.index is None:
-        setattr(module, size.attribute, value)
-        return
-    held = getattr(module, size.attribute)
-    entries = list(held)
-    entries[size.index] = value
-    setattr(module, size.attribute, type(held)(entries) if isinstance(held, tuple | list) else tuple(entries))
 
 
 def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids) -> Objection | None:

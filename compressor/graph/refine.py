@@ -145,7 +145,7 @@ class Refinement:
 
     def _keep_sizes(self) -> None:
         """Learn the sizes that a class keeps for later, those of them to which no trial objects."""
-        known = {(s.module, s.attribute if s.index is None else f"{s.attribute}.{s.index}") for s in self.sizes}
+        known = {(size.module, size.attribute) for size in self.sizes}
         found, unclear = kept_sizes(self.walks[0][0], self.numbered, self.modules, known)
         before = self.found
         while found:

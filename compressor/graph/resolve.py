@@ -9,6 +9,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
+from compressor.graph.attributes import value_at
 from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Ids, Key, Place, Site, Size, owner
 from compressor.graph.rules_layers import BATCH_NORMS, KERNEL
 from compressor.graph.walk import RawSize, Ties, Walk
@@ -208,15 +209,11 @@ def sizes(
         for name in _COUNTS
         if name in vars(modules.get(owned, nn.Module))
     ]
-    kept: dict[tuple[str, str, int | None], Size] = {}
+    kept: dict[tuple[str, str], Size] = {}
     for raw in (*found, *vectors):
-        attribute, _, entry = raw.attribute.partition(".")
-        index = int(entry) if entry else None
-        value = getattr(modules.get(raw.module), attribute, None)
-        if index is not None and isinstance(value, tuple | list):
-            value = value[index] if index < len(value) else None
+        value = value_at(modules.get(raw.module), raw.attribute)
         if type(value) is int and value == len(raw.ids):
-            kept.setdefault((raw.module, attribute, index), Size(raw.module, attribute, index, numbered(raw.ids)))
+            kept.setdefault((raw.module, raw.attribute), Size(raw.module, raw.attribute, numbered(raw.ids)))
     return tuple(kept.values())
 
 

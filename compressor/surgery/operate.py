@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.errors import ModelError
+from compressor.graph.attributes import write_at_
 from compressor.graph.channels import Channels, Place
-from compressor.graph.probe import write_size
 from compressor.graph.tensors import named_tensors
 from compressor.surgery.assign import assign_, check_no_reducer
 from compressor.surgery.companions import edited, edited_state, forget_, in_format_of
@@ -48,7 +48,7 @@ def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimi
             edit.carry_out_(optimizer)
         for size, now in zip(channels.sizes, updated.sizes, strict=True):
             if len(size.ids) != len(now.ids):
-                write_size(modules[now.module], now, len(now.ids))
+                write_at_(modules[now.module], now.attribute, len(now.ids))
         if optimizer is not None and edits:
             forget_(optimizer)
     except BaseException:

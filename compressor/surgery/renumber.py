@@ -77,7 +77,7 @@ class Renumbering:
             shapes=shapes,
             groups=tuple(map(self._group, channels.groups)),
             sites_by_module=tuple(map(self._site, channels.sites_by_module)),
-            sizes=tuple(Size(s.module, s.attribute, s.index, self.array(s.ids)) for s in channels.sizes),
+            sizes=tuple(Size(s.module, s.attribute, self.array(s.ids)) for s in channels.sizes),
             costs=tuple(Cost(c.module, c.factor, tuple(map(self.array, c.axes))) for c in channels.costs),
         )
 

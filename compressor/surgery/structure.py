@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError, ModelError
+from compressor.graph.attributes import counts_channels, integers, write_at_
 from compressor.graph.tensors import named_tensors
 
 _LARGEST = 2**31  # no dimension or attribute of a network reaches this
@@ -16,7 +17,7 @@ _MISFIT = "which the architecture does not have: the checkpoint is broken or of 
 def describe(fresh: nn.Module, edited: nn.Module) -> dict[str, Any]:
     """What to change in `fresh`, a new build of the architecture, so that it takes the weights of `edited`.
 
-    Returns `{"shapes": {tensor: [sizes]}, "attributes": {module: {attribute: integer or list of them}}, "tied":
+    Returns `{"shapes": {tensor: [sizes]}, "attributes": {module: {path: integer}}, "tied":
     {tensor: the first name of the tensor that it is}}`; tensors that are one in `fresh` as well are not in the last.
 
     Raises:
@@ -62,12 +63,11 @@ def apply_(fresh: nn.Module, structure: Mapping[str, Any]) -> None:
             raise FileError(f"the checkpoint resizes {name!r} to {shape!r}, {_MISFIT}")
         tensors[name].data = torch.empty(shape, dtype=tensors[name].dtype, device=tensors[name].device)
     for name, values in dict(structure.get("attributes", {})).items():
-        for key, value in dict(values).items():
-            held = vars(modules[name]).get(key) if name in modules else None
-            entries = value if isinstance(value, list) else [value]
-            if not _fits(entries) or _plain(held) is None or isinstance(held, int) != isinstance(value, int):
-                raise FileError(f"the checkpoint sets {name}.{key} to {value!r}, {_MISFIT}")
-            setattr(modules[name], key, tuple(value) if isinstance(held, tuple) else value)
+        held = dict(integers(modules[name])) if name in modules else {}
+        for path, value in dict(values).items():
+            if path not in held or not _fits([value]):
+                raise FileError(f"the checkpoint sets {name}.{path} to {value!r}, {_MISFIT}")
+            write_at_(modules[name], path, value)
 
 
 def _tied(module: nn.Module) -> dict[str, str]:
@@ -77,21 +77,14 @@ def _tied(module: nn.Module) -> dict[str, str]:
     return {name: first[id(each)] for name, each in names if first.setdefault(id(each), name) != name}
 
 
-def counts(module: nn.Module) -> Iterator[tuple[str, int | list[int]]]:
-    """A module's own attributes that hold an integer, or several as a list: its sizes are among them."""
-    for key, held in vars(module).items():
-        value = _plain(held)
-        if value is not None and not key.startswith("_"):
-            yield key, value
-
-
-def _plain(held: object) -> int | list[int] | None:
-    """An integer, or a tuple or list of them as a list; None for anything else."""
-    if type(held) is int:
-        return held
-    if type(held) in (tuple, list) and held and all(type(entry) is int for entry in held):  # type: ignore[attr-defined]
-        return list(held)  # type: ignore[call-overload, no-any-return]
-    return None
+def counts(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """A module's own integers, by their paths: its sizes are among them. Private ones, and what stands in dicts, only
+    where they are called as counts of channels: a run may leave others behind.
+    """
+    for path, value in integers(module):
+        name, _, entry = path.partition(".")
+        if counts_channels(path) or not (name.startswith("_") or (entry and not entry.isdigit())):
+            yield path, value
 
 
 def _fits(sizes: object) -> bool:

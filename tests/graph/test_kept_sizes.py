@@ -1,5 +1,7 @@
 """Sizes that a class keeps for later follow the channels that they count, or are named."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,13 @@ class Block(nn.Module):
         super().__init__()
         self.in_channels, self.out_chs, self.dilation, self.stride = inputs, outputs, 8, 8
         self.first, self.second, self.width = conv(inputs, 6), conv(6, outputs), 6
+        self.options = SimpleNamespace(hidden={"dims": (6, 100)}, stride=6)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.second(F.relu(self.first(x))))
+
+
+SHARED = {"embed_dim": 8, "num_classes": 8}
 
 
 class Backbone(nn.Module):
@@ -30,7 +36,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.img_size, self.in_chans, self.num_classes = 8, 3, 4
         self.a, self.b, self.head = Block(3, 8), Block(8, 8), nn.Linear(8, 4)
-        self.num_features, self.widths, self.channels, self._features = 8, [8, 8], [8], 8
+        self.num_features, self.widths, self.channels, self._features, self._rate = 8, [8, 8], [8], 8, 8
+        self.feature_info = [{"module": name, "num_chs": 8, "reduction": 8} for name in "ab"]
+        self.cfg = SHARED
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.b(self.a(x)).mean((2, 3)))
@@ -53,6 +61,9 @@ def test_sizes_for_later_follow() -> None:
     assert model.num_features == model.b.second.out_channels == model.b.out_chs == model.head.in_features < 8
     assert (model.a.out_chs, model.b.in_channels) == (model.a.second.out_channels, model.b.first.in_channels)
     assert model.a.width == model.a.first.out_channels and model.b.width == model.b.first.out_channels
+    assert [info["num_chs"] for info in model.feature_info] == [model.a.out_chs, model.b.out_chs]
+    assert model.cfg["embed_dim"] == model._features == model.num_features
+    assert model.a.options.hidden["dims"][0] == model.a.width and model.b.options.hidden["dims"][0] == model.b.width
     model.reset_classifier(5)
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 5)
 
@@ -60,7 +71,9 @@ def test_sizes_for_later_follow() -> None:
 def test_other_numbers_stay_and_unclear_ones_are_named() -> None:
     model = pruned()
     assert (model.img_size, model.in_chans, model.num_classes, model.a.dilation, model.a.in_channels) == (8, 3, 4, 8, 3)
-    assert (model.widths, model.channels, model._features) == ([8, 8], [8], 8)
+    assert (model.widths, model.channels, model._rate, model.a.options.stride) == ([8, 8], [8], 8, 6)
+    assert [info["reduction"] for info in model.feature_info] == [8, 8] and model.cfg["num_classes"] == 8
+    assert SHARED == {"embed_dim": 8, "num_classes": 8}, "others may hold it too"
     [note] = capture(Backbone(), torch.randn(2, 3, 8, 8)).notes
     assert note == "kept as they are, since several layers have their width: widths.0, widths.1, channels.0"
 
@@ -69,6 +82,25 @@ def test_sizes_for_later_stand_in_checkpoints() -> None:
     model, fresh = pruned(), Backbone()
     apply_(fresh, describe(Backbone(), model))
     assert (fresh.num_features, fresh.a.out_chs) == (model.num_features, model.a.out_chs)
+    assert (fresh.feature_info, fresh.cfg, fresh._features) == (model.feature_info, model.cfg, model._features)
+    assert fresh.a.options == model.a.options and SHARED["embed_dim"] == 8
+
+
+def test_what_a_run_leaves_behind_is_no_size() -> None:
+    fresh, edited = Backbone(), Backbone()
+    edited._rate, edited.cfg = 3, SHARED | {"num_classes": 3}
+    assert describe(fresh, edited)["attributes"] == {}
+    edited.img_size = 3
+    assert describe(fresh, edited)["attributes"] == {"": {"img_size": 3}}
+
+
+def test_norms_without_weights_keep_their_number() -> None:
+    norms = nn.InstanceNorm2d(8), nn.BatchNorm2d(8, affine=False), nn.InstanceNorm2d(8, track_running_stats=True)
+    model, x = nn.Sequential(conv(3, 8), *norms, conv(8, 4)), torch.randn(2, 3, 8, 8)
+    channels = capture(model, x)
+    operate_(model, half_plan(channels), channels)
+    assert {norm.num_features for norm in norms} == {model[0].out_channels} == {4}
+    model.train()(x)
 
 
 class Misnamed(nn.Module):
@@ -99,4 +131,9 @@ def test_new_classifiers_fit_networks_of_timm(name: str) -> None:
     channels = capture(model, x)
     operate_(model, half_plan(channels), channels)
     model.reset_classifier(5)
+    widths: dict[str, int] = {}
+    for info in model.feature_info:
+        named = model.get_submodule(info["module"])
+        named.register_forward_hook(lambda _, __, y, name=info["module"]: widths.update({name: y.shape[1]}))
     assert model(x).shape == (1, 5)
+    assert widths == {info["module"]: info["num_chs"] for info in model.feature_info}

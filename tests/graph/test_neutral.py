@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -109,16 +109,32 @@ def test_wrappers_are_opened() -> None:
     assert model.first.out_channels == 4
 
 
-def test_a_wrapper_that_keeps_sizes_is_not_edited() -> None:
-    from torch import distributed
-
+@pytest.fixture
+def process_group() -> Iterator[None]:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model, x = Network(), torch.randn(1, 3, 8, 8)
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        assert capture(wrapped, x).free and profile(wrapped, x).macs
-        with pytest.raises(compressor.ModelError, match=r"\.module"):
-            compressor.prune_(wrapped, x, ratio=0.5)
-        assert model.first.out_channels == 8
-    finally:
-        distributed.destroy_process_group()
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_wrapper_that_keeps_sizes_is_not_edited() -> None:
+    model, x = Network(), torch.randn(1, 3, 8, 8)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    assert capture(wrapped, x).free and profile(wrapped, x).macs
+    with pytest.raises(compressor.ModelError, match=r"\.module"):
+        compressor.prune_(wrapped, x, ratio=0.5)
+    assert model.first.out_channels == 8
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("kind", ["FSDP", "DTensor"])
+def test_weights_spread_over_processes_are_refused_in_one_line(kind: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_module
+
+    model, mesh = Network(), init_device_mesh("cpu", (1,))
+    spread = fully_shard(model, mesh=mesh) if kind == "FSDP" else distribute_module(model, mesh)
+    for wrapped in (spread, nn.Sequential(spread)):
+        with pytest.raises(compressor.ModelError, match=r"spread the weights over processes.* before it is wrapped"):
+            compressor.prune_(wrapped, torch.randn(1, 3, 8, 8), ratio=0.5)

@@ -37,6 +37,18 @@ def quantized():
     return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), {nn.Linear})
 
 
+def prepared():
+    model = network().train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+    return torch.ao.quantization.prepare_qat(model)
+
+
+def watched():
+    model = network().eval()
+    model.qconfig = torch.ao.quantization.default_qconfig
+    return torch.ao.quantization.prepare(model)
+
+
 def traced():
     return torch.jit.trace(network().eval(), X)
 
@@ -63,8 +75,16 @@ def test_models_that_cannot_be_edited_are_one_clear_line(kind):
     assert "\n" not in str(refused.value)
 
 
+FIXED = [
+    (traced, "traced or scripted"),
+    (quantized, "quantized: prune first"),
+    (prepared, "prune first, then prepare"),
+    (watched, "prune first, then prepare"),
+]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("make", "message"), [(traced, "traced or scripted"), (quantized, "quantized: prune first")])
+@pytest.mark.parametrize(("make", "message"), FIXED)
 def test_models_of_fixed_code_or_packed_weights_are_one_clear_line(make, message):
     with pytest.raises(ModelError, match=message):
         compressor.prune_(make(), X)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.graph import Channels, Group, capture
-from compressor.graph.channels import same_map
+from compressor.graph.channels import SINGLE, same_map
 from compressor.surgery import Edit, Insert, Merge, Plan, Prune, operate_
-from tests.equivalence import masked_outputs, outputs, randomise_, relative_error
+from tests.equivalence import left_out, masked_outputs, outputs, randomise_, relative_error
 
 Step = tuple[str, int, int]  # what to do, and two small numbers it reads its sizes from
 STEPS = ["conv", "deep", "grouped", "norm", "relu", "pool", "add", "cat", "excite", "shuffle", "gate", "twice", "group"]
@@ -138,6 +138,16 @@ def test_invariants_hold_over_twenty_plans(steps, seed):
             assert same_map(channels, fresh) is None
             assert fresh.macs() == channels.macs()
             _train_a_step(model, example, optimizer)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 7), st.integers(0, 7)), min_size=2, max_size=7))
+def test_every_channel_is_free_or_frozen_with_a_true_reason(steps):
+    model, example = Recipe(steps), torch.randn(2, 3, 6, 6)
+    channels = capture(model, example)
+    assert left_out(model, example, channels) == []
+    assert [group.producers for group in channels.groups if group.frozen not in (None, SINGLE)] == [("head",)]
+    assert channels.group("head").frozen == "output of the model"
 
 
 def _train_a_step(model: nn.Module, example: Tensor, optimizer: torch.optim.Optimizer) -> None:

@@ -7,6 +7,7 @@ values to run is traced on a real copy instead.
 
 import inspect
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
 def outline(replica: Replica, way: Way) -> tuple[list[Ran], Exception | None]:
     """The operators that run in a replica, without who ran them on what, and what ended the run before its end."""
     recorder = Outline(replica, way.answer, way.found)
-    with alike(replica, way):
+    with alike(replica, way), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that a trial has not learnt yet; a user may have them raise
         try:
             arguments, keywords = _ready(replica, way)
             with recorder:

@@ -75,8 +75,8 @@ def _resized(shape: Any) -> Make:
     return changed(structure={"shapes": {"0.weight": shape}, "attributes": {}, "tied": {}})
 
 
-def _attribute(module: str, key: str, value: Any) -> Make:
-    return changed(structure={"shapes": {}, "attributes": {module: {key: value}}, "tied": {}})
+def _attributes(module: str, **values: Any) -> Make:
+    return changed(structure={"shapes": {}, "attributes": {module: values}, "tied": {}})
 
 
 def _step(**step: Any) -> Make:
@@ -162,10 +162,10 @@ CHECKPOINTS: dict[str, Make] = {
     "structure_bool": _resized([True, 1, 3, 3]),
     "structure_unknown_tensor": changed(structure={"shapes": {"no.such\n\x1b[2Jthing": [1]}, "attributes": {}}),
     "structure_tied": changed(structure={"tied": {"0.weight\n\x1b[2J": "0.weight"}}),
-    "structure_stride_zero": _attribute("0", "stride.0", 0),
-    "structure_padding": _attribute("0", "padding.0", 2**30),
-    "structure_forward": _attribute("0", "forward", 1),
-    "structure_dunder": _attribute("0", "__class__", 1),
+    "structure_stride_zero": _attributes("0", **{"stride.0": 0, "stride.1": 0}),
+    "structure_padding": _attributes("0", **{"padding.0": 2**30, "padding.1": 2**30}),
+    "structure_forward": _attributes("0", forward=1),
+    "structure_dunder": _attributes("0", __class__=1),
     "structure_list": changed(structure=[1, 2]),
     "steps_unknown": _step(kind="os.system", command="touch x"),
     "steps_of_no_kind": _step(kind=["detach"]),

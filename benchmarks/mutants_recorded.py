@@ -93,8 +93,7 @@ OWN = (
     Fault("graph/resolve.py", "labels: Roots = connected_components(links, directed=False)",
           "labels: Roots = connected_components(links, directed=True, connection='strong')"),
     Fault("graph/attributes.py", "fresh = copy.copy(held)", "fresh = held"),
-    Fault("graph/kept_sizes.py", 'return calls.get(f"{name}.{whose}" if name else whose) if type(whose) is str else None',
-          "return None"),
+    Fault("graph/kept_sizes.py", 'whose = value_at(module, f"{around}.module") if around else None', "whose = None"),
     Fault("graph/trace.py", 'warnings.simplefilter("ignore")', "pass"),
     Fault("graph/chain.py", "if node.target is not _SIZE or node.args[1] != 0:", "if node.target is not _SIZE:"),
     # surgery

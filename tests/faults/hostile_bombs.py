@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from tests.faults.assembler import (
-    FALSE,
     build,
     call,
     dic,
@@ -44,29 +43,21 @@ def _doubling_text(depth: int) -> bytes:
     return body
 
 
+def _parts(child: str, layer: bytes) -> bytes:
+    """The state of a layer with one child."""
+    ordered = call(name("collections", "OrderedDict"))
+    children = ordered + b"(" + text(child) + layer + b"u"
+    return dic(text("_parameters"), ordered, text("_buffers"), ordered, text("_modules"), children)
+
+
 def _layers(body: bytes) -> bytes:
     """A Sequential with one child."""
-    ordered = call(name("collections", "OrderedDict"))
-    children = ordered + b"(" + text("0") + body + b"u"
-    held = (
-        text("training"),
-        FALSE,
-        text("_parameters"),
-        ordered,
-        text("_buffers"),
-        ordered,
-        text("_modules"),
-        children,
-    )
-    return build(new(name("torch.nn.modules.container", "Sequential")), dic(*held))
+    return build(new(name("torch.nn.modules.container", "Sequential")), _parts("0", body))
 
 
 def _itself(module: str = "torch.nn.modules.container", kind: str = "Sequential", child: str = "0") -> bytes:
     """A layer that contains itself."""
-    ordered = call(name("collections", "OrderedDict"))
-    outer = new(name(module, kind)) + b"q\x00"
-    children = ordered + b"(" + text(child) + b"h\x00" + b"u"
-    return build(outer, dic(text("_parameters"), ordered, text("_buffers"), ordered, text("_modules"), children))
+    return build(new(name(module, kind)) + b"q\x00", _parts(child, b"h\x00"))
 
 
 def _branching() -> Make:

@@ -78,6 +78,9 @@ def spellings(name: str, argument: bytes) -> dict[str, bytes]:
     }
 
 
+_EVENTS = frozenset(["import", "open", "exec", "compile", "os", "subprocess", "socket", "ctypes"])
+
+
 class Watch:
     """Counts what the interpreter reports while it is on: imports, files, code, processes, sockets."""
 
@@ -85,16 +88,7 @@ class Watch:
     seen: list[str]
 
     def __call__(self, event: str, arguments: Any) -> None:
-        if self.on and event.partition(".")[0] in (
-            "import",
-            "open",
-            "exec",
-            "compile",
-            "os",
-            "subprocess",
-            "socket",
-            "ctypes",
-        ):
+        if self.on and event.partition(".")[0] in _EVENTS:
             self.seen.append(f"{event} {arguments}"[:200])
 
     @contextlib.contextmanager

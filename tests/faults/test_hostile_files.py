@@ -1,12 +1,7 @@
 """No model file runs code, fills the memory, takes long or leaves anything behind; each is refused in one line."""
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,27 +9,15 @@ import torch
 
 from tests.faults.corpus import CASES
 from tests.faults.hostile_pickles import FIRES
+from tests.faults.runs import told_by
 
-_ROOT = Path(__file__).parents[2]
 _SECONDS, _BYTES = 10.0, 2 << 30
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What every file of the corpus did to the command that it was given to; see attack.py."""
-    folder = tmp_path_factory.mktemp("attack")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.faults.attack", str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=_ROOT,
-        timeout=600,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return told_by("attack", tmp_path_factory.mktemp("attack"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,28 +1,13 @@
 """A run killed with SIGKILL at any moment and resumed ends at the weights, bit for bit, of the run left alone."""
 
-import json
 import random
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.runs import ROOT, RUNS, environment
+from tests.faults.runs import RUNS, told_by
 
 _EDITING = ("prune", "adapnet")  # the runs in which surgery changes the network
-
-
-def killed(folder: Path, name: str, moments: list[str]) -> dict[str, Any]:
-    """What killing.py found, in a process of its own: it forks."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.faults.killing", str(folder), name, *moments],
-        capture_output=True, text=True, timeout=1200, env=environment(folder), cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def moments_of(name: str) -> list[str]:
@@ -40,13 +25,13 @@ def check(found: dict[str, Any], least: int) -> None:
 
 
 def test_killed_run_resumes_to_the_same_end(tmp_path):
-    check(killed(tmp_path, "prune", ["edit:3", "fsync:3", "rename:4"]), 3)
+    check(told_by("killing", tmp_path, "prune", "edit:3", "fsync:3", "rename:4"), 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_every_run_killed_at_random_resumes_to_the_same_end(tmp_path, name):
-    check(killed(tmp_path, name, moments_of(name)), 3)
+    check(told_by("killing", tmp_path, name, *moments_of(name)), 3)
 
 
 def test_every_run_is_killed_often_enough():

@@ -306,7 +306,10 @@ class Downdated:
     def __init__(self, consumer: Consumer, ids: Ids) -> None:
         diagonal = consumer.covariance.diagonal(dim1=1, dim2=2)
         ridge = (RIDGE * diagonal.mean(1, keepdim=True)).clamp(min=1e-30).expand_as(diagonal)
-        factor = torch.linalg.cholesky(consumer.covariance + torch.diag_embed(ridge))
+        failed = torch.ones(1)
+        while failed.any():  # of few images, sums of float32 products may lie below zero somewhere
+            factor, failed = torch.linalg.cholesky_ex(consumer.covariance + torch.diag_embed(ridge))
+            ridge = 10 * ridge
         self.inverse = torch.cholesky_inverse(factor)
         self.matrix = consumer.matrix * consumer.scale
         self.consumer = consumer

@@ -1,6 +1,7 @@
 """Block OBS and the allocation of widths against slow, obvious versions."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from compressor.graph import capture
 from compressor.methods.allocate import Widths, ranks
-from compressor.methods.obs import calibrated, consumers, curve, curves
+from compressor.methods.obs import Downdated, calibrated, consumers, curve, curves
 from compressor.surgery.edits import Plan, Prune
 
 
@@ -119,3 +120,11 @@ def test_a_group_whose_readers_are_not_known_goes_by_its_weights(net, images):
     found = curves(net, channels, [])["0"]
     assert sorted(found.ids) == sorted(channels.group("0").ids)
     assert list(found.errors) == pytest.approx(np.arange(6) / 6)
+
+
+def test_moments_that_rounding_leaves_indefinite_are_judged_too():
+    """Sums of float32 products of few images: an eigenvalue below zero by more than the ridge makes up for."""
+    covariance = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.01], dtype=torch.float64))[None]
+    ids, matrix = np.arange(4), torch.eye(4, dtype=torch.float64)[None]
+    layer = SimpleNamespace(covariance=covariance, ids=ids, matrix=matrix, scale=torch.ones(1, 1, 4))
+    assert np.isfinite(Downdated(layer, ids).costs()).all()

@@ -155,8 +155,8 @@ class View:
         """(dimensions of the parameter, *size): for every element of the weight, where in the parameter it stands."""
         labels = torch.empty_like(parameter, dtype=torch.int64, device="cpu")  # keeps the strides
         labels.copy_(torch.arange(parameter.numel()).view(parameter.shape))
-        places = labels.as_strided(self.size, self.stride, self.offset).numpy()
-        return torch.from_numpy(np.stack(np.unravel_index(places, tuple(parameter.shape))))
+        places = labels.as_strided(self.size, self.stride, self.offset).reshape(-1)
+        return torch.stack(torch.unravel_index(places, parameter.shape)).view(-1, *self.size)
 
 
 def survey(replay: Replay, layers: Sequence[Reader]) -> dict[int, View]:

@@ -11,6 +11,7 @@ from compressor.errors import UsageError
 from compressor.graph.trace import call_arguments
 from compressor.methods.reconstruction.calibration import Draw, enough_images, inputs_of
 from compressor.methods.reconstruction.gram import Gram, Ridge, Rows
+from compressor.methods.reconstruction.readers import View
 from compressor.methods.reconstruction.replay import DivergedError, Replay
 from tests.equivalence import randomise_
 from tests.networks import NETWORKS
@@ -152,3 +153,13 @@ def test_sums_are_those_of_all_rows_however_they_come():
         parts.add(Rows(x[:, at : at + 13], y[:, at : at + 13]))
     torch.testing.assert_close(whole.inner, parts.inner, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(whole.cross, parts.cross, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(256, 128, 1, 1), (6, 4, 3, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_element_of_a_weight_is_found_in_its_parameter(shape, layout):
+    """numpy's unravel_index is wrong for the first shape (2.4.6)."""
+    parameter = torch.randn(shape).to(memory_format=layout)
+    weight = parameter[1:].transpose(0, 1)
+    places = View.of("w", weight, parameter).coordinates(parameter)
+    assert torch.equal(parameter[tuple(places)], weight)

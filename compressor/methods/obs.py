@@ -103,7 +103,7 @@ def consumers(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> li
     weights = _sensitivities(model, inputs)
     return [
         _consumer(reader, views[reader.start], tensors[reader.name], known[reader.start], places[reader.start],
-                  grams[reader.start], weights.get(reader.name))
+                  grams.pop(reader.start), weights.get(reader.name))
         for reader in layers
     ]  # fmt: skip
 

@@ -22,10 +22,13 @@ def show_run(
     trained: bool,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The tables of a run, then the files it made and what to do next; `more` joins the JSON object."""
+    """Whether the result is faster, tables, the files that were made and what to do next; `more` joins the JSON."""
+    from compressor.reporting.comparison import speed
     from compressor.reporting.tables import before_after_table, filters_table, frozen_table
 
     terminal.print_json({"dry_run": dry_run, **report.to_json(), **(more or {})})
+    if not dry_run and (answer := speed(report)) is not None:
+        terminal.show(Text(answer))
     if report.edits and (dry_run or terminal.verbosity > 0):
         terminal.show(filters_table(report))
     if report.frozen or report.refused:

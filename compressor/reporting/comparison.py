@@ -8,6 +8,7 @@ from compressor.reporting import units
 from compressor.reporting.report import Measurements, Report
 
 NOTHING = "–"
+_NOTICEABLE = 1.05  # as fast; less lies within what two measurements differ by
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,25 @@ def compare(report: Report, *, larger: bool = False) -> Comparison:
         lines.append(_line(label, before, after, write))
     remarks = [f"{', '.join(labels)}: {reason}" for reason, labels in missing.items()]
     return Comparison(tuple(lines), (*remarks, *_latency_remarks(report.after)))
+
+
+def speed(report: Report) -> str | None:
+    """Whether a network with fewer multiply-adds is faster in ONNX Runtime; None where that was not measured."""
+    before, after = report.before, report.after
+    old, new = (_timing("onnxruntime")(side) for side in (before, after))
+    if old is None or new is None or before.macs is None or after.macs is None or after.macs >= before.macs:
+        return None
+    times = (
+        f"{units.milliseconds(old)} to {units.milliseconds(new)}, {units.ratio(before.macs, after.macs)} of the MACs"
+    )
+    if old / new > _NOTICEABLE:
+        return f"{old / new:.2f} times as fast in ONNX Runtime: {times}"
+    rounded = str(report.settings.get("round_to", 1)) != "1"
+    return f"not faster in ONNX Runtime: {times}; " + (
+        "try a smaller --target-macs, or --keep on the layers that additions tie together"
+        if rounded
+        else "--round-to auto makes widths that this chip's kernels fill"
+    )
 
 
 Value = Callable[[Measurements], float | None]

@@ -19,7 +19,7 @@ from compressor.graph.neutral import bare, neutrally
 from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, cause, refusal, run
-from compressor.graph.ways import Also, Run, beside, entered, entries, further, unreached
+from compressor.graph.ways import Also, Run, entered, entries, further, unreached, unused
 
 
 @neutrally
@@ -46,8 +46,9 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         first = _first_runs(model, example, entries(model, also, example))
         usual = [(trace, replace(way, reads=tuple(trace.reads))) for trace, way in first.runs]
         runs = [*usual, *further(first.replica, usual)]
-        notes = [*first.notes, *unreached(model, first.replica, usual, runs)]
-        refinement = Refinement(model, first.replica, runs, beside(model, first.replica, runs))
+        never = unused(first.replica.tensors, runs)
+        notes = [*first.notes, *unreached(model, unused(first.replica.tensors, usual), never)]
+        refinement = Refinement(model, first.replica, runs, never)
         refinement.refine(kept)
         found = _channels(refinement, batch_of(runs[0][0]), [*notes, *refinement.notes])
         return _with_kept(replace(found, names=names), patterns)

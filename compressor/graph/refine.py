@@ -1,7 +1,7 @@
 """Refine a map by trial: freeze what the code objects to, or learn which size it reads, until nothing objects."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from compressor.graph.skeleton import Replica
 from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import Trace, Way
 from compressor.graph.walk import RawSize, Ties, Walk
-from compressor.graph.ways import left_over
+from compressor.graph.ways import beside, left_over
 
 _MOST_TRIALS = 200
 Run = tuple[Walk, Way]
@@ -27,14 +27,14 @@ class Refinement:
     """One capture: the traces of both modes over a shared set of ties, refined by trial until nothing objects."""
 
     def __init__(
-        self, model: nn.Module, replica: Replica, runs: list[tuple[Trace, Way]], beside: Mapping[str, str]
+        self, model: nn.Module, replica: Replica, runs: list[tuple[Trace, Way]], never: frozenset[str]
     ) -> None:
         """`runs` holds traces of the replica: in evaluation mode first, then in training mode if it ran.
 
-        Of the modules in `beside` nothing is edited that other modules share; it holds the reasons.
+        `never` are the tensors that no run used.
         """
         self.model = model
-        self.beside = beside
+        self.beside = beside(model, never)  # modules of which nothing is edited that others share, and why
         self.keep: frozenset[str] = frozenset()
         self.least: dict[str, int] = {}  # groups of which a trial leaves more than one channel
         self.runs = runs
@@ -47,7 +47,7 @@ class Refinement:
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
         self.notes: list[str] = []
-        self.left_over = left_over(replica, runs)
+        self.left_over = left_over(replica, never)
         self._follow()
 
     def refine(self, keep: frozenset[str]) -> None:

@@ -141,13 +141,12 @@ def idle(model: nn.Module, names: frozenset[str]) -> list[str]:
     return [*found, *sorted(own & names)]
 
 
-def beside(model: nn.Module, replica: Replica, runs: Sequence[Run]) -> dict[str, str]:
+def beside(model: nn.Module, never: frozenset[str]) -> dict[str, str]:
     """Used modules that stand in a list or dict of modules beside one of their class that no run used -> why what
     joins them to the rest is left as it is: what feeds the one may feed the other.
     """
-    never = idle(model, unused(replica.tensors, runs))
     modules = dict(model.named_modules()) if never else {}
-    idle_ones = [name for name in never if name in modules]
+    idle_ones = [name for name in idle(model, never) if name in modules]
     found = {}
     for name in idle_ones:
         parent = name.rpartition(".")[0]
@@ -161,9 +160,8 @@ def beside(model: nn.Module, replica: Replica, runs: Sequence[Run]) -> dict[str,
     return found
 
 
-def left_over(replica: Replica, runs: Sequence[Run]) -> dict[str, list[str]]:
+def left_over(replica: Replica, never: frozenset[str]) -> dict[str, list[str]]:
     """Modules some of whose own tensors no run used, such as the bias of a layer of which only the weight is read."""
-    never = unused(replica.tensors, runs)
     read = {_owner(name) for name in replica.tensors if name not in never}
     found: dict[str, list[str]] = {}
     for name in sorted(never):
@@ -180,15 +178,15 @@ def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
 
 
-def unreached(model: nn.Module, replica: Replica, usual: Sequence[Run], runs: Sequence[Run]) -> Iterator[str]:
-    """What the usual runs did not use, and what none did."""
-    missed, never = (idle(model, unused(replica.tensors, each)) for each in (usual, runs))
-    if missed != never:
-        found = idle(model, unused(replica.tensors, usual) - unused(replica.tensors, runs))
+def unreached(model: nn.Module, usually: frozenset[str], never: frozenset[str]) -> Iterator[str]:
+    """Names the tensors that the usual runs did not use, and those that none did."""
+    missed, unseen = idle(model, usually), idle(model, never)
+    if missed != unseen:
+        found = idle(model, usually - never)
         yield f"used on other branches than the example takes, which were followed: {_listed(found)}"
-    if never:
+    if unseen:
         yield (
-            f"no run on the example used {_listed(never)}: kept as they are, and do not fit where what feeds them "
+            f"no run on the example used {_listed(unseen)}: kept as they are, and do not fit where what feeds them "
             "was cut; --also NAME (also=) follows other methods of the model"
         )
 

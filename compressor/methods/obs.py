@@ -30,7 +30,7 @@ from compressor.graph.trace import call_arguments
 from compressor.methods.l1 import l1
 from compressor.methods.reconstruction.calibration import Draw, draws, in_parts
 from compressor.methods.reconstruction.fold import cells
-from compressor.methods.reconstruction.gram import RIDGE, Gram, Rows
+from compressor.methods.reconstruction.gram import RIDGE, Gram, Rows, pulled
 from compressor.methods.reconstruction.products import Product
 from compressor.methods.reconstruction.readers import Reader, View, readers, survey, unknown_ids
 from compressor.methods.reconstruction.replay import Hook, Replay, plain_attention
@@ -305,7 +305,7 @@ class Downdated:
 
     def __init__(self, consumer: Consumer, ids: Ids) -> None:
         diagonal = consumer.covariance.diagonal(dim1=1, dim2=2)
-        ridge = (RIDGE * diagonal.mean(1, keepdim=True)).clamp(min=1e-30).expand_as(diagonal)
+        ridge = pulled(diagonal, RIDGE).expand_as(diagonal)
         failed = torch.ones(1)
         while failed.any():  # of few images, sums of float32 products may lie below zero somewhere
             factor, failed = torch.linalg.cholesky_ex(consumer.covariance + torch.diag_embed(ridge))

@@ -137,6 +137,11 @@ def _shifted(gram: Gram, before: Tensor) -> Tensor:
     return shifted
 
 
+def pulled(diagonal: Tensor, ridge: float) -> Tensor:
+    """(..., 1): a share of the mean of a diagonal, above zero."""
+    return (ridge * diagonal.mean(-1, keepdim=True)).clamp(min=1e-30)
+
+
 def exactly(product: Tensor) -> Tensor:
     """In double precision, where the device has it."""
     return product if product.device.type == "mps" else product.double()
@@ -158,7 +163,7 @@ class Ridge:
     def __init__(self, inner: Tensor, before: Tensor, ridge: float, constant: bool = False) -> None:
         diagonal = inner.diagonal(dim1=-2, dim2=-1)
         free = diagonal[..., :-1] if constant else diagonal
-        pull = (ridge * free.mean(-1, keepdim=True)).clamp(min=1e-30).expand_as(diagonal).clone()
+        pull = pulled(free, ridge).expand_as(diagonal).clone()
         if constant:
             pull[..., -1] = 0
         self.factor, self.failed = torch.linalg.cholesky_ex(inner + torch.diag_embed(pull))

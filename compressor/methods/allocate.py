@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.graph.channels import Channels, Ids
-from compressor.methods.scores import Values
+from compressor.methods.scores import Values, in_order
 
 _JUMPS = (1, 2, 4, 8, 16, 32)  # channels that go together, where the first of them alone would seem expensive
 
@@ -41,7 +41,7 @@ def ranks(
         gone[name] += count
         heapq.heappush(waiting, (*_next(widths, numbers[name], errors[name], gone[name]), name))
     return {
-        group.name: found[group.name][np.argsort(orders[group.name], kind="stable")][np.argsort(np.argsort(group.ids))]
+        group.name: in_order(found[group.name], orders[group.name], group.ids)
         for group in channels.free
         if group.name in orders
     }

@@ -10,9 +10,9 @@ from compressor.errors import UsageError
 from compressor.graph.channels import Channels
 from compressor.methods.allocate import ranks
 from compressor.methods.obs import Curve, calibrated, consumers, curves
-from compressor.methods.scores import Given, Scores, Values
+from compressor.methods.scores import Given, Scores, Values, in_order
 from compressor.methods.selection import Selection, select
-from compressor.methods.settings import PruneSettings, check, resolved
+from compressor.methods.settings import PruneSettings, check, looks_at_inputs, resolved
 from compressor.methods.table import METHODS
 
 
@@ -56,17 +56,18 @@ def rank(
     check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches))
     if settings.allocate == "error" and not inputs:
         raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
-    if settings.method == "obs":
-        found = curves(model, channels, consumers(model, channels, inputs))
-        scores = _as_scores(channels, found)
-    else:
-        scores = METHODS[settings.method](model, channels, Given(tuple(batches), settings.seed))
-    if settings.allocate != "error" or not channels.free:
-        return Ranked(scores)
+    scores, orders = Scores({}), None
     if settings.method != "obs":
+        scores = METHODS[settings.method](model, channels, Given(tuple(batches), settings.seed))
         orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
                   for name, values in scores.values.items()}  # fmt: skip
-        found = curves(model, channels, consumers(model, channels, inputs), orders)
+    if not channels.free or not looks_at_inputs(settings):
+        return Ranked(scores)
+    found = curves(model, channels, consumers(model, channels, inputs), orders)
+    if settings.method == "obs":
+        scores = _as_scores(channels, found)
+    if settings.allocate != "error":
+        return Ranked(scores)
     found = calibrated(model, found, inputs)
     orders = {name: each.ids for name, each in found.items()}
     return Ranked(scores, ranks(channels, orders, {name: each.errors for name, each in found.items()}))
@@ -77,6 +78,5 @@ def _as_scores(channels: Channels, found: Mapping[str, Curve]) -> Scores:
     values = {}
     for group in channels.free:
         each = found[group.name]
-        errors = np.append(each.errors[1:], np.inf)
-        values[group.name] = errors[np.argsort(each.ids)][np.argsort(np.argsort(group.ids))]
+        values[group.name] = in_order(np.append(each.errors[1:], np.inf), each.ids, group.ids)
     return Scores(values)

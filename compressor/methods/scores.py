@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.graph.channels import Channels, Group, Place
+from compressor.graph.channels import Channels, Group, Ids, Place
 from compressor.graph.tensors import named_tensors
 
 Values = NDArray[np.float64]
@@ -36,6 +36,11 @@ class Scores:
 
     values: Mapping[str, Values]
     refused: Mapping[str, str] = field(default_factory=dict)  # free groups without scores -> why
+
+
+def in_order(values: Values, ids: Ids, wanted: Ids) -> Values:
+    """The values of identities `ids`, in the order of `wanted`, which holds the same ones."""
+    return values[np.argsort(ids)][np.argsort(np.argsort(wanted))]
 
 
 Score = Callable[[nn.Module, Channels, Given], Scores]

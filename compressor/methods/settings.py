@@ -37,6 +37,11 @@ def resolved(settings: PruneSettings, *, has_inputs: bool) -> PruneSettings:
     return replace(settings, method=method, allocate=allocate)
 
 
+def looks_at_inputs(settings: PruneSettings) -> bool:
+    """Whether what was resolved needs images, without labels, to judge channels."""
+    return settings.method == "obs" or settings.allocate == "error"
+
+
 def check(settings: PruneSettings, *, has_data: bool) -> None:
     """Raise UsageError for a value that makes no sense for any model, or a method that needs the data there are not."""
     if settings.method in TRAINED:

@@ -10,7 +10,7 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.methods.oneshot import rank
 from compressor.methods.selection import Selection, select
-from compressor.methods.settings import check, resolved
+from compressor.methods.settings import check, looks_at_inputs, resolved
 from compressor.pipeline.exits import exit_parts
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, filters_after, in_words, layer_sizes, measure
@@ -95,7 +95,7 @@ def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
     note_all(channels.notes, tell)
     batches = score_batches(subject, job.choice.score_images, job.choice.seed)
     choice = chosen_multiple(job.choice)
-    looks = choice.method == "obs" or choice.allocate == "error"
+    looks = looks_at_inputs(choice)
     inputs = calibration_inputs(subject, job.choice.seed) if looks else []
     if looks:
         tell(Stage("measuring what every channel is worth"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import compressor
 from compressor.graph import capture
 from compressor.methods.allocate import Widths, ranks
 from compressor.methods.obs import Downdated, calibrated, consumers, curve, curves
@@ -129,3 +130,10 @@ def test_moments_that_rounding_leaves_indefinite_are_judged_too():
     ids, matrix = np.arange(4), torch.eye(4, dtype=torch.float64)[None]
     layer = SimpleNamespace(covariance=covariance, ids=ids, matrix=matrix, scale=torch.ones(1, 1, 4))
     assert np.isfinite(Downdated(layer, ids).costs()).all()
+
+
+@pytest.mark.parametrize("method", ["auto", "l1"])
+def test_a_network_with_nothing_to_choose_from_is_one_line(method):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(compressor.ModelError, match="every layer is frozen"):
+        compressor.prune_(model, torch.randn(1, 3, 8, 8), method=method, data=[torch.randn(8, 3, 8, 8)])

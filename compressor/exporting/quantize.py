@@ -129,5 +129,5 @@ def facts(chip: Chip, images: int) -> dict[str, Any]:
         "weights": scheme.weights,
         "per_channel": scheme.per_channel,
         "calibrated_on": f"{images} training images",
-        "note": scheme.note + ("; measured on a chip without it, where they do" if saturates(chip) else ""),
+        "note": scheme.note + ("; measured on a chip without VNNI, where sums saturate" if saturates(chip) else ""),
     }

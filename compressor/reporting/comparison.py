@@ -56,12 +56,16 @@ def speed(report: Report) -> str | None:
     )
     if old / new > _NOTICEABLE:
         return f"{old / new:.2f} times as fast in ONNX Runtime: {times}"
-    rounded = str(report.settings.get("round_to", 1)) != "1"
-    return f"not faster in ONNX Runtime: {times}; " + (
-        "try a smaller --target-macs, or --keep on the layers that additions tie together"
-        if rounded
-        else "--round-to auto makes widths that this chip's kernels fill"
-    )
+    return f"not faster in ONNX Runtime: {times}{_help(report.settings.get('round_to'))}"
+
+
+def _help(round_to: int | str | None) -> str:
+    """What would make it faster, by the multiple of widths; methods that do not round (None) have no such flag."""
+    if round_to is None:
+        return ""
+    if round_to == 1:
+        return "; --round-to auto makes widths that this chip's kernels fill"
+    return "; try a smaller --target-macs, or --keep on the layers that additions tie together"
 
 
 Value = Callable[[Measurements], float | None]

@@ -23,11 +23,19 @@ def test_faster_is_said_with_both_times_and_the_share_of_macs() -> None:
     assert said is not None and said.startswith("1.50 times as fast in ONNX Runtime: ") and "0.50x of the MACs" in said
 
 
-@pytest.mark.parametrize(("settings", "helps"), [({}, "--round-to auto"), ({"round_to": 8}, "--target-macs")])
+@pytest.mark.parametrize(
+    ("settings", "helps"), [({"round_to": 1}, "--round-to auto"), ({"round_to": 8}, "--target-macs")]
+)
 @pytest.mark.parametrize("after", [2.9, 4.0])
 def test_what_is_not_faster_says_what_would_help(settings: dict[str, object], helps: str, after: float) -> None:
     said = speed(report(measured(1000, 3.0), measured(500, after), **settings))
     assert said is not None and said.startswith("not faster") and helps in said
+
+
+def test_flags_that_a_method_does_not_have_are_not_advised() -> None:
+    """AdapNet, routing and the rest take no --round-to."""
+    said = speed(report(measured(1000, 3.0), measured(500, 3.0)))
+    assert said is not None and said.startswith("not faster") and "--" not in said
 
 
 @pytest.mark.parametrize("after", [measured(1000, 1.0), measured(500, None)])

@@ -18,9 +18,9 @@ from compressor.errors import FileError, ModelError
 from compressor.kinds import fits
 from compressor.loading.arch import FORM, Arch
 from compressor.loading.container import Contents, write
+from compressor.loading.damage import one_line
 from compressor.loading.forms import Packer, encode, plain, unpack
 from compressor.preparation import Preparation
-from compressor.text import first_line
 
 KIND = "compressor"  # of the file, and the name under which the metadata have the header
 VERSION = 1
@@ -97,11 +97,8 @@ def read_checkpoint(contents: Contents) -> Checkpoint:
     if type(version) is not int or not 0 < version <= VERSION:
         of = f"version {version}" if type(version) is int and abs(version) < 1000 else "another version"
         raise FileError(f"{contents.path} is a checkpoint of {of}, this compressor reads {VERSION}: upgrade it")
-    try:
+    with one_line(f"{contents.path} is a damaged checkpoint ("):
         return _checked(header, contents.tensors)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise FileError(f"{contents.path} is a damaged checkpoint ({told})") from error
 
 
 def _checked(header: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:

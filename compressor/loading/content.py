@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from compressor.errors import FileError
 from compressor.limits import LARGEST_GIB, check_size
-from compressor.loading.archive import directory
+from compressor.loading.archive import opened
 
 
 class Content(Enum):
@@ -90,7 +90,8 @@ def _a_folder(path: Path) -> str:
 
 def _inside_zip(path: Path) -> Content:
     """torch.save, torch.export.save and torch.jit.save all write a zip; the names of its records tell them apart."""
-    names = {record.filename.split("/", 1)[-1] for record in directory(path)}
+    with opened(path) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.namelist()}
     if "constants.pkl" in names:
         return Content.SCRIPT
     if "data.pkl" in names:

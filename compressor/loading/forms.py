@@ -14,6 +14,7 @@ import torch
 from torch import Size, Tensor
 
 from compressor.errors import ModelError, UsageError
+from compressor.loading.stand_ins import Ordered
 
 _LARGEST = 2**64  # a number in JSON, in a tensor, in an attribute
 _MOST_VALUES, _DEEPEST = 10_000_000, 100  # of one form; a list that is there twice counts twice
@@ -22,20 +23,6 @@ _MOST_VALUES, _DEEPEST = 10_000_000, 100  # of one form; a list that is there tw
 _COLLECTIONS: dict[type, str] = {tuple: "$tuple", Size: "$size", set: "$set", frozenset: "$frozenset"}
 
 Special = Callable[[Any, str], Any]  # the form of a value that is not plain, and where it is; None where it has none
-
-
-class Ordered(dict[Any, Any]):
-    """What the OrderedDict of a pickle is read as; nothing of it can be replaced."""
-
-    __slots__ = ()
-
-    def __init__(self, pairs: Any = ()) -> None:
-        if any(type(key) is not str for key, _ in pairs):
-            raise ValueError("a dict has keys that are no texts")
-        super().__init__(pairs)
-
-    def __setstate__(self, state: object) -> None:
-        """Attributes, such as a state dict's `_metadata`, are left out."""
 
 
 def encode(value: Any, where: str, special: Special | None = None) -> Any:

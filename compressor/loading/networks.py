@@ -16,16 +16,15 @@ import keyword
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from compressor import vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
+from compressor.loading.damage import one_line
 from compressor.loading.forms import decode, encode, number
-from compressor.text import first_line
 
 # Where the classes are defined; not what is merely imported there.
 _PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
@@ -105,7 +104,7 @@ def describe(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             },
         }
 
-    with _one_line_errors():
+    with one_line("its description is damaged: ", "", UnbuiltError):
         try:
             layers = described(module, "")
         except TypeError as error:  # of a value that has no form
@@ -127,7 +126,7 @@ def blank(description: Mapping[str, Any], most_bytes: float = float("inf")) -> n
     """
     tensors: dict[str, Tensor] = {}
     left = most_bytes
-    with _one_line_errors():
+    with one_line("its description is damaged: ", "", UnbuiltError):
         for name, form in description["tensors"].items():
             if isinstance(form, str):
                 tensors[name] = tensors[form]
@@ -182,7 +181,7 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.M
         layers[path] = layer
         return layers[path]
 
-    with _one_line_errors():
+    with one_line("its description is damaged: ", "", UnbuiltError):
         return checked(built(description["layers"], "", 0))
 
 
@@ -316,14 +315,3 @@ def _free(key: Any, kind: type[nn.Module]) -> str:
     if key in _OWN or key.startswith("__") or callable(getattr(kind, key, None)):
         raise UnbuiltError(f"{key!r} would replace what a {kind.__name__} has of its class")
     return key
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """What a damaged description makes the code fail with that follows it."""
-    try:
-        yield
-    except UnbuiltError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        raise UnbuiltError(f"its description is damaged: {type(error).__name__}: {first_line(error)}") from error

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
+from torch import Size
+
 # A network of a thousand layers has 50,000 instructions of at most two reads each.
 _MOST_READS = 2_000_000
+_LARGEST_READ = 64 << 20  # bytes of a text or a number; no pickle of a state dict is as large as a whole
 _MOST_NAMES = 300
 _LONGEST_NAME = 1000
 _MOST_ARGUMENTS = 32  # torch's functions take nine at most
@@ -32,7 +35,45 @@ def _torchs_unpickler() -> Any:
 
 _torch = _torchs_unpickler()
 
-Place = tuple[Any, ...]  # what a pickle says of a storage: its class, its key, its device, its number of values
+
+class Ordered(dict[Any, Any]):
+    """What every dict of a pickle is read as. Nothing of it can be replaced.
+
+    Its keys are looked at before they are hashed, which can take for ever, or end the process.
+    """
+
+    __slots__ = ("_odd",)
+    _odd: int
+
+    def __new__(cls, *_: Any) -> Ordered:
+        made = super().__new__(cls)
+        made._odd = 0
+        return made
+
+    def __init__(self, pairs: Any = ()) -> None:
+        super().__init__()
+        for key, value in pairs:
+            self[key] = value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) is not str and not _is_number(key):
+            self._odd += 1
+            if self._odd > _MOST_ODD_KEYS or not _is_key(key):
+                raise UnpicklingError(f"a {type(key).__name__} is the key of a dict")
+        super().__setitem__(key, value)
+
+    def __setstate__(self, state: object) -> None:
+        """Attributes, such as a state dict's `_metadata`, are left out."""
+
+
+def _is_number(key: Any) -> bool:
+    return type(key) is int and abs(key) < 2**63
+
+
+def _is_key(key: Any) -> bool:
+    if type(key) is tuple:
+        return len(key) <= 8 and not any(type(each) is tuple for each in key) and all(_is_key(each) for each in key)
+    return key is None or type(key) in (str, bytes, bool, float) or _is_number(key)
 
 
 class StandIn:
@@ -40,17 +81,17 @@ class StandIn:
 
     __slots__ = ("arguments", "entries", "state")
     name = ""  # "module.name", of each class derived
-    beside: Names  # all that the same file asks for
+    beside: Any  # the Names of its file
 
     arguments: tuple[Any, ...]
-    entries: dict[Any, Any]  # what is put into it as into a dict
+    entries: Ordered  # what is put into it as into a dict
     state: Any
 
     def __new__(cls, *arguments: Any) -> StandIn:
         if len(arguments) > _MOST_ARGUMENTS:
             raise ValueError(f"it calls {cls.name} with {len(arguments):,} arguments")
         made = super().__new__(cls)
-        made.arguments, made.entries, made.state = arguments, {}, None
+        made.arguments, made.entries, made.state = arguments, Ordered(), None
         return made
 
     def __repr__(self) -> str:
@@ -64,7 +105,17 @@ class StandIn:
 
 
 class Names(dict[str, Any]):
-    """What each name that a file asks for is read as: one of a few functions of ours, else a stand-in."""
+    """What each name that a file asks for is read as: a collection of ours, else a stand-in."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "collections.OrderedDict": Ordered,
+                "builtins.set": lambda values=(): set(Ordered.fromkeys(values)),
+                "builtins.frozenset": lambda values=(): frozenset(Ordered.fromkeys(values)),
+                "torch.Size": Size,
+            }
+        )
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str)
@@ -77,14 +128,14 @@ class Names(dict[str, Any]):
         return made
 
 
-def unpickle(file: BinaryIO, size: int, names: Names, storage: Callable[[Place], Any]) -> Any:
+def unpickle(file: BinaryIO, names: Names, storage: Callable[[tuple[Any, ...]], Any]) -> Any:
     """Read one pickle; the file stands behind it afterwards.
 
-    `size` bounds what is read at once, `names` collects the stand-ins, `storage` gives what stands for a block of
-    numbers. Raises whatever torch's unpickler raises for a damaged pickle, UnpicklingError for other instructions than
-    torch.save's.
+    `names` collects the stand-ins, `storage` gives what stands for a block of numbers, of which the pickle says the
+    class, the key, the device and the number of values. Raises whatever torch's unpickler raises for a damaged pickle,
+    UnpicklingError for other instructions than torch.save's.
     """
-    reader = _Unpickler(_Metered(file, size), encoding="utf-8")
+    reader = _Unpickler(_Metered(file), encoding="utf-8")
     reader.persistent_load = storage
     _torch._get_allowed_globals = lambda: names
     with warnings.catch_warnings():
@@ -96,14 +147,17 @@ def unpickle(file: BinaryIO, size: int, names: Names, storage: Callable[[Place],
 class _Metered:
     """The file as the unpickler reads it, with a limit on how often and how much."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size, self._left = file, size, _MOST_READS
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, _MOST_READS
 
     def read(self, count: int) -> bytes:
         self._left -= 1
-        if self._left < 0:
-            raise ValueError(f"it has more than {_MOST_READS // 2:,} instructions")
-        return self._file.read(min(count, self._size))
+        if self._left < 0 or count > _LARGEST_READ:
+            raise ValueError(f"it has more than {_MOST_READS // 2:,} instructions, or a very long one")
+        content = self._file.read(count)
+        if len(content) < count:
+            raise ValueError("its pickle has no end")
+        return content
 
     def readline(self) -> bytes:
         line = self._file.readline(_LONGEST_NAME)
@@ -113,17 +167,14 @@ class _Metered:
 
 
 class _Stack(list[Any]):
-    """The unpickler's stack, which remembers what was last taken off it."""
+    """The unpickler's stack, on which each dict is one of ours."""
 
-    last: Any = None
-
-    def pop(self, *place: Any) -> Any:
-        self.last = super().pop(*place)
-        return self.last
+    def append(self, value: Any) -> None:
+        super().append(Ordered() if type(value) is dict else value)
 
 
 class _Unpickler(_torch.Unpickler):  # type: ignore[misc,name-defined]
-    """torch's, which looks at the keys of a dict before they are hashed: that can take for ever, or end the process."""
+    """torch's, which puts what it makes on our stack and lets stand-ins have entries."""
 
     @property
     def stack(self) -> list[Any]:
@@ -133,32 +184,6 @@ class _Unpickler(_torch.Unpickler):  # type: ignore[misc,name-defined]
     def stack(self, values: list[Any]) -> None:
         self._stack = values if type(values) is _Stack else _Stack(values)
 
-    def pop_mark(self) -> list[Any]:
-        items: list[Any] = super().pop_mark()
-        self._items = items
-        return items
-
     def _check_set_item_target(self, opcode: str) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, (dict, StandIn)):
-            raise UnpicklingError(f"Can only {opcode} for dicts, but got {type(target)}")
-        keys = [self._stack.last] if opcode == "SETITEM" else self._items[::2]
-        _check_keys(keys, len(target.entries if isinstance(target, StandIn) else target))
-
-
-def keyed(kind: type, values: Any = ()) -> Any:
-    """A set of a kind, of what may be the keys of a dict."""
-    _check_keys(list(values), 0)
-    return kind(values)
-
-
-def _check_keys(keys: list[Any], held: int) -> None:
-    odd = [key for key in keys if not (type(key) is str or (type(key) is int and abs(key) < 2**63))]
-    if odd and (held + len(odd) > _MOST_ODD_KEYS or not all(_is_key(key) for key in odd)):
-        raise UnpicklingError(f"a {type(odd[0]).__name__} is the key of a dict")
-
-
-def _is_key(key: Any) -> bool:
-    if type(key) is tuple:
-        return len(key) <= 8 and not any(type(each) is tuple for each in key) and all(_is_key(each) for each in key)
-    return key is None or type(key) in (str, bytes, bool, float) or (type(key) is int and abs(key) < 2**63)
+        if not isinstance(self.stack[-1], Ordered | StandIn):
+            raise UnpicklingError(f"Can only {opcode} for dicts, but got {type(self.stack[-1])}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from compressor.errors import CompressorError, FileError
+from compressor.errors import FileError
+from compressor.loading.damage import one_line
 from compressor.loading.proportion import Proportion
 from compressor.surgery.structure import apply_
 
@@ -36,7 +37,10 @@ def apply_steps(
         if kind == STRUCTURE:
             restructure_(module, step, path)
         elif isinstance(kind, str) and kind in REBUILDERS:
-            with _one_line_errors(path, f"its step {kind!r}"), nullcontext() if allowed is None else allowed.watching():
+            with (
+                one_line(f"{path} is a damaged checkpoint (its step {kind!r}: "),
+                nullcontext() if allowed is None else allowed.watching(),
+            ):
                 module = importlib.import_module(REBUILDERS[kind]).rebuild(module, step)
         else:
             raise FileError(f"{path} is a damaged checkpoint, or a newer one: it has a step of the kind {kind!r}")
@@ -50,17 +54,5 @@ def restructure_(module: nn.Module, structure: Mapping[str, Any], path: Path) ->
 
     Raises FileError for a structure that is damaged or does not fit.
     """
-    with _one_line_errors(path, "its structure"):
+    with one_line(f"{path} is a damaged checkpoint (its structure: "):
         apply_(module, structure)
-
-
-@contextmanager
-def _one_line_errors(path: Path, what: str) -> Iterator[None]:
-    """What damaged data of a checkpoint make the code fail with that they are given to."""
-    try:
-        yield
-    except CompressorError:
-        raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        first = (str(error).strip() or "no reason given").splitlines()[0]
-        raise FileError(f"{path} is a damaged checkpoint ({what}: {type(error).__name__}: {first[:200]})") from error

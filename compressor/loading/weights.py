@@ -16,7 +16,7 @@ from compressor.graph.tensors import saved_tensors
 from compressor.loading.arch import Definition
 from compressor.loading.folding import folded
 from compressor.loading.forms import encode
-from compressor.loading.pickles import StoredTensor, entries, is_network
+from compressor.loading.pickles import entries, is_network, is_tensor, tensor_of
 from compressor.loading.proportion import Proportion
 from compressor.loading.stand_ins import StandIn
 from compressor.text import listed, shown
@@ -80,13 +80,13 @@ def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Mod
     dropped = [str(key) for key in found if key not in kept]
     if dropped:
         notes.append(f"not weights, ignored: {listed(dropped)}")
-    return {key: each.read() if isinstance(each, StoredTensor) else each for key, each in kept.items()}, notes
+    return {key: tensor_of(each) if is_tensor(each) else each for key, each in kept.items()}, notes
 
 
 def _is_weight(key: str, value: Any) -> bool:
     """Whether it is a tensor, or what a layer keeps by `get_extra_state`, and plain."""
-    if isinstance(value, Tensor | StoredTensor) or key.rpartition(".")[2] != _EXTRA_STATE:
-        return isinstance(value, Tensor | StoredTensor)
+    if is_tensor(value) or key.rpartition(".")[2] != _EXTRA_STATE:
+        return is_tensor(value)
     try:
         encode(value, key)
     except (TypeError, RecursionError):
@@ -102,7 +102,7 @@ def _places(held: Any, keys: tuple[str, ...] = (), seen: frozenset[int] = frozen
     inside = entries(held)
     if inside is None or id(held) in seen:
         return
-    if any(isinstance(key, str) and isinstance(value, Tensor | StoredTensor) for key, value in inside.items()):
+    if any(isinstance(key, str) and is_tensor(value) for key, value in inside.items()):
         yield keys, inside
     for key, inner in inside.items() if len(keys) < _DEEPEST else ():
         if isinstance(key, str):
@@ -116,7 +116,7 @@ def _rank(keys: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _kind(held: Any) -> str:
-    return "Tensor" if isinstance(held, StoredTensor) else shown(getattr(held, "name", type(held).__name__))
+    return "Tensor" if is_tensor(held) else shown(getattr(held, "name", type(held).__name__))
 
 
 def fit(state: State, definition: Definition, path: Path) -> tuple[nn.Module, Definition, list[str]]:

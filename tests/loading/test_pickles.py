@@ -16,7 +16,7 @@ from torch import nn
 from compressor import vision
 from compressor.errors import FileError
 from compressor.loading.opening import open_model
-from compressor.loading.pickles import is_network, read_pickle, rebuilt, skeleton
+from compressor.loading.pickles import is_network, read_pickle, rebuilt, skeleton, tensor_of
 from compressor.loading.stand_ins import StandIn
 from compressor.loading.weights import find_weights
 
@@ -120,7 +120,7 @@ def test_functions_are_stand_ins_and_the_weights_beside_them_are_read(tmp_path, 
     arguments = tuple(each.format(witness) if isinstance(each, str) else each for each in arguments)
     torch.save({"state_dict": {"w": torch.ones(2)}, "x": Calls(function, *arguments)}, tmp_path / "m.pt", **options)
     found = read_pickle(tmp_path / "m.pt")
-    assert torch.equal(found["state_dict"]["w"].read(), torch.ones(2))
+    assert torch.equal(tensor_of(found["state_dict"]["w"]), torch.ones(2))
     assert isinstance(found["x"], StandIn)
     assert not witness.exists()
 
@@ -150,7 +150,7 @@ def test_network_of_the_old_format_is_refused_and_its_state_dict_is_not(tmp_path
         warnings.simplefilter("ignore")
         assert isinstance(read_pickle(tmp_path / "m.pt", trust=True), nn.Sequential)
     torch.save(module.state_dict(), tmp_path / "m.pt", **FORMATS["legacy"])
-    assert torch.equal(read_pickle(tmp_path / "m.pt")["0.weight"].read(), module[0].weight)
+    assert torch.equal(tensor_of(read_pickle(tmp_path / "m.pt")["0.weight"]), module[0].weight)
 
 
 def test_users_class_gives_its_tensors_or_opens_on_trust(tmp_path):
@@ -215,7 +215,7 @@ def test_attributes_of_a_tensor_are_left_out(tmp_path):
     weight.detach, weight.numel = nn.Identity, nn.ReLU
     torch.save({"w": weight, "v": nn.Parameter(weight)}, tmp_path / "m.pt")
     for stored in read_pickle(tmp_path / "m.pt").values():
-        assert not {"detach", "numel"} & vars(stored.read()).keys()
+        assert not {"detach", "numel"} & vars(tensor_of(stored)).keys()
 
 
 def test_tensors_of_every_form_are_read(tmp_path):
@@ -236,7 +236,7 @@ def test_tensors_of_every_form_are_read(tmp_path):
     for options in FORMATS.values():
         torch.save(held, tmp_path / "m.pt", **options)
         for name, stored in read_pickle(tmp_path / "m.pt").items():
-            found = stored.read()
+            found = tensor_of(stored)
             assert torch.equal(found.float(), held[name].float()), name
             assert found.stride() == held[name].stride() and found.dtype == held[name].dtype
 
@@ -249,7 +249,7 @@ def test_tied_tensors_stay_tied(tmp_path):
     assert opened[1].weight is opened[0].weight
     torch.save(module.state_dict(), tmp_path / "m.pt")
     found = read_pickle(tmp_path / "m.pt")
-    assert found["0.weight"].read().data_ptr() == found["1.weight"].read().data_ptr()
+    assert tensor_of(found["0.weight"]).data_ptr() == tensor_of(found["1.weight"]).data_ptr()
 
 
 def test_training_records_beside_the_weights_are_left_out(tmp_path):
@@ -265,7 +265,7 @@ def test_training_records_beside_the_weights_are_left_out(tmp_path):
     }
     torch.save(held, tmp_path / "m.pt")
     found = read_pickle(tmp_path / "m.pt")
-    assert torch.equal(found["state_dict"]["w"].read(), torch.ones(2))
+    assert torch.equal(tensor_of(found["state_dict"]["w"]), torch.ones(2))
     assert found["epoch"] == 3
     assert all(isinstance(found[name], StandIn) for name in ("best", "curve", "args", "counts"))
 
@@ -291,7 +291,7 @@ def test_damaged_files_are_one_line(tmp_path, options, how):
     (tmp_path / "m.pt").write_bytes(damaged(file.getvalue())[how])
     for trust in (False, True):
         with pytest.raises(FileError) as caught:
-            [each.read() for each in read_pickle(tmp_path / "m.pt", trust=trust).values()]
+            [tensor_of(each) for each in read_pickle(tmp_path / "m.pt", trust=trust).values()]
         assert "\n" not in str(caught.value)
 
 
@@ -301,7 +301,7 @@ def test_file_written_without_checksums_opens(tmp_path):
         torch.save({"w": torch.ones(2)}, tmp_path / "m.pt")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert torch.equal(read_pickle(tmp_path / "m.pt")["w"].read(), torch.ones(2))
+    assert torch.equal(tensor_of(read_pickle(tmp_path / "m.pt")["w"]), torch.ones(2))
 
 
 def test_compressed_archive_is_refused(tmp_path):

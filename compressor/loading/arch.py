@@ -143,7 +143,7 @@ def find(arch: Arch, *, named: bool) -> Definition:
     """Look up an architecture.
 
     `named` says that the person at the keyboard named it; otherwise it comes from a checkpoint, and a file of code is
-    only run if it was named before (see loading.known). Raises UsageError where there is no such architecture, or
+    only run if it was named before (see loading.code). Raises UsageError where there is no such architecture, or
     where the code was changed or never named.
     """
     if arch.name.startswith("torchvision:"):

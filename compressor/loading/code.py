@@ -1,9 +1,18 @@
-"""Run the user's own FILE.py to get the function that builds a network; nothing else imports user code."""
+"""Run the user's own FILE.py to get the function that builds a network; nothing else imports user code.
+
+A checkpoint of such an architecture records the file's path and hash. Both come from whoever made the checkpoint, so
+neither says that running the file is wanted: a folder from elsewhere may hold a checkpoint and a script that match.
+What is wanted is what was once given as --arch on this machine: path, function and hash, kept in
+$XDG_STATE_HOME/compressor/architectures.json (~/.local/state where that is not set).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
+import json
+import os
 import traceback
 import types
 from collections.abc import Callable
@@ -14,7 +23,8 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import FileError, UsageError
-from compressor.loading import imports, known
+from compressor.files import write_whole
+from compressor.loading import imports
 from compressor.text import first_line, shown
 
 _LARGEST_SOURCE = 10 << 20  # bytes of a file of code
@@ -37,9 +47,13 @@ def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loa
     Raises UsageError where the file or the function is missing, was changed since (and is not named), or was never
     named on this machine; FileError where importing it fails.
     """
-    name = f"{path}:{function}"
-    if not named and not (expected and known.is_known(path, function, expected)):
-        raise _never_named(path, function)  # and not even read: the path is the checkpoint's, and may be a device
+    if not named and not (expected and is_known(path, function, expected)):
+        # And not even read: the path is the checkpoint's, and may be a device.
+        name = shown(f"{path}:{function}")
+        raise UsageError(
+            f"the checkpoint's architecture file {name} is code that was never named on this machine: if you trust it, "
+            f"give --arch {name}"
+        )
     try:
         source = _read(path)
     except (OSError, ValueError) as error:
@@ -48,28 +62,25 @@ def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loa
         raise UsageError(f"the architecture file {path} {reason}: give --arch FILE.py:{function}") from error
     sha256 = hashlib.sha256(source).hexdigest()
     if named:
-        known.remember(path, function, sha256)
+        remember(path, function, sha256)
     elif sha256 != expected:
         raise UsageError(
             f"the architecture file {path} has changed since the checkpoint was written: if it still fits, give "
-            f"--arch {name}"
+            f"--arch {path}:{function}"
         )
-    elif not known.is_known(path, function, sha256):
-        raise _never_named(path, function)
-    return _loaded(path, function, source, sha256)
+    return _loaded(path, function, source)
 
 
 def load_own(path: Path, function: str) -> Loaded:
     """Take a function from a file that came with the package."""
     try:
-        source = _read(path)
+        return _loaded(path, function, _read(path))
     except OSError as error:
         raise UsageError(f"the sample model {path} is not installed ({error.strerror})") from error
-    return _loaded(path, function, source, hashlib.sha256(source).hexdigest())
 
 
-def _loaded(path: Path, function: str, source: bytes, sha256: str) -> Loaded:
-    place = imports.Place.of(path, source)
+def _loaded(path: Path, function: str, source: bytes) -> Loaded:
+    place, sha256 = imports.Place.of(path, source), hashlib.sha256(source).hexdigest()
     try:
         module = imports.module_of(place, source, sha256)
     except (Exception, SystemExit) as error:
@@ -84,9 +95,46 @@ def _loaded(path: Path, function: str, source: bytes, sha256: str) -> Loaded:
 def was_named(path: Path, function: str) -> bool:
     """Whether this function of the file as it is now was asked for by name on this machine."""
     try:
-        return path.is_file() and known.is_known(path, function, hashlib.sha256(_read(path)).hexdigest())
+        return path.is_file() and is_known(path, function, hashlib.sha256(_read(path)).hexdigest())
     except (OSError, ValueError):
         return False
+
+
+def remember(path: Path, function: str, sha256: str) -> None:
+    """Note that `function` of the file `path`, with this content, was asked for by name.
+
+    Where nothing can be written (no home folder) nothing is kept: --arch is then needed each time.
+    """
+    entries, entry = _entries(), [str(path.resolve()), function, sha256]
+    if entry not in entries:
+        with contextlib.suppress(FileError, RuntimeError):
+            write_whole(_store(), json.dumps([*entries, entry], indent=1))
+
+
+def is_known(path: Path, function: str, sha256: str) -> bool:
+    """Whether `function` of the file `path` with this content was given as --arch before."""
+    try:
+        return [str(path.resolve()), function, sha256] in _entries()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, a link to itself
+        return False
+
+
+def state_folder() -> Path:
+    """Where this machine's list is kept; it may not exist yet."""
+    folder = os.environ.get("XDG_STATE_HOME")
+    return (Path(folder) if folder else Path.home() / ".local" / "state") / "compressor"
+
+
+def _store() -> Path:
+    return state_folder() / "architectures.json"
+
+
+def _entries() -> list[list[str]]:
+    try:
+        entries = json.loads(_store().read_text())
+    except (OSError, RuntimeError, ValueError):
+        return []
+    return entries if isinstance(entries, list) else []
 
 
 def choices(path: Path) -> str | None:
@@ -99,14 +147,6 @@ def choices(path: Path) -> str | None:
 
 def _defines(source: bytes) -> str:
     return f"it defines: {', '.join(imports.defined(source)) or 'none'}"
-
-
-def _never_named(path: Path, function: str) -> UsageError:
-    name = shown(f"{path}:{function}")
-    return UsageError(
-        f"the checkpoint's architecture file {name} is code that was never named on this machine: if you trust it, "
-        f"give --arch {name}"
-    )
 
 
 def _read(path: Path) -> bytes:
@@ -137,9 +177,8 @@ def _argument_names(function: Callable[..., Any]) -> frozenset[str] | None:
         parameters = inspect.signature(function).parameters
     except ValueError:  # some classes written in C tell nothing
         return None
-    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
-        return None
-    return frozenset(parameters)
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    return None if takes_any else frozenset(parameters)
 
 
 def _input_shape(module: types.ModuleType, path: Path) -> tuple[int, ...] | None:

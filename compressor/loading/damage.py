@@ -27,5 +27,7 @@ def one_line(
         if isinstance(error, CompressorError | kind):
             raise
         name, told = type(error).__name__, first_line(error)
+        if isinstance(error, RecursionError):
+            raise kind(f"{start}its parts lie too deep in one another{end}") from error
         told = told if isinstance(error, ValueError | zipfile.BadZipFile) or told == name else f"{name}: {told}"
         raise kind(f"{start}{told}{end}") from error

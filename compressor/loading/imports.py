@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+
+# Where code lies that is Python's or ours; what was installed lies in folders of these names.
+_NOBODYS = (Path(os.__file__).resolve().parent, Path(__file__).resolve().parents[1])
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Place:
         path = path.resolve()
         folders = [path.parent, *path.parent.parents]
         depth = next(count for count, folder in enumerate(folders) if not (folder / "__init__.py").is_file())
-        levels = max(_relative_levels(source), default=0)
+        tree = _parsed(source)
+        levels = max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
         if levels and depth == 0 and path.is_relative_to(Path.cwd()):
             levels = max(levels, len(path.relative_to(Path.cwd()).parts) - 1)
         depth = min(max(depth, levels), len(folders) - 1)
@@ -56,32 +61,38 @@ def module_of(place: Place, source: bytes, sha256: str) -> ModuleType:
 
     Raises whatever the code raises.
     """
-    own = _PROJECTS.get(place.root, {})
-    if any(_written(module) != time for module, time in own.values()):
+    if any(_written(module) != time for module, time in _PROJECTS.get(place.root, {}).values()):
         for name, (module, _) in _PROJECTS.pop(place.root).items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
-    name = place.module(sha256)
     with importing(place):
-        folders = [place.path.parent, *place.path.parent.parents]
         names = place.package.split(".") if place.package else []
         for depth in range(1, len(names) + 1):
-            _ensure_package(".".join(names[:depth]), folders[len(names) - depth])
+            file = place.root.joinpath(*names[:depth], "__init__.py")
+            held = sys.modules.get(".".join(names[:depth]))
+            if not any(Path(each).resolve() == file.parent for each in getattr(held, "__path__", ())):
+                _run(".".join(names[:depth]), file, file.read_bytes() if file.is_file() else b"", is_package=True)
+        name = place.module(sha256)
         held = sys.modules.get(name)
-        if held is not None and Path(held.__file__ or "").resolve() == place.path:
-            return held
-        module = ModuleType(name)
-        module.__file__, module.__package__ = str(place.path), place.package
-        module.__spec__ = ModuleSpec(name, None, origin=str(place.path))
-        sys.modules[name] = module  # dataclasses look their module up while it runs
-        try:
-            exec(compile(source, str(place.path), "exec"), module.__dict__)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        if names:
-            setattr(sys.modules[place.package], place.path.stem, module)
-        return module
+        return held if held and _files(held) == [place.path] else _run(name, place.path, source, is_package=False)
+
+
+def _run(name: str, path: Path, source: bytes, *, is_package: bool) -> ModuleType:
+    """Make a module of source code, whatever else is called so; where the code fails, none is left."""
+    module, parent = ModuleType(name), name.rpartition(".")[0]
+    module.__file__, module.__package__ = str(path), name if is_package else parent
+    module.__spec__ = ModuleSpec(name, None, origin=str(path), is_package=is_package)
+    if is_package:
+        module.__path__ = module.__spec__.submodule_search_locations = [str(path.parent)]
+    sys.modules[name] = module  # dataclasses look their module up while it runs
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    if parent:
+        setattr(sys.modules[parent], name.rpartition(".")[2], module)
+    return module
 
 
 @contextmanager
@@ -90,7 +101,7 @@ def importing(place: Place) -> Iterator[None]:
     before, path = dict(sys.modules), list(sys.path)
     mine = {entry.stem for entry in place.root.iterdir() if entry.suffix == ".py" or entry.is_dir()}
     for name, module in before.items():
-        if name.partition(".")[0] in mine and _is_anothers(name, module, place.root):
+        if name.partition(".")[0] in mine and _is_users(module) and not _is_below(module, place.root):
             del sys.modules[name]
     sys.modules.update({name: module for name, (module, _) in _PROJECTS.get(place.root, {}).items()})
     sys.path[:] = [str(place.root), *path, str(place.path.parent), str(Path.cwd())]
@@ -99,17 +110,16 @@ def importing(place: Place) -> Iterator[None]:
     finally:
         sys.path[:] = path
         known = _PROJECTS.setdefault(place.root, {})
-        for name, module in _new(sys.modules, before).items():
-            if _is_below(module, (place.root, Path.cwd())) and not _is_importable(name, module, path):
+        for name, module in list(sys.modules.items()):
+            if before.get(name) is not module and _is_users(module) and _is_below(module, place.root, Path.cwd()):
                 known[name] = module, _written(module)
         sys.modules.update(before)
 
 
 def find_file(dotted: str) -> Path | None:
     """The file of a module by its dotted name: from the current folder, its `src`, or where Python looks."""
-    parts = dotted.split(".")
     for folder in (Path.cwd(), Path.cwd() / "src", *map(Path, sys.path)):
-        place = folder.joinpath(*parts)
+        place = folder.joinpath(*dotted.split("."))
         for path in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
             if path.is_file():
                 return path
@@ -118,47 +128,16 @@ def find_file(dotted: str) -> Path | None:
 
 def defined(source: bytes) -> list[str]:
     """The public functions and classes that a file defines; none where it is not Python."""
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
     kinds = (ast.FunctionDef, ast.ClassDef)
-    return [each.name for each in body if isinstance(each, kinds) and not each.name.startswith("_")]
+    return [each.name for each in _parsed(source).body if isinstance(each, kinds) and not each.name.startswith("_")]
 
 
-def _relative_levels(source: bytes) -> list[int]:
+def _parsed(source: bytes) -> ast.Module:
+    """The syntax tree, which is empty where running the source will say what is wrong with it."""
     try:
-        return [node.level for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # running it says what is wrong
-        return []
-
-
-def _ensure_package(name: str, folder: Path) -> None:
-    """Let a folder be the package of that name, whatever else is called so, and whether or not it has a file."""
-    held = sys.modules.get(name)
-    if held is not None and any(Path(each).resolve() == folder for each in getattr(held, "__path__", ())):
-        return
-    file = folder / "__init__.py"
-    spec = ModuleSpec(name, None, is_package=True)
-    if file.is_file():
-        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(folder)]) or spec
-    else:
-        spec.submodule_search_locations = [str(folder)]
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[name] = package
-    if spec.loader is not None:
-        try:
-            spec.loader.exec_module(package)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    parent, _, leaf = name.rpartition(".")
-    if parent:
-        setattr(sys.modules[parent], leaf, package)
-
-
-def _new(now: Mapping[str, ModuleType], before: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
-    return {name: module for name, module in list(now.items()) if before.get(name) is not module}
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.Module([], [])
 
 
 def _files(module: ModuleType) -> list[Path]:
@@ -168,28 +147,14 @@ def _files(module: ModuleType) -> list[Path]:
     return [Path(each).resolve() for each in held]
 
 
-def _is_below(module: ModuleType, folders: tuple[Path, ...]) -> bool:
+def _is_below(module: ModuleType, *folders: Path) -> bool:
     return any(file.is_relative_to(folder) for file in _files(module) for folder in folders)
 
 
-def _is_importable(name: str, module: ModuleType, path: list[str]) -> bool:
-    """Whether Python would find this very module without our help."""
+def _is_users(module: ModuleType) -> bool:
+    """Whether a module is somebody's own code, and neither Python's, installed nor ours."""
     files = _files(module)
-    for entry in path:
-        place = Path(entry).resolve().joinpath(*name.split("."))
-        if any(each in files for each in (place.with_name(f"{place.name}.py"), place / "__init__.py", place)):
-            return True
-    return False
-
-
-def _is_anothers(name: str, module: ModuleType, root: Path) -> bool:
-    """Whether a module is somebody's own code from another folder, and neither Python's, installed nor ours."""
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
-        return False
-    files = _files(module)
-    installed = any(part in ("site-packages", "dist-packages") for file in files for part in file.parts)
-    return bool(files) and not installed and not _is_below(module, (root,))
+    return bool(files) and not _is_below(module, *_NOBODYS) and not any(_INSTALLED & {*file.parts} for file in files)
 
 
 def _written(module: ModuleType) -> int:

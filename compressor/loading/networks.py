@@ -2,10 +2,11 @@
 
 The description is `{"layers": tree, "tensors": {name: [type, sizes], or the name of the tensor that it is}}`, which
 JSON can hold. The tree of a layer is `{"class": "torch.nn.modules.conv.Conv2d", "attributes": {...}, "parameters":
-{name: it is trained}, "buffers": {name: it is in the state dict}, "children": {name: tree}}`; None stands for a
-parameter, buffer or child that is None, `{"same": "features.0"}` for a layer that is in the network twice. Building
-runs no constructor and nothing that the data name: classes are looked up in a positive list, attributes are plain
-values, and nothing may replace a method.
+{name: it is trained}, "buffers": {name: it is in the state dict}, "children": {name: tree}}`, and `"forward": name` if
+another method of the class is in its place (timm's FasterNet). None stands for a parameter, buffer or child that is
+None, `{"same": "features.0"}` for a layer that is in the network twice. Building runs no constructor and nothing that
+the data name: classes are looked up in a positive list, attributes are plain values, and nothing else may replace a
+method.
 """
 
 from __future__ import annotations
@@ -48,11 +49,15 @@ _OWN = frozenset(dir(nn.Module)) | _KEPT  # what no attribute of a file replaces
 _DERIVED = ("_flat_weights", "_flat_weight_refs")
 
 _MOST_LAYERS = 100_000  # counting a layer that is in the network twice as a walk through the network does
-DEEPEST = 100  # layers in one another
+_DEEPEST = 100  # layers in one another
 
 
 class UnbuiltError(ValueError):
     """Why a network cannot be written as plain data, or built from it, in a few words."""
+
+
+class OwnMethod(str):
+    """The name of a method that a layer of this class has in place of `forward`."""
 
 
 class Skeleton(nn.Module):
@@ -81,10 +86,11 @@ def describe(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if kind is None or type(layer) not in (Skeleton, kind):
             told = f"{path or 'the network'} is a {name}"
             raise UnbuiltError(f"{told}, which is not a class of torch, torchvision or timm")
-        own = {**layer._parameters, **layer._buffers}
+        own, forward = {**layer._parameters, **layer._buffers}, held.get("forward")
         tensors.update({_joined(path, key): tensor for key, tensor in own.items() if tensor is not None})
         return {
             "class": name,
+            **({"forward": str(forward)} if type(forward) is OwnMethod else {}),
             "attributes": {
                 key: encode(value, _joined(path, key), form)
                 for key, value in _attributes_of(held, kind).items()
@@ -151,7 +157,7 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.M
         tensor = tensors[name]
         return parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=trained))
 
-    def built(form: Mapping[str, Any], path: str, depth: int) -> nn.Module:
+    def built(form: Mapping[str, Any], path: str) -> nn.Module:
         if "same" in form:
             return layers[form["same"]]
         kind = network_class(str(form["class"]))
@@ -159,14 +165,14 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.M
             raise UnbuiltError(
                 f"it asks for {str(form['class'])!r}, which is not a class of torch, torchvision or timm"
             )
-        if depth > DEEPEST:
-            raise UnbuiltError("its layers are nested too deeply")
         layer: Any = object.__new__(kind)
         nn.Module.__init__(layer)
         # What a class does on being restored completes older versions' state; recurrent layers want more.
         restored: Any = nn.Module if issubclass(kind, nn.RNNBase) else kind
         attributes = {_free(key, kind): decode(value, _READ) for key, value in form["attributes"].items()}
         restored.__setstate__(layer, attributes)
+        if "forward" in form:
+            layer.forward = types.MethodType(_method(form["forward"], kind), layer)
         for key, trained in form["parameters"].items():
             layer._parameters[_free(key, kind)] = None if trained is None else parameter(_joined(path, key), trained)
         for key, kept in form["buffers"].items():
@@ -174,7 +180,7 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.M
             if kept is False:
                 layer._non_persistent_buffers_set.add(key)
         for key, child in form["children"].items():
-            inside = None if child is None else built(child, _joined(path, key), depth + 1)
+            inside = None if child is None else built(child, _joined(path, key))
             layer._modules[_free(key, kind)] = inside
         if isinstance(layer, nn.RNNBase):
             layer._init_flat_weights()
@@ -182,20 +188,22 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.M
         return layers[path]
 
     with one_line("its description is damaged: ", "", UnbuiltError):
-        return checked(built(description["layers"], "", 0))
+        return checked(built(description["layers"], ""))
 
 
 def checked(module: nn.Module) -> nn.Module:
-    """The module, where a walk through it ends. Raises UnbuiltError where its layers multiply."""
-    counts: dict[int, int] = {}
+    """The module, where a walk through it ends. Raises UnbuiltError where its layers multiply, or lie too deep."""
+    sizes: dict[int, tuple[int, int]] = {}  # of a layer: how many are in it, itself one of them, and how deep
 
-    def count(layer: nn.Module) -> int:
-        if id(layer) not in counts:
-            counts[id(layer)] = 1 + sum(count(child) for child in layer._modules.values() if child is not None)
-        return counts[id(layer)]
+    def size(layer: nn.Module) -> tuple[int, int]:
+        if id(layer) not in sizes:
+            inside = [size(child) for child in layer._modules.values() if child is not None]
+            sizes[id(layer)] = 1 + sum(count for count, _ in inside), 1 + max([0, *(depth for _, depth in inside)])
+        return sizes[id(layer)]
 
-    if count(module) > _MOST_LAYERS:
-        raise UnbuiltError("it has more layers than any network")
+    count, depth = size(module)
+    if count > _MOST_LAYERS or depth > _DEEPEST:
+        raise UnbuiltError(f"it has more layers than any network ({count:,}, {depth} in one another)")
     return module
 
 
@@ -274,7 +282,17 @@ def _of(layer: nn.Module, where: str) -> tuple[str, Mapping[str, Any], Callable[
                 f"a {type(layer).__name__} computes its weight in a hook ({type(hook).__name__}): remove it first, "
                 "torch.nn.utils.remove_weight_norm and the like keep the weight"
             )
-    return _name_of(type(layer)), vars(layer), _live_form
+    held = vars(layer)
+    if getattr(held.get("forward"), "__self__", None) is layer:
+        held = {**held, "forward": OwnMethod(held["forward"].__name__)}
+    return _name_of(type(layer)), held, _live_form
+
+
+def _method(name: str, kind: type[nn.Module]) -> types.FunctionType:
+    found = vars(kind).get(name)
+    if not isinstance(found, types.FunctionType) or not name.startswith("forward_"):
+        raise UnbuiltError(f"{name[:80]!r} is not a forward_... of a {kind.__name__}")
+    return found
 
 
 def _attributes_of(held: Mapping[str, Any], kind: type[nn.Module]) -> dict[str, Any]:
@@ -283,7 +301,8 @@ def _attributes_of(held: Mapping[str, Any], kind: type[nn.Module]) -> dict[str, 
     Raises UnbuiltError where that would replace something of the class.
     """
     derived = _DERIVED if issubclass(kind, nn.RNNBase) else ()
-    return {_free(key, kind): value for key, value in held.items() if key not in _KEPT and key not in derived}
+    own = {key: each for key, each in held.items() if key not in (*_KEPT, *derived) and type(each) is not OwnMethod}
+    return {_free(key, kind): value for key, value in own.items()}
 
 
 def _looked_up(name: str) -> Any:

@@ -24,7 +24,7 @@ from compressor.errors import CompressorError, FileError
 from compressor.limits import LARGEST_GIB, check_size
 from compressor.loading.archive import records
 from compressor.loading.damage import one_line
-from compressor.loading.networks import DEEPEST, Skeleton, UnbuiltError, build, checked, describe, dtype_named, named
+from compressor.loading.networks import OwnMethod, Skeleton, UnbuiltError, build, checked, describe, dtype_named, named
 from compressor.loading.stand_ins import Names, StandIn, unpickle
 from compressor.text import first_line, listed, shown
 
@@ -225,37 +225,35 @@ def skeleton(network: StandIn, path: Path) -> Skeleton:
 
     Raises FileError where it is damaged.
     """
-    known: dict[int, Skeleton | None] = {}  # by identity; None while inside it
+    known: dict[StandIn, Skeleton] = {}
 
-    def made(stored: Any, depth: int) -> Skeleton:
-        if not is_network(stored) or depth > DEEPEST:
-            raise ValueError("its layers are nested too deeply" if depth > DEEPEST else "a layer is none")
-        if id(stored) not in known:
-            known[id(stored)] = None
-            layer = Skeleton(stored.name, stored.state, _stored_form)
+    def made(stored: Any) -> Skeleton:
+        if not is_network(stored):
+            raise ValueError("a layer is none")
+        if stored not in known:
+            held, forward = stored.state, stored.state.get("forward")
+            if isinstance(forward, StandIn) and forward.name == "builtins.getattr" and forward.arguments[0] is stored:
+                held = {**held, "forward": OwnMethod(forward.arguments[1])}
+            layer = Skeleton(stored.name, held, _stored_form)
             for part in _PARTS:
                 for key, each in stored.state[part].items():
                     if type(key) is not str:
                         raise ValueError("a layer has a part without a name")
                     if each is not None and part == "_modules":
-                        each = made(each, depth + 1)
+                        each = made(each)
                     elif each is not None:
                         each = tensor_of(each) if part == "_parameters" else tensor_of(each).detach()
                     getattr(layer, part)[key] = each
             layer._non_persistent_buffers_set.update(stored.state.get("_non_persistent_buffers_set") or ())
-            known[id(stored)] = layer
-        found = known[id(stored)]
-        if found is None:
-            raise ValueError("a layer contains itself")
-        return found
+            known[stored] = layer
+        return known[stored]
+
+    def unwrapped(stored: Any) -> Any:
+        inner = _WRAPPERS.get(stored.name)
+        return stored if inner is None else unwrapped(stored.state["_modules"][inner])
 
     with one_line(f"{path} is cut off or damaged ("):
-        for _ in range(DEEPEST):
-            inner = _WRAPPERS.get(network.name)
-            if inner is None:
-                break
-            network = network.state["_modules"][inner]
-        return checked(made(network, 0))  # type: ignore[return-value]
+        return checked(made(unwrapped(network)))  # type: ignore[return-value]
 
 
 def rebuilt(network: StandIn, path: Path) -> nn.Module:

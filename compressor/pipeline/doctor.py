@@ -73,7 +73,7 @@ def _operators() -> Finding:
 
 
 def _folders() -> Iterator[Finding]:
-    from compressor.loading.known import state_folder
+    from compressor.loading.code import state_folder
 
     place = state_folder()
     existing = next((each for each in (place, *place.parents) if each.exists()), place)

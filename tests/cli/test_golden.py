@@ -31,7 +31,7 @@ def test_doctor(compressor, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("thop", "timm") else "1.2.3")
     monkeypatch.setattr(doctor, "_devices", lambda: iter([doctor.Finding("device", None, "CPU: of a test")]))
     monkeypatch.setattr("platform.python_version", lambda: "3.11.0")
-    monkeypatch.setattr("compressor.loading.known.state_folder", lambda: Path("state"))
+    monkeypatch.setattr("compressor.loading.code.state_folder", lambda: Path("state"))
     check_golden("doctor", compressor("doctor", "--data", "digits"), compressor.folder)
     monkeypatch.setattr(doctor, "_version", lambda name: "1.2.3")
     check_golden("doctor-well", compressor("doctor"), compressor.folder)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.faults.assembler import (
+    NONE,
     build,
     call,
     dic,
@@ -58,6 +59,14 @@ def _layers(body: bytes) -> bytes:
 def _itself(module: str = "torch.nn.modules.container", kind: str = "Sequential", child: str = "0") -> bytes:
     """A layer that contains itself."""
     return build(new(name(module, kind)) + b"q\x00", _parts(child, b"h\x00"))
+
+
+def _nested(depth: int) -> bytes:
+    """A Sequential in a Sequential, and so on."""
+    body = build(new(name("torch.nn.modules.linear", "Identity")), _parts("", NONE))
+    for _ in range(depth):
+        body = _layers(body)
+    return body
 
 
 def _branching() -> Make:
@@ -149,6 +158,7 @@ BOMBS: dict[str, Make] = {
     "no_stop": lambda path, canary: zip_of(path, b"\x80\x02}"),
     "layer_in_itself": holding(_itself()),
     "layers_without_end": _branching(),
+    "layers_nested_deeply": holding(_nested(300)),
     "wrapper_in_itself": holding(_itself("torch.nn.parallel.data_parallel", "DataParallel", "module")),
     "layer_with_a_number_for_a_child": holding(_layers(number(1))),
     "layer_without_parts": holding(new(_CONV)),

@@ -17,6 +17,7 @@ from compressor import vision
 from compressor.errors import FileError
 from compressor.loading.opening import open_model
 from compressor.loading.pickles import is_network, read_pickle, rebuilt, skeleton, tensor_of
+from compressor.loading.saving import save_model
 from compressor.loading.stand_ins import StandIn
 from compressor.loading.weights import find_weights
 
@@ -71,13 +72,16 @@ def test_networks_of_torchvision_open_and_compute_the_same(tmp_path, name):
         assert torch.equal(opened(x), module(x))
 
 
-def test_networks_of_timm_open_and_compute_the_same(tmp_path):
+@pytest.mark.parametrize(("name", "options"), [("vit_tiny_patch16_224", {"img_size": 32}), ("fasternet_t0", {})])
+def test_networks_of_timm_open_and_compute_the_same(tmp_path, name, options):
     timm = pytest.importorskip("timm")
-    module = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3).eval()
+    module = timm.create_model(name, num_classes=3, **options).eval()
     torch.save(module, tmp_path / "m.pt")
-    x = torch.rand(1, 3, 32, 32)
+    opened, x = open_model(tmp_path / "m.pt"), torch.rand(1, 3, 32, 32)
+    save_model(opened, tmp_path / "m.safetensors")
     with torch.no_grad():
-        assert torch.equal(open_model(tmp_path / "m.pt").module(x), module(x))
+        assert torch.equal(opened.module(x), module(x))
+        assert torch.equal(open_model(tmp_path / "m.safetensors").module(x), module(x))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,9 @@ def test_architecture_of_the_right_width_is_named(tmp_path):
 
 def test_architecture_of_timm_is_named(tmp_path):
     timm = pytest.importorskip("timm")
-    torch.save(timm.create_model("fasternet_t0"), tmp_path / "m.pt")
+    module = timm.create_model("fasternet_t0")
+    module.register_forward_hook(print)
+    torch.save(module, tmp_path / "m.pt")
     with pytest.raises(FileError, match="--arch timm:fasternet_t0"):
         open_model(tmp_path / "m.pt")
 

@@ -6,7 +6,7 @@ import pytest
 
 import compressor
 from compressor.errors import UsageError
-from compressor.loading import known
+from compressor.loading import code
 from compressor.loading.opening import open_model
 from compressor.loading.saving import save_model
 from tests.loading import nets
@@ -92,14 +92,14 @@ def test_trust_opens_what_was_never_named(tmp_path, monkeypatch):
 def test_home_that_cannot_be_written_only_forgets(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    known.remember(tmp_path / "net.py", "build", "0" * 64)
-    assert not known.is_known(tmp_path / "net.py", "build", "0" * 64)
+    code.remember(tmp_path / "net.py", "build", "0" * 64)
+    assert not code.is_known(tmp_path / "net.py", "build", "0" * 64)
 
 
 def test_damaged_store_is_an_empty_one(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (tmp_path / "compressor").mkdir()
     (tmp_path / "compressor" / "architectures.json").write_text("[[")
-    assert not known.is_known(tmp_path / "net.py", "build", "0" * 64)
-    known.remember(tmp_path / "net.py", "build", "0" * 64)
-    assert known.is_known(tmp_path / "net.py", "build", "0" * 64)
+    assert not code.is_known(tmp_path / "net.py", "build", "0" * 64)
+    code.remember(tmp_path / "net.py", "build", "0" * 64)
+    assert code.is_known(tmp_path / "net.py", "build", "0" * 64)

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,9 +107,45 @@ def serve(request: str, answers: int) -> NoReturn:
     os._exit(0)  # libraries may wait for threads of theirs
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether an exception of onnx's or ONNX Runtime's says that there was no memory."""
-    return any(words in str(error) for words in ("bad_alloc", "bad allocation", "Failed to allocate"))
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of torch's, onnx's or ONNX Runtime's says that a device or the machine has no memory left."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's own, where it is imported
+    return not kinds.isdisjoint({"MemoryError", "OutOfMemoryError"}) or any(w in str(error) for w in _NO_MEMORY_LEFT)
+
+
+_NO_MEMORY_LEFT = (
+    *("bad_alloc", "bad allocation", "Failed to allocate"),
+    *("can't allocate memory", "not enough memory"),
+)
+
+
+def memory_left() -> int:
+    """Bytes that the machine can still give. Raises OSError where the system does not tell."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """What asks inside for more memory than the machine has left gets an error, where the system would end the process.
+
+    Where the system does not tell, nothing is limited.
+    """
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        most = used + max(memory_left(), GIB)
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY or most < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def allow(seconds: float = 0.0, memory: int = 0) -> None:

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from compressor.errors import ModelError
 from compressor.exporting.parity import Array
 from compressor.graph.skeleton import skeleton
-from compressor.graph.trace import call_arguments, refusal, set_mode
+from compressor.graph.trace import call_arguments, refused, set_mode
 
 
 def reference_of(module: nn.Module) -> nn.Module:
@@ -63,7 +63,7 @@ def torch_outputs(reference: nn.Module, inputs: Any) -> list[Array]:
         with torch.inference_mode():
             outputs = reference(*arguments, **keywords)
     except Exception as error:  # any code of the user's may fail in any way
-        raise ModelError(refusal(inputs, error)) from error
+        raise refused(inputs, error) from error
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise ModelError("the model gives infinities or NaN, so no export can be checked; train it to finite weights")

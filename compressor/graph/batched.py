@@ -4,6 +4,7 @@ Where it gives for some of the positions what it gave for all of them, at these 
 otherwise whatever channels touch it are frozen.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,8 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph.trace import Op, TensorRef
 from compressor.graph.walk import Track, Walk, where
+from compressor.limits import within_memory
 
-_LARGEST = 2**24  # elements of all operands together: more are not tried
+_LARGEST = 2**24  # elements of all operands and results together: more are not tried
 Place = tuple[int, int]  # of an operand: its number and a dimension
 
 
@@ -92,11 +94,11 @@ def _passing(
 @lru_cache(maxsize=4096)
 def _ends(call: _Call, places: tuple[Place, ...]) -> tuple[int, ...] | None:
     """On which dimension of each output the positions of some dimensions come out, if each does on its own."""
-    if sum(torch.Size(ref.shape).numel() for ref in call.refs) > _LARGEST:
+    if sum(math.prod(ref.shape) for ref in (*call.refs, *call.op.outputs)) > _LARGEST:
         return None
     size = _size(call.refs, places[0])
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), within_memory():
             torch.manual_seed(0)
             operands = [_sample(ref) for ref in call.refs]
             whole = call(operands)

@@ -18,7 +18,7 @@ from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Way, cause, refusal, run
+from compressor.graph.trace import Way, cause, refused, run
 from compressor.graph.ways import Also, Run, entered, entries, further, unreached, unused
 
 
@@ -119,7 +119,7 @@ def _first_runs(model: nn.Module, example: Any, ways: list[Way]) -> _FirstRuns:
         best = best or _FirstRuns(replica, [(evaluated, evaluating), *more], (reason,))
     if best is None:
         assert failure is not None
-        raise failure if isinstance(failure, ModelError) else ModelError(refusal(example, failure)) from failure
+        raise refused(example, failure) from failure
     return best
 
 

@@ -122,9 +122,10 @@ def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids
     Copies are left out of the comparison: whether a reshape copies depends on sizes.
     """
     left = _Left(copies, roots, walk.ties)
-    ran, error = outline(replica, replace(way, found=_found(walk, left)))
+    run = outline(replica, replace(way, found=_found(walk, left)))
+    error = run.error
     ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in LAYOUT]
-    theirs = [op for op in ran if op.name not in LAYOUT]
+    theirs = [op for op in run.ops if op.name not in LAYOUT]
     for number, after in zip(ours, theirs, strict=False):
         why = _difference(walk, number, after, left)
         if why is not None:
@@ -132,10 +133,12 @@ def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids
                 why = _failure(walk.trace.ops[number], after, error)
             asked = tuple(each for each in _asked(walk, number, after) if not left.agrees(walk, number, *each))
             return Objection(number, f"{_place(walk, number)} {why}", asked)
-    if error is None and len(theirs) == len(ours):
+    if error is None and len(theirs) == len(ours) and run.gave == walk.trace.gave:
         return None
     number = ours[min(len(theirs), len(ours) - 1)]
     why = f"does not run with other numbers of channels ({cause(error)})" if error is not None else _OTHERS
+    if error is None and len(theirs) == len(ours):
+        why = "comes before results of other shapes, by operators that are not seen"
     return Objection(number, f"{_place(walk, number)} {why}")
 
 

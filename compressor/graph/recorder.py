@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compressor.errors import ModelError
 from compressor.graph.copies import CONSTANTS
 from compressor.graph.held import tensors_in
 from compressor.graph.shapes import plain_name, run_on_shapes
@@ -60,12 +62,14 @@ class Trace:
     parameters: dict[int, str] = field(default_factory=dict)  # tensor number -> name in the state dict
     inputs: tuple[TensorRef, ...] = ()
     outputs: tuple[TensorRef, ...] = ()
+    gave: tuple[tuple[int, ...], ...] = ()  # the shapes of what the model returned
     left: list[tuple[TensorRef, str]] = field(default_factory=list)  # what else others can read afterwards, and where
     ops: list[Op] = field(default_factory=list)
     calls: list[ModuleCall] = field(default_factory=list)
     reads: list[Any] = field(default_factory=list)  # single values that Python read, in order
     found: list["Found"] = field(default_factory=list)  # on data, for every operator
     drew: bool = False  # whether what ran may depend on a generator
+    strange: bool = False  # whether tensors came from where operators are not seen
     error: Exception | None = None
 
 
@@ -159,6 +163,17 @@ def base_of(tensor: Tensor) -> Tensor | None:
 _OF_A_BASE = 4  # references to a tensor that only its views keep alive: theirs, and three where they are counted
 
 
+def _storage(tensor: Tensor) -> Any:
+    """Where a tensor's data lie; None of one that has none of its own."""
+    try:
+        return _UNTYPED(tensor)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+_UNTYPED = torch._C.TensorBase.untyped_storage
+
+
 def _leaves(values: Any) -> Iterable[Tensor]:
     """The tensors of a value: most are one, or a plain tuple of them."""
     if isinstance(values, Tensor):
@@ -188,10 +203,16 @@ class Recorder(_Watching):
         self._modules = replica.modules
         self._known: dict[int, TensorRef] = {}
         self._watched: dict[int, _Watched] = {}
+        self._lying: dict[int, tuple[Any, TensorRef]] = {}  # by its memory, whose number is taken as long as it is held
         self._count = 0
         self._module = ""
+        self._running = False  # whether an operator is, whose own code may look at memory
         for name, tensor in replica.tensors.items():
-            self.result.parameters[self._ref(tensor).index] = name
+            self.result.parameters[self._ref(tensor, made=True).index] = name
+        for held in map(vars, replica.modules.values()):
+            for value in held.values():
+                if isinstance(value, Tensor):
+                    self._ref(value, made=True)
 
     def __torch_dispatch__(
         self,
@@ -203,9 +224,13 @@ class Recorder(_Watching):
         seen: list[TensorRef] = []
         arguments = self._written(args, seen)
         options = {key: self._written(value, seen) for key, value in kwargs.items()} if kwargs else {}
-        output = self._given(func, args, kwargs)
+        self._running = True
+        try:
+            output = self._given(func, args, kwargs)
+        finally:
+            self._running = False
         made: list[TensorRef] = []
-        self._written(output, made)
+        self._written(output, made, made=True)
         if not self._on_meta:
             self.result.found.append(() if func._schema.is_mutable else tuple(map(_exact, _leaves(output))))
         self.result.ops.append(Op(func, plain_name(func), arguments, options, tuple(seen), tuple(made), self._module))
@@ -214,11 +239,20 @@ class Recorder(_Watching):
     def refs(self, values: Any) -> Iterator[TensorRef]:
         return map(self._ref, _leaves(values))
 
+    def given(self, values: Any) -> tuple[TensorRef, ...]:
+        """The tensors of the example."""
+        return tuple(self._ref(leaf, made=True) for leaf in _leaves(values))
+
     def read(self, tensor: Tensor) -> None:
         """Python reads the data, which torch does not tell of."""
         known = self._known.get(id(tensor))
-        if known is not None:
+        if known is not None and not self._running:
             self.result.left.append((known, f"{self._module or 'the model'} reads its values"))
+
+    def made(self, tensor: Tensor) -> None:
+        """Python makes a tensor of numbers, or gives one that is there another name."""
+        storage = _storage(tensor)
+        self._ref(tensor, made=storage is None or storage._cdata not in self._lying)
 
     def survivors(self) -> list[tuple[TensorRef, str]]:
         """Tensors, other than the outputs, that an operator made and somebody still holds."""
@@ -244,32 +278,49 @@ class Recorder(_Watching):
                 for tensor in tensors_in(value):
                     yield f"kept as {name or 'the model'}.{attribute} after the run", tensor
 
-    def _ref(self, tensor: Tensor) -> TensorRef:
+    def _ref(self, tensor: Tensor, made: bool = False) -> TensorRef:
+        """The tensor's reference; one that nothing seen has `made` is another name of what lies in the same memory."""
         known = self._known.get(id(tensor))
-        if known is None or known.shape != tensor.shape:  # an operator may resize a tensor in place
-            if known is None:
-                watched = self._watched[id(tensor)] = _Watched(tensor, self._forget)
-                watched.number = id(tensor)
-                self._count += 1
-            number = self._count - 1 if known is None else known.index
-            known = self._known[id(tensor)] = TensorRef(number, tuple(tensor.shape), tensor.dtype)
+        if known is None:
+            return self._met(tensor, made)
+        if known.shape != tensor.shape:  # an operator may resize a tensor in place
+            known = self._known[id(tensor)] = TensorRef(known.index, tuple(tensor.shape), tensor.dtype)
         return known
+
+    def _met(self, tensor: Tensor, made: bool) -> TensorRef:
+        if tensor.is_nested:
+            place = self._module or "the model"
+            raise ModelError(f"{place} makes a nested tensor, whose channels cannot be followed: pad it instead")
+        watched = self._watched[id(tensor)] = _Watched(tensor, self._forget)
+        watched.number = id(tensor)
+        shape, storage = tuple(tensor.shape), _storage(tensor)
+        lying = None if storage is None or made else self._lying.get(storage._cdata)
+        if lying is not None and (lying[1].shape, lying[1].dtype) == (shape, tensor.dtype):  # as `x.data` is
+            ref = lying[1]
+        else:
+            self.result.strange |= not made and tensor.is_meta and tensor.is_floating_point()
+            ref = TensorRef(self._count, shape, tensor.dtype)
+            self._count += 1
+            if storage is not None:
+                self._lying[storage._cdata] = storage if tensor.is_meta else StorageWeakRef(storage), ref
+        self._known[id(tensor)] = ref
+        return ref
 
     def _forget(self, gone: Any) -> None:
         self._known.pop(gone.number, None)
         self._watched.pop(gone.number, None)
 
-    def _written(self, value: Any, seen: list[TensorRef]) -> Any:
+    def _written(self, value: Any, seen: list[TensorRef], made: bool = False) -> Any:
         """The value with references for its tensors, which are also added to `seen`."""
         kind = type(value)
         if kind in CONSTANTS:
             return value
         if isinstance(value, Tensor):
-            ref = self._ref(value)
+            ref = self._ref(value, made)
             seen.append(ref)
             return ref
         if isinstance(value, list | tuple):
-            return kind([item if type(item) in CONSTANTS else self._written(item, seen) for item in value])
+            return kind([item if type(item) in CONSTANTS else self._written(item, seen, made) for item in value])
         return value
 
     @contextmanager

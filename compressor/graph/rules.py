@@ -20,8 +20,8 @@ def rule_of(op: Op) -> Rule:
             return RULES[op.name]
         if torch.Tag.pointwise in op.func.tags:
             return elementwise
-        if torch.Tag.nondeterministic_seeded in op.func.tags:
-            return like
+        if torch.Tag.nondeterministic_seeded in op.func.tags:  # drawn, by numbers that stand in tensors
+            return elementwise if len(op.inputs) > 1 else like
     return by_trial
 
 
@@ -49,7 +49,13 @@ def along(w: Walk, op: Op) -> None:
 
 
 def statistic(w: Walk, op: Op) -> None:
-    """mean, sum, amax, var ... (x, dim or dims, ...): run over channels, they rule merging and inserting out."""
+    """mean, sum, amax, var ... (x, dim or dims, ...): run over channels, they rule merging and inserting out.
+
+    Where max and min tell the number of a channel, too, and somebody asks for it, channels are frozen.
+    """
+    if len(op.outputs) == 2 and op.name in ("max", "min") and w.is_used(op.outputs[1]):
+        along(w, op)
+        return
     for ids in _over(w, op):
         w.prune_only(ids, f"{op.name} in {where(op)} runs over channels")
 
@@ -78,12 +84,12 @@ _ELEMENTWISE = _words("""
     bitwise_not logical_and logical_or trunc fmod remainder expm1 log1p floor_divide complex polar angle
 """)
 _STATISTICS = _words("""
-    mean sum amax amin max min aminmax var std var_mean std_mean norm linalg_vector_norm logsumexp prod argmax argmin
-    any all nansum count_nonzero
+    mean sum amax amin max min aminmax var std var_mean std_mean norm linalg_vector_norm logsumexp prod
+    any all nansum count_nonzero _is_all_true _is_any_true
 """)
 _ALONG = _words("""
     _softmax _log_softmax _safe_softmax softmax log_softmax cumsum cumprod logcumsumexp cummax cummin median nanmedian
-    mode kthvalue topk sort flip roll rot90 _fft_r2c _fft_c2r _fft_c2c
+    mode kthvalue topk sort argmax argmin multinomial flip roll rot90 _fft_r2c _fft_c2r _fft_c2c
 """)
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, elementwise),

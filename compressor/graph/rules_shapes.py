@@ -259,7 +259,7 @@ SPATIAL = {  # operators to the number of dimensions that they change
 }  # fmt: skip
 _LIKE = _words("""
     clone detach alias contiguous _to_copy to native_dropout dropout feature_dropout bernoulli lift_fresh _conj fill
-    zero uniform normal
+    zero
 """)
 SHAPES: dict[str, Rule] = {
     **dict.fromkeys(RESHAPES, view),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph.values import Values
+from compressor.limits import within_memory
 
 
 def run_on_shapes(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values) -> Any:
@@ -33,7 +34,8 @@ def _shaped(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str
     try:
         return func(*args, **kwargs)
     except RuntimeError:
-        known = values.work_out(func, args, kwargs)
+        with within_memory():
+            known = values.work_out(func, args, kwargs)
         if known is not None:  # a shape that depends on data, or the data themselves
             return known if _goes_to_cpu(func, kwargs) else values.on_meta(known)
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

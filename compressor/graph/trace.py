@@ -8,8 +8,8 @@ values to run is traced on a real copy instead.
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutral, neutrally
 from compressor.graph.recorder import Answer, Found, ModuleCall, Op, Outline, Ran, Recorder, TensorRef, Trace, base_of
 from compressor.graph.skeleton import Replica, blank
+from compressor.graph.values import Listener
+from compressor.limits import lacks_memory, within_memory
 
 __all__ = ["ModuleCall", "Op", "Ran", "TensorRef", "Trace", "Way", "alike", "call_arguments", "outline", "run", "trace"]
 
@@ -60,13 +62,20 @@ def trace(model: nn.Module, example: Any, *, training: bool = False) -> Trace:
     if result.error is not None:
         result = run(Replica(model, real=True), way)
     if result.error is not None:
-        raise ModelError(refusal(example, result.error)) from result.error
+        raise refused(example, result.error) from result.error
     return result
 
 
-def refusal(example: Any, error: Exception) -> str:
+def refused(example: Any, error: Exception) -> ModelError:
+    """What to raise where a model ended in an error."""
+    if isinstance(error, ModelError):
+        return error
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(example))
-    return f"the model does not run on an input of shape {shapes} ({cause(error)}); give the right one with --input"
+    if lacks_memory(error):
+        return ModelError(f"there is not enough memory for an input of shape {shapes}: give a smaller one with --input")
+    return ModelError(
+        f"the model does not run on an input of shape {shapes} ({cause(error)}); give the right one with --input"
+    )
 
 
 def cause(error: Exception) -> str:
@@ -81,10 +90,10 @@ def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
     """
     recorder = Recorder(replica, answer or way.answer)
     result = recorder.result
-    with alike(replica, way, recorder.read), recorder.watching():
+    with alike(replica, way, recorder), recorder.watching():
         try:
             arguments, keywords = _ready(replica, way)
-            result.inputs = tuple(recorder.refs((arguments, keywords)))
+            result.inputs = recorder.given((arguments, keywords))
             before = random_states()
             with recorder:
                 output = way.called(replica.model)(*arguments, **keywords)
@@ -93,6 +102,7 @@ def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
             result.drew = drawn_since(before, bool(recorder.reads))
             bases = [base_of(tensor) for tensor in carried if type(tensor) is not Tensor]  # unseen by operators
             result.outputs = tuple(recorder.refs([*carried, *(base for base in bases if base is not None)]))
+            result.gave = shapes_of(carried)
         except Exception as error:  # any code of the user's may fail on shapes alone, in any way
             result.error = error
             return result
@@ -102,24 +112,40 @@ def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
     return result
 
 
-def outline(replica: Replica, way: Way) -> tuple[list[Ran], Exception | None]:
-    """The operators that run in a replica, without who ran them on what, and what ended the run before its end."""
+@dataclass(frozen=True)
+class Outlined:
+    """The operators that ran, without who ran them on what, the shapes of what the model returned, and what ended the
+    run before its end.
+    """
+
+    ops: list[Ran]
+    gave: tuple[tuple[int, ...], ...] = ()
+    error: Exception | None = None
+
+
+def shapes_of(tensors: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in tensors)
+
+
+def outline(replica: Replica, way: Way) -> Outlined:
+    """Run a replica and see what it does."""
     recorder = Outline(replica, way.answer, way.found)
     with alike(replica, way), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes that a trial has not learnt yet; a user may have them raise
         try:
             arguments, keywords = _ready(replica, way)
             with recorder:
-                tensors_in(way.called(replica.model)(*arguments, **keywords), exhaust=True)
+                carried = tensors_in(way.called(replica.model)(*arguments, **keywords), exhaust=True)
         except Exception as error:  # any code of the user's may fail on shapes alone, in any way
-            return recorder.ops, error
-    return recorder.ops, None
+            return Outlined(recorder.ops, error=error)
+        return Outlined(recorder.ops, shapes_of(carried))
 
 
 @contextmanager
-def alike(replica: Replica, way: Way, on_read: Callable[[Tensor], None] | None = None) -> Iterator[None]:
+def alike(replica: Replica, way: Way, listener: Listener | None = None) -> Iterator[None]:
     """A run inside starts from the same state as every other one, and leaves everything as it was."""
-    with neutral(), torch.no_grad(), seeded(way.seed), replica.values.watched(on_read):
+    bounds = nullcontext() if replica.device.type == "meta" else within_memory()
+    with neutral(), torch.no_grad(), seeded(way.seed), bounds, replica.values.watched(listener):
         try:
             set_mode(replica.model, way.training)
             with replica.state.kept():

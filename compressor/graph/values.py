@@ -5,9 +5,9 @@ A stride that a detector keeps in a buffer, `torch.arange(height)`, a learned nu
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,20 @@ from compressor.graph.tensors import has_data
 MOST = 16_384  # elements; more than this nobody reads
 _MOST_TRAINED = 64  # of a parameter: a scale, a gate
 _REPLACING = threading.RLock()  # one after another, so that each puts back what it found
-OnRead = Callable[[Tensor], None]
+
+
+class Listener(Protocol):
+    """Who is told of what passes the dispatcher by."""
+
+    def read(self, tensor: Tensor) -> None:
+        """Python reads the data, or takes them along."""
+
+    def made(self, tensor: Tensor) -> None:
+        """Python makes a tensor of numbers."""
+
+
+_READING = ("tolist", "numpy", "__array__", "__repr__", "__reduce_ex__", "untyped_storage", "data_ptr")
+_MAKING = ("tensor", "as_tensor", "asarray")
 
 
 def may_be_read(tensor: Tensor, module: nn.Module) -> bool:
@@ -127,16 +140,16 @@ class Values:
         self._known[id(tensor)] = tensor, None
 
     @contextmanager
-    def watched(self, on_read: OnRead | None = None) -> Iterator[None]:
-        """Meanwhile `tolist`, `numpy` and NumPy's own functions read what is known, and `on_read` hears of each.
+    def watched(self, listener: Listener | None = None) -> Iterator[None]:
+        """Meanwhile `tolist`, `numpy`, `pickle` and the like read what is known, and the listener hears of each.
 
         None of them passes torch's dispatcher, nor does `torch.tensor`, whose data are taken down.
         """
 
         def reading(original: Any) -> Any:
             def read(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-                if on_read is not None:
-                    on_read(tensor)
+                if listener is not None:
+                    listener.read(tensor)
                 known = self.of(tensor) if isinstance(tensor, Tensor) and tensor.is_meta else None
                 return original(tensor if known is None else known, *args, **kwargs)
 
@@ -145,6 +158,8 @@ class Values:
         def making(original: Any) -> Any:
             def make(*args: Any, **kwargs: Any) -> Any:
                 made = original(*args, **kwargs)
+                if listener is not None and isinstance(made, Tensor):
+                    listener.made(made)
                 if isinstance(made, Tensor) and made.is_meta and id(made) not in self._known and made.numel() <= MOST:
                     self._take_down(made, args[-1] if args else kwargs.get("data"))
                 return made
@@ -152,11 +167,11 @@ class Values:
             return make
 
         with _REPLACING:
-            places: list[tuple[Any, str]] = [(Tensor, name) for name in ("tolist", "numpy", "__array__", "new_tensor")]
-            places += [(torch, "tensor"), (torch, "as_tensor")]
+            places: list[tuple[Any, str]] = [(Tensor, name) for name in (*_READING, "new_tensor")]
+            places += [(torch, name) for name in _MAKING]
             before = [(owner, name, vars(owner).get(name)) for owner, name in places]
             for owner, name in places:
-                made = name in ("new_tensor", "tensor", "as_tensor")
+                made = name in ("new_tensor", *_MAKING)
                 setattr(owner, name, (making if made else reading)(getattr(owner, name)))
             try:
                 yield

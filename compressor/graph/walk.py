@@ -103,6 +103,8 @@ class Walk:
         self._sources: dict[int, tuple[TensorRef, ...]] = {}
         self._plain = set(trace.parameters)  # tensors that hold a parameter's values as they are
         self._base: dict[int, int] = {}  # of a view, the tensor that it looks at
+        self._used = {ref.index for op in trace.ops for ref in op.inputs}
+        self._used.update(ref.index for ref in (*trace.outputs, *(ref for ref, _ in trace.left)))
         self._computes_weight = False  # whether the operator at hand sees no features
 
     def follow(self, rule_of: Callable[[Op], Rule]) -> None:
@@ -122,6 +124,10 @@ class Walk:
         for ref, where in self.trace.left:
             if not self.is_weight(ref):  # one that is computed from weights is computed again
                 self.freeze_all(self.track(ref).values(), where)
+        if self.trace.strange:
+            unread = (ref for op in self.trace.ops for ref in op.outputs if not self.is_used(ref))
+            for ref in unread:
+                self.freeze_all(self.track(ref).values(), UNSEEN)
 
     def track(self, ref: TensorRef) -> Track:
         known = self._tracks.get(ref.index)
@@ -227,6 +233,10 @@ class Walk:
             if ref.index not in self._plain:
                 self.prune_only(tied, f"{where(op)} computes its weight from parameters")
 
+    def is_used(self, ref: TensorRef) -> bool:
+        """Whether an operator reads a tensor, or anything beyond the run does."""
+        return ref.index in self._used
+
     def is_weight(self, ref: TensorRef) -> bool:
         """Whether a tensor is a parameter or buffer, or computed from such alone."""
         return bool(self.sources(ref))
@@ -268,6 +278,7 @@ class Walk:
                 self.ties.rows.extend(ids for ids in self.track(ref).values() if int(ids[0]) in given)
 
 
+UNSEEN = "something computes where operators are not seen, as in another thread, and may read it"
 MAKERS = frozenset(
     """zeros ones full empty empty_strided empty_permuted rand randn new_zeros new_ones new_full new_empty
     new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like expand repeat arange linspace

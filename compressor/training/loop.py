@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import CompressorError, DataError, UsageError
+from compressor.limits import lacks_memory
 from compressor.training.batch_norm import synchronised
 from compressor.training.batching import train_batches
 from compressor.training.data import Data
@@ -17,7 +18,7 @@ from compressor.training.distributed import add_up_
 from compressor.training.evaluate import first_output, modes_kept
 from compressor.training.events import BatchEvent, EpochEvent, Event
 from compressor.training.interrupt import deferred_signals
-from compressor.training.microbatches import Step, is_out_of_memory
+from compressor.training.microbatches import Step
 from compressor.training.numerics import numerics
 from compressor.training.run import Run
 from compressor.training.schedule import set_lr_
@@ -75,7 +76,7 @@ def train_until_it_fails(run: Run, after_step: AfterStep | None) -> None:
     except Diverged as error:
         run.roll_back(error)
     except (RuntimeError, DataError) as error:
-        if is_out_of_memory(error):  # of the optimizer or the evaluation: smaller pieces of a batch do not help there
+        if lacks_memory(error):  # of the optimizer or the evaluation: smaller pieces of a batch do not help there
             raise CompressorError(f"out of memory ({one_line(error)[:200]}): choose another --device") from error
         if not isinstance(error, DataError) and "DataLoader worker" not in str(error):
             raise

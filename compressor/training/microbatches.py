@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
+from compressor.limits import lacks_memory
 from compressor.training import distributed
 
 # What one batch does: forward, loss, backward. Gradients are None when it is called; it leaves in `.grad` those of the
@@ -17,7 +18,6 @@ from compressor.training import distributed
 Step = Callable[[nn.Module, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 
 SMALLEST = 2  # images: batch-norm over one image has no variance where maps are 1x1
-_CPU_REFUSAL = ("can't allocate memory", "not enough memory")
 
 
 @dataclass
@@ -44,7 +44,7 @@ class MicroBatches:
             try:
                 return self._in_pieces(model, optimizer, x, y)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                if not lacks_memory(error):
                     raise
                 if distributed.size() > 1:
                     raise CompressorError(
@@ -109,8 +109,3 @@ def _take_gradients(optimizer: torch.optim.Optimizer, share: float, sums: dict[n
             else:
                 sums[parameter] = parameter.grad.mul_(share)
             parameter.grad = None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or the machine has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _CPU_REFUSAL)

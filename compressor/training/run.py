@@ -13,6 +13,7 @@ from torch import nn
 
 from compressor.errors import DataError, FileError, UsageError
 from compressor.graph.generators import random_states, restore_random_states_
+from compressor.limits import lacks_memory
 from compressor.training import checkpoint, distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data
@@ -20,7 +21,7 @@ from compressor.training.evaluate import evaluate, takes_channels_last
 from compressor.training.events import Event, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
 from compressor.training.meter import Meter
-from compressor.training.microbatches import MicroBatches, Step, is_out_of_memory
+from compressor.training.microbatches import MicroBatches, Step
 from compressor.training.numerics import choose_device, uses_bfloat16
 from compressor.training.randomness import derive_seed, seed_everything_
 from compressor.training.schedule import lr_at, make_optimizer
@@ -211,7 +212,7 @@ class Run:
         try:
             self._take_over(self.saving, content)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            if is_out_of_memory(error):
+            if lacks_memory(error):
                 raise
             raise FileError(
                 f"the checkpoint in {self.saving.folder} does not fit this run ({type(error).__name__}: "

@@ -2,8 +2,12 @@
 
 import collections
 import concurrent.futures
+import copy
 import functools
+import io
 import itertools
+import pickle
+import threading
 import types
 import weakref
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.graph.held import tensors_in, with_tensors
 
@@ -91,6 +96,19 @@ def generator(t: Tensor) -> Any:
         yield t * factor
 
 
+def saved(t: Tensor) -> bytes:
+    torch.save(t, file := io.BytesIO())
+    return file.getvalue()
+
+
+def elsewhere(compute: Any) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(compute()))
+    thread.start()
+    thread.join()
+    return found
+
+
 async def coroutine(t: Tensor) -> Tensor:
     return t
 
@@ -136,6 +154,20 @@ CARRIED = {
     "numbers of a copy": lambda t: (t * 2).cpu().tolist(),
     "one number at a time": lambda t: [value.item() for value in t[0]],
     "a number of each place": lambda t: [float(t[0, place]) for place in range(t.shape[1])],
+    "its data": lambda t: t.data,
+    "parameter": lambda t: nn.Parameter(t),
+    "another tensor's data": lambda t: attribute_of(torch.empty_like(t), t).held.data,
+    "shallow copy": copy.copy,
+    "text": str,
+    "pickle": pickle.dumps,
+    "file": saved,
+    "memory": lambda t: t.untyped_storage(),
+    "address": lambda t: t.data_ptr(),
+    "number of the class": lambda t: t.argmax(1).tolist(),
+    "class and score": lambda t: t.max(1),
+    "drawn class": lambda t: torch.multinomial(t.sigmoid(), 1),
+    "another thread": lambda t: elsewhere(lambda: t * 2),
+    "another thread beside this one": lambda t: (t.sum(), elsewhere(lambda: t * 2)),
     "somebody's list": lambda t: LEFT.append(t) or t.sum(),
 }
 
@@ -154,6 +186,13 @@ def test_what_leaves_forward_keeps_its_width(name: str) -> None:
     channels = capture(Network(CARRIED[name]).eval(), torch.randn(2, 3, 8, 8))
     assert [group.name for group in channels.free] == ["body"] and "head" in channels.frozen
     assert not LEFT, "what the user's own list held is all that it holds"
+
+
+def test_nested_tensors_are_refused_in_one_line() -> None:
+    for layout in (torch.strided, torch.jagged):
+        nested = Network(lambda t, layout=layout: torch.nested.as_nested_tensor([t[0], t[1]], layout=layout))
+        with pytest.raises(ModelError, match="makes a nested tensor"):
+            capture(nested.eval(), torch.randn(2, 3, 8, 8))
 
 
 class Half(nn.Module):

@@ -1,5 +1,6 @@
 """What stands between two convolutions lets channels pass where pruning equals masking, and says why where not."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -138,6 +139,15 @@ TRIED = {  # by no rule of ours, but on data
     "fake_quantize": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127),
     "isin": lambda x: x * (1 - torch.isin(x, torch.tensor([0.5], dtype=x.dtype)).to(x.dtype)),
 }
+ANOTHER = {  # name of what lies in the same memory, or drawn around it
+    "data": lambda x: x.data * 2,
+    "parameter": lambda x: nn.Parameter(x),
+    "memory": lambda x: torch.empty(0, dtype=x.dtype).set_(x.detach()),
+    "a copy that copy makes": copy.deepcopy,
+    "largest": lambda x: x.max(3, keepdim=True).values,
+    "drawn": lambda x: torch.normal(x, torch.zeros_like(x)),
+    "distribution": lambda x: torch.distributions.Normal(x, torch.ones_like(x)).mean,
+}
 MADE = {
     "zeros": lambda x: torch.cat([torch.zeros(2, x.shape[1], 1, 8, dtype=x.dtype), x], 2),
     "zeros_like of new_zeros": lambda x: torch.cat([torch.zeros_like(x.new_zeros(2, x.shape[1], 1, 8)), x], 2),
@@ -171,7 +181,9 @@ def pruned(function: Function) -> tuple[Channels, float]:
 
 
 @pytest.mark.parametrize(
-    "kind", [RESIZED, ALONG, PICKED, TRIED, MADE], ids=["resized", "along", "picked", "tried", "made"]
+    "kind",
+    [RESIZED, ALONG, PICKED, TRIED, ANOTHER, MADE],
+    ids=["resized", "along", "picked", "tried", "another", "made"],
 )
 def test_channels_pass_what_leaves_them_alone(kind: dict[str, Function]) -> None:
     found = {}

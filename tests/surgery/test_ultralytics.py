@@ -48,7 +48,7 @@ def calibrated(model: nn.Module) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None
     with torch.no_grad():
-        model.train()(torch.randn(8, 3, 96, 96, dtype=torch.float64))
+        model.train()(torch.randn(8, 3, 128, 128, dtype=torch.float64))  # the coarsest map is a 64th
     for norm in norms:
         norm.momentum = 0.1
     return model.eval()

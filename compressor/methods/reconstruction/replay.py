@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from compressor.errors import ModelError
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Op, TensorRef, Trace, Way, alike, call_arguments, refusal, run
+from compressor.graph.trace import Op, TensorRef, Trace, Way, alike, call_arguments, refused, run
 from compressor.methods.reconstruction.calibration import first_images
 
 Hook = Callable[[Sequence[Any], Any], None]  # arguments of an operator and, after it ran, what it gave
@@ -181,7 +180,7 @@ class Replay:
         with plain_attention():
             trace = run(self._replica, Way(first))
         if trace.error is not None:
-            raise ModelError(refusal(first, trace.error)) from trace.error
+            raise refused(first, trace.error) from trace.error
         self.program = Program(trace)
         specs: dict[tuple[Any, ...], dict[int, list[tuple[Any, ...]]]] = {}
         self.batches = []

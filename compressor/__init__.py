@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from compressor.errors import ModelError as ModelError
     from compressor.errors import UsageError as UsageError
     from compressor.exporting.verify import verify_package as verify_package
-    from compressor.loading.opening import load as load
-    from compressor.loading.saving import save as save
     from compressor.pipeline.compare import compare as compare
+    from compressor.pipeline.models import load as load
+    from compressor.pipeline.models import save as save
     from compressor.pipeline.oneshot import prune_ as prune_
     from compressor.pipeline.resume import resume as resume
     from compressor.profiling.model_profile import profile as profile
@@ -40,8 +40,8 @@ _HOMES = {
     "FileError": "compressor.errors",
     "ModelError": "compressor.errors",
     "DataError": "compressor.errors",
-    "load": "compressor.loading.opening",
-    "save": "compressor.loading.saving",
+    "load": "compressor.pipeline.models",
+    "save": "compressor.pipeline.models",
     "profile": "compressor.profiling.model_profile",
     "prune_": "compressor.pipeline.oneshot",
     "compare": "compressor.pipeline.compare",

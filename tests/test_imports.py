@@ -20,7 +20,7 @@ FORBIDDEN = {
     "training": {"methods", "surgery", "subnets", "routing", "primenet"},
     "reporting": {"methods", "surgery", "training"},
     "profiling": {"methods", "surgery", "training"},
-    "loading": {"methods", "training", "profiling", "exporting", "reporting"},
+    "loading": {"methods", "training", "profiling", "exporting", "reporting", "subnets", "routing", "primenet"},
 }
 
 

@@ -22,7 +22,7 @@ from compressor.loading.pickles import read_pickle, rebuilt, skeleton
 from compressor.loading.program import open_program
 from compressor.loading.proportion import Proportion
 from compressor.loading.stand_ins import StandIn
-from compressor.loading.steps import apply_steps, restructure_
+from compressor.loading.steps import NONE, STRUCTURE, Rebuilders, apply_steps
 from compressor.loading.weights import find_weights, fit, put
 from compressor.text import shown
 
@@ -35,21 +35,6 @@ class OpenedModel(Origin):
     notes: tuple[str, ...] = ()  # what the user should be told about how it was opened
 
 
-def load(path: str | Path, *, arch: str | None = None, weights: str | None = None, trust: bool = False) -> nn.Module:
-    """Open a model file and return its network in eval mode.
-
-    `arch` (`torchvision:NAME`, `timm:NAME`, `sample:NAME` or `FILE.py:FUNCTION`) is needed where the file holds weights
-    only, or where the architecture is your own code. `weights` names the keys of those that are meant, where the file
-    has several ("model_ema"). `trust` lets the file run any code. Raises FileError for a file that is missing, damaged
-    or asks for code, UsageError for an architecture that is missing or does not exist.
-
-    Example:
-        module = compressor.load("runs/demo/model.safetensors")
-        module = compressor.load("weights.safetensors", arch="torchvision:resnet18")
-    """
-    return open_model(path, arch=arch, weights=weights, trust=trust).module
-
-
 def open_model(
     path: str | Path | None,
     *,
@@ -59,13 +44,15 @@ def open_model(
     weights: str | None = None,
     trust: bool = False,
     max_size: float = LARGEST_GIB,
+    rebuilders: Rebuilders = NONE,
 ) -> OpenedModel:
     """Open a model: compressor's checkpoint, a state dict with `arch`, a pickled module, or `arch` alone.
 
     `path` None builds `arch` with random weights. `arch_arguments` go to the architecture's function.
     `input_shape` (channels, height, width) is laid over what the file or the architecture say. `weights` are the keys,
     with dots between them, of one set of weights in a file of several. `trust` lets a pickle or a program run any
-    code. A file of more than `max_size` GiB is refused. Raises FileError and UsageError; the message is one line.
+    code. A file of more than `max_size` GiB is refused. `rebuilders` make again what was made of a network. Raises
+    FileError and UsageError; the message is one line.
     """
     named = None if arch is None else parse_arch(arch, arch_arguments)
     if path is None:
@@ -73,7 +60,7 @@ def open_model(
             raise UsageError("no model: give a file, or --arch for a network with random weights")
         opened = _random(named)
     else:
-        opened = _from_file(Path(path), named, weights, trust, max_size)
+        opened = _from_file(Path(path), named, weights, trust, max_size, rebuilders)
     if input_shape is not None:
         if not input_shape or not all(isinstance(size, int) and size > 0 for size in input_shape):
             raise UsageError(f"the input shape {input_shape} is not (channels, height, width)")
@@ -88,7 +75,9 @@ def _random(arch: Arch) -> OpenedModel:
     return OpenedModel(module, arch=definition.arch, input_shape=definition.shape(), notes=(note,))
 
 
-def _from_file(path: Path, named: Arch | None, weights: str | None, trust: bool, max_size: float) -> OpenedModel:
+def _from_file(
+    path: Path, named: Arch | None, weights: str | None, trust: bool, max_size: float, rebuilders: Rebuilders
+) -> OpenedModel:
     content, about = recognise(path, max_size), dict[str, Any]()
     if content is Content.ONNX:
         raise FileError(f"{path} is an ONNX model: only `compressor profile` and `compressor evaluate` take one")
@@ -97,7 +86,7 @@ def _from_file(path: Path, named: Arch | None, weights: str | None, trust: bool,
         if KIND in contents.metadata:
             if weights is not None:
                 raise UsageError(f"{path} is compressor's own and has one set of weights: leave --weights out")
-            return _from_checkpoint(read_checkpoint(contents), path, named, trust)
+            return _from_checkpoint(read_checkpoint(contents), path, named, trust, rebuilders)
         held: Any = contents.tensors
     elif content in (Content.PROGRAM, Content.SCRIPT):
         held, about = open_program(path, content, trust)
@@ -128,7 +117,9 @@ def _from_file(path: Path, named: Arch | None, weights: str | None, trust: bool,
     )
 
 
-def _from_checkpoint(held: Checkpoint, path: Path, named: Arch | None, trust: bool) -> OpenedModel:
+def _from_checkpoint(
+    held: Checkpoint, path: Path, named: Arch | None, trust: bool, rebuilders: Rebuilders
+) -> OpenedModel:
     notes: tuple[str, ...] = ()
     allowed = Proportion.to(held.state.values(), path)
     arch = held.arch
@@ -146,9 +137,8 @@ def _from_checkpoint(held: Checkpoint, path: Path, named: Arch | None, trust: bo
             notes = (f"{definition.arch.name} is not the code that the checkpoint was written with",)
         arch = definition.arch
         module = allowed.build(definition)
-    module = apply_steps(module, held.steps, path, allowed)
-    restructure_(module, held.structure, path)
-    allowed.check(module)
+    steps = (*held.steps, {**held.structure, "kind": STRUCTURE})
+    module = apply_steps(module, steps, path, rebuilders, allowed)
     _fill_(module, held, path)
     known = {each.name: getattr(held, each.name) for each in fields(Origin)}
     return OpenedModel(module, notes=notes, **{**known, "arch": arch})

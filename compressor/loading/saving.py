@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -20,30 +19,8 @@ from compressor.loading.checkpoint import Checkpoint, Origin, extra_state, write
 from compressor.loading.networks import UnbuiltError, blank
 from compressor.loading.networks import describe as describe_layers
 from compressor.loading.opening import OpenedModel
-from compressor.loading.steps import STRUCTURE, apply_steps
+from compressor.loading.steps import NONE, STRUCTURE, Rebuilders, apply_steps
 from compressor.surgery.structure import apply_, describe
-
-
-def save(
-    module: nn.Module,
-    path: str | Path,
-    *,
-    arch: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write `module` to a checkpoint that `compressor.load` opens again.
-
-    `arch` says how the network was built before it was edited (`torchvision:NAME`, `timm:NAME`, `FILE.py:FUNCTION`,
-    each with `:key=value,...` behind it where it had arguments); it may be left out where all layers are torch's or
-    torchvision's own classes. `input_shape` is (channels, height, width). Raises FileError where `path` exists and
-    `overwrite` is not given, ModelError where `module` cannot be built again from `arch`.
-
-    Example:
-        compressor.save(module, "small.safetensors", arch="torchvision:resnet18", input_shape=(3, 224, 224))
-    """
-    for note in save_model(module, path, arch=arch, input_shape=input_shape, overwrite=overwrite):
-        warnings.warn(note, stacklevel=2)
 
 
 def save_model(
@@ -55,6 +32,7 @@ def save_model(
     history: Iterable[str] = (),
     measurements: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    rebuilders: Rebuilders = NONE,
 ) -> tuple[str, ...]:
     """Write a checkpoint: to a temporary file beside `path`, flushed, then renamed. Returns notes on what is left out.
 
@@ -75,7 +53,7 @@ def save_model(
         measurements=dict(opened.measurements if measurements is None else measurements),
     )
     module = bare(opened.module)
-    base = _base(opened)
+    base = _base(opened, rebuilders)
     extra, notes = extra_state(module)
     outside = transient_buffers(module)
     state = {**saved_tensors(module), **{name: outside[name] for name in base.outside if name in outside}, **extra}
@@ -85,13 +63,15 @@ def save_model(
     return notes
 
 
-def transformed(opened: OpenedModel, module: nn.Module, step: Mapping[str, Any]) -> OpenedModel:
+def transformed(
+    opened: OpenedModel, module: nn.Module, step: Mapping[str, Any], rebuilders: Rebuilders = NONE
+) -> OpenedModel:
     """The model after a room made another network of it: `module`, which `step` (with its kind) makes of the old one.
 
     The old network's sizes are kept as a step of their own; so call it before they change again. Raises UsageError
     where no file can say how to build the old network, ModelError where it is not an edited build of its architecture.
     """
-    base = _base(opened)
+    base = _base(opened, rebuilders)
     edited = ({"kind": STRUCTURE, **base.structure},) if any(base.structure.values()) else ()
     steps = (*opened.steps, *edited, dict(step))
     return replace(opened, module=module, arch=base.arch, blueprint=base.blueprint, steps=steps)
@@ -107,7 +87,7 @@ class _Base:
     outside: tuple[str, ...]  # buffers of such a build that are not in the state dict
 
 
-def _base(opened: OpenedModel) -> _Base:
+def _base(opened: OpenedModel, rebuilders: Rebuilders) -> _Base:
     """Find out how to build the network again, by building it.
 
     Raises:
@@ -127,7 +107,7 @@ def _base(opened: OpenedModel) -> _Base:
         arch, what, build = definition.arch, str(definition.arch), definition.build
     try:
         with torch.random.fork_rng(devices=[]):  # the run's random numbers are not spent on weights that are not used
-            fresh = apply_steps(build(), opened.steps, Path("the network"))
+            fresh = apply_steps(build(), opened.steps, Path("the network"), rebuilders)
         structure = describe(fresh, module)
         apply_(fresh, structure)
     except (FileError, UnbuiltError) as error:

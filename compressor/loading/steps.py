@@ -1,9 +1,8 @@
-"""Networks that were made of another network: which room makes each kind again, from the plain data it left behind."""
+"""Networks that were made of another network, made again from the plain data that each step left behind."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,19 @@ from compressor.loading.damage import one_line
 from compressor.loading.proportion import Proportion
 from compressor.surgery.structure import apply_
 
-# Kind of a step -> the module whose `rebuild(network, step)` gives the network after it.
-REBUILDERS = {
-    "detach": "compressor.subnets.detachable",
-    "nsn": "compressor.subnets.nested",
-    "primenet": "compressor.primenet.rebuild",
-    "route": "compressor.routing.rebuild",
-}
 STRUCTURE = "structure"  # the kind of a step in which only sizes changed, by surgery
+
+# Kind of any other step -> what gives the network after it, of the network before and the step; rooms above bring them.
+Rebuilders = Mapping[str, Callable[[nn.Module, Mapping[str, Any]], nn.Module]]
+NONE: Rebuilders = {}
 
 
 def apply_steps(
-    module: nn.Module, steps: Iterable[Mapping[str, Any]], path: Path, allowed: Proportion | None = None
+    module: nn.Module,
+    steps: Iterable[Mapping[str, Any]],
+    path: Path,
+    rebuilders: Rebuilders,
+    allowed: Proportion | None = None,
 ) -> nn.Module:
     """The network that the steps made of a fresh build, in their order; its weights are still to be loaded.
 
@@ -34,25 +34,16 @@ def apply_steps(
     """
     for step in steps:
         kind = step.get("kind")
-        if kind == STRUCTURE:
-            restructure_(module, step, path)
-        elif isinstance(kind, str) and kind in REBUILDERS:
-            with (
-                one_line(f"{path} is a damaged checkpoint (its step {kind!r}: "),
-                nullcontext() if allowed is None else allowed.watching(),
-            ):
-                module = importlib.import_module(REBUILDERS[kind]).rebuild(module, step)
-        else:
-            raise FileError(f"{path} is a damaged checkpoint, or a newer one: it has a step of the kind {kind!r}")
+        with (
+            one_line(f"{path} is a damaged checkpoint (its step {kind!r}: "),
+            nullcontext() if allowed is None else allowed.watching(),
+        ):
+            if kind == STRUCTURE:
+                apply_(module, step)
+            elif isinstance(kind, str) and kind in rebuilders:
+                module = rebuilders[kind](module, step)
+            else:
+                raise FileError(f"{path} is a damaged checkpoint, or a newer one: it has a step of the kind {kind!r}")
         if allowed is not None:
             allowed.check(module)
     return module
-
-
-def restructure_(module: nn.Module, structure: Mapping[str, Any], path: Path) -> None:
-    """Give a freshly built network the sizes of the edited one, in place.
-
-    Raises FileError for a structure that is damaged or does not fit.
-    """
-    with one_line(f"{path} is a damaged checkpoint (its structure: "):
-        apply_(module, structure)

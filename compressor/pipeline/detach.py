@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.errors import UsageError
-from compressor.loading.saving import transformed
 from compressor.pipeline.exits import Row, exits_section, measured_rows, variants
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, in_words, layer_sizes, measure
+from compressor.pipeline.models import transformed
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import DetachJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent

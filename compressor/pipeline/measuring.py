@@ -9,8 +9,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from compressor.graph.channels import Channels
 from compressor.loading.opening import OpenedModel
-from compressor.loading.saving import save_model
 from compressor.pipeline.folder import MODEL
+from compressor.pipeline.models import save_model
 from compressor.pipeline.subject import Subject
 from compressor.profiling.model_profile import profile
 from compressor.reporting import units

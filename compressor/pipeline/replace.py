@@ -9,9 +9,9 @@ import torch
 
 from compressor.errors import ModelError
 from compressor.graph.trace import trace
-from compressor.loading.saving import transformed
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, in_words, measure
+from compressor.pipeline.models import transformed
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import ReplaceJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent

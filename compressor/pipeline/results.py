@@ -5,8 +5,8 @@ from dataclasses import replace
 from compressor.errors import CompressorError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.parity import OnnxCheck
-from compressor.loading.saving import save_model
 from compressor.pipeline.folder import MODEL, ONNX, RunFolder
+from compressor.pipeline.models import save_model
 from compressor.pipeline.settings import OutputSettings
 from compressor.pipeline.stages import Stage, Tell, note_all
 from compressor.pipeline.subject import Subject, card_of

@@ -14,10 +14,10 @@ from compressor.errors import CompressorError, UsageError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.chain import Chain
-from compressor.loading.saving import transformed
 from compressor.pipeline.depth_times import depth_times, in_time
 from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import file_bytes, filters, in_words, layer_sizes, measure
+from compressor.pipeline.models import transformed
 from compressor.pipeline.results import write_results
 from compressor.pipeline.settings import RouteJob, flat
 from compressor.pipeline.stages import Stage, Tell, note_all, silent

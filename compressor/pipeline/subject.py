@@ -11,8 +11,9 @@ from compressor.errors import UsageError
 from compressor.exporting.forms import form_of
 from compressor.exporting.manifest import Card, chosen
 from compressor.loading.arch import data_arguments, find, parse_arch
-from compressor.loading.opening import OpenedModel, open_model
+from compressor.loading.opening import OpenedModel
 from compressor.methods.reconstruction import enough_images, inputs_of
+from compressor.pipeline.models import open_model
 from compressor.pipeline.settings import ModelSettings
 from compressor.preparation import Preparation
 from compressor.routing.network import Routed

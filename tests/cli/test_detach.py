@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compressor.cli import main
-from compressor.loading.opening import open_model
+from compressor.pipeline.models import open_model
 from compressor.reporting.report import Report
 from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate

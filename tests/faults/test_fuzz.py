@@ -12,8 +12,8 @@ from safetensors.torch import save as safetensors_of
 from torch import nn
 
 from compressor.errors import CompressorError
-from compressor.loading.opening import open_model
 from compressor.loading.pickles import is_tensor, read_pickle, tensor_of
+from compressor.pipeline.models import open_model
 from tests.faults import assembler as asm
 from tests.loading.checkpoints import change
 

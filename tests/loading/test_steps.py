@@ -9,8 +9,8 @@ from torch import nn
 
 from compressor.errors import FileError, UsageError
 from compressor.graph import capture
-from compressor.loading.opening import OpenedModel, open_model
-from compressor.loading.saving import save_model, transformed
+from compressor.loading.opening import OpenedModel
+from compressor.pipeline.models import open_model, save_model, transformed
 from compressor.subnets.detachable import make_detachable
 from compressor.subnets.points import Survey
 from compressor.surgery import operate_

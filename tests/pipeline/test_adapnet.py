@@ -10,9 +10,9 @@ import torch
 
 import compressor
 from compressor.errors import CompressorError, ModelError, UsageError
-from compressor.loading.opening import open_model
 from compressor.methods.adapnet.settings import PRESETS
 from compressor.pipeline.adapnet import adapt, dry_run
+from compressor.pipeline.models import open_model
 from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
 from compressor.pipeline.stages import PeriodEvent
 from compressor.reporting.report import Report

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.loading.opening import open_model
 from compressor.methods.settings import PruneSettings
 from compressor.pipeline.detach import detach
+from compressor.pipeline.models import open_model
 from compressor.pipeline.prune import prune
 from compressor.pipeline.resume import resume
 from compressor.pipeline.settings import FINETUNE, DetachJob, ModelSettings, OutputSettings, PruneJob, TrainJob

@@ -157,7 +157,7 @@ def test_metrics_are_the_rows_of_the_report(pruned):
 
 
 def test_the_checkpoint_remembers_the_command(pruned):
-    from compressor.loading.opening import open_model
+    from compressor.pipeline.models import open_model
 
     opened = open_model(pruned[0] / "model.safetensors")
     assert opened.history[-1] == "compressor prune" and opened.input_shape == (1, 8, 8)

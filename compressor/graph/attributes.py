@@ -1,4 +1,4 @@
-"""Integers that a module keeps, as attributes or in the lists, dicts and namespaces that these hold.
+"""Integers that a module keeps, as attributes or in the lists, dicts, namespaces and other objects that these hold.
 
 A path names one: "groups", "kernel_size.0", "feature_info.1.num_chs".
 """
@@ -6,21 +6,28 @@ A path names one: "groups", "kernel_size.0", "feature_info.1.num_chs".
 import argparse
 import collections
 import copy
+import enum
 import re
+import sys
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
-_OWN = frozenset(vars(nn.Module()))
-_SEQUENCES, _MAPPINGS = (list, tuple), (dict, collections.OrderedDict)
-_SPACES = (types.SimpleNamespace, argparse.Namespace)
+from compressor.graph.copies import CONSTANTS
+
+OWN = frozenset(vars(nn.Module()))  # what `torch.nn.Module` itself keeps
+_SPACES = (types.SimpleNamespace, argparse.Namespace, collections.UserDict)
+_CLOSED = (nn.Module, torch.Tensor, type, types.ModuleType, enum.Enum, torch.Size)
+_OTHERS = {"torch", "torchvision", "numpy", *sys.stdlib_module_names} - {"__main__"}  # whose objects are no settings
 _DEPTH, _MOST = 3, 1000  # containers in each other, entries of one; more is data
 _WORDS = frozenset(
     """feature features channel channels plane planes inplanes outplanes filter filters width widths hidden embed dim
-    dims chs chan chans ch nf inp oup""".split()  # noqa: SIM905 - a list of words
+    dims chs chan chans ch nf inp oup intermediate""".split()  # noqa: SIM905 - a list of words
 )
+_NO_WIDTHS = frozenset({"layers", "axis", "experts"})  # "num_hidden_layers"
 
 
 def integers(module: nn.Module) -> Iterator[tuple[str, int]]:
@@ -28,7 +35,7 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int]]:
     for name, held in vars(module).items():
         if type(held) is int:
             yield name, held
-        elif name not in _OWN and type(held) in (*_SEQUENCES, *_MAPPINGS, *_SPACES):
+        elif type(held) not in CONSTANTS and name not in OWN:
             yield from _below(name, held, _DEPTH)
 
 
@@ -41,11 +48,29 @@ def _below(path: str, held: Any, depth: int) -> Iterator[tuple[str, int]]:
 
 
 def _entries(held: Any) -> Iterable[tuple[Any, Any]]:
-    kind = type(held)
-    if kind in _SEQUENCES:
+    if isinstance(held, _CLOSED):
+        return ()
+    if isinstance(held, list | tuple) and not hasattr(held, "_fields"):
         return enumerate(held) if len(held) <= _MOST else ()
-    named = held if kind in _MAPPINGS else vars(held) if kind in _SPACES else {}
+    named = held if isinstance(held, dict) else _fields(held)
     return [(key, each) for key, each in named.items() if type(key) is str and "." not in key]
+
+
+def _fields(held: Any) -> dict[str, Any]:
+    """The attributes of an object that keeps settings."""
+    kind = type(held)
+    if callable(held) or (kind not in _SPACES and kind.__module__.partition(".")[0] in _OTHERS):
+        return {}
+    if isinstance(held, tuple):
+        fields: Any = held
+        return dict(zip(fields._fields, fields, strict=True))
+    slots = [name for base in kind.__mro__ for name in _slots(base) if hasattr(held, name)]
+    return {name: getattr(held, name) for name in slots} | getattr(held, "__dict__", {})
+
+
+def _slots(kind: type) -> Iterable[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [slots] if isinstance(slots, str) else [name for name in slots if not name.startswith("__")]
 
 
 def last_name(path: str) -> str:
@@ -60,12 +85,16 @@ def words(path: str) -> set[str]:
 
 def counts_channels(path: str) -> bool:
     """Whether the entry is called as something that counts channels."""
-    return not _WORDS.isdisjoint(words(path))
+    return not _WORDS.isdisjoint(words(path)) and _NO_WIDTHS.isdisjoint(words(path))
 
 
 def value_at(owner: Any, path: str) -> Any:
     """What stands at a path; None where nothing does."""
-    for part in path.split("."):
+    return _at(owner, path)
+
+
+def _at(owner: Any, path: str) -> Any:
+    for part in path.split(".") if path else ():
         owner = _entry(owner, part)
     return owner
 
@@ -73,21 +102,49 @@ def value_at(owner: Any, path: str) -> Any:
 def _entry(owner: Any, key: str) -> Any:
     if isinstance(owner, dict):
         return owner.get(key)
-    if isinstance(owner, list | tuple):
+    if isinstance(owner, list | tuple) and not hasattr(owner, "_fields"):
         return owner[int(key)] if key.isdigit() and int(key) < len(owner) else None
     return getattr(owner, key, None)
 
 
-def write_at_(module: nn.Module, path: str, value: int) -> None:
-    """Give a path another value; containers on the way are replaced, since others may hold them too."""
-    head, _, rest = path.partition(".")
-    setattr(module, head, _with(getattr(module, head), rest, value))
+def write_(values: Iterable[tuple[nn.Module, str, int]]) -> None:
+    """Give paths of modules other values.
+
+    Containers on the way are replaced, since others may hold them too; modules that shared one share the new one where
+    the same is changed for each.
+    """
+    changes: dict[tuple[nn.Module, str], dict[str, int]] = {}
+    for module, path, value in values:
+        head, _, rest = path.partition(".")
+        changes.setdefault((module, head), {})[rest] = value
+    made: dict[tuple[int, frozenset[tuple[str, int]]], Any] = {}
+    fresh = []
+    for (module, head), rests in changes.items():
+        held = getattr(module, head)
+        key = id(held), frozenset(rests.items())
+        if key not in made:
+            made[key] = held
+            for rest, value in rests.items():
+                made[key] = _with(made[key], rest, value)
+        fresh.append((module, head, made[key]))
+    for module, head, new in fresh:
+        setattr(module, head, new)
+
+
+def can_write(held: Any, path: str, value: int) -> bool:
+    """Whether what a module holds can be had with another value at a path."""
+    try:
+        return bool(_at(_with(held, path, value), path) == value)
+    except Exception:  # the user's classes may refuse to be copied or changed in any way
+        return False
 
 
 def _with(held: Any, path: str, value: int) -> Any:
     if not path:
         return value
     key, _, rest = path.partition(".")
+    if isinstance(held, tuple) and hasattr(held, "_replace"):
+        return held._replace(**{key: _with(getattr(held, key), rest, value)})
     if isinstance(held, list | tuple):
         entries = list(held)
         entries[int(key)] = _with(held[int(key)], rest, value)
@@ -96,5 +153,9 @@ def _with(held: Any, path: str, value: int) -> Any:
     if isinstance(held, dict):
         fresh[key] = _with(held[key], rest, value)
     else:
-        setattr(fresh, key, _with(getattr(held, key), rest, value))
+        new = _with(getattr(held, key), rest, value)
+        try:
+            setattr(fresh, key, new)
+        except Exception:  # the class is frozen
+            object.__setattr__(fresh, key, new)
     return fresh

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from compressor.graph.copies import CONSTANTS
 
 _CLOSED = (
-    *(type, types.ModuleType, types.CodeType, nn.Module, io.IOBase),
+    *(type, types.ModuleType, types.CodeType, nn.Module, Optimizer, io.IOBase),
     *(str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Generator),
 )
 _MOST_OBJECTS = 100_000  # beyond them nobody meant to hand over a tensor
@@ -32,19 +33,23 @@ def tensors_in(value: Any, *, exhaust: bool = False) -> list[Tensor]:
     """
     if isinstance(value, Tensor) and type(value) in (Tensor, nn.Parameter) and not vars(value):
         return [value]
-    found: list[Tensor] = []
+    return [one for one in reached(value, exhaust=exhaust) if isinstance(one, Tensor)]
+
+
+def reached(value: Any, *, exhaust: bool = False, most: int = _MOST_OBJECTS) -> Iterator[Any]:
+    """Every object that a value carries, each once, in order; modules are among them, but not opened."""
     seen: dict[int, Any] = {}  # what is seen stays alive, so that no other object takes its number
     waiting = [value]
-    while waiting and len(seen) < _MOST_OBJECTS:
+    while waiting and len(seen) < most:
         one = waiting.pop()
-        if type(one) in CONSTANTS or id(one) in seen or (isinstance(one, _CLOSED) and not isinstance(one, Tensor)):
+        if type(one) in CONSTANTS or id(one) in seen:
             continue
         seen[id(one)] = one
-        if isinstance(one, Tensor):
-            found.append(one)
+        yield one
+        if isinstance(one, _CLOSED) and not isinstance(one, Tensor):
+            continue
         parts = _run_out(one) if exhaust and isinstance(one, Iterator | Coroutine) else _parts(one)
         waiting.extend(reversed(list(parts)))
-    return found
 
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

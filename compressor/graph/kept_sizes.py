@@ -7,10 +7,12 @@ only kind of channels of this width there.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from compressor.graph.attributes import counts_channels, integers, value_at, words
+from compressor.graph.attributes import can_write, counts_channels, integers, value_at, words
 from compressor.graph.channels import Ids
 from compressor.graph.resolve import Numbered
 from compressor.graph.trace import ModuleCall, TensorRef
@@ -24,30 +26,56 @@ _NOTED = 12  # names in the note
 def kept_sizes(
     walk: Walk, numbered: Numbered, modules: Mapping[str, nn.Module], known: Iterable[tuple[str, str]]
 ) -> tuple[list[RawSize], list[str]]:
-    """The attributes that follow from channels, and the names of those of which it cannot be told which.
+    """The attributes that follow from channels, and notes on those that cannot, or of which it cannot be told which.
 
     `known` holds module and attribute of the sizes that `forward` reads.
     """
-    found, unclear, taken = [], [], set(known)
+    taken = set(known)
     calls: dict[str, ModuleCall] = {}
     for call in walk.trace.calls:
         calls.setdefault(call.module, call)
+    asked: dict[tuple[Any, str], list[_Candidate]] = {}  # by where it stands: what several modules hold is one place
     for name, call in calls.items():
-        asked = [each for each in _asked(modules[name]) if (name, each[0]) not in taken] if name in modules else []
-        widths = _Widths(walk, numbered, name, call) if asked else None
-        for path, value in asked:
+        paths = [each for each in _asked(modules[name]) if (name, each[0]) not in taken] if name in modules else []
+        widths = _Widths(walk, numbered, name, call) if paths else None
+        for path, value in paths:
+            head, _, rest = path.partition(".")
+            held = vars(modules[name])[head]
             arrays = widths.of(path, value, _told(modules[name], path, name, calls)) if widths else []
-            if len(arrays) == 1:
-                found.append(RawSize(name, path, arrays[0]))
-            elif arrays:
-                unclear.append(f"{name}.{path}" if name else path)
-    return found, unclear
+            place = (id(held), rest) if rest else (name, path)
+            asked.setdefault(place, []).append(_Candidate(name, path, held, value, arrays))
+    found, unclear, fixed = [], [], []
+    for each in asked.values():
+        outermost = min(each, key=lambda one: len(one.module))
+        called = f"{outermost.module}.{outermost.path}".removeprefix(".")
+        said = {id(numbered(one.arrays[0])): one for one in each if len(one.arrays) == 1}
+        if len(said) == 1:
+            [one] = said.values()
+            head, _, rest = one.path.partition(".")
+            if rest and not can_write(one.held, rest, one.value + 1):
+                fixed.append(called)
+                continue
+            holders = [n for n, m in modules.items() if vars(m).get(head) is one.held] if rest else [one.module]
+            found += [RawSize(holder, one.path, one.arrays[0]) for holder in holders]
+        elif any(one.arrays for one in each):
+            unclear.append(called)
+    return found, [*_note("several layers have their width", unclear), *_note("their objects refuse changes", fixed)]
 
 
-def note(unclear: list[str]) -> str:
-    more = f" and {len(unclear) - _NOTED} more" if len(unclear) > _NOTED else ""
-    listed = ", ".join(unclear[:_NOTED]) + more
-    return f"kept as they are, since several layers have their width: {listed}"
+@dataclass(frozen=True)
+class _Candidate:
+    """An integer that may count channels, and the kinds of channels that it may count."""
+
+    module: str
+    path: str
+    held: Any  # what the module holds by the first name of the path
+    value: int
+    arrays: list[Ids]
+
+
+def _note(reason: str, names: list[str]) -> list[str]:
+    more = f" and {len(names) - _NOTED} more" if len(names) > _NOTED else ""
+    return [f"kept as they are, since {reason}: {', '.join(names[:_NOTED])}{more}"] if names else []
 
 
 def _asked(module: nn.Module) -> Iterator[tuple[str, int]]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.graph.attributes import write_at_
+from compressor.graph.attributes import write_
 from compressor.graph.channels import Group, Ids, Key, Size
 from compressor.graph.recorder import LAYOUT, Found
 from compressor.graph.skeleton import Replica
@@ -92,20 +92,18 @@ class Patient:
                 if id(tensor) in values:
                     blank, data = self.replica.values.held[id(tensor)]
                     self.replica.values.held[id(tensor)] = blank, _taken(data, dim, times)
-        before = []
-        for size in sizes:
-            count = int(copies[size.ids].sum())
-            if count != len(size.ids):
-                module, attribute = self._modules[size.module], size.attribute.partition(".")[0]
-                before.append((module, attribute, getattr(module, attribute)))
-                write_at_(module, size.attribute, count)
+        counts = [(size, int(copies[size.ids].sum())) for size in sizes]
+        changed = [(self._modules[s.module], s.attribute, count) for s, count in counts if count != len(s.ids)]
+        heads = dict.fromkeys((module, path.partition(".")[0]) for module, path, _ in changed)
+        before = [(module, head, getattr(module, head)) for module, head in heads]
+        write_(changed)
         try:
             yield self.replica
         finally:
             self.replica.values.held = values
             for name, data in whole.items():
                 self._tensors[name].data = data
-            for module, attribute, value in reversed(before):
+            for module, attribute, value in before:
                 setattr(module, attribute, value)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from compressor.graph import probe, resolve
 from compressor.graph.channels import KEPT, Group, Ids
-from compressor.graph.kept_sizes import kept_sizes, note
+from compressor.graph.kept_sizes import kept_sizes
 from compressor.graph.names import labels
 from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import Replica
@@ -146,7 +146,7 @@ class Refinement:
     def _keep_sizes(self) -> None:
         """Learn the sizes that a class keeps for later, those of them to which no trial objects."""
         known = {(size.module, size.attribute) for size in self.sizes}
-        found, unclear = kept_sizes(self.walks[0][0], self.numbered, self.modules, known)
+        found, self.notes = kept_sizes(self.walks[0][0], self.numbered, self.modules, known)
         before = self.found
         while found:
             self.found = before + found
@@ -155,12 +155,11 @@ class Refinement:
             if objection is None:
                 break
             at = objection[0].trace.ops[objection[1].op].module
-            left = [size for size in found if not probe.inside(at, size.module)]
-            found = left if len(left) < len(found) else []
+            gone = {(size.attribute, id(size.ids)) for size in found if probe.inside(at, size.module)}
+            found = [size for size in found if (size.attribute, id(size.ids)) not in gone] if gone else []
         else:
             self.found = before
             self._resolve()
-        self.notes = [note(unclear)] if unclear else []
 
     def _objection(self, copies: probe.Copies, runs: Iterable[Run]) -> tuple[Walk, probe.Objection] | None:
         if (copies == 1).all():

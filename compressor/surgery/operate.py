@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.errors import ModelError
-from compressor.graph.attributes import write_at_
+from compressor.graph.attributes import write_
 from compressor.graph.channels import Channels, Place
 from compressor.graph.tensors import named_tensors
 from compressor.surgery.assign import assign_, check_no_reducer
@@ -46,9 +46,9 @@ def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimi
     try:
         for edit in edits:
             edit.carry_out_(optimizer)
-        for size, now in zip(channels.sizes, updated.sizes, strict=True):
-            if len(size.ids) != len(now.ids):
-                write_at_(modules[now.module], now.attribute, len(now.ids))
+        sizes = zip(channels.sizes, updated.sizes, strict=True)
+        changed = [now for size, now in sizes if len(size.ids) != len(now.ids)]
+        write_((modules[now.module], now.attribute, len(now.ids)) for now in changed)
         if optimizer is not None and edits:
             forget_(optimizer)
     except BaseException:

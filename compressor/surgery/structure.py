@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError, ModelError
-from compressor.graph.attributes import counts_channels, integers, write_at_
+from compressor.graph.attributes import counts_channels, integers, write_
 from compressor.graph.tensors import named_tensors
 
 _LARGEST = 2**31  # no dimension or attribute of a network reaches this
@@ -62,12 +62,14 @@ def apply_(fresh: nn.Module, structure: Mapping[str, Any]) -> None:
         if name not in tensors or not _fits(shape) or len(shape) != tensors[name].ndim:
             raise FileError(f"the checkpoint resizes {name!r} to {shape!r}, {_MISFIT}")
         tensors[name].data = torch.empty(shape, dtype=tensors[name].dtype, device=tensors[name].device)
+    sizes = []
     for name, values in dict(structure.get("attributes", {})).items():
         held = dict(integers(modules[name])) if name in modules else {}
         for path, value in dict(values).items():
             if path not in held or not _fits([value]):
                 raise FileError(f"the checkpoint sets {name}.{path} to {value!r}, {_MISFIT}")
-            write_at_(modules[name], path, value)
+            sizes.append((modules[name], path, value))
+    write_(sizes)
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

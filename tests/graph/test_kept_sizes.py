@@ -1,7 +1,11 @@
 """Sizes that a class keeps for later follow the channels that they count, or are named."""
 
+import collections
+from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import pydantic
 import pytest
 import torch
 import torch.nn.functional as F
@@ -137,3 +141,93 @@ def test_new_classifiers_fit_networks_of_timm(name: str) -> None:
         named.register_forward_hook(lambda _, __, y, name=info["module"]: widths.update({name: y.shape[1]}))
     assert model(x).shape == (1, 5)
     assert widths == {info["module"]: info["num_chs"] for info in model.feature_info}
+
+
+@dataclass
+class Options:
+    hidden_size: int = 8
+    num_hidden_layers: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    hidden_size: int = 8
+
+
+class Named(NamedTuple):
+    hidden_size: int = 8
+    num_hidden_layers: int = 8
+
+
+class Attributes(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Renaming:
+    """As configurations of transformers: one name stands for another."""
+
+    def __init__(self) -> None:
+        self.width = 8
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__({"width": "hidden_size"}.get(name, name), value)
+
+
+class Strict(pydantic.BaseModel, frozen=True):
+    hidden_size: int = 8
+
+
+@dataclass
+class Nested:
+    encoder: Fixed = field(default_factory=Fixed)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.encoder.hidden_size
+
+
+class Refusing(Options):
+    def __copy__(self) -> Any:
+        raise TypeError
+
+
+OPTIONS = {
+    **{kind.__name__: kind for kind in (Options, Fixed, Named, Renaming, Strict, Nested)},
+    "Attributes": lambda: Attributes(hidden_size=8),
+    "UserDict": lambda: collections.UserDict(hidden_size=8),
+}
+
+
+class Part(nn.Module):
+    def __init__(self, config: Any, *layers: nn.Module) -> None:
+        super().__init__()
+        self.config, self.layers = config, nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def configured(config: Any, *between: nn.Module) -> Part:
+    """A network whose modules share one object."""
+    return Part(config, Part(config, conv(3, 8)), nn.ReLU(), *between, Part(config, conv(8, 4)))
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_sizes_in_objects_follow_in_one_copy_for_all(kind: str) -> None:
+    config = OPTIONS[kind]()
+    model = configured(config)
+    channels = capture(model, torch.randn(1, 3, 8, 8))
+    operate_(model, half_plan(channels), channels)
+    width = model.layers[0].layers[0].out_channels
+    size = (lambda c: c["hidden_size"]) if isinstance(config, dict | collections.UserDict) else lambda c: c.hidden_size
+    assert width < 8 and size(model.config) == width and size(config) == 8
+    assert model.config is model.layers[0].config is model.layers[2].config
+    assert kind not in ("Options", "Named") or model.config.num_hidden_layers == 8
+
+
+def test_sizes_in_objects_that_cannot_follow_are_named() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    refused = capture(configured(Refusing()), x)
+    assert refused.notes == ("kept as they are, since their objects refuse changes: config.hidden_size",)
+    unclear = capture(configured(Options(), Part(None, conv(8, 8)), nn.ReLU()), x)  # its first and last part disagree
+    assert unclear.notes == ("kept as they are, since several layers have their width: config.hidden_size",)

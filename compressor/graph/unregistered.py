@@ -1,0 +1,48 @@
+"""What a model keeps where torch does not look for it: an averaged copy set by `object.__setattr__`, shadows in a list.
+
+An edit does not reach it, so what has the shapes of edited layers is named.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.graph.copies import CONSTANTS
+from compressor.graph.held import reached
+
+_REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
+_MOST = 10_000  # objects of one attribute
+
+
+def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterator[str]:
+    """A note that names the attributes which hold tensors of these shapes, of modules or in containers, that are none
+    of the model's own; tensors that stand alone are made anew by hooks (masks, old weight norm).
+    """
+    wanted, names = set(shapes), []
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    modules = {id(module) for module in model.modules()}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if not _is_plain(value) and name not in _REGISTERED and _holds(value, wanted, own, modules):
+                names.append(f"{path}.{name}".removeprefix("."))
+    if names:
+        yield f"not edited, though of the shapes of edited layers: {', '.join(names)}; make them anew after an edit"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a module's attribute is a constant, nothing, or a tensor."""
+    return (
+        type(value) in CONSTANTS or isinstance(value, Tensor) or (isinstance(value, dict | list | tuple) and not value)
+    )
+
+
+def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int], modules: set[int]) -> bool:
+    for one in reached(value, most=_MOST):
+        if isinstance(one, nn.Module) and id(one) not in modules:
+            tensors: Iterable[Tensor] = one.parameters()
+        else:
+            tensors = (one,) if isinstance(one, Tensor) else ()
+        if any(id(tensor) not in own and tensor.ndim > 1 and tuple(tensor.shape) in wanted for tensor in tensors):
+            return True
+    return False

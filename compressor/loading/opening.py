@@ -17,7 +17,8 @@ from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.checkpoint import KIND, Checkpoint, Origin, read_checkpoint
 from compressor.loading.container import read
 from compressor.loading.content import Content, recognise
-from compressor.loading.networks import UnbuiltError, blank
+from compressor.loading.damage import one_line
+from compressor.loading.networks import blank
 from compressor.loading.pickles import read_pickle, rebuilt, skeleton
 from compressor.loading.program import open_program
 from compressor.loading.proportion import Proportion
@@ -108,13 +109,8 @@ def _from_file(
     # How images are prepared is the publisher's word only where the classes are the published ones.
     classes = definition.arch.arguments.get("num_classes", definition.num_classes)
     preparation = definition.preparation if classes == definition.num_classes else None
-    return OpenedModel(
-        module,
-        arch=definition.arch,
-        input_shape=definition.shape(),
-        preparation=preparation,
-        notes=(*notes, *more),
-    )
+    shape, arch = definition.shape(), definition.arch
+    return OpenedModel(module, arch=arch, input_shape=shape, preparation=preparation, notes=(*notes, *more))
 
 
 def _from_checkpoint(
@@ -126,7 +122,8 @@ def _from_checkpoint(
     if arch is None:
         if named is not None:
             raise UsageError(f"{path} holds its whole network: leave --arch away")
-        module = _blank(held, path, allowed)
+        with one_line(f"{path} is a damaged checkpoint ("):
+            module = blank(held.blueprint or {}, allowed.most_bytes)
     else:
         if named is not None:
             chosen = replace(named, arguments={**arch.arguments, **named.arguments})
@@ -142,13 +139,6 @@ def _from_checkpoint(
     _fill_(module, held, path)
     known = {each.name: getattr(held, each.name) for each in fields(Origin)}
     return OpenedModel(module, notes=notes, **{**known, "arch": arch})
-
-
-def _blank(held: Checkpoint, path: Path, allowed: Proportion) -> nn.Module:
-    try:
-        return blank(held.blueprint or {}, allowed.most_bytes)
-    except UnbuiltError as error:
-        raise FileError(f"{path} is a damaged checkpoint: {error}") from error
 
 
 def _fill_(module: nn.Module, held: Checkpoint, path: Path) -> None:

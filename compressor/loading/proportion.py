@@ -42,7 +42,7 @@ class Proportion:
     def to(cls, state: Iterable[Any], path: Path) -> Proportion:
         """What is in proportion to a file's weights."""
         tensors = [each for each in state if isinstance(each, Tensor)]
-        held = sum(_bytes(each) for each in tensors)
+        held = sum(each.nbytes for each in tensors)
         return cls(path, max(_ALWAYS, _TIMES * held), _MODULES_ALWAYS + _MODULES_A_TENSOR * len(tensors))
 
     def build(self, definition: Definition) -> nn.Module:
@@ -57,7 +57,7 @@ class Proportion:
 
     def check(self, module: nn.Module) -> None:
         """Raises FileError where a network that was rebuilt got out of proportion."""
-        if sum(_bytes(each) for each in (*module.parameters(), *module.buffers())) > self.most_bytes:
+        if sum(each.nbytes for each in (*module.parameters(), *module.buffers())) > self.most_bytes:
             raise self._error()
 
     @contextmanager
@@ -66,7 +66,7 @@ class Proportion:
         seen = {"bytes": 0, "modules": 0}
 
         def tensor(_: nn.Module, __: str, value: Any) -> None:
-            seen["bytes"] += _bytes(value) if isinstance(value, Tensor) else 0
+            seen["bytes"] += value.nbytes if isinstance(value, Tensor) else 0
             if seen["bytes"] > self.most_bytes:
                 raise _Absurd
 
@@ -102,7 +102,3 @@ def _rehearse(definition: Definition) -> None:
             definition.build()
     except Exception:
         return  # some networks compute with their weights as they are built; the real attempt says what is wrong
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

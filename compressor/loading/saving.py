@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,10 @@ def save_model(
         history=(*opened.history, *history),
         measurements=dict(opened.measurements if measurements is None else measurements),
     )
-    module = bare(opened.module)
-    base = _base(opened, rebuilders)
+    base, module = _base(opened, rebuilders), bare(opened.module)
     extra, notes = extra_state(module)
-    outside = transient_buffers(module)
-    state = {**saved_tensors(module), **{name: outside[name] for name in base.outside if name in outside}, **extra}
-    known = {each.name: getattr(opened, each.name) for each in fields(Origin)}
-    known |= {"arch": base.arch, "blueprint": base.blueprint}
-    write_checkpoint(Checkpoint(**known, structure=base.structure, state=state), target)
+    outside = {name: each for name, each in transient_buffers(module).items() if name in base.state}
+    write_checkpoint(replace(base, state={**saved_tensors(module), **outside, **extra}), target)
     return notes
 
 
@@ -77,18 +73,8 @@ def transformed(
     return replace(opened, module=module, arch=base.arch, blueprint=base.blueprint, steps=steps)
 
 
-@dataclass(frozen=True)
-class _Base:
-    """How a network is built again, up to its weights."""
-
-    arch: Arch | None
-    blueprint: dict[str, Any] | None
-    structure: dict[str, Any]  # the sizes in which it differs from such a build
-    outside: tuple[str, ...]  # buffers of such a build that are not in the state dict
-
-
-def _base(opened: OpenedModel, rebuilders: Rebuilders) -> _Base:
-    """Find out how to build the network again, by building it.
+def _base(opened: OpenedModel, rebuilders: Rebuilders) -> Checkpoint:
+    """Find out how to build the network again, by building it. The state is that of the build outside its state dict.
 
     Raises:
         UsageError: it has no architecture, and a layer that no file can describe.
@@ -101,9 +87,7 @@ def _base(opened: OpenedModel, rebuilders: Rebuilders) -> _Base:
         what = "the layers it was made of"
         build = partial(blank, plan or {})
     else:
-        definition = find(
-            opened.arch, named=opened.arch.sha256 is None
-        )  # one that came with the model was checked then
+        definition = find(opened.arch, named=opened.arch.sha256 is None)  # any other came with the model: checked then
         arch, what, build = definition.arch, str(definition.arch), definition.build
     try:
         with torch.random.fork_rng(devices=[]):  # the run's random numbers are not spent on weights that are not used
@@ -112,14 +96,17 @@ def _base(opened: OpenedModel, rebuilders: Rebuilders) -> _Base:
         apply_(fresh, structure)
     except (FileError, UnbuiltError) as error:
         raise ModelError(f"the network is not an edited {what}: {error}") from error
-    rebuilt, own = _shapes(fresh), _shapes(module)
+    rebuilt, own = (
+        {name: tuple(tensor.shape) for name, tensor in saved_tensors(each).items()} for each in (fresh, module)
+    )
     differing = [name for name in {**rebuilt, **own} if rebuilt.get(name) != own.get(name)]
     if differing:
         raise ModelError(
             f"the network is not an edited {what}: {len(differing)} tensors differ, the first is {differing[0]!r}; "
             "give the architecture and arguments it was built with"
         )
-    return _Base(arch, plan, structure, tuple(transient_buffers(fresh)))
+    known = {each.name: getattr(opened, each.name) for each in fields(Origin)} | {"arch": arch, "blueprint": plan}
+    return Checkpoint(**known, structure=structure, state=transient_buffers(fresh))
 
 
 def _blueprint(module: nn.Module) -> dict[str, Any]:
@@ -130,7 +117,3 @@ def _blueprint(module: nn.Module) -> dict[str, Any]:
             f"a {type(module).__name__} cannot be built again without its code ({error}): say how with arch= (--arch), "
             "FILE.py:FUNCTION for a network of your own"
         ) from error
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in saved_tensors(module).items()}

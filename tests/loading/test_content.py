@@ -69,7 +69,7 @@ NEWER_ZIP = zipped(a=b"").replace(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x0
         pytest.param(b"hello, this is a text\n", "is not a model file", id="text"),
         pytest.param(bytes(range(200)), "is not a model file", id="bytes"),
         pytest.param(b"\x08", "is not a model file", id="one byte"),
-        pytest.param(b"\x08\x07\x12\xff\xff\xff\xff\x7fabc", "is not a model file", id="cut protobuf"),
+        pytest.param(b"\x08\x07\x07\xff\xff\xff\xff\x7fabc", "is not a model file", id="other protobuf"),
         pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull", id="git lfs pointer"),
         pytest.param(b"<!DOCTYPE html><html>", "web page", id="web page"),
         pytest.param(gzip.compress(b"weights"), "unpack it first", id="gzip"),

@@ -52,8 +52,8 @@ def _entries(held: Any) -> Iterable[tuple[Any, Any]]:
         return ()
     if isinstance(held, list | tuple) and not hasattr(held, "_fields"):
         return enumerate(held) if len(held) <= _MOST else ()
-    named = held if isinstance(held, dict) else _fields(held)
-    return [(key, each) for key, each in named.items() if type(key) is str and "." not in key]
+    named = dict.items(held) if isinstance(held, dict) else _fields(held).items()
+    return [(key, each) for key, each in named if type(key) is str and "." not in key]
 
 
 def _fields(held: Any) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _at(owner: Any, path: str) -> Any:
 
 def _entry(owner: Any, key: str) -> Any:
     if isinstance(owner, dict):
-        return owner.get(key)
+        return dict.get(owner, key)
     if isinstance(owner, list | tuple) and not hasattr(owner, "_fields"):
         return owner[int(key)] if key.isdigit() and int(key) < len(owner) else None
     return getattr(owner, key, None)

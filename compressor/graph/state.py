@@ -133,15 +133,12 @@ class State:
             self._waiting.append(type(module))
 
     def _container(self, one: Any) -> None:
-        if len(one) > _LARGE:
+        base = next(kind for kind in _BASES if isinstance(one, kind))  # what the user's class makes of it is not asked
+        if base.__len__(one) > _LARGE:
             return
-        if isinstance(one, dict):
-            kept: Any = dict(one)
-            self._waiting.extend(kept.values())
-        else:
-            kept = list(one)
-            self._waiting.extend(kept)
-        self._undo.append(lambda: _refill(one, kept))
+        kept = dict(base.items(one)) if isinstance(one, dict) else list(base.__iter__(one))
+        self._waiting.extend(kept.values() if isinstance(kept, dict) else kept)
+        self._undo.append(lambda: _refill(one, base, kept))
         if type(one) not in _PLAIN and hasattr(one, "__dict__"):
             self._object(one)
 
@@ -206,6 +203,7 @@ class State:
 
 
 _MISSING = object()
+_BASES: tuple[Any, ...] = (collections.OrderedDict, dict, list, set, collections.deque)
 _PLAIN = (dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter)
 _NOT_USERS = {"torch", "torchvision", "timm", "numpy", "compressor", *sys.stdlib_module_names} - {"__main__"}
 
@@ -233,14 +231,19 @@ def _stored(code: types.CodeType) -> frozenset[str]:
     return frozenset(str(step.argval) for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL")
 
 
-def _refill(one: Any, kept: Any) -> None:
-    if isinstance(one, dict):
-        if len(one) != len(kept) or any(one.get(key, _MISSING) is not value for key, value in kept.items()):
-            one.clear()
-            one.update(kept)
-    elif len(one) != len(kept) or any(mine is not other for mine, other in zip(one, kept, strict=True)):
-        one.clear()
-        one.update(kept) if isinstance(one, set) else one.extend(kept)
+def _refill(one: Any, base: Any, kept: Any) -> None:
+    if isinstance(kept, dict):
+        same = all(base.get(one, key, _MISSING) is value for key, value in kept.items())
+    else:
+        same = all(map(operator.is_, base.__iter__(one), kept))
+    if same and base.__len__(one) == len(kept):
+        return
+    base.clear(one)
+    if isinstance(kept, dict):
+        for key, value in kept.items():
+            base.__setitem__(one, key, value)
+    else:
+        (base.update if base is set else base.extend)(one, kept)
 
 
 def _bind(owner: Any, name: str, value: Any) -> None:

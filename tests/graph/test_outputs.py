@@ -60,6 +60,15 @@ class Answer(dict):
     pass
 
 
+class Guarded(dict):
+    """A dict that shows nothing of what it holds."""
+
+    def values(self) -> Any:
+        return ()
+
+    __iter__ = items = values  # type: ignore[assignment]
+
+
 class Several(list):
     pass
 
@@ -119,6 +128,7 @@ CARRIED = {
     "slots": Slots,
     "mapping": Mapped,
     "dict subclass": lambda t: Answer(logits=t),
+    "dict that shows nothing": lambda t: Guarded(logits=t),
     "list subclass": lambda t: Several([t]),
     "attribute of a list": lambda t: attribute_of(Several(), t),
     "named tuple": lambda t: Pair(t, None),

@@ -87,6 +87,34 @@ class Mapping(Network):
         return y * self.ramps[y.shape[-1]]
 
 
+class Registry(dict):
+    """A dict whose methods are not those of a dict."""
+
+    def get(self, key: str) -> Any:
+        raise LookupError(key)
+
+    update = clear = values = items = get  # type: ignore[assignment]
+
+
+class Queue(list):
+    def extend(self, one: Any, two: Any) -> None:
+        raise LookupError
+
+    clear = extend  # type: ignore[assignment]
+
+
+class Overridden(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry, self.queue = Registry(), Queue()
+
+    def between(self, y: Tensor) -> Tensor:
+        first = "shape" not in self.registry
+        self.registry["shape"] = y.shape
+        self.queue.append(1)
+        return y * 2 if first and len(self.queue) == 1 else y.flatten(1).unflatten(1, y.shape[1:])
+
+
 class OfTheClass(Network):
     ramps: dict[Any, Tensor] = {}  # noqa: RUF012 - the fault under test
     ramp: Tensor | None = None
@@ -225,7 +253,19 @@ class Reading(Network):
 
 
 KINDS = [
-    *(Attribute, Depthwise, InnerAttribute, Buffer, Mapping, OfTheClass, Global, CachedFunction, Counting, Closure),
+    *(
+        Attribute,
+        Depthwise,
+        InnerAttribute,
+        Buffer,
+        Mapping,
+        Overridden,
+        OfTheClass,
+        Global,
+        CachedFunction,
+        Counting,
+        Closure,
+    ),
     *(Held, Drawing, Rebinding, Reading),
 ]
 

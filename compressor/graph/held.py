@@ -98,7 +98,8 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, torch.futures.Future):
         return (value.value(),) if value.done() else ()
     if isinstance(value, list | tuple):
-        return [*(list if isinstance(value, list) else tuple).__iter__(value), *getattr(value, "__dict__", {}).values()]
+        entries: Any = list if isinstance(value, list) else tuple
+        return [*entries.__iter__(value), *getattr(value, "__dict__", {}).values()]
     if isinstance(value, dict):  # whatever the user's class makes of its keys
         return [*dict.keys(value), *dict.values(value), *getattr(value, "__dict__", {}).values()]
     return gc.get_referents(value)

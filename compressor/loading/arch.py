@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Arch:
     @property
     def is_code(self) -> bool:
         """Whether it is a file of Python code that the user named."""
-        return not self.name.startswith(("torchvision:", "timm:", "sample:"))
+        return self.name.partition(":")[0] not in _PUBLISHED
 
     def __str__(self) -> str:
         if not self.arguments:
@@ -146,12 +147,9 @@ def find(arch: Arch, *, named: bool) -> Definition:
     only run if it was named before (see loading.code). Raises UsageError where there is no such architecture, or
     where the code was changed or never named.
     """
-    if arch.name.startswith("torchvision:"):
-        return _find_torchvision(arch, arch.name.removeprefix("torchvision:"))
-    if arch.name.startswith("timm:"):
-        return _find_timm(arch, arch.name.removeprefix("timm:"))
-    if arch.name.startswith("sample:"):
-        return _find_sample(arch, arch.name.removeprefix("sample:"))
+    kind, _, name = arch.name.partition(":")
+    if not arch.is_code:
+        return _PUBLISHED[kind](arch, name)
     path, _, function = arch.name.rpartition(":")
     loaded = code.load(Path(path), function, expected=arch.sha256, named=named)
     return _of_code(replace(arch, sha256=loaded.sha256), loaded)
@@ -202,12 +200,9 @@ def _of_code(arch: Arch, loaded: code.Loaded) -> Definition:
 def _find_torchvision(arch: Arch, name: str) -> Definition:
     preset = vision.default_preset(name)
 
-    def call(**arguments: Any) -> nn.Module:
-        return vision.build(name, **arguments)
-
     return Definition(
         arch=arch,
-        call=call,
+        call=partial(vision.build, name),
         accepts=frozenset({"num_classes", *_EXTRA_ARGUMENTS.get(name, ()), *arch.arguments}),
         input_shape=preset.input_shape,
         preparation=preset.preparation,
@@ -248,3 +243,6 @@ def _find_timm(arch: Arch, name: str) -> Definition:
         preparation=preparation,
         num_classes=published.num_classes if published else None,
     )
+
+
+_PUBLISHED = {"torchvision": _find_torchvision, "timm": _find_timm, "sample": _find_sample}

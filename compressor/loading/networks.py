@@ -300,8 +300,8 @@ def _attributes_of(held: Mapping[str, Any], kind: type[nn.Module]) -> dict[str, 
 
     Raises UnbuiltError where that would replace something of the class.
     """
-    derived = _DERIVED if issubclass(kind, nn.RNNBase) else ()
-    own = {key: each for key, each in held.items() if key not in (*_KEPT, *derived) and type(each) is not OwnMethod}
+    made = _KEPT.union(_DERIVED if issubclass(kind, nn.RNNBase) else ())
+    own = {key: each for key, each in held.items() if key not in made and type(each) is not OwnMethod}
     return {_free(key, kind): value for key, value in own.items()}
 
 

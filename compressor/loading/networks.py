@@ -15,31 +15,16 @@ import enum
 import functools
 import keyword
 import re
-import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from compressor import vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
 from compressor.loading.damage import one_line
 from compressor.loading.forms import decode, encode, number
-
-# Where the classes are defined; not what is merely imported there.
-_PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
-
-# Functions that layers hold as attributes, besides timm's activations.
-_ACTIVATIONS = (
-    "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish relu relu6 selu sigmoid silu "
-    "softmax softplus softsign tanh tanhshrink"
-)
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f"{package}.{name}": getattr(torch.nn.functional, name)
-    for name in _ACTIVATIONS.split()
-    for package in ("torch.nn.functional", "torch._C._nn")
-}
+from compressor.loading.published import UnbuiltError, bound, dtype_named, member, name_of, named, network_class
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(?:-[0-9]+)?")  # RegNet of torchvision has a "block1-0"
 _KEPT = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}  # of every layer, which building makes
@@ -50,10 +35,6 @@ _DERIVED = ("_flat_weights", "_flat_weight_refs")
 
 _MOST_LAYERS = 100_000  # counting a layer that is in the network twice as a walk through the network does
 _DEEPEST = 100  # layers in one another
-
-
-class UnbuiltError(ValueError):
-    """Why a network cannot be written as plain data, or built from it, in a few words."""
 
 
 class OwnMethod(str):
@@ -207,50 +188,10 @@ def checked(module: nn.Module) -> nn.Module:
     return module
 
 
-def network_class(name: str) -> type[nn.Module] | None:
-    """The class of layers that `name` ("module.Class") is, if it is on the positive list."""
-    found = _looked_up(name)
-    fits = isinstance(found, type) and issubclass(found, nn.Module) and not issubclass(found, fx.GraphModule)
-    return found if fits else None
-
-
-def dtype_named(name: str) -> torch.dtype:
-    """The type of numbers "torch.NAME" or "NAME"; raises UnbuiltError where there is none."""
-    found = vars(torch).get(name.removeprefix("torch."))
-    if not isinstance(found, torch.dtype):
-        raise UnbuiltError(f"{name[:80]!r} is not a type of numbers")
-    return found
-
-
-def named(name: str) -> Any:
-    """What a name stands for in an attribute: a class of layers, an activation function, a type of numbers.
-
-    Raises UnbuiltError for all else.
-    """
-    found = _looked_up(name) if name.startswith("timm.layers.activations.") else None
-    activation = found if isinstance(found, types.FunctionType) else _FUNCTIONS.get(name)
-    return network_class(name) or activation or dtype_named(name)
-
-
-def _member(name: str, value: Any) -> Any:
-    """A member of an enumeration of timm's."""
-    found = _looked_up(name)
-    if not (isinstance(found, type) and issubclass(found, enum.Enum)) or type(value) not in (int, str):
-        raise UnbuiltError(f"{name[:80]!r} is not an enumeration of timm's")
-    return found(value)
-
-
-def _bound(name: str, keywords: Mapping[str, Any]) -> Any:
-    """functools.partial(class, eps=1e-6); arguments that could be sizes are refused."""
-    if not all(type(each) in (bool, float, str, type(None)) for each in keywords.values()):
-        raise UnbuiltError("it binds arguments that could be sizes")
-    return functools.partial(named(name), **keywords)
-
-
 _READ: dict[str, Callable[[Any], Any]] = {
     "$name": named,
-    "$member": lambda held: _member(*held),
-    "$partial": lambda held: _bound(*held),
+    "$member": lambda held: member(*held),
+    "$partial": lambda held: bound(*held),
 }
 
 
@@ -258,12 +199,12 @@ def _live_form(value: Any, where: str) -> Any:
     """The form of a live object in an attribute; None where no file may hold it."""
     try:
         if isinstance(value, functools.partial):
-            name = _name_of(value.func)
-            _bound(name, value.keywords)
+            name = name_of(value.func)
+            bound(name, value.keywords)
             return None if value.args else {"$partial": [name, value.keywords]}
         if isinstance(value, enum.Enum):
-            return {"$member": [_name_of(type(value)), _member(_name_of(type(value)), value.value).value]}
-        name = str(value) if isinstance(value, torch.dtype) else _name_of(value)
+            return {"$member": [name_of(type(value)), member(name_of(type(value)), value.value).value]}
+        name = str(value) if isinstance(value, torch.dtype) else name_of(value)
         return {"$name": name} if named(name) is value else None
     except UnbuiltError:
         return None if isinstance(value, enum.Enum) else number(value, where)
@@ -285,7 +226,7 @@ def _of(layer: nn.Module, where: str) -> tuple[str, Mapping[str, Any], Callable[
     held = vars(layer)
     if getattr(held.get("forward"), "__self__", None) is layer:
         held = {**held, "forward": OwnMethod(held["forward"].__name__)}
-    return _name_of(type(layer)), held, _live_form
+    return name_of(type(layer)), held, _live_form
 
 
 def _method(name: str, kind: type[nn.Module]) -> types.FunctionType:
@@ -303,24 +244,6 @@ def _attributes_of(held: Mapping[str, Any], kind: type[nn.Module]) -> dict[str, 
     made = _KEPT.union(_DERIVED if issubclass(kind, nn.RNNBase) else ())
     own = {key: each for key, each in held.items() if key not in made and type(each) is not OwnMethod}
     return {_free(key, kind): value for key, value in own.items()}
-
-
-def _looked_up(name: str) -> Any:
-    """What is defined under this name in one of the packages; None for what is only imported there."""
-    module_name, _, attribute = name.rpartition(".")
-    if not f"{module_name}.".startswith(_PACKAGES):
-        return None
-    if module_name.startswith("timm.") and "timm" not in sys.modules:
-        try:
-            import timm  # noqa: F401
-        except ImportError:
-            return None
-    found = vars(sys.modules.get(module_name, types.SimpleNamespace())).get(attribute)
-    return found if _name_of(found) == name else None
-
-
-def _name_of(value: Any) -> str:
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
 
 
 def _joined(path: str, key: str) -> str:

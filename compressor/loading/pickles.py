@@ -11,7 +11,6 @@ import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +23,8 @@ from compressor.errors import CompressorError, FileError
 from compressor.limits import LARGEST_GIB, check_size
 from compressor.loading.archive import records
 from compressor.loading.damage import one_line
-from compressor.loading.networks import OwnMethod, Skeleton, UnbuiltError, build, checked, describe, dtype_named, named
+from compressor.loading.networks import OwnMethod, Skeleton, build, checked, describe
+from compressor.loading.published import UnbuiltError, dtype_named, named
 from compressor.loading.stand_ins import Names, StandIn, unpickle
 from compressor.text import first_line, listed, shown
 
@@ -178,10 +178,10 @@ class _File(Names):
             raise FileError(f"{self.path} holds a tensor that is {what} ({shown(name)}): save it as a plain one")
         place, offset, size, stride = arguments[:4]
         key, dtype, count = _storage(place)
-        content = self.storages.get(key)
-        if content is None or len(content) != count * dtype.itemsize:
-            held = "none" if content is None else f"{len(content):,}"
-            raise ValueError(f"storage {key} should have {count * dtype.itemsize:,} bytes, the file has {held}")
+        content = self.storages.get(key, torch.empty(0, dtype=torch.uint8))
+        if len(content) != count * dtype.itemsize:
+            told = f"{count * dtype.itemsize:,} bytes, the file has {len(content):,}"
+            raise ValueError(f"storage {shown(key)} should have {told}")
         if len(size) > _MOST_DIMS:
             raise ValueError(f"a tensor has {len(size):,} dimensions")
         values = content.view(dtype_named(arguments[6].name) if name == "tensor_v3" else dtype)
@@ -204,20 +204,12 @@ def tensor_of(value: Tensor | StandIn) -> Tensor:
     if isinstance(value, Tensor):
         return value
     with one_line(f"{value.beside.path} is cut off or damaged ("):
-        found: Tensor = value.beside.tensor(value)
-        return found
+        return value.beside.tensor(value)  # type: ignore[no-any-return]
 
 
 def is_network(value: Any) -> bool:
     """Whether it is what stands for a network of any class."""
     return isinstance(value, StandIn) and isinstance(value.state, dict) and value.state.keys() >= set(_PARTS)
-
-
-def entries(value: Any) -> dict[Any, Any] | None:
-    """What is in a dict, or in what stands for one of somebody's class; None for anything else."""
-    if isinstance(value, StandIn):
-        return value.entries or None
-    return dict(value) if isinstance(value, Mapping) else None
 
 
 def skeleton(network: StandIn, path: Path) -> Skeleton:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from compressor.graph.tensors import saved_tensors
 from compressor.loading.arch import Definition
 from compressor.loading.folding import folded
 from compressor.loading.forms import encode
-from compressor.loading.pickles import entries, is_network, is_tensor, tensor_of
+from compressor.loading.pickles import is_network, is_tensor, tensor_of
 from compressor.loading.proportion import Proportion
 from compressor.loading.stand_ins import StandIn
 from compressor.text import listed, shown
@@ -54,7 +54,7 @@ def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Mod
     """
     places = {".".join(keys): found for keys, found in sorted(_places(held), key=lambda each: _rank(each[0]))}
     if not places:
-        inside = entries(held)
+        inside = _entries(held)
         if inside is not None:
             raise FileError(f"{path} holds no weights, only {listed([str(key) for key in inside]) or 'nothing'}")
         raise FileError(f"{path} holds a {_kind(held)}, not a model: give a state dict, with --arch")
@@ -99,7 +99,7 @@ def _places(held: Any, keys: tuple[str, ...] = (), seen: frozenset[int] = frozen
     if isinstance(held, nn.Module) or is_network(held):
         yield keys, held
         return
-    inside = entries(held)
+    inside = _entries(held)
     if inside is None or id(held) in seen:
         return
     if any(isinstance(key, str) and is_tensor(value) for key, value in inside.items()):
@@ -107,6 +107,13 @@ def _places(held: Any, keys: tuple[str, ...] = (), seen: frozenset[int] = frozen
     for key, inner in inside.items() if len(keys) < _DEEPEST else ():
         if isinstance(key, str):
             yield from _places(inner, (*keys, key), seen | {id(held)})
+
+
+def _entries(value: Any) -> dict[Any, Any] | None:
+    """What is in a dict, or in what stands for one of somebody's class; None for anything else."""
+    if isinstance(value, StandIn):
+        return value.entries or None
+    return dict(value) if isinstance(value, Mapping) else None
 
 
 def _rank(keys: tuple[str, ...]) -> tuple[int, ...]:

@@ -14,8 +14,8 @@ from compressor.errors import FileError
 from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.loading.checkpoint import extra_state
 from compressor.loading.container import read, write
+from compressor.loading.damage import one_line
 from compressor.loading.forms import Packer, from_json, to_json, unpack
-from compressor.text import first_line
 from compressor.training import distributed
 
 NAME, PREVIOUS = "state.safetensors", "state.previous.safetensors"
@@ -49,11 +49,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     contents = read(path)
     if contents.plain(_KIND) != {"version": _VERSION}:
         raise FileError(f"{path} was written by another version of compressor: start the run again")
-    try:
+    with one_line(f"{path} is damaged (", ")"):
         text = bytes(contents.tensors.pop(_PLAIN).numpy()).decode()
         content = unpack(from_json(text), contents.tensors)
-    except (ArithmeticError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        raise FileError(f"{path} is damaged ({type(error).__name__}: {first_line(error)})") from error
     if not isinstance(content, dict):
         raise FileError(f"{path} is damaged (it holds a {type(content).__name__})")
     return content

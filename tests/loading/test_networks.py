@@ -8,7 +8,8 @@ from torch import nn
 
 from compressor import vision
 from compressor.loading.arch import find, parse_arch
-from compressor.loading.networks import UnbuiltError, build, describe
+from compressor.loading.networks import build, describe
+from compressor.loading.published import UnbuiltError
 
 
 def round_trip(module: nn.Module) -> nn.Module:

@@ -52,7 +52,7 @@ DESCRIPTIONS: dict[str, Described] = {
     "ratio": Described("Share of the channels that go.", "SHARE", 0, 1),
     "target_macs": Described("Instead of a ratio, the MACs that stay: 0.5 for half, 2e8 for 200 million.", "MACS"),
     "allocate": Described("Of each layer: what costs least error, the same share, or the lowest scores of all.", "HOW"),
-    "round_to": Described("Make widths that change multiples of this; auto: of what the chip likes. [1]", "N"),
+    "round_to": Described("Make widths that change multiples of this; auto: of what the chip likes. [auto]", "N"),
     "min_channels": Described("Channels that stay in every layer.", "N", least=1),
     "ratio_for": Described("A ratio for some layers only, such as 'layer1.*=0.2'. Repeatable.", "LAYER=SHARE"),
     "keep": Described("Layers that stay as they are, such as 'layer4.*'. Repeatable.", "LAYER"),

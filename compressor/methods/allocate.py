@@ -1,57 +1,83 @@
 """How many channels each group loses: in what order those of all groups go, so that every target costs least error."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.graph.channels import Channels, Ids
+from compressor.graph.channels import Channels
+from compressor.methods.obs import Curve
 from compressor.methods.scores import Values, in_order
 
-_JUMPS = (1, 2, 4, 8, 16, 32)  # channels that go together, where the first of them alone would seem expensive
+_AHEAD = 6  # cuts that are looked at, each twice as far, where the first of them alone would seem expensive
 
 
 def ranks(
-    channels: Channels, orders: Mapping[str, Ids], errors: Mapping[str, NDArray[np.float64]]
+    channels: Channels, curves: Mapping[str, Curve], cuts: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, Values]:
     """For each group the place of every one of its `ids` in the order in which all channels go.
 
     Step by step the group goes on that adds the least error for each multiply-add that it saves, at the widths that are
-    left. `orders` holds each group's identities as they go, `errors` the error when so many are gone.
+    left. `cuts` says how many channels of each group may be gone, rising from 0; any number where it is left out.
     """
     widths = Widths(channels)
     numbers = {group.name: number for number, group in enumerate(channels.free)}
-    gone = dict.fromkeys(errors, 0)
-    waiting = [(*_next(widths, numbers[name], errors[name], 0), name) for name in errors]
+    found = {name: np.full(len(curve.ids), np.inf) for name, curve in curves.items()}
+    groups = {
+        name: _Group(numbers[name], curve.errors, range(len(curve.errors)) if cuts is None else cuts[name])
+        for name, curve in curves.items()
+    }
+    waiting = [(*group.next(widths), name) for name, group in groups.items()]
     heapq.heapify(waiting)
-    found = {name: np.full(len(order), np.inf) for name, order in orders.items()}
     place = 0
     while waiting:
         _, _, name = heapq.heappop(waiting)
-        slope, count = _next(widths, numbers[name], errors[name], gone[name])
-        if count == 0:
+        group = groups[name]
+        slope, at = group.next(widths)
+        if at == group.at:
             continue
         if waiting and slope > waiting[0][0]:  # it was worth more when other groups were wider
-            heapq.heappush(waiting, (slope, count, name))
+            heapq.heappush(waiting, (slope, at, name))
             continue
-        widths.remove(numbers[name], count)
-        found[name][gone[name] : gone[name] + count] = np.arange(place, place + count)
+        gone, count = group.gone, group.cuts[at] - group.gone
+        widths.remove(group.number, count)
+        found[name][gone : gone + count] = np.arange(place, place + count)
         place += count
-        gone[name] += count
-        heapq.heappush(waiting, (*_next(widths, numbers[name], errors[name], gone[name]), name))
+        group.at = at
+        heapq.heappush(waiting, (*group.next(widths), name))
     return {
-        group.name: in_order(found[group.name], orders[group.name], group.ids)
+        group.name: in_order(found[group.name], curves[group.name].ids, group.ids)
         for group in channels.free
-        if group.name in orders
+        if group.name in curves
     }
 
 
-def _next(widths: "Widths", number: int, errors: NDArray[np.float64], gone: int) -> tuple[float, int]:
-    """The least error for each multiply-add with which a group can go on, and with how many channels; 0: with none."""
-    jumps = [jump for jump in _JUMPS if gone + jump < len(errors)]
-    slopes = [(errors[gone + jump] - errors[gone]) / max(widths.saved(number, jump), 1) for jump in jumps]
-    return min(zip(map(float, slopes), jumps, strict=True), default=(np.inf, 0))
+@dataclass
+class _Group:
+    """How far a group has gone: `cuts[at]` of its channels are gone."""
+
+    number: int
+    errors: NDArray[np.float64]
+    cuts: Sequence[int]
+    at: int = 0
+
+    @property
+    def gone(self) -> int:
+        return self.cuts[self.at]
+
+    def next(self, widths: "Widths") -> tuple[float, int]:
+        """The least error for each multiply-add with which it can go on, and at which cut it then is; where it cannot,
+        the one where it is.
+        """
+        places = [at for at in (self.at + (1 << power) for power in range(_AHEAD)) if at < len(self.cuts)]
+        slopes = [
+            (self.errors[self.cuts[at]] - self.errors[self.gone])
+            / max(widths.saved(self.number, self.cuts[at] - self.gone), 1)
+            for at in places
+        ]
+        return min(zip(map(float, slopes), places, strict=True), default=(np.inf, self.at))
 
 
 class Widths:

@@ -8,19 +8,18 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
-from compressor.methods.allocate import ranks
 from compressor.methods.obs import Curve, calibrated, consumers, curves
-from compressor.methods.scores import Given, Scores, Values, in_order
+from compressor.methods.scores import Given, Scores, in_order
 from compressor.methods.selection import Selection, select
 from compressor.methods.settings import PruneSettings, check, looks_at_inputs, resolved
 from compressor.methods.table import METHODS
 
 
 class Ranked(NamedTuple):
-    """Scores of every channel, and the places at which channels go where that is across groups, see `select`."""
+    """Scores of every channel, and the error curves of groups where these decide how much of each goes."""
 
     scores: Scores
-    places: Mapping[str, Values] | None = None
+    curves: Mapping[str, Curve] | None = None
 
 
 def decide(
@@ -33,7 +32,7 @@ def decide(
     """Choose what to prune; the model is not changed. Arguments and errors are those of `rank` and `select`."""
     settings = resolved(settings, has_inputs=bool(inputs))
     ranked = rank(model, channels, settings, batches, inputs)
-    return select(channels, ranked.scores, settings, ranked.places)
+    return select(channels, ranked.scores, settings, ranked.curves)
 
 
 def rank(
@@ -68,9 +67,7 @@ def rank(
         scores = _as_scores(channels, found)
     if settings.allocate != "error":
         return Ranked(scores)
-    found = calibrated(model, found, inputs)
-    orders = {name: each.ids for name, each in found.items()}
-    return Ranked(scores, ranks(channels, orders, {name: each.errors for name, each in found.items()}))
+    return Ranked(scores, calibrated(model, found, inputs))
 
 
 def _as_scores(channels: Channels, found: Mapping[str, Curve]) -> Scores:

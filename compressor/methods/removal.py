@@ -1,7 +1,7 @@
 """The order in which scored channels go: units of channels of one group that leave together, the first to go first."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.methods.scores import Values
-from compressor.methods.settings import PruneSettings
 
 
 @dataclass(frozen=True)
@@ -22,34 +21,28 @@ class Unit:
     score: float  # of the last of them
 
 
-def units(group: Group, scores: Values, channels: Channels, settings: PruneSettings, most: float = 1) -> list[Unit]:
-    """What may be taken from a group, the lowest scores first; equal scores go in the order of the filters.
+def cuts(group: Group, channels: Channels, multiple: int, least: int = 1, most: float = 1) -> list[int]:
+    """How many channels may be gone: none at first, each time as many more as make widths multiples.
 
-    No more than the share `most` of its channels is listed.
+    At least so many channels stay, and no more than the share `most` of them goes.
     """
-    return _parted(group, scores, _cuts(group, channels, settings, most))
-
-
-def together(group: Group, scores: Values, channels: Channels, settings: PruneSettings, most: float) -> list[Unit]:
-    """All that `units` lists, as one unit."""
-    cuts = _cuts(group, channels, settings, most)
-    return _parted(group, scores, [cuts[0], *cuts[1:][-1:]])
-
-
-def _cuts(group: Group, channels: Channels, settings: PruneSettings, most: float) -> list[int]:
-    """How many channels may be gone: none at first, each time as many more as rounding demands at once."""
-    assert settings.round_to != "auto", "whoever knows the machine puts a number in its place"
-    step = _step(group, channels, settings.round_to)
-    least = max(1, math.ceil(settings.min_channels / step)) * step
+    step = _step(group, channels, multiple)
+    least = max(1, math.ceil(least / step)) * step
     total = group.size
     sizes = [total, *(size for size in range((total - 1) // step * step, 0, -step) if size >= least)]
     return [total - size for size in sizes if (total - size) / total <= most + 1e-9]
 
 
-def _parted(group: Group, scores: Values, cuts: list[int]) -> list[Unit]:
+def units(group: Group, scores: Values, cuts: Sequence[int]) -> list[Unit]:
+    """What may be taken from a group, the lowest scores first; equal scores go in the order of the filters."""
     order = np.argsort(scores, kind="stable")
     ids, ordered = group.ids[order], scores[order].tolist()
     return [Unit(group.name, ids[begin:end], end / group.size, ordered[end - 1]) for begin, end in pairwise(cuts)]
+
+
+def together(group: Group, scores: Values, cuts: Sequence[int]) -> list[Unit]:
+    """All that `units` lists, as one unit."""
+    return units(group, scores, [cuts[0], *cuts[1:][-1:]])
 
 
 def _step(group: Group, channels: Channels, multiple: int) -> int:

@@ -8,12 +8,17 @@ import numpy as np
 from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels, Group
 from compressor.graph.names import groups_named
+from compressor.methods.allocate import ranks
 from compressor.methods.catalogue import ABOUT
-from compressor.methods.removal import Unit, by_score, by_share, together, units, up_to
+from compressor.methods.obs import Curve
+from compressor.methods.removal import Unit, by_score, by_share, cuts, together, units, up_to
 from compressor.methods.scores import Scores, Values
 from compressor.methods.settings import PruneSettings
 from compressor.methods.target import meet
+from compressor.profiling.chip import preferred_multiple
 from compressor.surgery.edits import Plan, Prune
+
+_BLOCKS = 2  # so many of them a layer has at least, where widths are to suit the chip
 
 
 @dataclass(frozen=True)
@@ -25,68 +30,91 @@ class Selection:
     params: int
     refused: Mapping[str, str]  # groups that could be edited but were not scored, or had no channel to give -> why
     notes: tuple[str, ...] = ()
-    round_to: int = 1  # widths that changed are multiples of this
+    off: float = 0.0  # how far a target of multiply-adds is missed, as a share of it; 0: within the tolerance
+    round_to: int = 1  # widths that changed are multiples of this, unless layers are narrow
 
 
 def select(
-    channels: Channels, scores: Scores, settings: PruneSettings, places: Mapping[str, Values] | None = None
+    channels: Channels, scores: Scores, settings: PruneSettings, curves: Mapping[str, Curve] | None = None
 ) -> Selection:
     """Choose the channels with the lowest scores.
 
     Where `allocate` is uniform every group loses the same share; with "global" the lowest scores of the whole network
-    go, with "error" those that come first by `places`, which keeps the scores' order within each group. A target
-    replaces the ratio: the same order is followed until the multiply-adds are met; where multiples of `round_to` do not
-    reach it, half of that is tried, and so on.
+    go, with "error" those whose going costs the least error, by `curves`, for each multiply-add. A target replaces the
+    ratio: the same order is followed until the multiply-adds are met; where multiples of `round_to` do not reach it,
+    half of that is tried, and so on. With "auto" widths are multiples of the blocks in which this machine convolves, of
+    smaller ones in narrow layers and where a target is not met within its tolerance.
 
     Raises:
         UsageError: settings that leave nothing to prune, a target above what the model has, a pattern without layers.
         ModelError: nothing may be pruned, or the target cannot be reached.
     """
-    multiple = settings.round_to
-    while True:
-        assert multiple != "auto", "whoever knows the machine puts a number in its place"
+    auto = settings.round_to == "auto"
+    wanted, why = preferred_multiple() if settings.round_to == "auto" else (settings.round_to, "")
+    tried: list[Selection] = []
+    multiple = wanted
+    while not tried or (multiple and auto and tried[-1].off):
+        blocks = {group.name: _block(group, multiple) if auto else multiple for group in channels.free}
         try:
-            found = _select(channels, scores, replace(settings, round_to=multiple), places)
-        except ModelError:
-            if settings.target_macs is None or multiple == 1:
+            tried.append(replace(_select(channels, scores, settings, curves, blocks), round_to=multiple))
+        except (ModelError, UsageError):
+            if not tried and (multiple == 1 or not (auto or settings.target_macs is not None)):
                 raise
-            multiple = max(1, multiple // 2)
-            continue
-        if multiple == settings.round_to:
-            return found
-        note = f"widths are multiples of {multiple}: with multiples of {settings.round_to} the target is out of reach"
-        return replace(found, notes=(note, *found.notes))
+        multiple //= 2
+    found = min(tried, key=lambda each: each.off)
+    note = f"widths are multiples of {found.round_to}"
+    if found.round_to < wanted:
+        note += f": with multiples of {wanted} the {'ratio' if settings.target_macs is None else 'target'} is not met"
+    elif auto and wanted > 1:
+        note += f" where layers are {_BLOCKS * wanted} wide and more, and of less in narrower ones: {why}"
+    else:
+        return found
+    return replace(found, notes=(note, *found.notes))
+
+
+def _block(group: Group, multiple: int) -> int:
+    """What the width of a group is to be a multiple of, so that there are several widths to choose from."""
+    while multiple > 1 and group.size < _BLOCKS * multiple:
+        multiple //= 2
+    return multiple
 
 
 def _select(
-    channels: Channels, scores: Scores, settings: PruneSettings, places: Mapping[str, Values] | None
+    channels: Channels,
+    scores: Scores,
+    settings: PruneSettings,
+    curves: Mapping[str, Curve] | None,
+    blocks: Mapping[str, int],
 ) -> Selection:
     if not channels.free:
         raise ModelError(f"nothing was pruned: every layer is frozen; {_listed(channels.frozen)}")
     ratios = _own_ratios(channels, settings)
     across = settings.allocate != "uniform"
     stepwise = settings.target_macs is not None or across
-    places = scores.values if places is None else places
+    groups = [group for group in channels.free if group.name in scores.values]
+    share = {group.name: ratios.get(group.name, 1 if stepwise else settings.ratio) for group in groups}
+    steps = {
+        group.name: cuts(group, channels, blocks[group.name], settings.min_channels, share[group.name])
+        for group in groups
+    }
+    places = scores.values if curves is None else ranks(channels, curves, steps)
     queues = {
-        group.name: (units if stepwise else together)(group, places[group.name], channels, settings, most)
-        for group in channels.free
-        if group.name in scores.values
-        for most in [ratios.get(group.name, 1 if stepwise else settings.ratio)]
+        group.name: (units if stepwise else together)(group, places[group.name], steps[group.name]) for group in groups
     }
     fixed = [unit for name, queue in queues.items() if name in ratios for unit in queue]
     open_queues = {name: queue for name, queue in queues.items() if name not in ratios}
-    notes = []
+    off, notes = 0.0, []
     if settings.target_macs is not None:
         order = by_score(open_queues) if across else by_share(open_queues)
         met = meet(channels, fixed, order, settings.target_macs)
-        taken = met.taken
+        taken, off = met.taken, met.off
         notes = [met.note] if met.note else []
     elif across:
         total = sum(channels.group(name).size for name in open_queues)
         taken = up_to(by_score(open_queues), settings.ratio * total)
     else:
         taken = [unit for queue in open_queues.values() for unit in queue]
-    return _selection(channels, scores, settings, [*fixed, *taken], notes)
+    return replace(_selection(channels, scores, settings, [*fixed, *taken]), off=off, notes=tuple(notes))
 
 
 def _own_ratios(channels: Channels, settings: PruneSettings) -> dict[str, float]:
@@ -103,9 +131,7 @@ def _own_ratios(channels: Channels, settings: PruneSettings) -> dict[str, float]
     return ratios
 
 
-def _selection(
-    channels: Channels, scores: Scores, settings: PruneSettings, taken: list[Unit], notes: list[str]
-) -> Selection:
+def _selection(channels: Channels, scores: Scores, settings: PruneSettings, taken: list[Unit]) -> Selection:
     gone: dict[str, list[int]] = {}
     for unit in taken:
         gone.setdefault(unit.group, []).extend(unit.ids.tolist())
@@ -125,8 +151,7 @@ def _selection(
     untouched = [group for group in channels.free if group.name in scores.values and group.name not in gone]
     refused = dict(scores.refused) | {group.name: _spared(settings) for group in untouched}
     macs, params = channels.macs(plan.removed), channels.params(plan.removed)
-    assert settings.round_to != "auto"
-    return Selection(plan, macs, params, refused, tuple(notes), settings.round_to)
+    return Selection(plan, macs, params, refused)
 
 
 def _edit(group: Group, gone: list[int], scores: Values, settings: PruneSettings) -> Prune:

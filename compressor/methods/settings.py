@@ -17,7 +17,7 @@ class PruneSettings:
     ratio: float = 0.5  # share of the channels that may be pruned; with a target it is searched
     target_macs: float | None = None  # up to 1: share of the model's MACs that stays; above: MACs that stay
     allocate: Literal["auto", "error", "uniform", "global"] = "auto"  # see `resolved`
-    round_to: int | Literal["auto"] = 1  # widths that were changed are multiples of this; auto: of what the chip likes
+    round_to: int | Literal["auto"] = "auto"  # widths that were changed are multiples of this; auto: see `selection`
     min_channels: int = 1  # that stay in every layer
     ratio_for: tuple[tuple[str, float], ...] = ()  # (pattern of layer names, ratio) of layers with a ratio of their own
     keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are

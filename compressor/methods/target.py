@@ -19,7 +19,8 @@ class Met:
 
     taken: list[Unit]
     macs: int
-    note: str | None
+    note: str | None = None
+    off: float = 0.0  # how far, as a share of the target
 
 
 def meet(channels: Channels, fixed: Sequence[Unit], order: Sequence[Unit], target: float) -> Met:
@@ -46,12 +47,13 @@ def meet(channels: Channels, fixed: Sequence[Unit], order: Sequence[Unit], targe
     taken, macs = search.nearest(order, wanted)
     off = macs / wanted - 1
     if abs(off) <= TOLERANCE:
-        return Met(taken, macs, None)
+        return Met(taken, macs)
     return Met(
         taken,
         macs,
         f"the target of {wanted:,.0f} MACs is not met within {TOLERANCE:.0%}: channels go in whole units, and "
         f"the nearest found is {macs:,} ({off:+.1%})",
+        abs(off),
     )
 
 

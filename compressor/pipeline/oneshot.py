@@ -20,7 +20,6 @@ from compressor.methods.oneshot import decide
 from compressor.methods.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.methods.settings import PruneSettings, check, resolved
 from compressor.pipeline.measuring import filters, layer_sizes
-from compressor.pipeline.rounding import chosen_multiple
 from compressor.profiling.cost import Profile
 from compressor.profiling.model_profile import profile
 from compressor.reporting.environment import device_words, versions
@@ -63,7 +62,8 @@ def prune_(
         allocate: how much of each layer goes: "uniform" (the same share), "global" (the lowest scores of the whole
             network), "error" (the least error of the outputs for each multiply-add saved; needs `data`); "auto": by
             error with `data`, uniform without.
-        round_to: widths that change become multiples of this; "auto": of what this machine's processor likes.
+        round_to: widths that change become multiples of this; "auto": of what this machine's processor likes, in
+            narrow layers of less.
         min_channels: how many stay in every layer at least.
         ratio_for: (name, ratio) for layers with a ratio of their own, or a dict.
         keep: names of layers that stay as they are: a layer, a block, a parameter, a norm; "layer?.0.conv1" matches
@@ -91,7 +91,7 @@ def prune_(
         min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
     )  # fmt: skip
     images = _labelled(batches)
-    choice = chosen_multiple(resolved(choice, has_inputs=data is not None))
+    choice = resolved(choice, has_inputs=data is not None)
     check(choice, has_data=bool(images) or (data is not None and choice.method == "obs"))
     module = bare(module)
     channels = capture(module, example, keep=choice.keep, also=also)

@@ -16,7 +16,6 @@ from compressor.pipeline.folder import RunFolder
 from compressor.pipeline.measuring import filters, filters_after, in_words, layer_sizes, measure
 from compressor.pipeline.oneshot import apply_plan_
 from compressor.pipeline.results import write_results
-from compressor.pipeline.rounding import Rounding, chosen_multiple, weigh_rounding
 from compressor.pipeline.settings import PruneJob, flat
 from compressor.pipeline.stages import PartEvent, Stage, Tell, note_all, silent
 from compressor.pipeline.subject import Subject, calibration_inputs, open_subject, refuse_routed, score_batches
@@ -37,7 +36,6 @@ class Planned:
     channels: Channels
     selection: Selection
     inputs: Sequence[Tensor] = ()  # images to calibrate on, without labels
-    rounding: Rounding | None = None  # what widths to the chip's liking cost and gain
 
 
 def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report:
@@ -51,7 +49,7 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
     """
     folder = RunFolder(job.output, resume=resume)
     job = _resolved(job)
-    planned = plan(job, tell, weigh=job.output.latency)
+    planned = plan(job, tell)
     subject, selection = planned.subject, planned.selection
     tell(Stage("measuring the model as it came"))
     before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
@@ -72,15 +70,11 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
         **exit_parts(subject, latency=job.output.latency),
     )
     report = replace(report, notes=(*report.notes, *refit, *(() if history is None else history.notes)))
-    if planned.rounding is not None:
-        report = replace(report, sections=(*report.sections, planned.rounding.section()))
     return write_results(subject, report, folder, job.output, tell)
 
 
-def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
+def plan(job: PruneJob, tell: Tell = silent) -> Planned:
     """Open what the job names and choose what goes; nothing is changed and nothing written.
-
-    With `weigh` the network is also timed with widths as they come, where widths are to suit the machine.
 
     Raises:
         CompressorError: the model or the data cannot be opened, or nothing can be pruned as asked.
@@ -94,23 +88,15 @@ def plan(job: PruneJob, tell: Tell = silent, *, weigh: bool = False) -> Planned:
     channels = capture(subject.module, subject.example, keep=job.choice.keep, also=job.choice.also)
     note_all(channels.notes, tell)
     batches = score_batches(subject, job.choice.score_images, job.choice.seed)
-    choice = chosen_multiple(job.choice)
+    choice = job.choice
     looks = looks_at_inputs(choice)
     inputs = calibration_inputs(subject, job.choice.seed) if looks else []
     if looks:
         tell(Stage("measuring what every channel is worth"))
     ranked = distributed.from_first(lambda: rank(subject.module, channels, choice, batches, inputs))
-    selection = select(channels, ranked.scores, choice, ranked.places)
+    selection = select(channels, ranked.scores, choice, ranked.curves)
     note_all(selection.notes, tell)
-    if job.choice.round_to != "auto":
-        return Planned(subject, channels, selection, inputs)
-    if not weigh:
-        tell(NoteEvent(f"widths become multiples of {selection.round_to}; not timed beside widths as they come"))
-        return Planned(subject, channels, selection, inputs)
-    tell(Stage("timing widths as they come and rounded"))
-    rounding = distributed.from_first(lambda: weigh_rounding(subject.module, subject.example, channels, choice, ranked))
-    tell(NoteEvent(rounding.words))
-    return Planned(subject, channels, selection, inputs, rounding)
+    return Planned(subject, channels, selection, inputs)
 
 
 def _resolved(job: PruneJob) -> PruneJob:

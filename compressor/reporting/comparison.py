@@ -63,7 +63,7 @@ def _help(round_to: int | str | None) -> str:
     """What would make it faster, by the multiple of widths; methods that do not round (None) have no such flag."""
     if round_to is None:
         return ""
-    if round_to == 1:
+    if round_to != "auto":
         return "; --round-to auto makes widths that this chip's kernels fill"
     return "; try a smaller --target-macs, or --keep on the layers that additions tie together"
 

@@ -11,7 +11,7 @@ from torch import nn
 import compressor
 from compressor.graph import capture
 from compressor.methods.allocate import Widths, ranks
-from compressor.methods.obs import Downdated, calibrated, consumers, curve, curves
+from compressor.methods.obs import Curve, Downdated, calibrated, consumers, curve, curves
 from compressor.surgery.edits import Plan, Prune
 
 
@@ -61,11 +61,23 @@ def test_channels_go_by_their_error_for_each_multiply_add(images):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5)).eval()
     channels = capture(model, images[:1])
-    orders = {group.name: group.ids for group in channels.free}
     errors = {"0": np.array([0, 1, 2, 3.0]), "2": np.array([0, 100, 200, 300.0])}
-    found = ranks(channels, orders, errors)
+    found = ranks(channels, {group.name: Curve(group.ids, errors[group.name]) for group in channels.free})
     assert max(found["0"][:3]) < min(found["2"][:3])
     assert np.isinf(found["0"][3]) and np.isinf(found["2"][3])
+
+
+def test_what_goes_together_is_judged_together(images):
+    """A curve that rises late is cheap for one channel and dear for two: where two have to go, the other group goes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5)).eval()
+    channels = capture(model, images[:1])
+    errors = {"0": np.array([0, 1, 100, 200.0]), "2": np.array([0, 20, 21, 200.0])}
+    found = {group.name: Curve(group.ids, errors[group.name]) for group in channels.free}
+    alone, pairs = ranks(channels, found), ranks(channels, found, {"0": [0, 2], "2": [0, 2]})
+    assert alone["0"].argmin() == 0 and alone["0"].min() < alone["2"].min()
+    assert set(pairs["2"][:2]) == {0, 1} and set(pairs["0"][:2]) == {2, 3}
+    assert np.isinf(pairs["0"][2:]).all()
 
 
 class Net(nn.Module):

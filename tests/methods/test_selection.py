@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from compressor.errors import ModelError, UsageError
 from compressor.graph import capture
 from compressor.methods.oneshot import decide
-from compressor.methods.removal import units
+from compressor.methods.removal import cuts, units
 from compressor.methods.scores import Scores
 from compressor.methods.selection import select
 from compressor.methods.settings import PruneSettings, check, resolved
+from compressor.profiling.chip import preferred_multiple
 from compressor.surgery import operate_
 from tests.methods.nets import NETS, Grouped, Plain, Residual
 
@@ -30,7 +31,7 @@ def picked(settings, channels=CHANNELS, scores=SCORES):
 
 
 def test_uniform_allocation_takes_the_lowest_of_every_group():
-    selection = picked(PruneSettings(ratio=0.5))
+    selection = picked(PruneSettings(ratio=0.5, round_to=1))
     assert counts(selection) == {"one": 4, "two": 3}
     by_group = {edit.group: set(edit.channels) for edit in selection.plan.edits}
     assert by_group["one"] == set(CHANNELS.group("one").ids[4:].tolist())
@@ -38,17 +39,17 @@ def test_uniform_allocation_takes_the_lowest_of_every_group():
 
 
 def test_global_allocation_takes_the_lowest_of_all():
-    selection = picked(PruneSettings(ratio=0.25, allocate="global"))  # 3.5 of 14: scores 1, 1.1, 2
+    selection = picked(PruneSettings(ratio=0.25, allocate="global", round_to=1))  # 3.5 of 14: scores 1, 1.1, 2
     assert counts(selection) == {"one": 2, "two": 1}
 
 
 def test_global_allocation_spreads_equal_scores_over_the_layers():
     equal = Scores({"one": np.ones(8), "two": np.ones(6)})
-    assert counts(picked(PruneSettings(ratio=0.5, allocate="global"), scores=equal)) == {"one": 4, "two": 3}
+    assert counts(picked(PruneSettings(ratio=0.5, allocate="global", round_to=1), scores=equal)) == {"one": 4, "two": 3}
 
 
 def test_a_ratio_never_takes_more_than_asked():
-    assert counts(picked(PruneSettings(ratio=0.49))) == {"one": 3, "two": 2}
+    assert counts(picked(PruneSettings(ratio=0.49, round_to=1))) == {"one": 3, "two": 2}
 
 
 @pytest.mark.parametrize(("ratio", "left"), [(0.1, 8), (0.3, 8), (0.5, 4), (0.8, 4), (0.99, 4)])
@@ -64,7 +65,7 @@ def test_rounding_leaves_multiples_and_never_takes_more(ratio, left):
 def test_an_odd_width_is_rounded_down_to_a_multiple_first():
     group = CHANNELS.group("two")  # 6 wide
     sizes = [group.size]
-    for unit in units(group, SCORES.values["two"], CHANNELS, PruneSettings(round_to=4)):
+    for unit in units(group, SCORES.values["two"], cuts(group, CHANNELS, 4)):
         sizes.append(sizes[-1] - len(unit.ids))
     assert sizes == [6, 4]
 
@@ -72,16 +73,17 @@ def test_an_odd_width_is_rounded_down_to_a_multiple_first():
 def test_rounding_counts_filters_where_a_layer_holds_a_channel_often():
     model = Grouped()
     channels = capture(model, model.example)
-    queue = units(channels.group("first"), np.arange(4.0), channels, PruneSettings(round_to=8))
+    group = channels.group("first")
+    queue = units(group, np.arange(4.0), cuts(group, channels, 8))
     assert [len(unit.ids) for unit in queue] == [2]  # 4 channels are 16 filters: 8 filters are 2 channels
 
 
 def test_min_channels_stay():
-    assert counts(picked(PruneSettings(ratio=0.9, min_channels=5))) == {"one": 3, "two": 1}
+    assert counts(picked(PruneSettings(ratio=0.9, min_channels=5, round_to=1))) == {"one": 3, "two": 1}
 
 
 def test_a_ratio_for_one_layer_leaves_the_others_their_own():
-    assert counts(picked(PruneSettings(ratio=0.5, ratio_for=(("two", 0.17),)))) == {"one": 4, "two": 1}
+    assert counts(picked(PruneSettings(ratio=0.5, round_to=1, ratio_for=(("two", 0.17),)))) == {"one": 4, "two": 1}
     assert counts(picked(PruneSettings(ratio=0.5, ratio_for=(("t*", 0.0),)))) == {"one": 4}
 
 
@@ -114,7 +116,7 @@ def test_what_a_plan_leaves_is_what_surgery_leaves():
 @given(share=st.floats(0.15, 0.95))
 def test_a_target_is_met_within_one_percent_or_says_how_near_it_got(allocate, share):
     model = Wide.model
-    selection = decide(model, Wide.channels, PruneSettings(target_macs=share, allocate=allocate))
+    selection = decide(model, Wide.channels, PruneSettings(target_macs=share, allocate=allocate, round_to=1))
     off = abs(selection.macs / (share * Wide.channels.macs()) - 1)
     assert (off <= 0.01) == (not selection.notes)
     assert off < 0.05
@@ -162,17 +164,38 @@ def test_a_target_is_met_by_other_than_equal_shares_where_rounding_allows_no_oth
 
 
 def test_a_target_that_wide_multiples_do_not_reach_takes_narrower_ones():
-    with_one = decide(Wide.model, Wide.channels, PruneSettings(target_macs=0.12))
+    with_one = decide(Wide.model, Wide.channels, PruneSettings(target_macs=0.12, round_to=1))
     selection = decide(Wide.model, Wide.channels, PruneSettings(target_macs=0.12, round_to=16))
     assert with_one.round_to == 1 and 1 < selection.round_to < 16
     assert selection.macs / Wide.channels.macs() < 0.125
     widths = {name: Wide.channels.group(name).size - gone for name, gone in counts(selection).items()}
     assert all(width % selection.round_to == 0 for width in widths.values())
-    assert "with multiples of 16 the target is out of reach" in selection.notes[0]
+    assert "with multiples of 16 the target is not met" in selection.notes[0]
+
+
+@given(share=st.floats(0.15, 0.95))
+def test_widths_that_suit_the_chip_meet_every_target_that_single_channels_meet(share):
+    one, auto = (
+        decide(Wide.model, Wide.channels, PruneSettings(target_macs=share, round_to=each)) for each in (1, "auto")
+    )
+    assert auto.off <= one.off
+    widths = {name: Wide.channels.group(name).size - gone for name, gone in counts(auto).items()}
+    assert all(width % min(auto.round_to, {"0": 8, "2": 16}[name]) == 0 for name, width in widths.items())
+
+
+def test_narrow_layers_have_widths_to_choose_from():
+    """Half of the channels can always go, and where there are enough of them widths are whole blocks."""
+    multiple = preferred_multiple()[0]
+    wide = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8 * multiple, 1), torch.nn.ReLU(), torch.nn.Conv2d(8 * multiple, 4, 1)
+    )
+    channels = capture(wide, torch.zeros(1, 3, 4, 4))
+    assert counts(decide(wide, channels, PruneSettings(ratio=0.3)))["0"] == 2 * multiple
+    assert counts(picked(PruneSettings(ratio=0.6))) == {"one": 4, "two": 2}
 
 
 def test_a_target_counts_what_single_layers_ratios_take():
-    selection = decide(Wide.model, Wide.channels, PruneSettings(target_macs=0.4, ratio_for=(("0", 0.5),)))
+    selection = decide(Wide.model, Wide.channels, PruneSettings(target_macs=0.4, round_to=1, ratio_for=(("0", 0.5),)))
     assert counts(selection)["0"] == 12
     assert selection.macs == pytest.approx(0.4 * Wide.channels.macs(), rel=0.01)
 
@@ -200,7 +223,7 @@ def test_a_model_without_free_layers_says_why():
 
 
 def test_groups_that_gave_nothing_are_named():
-    selection = picked(PruneSettings(ratio=0.15))
+    selection = picked(PruneSettings(ratio=0.15, round_to=1))
     assert list(counts(selection)) == ["one"]
     assert "leave it no channel" in selection.refused["two"]
 

@@ -24,7 +24,7 @@ def test_faster_is_said_with_both_times_and_the_share_of_macs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "helps"), [({"round_to": 1}, "--round-to auto"), ({"round_to": 8}, "--target-macs")]
+    ("settings", "helps"), [({"round_to": 1}, "--round-to auto"), ({"round_to": "auto"}, "--target-macs")]
 )
 @pytest.mark.parametrize("after", [2.9, 4.0])
 def test_what_is_not_faster_says_what_would_help(settings: dict[str, object], helps: str, after: float) -> None:

@@ -1,6 +1,6 @@
 """The multiple that a chip likes."""
 
-from compressor.exporting.chip import preferred_multiple
+from compressor.profiling.chip import preferred_multiple
 
 
 def test_wide_vectors_want_sixteen_and_others_eight() -> None:

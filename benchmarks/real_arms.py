@@ -1,0 +1,274 @@
+"""The arms of `benchmarks/real.py`: ways to cut a trained network to a share of its multiply-adds."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.nn import functional
+from torch_pruning.pruner import BasePruner, GroupNormPruner
+from torch_pruning.pruner.importance import GroupMagnitudeImportance, MagnitudeImportance, TaylorImportance
+
+from benchmarks.adapnet import TRAINED
+from compressor.graph import capture
+from compressor.graph.channels import Channels
+from compressor.graph.tensors import named_tensors
+from compressor.methods.adapnet.method import AdapNet
+from compressor.methods.oneshot import decide
+from compressor.methods.reconstruction.calibration import enough_images
+from compressor.methods.settings import PruneSettings
+from compressor.pipeline.goals import Guard, Target
+from compressor.pipeline.oneshot import apply_plan_
+from compressor.pipeline.periods import Periods
+from compressor.pipeline.phases import Phases
+from compressor.pipeline.settings import FINETUNE, GoalSettings
+from compressor.pipeline.stages import silent
+from compressor.pipeline.training_phases import TrainingPhases
+from compressor.surgery import Plan, Prune, operate_
+from compressor.training.batching import InputTransform, steps_per_epoch
+from compressor.training.data import Data
+from compressor.training.distillation import distilling
+from compressor.training.evaluate import device_of, evaluating
+from compressor.training.loop import cross_entropy, fit
+from compressor.training.microbatches import Step
+from compressor.training.randomness import generator
+from compressor.training.recalibrate import recalibrate_
+from compressor.training.settings import DistillSettings, TrainSettings
+
+_HALVINGS = 12  # of the interval that holds the peer's ratio: to 1/4096 of the channels
+_SPARSE = 5e-4  # weight of the peer's sparse training, as in its own benchmarks (reproduce/main.py)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One trained network with its data; every arm starts from a copy of it and has the same epochs."""
+
+    start: nn.Module
+    data: Data
+    seed: int
+    epochs: int
+    distill: DistillSettings = field(default_factory=DistillSettings)
+
+    @property
+    def training(self) -> TrainSettings:
+        """Of every arm."""
+        return replace(FINETUNE, seed=self.seed, epochs=self.epochs, evaluate_every=0)
+
+    @property
+    def example(self) -> Tensor:
+        """One black image."""
+        return torch.zeros(1, *self.data.input_shape, device=device_of(self.start))
+
+    def step(self) -> Step:
+        """What one batch does: cross-entropy, and where it is asked for the start's scores beside the labels."""
+        return distilling(copy.deepcopy(self.start), self.distill) if self.distill.distill else cross_entropy()
+
+    def train_(self, model: nn.Module, epochs: int, first: int = 0, step: Step | None = None) -> None:
+        """So many epochs, with a rate that falls along a cosine where they are the last ones."""
+        last = first + epochs == self.epochs
+        settings = replace(self.training, epochs=epochs, first_epoch=first, schedule="cosine" if last else "constant")
+        fit(model, self.data, settings, step=step or self.step())
+
+    def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Random training images, not augmented, with labels."""
+        device, source = device_of(self.start), generator(torch.device("cpu"), self.seed, "score")
+        order = torch.randperm(len(self.data.train), generator=source)[:count]
+        prepare = InputTransform.of(self.data, device)
+        return [(prepare(x), y) for x, y in self.data.train.read(order.split(128), device)]
+
+    def inputs(self) -> list[Tensor]:
+        """What reconstruction looks at."""
+        return [x for x, _ in self.images(enough_images(self.data.input_shape))]
+
+
+@dataclass
+class Outcome:
+    """A network cut to size, the epochs that took, and what else its row should say."""
+
+    model: nn.Module
+    spent: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Arm = Callable[[Case, float], Outcome]  # the float: the share of the start's multiply-adds that stays
+
+
+def whole(case: Case, share: float) -> Outcome:
+    """The network as it came."""
+    return Outcome(copy.deepcopy(case.start))
+
+
+def ours(case: Case, share: float, **settings: Any) -> Outcome:
+    """`compressor prune --data`: block OBS, widths by the error, least squares."""
+    model = copy.deepcopy(case.start)
+    channels, inputs = capture(model, case.example), case.inputs()
+    choice = PruneSettings(method="obs", allocate="error", target_macs=share, seed=case.seed)
+    choice = replace(choice, **settings)
+    selection = decide(model, channels, choice, inputs=inputs)
+    return _refitted(case, model, selection.plan, channels, inputs)
+
+
+def remeasured(case: Case, share: float) -> Outcome:
+    """The same channels gone as in `ours`, and nothing but batch norm measured anew."""
+    model = copy.deepcopy(case.start)
+    channels = capture(model, case.example)
+    choice = PruneSettings(method="obs", allocate="error", target_macs=share, seed=case.seed, round_to=1)
+    operate_(model, decide(model, channels, choice, inputs=case.inputs()).plan, channels)
+    recalibrate_(model, case.data.train, case.data, seed=case.seed)
+    return Outcome(model)
+
+
+def adapnet(case: Case, share: float) -> Outcome:
+    """`--method adapnet`: the structure changes in all epochs but the last; what is then above the target, l1 takes."""
+    model, data = copy.deepcopy(case.start), case.data
+    settings = replace(TRAINED, startup_epochs=0, finetune_epochs=0, max_epochs=case.epochs - 1)
+    phases = Phases.of(settings, case.training, trained=True)
+    goals, channels = GoalSettings(target_macs=share), capture(model, case.example)
+    steps = steps_per_epoch(data, phases.training)
+    method = AdapNet(settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.seed)
+    periods = Periods(model, channels, method, Target.of(goals, channels), Guard(None, lambda: 0.0), silent)
+    training = TrainingPhases(model, data, periods, phases, case.distill, trained=True)
+    training.run()
+    kinds = [row["kind"] for plan in periods.plans for row in plan]
+    facts = {
+        "macs_left_by_adapnet": periods.channels.macs() / channels.macs(),
+        "edits": {kind: kinds.count(kind) for kind in ("prune", "merge", "insert")},
+    }
+    if periods.channels.macs() > 1.01 * share * channels.macs():
+        choice = PruneSettings(method="l1", allocate="global", target_macs=share * channels.macs(), round_to=1)
+        operate_(model, decide(model, periods.channels, choice).plan, periods.channels)
+    return Outcome(model, case.epochs - 1, facts)
+
+
+def _refitted(case: Case, model: nn.Module, plan: Plan, channels: Channels, inputs: list[Tensor]) -> Outcome:
+    _, found = apply_plan_(model, plan, channels, case.example, inputs=inputs)
+    return Outcome(model, facts={"refitted": len(found.layers)})
+
+
+# Torch-Pruning: importances and pruners as its own benchmarks set them (VainF/Torch-Pruning, reproduce/main.py).
+
+
+def peer(case: Case, share: float, *, recipe: str, iterative: bool = False, refit: bool = False) -> Outcome:
+    """Torch-Pruning brought to the multiply-adds by its ratio; iterative: half of the way first, then an epoch.
+
+    With `refit` what it cut is refitted by our least squares, else batch norm is measured anew.
+    """
+    model, spent = copy.deepcopy(case.start), 0
+    if recipe == "group norm":
+        pruner = _pruner(recipe, case, model, 0.0)
+        case.train_(model, case.epochs - 1, step=_regularised(case.step(), pruner))
+        spent = case.epochs - 1
+    elif iterative:
+        model = _cut(case, model, share**0.5, recipe, refit)
+        case.train_(model, case.epochs - 1)
+        spent = case.epochs - 1
+    return Outcome(_cut(case, model, share, recipe, refit), spent)
+
+
+def _cut(case: Case, model: nn.Module, share: float, recipe: str, refit: bool) -> nn.Module:
+    if recipe == "taylor":
+        with evaluating(model):
+            for images, labels in case.images(PruneSettings.score_images):
+                functional.cross_entropy(model(images), labels).backward()
+    small = _at_macs(case, model, share, recipe)
+    for parameter in (*model.parameters(), *small.parameters()):
+        parameter.grad = None
+    if not refit:
+        recalibrate_(small, case.data.train, case.data, seed=case.seed)
+        return small
+    channels = capture(model, case.example)
+    plan = _as_plan(model, small, channels)
+    model = _refitted(case, model, plan, channels, case.inputs()).model
+    assert _macs(case, model) == _macs(case, small)
+    return model
+
+
+def _at_macs(case: Case, model: nn.Module, share: float, recipe: str) -> nn.Module:
+    """The copy pruned by the ratio, found by halving, that leaves the multiply-adds nearest to the share asked for."""
+    wanted = share * _macs(case, case.start)
+    low, high = 0.0, 1.0  # the ratios that leave too much and too little
+    best = model
+    for _ in range(_HALVINGS):
+        ratio = (low + high) / 2
+        trial = copy.deepcopy(model)
+        for old, new in zip(model.parameters(), trial.parameters(), strict=True):
+            new.grad = None if old.grad is None else old.grad.clone()
+        _pruner(recipe, case, trial, ratio).step()
+        macs = _macs(case, trial)
+        low, high = (ratio, high) if macs > wanted else (low, ratio)
+        if abs(macs - wanted) < abs(_macs(case, best) - wanted):
+            best = trial
+    return best
+
+
+def _pruner(recipe: str, case: Case, model: nn.Module, ratio: float) -> Any:
+    last, example = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:], case.example
+    given = {"pruning_ratio": ratio, "ignored_layers": last}
+    match recipe:
+        case "magnitude":
+            return BasePruner(model, example, importance=MagnitudeImportance(p=1), **given)
+        case "taylor":
+            return BasePruner(model, example, importance=TaylorImportance(), global_pruning=True, **given)
+    importance = GroupMagnitudeImportance(p=2, normalizer="max")
+    return GroupNormPruner(model, example, importance=importance, global_pruning=True, reg=_SPARSE, **given)
+
+
+def case_example(case: Case) -> Tensor:
+    return case.example
+
+
+def _regularised(step: Step, pruner: Any) -> Step:
+    """A step whose gradients the pruner adds its own to."""
+
+    def regularised(model: nn.Module, x: Tensor, y: Tensor) -> Any:
+        result = step(model, x, y)
+        pruner.regularize(model)
+        return result
+
+    return regularised
+
+
+def _macs(case: Case, model: nn.Module) -> float:
+    macs, _ = torch_pruning.utils.count_ops_and_params(model, case.example)
+    return float(macs)
+
+
+def _as_plan(dense: nn.Module, small: nn.Module, channels: Channels) -> Plan:
+    """What the peer took away, as a plan of ours: a channel is known again by its values in a layer's vectors."""
+    before, after = named_tensors(dense), named_tensors(small)
+    edits = []
+    for group in channels.free:
+        vectors: dict[str, list[str]] = {}  # by layer: a norm has four, whose values together are a channel's own
+        for place in group.places:
+            if place.role == "row" and before[place.tensor].ndim == 1:
+                vectors.setdefault(place.tensor.rpartition(".")[0], []).append(place.tensor)
+        names = max(vectors.values(), key=len)
+        stayed = {tuple(values) for values in torch.stack([after[name] for name in names], 1).tolist()}
+        ids = channels.identities[names[0], 0]
+        rows = torch.stack([before[name] for name in names], 1).tolist()
+        gone = sorted({int(each) for each, values in zip(ids, rows, strict=True) if tuple(values) not in stayed})
+        gone = [each for each in gone if each in set(group.ids.tolist())]
+        if gone:
+            edits.append(Prune(group.name, tuple(gone), "Torch-Pruning"))
+    return Plan(tuple(edits))
+
+
+RECIPES = {
+    f"TP {recipe}{', iterative' if iterative else ''}": partial(peer, recipe=recipe, iterative=iterative)
+    for recipe, ways in {"magnitude": (False, True), "taylor": (False, True), "group norm": (False,)}.items()
+    for iterative in ways
+}
+DISTILLED = " + distillation"  # behind an arm's name: its training follows the start beside the labels
+ARMS: dict[str, Arm] = {
+    "dense": whole,
+    "ours": partial(ours, round_to=1),
+    "ours, widths for the chip": partial(ours, round_to="auto"),
+    "ours, batch norm only": remeasured,
+    "AdapNet": adapnet,
+    **RECIPES,
+    **{f"{name} + least squares": partial(arm, refit=True) for name, arm in RECIPES.items()},
+}

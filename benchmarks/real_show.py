@@ -1,0 +1,56 @@
+"""The results of `benchmarks/real.py` as tables in Markdown."""
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def best_recipe(result: dict[str, Any]) -> str:
+    """The peer's recipe with the highest validation top-1 after fine-tuning, on average over targets and seeds."""
+    found: dict[str, list[float]] = {}
+    for row in result["rows"]:
+        if row["arm"].startswith("TP ") and "+" not in row["arm"]:
+            found.setdefault(row["arm"], []).append(row["validation_top1"])
+    return max(found, key=lambda arm: statistics.mean(found[arm]))
+
+
+def table(result: dict[str, Any]) -> str:
+    """Test top-1 in per cent, right after the cut / fine-tuned, mean and standard deviation over the seeds."""
+    rows: Rows = result["rows"]
+    lefts = sorted({row["left"] for row in rows} - {1.0}, reverse=True)
+    dense = [row for row in rows if row["arm"] == "dense"]
+    seeds = len({row["seed"] for row in rows})
+    lines = [
+        f"{result['network']} on {result['data']}: {_top1(dense, 'untrained_top1')} as it came, "
+        f"{_top1(dense, 'top1')} fine-tuned. {result['train_images']:,} training images, {result['epochs']} epochs, "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}; {result['machine']}, Torch-Pruning {result['torch_pruning']}.",
+        "",
+        f"| MACs left | {' | '.join(f'{left:.0%}' for left in lefts)} | CPU s of the cut |",
+        "|---" * (len(lefts) + 2) + "|",
+    ]
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != "dense"):
+        own = [row for row in rows if row["arm"] == arm]
+        cells = [_cell([row for row in own if row["left"] == left]) for left in lefts]
+        lines.append(f"| {arm} | {' | '.join(cells)} | {statistics.mean(row['cut_cpu_seconds'] for row in own):.0f} |")
+    return "\n".join(lines)
+
+
+def _cell(rows: Rows) -> str:
+    if not rows:
+        return ""
+    left = statistics.mean(row["macs_left"] for row in rows)
+    off = "" if abs(left - rows[0]["left"]) < 0.015 else f" ({left:.0%} left)"
+    return f"{_top1(rows, 'untrained_top1')} / {_top1(rows, 'top1')}{off}"
+
+
+def _top1(rows: Rows, key: str) -> str:
+    values = [100 * row[key] for row in rows if row[key] is not None]
+    return _spread(values) if values else "-"
+
+
+def _spread(values: Iterable[float]) -> str:
+    values = list(values)
+    text = f"{statistics.mean(values):.1f}"
+    return f"{text} ± {statistics.stdev(values):.1f}" if len(values) > 1 else text

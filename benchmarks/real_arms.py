@@ -152,32 +152,38 @@ def _refitted(case: Case, model: nn.Module, plan: Plan, channels: Channels, inpu
 # Torch-Pruning: importances and pruners as its own benchmarks set them (VainF/Torch-Pruning, reproduce/main.py).
 
 
-def peer(case: Case, share: float, *, recipe: str, iterative: bool = False, refit: bool = False) -> Outcome:
-    """Torch-Pruning brought to the multiply-adds by its ratio; iterative: half of the way first, then an epoch.
+@dataclass(frozen=True)
+class Recipe:
+    """How the peer is used."""
 
-    With `refit` what it cut is refitted by our least squares, else batch norm is measured anew.
-    """
-    model, spent = copy.deepcopy(case.start), 0
-    if recipe == "group norm":
-        pruner = _pruner(recipe, case, model, 0.0)
-        case.train_(model, case.epochs - 1, step=_regularised(case.step(), pruner))
-        spent = case.epochs - 1
-    elif iterative:
-        model = _cut(case, model, share**0.5, recipe, refit)
-        case.train_(model, case.epochs - 1)
-        spent = case.epochs - 1
-    return Outcome(_cut(case, model, share, recipe, refit), spent)
+    score: str
+    iterative: bool = False  # half of the way first, then an epoch, then the rest
+    kept: bool = False  # layers whose channels an addition ties together stay as they are
+    refit: bool = False  # what it cut is refitted by our least squares, else batch norm is measured anew
+
+    def __call__(self, case: Case, share: float) -> Outcome:
+        """Torch-Pruning brought to the multiply-adds by its ratio."""
+        model, spent = copy.deepcopy(case.start), 0
+        if self.score == "group norm":
+            pruner = _pruner(self, case, model, 0.0)
+            case.train_(model, case.epochs - 1, step=_regularised(case.step(), pruner))
+            spent = case.epochs - 1
+        elif self.iterative:
+            model = _cut(case, model, share**0.5, self)
+            case.train_(model, case.epochs - 1)
+            spent = case.epochs - 1
+        return Outcome(_cut(case, model, share, self), spent)
 
 
-def _cut(case: Case, model: nn.Module, share: float, recipe: str, refit: bool) -> nn.Module:
-    if recipe == "taylor":
+def _cut(case: Case, model: nn.Module, share: float, recipe: Recipe) -> nn.Module:
+    if recipe.score == "taylor":
         with evaluating(model):
             for images, labels in case.images(PruneSettings.score_images):
                 functional.cross_entropy(model(images), labels).backward()
     small = _at_macs(case, model, share, recipe)
     for parameter in (*model.parameters(), *small.parameters()):
         parameter.grad = None
-    if not refit:
+    if not recipe.refit:
         recalibrate_(small, case.data.train, case.data, seed=case.seed)
         return small
     channels = capture(model, case.example)
@@ -187,7 +193,7 @@ def _cut(case: Case, model: nn.Module, share: float, recipe: str, refit: bool) -
     return model
 
 
-def _at_macs(case: Case, model: nn.Module, share: float, recipe: str) -> nn.Module:
+def _at_macs(case: Case, model: nn.Module, share: float, recipe: Recipe) -> nn.Module:
     """The copy pruned by the ratio, found by halving, that leaves the multiply-adds nearest to the share asked for."""
     wanted = share * _macs(case, case.start)
     low, high = 0.0, 1.0  # the ratios that leave too much and too little
@@ -205,10 +211,10 @@ def _at_macs(case: Case, model: nn.Module, share: float, recipe: str) -> nn.Modu
     return best
 
 
-def _pruner(recipe: str, case: Case, model: nn.Module, ratio: float) -> Any:
+def _pruner(recipe: Recipe, case: Case, model: nn.Module, ratio: float) -> Any:
     last, example = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:], case.example
-    given = {"pruning_ratio": ratio, "ignored_layers": last}
-    match recipe:
+    given = {"pruning_ratio": ratio, "ignored_layers": [*last, *(_tied(case, model) if recipe.kept else ())]}
+    match recipe.score:
         case "magnitude":
             return BasePruner(model, example, importance=MagnitudeImportance(p=1), **given)
         case "taylor":
@@ -219,6 +225,18 @@ def _pruner(recipe: str, case: Case, model: nn.Module, ratio: float) -> Any:
 
 def case_example(case: Case) -> Tensor:
     return case.example
+
+
+def _tied(case: Case, model: nn.Module) -> list[nn.Module]:
+    """Layers that share their output channels with others, by an addition."""
+    found = []
+    for group in capture(case.start, case.example).free:
+        rows = {place.tensor.rpartition(".")[0] for place in group.places if place.role == "row"}
+        layers = [layer for layer in map(model.get_submodule, rows) if isinstance(layer, nn.Conv2d | nn.Linear)]
+        producers = [layer for layer in layers if not isinstance(layer, nn.Conv2d) or layer.groups == 1]
+        if len(producers) > 1:
+            found += producers
+    return found
 
 
 def _regularised(step: Step, pruner: Any) -> Step:
@@ -258,9 +276,14 @@ def _as_plan(dense: nn.Module, small: nn.Module, channels: Channels) -> Plan:
 
 
 RECIPES = {
-    f"TP {recipe}{', iterative' if iterative else ''}": partial(peer, recipe=recipe, iterative=iterative)
-    for recipe, ways in {"magnitude": (False, True), "taylor": (False, True), "group norm": (False,)}.items()
-    for iterative in ways
+    "TP magnitude": Recipe("magnitude"),
+    "TP magnitude, iterative": Recipe("magnitude", iterative=True),
+    "TP magnitude, tied layers kept": Recipe("magnitude", kept=True),
+    "TP magnitude, tied layers kept, iterative": Recipe("magnitude", kept=True, iterative=True),
+    "TP taylor": Recipe("taylor"),
+    "TP taylor, iterative": Recipe("taylor", iterative=True),
+    "TP taylor, tied layers kept": Recipe("taylor", kept=True),
+    "TP group norm": Recipe("group norm"),
 }
 DISTILLED = " + distillation"  # behind an arm's name: its training follows the start beside the labels
 ARMS: dict[str, Arm] = {
@@ -270,5 +293,5 @@ ARMS: dict[str, Arm] = {
     "ours, batch norm only": remeasured,
     "AdapNet": adapnet,
     **RECIPES,
-    **{f"{name} + least squares": partial(arm, refit=True) for name, arm in RECIPES.items()},
+    **{f"{name} + least squares": replace(arm, refit=True) for name, arm in RECIPES.items()},
 }

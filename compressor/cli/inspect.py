@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Json, check_model, named
+from compressor.cli.options import Data, Json, check_model, named
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.pipeline.settings import InspectJob, ModelSettings
+from compressor.pipeline.settings import InspectJob, ModelSettings, SensitivityJob
+from compressor.training.settings import DataSettings
 
 HELP = "Show which channels of a model belong together, which can be edited, and why others cannot."
 EXAMPLE = "compressor inspect --arch torchvision:resnet18 --picture coupling.svg"
@@ -17,6 +18,11 @@ _PICTURES = (".svg", ".png", ".pdf")
 
 def inspect(
     model: ModelSettings,
+    loading: DataSettings,
+    data: Data = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Predict from --data what pruning each group costs the outputs.")
+    ] = False,
     keep: Annotated[
         list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Layers to keep as they are, as prune does.")
     ] = None,
@@ -31,17 +37,27 @@ def inspect(
 ) -> None:
     """Parse, run, print."""
     check_model(model)
+    if sensitivity != (data is not None):
+        raise UsageError(
+            "--sensitivity looks at images, and nothing else does: give both --sensitivity and --data, or none"
+        )
     if picture is not None:
         _check_picture(Path(picture), overwrite)
     terminal = Terminal(as_json=json)
     from compressor.pipeline.inspect import inspect as run
+    from compressor.pipeline.inspect import measure_sensitivity
     from compressor.reporting.coupling import draw_coupling, groups_json
     from compressor.reporting.tables import groups_table
 
     with terminal.progress() as tell:
-        channels = run(InspectJob(model, tuple(keep or ()), tuple(also or ())), tell)
-    terminal.print_json(groups_json(channels))
-    terminal.show(groups_table(channels))
+        kept = tuple(keep or ()), tuple(also or ())
+        if data is None:
+            channels, moved = run(InspectJob(model, *kept), tell), None
+        else:
+            found = measure_sensitivity(SensitivityJob(model, *kept, data, loading), tell)
+            channels, moved = found.channels, found.moved
+    terminal.print_json(groups_json(channels, moved))
+    terminal.show(groups_table(channels, moved))
     if picture is not None:
         draw_coupling(channels, Path(picture))
     made = {picture: "the coupling as a picture"} if picture is not None else {}

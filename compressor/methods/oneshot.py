@@ -70,6 +70,24 @@ def rank(
     return Ranked(scores, calibrated(model, found, inputs))
 
 
+_SHARES = (0.1, 0.3, 0.5)
+
+
+def sensitivity(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> dict[str, dict[float, float]]:
+    """For each free group, by the share of its channels that goes: how far the outputs move when what reads them is
+    refitted, in shares of the outputs' variance.
+
+    To first order, from one pass over `inputs`, batches as the model takes them. The model is not changed. Shares are
+    rounded to whole channels, of which one goes at least.
+    """
+    found = calibrated(model, curves(model, channels, consumers(model, channels, inputs)), inputs)
+    return {
+        name: {share: float(each.errors[max(1, round(share * len(each.errors)))]) for share in _SHARES}
+        for name, each in found.items()
+        if len(each.errors) > 1
+    }
+
+
 def _as_scores(channels: Channels, found: Mapping[str, Curve]) -> Scores:
     """Of every channel the error of its group when it goes, after those before it."""
     values = {}

@@ -51,6 +51,14 @@ class InspectJob:
 
 
 @dataclass(frozen=True)
+class SensitivityJob(InspectJob):
+    """And what it costs to prune them."""
+
+    data: str = ""
+    loading: DataSettings = field(default_factory=DataSettings)
+
+
+@dataclass(frozen=True)
 class PruneJob:
     """One-shot pruning, and with data fine-tuning and accuracy."""
 

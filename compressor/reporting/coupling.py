@@ -21,8 +21,10 @@ _ROW = 0.24  # inches a layer
 _MOST_ROWS = 400  # beyond this no one can read the picture
 
 
-def groups_json(channels: Channels) -> dict[str, Any]:
-    """Every group with its members, size, and whether it may be edited, as plain types."""
+def groups_json(channels: Channels, moved: Mapping[str, Mapping[float, float]] | None = None) -> dict[str, Any]:
+    """Every group with its members, size, whether it may be edited and how far the outputs move when shares of it go
+    (see `Sensitivity`), as plain types.
+    """
     return {
         "groups": [
             {
@@ -31,6 +33,7 @@ def groups_json(channels: Channels) -> dict[str, Any]:
                 "free": group.frozen is None,
                 "why_frozen": group.frozen,
                 "why_only_pruned": group.prune_only,
+                **({} if moved is None else {"outputs_moved": moved.get(group.name, {})}),
                 "makes": list(group.producers),
                 "reads": list(group.readers),
                 "places": [{"tensor": p.tensor, "dim": p.dim, "role": p.role} for p in group.places],

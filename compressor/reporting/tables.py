@@ -1,6 +1,6 @@
 """Tables for the terminal, drawn by Rich and at most 80 columns wide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -98,17 +98,23 @@ def layers_table(profile: "Profile") -> RenderableType:
     return table
 
 
-def groups_table(channels: "Channels") -> RenderableType:
-    """A row for each group: how many channels, what may be done to them and why not all; which layers make and read
-    them stands below its name.
+def groups_table(channels: "Channels", moved: Mapping[str, Mapping[float, float]] | None = None) -> RenderableType:
+    """A row for each group: how many channels, what may be done to them and why not all, and how far the outputs move
+    when shares of them go, the dearest group first; which layers make and read it stands below its name.
     """
-    table = plain_table("group", ("channels", "right"), ("edits", "left"))
-    for group in channels.groups:
+    moved = moved or {}
+    shares = next(iter(moved.values()), {})
+    columns = [(f"{share:.0%} gone", "right") for share in shares]
+    table = plain_table("group", ("channels", "right"), *columns, ("edits", "left"))
+    ordered = sorted(channels.groups, key=lambda group: sum(moved.get(group.name, {}).values()), reverse=True)
+    for group in ordered:
         edits = "frozen" if group.frozen is not None else "all" if group.prune_only is None else "prune only"
-        table.add_row(_about(group), str(group.size), edits)
+        cells = [f"{value:.2%}" for value in moved.get(group.name, {}).values()] or [""] * len(shares)
+        table.add_row(_about(group), str(group.size), *cells, edits)
     free = channels.free
     summary = f"{len(free)} of {len(channels.groups)} groups are free: {sum(g.size for g in free)} channels"
-    return _with_remarks(table, summary, *channels.notes)
+    scale = ["gone: how far the outputs move, in shares of their variance, when what reads the channels is refitted"]
+    return _with_remarks(table, summary, *(scale if moved else ()), *channels.notes)
 
 
 def _about(group: "ChannelGroup") -> RenderableType:

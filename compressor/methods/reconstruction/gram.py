@@ -107,27 +107,49 @@ class Gram:
     def best(self, before: Tensor) -> Solution:
         """What fits the held-back rows best, output by output, solved with these rows as well.
 
-        Candidates are `before`, and solutions with a pull towards it, each stronger than the last.
+        Candidates are `before`, solutions with a pull towards it, each stronger than the last, and the best of these
+        with targets that the activation tells no difference to.
         """
-        chosen, errors = choose([before, *self._candidates(before)], self.held)
+        solvers = self._solvers(before)
+        fits = self._fits(before, solvers)
+        chosen, errors = choose(fits, self.held)
+        pulls = errors[-len(solvers) :].argmin(0)
+        swept = self._swept(solvers, pulls, _gathered(fits[-len(solvers) :], pulls))
+        if swept:
+            errors = torch.cat([errors, choose(swept, self.held)[1]])
+            chosen = errors.argmin(0)
         for rows in self.held:
             self._sum(rows)
         if self.kept is not None:
             self.kept.extend(self.held)
-        matrix = torch.stack([before, *self._candidates(before)])
-        matrix = matrix.gather(0, chosen[None, :, None].expand(-1, -1, before.shape[1], -1))[0]
-        return Solution(matrix, errors[0], errors.gather(0, chosen[None])[0])
+        solvers = self._solvers(before)
+        fits = self._fits(before, solvers)
+        swept = self._swept(solvers, pulls, _gathered(fits[-len(solvers) :], pulls))
+        return Solution(_gathered([*fits, *swept], chosen), errors[0], errors.gather(0, chosen[None])[0])
 
-    def _candidates(self, before: Tensor) -> list[Tensor]:
-        found = [_shifted(self, before)] if self.constant else []
-        for ridge in _RIDGES if before.shape[1] < _LARGE else (RIDGE,):
-            solve = Ridge(self.inner, before, ridge, self.constant)
-            found.append(solve(self.cross))
-            for _ in range(_SWEEPS if self.kept else 0):
-                cross = sum(exactly(rows.x.mT @ rows.reached(found[-1])) for rows in self.kept or ())
-                assert isinstance(cross, Tensor)
-                found.append(solve(cross))
+    def _solvers(self, before: Tensor) -> list["Ridge"]:
+        ridges = _RIDGES if before.shape[1] < _LARGE else (RIDGE,)
+        return [Ridge(self.inner, before, ridge, self.constant) for ridge in ridges]
+
+    def _fits(self, before: Tensor, solvers: Sequence["Ridge"]) -> list[Tensor]:
+        """The matrix as it was, where outputs may be shifted also with its mean error taken away, and solutions."""
+        return [before, *([_shifted(self, before)] if self.constant else []), *(solve(self.cross) for solve in solvers)]
+
+    def _swept(self, solvers: Sequence["Ridge"], pulls: Tensor, matrix: Tensor) -> list[Tensor]:
+        """Solutions whose targets follow the last one where the activation cuts off; each output has its own pull."""
+        found: list[Tensor] = []
+        for _ in range(_SWEEPS if self.kept else 0):
+            cross = sum(exactly(rows.x.mT @ rows.reached(matrix)) for rows in self.kept or ())
+            assert isinstance(cross, Tensor)
+            matrix = _gathered([solve(cross) for solve in solvers], pulls)
+            found.append(matrix)
         return found
+
+
+def _gathered(matrices: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """One matrix (groups, unknowns, outputs), each output out of the one that is chosen (groups, outputs) for it."""
+    stacked = torch.stack(list(matrices))
+    return stacked.gather(0, chosen[None, :, None].expand(-1, -1, stacked.shape[2], -1))[0]
 
 
 def _shifted(gram: Gram, before: Tensor) -> Tensor:

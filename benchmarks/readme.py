@@ -18,12 +18,13 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import adapnet_small, pareto_show, surgery_show
+from benchmarks import adapnet_small, pareto_show, real_show, surgery_show
 from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
 from benchmarks import routing as routing_benchmark
+from benchmarks import widths as width_times
 from compressor.reporting.report import Report
 from compressor.reporting.tables import before_after_table
 
@@ -53,6 +54,16 @@ def zoo() -> str:
 def speed() -> str:
     """Seconds of both tools on the networks that one looks for, and the range over all."""
     return surgery_show.speed(_read("speed.json"))
+
+
+def real() -> str:
+    """Trained networks of others, cut by ours, AdapNet and the peer."""
+    return "\n\n".join(real_show.table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("real-*.json")))
+
+
+def widths() -> str:
+    """How fast half of the multiply-adds is."""
+    return width_times.table(_read("widths.json"))
 
 
 def adapnet() -> str:
@@ -272,6 +283,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "pareto_brief": pareto_brief,
     "training": training,
     "export": export,
+    "real": real,
+    "widths": widths,
     "adapnet": adapnet,
     "adapnet_trained": adapnet_trained,
     "adapnet_tables": adapnet_tables,

@@ -15,7 +15,7 @@ from compressor.training.settings import DataSettings, DistillSettings, TrainSet
 # Flags of one-shot pruning and of plain training, and what to use instead.
 _INSTEAD = {
     **dict.fromkeys(
-        ("ratio", "allocate", "round_to", "min_channels", "ratio_for", "score_images"),
+        ("ratio", "allocate", "min_channels", "ratio_for", "score_images"),
         "it decides itself how much goes; --target-macs or --target-params end it sooner",
     ),
     "epochs": "give --startup-epochs, --max-epochs and --finetune-epochs",

@@ -10,6 +10,8 @@ import numpy as np
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.methods.scores import Values
 
+BLOCKS = 2  # of the chip's, so many of them a layer has at least; where it is narrower, smaller ones
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -26,7 +28,7 @@ def cuts(group: Group, channels: Channels, multiple: int, least: int = 1, most: 
 
     At least so many channels stay, and no more than the share `most` of them goes.
     """
-    step = _step(group, channels, multiple)
+    step = step_of(group, channels, multiple)
     least = max(1, math.ceil(least / step)) * step
     total = group.size
     sizes = [total, *(size for size in range((total - 1) // step * step, 0, -step) if size >= least)]
@@ -45,7 +47,14 @@ def together(group: Group, scores: Values, cuts: Sequence[int]) -> list[Unit]:
     return units(group, scores, [cuts[0], *cuts[1:][-1:]])
 
 
-def _step(group: Group, channels: Channels, multiple: int) -> int:
+def narrowed(multiple: int, group: Group) -> int:
+    """What the width of a group is to be a multiple of, so that it has several widths to choose from."""
+    while multiple > 1 and group.size < BLOCKS * multiple:
+        multiple //= 2
+    return multiple
+
+
+def step_of(group: Group, channels: Channels, multiple: int) -> int:
     """How many channels make the width of every layer of the group a multiple: grouped layers hold a channel often."""
     step = 1
     for place in group.places:

@@ -11,14 +11,12 @@ from compressor.graph.names import groups_named
 from compressor.methods.allocate import ranks
 from compressor.methods.catalogue import ABOUT
 from compressor.methods.obs import Curve
-from compressor.methods.removal import Unit, by_score, by_share, cuts, together, units, up_to
+from compressor.methods.removal import BLOCKS, Unit, by_score, by_share, cuts, narrowed, together, units, up_to
 from compressor.methods.scores import Scores, Values
 from compressor.methods.settings import PruneSettings
 from compressor.methods.target import meet
 from compressor.profiling.chip import preferred_multiple
 from compressor.surgery.edits import Plan, Prune
-
-_BLOCKS = 2  # so many of them a layer has at least, where widths are to suit the chip
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def select(
     tried: list[Selection] = []
     multiple = wanted
     while not tried or (multiple and auto and tried[-1].off):
-        blocks = {group.name: _block(group, multiple) if auto else multiple for group in channels.free}
+        blocks = {group.name: narrowed(multiple, group) if auto else multiple for group in channels.free}
         try:
             tried.append(replace(_select(channels, scores, settings, curves, blocks), round_to=multiple))
         except (ModelError, UsageError):
@@ -66,17 +64,10 @@ def select(
     if found.round_to < wanted:
         note += f": with multiples of {wanted} the {'ratio' if settings.target_macs is None else 'target'} is not met"
     elif auto and wanted > 1:
-        note += f" where layers are {_BLOCKS * wanted} wide and more, and of less in narrower ones: {why}"
+        note += f" where layers are {BLOCKS * wanted} wide and more, and of less in narrower ones: {why}"
     else:
         return found
     return replace(found, notes=(note, *found.notes))
-
-
-def _block(group: Group, multiple: int) -> int:
-    """What the width of a group is to be a multiple of, so that there are several widths to choose from."""
-    while multiple > 1 and group.size < _BLOCKS * multiple:
-        multiple //= 2
-    return multiple
 
 
 def _select(

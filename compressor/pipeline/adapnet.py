@@ -117,7 +117,9 @@ def _prepare(job: AdaptJob, tell: Tell) -> tuple[Subject, Periods, Phases]:
         raise ModelError(f"there is nothing that AdapNet could change: {_reasons(channels, method)}")
     target = Target.of(job.goals, channels)
     top1 = partial(_top1, subject)
-    periods = Periods(subject.module, channels, method, target, Guard(job.goals.max_drop, top1), tell)
+    periods = Periods(
+        subject.module, channels, method, target, Guard(job.goals.max_drop, top1), tell, job.goals.round_to
+    )
     return subject, periods, phases
 
 

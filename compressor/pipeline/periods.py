@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from compressor.graph.channels import Channels
 from compressor.methods.adapnet.freeze import Held
 from compressor.methods.adapnet.method import AdapNet
+from compressor.methods.rounding import rounded
 from compressor.pipeline.goals import Guard, Target
 from compressor.pipeline.stages import PeriodEvent, PeriodStep, Tell, note_all
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of
 from compressor.surgery.snapshot import Snapshot
 from compressor.training import distributed
+from compressor.training.events import NoteEvent
 from compressor.training.microbatches import Step
 from compressor.training.state import TrainState
 
@@ -29,10 +31,17 @@ class Periods:
     """
 
     def __init__(
-        self, model: nn.Module, channels: Channels, method: AdapNet, target: Target, guard: Guard, tell: Tell
+        self,
+        model: nn.Module,
+        channels: Channels,
+        method: AdapNet,
+        target: Target,
+        guard: Guard,
+        tell: Tell,
+        round_to: int | Literal["auto"] = 1,
     ) -> None:
         self.model, self.channels, self.method = model, channels, method
-        self.target, self.guard, self.tell = target, guard, tell
+        self.target, self.guard, self.tell, self.round_to = target, guard, tell, round_to
         self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
         self.rows: list[dict[str, Any]] = []  # one a period
         self.refused: dict[str, str] = {}
@@ -82,6 +91,8 @@ class Periods:
         if state.batch < state.batches:
             return False
         self.method.epoch_done()
+        if self.over:
+            self._round(state.optimizer)
         return self.over
 
     def _unwatch(self) -> None:
@@ -101,6 +112,17 @@ class Periods:
         self.guard.trained()
         self.target_met = self.target.met(self.channels)
         self._report(state, beta, done)
+
+    def _round(self, optimizer: Optimizer) -> None:
+        """Make the widths that changed multiples of what the chip likes, now that the structure stands."""
+        first = self._before[1]
+        changed = [group for group in self.channels.free if group.size != first.group(group.name).size]
+        limit = 0.0 if self.target.params is not None else self.target.macs or self.channels.macs()
+        choose = partial(rounded, self.model, self.channels, changed, self.round_to, limit, self.method.period)
+        plan = distributed.from_first(choose)
+        if plan.edits and self._carry_out(plan, optimizer):
+            self.plans.append(list(plan.rows()))
+            self.tell(NoteEvent(f"widths rounded in {len({edit.group for edit in plan.edits})} groups"))
 
     def _follow_first(self) -> None:
         """Of several processes only the first has judged: the others take over what its method knows now."""

@@ -64,6 +64,8 @@ def check(settings: AdapNetSettings, goals: GoalSettings) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(settings, name)}: give 1 or more")
     if settings.lsep is not None and settings.lsep < 1:
         raise UsageError(f"--lsep is {settings.lsep}: give the steps of a period, 1 or more")
+    if goals.round_to != "auto" and goals.round_to < 1:
+        raise UsageError(f"--round-to is {goals.round_to}: give 1 or more, or auto")
     if goals.max_drop is not None and not 0 <= goals.max_drop < 1:
         raise UsageError(f"--max-drop is {goals.max_drop:g}: give a share of the images, such as 0.02 for two points")
 

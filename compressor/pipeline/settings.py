@@ -80,6 +80,7 @@ class GoalSettings:
     target_macs: float | None = None  # where the changes of structure end: up to 1 a share that stays, above a number
     target_params: float | None = None
     max_drop: float | None = None  # of validation top-1, in 0..1; a plan that costs more is undone
+    round_to: int | Literal["auto"] = PruneSettings.round_to  # at the end, widths that changed are multiples of this
     fill: bool = False  # fine-tuning takes the epochs that changes of structure left over, for equal budgets
 
 

@@ -117,12 +117,13 @@ class Periods:
         """Make the widths that changed multiples of what the chip likes, now that the structure stands."""
         first = self._before[1]
         changed = [group for group in self.channels.free if group.size != first.group(group.name).size]
-        limit = 0.0 if self.target.params is not None else self.target.macs or self.channels.macs()
-        choose = partial(rounded, self.model, self.channels, changed, self.round_to, limit, self.method.period)
+        target = self.target if self.target_met else Target(self.channels.macs(), None)
+        choose = partial(rounded, self.model, self.channels, changed, self.round_to, target.met, self.method.period - 1)
         plan = distributed.from_first(choose)
         if plan.edits and self._carry_out(plan, optimizer):
             self.plans.append(list(plan.rows()))
-            self.tell(NoteEvent(f"widths rounded in {len({edit.group for edit in plan.edits})} groups"))
+            rounded_groups = dict.fromkeys(edit.group for edit in plan.edits)
+            self.tell(NoteEvent(f"widths are multiples of what the chip likes now: {', '.join(rounded_groups)}"))
 
     def _follow_first(self) -> None:
         """Of several processes only the first has judged: the others take over what its method knows now."""

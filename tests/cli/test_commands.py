@@ -126,7 +126,7 @@ def test_evaluate_as_json(compressor):
 
 
 def test_prune_dry_run(compressor):
-    ran = compressor("prune", DIGITS, "--target-macs", "0.5", "--dry-run")
+    ran = compressor("prune", DIGITS, "--target-macs", "0.5", "--round-to", "8", "--dry-run")
     check_golden("prune-dry-run", ran, compressor.folder)
 
 
@@ -144,7 +144,9 @@ def test_prune_one_shot(compressor):
 
 def test_prune_with_data(compressor):
     out = compressor.folder / "run"
-    ran = compressor("prune", DIGITS, "--data", "digits", "--epochs", "2", "--out", out, "--no-latency")
+    ran = compressor(
+        "prune", DIGITS, "--data", "digits", "--epochs", "2", "--round-to", "8", "--out", out, "--no-latency"
+    )
     check_golden("prune-with-data", ran, compressor.folder)
     assert (out / "model.onnx").exists()
 

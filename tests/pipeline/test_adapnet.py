@@ -42,7 +42,7 @@ def job(out, goals=None, model=None, distilling=None, **changes):
         model or ModelSettings(arch=ARCH, arch_arg=(("width", 0.25),)),
         "digits",
         OutputSettings(str(out), latency=False, onnx=False),
-        goals or GoalSettings(),
+        goals or GoalSettings(round_to=1),
         training=TrainSettings(log_seconds=0.0),
         preset="quick",
         adapnet=replace(SETTINGS, **changes),
@@ -173,10 +173,19 @@ def test_a_broken_run_goes_on_to_the_same_network(when, whole, tmp_path):
 
 
 def test_the_structure_stops_changing_when_the_target_is_met(tmp_path):
-    report = adapt(job(tmp_path / "run", GoalSettings(target_params=0.9), startup_epochs=1))
+    report = adapt(job(tmp_path / "run", GoalSettings(target_params=0.9, round_to=1), startup_epochs=1))
     assert 0.85 < report.after.params / report.before.params <= 0.9
     assert "target" not in report.refused
     assert sum(row["phase"] == "periods" for row in report.rows) < SETTINGS.max_epochs
+
+
+def test_widths_are_multiples_at_the_end_and_the_target_holds(tmp_path):
+    report = adapt(job(tmp_path / "run", GoalSettings(target_macs=0.8, round_to=4), startup_epochs=1))
+    changed = [layer for layer in report.layers if layer.after != layer.before]
+    assert changed and all(layer.after % 4 == 0 for layer in changed)
+    assert report.after.macs <= 0.8 * report.before.macs
+    again = compressor.load(tmp_path / "run" / "model.safetensors", arch=ARCH)
+    assert sum(p.numel() for p in again.parameters()) == report.after.params
 
 
 def test_a_target_out_of_reach_keeps_what_came_of_it_and_says_so(tmp_path):

@@ -7,12 +7,10 @@ import numpy as np
 from torch import nn
 
 from compressor.graph.channels import Channels, Group, Ids
-from compressor.graph.skeleton import skeleton
 from compressor.methods.l1 import l1
 from compressor.methods.removal import narrowed, step_of
 from compressor.methods.scores import Given
 from compressor.profiling.chip import preferred_multiple
-from compressor.surgery import operate_
 from compressor.surgery.edits import Edit, Insert, Plan, Prune
 
 
@@ -21,10 +19,10 @@ def rounded(
     channels: Channels,
     groups: Iterable[Group],
     round_to: int | Literal["auto"],
-    fits: Callable[[Channels], bool],
+    fits: Callable[[Plan], bool],
     period: int = 0,
 ) -> Plan:
-    """A plan that makes the widths of groups multiples: of the next below, and of the next above as far as the network
+    """A plan that makes the widths of groups multiples: of the next below, and of the next above as far as the plan
     then `fits`, those first that are nearest to it.
 
     Below, the channels with the smallest weights go; above, those with the largest are doubled and share their readers'
@@ -46,8 +44,7 @@ def rounded(
     for group in sorted(ragged, key=lambda group: -group.size % steps[group.name] / steps[group.name]):
         if group.prune_only is None:
             tried = chosen | {group.name: _above(group, steps[group.name], orders[group.name])}
-            if fits(operate_(skeleton(model), _plan(tried, period), channels)):
-                chosen = tried
+            chosen = tried if fits(_plan(tried, period)) else chosen
     return _plan(chosen, period)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.graph.channels import Channels
+from compressor.graph.skeleton import skeleton
 from compressor.methods.adapnet.freeze import Held
 from compressor.methods.adapnet.method import AdapNet
 from compressor.methods.rounding import rounded
@@ -118,7 +119,11 @@ class Periods:
         first = self._before[1]
         changed = [group for group in self.channels.free if group.size != first.group(group.name).size]
         target = self.target if self.target_met else Target(self.channels.macs(), None)
-        choose = partial(rounded, self.model, self.channels, changed, self.round_to, target.met, self.method.period - 1)
+
+        def fits(plan: Plan) -> bool:
+            return target.met(operate_(skeleton(self.model), plan, self.channels))
+
+        choose = partial(rounded, self.model, self.channels, changed, self.round_to, fits, self.method.period - 1)
         plan = distributed.from_first(choose)
         if plan.edits and self._carry_out(plan, optimizer):
             self.plans.append(list(plan.rows()))

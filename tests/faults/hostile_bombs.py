@@ -1,5 +1,6 @@
 """Pickles that name nothing forbidden and fill memory and time, or reach for memory that is not theirs."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,13 @@ def _legacy_storage(count: int) -> bytes:
     return tup(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), number(count), b"N") + b"Q"
 
 
+def _colliding(count: int) -> bytes:
+    """A dict whose keys are different tuples of one hash: multiples of 2**61 - 1 have that of 0."""
+    multiples = [number(times * (2**61 - 1)) for times in range(-3, 4)]
+    keys = itertools.islice(itertools.product(multiples, repeat=8), count)
+    return b"}(" + b"".join(tup(*key) + NONE for key in keys) + b"u"
+
+
 _CONV = name("torch.nn.modules.conv", "Conv2d")
 _TENSOR = name("torch", "Tensor")
 _FOUR, _MANY = tensor(storage("0", 4), (4,), (1,)), tup(number(10**10))
@@ -138,6 +146,7 @@ BOMBS: dict[str, Make] = {
     "key_nested_deeply": holding(b"}" + b")" + b"\x85" * 900_000 + b"Ns"),
     "key_that_doubles": holding(b"}(" + b")q\x00" + b"h\x00\x86q\x00" * 60 + b"Nu"),
     "keys_that_collide": holding(b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(50_000)) + b"u"),
+    "tuples_that_collide": holding(_colliding(20_000)),
     "many_arguments": holding(name("builtins", "list") + b"](" + b"N" * 900_000 + b"eR"),
     "many_names": holding(b"(" + b"".join(name("a", f"b{k}") for k in range(50_000)) + b"t"),
     "name_without_end": holding(b"cos\n" + b"x" * 5_000_000),

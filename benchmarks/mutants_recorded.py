@@ -26,8 +26,7 @@ KNOWN = (
     Fault("surgery/snapshot.py", "self.optimizer.state.clear()", "pass"),
     # graph
     Fault("graph/rules_layers.py", 'if op.kwargs.get("scale") is None:', "if False:"),
-    Fault("graph/rules_layers.py", "positions = x if transposed else out", "positions = out"),
-    Fault("profiling/macs.py", "positions = image if transposed else op.outputs[0]", "positions = op.outputs[0]"),
+    Fault("graph/rules_layers.py", "op.args[0] if op.args[6] else op.outputs[0]", "op.outputs[0]"),
     Fault("graph/rules_parts.py", "track[dim][start:end:step]", "track[dim][start:end]"),
     Fault("graph/rules_parts.py", "track[dim][start:end:step]", "track[dim][:end:step]"),
     Fault("graph/rules_parts.py", "if len(ids) % step == 0 and 0 <= start < step:", "if len(ids) % step == 0:"),

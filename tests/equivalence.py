@@ -18,7 +18,6 @@ from compressor.graph import Channels, capture
 from compressor.graph.channels import SINGLE
 from compressor.graph.refine import Refinement
 from compressor.graph.resolve import roots_of
-from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import Replica, skeleton
 from compressor.graph.trace import TensorRef, Way, call_arguments, run
 from compressor.graph.walk import Ties, Walk
@@ -105,11 +104,11 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
     # Traced on real data, since an operator may be made of others on the meta device than on this one.
     trace = run(Replica(model, real=True), Way(example))
     walk = Walk(trace, Ties())
-    walk.follow(rule_of)
+    walk.follow()
     turned = _turned(model, example) if walk.choices else []
     if turned:  # reshapes where channels go on another dimension than the walk took first
         walk = Walk(trace, Ties(), dict(zip(walk.choices, turned, strict=True)))
-        walk.follow(rule_of)
+        walk.follow()
     with _KeptStatistics(walk, _kept_of_raw(walk, channels, gone)):
         return outputs(masked, example)
 

@@ -24,7 +24,6 @@ from compressor.subnets.nested import Nested
 
 START = "start"  # the input of a detachable model's graph that says which model
 THRESHOLDS = "thresholds"  # the input of a routed model's graph: how sure the router has to be, for each depth but one
-_LAYERS = {"convolution": "convolution", **dict.fromkeys(("addmm", "mm", "bmm", "baddbmm", "linear"), "product")}
 _NEVER, _ALWAYS = 2.0, -2.0  # as thresholds of a probability; the strictest router says -1 for what it rules out
 
 
@@ -126,7 +125,7 @@ class AtDepth(nn.Module):
 def cost_of(module: nn.Module, example: Tensor) -> Cost:
     """Count on shapes alone what a module executes for one image."""
     traced = trace(module, example[:1])
-    counts = Counter(_LAYERS[op.name] for op in traced.ops if op.name in _LAYERS)
+    counts = Counter(op.operator.kind for op in traced.ops)
     used = {traced.parameters.get(ref.index) for op in traced.ops for ref in op.inputs}
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     params = sum(sizes.get(name, 0) for name in used if name is not None)

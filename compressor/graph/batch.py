@@ -3,7 +3,6 @@
 import numpy as np
 
 from compressor.graph.resolve import roots_of
-from compressor.graph.rules import rule_of
 from compressor.graph.trace import Trace
 from compressor.graph.walk import Ties, Walk
 
@@ -14,14 +13,14 @@ def batch_of(trace: Trace) -> int:
     if first is None or first.shape[0] == 1:
         return 1
     # torch gives an image without a batch a dimension of its own in front of the operator that wants one.
-    alone = any(op.name == "convolution" and op.args[0].shape[0] == 1 for op in trace.ops)
+    alone = any(op.operator.kind == "convolution" and op.args[0].shape[0] == 1 for op in trace.ops)
     if len(first.shape) > 1 and not alone:
         return first.shape[0]
     ties = Ties()
     walk = Walk(trace, ties)
     own = ties.fresh(first.shape[0])
     walk.give(first, {0: own})
-    walk.follow(rule_of)
+    walk.follow()
     roots = roots_of(ties)
     read = np.concatenate([roots[ids] for ids in ties.blocks.values()] or [roots[:0]])
     return 1 if np.isin(roots[own], read).any() else first.shape[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from compressor.graph.trace import Op, TensorRef
+from compressor.graph.records import Op, TensorRef
 from compressor.graph.walk import Track, Walk, where
 from compressor.limits import within_memory
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from compressor.errors import ModelError
-from compressor.graph.program import is_weight, module_of, operator_of, program
+from compressor.graph.program import is_weight, module_of, name_of, program
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Chain:
     def _cut(self, index: int, node: fx.Node) -> Cut:
         readers = (user for user in sorted(node.users) if user.op != "output" and user.target is not _SIZE)
         after = next((user for user in readers if not _is_size(user)), None)
-        reader, name = ("", "") if after is None else (module_of(after), operator_of(after))
+        reader, name = ("", "") if after is None else (module_of(after), name_of(after))
         shape = tuple(int(size) for size in node.meta["tensor_meta"].shape[1:])
         return Cut(index, shape, "" if node.op == "placeholder" else module_of(node), reader, name)
 
@@ -57,7 +57,7 @@ class Chain:
         """Names of the operators between two cuts, in the order they run: "conv2d", "batch_norm", "relu"."""
         first, last = self._crossings[start], self._crossings[end]
         between = (node for node in self._graph.nodes if first < node and node <= last and not is_weight(node))
-        return tuple(operator_of(node) for node in between if operator_of(node) and _is_tensor(node))
+        return tuple(name_of(node) for node in between if name_of(node) and _is_tensor(node))
 
     def segment(self, start: int, end: int) -> fx.GraphModule:
         """The part of the network from cut `start` to cut `end` (`start < end`), sharing its parameters."""

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from compressor.graph.attributes import write_
 from compressor.graph.channels import Group, Ids, Key, Size
-from compressor.graph.recorder import LAYOUT, Found
+from compressor.graph.records import Found, argument, dimension
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Op, Ran, Trace, Way, cause, outline
-from compressor.graph.walk import MAKERS, RESHAPES, Ties, Walk, argument, dimension, where
+from compressor.graph.walk import Ties, Walk, where
 
 Copies = NDArray[np.int64]  # of every identity in a trial: 0 where it is removed, 2 where it stands twice
 
@@ -122,8 +122,8 @@ def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids
     left = _Left(copies, roots, walk.ties)
     run = outline(replica, replace(way, found=_found(walk, left)))
     error = run.error
-    ours = [number for number, op in enumerate(walk.trace.ops) if op.name not in LAYOUT]
-    theirs = [op for op in run.ops if op.name not in LAYOUT]
+    ours = [number for number, op in enumerate(walk.trace.ops) if not op.operator.incidental]
+    theirs = [op for op in run.ops if not op.operator.incidental]
     for number, after in zip(ours, theirs, strict=False):
         why = _difference(walk, number, after, left)
         if why is not None:
@@ -158,7 +158,7 @@ def _found(walk: Walk, left: "_Left") -> tuple[tuple[str, Found], ...]:
         seen = bool(touched) or any(ref.index in features for ref in op.inputs)
         if seen:
             features.update(ref.index for ref in op.outputs)
-        if op.name not in LAYOUT:
+        if not op.operator.incidental:
             told.append((op.name, found if seen and all(left.count(ids) == len(ids) for ids in touched) else ()))
     return tuple(told)
 
@@ -175,8 +175,7 @@ def _failure(before: Op, after: Ran, error: Exception) -> str:
 
 def _same_sizes(before: Op, after: Ran) -> bool:
     """Whether an operator that takes sizes was given the same ones."""
-    sized = before.name in RESHAPES or before.name in _SIZED
-    return sized and all(
+    return (before.operator.sized or before.operator.kind == "reshape") and all(
         now in (None, tuple(was) if isinstance(was, list) else was)
         for was, now in zip(before.args, after.args, strict=False)
     )
@@ -189,18 +188,15 @@ def _asked(walk: Walk, number: int, after: Ran) -> Iterator[tuple[int, int, int]
         for output, (ref, shape) in enumerate(zip(op.outputs, after.shapes, strict=False)):
             if len(ref.shape) == len(shape):
                 yield from ((output, dim, size) for dim, size in enumerate(shape))
-    elif op.name in RESHAPES:
+    elif op.operator.kind == "reshape":
         yield from ((0, dim, size) for dim, size in enumerate(_list(after)) if dim < len(op.outputs[0].shape))
-    elif op.name in _SPLITS:
+    elif argument(op, "split_sizes") is not None:
         dim = dimension(op, op.args[0])
         yield from ((output, dim, size) for output, size in enumerate(_list(after)) if output < len(op.outputs))
 
 
 def _list(after: Ran) -> tuple[int, ...]:
     return after.args[1] if len(after.args) > 1 and isinstance(after.args[1], tuple) else ()
-
-
-_SPLITS = ("split_with_sizes", "unsafe_split_with_sizes")
 
 
 class _Left:
@@ -250,7 +246,7 @@ def _difference(walk: Walk, number: int, after: Ran, left: _Left) -> str | None:
         for dim, size in enumerate(found):
             if not left.agrees(walk, number, output, dim, size):
                 return _WRITTEN if size == ref.shape[dim] or _same_sizes(before, after) else _ELSEWHERE
-    if before.name == "slice" and argument(before, "step") == 1 and _moved(before, after, walk, left):
+    if before.operator.kind == "slice" and argument(before, "step") == 1 and _moved(before, after, walk, left):
         return _WRITTEN
     if torch.Tag.pointwise in before.func.tags and _numbers(before.args) != _numbers(after.args):
         return "computes with the number of channels"
@@ -278,12 +274,13 @@ def _bounds(op: Op | Ran, size: int) -> list[int]:
 
 def parts(op: Op, walk: Walk) -> Ids | None:
     """The dimension that a slice or a split cuts, as a matrix: a row for each equal part that the bounds count in."""
-    if op.name != "slice" and op.name not in _SPLITS:
+    slices = op.operator.kind == "slice"
+    if not slices and argument(op, "split_sizes") is None:
         return None
     ids = walk.track(op.args[0]).get(dimension(op, op.args[0]))
     if ids is None:
         return None
-    unit = math.gcd(len(ids), *(_bounds(op, len(ids)) if op.name == "slice" else op.args[1]))
+    unit = math.gcd(len(ids), *(_bounds(op, len(ids)) if slices else op.args[1]))
     return ids.reshape(-1, unit) if 1 < unit < len(ids) else None
 
 
@@ -294,31 +291,24 @@ def same_operators(one: Walk, other: Walk) -> bool:
 
 def _passed(walk: Walk) -> list[tuple[str, str]]:
     ops = zip(walk.trace.ops, walk.op_inputs, strict=True)
-    plain = (*LAYOUT, "empty_like", "bernoulli")
-    return [
-        (op.name, op.module)
-        for op, touched in ops
-        if op.name not in plain and torch.Tag.pointwise not in op.func.tags and not all(map(walk.is_made, touched))
-    ]
+    return [(op.name, op.module) for op, touched in ops if not (_is_plain(op) or all(map(walk.is_made, touched)))]
+
+
+def _is_plain(op: Op) -> bool:
+    return op.operator.incidental or op.operator.kind in ("creation", "dropout") or torch.Tag.pointwise in op.func.tags
 
 
 def asks_for_sizes(walk: Walk) -> bool:
     """Whether an operator takes a size that the code may have from anywhere, other than to flatten."""
     return any(
-        (touched and (op.name in _SIZED or _unflattens(op)))
-        or (op.name in MAKERS and max(op.outputs[0].shape[1:], default=1) > 1)
+        (touched and (op.operator.sized or _unflattens(op)))
+        or (op.operator.makes and max(op.outputs[0].shape[1:], default=1) > 1)
         for op, touched in zip(walk.trace.ops, walk.op_inputs, strict=True)
     )
 
 
-_SIZED = frozenset(
-    """slice alias split split_with_sizes chunk unsafe_split unbind select narrow expand repeat constant_pad_nd unfold
-    unflatten as_strided index channel_shuffle pixel_shuffle""".split()  # noqa: SIM905
-)
-
-
 def _unflattens(op: Op) -> bool:
-    return op.name in RESHAPES and len(op.outputs[0].shape) >= len(op.args[0].shape)
+    return op.operator.kind == "reshape" and len(op.outputs[0].shape) >= len(op.args[0].shape)
 
 
 def same_code(op: int, walk: Walk, model: nn.Module) -> list[int]:
@@ -388,7 +378,7 @@ def stored_sizes(
     exact: list[list[tuple[str, int | None, Ids]]] = [
         [(name, index, ids) for index, ids in enumerate(_parts(op, walk)) if ids is not None]
         for name, value in held.items()
-        if isinstance(value, list | tuple) and op.name in _SPLITS and list(value) == list(op.args[1])
+        if isinstance(value, list | tuple) and list(value) == argument(op, "split_sizes")
     ]
     lists: list[list[tuple[str, int | None, Ids]]] = [
         [(name, index, counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]

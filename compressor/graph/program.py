@@ -11,24 +11,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from compressor.errors import ModelError
-from compressor.graph.shapes import plain_name
-from compressor.graph.sizes import free_sizes_
+from compressor.graph.operators import lookup
+from compressor.graph.records import Operator, plain_name
 from compressor.graph.trace import cause, trace
-
-CONVOLUTIONS = frozenset({"convolution", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))})
-WEIGHTED = CONVOLUTIONS | {  # operators that multiply with weights or matrices: what costs multiply-adds
-    "linear", "matmul", "mm", "bmm", "mv", "dot", "vdot", "addmm", "addmv", "addbmm", "baddbmm", "_addmm_activation",
-    "_int_mm", "einsum", "bilinear", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu",
-}  # fmt: skip
-
-_TRAINING_FLAG = {  # operator -> position of its training flag
-    torch.ops.aten.batch_norm.default: 5,
-    torch.ops.aten.instance_norm.default: 5,
-    torch.ops.aten.dropout.default: 2,
-    torch.ops.aten.feature_dropout.default: 2,
-    torch.ops.aten.alpha_dropout.default: 2,
-    torch.ops.aten.rrelu.default: 3,
-}
 
 
 def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -93,45 +78,39 @@ def trainable_graph(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     of reshapes as constants: here they are read from the module, from the weights and from the tensors, so that they
     stay true after an edit.
     """
-    free_sizes_(graph)
     for node in list(graph.nodes):
         _make_functional(node)
-        position = _TRAINING_FLAG.get(node.target)
+        known, flag = operator_of(node), _place(node, "training", "train", "use_input_stats")
         with graph.inserting_before(node):
-            if position is not None and len(node.args) > position and not _always_of_batch(node):
-                node.update_arg(position, graph.create_node("get_attr", "training"))
-            elif (place := _GROUPED.get(node.target)) is not None and len(node.args) > place and node.args[place] != 1:
-                node.update_arg(place, _groups(graph, node))
+            if known.resize is not None:
+                known.resize(graph, node)
+            elif flag is not None and not _always_of_batch(node):
+                node.update_arg(flag, graph.create_node("get_attr", "training"))
+            elif known.kind == "convolution" and (groups := _place(node, "groups")) and node.args[groups] != 1:
+                node.update_arg(groups, _groups(graph, node, groups))
     graph.lint()
     return fx.GraphModule(root, graph)
 
 
-_GROUPED = {
-    torch.ops.aten.conv1d.default: 6,
-    torch.ops.aten.conv2d.default: 6,
-    torch.ops.aten.conv3d.default: 6,
-    torch.ops.aten.conv2d.padding: 6,
-}
-
-
-_TRANSPOSED = (
-    torch.ops.aten.conv_transpose1d.default,
-    torch.ops.aten.conv_transpose2d.input,
-    torch.ops.aten.conv_transpose3d.input,
-)
-_GROUPED |= dict.fromkeys(_TRANSPOSED, 6)
-
-
 def _always_of_batch(node: fx.Node) -> bool:
     """Whether a norm keeps no statistics, so that it takes the batch's in evaluation too."""
-    return operator_of(node) in ("batch_norm", "instance_norm") and node.args[3] is None
+    statistics = _place(node, "running_mean")
+    return statistics is not None and node.args[statistics] is None
 
 
-def _groups(graph: fx.Graph, node: fx.Node) -> Any:
+def _place(node: fx.Node, *names: str) -> int | None:
+    """The position of an argument that a node gives, by the names that it may have in the schema."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    declared = (argument.name for argument in node.target._schema.arguments[: len(node.args)])
+    return next((position for position, name in enumerate(declared) if name in names), None)
+
+
+def _groups(graph: fx.Graph, node: fx.Node, place: int) -> Any:
     size = torch.ops.aten.sym_size.int
-    if node.target in _TRANSPOSED:  # its weight has all inputs first, and does not show in how many groups
+    if _place(node, "output_padding"):  # transposed: the weight has all inputs first, and does not show its groups
         inputs = node.args[1].meta["val"].shape[0]  # type: ignore[union-attr]
-        return graph.call_function(size, (node.args[1], 0)) if inputs == node.args[6] else node.args[6]
+        return graph.call_function(size, (node.args[1], 0)) if inputs == node.args[place] else node.args[place]
     inputs = graph.call_function(size, (node.args[0], 1))
     return graph.call_function(operator.floordiv, (inputs, graph.call_function(size, (node.args[1], 1))))
 
@@ -154,7 +133,12 @@ def _is_in_place(func: torch._ops.OpOverload) -> bool:
     return name.startswith("aten::") and name.endswith("_") and not name.endswith("__")
 
 
-def operator_of(node: fx.Node) -> str:
+def operator_of(node: fx.Node) -> Operator:
+    """What is known of the operator that a node calls."""
+    return lookup(node.target)
+
+
+def name_of(node: fx.Node) -> str:
     """Name of the operator that a node calls, without namespace and overload: "conv2d"; "" for anything else."""
     return plain_name(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
 

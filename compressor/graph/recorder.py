@@ -5,7 +5,6 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,70 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compressor.errors import ModelError
 from compressor.graph.copies import CONSTANTS
 from compressor.graph.held import tensors_in
-from compressor.graph.shapes import plain_name, run_on_shapes
+from compressor.graph.operators import lookup
+from compressor.graph.records import Found, ModuleCall, Op, Ran, TensorRef, Trace, plain_name
+from compressor.graph.shapes import run_on_shapes
 from compressor.graph.skeleton import Replica
 
 Answer = Callable[[int, Any], Any]  # how many values Python has read, and the next one -> what it is told
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """A tensor that the trace saw: its number, which an in-place operator keeps, and its shape."""
-
-    index: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One operator call; tensors among the arguments stand as `TensorRef`."""
-
-    func: torch._ops.OpOverload
-    name: str  # without namespace, overload and the underscore of in-place forms: "convolution", "add", "view"
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    inputs: tuple[TensorRef, ...]  # every tensor among the arguments, in order
-    outputs: tuple[TensorRef, ...]
-    module: str  # dotted name of the innermost module that was running
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleCall:
-    """One call of a module: the operators `ops[start:end]` ran inside it."""
-
-    module: str
-    start: int
-    end: int
-    inputs: tuple[TensorRef, ...]
-    outputs: tuple[TensorRef, ...]
-
-
-@dataclass
-class Trace:
-    """What ran, in order. `error` holds the exception that ended an incomplete trace."""
-
-    parameters: dict[int, str] = field(default_factory=dict)  # tensor number -> name in the state dict
-    inputs: tuple[TensorRef, ...] = ()
-    outputs: tuple[TensorRef, ...] = ()
-    gave: tuple[tuple[int, ...], ...] = ()  # the shapes of what the model returned
-    left: list[tuple[TensorRef, str]] = field(default_factory=list)  # what else others can read afterwards, and where
-    ops: list[Op] = field(default_factory=list)
-    calls: list[ModuleCall] = field(default_factory=list)
-    reads: list[Any] = field(default_factory=list)  # single values that Python read, in order
-    found: list["Found"] = field(default_factory=list)  # on data, for every operator
-    drew: bool = False  # whether what ran may depend on a generator
-    strange: bool = False  # whether tensors came from where operators are not seen
-    error: Exception | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """One operator call of an outline: its name, its arguments that are no tensors, the shapes of what it gave."""
-
-    name: str
-    args: tuple[Any, ...]  # None in the place of a tensor or a list of them
-    shapes: tuple[tuple[int, ...], ...]  # none of the operator that ended the run
 
 
 class _Watching(TorchDispatchMode):
@@ -109,8 +50,6 @@ class _Watching(TorchDispatchMode):
 _READS = torch.ops.aten._local_scalar_dense.default
 
 
-LAYOUT = ("clone", "detach")  # whether these run depends on sizes, or on what ran before
-Found = tuple[Tensor | None, ...]  # of an operator's outputs those that hold truths or whole numbers
 _EXACT = frozenset({torch.bool, torch.int64, torch.int32})
 _MOST_FOUND = 1_000_000  # numbers
 
@@ -129,14 +68,14 @@ class Outline(_Watching):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name, plain = plain_name(func), tuple(map(_plain, args))
-        self.ops.append(Ran(name, plain, ()))
+        operator, name, plain = lookup(func), plain_name(func), tuple(map(_plain, args))
+        self.ops.append(Ran(operator, name, plain, ()))
         output = self._given(func, args, kwargs)
-        if self._found and name not in LAYOUT:
+        if self._found and not operator.incidental:
             self._next += 1
             told, found = self._found[self._next - 1] if self._next <= len(self._found) else ("", ())
             output = _replaced(output, found) if told == name else output
-        self.ops[-1] = Ran(name, plain, tuple(tuple(leaf.shape) for leaf in _leaves(output)))
+        self.ops[-1] = Ran(operator, name, plain, tuple(tuple(leaf.shape) for leaf in _leaves(output)))
         return output
 
 
@@ -233,7 +172,8 @@ class Recorder(_Watching):
         self._written(output, made, made=True)
         if not self._on_meta:
             self.result.found.append(() if func._schema.is_mutable else tuple(map(_exact, _leaves(output))))
-        self.result.ops.append(Op(func, plain_name(func), arguments, options, tuple(seen), tuple(made), self._module))
+        called = func, lookup(func), plain_name(func)
+        self.result.ops.append(Op(*called, arguments, options, tuple(seen), tuple(made), self._module))
         return output
 
     def refs(self, values: Any) -> Iterator[TensorRef]:

@@ -12,7 +12,6 @@ from compressor.graph import probe, resolve
 from compressor.graph.channels import KEPT, Group, Ids
 from compressor.graph.kept_sizes import kept_sizes
 from compressor.graph.names import labels
-from compressor.graph.rules import rule_of
 from compressor.graph.skeleton import Replica
 from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import Trace, Way
@@ -65,7 +64,7 @@ class Refinement:
         self.ties = Ties()
         walks = [Walk(run[0], self.ties, axes) for run, axes in zip(self.runs, self.axes, strict=True)]
         for walk in walks:
-            walk.follow(rule_of)
+            walk.follow()
         self.walks: list[Run] = [(walk, *run[1:]) for walk, run in zip(walks, self.runs, strict=True)]
         self.trials = self.walks, self.walks
         if len(walks) == 2 and probe.same_operators(*walks):  # one code: each mode tries it in one way
@@ -212,7 +211,7 @@ class Refinement:
     def _borrow(self, walk: Walk, objection: probe.Objection) -> bool:
         """Tie channels to others whose number the code takes for theirs, and freeze those of a fixed number."""
         pairs, frozen = list(self.ties.pairs), list(self.ties.frozen)
-        if walk.trace.ops[objection.op].name == "slice":  # which channels it takes depends on those before them
+        if walk.trace.ops[objection.op].operator.kind == "slice":  # what it takes depends on the channels before
             return False
         asked = list(self._asked(walk, objection))
         if all(size == before for _, size, before in asked):

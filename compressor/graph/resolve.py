@@ -1,7 +1,6 @@
 """Turn the ties that the walks found into a map: one identity per channel, groups, and why some are frozen."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,8 @@ from torch import nn
 
 from compressor.graph.attributes import value_at
 from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Ids, Key, Place, Site, Size, owner
-from compressor.graph.rules_layers import BATCH_NORMS, KERNEL
+from compressor.graph.rules_layers import KERNEL
+from compressor.graph.rules_shapes import permute
 from compressor.graph.walk import RawSize, Ties, Walk
 
 Roots = NDArray[np.int64]
@@ -181,20 +181,10 @@ def sites(walk: Walk, numbered: Numbered) -> tuple[Site, ...]:
     for order, call in enumerate(walk.trace.calls):
         for ref in call.outputs[:1]:
             ops = walk.trace.ops[call.start : call.end]
-            plain = bool(ops) and all(_keeps_elements(op.name, op.func.tags) for op in ops)
+            plain = bool(ops) and all(op.operator.is_elementwise for op in ops)
             for dim, ids in walk.track(ref).items():
                 found.append(Site(call.module, dim, numbered(ids), ref.shape, order, plain))
     return tuple(found)
-
-
-def _keeps_elements(name: str, tags: Iterable[Any]) -> bool:
-    return name in _ELEMENTWISE_MODULES or any(str(tag).endswith("pointwise") for tag in tags)
-
-
-_ELEMENTWISE_MODULES = frozenset({
-    "native_batch_norm", "_native_batch_norm_legit_no_training", "relu", "hardtanh", "hardswish", "detach", "empty",
-    "native_dropout", "silu", "gelu", "prelu", "_prelu_kernel", "view", "clone",
-})  # fmt: skip
 
 
 def sizes(
@@ -239,16 +229,17 @@ def absorbers(walk: Walk) -> dict[str, Absorber]:
     """For every ungrouped layer, what takes up a shift of its output: its bias, else the batch norm that reads it."""
     names, made, found = walk.trace.parameters, {}, {}
     for op in walk.trace.ops:
-        if op.name == "convolution" and op.args[8] == 1 and op.args[1].index in names:
+        known = op.operator
+        if known.kind == "convolution" and op.args[8] == 1 and op.args[1].index in names:
             made[op.outputs[0].index] = names[op.args[1].index]
             if op.args[2] is not None and op.args[2].index in names:
                 found[names[op.args[1].index]] = Absorber("bias", names[op.args[2].index])
-        elif op.name == "t":
+        elif known.rule is permute:
             made[op.outputs[0].index] = names.get(op.args[0].index, "")
-        elif op.name == "addmm" and made.get(op.args[2].index) and op.args[0].index in names:
+        elif known.bias == 0 and made.get(op.args[2].index) and op.args[0].index in names:
             found[made[op.args[2].index]] = Absorber("bias", names[op.args[0].index])
-        elif op.name == "mm" and made.get(op.args[1].index):
+        elif known.kind == "product" and known.bias is None and made.get(op.args[1].index):
             made[op.outputs[0].index] = made[op.args[1].index]
-        elif op.name in BATCH_NORMS and made.get(op.args[0].index) and op.args[3] is not None:
+        elif known.kind == "batch norm" and made.get(op.args[0].index) and op.args[3] is not None:
             found.setdefault(made[op.args[0].index], Absorber("running_mean", names[op.args[3].index]))
     return found

@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from compressor.graph.channels import Ids
-from compressor.graph.trace import Op, TensorRef
-from compressor.graph.walk import Rule, Track, Walk, untracked, where, without
+from compressor.graph.records import Axis, Op, TensorRef
+from compressor.graph.walk import Track, Walk, untracked, where
 
 KERNEL = "kernel size"
 
@@ -22,7 +22,6 @@ def convolution(w: Walk, op: Op) -> None:
     if bias is not None:
         out = w.join(((out, op.outputs[0].shape[1]), w.held(bias, 0)), untracked(op))
     w.give(op.outputs[0], track if out is None else track | {1: out})
-    _convolution_cost(w, op, transposed, groups)
 
 
 def _beside(w: Walk, op: Op) -> Track:
@@ -73,74 +72,60 @@ def _grouped(w: Walk, op: Op, groups: int, transposed: bool) -> Ids | None:
     return out
 
 
-def _convolution_cost(w: Walk, op: Op, transposed: bool, groups: int) -> None:
-    x, weight, out = op.args[0], op.args[1], op.outputs[0]
-    positions = x if transposed else out
-    beside = [w.held(positions, dim) for dim in range(len(out.shape)) if dim != 1]
-    w.cost(op, math.prod(weight.shape[2:]), (*beside, w.held(weight, 0), w.held(weight, 1)))
+def convolution_macs(op: Op) -> list[list[Axis]]:
+    """Each position of the output gathers, or (transposed) each of the input scatters, one kernel over a group."""
+    weight, positions = op.args[1], op.args[0] if op.args[6] else op.outputs[0]
+    beside = [(positions, dim) for dim in range(len(positions.shape)) if dim != 1]
+    return [[math.prod(weight.shape[2:]), *beside, (weight, 0), (weight, 1)]]
 
 
-def matrix_product(w: Walk, op: Op) -> None:
-    """mm, bmm (a, b) and addmm, baddbmm, addbmm (bias, a, b, ...): (..., n, k) times (..., k, m)."""
-    *bias, a, b = [arg for arg in op.args if isinstance(arg, TensorRef)]
-    rank, out = len(a.shape), op.outputs[0]
-    w.contract((a, rank - 1), (b, rank - 2), op)
-    track: Track = {}
-    for dim in range(rank - 2):
-        ids = w.join((w.held(a, dim), w.held(b, dim)), untracked(op))
-        if ids is not None:
-            track[dim] = ids
-    for ref, dim in ((a, rank - 2), (b, rank - 1)):
-        if dim in w.track(ref):
-            track[dim] = w.track(ref)[dim]
-    axes = [*((track.get(dim), b.shape[dim]) for dim in range(rank - 2)), w.held(a, rank - 2), w.held(b, rank - 1)]
-    w.cost(op, 1, [*axes, w.held(a, rank - 1)])
-    if len(out.shape) < rank:  # addbmm adds up the products of the batch
-        w.prune_only(track.get(0), f"{op.name} in {where(op)} multiplies two feature maps")
-        track = without(track, {0})
-    for ref in bias:
-        track = _added(w, op, ref, track)
-    w.give(out, track)
-    if rank == 2:
-        w.size(op, in_features=w.track(a).get(1), out_features=track.get(1))
+class Contraction:
+    """The rule and the cost of a product, by its axes: "n m, n k, k m -> n m" adds n x m to n x k times k x m.
+
+    A letter that operands share ties them, one that the result lacks is summed over, `*` is any number of axes; the
+    multiply-adds are the product of all letters. Operands broadcast from the right.
+    """
+
+    def __init__(self, signature: str) -> None:
+        operands, _, result = signature.partition("->")
+        self._operands, self._result = [each.split() for each in operands.split(",")], result.split()
+        letters = dict.fromkeys(letter for each in self._operands for letter in each)
+        self._summed = [letter for letter in letters if letter not in self._result]
+
+    def _places(self, op: Op) -> dict[str, list[tuple[TensorRef, int]]]:
+        """Where each letter stands; what is multiplied comes before what is added."""
+        given = [(letters, ref) for letters, ref in zip(self._operands, op.args, strict=False) if ref is not None]
+        found: dict[str, list[tuple[TensorRef, int]]] = {}
+        for letters, ref in sorted(given, key=lambda pair: set(self._summed).isdisjoint(pair[0])):
+            for dim, letter in enumerate(_spelt(letters, len(ref.shape))):
+                found.setdefault(letter, []).append((ref, dim))
+        return found
+
+    def macs(self, op: Op) -> list[list[Axis]]:
+        return [[places[0] for places in self._places(op).values()]]
+
+    def rule(self, w: Walk, op: Op) -> None:
+        places, out = self._places(op), op.outputs[0]
+        for letter in self._summed:
+            one, other = places[letter]
+            w.contract(one, other, op)
+        track: Track = {}
+        for dim, letter in enumerate(_spelt(self._result, len(out.shape))):
+            held = [w.held(*place) for place in places[letter]]
+            ids = held[0][0] if len(held) == 1 or held[0][1] == 1 else w.join(held, untracked(op))
+            if ids is not None:
+                track[dim] = ids
+        w.give(out, track)
+        if "m" in places and len(places["m"][0][0].shape) == 2:  # one matrix is a layer's, several are feature maps
+            read, dim = places["k"][0]
+            w.size(op, in_features=w.track(read).get(dim), out_features=track.get(len(out.shape) - 1))
 
 
-def _added(w: Walk, op: Op, bias: TensorRef, track: Track) -> Track:
-    out = op.outputs[0]
-    shift = len(out.shape) - len(bias.shape)
-    for dim in range(len(bias.shape)):
-        ids = w.join(((track.get(dim + shift), out.shape[dim + shift]), w.held(bias, dim)), untracked(op))
-        if ids is not None:
-            track[dim + shift] = ids
-    return track
-
-
-def linear(w: Walk, op: Op) -> None:
-    """linear (x, weight, bias), as exported programs keep it."""
-    x, weight = op.args[0], op.args[1]
-    last = len(x.shape) - 1
-    w.contract((x, last), (weight, 1), op)
-    track = {dim: ids for dim, ids in w.track(x).items() if dim != last}
-    out = w.track(weight).get(0)
-    track |= {} if out is None else {last: out}
-    if len(op.args) > 2 and op.args[2] is not None:
-        track = _added(w, op, op.args[2], track)
-    w.give(op.outputs[0], track)
-    k = w.track(x).get(last)
-    factor = math.prod(x.shape[:-1])
-    w.cost(op, factor, ((out, weight.shape[0]), (k, weight.shape[1])))
-    w.size(op, in_features=k, out_features=out)
-
-
-def matrix_vector(w: Walk, op: Op) -> None:
-    """mv (matrix, vector), addmv (bias, matrix, vector, ...), dot and vdot (vector, vector)."""
-    *bias, a, b = [arg for arg in op.args if isinstance(arg, TensorRef)]
-    w.contract((a, len(a.shape) - 1), (b, 0), op)
-    w.cost(op, 1, [w.held(a, dim) for dim in range(len(a.shape))])
-    track = {dim: ids for dim, ids in w.track(a).items() if dim < len(a.shape) - 1}
-    for ref in bias:
-        track = _added(w, op, ref, track)
-    w.give(op.outputs[0], track)
+def _spelt(letters: list[str], rank: int) -> list[str]:
+    """A letter for each of a tensor's axes."""
+    if letters[:1] == ["*"]:
+        return [f"*{dim}" for dim in range(rank - len(letters) + 1)] + letters[1:]
+    return letters[len(letters) - rank :]
 
 
 def batch_norm(w: Walk, op: Op) -> None:
@@ -225,13 +210,18 @@ def attention(w: Walk, op: Op) -> None:
         w.freeze(w.track(ref).get(rank - 2), f"{where(op)} attends to channels")
     for ref in op.inputs[3:]:
         w.freeze_all(w.track(ref).values(), f"{where(op)} adds it to the scores of its attention")
-    rows = [*((beside.get(dim), q.shape[dim]) for dim in range(rank - 2)), w.held(q, rank - 2), w.held(k, rank - 2)]
-    for ref in (q, v):
-        w.cost(op, 1, [*rows, w.held(ref, rank - 1)])
     given = beside | {rank - 2: w.track(q).get(rank - 2), rank - 1: w.track(v).get(rank - 1)}
     for ref in op.outputs:  # behind the result the sums of the scores
         held = {dim: ids for dim, ids in given.items() if ids is not None and dim < len(ref.shape)}
         w.give(ref, {dim: ids for dim, ids in held.items() if len(ids) == ref.shape[dim]})
+
+
+def attention_macs(op: Op) -> list[list[Axis]]:
+    """Queries times keys, and what comes of it times values."""
+    q, k, v = op.args[:3]
+    last = len(q.shape) - 1
+    rows = [(q, dim) for dim in range(last)]
+    return [[*rows, (k, last - 1), (ref, last)] for ref in (q, v)]
 
 
 def embedding(w: Walk, op: Op) -> None:
@@ -240,38 +230,3 @@ def embedding(w: Walk, op: Op) -> None:
     w.freeze(w.track(weight).get(0), "entries of an embedding")
     ids = w.track(weight).get(1)
     w.give(op.outputs[0], w.track(indices) | ({} if ids is None else {len(indices.shape): ids}))
-
-
-BATCH_NORMS = (
-    "batch_norm",
-    "native_batch_norm",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "_batch_norm_with_update",
-    "_batch_norm_no_update",
-)
-_ATTENTIONS = (
-    "scaled_dot_product_attention",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable",
-)
-_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "_addmm_activation", "_int_mm")
-LAYERS: dict[str, Rule] = {
-    "convolution": convolution,
-    **dict.fromkeys(_PRODUCTS, matrix_product),
-    "linear": linear,
-    **dict.fromkeys(("mv", "addmv", "dot", "vdot"), matrix_vector),
-    **dict.fromkeys(_ATTENTIONS, attention),
-    **dict.fromkeys(BATCH_NORMS, batch_norm),
-    "native_layer_norm": layer_norm,
-    "layer_norm": layer_norm,
-    "_fused_rms_norm": layer_norm,
-    "native_group_norm": group_norm,
-    "_weight_norm_interface": weight_norm,
-    "embedding": embedding,
-}

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from compressor.graph.channels import Ids
-from compressor.graph.trace import Op, TensorRef
-from compressor.graph.walk import Rule, Track, Walk, argument, dimension, untracked, where, without
+from compressor.graph.records import Op, TensorRef, argument, dimension
+from compressor.graph.walk import Track, Walk, untracked, where, without
 
 
 def select(w: Walk, op: Op) -> None:
@@ -169,24 +169,3 @@ def unfold(w: Walk, op: Op) -> None:
         track.pop(argument(op, "dimension") % len(op.args[0].shape), None), f"{where(op)} takes windows over channels"
     )
     w.give(op.outputs[0], track)
-
-
-PARTS: dict[str, Rule] = {
-    "select": select,
-    "slice": slice_,
-    "cat": cat,
-    "stack": stack,
-    "unbind": unbind,
-    "constant_pad_nd": pad,
-    "pad": pad,
-    "unfold": unfold,
-    "index": index,
-    "glu": glu,
-    **dict.fromkeys(
-        ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"), split
-    ),
-    **dict.fromkeys(
-        ("index_select", "index_add", "index_copy", "index_fill", "gather", "scatter", "scatter_add", "scatter_reduce"),
-        numbered,
-    ),
-}

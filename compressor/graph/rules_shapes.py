@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.graph.channels import Ids
-from compressor.graph.trace import Op
-from compressor.graph.walk import MAKERS, RESHAPES, Rule, Track, Walk, untracked, where, without
+from compressor.graph.records import Op, argument
+from compressor.graph.walk import Track, Walk, untracked, where, without
 
 
 def view(w: Walk, op: Op) -> None:
@@ -18,7 +18,7 @@ def view(w: Walk, op: Op) -> None:
         w.freeze_all(w.track(x).values(), f"{where(op)} reads them as another type")
         return
     given: Track = {}
-    for source, target in _regrouped(x.shape, out.shape):
+    for source, target in regrouped(x.shape, out.shape):
         here = {dim: w.track(x)[dim] for dim in source if dim in w.track(x)}
         tracked = sorted(here, key=lambda dim: w.is_made(here[dim]) or w.is_fixed(here[dim]))  # channels first
         others = [here[dim] for dim in tracked[1:]]
@@ -29,7 +29,7 @@ def view(w: Walk, op: Op) -> None:
     w.give(out, given)
 
 
-def _regrouped(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
+def regrouped(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
     """Runs of dimensions of equal size before and after a reshape; dimensions of size 1 are left out."""
     sources = [dim for dim, size in enumerate(before) if size != 1]
     targets = [dim for dim, size in enumerate(after) if size != 1]
@@ -68,17 +68,23 @@ def _rectangular(w: Walk, op: Op, ids: NDArray[np.int64], dims: list[int]) -> Tr
     return {dims[kept]: w.tie_rows(rows) if len(varying) > 1 else rows[0]}
 
 
-def permute(w: Walk, op: Op) -> None:
-    """permute (x, dims), transpose (x, a, b), t (x)."""
-    x = op.args[0]
-    rank = len(x.shape)
+def order_of(op: Op) -> list[int]:
+    """Of permute (x, dims), transpose (x, a, b) and t (x): which dimension stands in each place of the result."""
+    rank = len(op.args[0].shape)
+    dims, pair = argument(op, "dims"), (argument(op, "dim0"), argument(op, "dim1"))
+    if dims is not None:
+        return [dim % rank for dim in dims]
     order = list(range(rank))
-    if op.name == "permute":
-        order = [dim % rank for dim in op.args[1]]
-    elif rank > 1:
-        a, b = (dim % rank for dim in (op.args[1:3] if op.name == "transpose" else (0, 1)))
+    if rank > 1:
+        a, b = (0, 1) if pair == (None, None) else (dim % rank for dim in pair)
         order[a], order[b] = b, a
-    w.give(op.outputs[0], {new: w.track(x)[old] for new, old in enumerate(order) if old in w.track(x)})
+    return order
+
+
+def permute(w: Walk, op: Op) -> None:
+    """permute, transpose, t: see `order_of`."""
+    track = w.track(op.args[0])
+    w.give(op.outputs[0], {new: track[old] for new, old in enumerate(order_of(op)) if old in track})
 
 
 def unsqueeze(w: Walk, op: Op) -> None:
@@ -152,10 +158,9 @@ def triangle(w: Walk, op: Op) -> None:
     w.give(op.outputs[0], w.track(x))
 
 
-def spatial(w: Walk, op: Op) -> None:
-    """Pooling, resizing, padding by reflection: the last dimensions change, channels pass."""
-    x, rank = op.args[0], len(op.args[0].shape)
-    beside = rank - SPATIAL[op.name]
+def spatial(w: Walk, op: Op, dims: int) -> None:
+    """Pooling, resizing, padding by reflection: the last `dims` dimensions change, channels pass."""
+    x, beside = op.args[0], len(op.args[0].shape) - dims
     aligned = [ref for ref in op.inputs if ref.shape[:beside] == x.shape[:beside]]  # indices, numbers by chance
     for ref in op.inputs:
         inside = (ids for dim, ids in w.track(ref).items() if dim >= beside or ref not in aligned)
@@ -237,52 +242,3 @@ def as_strided(w: Walk, op: Op) -> None:
     others = (ids for dim, ids in w.track(x).items() if dim >= lead)
     w.freeze_all(others, f"{where(op)} reads memory by strides")
     w.give(op.outputs[0], {dim: ids for dim, ids in w.track(x).items() if dim < lead})
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-SPATIAL = {  # operators to the number of dimensions that they change
-    **dict.fromkeys(
-        _words("""avg_pool1d adaptive_avg_pool1d upsample_nearest1d upsample_linear1d _upsample_nearest_exact1d
-               reflection_pad1d replication_pad1d"""), 1),
-    **dict.fromkeys(
-        _words("""avg_pool2d max_pool2d max_pool2d_with_indices mkldnn_max_pool2d max_unpool2d lp_pool2d
-               fractional_max_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d
-               _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa
-               _upsample_bicubic2d_aa reflection_pad2d replication_pad2d"""), 2),
-    **dict.fromkeys(
-        _words("""avg_pool3d max_pool3d_with_indices max_unpool3d fractional_max_pool3d _adaptive_avg_pool3d
-               adaptive_max_pool3d upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d reflection_pad3d
-               replication_pad3d"""), 3),
-}  # fmt: skip
-_LIKE = _words("""
-    clone detach alias contiguous _to_copy to native_dropout dropout feature_dropout bernoulli lift_fresh _conj fill
-    zero
-""")
-SHAPES: dict[str, Rule] = {
-    **dict.fromkeys(RESHAPES, view),
-    **dict.fromkeys(("permute", "transpose", "t"), permute),
-    "unsqueeze": unsqueeze,
-    "squeeze": squeeze,
-    "as_strided": as_strided,
-    **dict.fromkeys(MAKERS, made),
-    "expand": expand,
-    "repeat": expand,
-    **dict.fromkeys(("arange", "linspace", "logspace"), positions),
-    "eye": eye,
-    "tril": triangle,
-    "triu": triangle,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
-    "channel_shuffle": channel_shuffle,
-    "native_channel_shuffle": channel_shuffle,
-    "im2col": im2col,
-    "col2im": col2im,
-    "view_as_real": as_real,
-    "view_as_complex": as_real,
-    **dict.fromkeys(SPATIAL, spatial),
-    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), grid_sampler),
-    **dict.fromkeys(_LIKE, like),
-}

@@ -2,43 +2,34 @@
 
 `x.view(b, 2, c // 2, h, w)` is written down as the numbers that it came to. Here the last size of every run of
 dimensions that a reshape joins or splits is computed from what the input has there, as the user's code did; which one
-it is agrees with how identities go through a reshape (see rules_shapes).
+it is agrees with how identities go through a reshape (see rules_shapes). Nodes need their example's `meta["val"]`.
 """
 
-import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-_aten = torch.ops.aten
+from compressor.graph.rules_shapes import regrouped
+
 Shape = tuple[int, ...]
 
 
-def free_sizes_(graph: fx.Graph) -> None:
-    """Rewrite the graph in place; nodes need their example values in `meta["val"]`."""
-    for node in list(graph.nodes):
-        rewrite = _REWRITES.get(node.target) if node.op == "call_function" else None
-        if rewrite is not None:
-            with graph.inserting_before(node):
-                rewrite(graph, node)
-
-
-def _reshape(graph: fx.Graph, node: fx.Node) -> None:
+def reshape(graph: fx.Graph, node: fx.Node) -> None:
     before, after = _shape(node.args[0]), _shape(node)
     sizes = list(node.args[1])  # type: ignore[arg-type]
     if before is None or after is None or -1 in sizes:
         return
-    for sources, targets in _regrouped(before, after):
+    for sources, targets in regrouped(before, after):
         if not isinstance(sizes[targets[-1]], fx.Node):
             held = [_size(graph, node.args[0], dim) for dim in sources]
             sizes[targets[-1]] = _quotient(graph, held, [sizes[dim] for dim in targets[:-1]])
     node.update_arg(1, sizes)
 
 
-def _expand(graph: fx.Graph, node: fx.Node) -> None:
+def expand(graph: fx.Graph, node: fx.Node) -> None:
     """Dimensions that are not repeated stay as they are."""
     before, sizes = _shape(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
     if before is not None:
@@ -47,13 +38,13 @@ def _expand(graph: fx.Graph, node: fx.Node) -> None:
         node.update_arg(1, kept)
 
 
-def _unflatten(graph: fx.Graph, node: fx.Node) -> None:
+def unflatten(graph: fx.Graph, node: fx.Node) -> None:
     sizes = list(node.args[2])  # type: ignore[arg-type]
     if -1 not in sizes and not isinstance(sizes[-1], fx.Node):
         node.update_arg(2, [*sizes[:-1], _quotient(graph, [_size(graph, node.args[0], node.args[1])], sizes[:-1])])
 
 
-def _split(graph: fx.Graph, node: fx.Node) -> None:
+def split(graph: fx.Graph, node: fx.Node) -> None:
     """Into equal parts, which stay equal."""
     before, dim = _shape(node.args[0]), node.args[2] if len(node.args) > 2 else 0
     if before is None or not isinstance(node.args[1], int) or before[dim] % node.args[1]:  # type: ignore[index]
@@ -61,30 +52,18 @@ def _split(graph: fx.Graph, node: fx.Node) -> None:
     node.update_arg(1, _quotient(graph, [_size(graph, node.args[0], dim)], [before[dim] // node.args[1]]))  # type: ignore[index]
 
 
-def _split_with_sizes(graph: fx.Graph, node: fx.Node) -> None:
+def split_with_sizes(graph: fx.Graph, node: fx.Node) -> None:
     sizes, dim = list(node.args[1]), node.args[2] if len(node.args) > 2 else 0  # type: ignore[arg-type]
     if len(sizes) > 1 and len(set(sizes)) == 1 and isinstance(sizes[0], int):
         part = _quotient(graph, [_size(graph, node.args[0], dim)], [len(sizes)])
         node.update_arg(1, [part] * len(sizes))
 
 
-def _layer_norm(graph: fx.Graph, node: fx.Node) -> None:
+def layer_norm(graph: fx.Graph, node: fx.Node) -> None:
     """Over as many channels as it has weights for."""
     weight = node.args[2] if len(node.args) > 2 else None
     if isinstance(weight, fx.Node):
         node.update_arg(1, [_size(graph, weight, dim) for dim in range(len(node.args[1]))])  # type: ignore[arg-type]
-
-
-_REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
-    _aten.view.default: _reshape,
-    _aten.reshape.default: _reshape,
-    _aten._unsafe_view.default: _reshape,
-    _aten.expand.default: _expand,
-    _aten.unflatten.int: _unflatten,
-    _aten.split.Tensor: _split,
-    _aten.split_with_sizes.default: _split_with_sizes,
-    _aten.layer_norm.default: _layer_norm,
-}
 
 
 def _shape(node: Any) -> Shape | None:
@@ -95,22 +74,8 @@ def _shape(node: Any) -> Shape | None:
     return tuple(size if isinstance(size, int) else int(size.node.hint or 2) for size in value.shape)
 
 
-def _regrouped(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int]]]:
-    """Runs of dimensions of equal size before and after a reshape; dimensions of size 1 are left out."""
-    sources = [dim for dim, size in enumerate(before) if size != 1]
-    targets = [dim for dim, size in enumerate(after) if size != 1]
-    while sources and targets:
-        source, target = [sources.pop(0)], [targets.pop(0)]
-        while (here := math.prod(before[d] for d in source)) != (there := math.prod(after[d] for d in target)):
-            if here < there:
-                source.append(sources.pop(0))
-            else:
-                target.append(targets.pop(0))
-        yield source, target
-
-
 def _size(graph: fx.Graph, node: Any, dim: Any) -> fx.Node:
-    size = graph.call_function(_aten.sym_size.int, (node, dim))
+    size = graph.call_function(torch.ops.aten.sym_size.int, (node, dim))
     size.meta["val"] = _shape(node)[dim] if _shape(node) else 0  # type: ignore[index]
     return size
 

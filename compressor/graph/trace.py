@@ -20,7 +20,8 @@ from compressor.errors import ModelError
 from compressor.graph.generators import drawn_since, random_states, seeded
 from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutral, neutrally
-from compressor.graph.recorder import Answer, Found, ModuleCall, Op, Outline, Ran, Recorder, TensorRef, Trace, base_of
+from compressor.graph.recorder import Answer, Outline, Recorder, base_of
+from compressor.graph.records import Found, ModuleCall, Op, Ran, TensorRef, Trace
 from compressor.graph.skeleton import Replica, blank
 from compressor.graph.values import Listener
 from compressor.limits import lacks_memory, within_memory

@@ -5,15 +5,14 @@ dimension that holds channels, one identity per position; the rules say how an o
 it ties together. Ties are collected as pairs of arrays and resolved once at the end.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.graph.channels import Ids, Key
-from compressor.graph.trace import Op, TensorRef, Trace
+from compressor.graph.records import Op, TensorRef, Trace
 
 Track = dict[int, Ids]  # dimension -> identities, one per position
 
@@ -81,9 +80,6 @@ class RawSize:
     ids: Ids
 
 
-Rule = Callable[["Walk", Op], None]
-
-
 class Walk:
     """The state of one walk: the track of every tensor so far, and what each operator gave."""
 
@@ -107,15 +103,16 @@ class Walk:
         self._used.update(ref.index for ref in (*trace.outputs, *(ref for ref, _ in trace.left)))
         self._computes_weight = False  # whether the operator at hand sees no features
 
-    def follow(self, rule_of: Callable[[Op], Rule]) -> None:
+    def follow(self) -> None:
         """Apply to every operator its rule; those that no channels reach matter only where they make tensors."""
         for number, op in enumerate(self.trace.ops):
             self.number = number
             tracks = [self.track(ref) for ref in op.inputs]
             touched = [ids for track in tracks for ids in track.values()]
             self._computes_weight = all(ref.index in self._sources for ref in op.inputs)
-            if touched or op.name in MAKERS:
-                rule_of(op)(self, op)
+            if touched or op.operator.makes:
+                op.operator.rule(self, op)
+            self._count(op)
             self._mark_weights(op)
             self.op_inputs.append(touched)
             self.op_outputs.append([self._tracks.get(ref.index, {}) for ref in op.outputs])
@@ -246,14 +243,16 @@ class Walk:
         self.track(ref)
         return self._sources.get(ref.index, ())
 
-    def cost(self, op: Op, factor: int, axes: Iterable[tuple[Ids | None, int]]) -> None:
-        arrays = []
-        for ids, size in axes:
-            if ids is None:
-                factor *= size
-            else:
-                arrays.append(ids)
-        self.costs.append(RawCost(op.module, factor, tuple(arrays)))
+    def _count(self, op: Op) -> None:
+        for axes in op.operator.macs(op) if op.operator.macs else ():
+            factor, arrays = 1, []
+            for axis in axes:
+                ids, size = (None, axis) if isinstance(axis, int) else self.held(*axis)
+                if ids is None:
+                    factor *= size
+                else:
+                    arrays.append(ids)
+            self.costs.append(RawCost(op.module, factor, tuple(arrays)))
 
     def size(self, op: Op, **attributes: Ids | None) -> None:
         self.sizes.extend(RawSize(op.module, name, ids) for name, ids in attributes.items() if ids is not None)
@@ -263,7 +262,7 @@ class Walk:
             self._base.update((ref.index, self._base.get(op.inputs[0].index, op.inputs[0].index)) for ref in op.outputs)
         if self._computes_weight:
             sources = tuple(dict.fromkeys(source for ref in op.inputs for source in self._sources[ref.index]))
-            plain = op.name in _MOVES and all(ref.index in self._plain for ref in op.inputs)
+            plain = op.operator.keeps is not None and all(ref.index in self._plain for ref in op.inputs)
             for ref in op.outputs:
                 self._sources.setdefault(ref.index, sources)
                 if plain:
@@ -279,28 +278,6 @@ class Walk:
 
 
 UNSEEN = "something computes where operators are not seen, as in another thread, and may read it"
-MAKERS = frozenset(
-    """zeros ones full empty empty_strided empty_permuted rand randn new_zeros new_ones new_full new_empty
-    new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like expand repeat arange linspace
-    logspace eye""".split()  # noqa: SIM905 - a list of words
-)
-RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "flatten", "unflatten", "_reshape_alias"})
-_MOVES = frozenset({"t", "view", "_unsafe_view", "transpose", "permute", "expand", "clone", "detach", "alias",
-                    "unsqueeze", "squeeze", "select", "slice", "flip", "_to_copy"})  # fmt: skip
-
-
-def argument(op: Op, *names: str) -> Any:
-    """The value of an operator's argument, by the names that it may have in the schema; None where it has none."""
-    for position, declared in enumerate(op.func._schema.arguments):
-        if declared.name in names:
-            given = op.args[position] if position < len(op.args) else op.kwargs.get(declared.name)
-            return declared.default_value if given is None and declared.has_default_value() else given
-    return None
-
-
-def dimension(op: Op, ref: TensorRef) -> int:
-    """The dimension of an operator's tensor that its argument `dim` names."""
-    return int(argument(op, "dim", "axis")) % max(len(ref.shape), 1)
 
 
 def where(op: Op) -> str:

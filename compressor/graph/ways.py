@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import ModelError, UsageError, did_you_mean
-from compressor.graph.recorder import Answer, Trace
+from compressor.graph.recorder import Answer
+from compressor.graph.records import Trace
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, cause, run
 

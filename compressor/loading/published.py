@@ -13,18 +13,17 @@ import torch
 from torch import fx, nn
 
 from compressor import vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
+from compressor.graph.operators import of_kind
 
 # Where the classes are defined; not what is merely imported there.
 _PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 
 # Functions that layers hold as attributes, besides timm's activations.
-_ACTIVATIONS = (
-    "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish relu relu6 selu sigmoid silu "
-    "softmax softplus softsign tanh tanhshrink"
-)
+_ACTIVATIONS = (*of_kind("activation", "softmax"), "logsigmoid", "softsign", "tanhshrink")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{package}.{name}": getattr(torch.nn.functional, name)
-    for name in _ACTIVATIONS.split()
+    for name in _ACTIVATIONS
+    if hasattr(torch.nn.functional, name)
     for package in ("torch.nn.functional", "torch._C._nn")
 }
 

@@ -11,7 +11,8 @@ from torch import nn
 from compressor.errors import ModelError, UsageError, did_you_mean
 from compressor.graph.chain import Chain, Cut
 from compressor.graph.names import module_named, names_of
-from compressor.graph.program import CONVOLUTIONS, WEIGHTED, module_of
+from compressor.graph.operators import CONVOLUTIONS, LAYERS
+from compressor.graph.program import module_of
 from compressor.graph.trace import trace
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
@@ -63,7 +64,7 @@ class Early:
         self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         self.chain = Chain(model, torch.zeros(1, *image, device=self.device))
         self.end = len(self.chain.cuts) - 1
-        first = next((name for name in self.chain.operators(0, self.end) if name in WEIGHTED), "nothing that learns")
+        first = next((name for name in self.chain.operators(0, self.end) if name in LAYERS), "nothing that learns")
         if first not in CONVOLUTIONS:
             raise ModelError(
                 f"the network begins with {first}, not with a convolution: the block replaces early convolutions"

@@ -4,11 +4,6 @@ import math
 
 from compressor.graph.trace import Op, TensorRef, Trace
 
-# Views in all but their schema: torch does not mark them, since nobody may write through them.
-_VIEWS_UNMARKED = frozenset(
-    {"_unsafe_view", "_reshape_alias", "lift_fresh", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"}
-)
-
 
 def peak_activation_bytes(trace: Trace) -> int:
     """The most bytes of activations that live at once, for the batch that was traced.
@@ -51,7 +46,7 @@ def peak_activation_bytes(trace: Trace) -> int:
 
 def _base(op: Op) -> TensorRef | None:
     """The tensor of which the operator's outputs are views; None where they have memory of their own."""
-    return op.inputs[0] if (op.func.is_view or op.name in _VIEWS_UNMARKED) and op.inputs else None
+    return op.inputs[0] if (op.func.is_view or op.operator.views) and op.inputs else None
 
 
 def _bytes(ref: TensorRef) -> int:

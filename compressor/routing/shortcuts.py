@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from compressor.graph.program import WEIGHTED, is_weight, operator_of
+from compressor.graph.program import is_weight, operator_of
 
 
 class Shortcut(nn.Module):
@@ -122,7 +122,7 @@ def shortcut_text(body: fx.GraphModule, before: tuple[int, ...], after: tuple[in
 
 def is_layer(node: fx.Node) -> bool:
     """Whether an operator multiplies with weights or matrices: what costs MACs."""
-    return operator_of(node) in WEIGHTED
+    return operator_of(node).is_layer
 
 
 def own_shortcut(body: fx.GraphModule) -> fx.Graph | None:
@@ -146,7 +146,7 @@ def own_shortcut(body: fx.GraphModule) -> fx.Graph | None:
     graph.output(output)
     mapping[addition].replace_all_uses_with(mapping[stays])
     graph.eliminate_dead_code()
-    if any(operator_of(node) == "batch_norm" for node in graph.nodes):
+    if any(operator_of(node).kind == "batch norm" for node in graph.nodes):
         return None
     remaining = sum(is_layer(node) for node in graph.nodes)
     return graph if remaining < sum(is_layer(node) for node in body.graph.nodes) else None

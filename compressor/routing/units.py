@@ -13,8 +13,7 @@ from torch import fx, nn
 
 from compressor.errors import ModelError
 from compressor.graph.chain import Chain
-from compressor.graph.program import CONVOLUTIONS, module_of, operator_of
-from compressor.graph.rules_shapes import SPATIAL
+from compressor.graph.program import module_of, operator_of
 from compressor.graph.trace import trace
 from compressor.profiling.macs import count_macs
 from compressor.routing.shortcuts import is_layer, own_shortcut, shortcut_fits, shortcut_text
@@ -117,7 +116,7 @@ def _follows(chain: Chain, start: int, work: int) -> bool:
     """
     before, after = chain.cuts[start].shape, chain.cuts[start + 1].shape
     segment = chain.segment(start, start + 1)
-    pools = any(operator_of(node) in SPATIAL for node in segment.graph.nodes)
+    pools = any(operator_of(node).kind in ("pool", "resize") for node in segment.graph.nodes)
     if before != after or pools or _is_block(segment) != _computes(segment):
         return False
     return not _computes(segment) or (own_shortcut(segment) is None and macs_of(segment, before) < _LITTLE * work)
@@ -131,7 +130,7 @@ def _computes(segment: fx.GraphModule) -> bool:
 
 
 def _is_depthwise(node: fx.Node) -> bool:
-    if operator_of(node) not in CONVOLUTIONS or len(node.args) <= _GROUPS or node.args[_GROUPS] == 1:
+    if operator_of(node).kind != "convolution" or len(node.args) <= _GROUPS or node.args[_GROUPS] == 1:
         return False
     return bool(node.args[1].meta["val"].shape[1] == 1)  # type: ignore[union-attr]
 
@@ -145,7 +144,7 @@ def _is_block(segment: fx.GraphModule) -> bool:
     for node in segment.graph.nodes:
         operands = {each for each in node.all_input_nodes if each in flowing}
         met = met or (len(operands) > 1 and node.op == "call_function")
-        if operands and operator_of(node) != "sym_size":
+        if operands and operator_of(node).kind != "size":
             flowing.add(node)
     return met
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError, UsageError
-from compressor.graph.program import WEIGHTED
+from compressor.graph.operators import LAYERS, of_kind
 from compressor.subnets.once import store_once_, tie_
 from compressor.subnets.points import Survey, begins
 from compressor.subnets.settings import DetachSettings
@@ -120,7 +120,7 @@ def find_run(found: Survey, start: str | None = None) -> Run:
     a multilayer perceptron and none is named; UsageError for an unknown name.
     """
     cuts, chain = found.chain.cuts, found.chain
-    weighted = [i for i in range(found.end) if not WEIGHTED.isdisjoint(chain.operators(i, i + 1))]
+    weighted = [i for i in range(found.end) if not LAYERS.isdisjoint(chain.operators(i, i + 1))]
     if start is None:
         if found.convolutional:
             raise ModelError(
@@ -162,7 +162,7 @@ def make_nested(found: Survey, settings: DetachSettings) -> Nested:
     exits = run.layers if settings.exits is None else settings.exits
     if not 1 <= exits <= run.layers:
         raise UsageError(f"{exits} exits were asked for, and {run.layers} hidden layers can come off: give 1 to that")
-    plain = len(run.shape) == 1 and "dropout" not in found.chain.operators(0, found.end)
+    plain = len(run.shape) == 1 and of_kind("dropout").isdisjoint(found.chain.operators(0, found.end))
     for keep in (settings.keep_input, settings.keep_hidden):
         if not 0 < keep <= 1:
             raise UsageError(f"{keep:g} is no probability of keeping a unit: give more than 0, at most 1")

@@ -11,14 +11,11 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import ModelError
 from compressor.graph.chain import Chain, Cut
-from compressor.graph.program import CONVOLUTIONS, module_of, operator_of
+from compressor.graph.operators import CONVOLUTIONS
+from compressor.graph.program import module_of, name_of, operator_of
 from compressor.graph.trace import trace
 from compressor.profiling.macs import count_macs
-from compressor.subnets.stepdown import ACTIVATIONS, StepDown, StepDownPlan, plan_step_down
-
-# Operators that change a feature map's size but not what its values mean, between an activation and a cut.
-_POOLING = frozenset({"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "dropout",
-                      "feature_dropout", "contiguous", "clone"})  # fmt: skip
+from compressor.subnets.stepdown import StepDown, StepDownPlan, plan_step_down
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class Survey:
     def _plan(self, cut: Cut) -> StepDownPlan:
         """The step-down to a cut, with the batch norm and activation that the base has before it."""
         before = self.chain.segment(0, cut.index)
-        norm = any(operator_of(node) == "batch_norm" for node in before.graph.nodes)
+        norm = any(operator_of(node).kind == "batch norm" for node in before.graph.nodes)
         output = next(node for node in before.graph.nodes if node.op == "output")
         return plan_step_down(
             self.input_shape, cut.shape, norm=norm, activation=_activation_before(output.all_input_nodes[0])
@@ -180,10 +177,10 @@ def _starts(reader: str, maker: str) -> str:
 
 def _activation_before(node: fx.Node) -> tuple[Any, ...] | None:
     """The activation that the tensor came out of, through pooling."""
-    while operator_of(node) in _POOLING:
+    while operator_of(node).kind in ("pool", "dropout") or operator_of(node).keeps == "all":
         node = node.all_input_nodes[0]
-    name = operator_of(node)
-    if name not in ACTIVATIONS:
+    known = operator_of(node)
+    if known.kind != "activation":
         return None
     numbers = (*node.args[1:], *node.kwargs.values())
-    return (name, *numbers[: ACTIVATIONS[name][1]])
+    return (name_of(node), *numbers[: known.numbers])

@@ -4,7 +4,7 @@ Reference: Fuengfusin and Tamukoh, "Convolutional Network with Sub-Networks", se
 size divides the image's; the arithmetic for all others is ours.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import ModelError
+from compressor.graph.operators import OPERATORS
 
 Pair = tuple[int, int]
 
@@ -127,33 +128,13 @@ class StepDown(nn.Module):
         return y
 
 
-# Operator in the base's graph -> the module that does the same, and how many of the operator's numbers it takes.
-ACTIVATIONS: dict[str, tuple[Callable[..., nn.Module], int]] = {
-    "relu": (nn.ReLU, 0),
-    "relu6": (nn.ReLU6, 0),
-    "hardtanh": (nn.Hardtanh, 2),
-    "leaky_relu": (nn.LeakyReLU, 1),
-    "prelu": (nn.PReLU, 0),
-    "elu": (nn.ELU, 1),
-    "celu": (nn.CELU, 1),
-    "selu": (nn.SELU, 0),
-    "silu": (nn.SiLU, 0),
-    "mish": (nn.Mish, 0),
-    "gelu": (nn.GELU, 1),
-    "hardswish": (nn.Hardswish, 0),
-    "hardsigmoid": (nn.Hardsigmoid, 0),
-    "sigmoid": (nn.Sigmoid, 0),
-    "softplus": (nn.Softplus, 2),
-    "tanh": (nn.Tanh, 0),
-}
-
-
 def _activation(held: tuple[Any, ...] | None) -> nn.Module:
     if held is None:
         return nn.Identity()
-    if held[0] not in ACTIVATIONS:
+    known = OPERATORS.get(held[0])
+    if known is None or known.kind != "activation":
         raise ValueError(f"there is no activation {held[0]!r}")
-    return ACTIVATIONS[held[0]][0](*held[1:])
+    return known.modules[0](*held[1:])
 
 
 def _pair(values: Any) -> Pair:

@@ -11,41 +11,6 @@ from compressor.graph.program import is_weight, module_of, operator_of
 
 Norms = Literal["stats", "switchable", "shared"]
 
-# Layers that are one operator. Elsewhere the operators of the graph stand as they are, on the base's parameters.
-_ONE_OPERATOR: dict[type[nn.Module], frozenset[str]] = {
-    kind: frozenset(names.split())
-    for kind, names in {
-        nn.Conv1d: "conv1d",
-        nn.Conv2d: "conv2d",
-        nn.ConvTranspose2d: "conv_transpose2d",
-        nn.Linear: "linear",
-        nn.BatchNorm1d: "batch_norm",
-        nn.BatchNorm2d: "batch_norm",
-        nn.LayerNorm: "layer_norm",
-        nn.GroupNorm: "group_norm",
-        nn.ReLU: "relu",
-        nn.ReLU6: "relu6 hardtanh",
-        nn.LeakyReLU: "leaky_relu",
-        nn.PReLU: "prelu",
-        nn.ELU: "elu",
-        nn.SiLU: "silu",
-        nn.GELU: "gelu",
-        nn.Mish: "mish",
-        nn.Hardswish: "hardswish",
-        nn.Hardsigmoid: "hardsigmoid",
-        nn.Sigmoid: "sigmoid",
-        nn.Tanh: "tanh",
-        nn.MaxPool2d: "max_pool2d",
-        nn.AvgPool2d: "avg_pool2d",
-        nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-        nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-        nn.Dropout: "dropout",
-        nn.Dropout2d: "feature_dropout",
-        nn.Flatten: "flatten",
-        nn.LogSoftmax: "log_softmax",
-    }.items()
-}
-
 
 def tail(chain: Chain, base: nn.Module, start: int, end: int, norms: Norms) -> fx.GraphModule:
     """The base between two cuts, `start` to `end`, from layers that are the base's own objects.
@@ -82,12 +47,15 @@ def _by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 def _is_arithmetic(node: fx.Node) -> bool:
     """Whether a node computes sizes, such as the number of a convolution's groups."""
-    return not isinstance(node.target, torch._ops.OpOverload) or operator_of(node) == "sym_size"
+    return not isinstance(node.target, torch._ops.OpOverload) or operator_of(node).kind == "size"
 
 
 def _is_call_of(node: fx.Node, layer: nn.Module, path: str) -> bool:
-    """Whether the operator is all that calling the layer does, on the layer's own weights."""
-    if node.op != "call_function" or operator_of(node) not in _ONE_OPERATOR.get(type(layer), ()):
+    """Whether the operator is all that calling the layer does, on the layer's own weights.
+
+    Elsewhere the operators of the graph stand as they are, on the base's parameters.
+    """
+    if node.op != "call_function" or type(layer) not in operator_of(node).modules:
         return False
     image = node.args[0]
     if not isinstance(image, fx.Node) or is_weight(image):
@@ -112,7 +80,7 @@ def _give_own_norms_(part: fx.GraphModule, own_affine: bool) -> None:
     """Put a layer with its own statistics in the place of every batch norm, one for all calls of the same."""
     calls: dict[str, list[fx.Node]] = {}
     for node in part.graph.nodes:
-        statistics = node.args[3:5] if operator_of(node) == "batch_norm" else ()
+        statistics = node.args[3:5] if operator_of(node).kind == "batch norm" else ()
         if statistics and all(isinstance(each, fx.Node) and is_weight(each) for each in statistics):
             calls.setdefault(str(node.args[3].target).rpartition(".")[0] or "norm", []).append(node)
     for path, nodes in calls.items():

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.graph.resolve import roots_of
-from compressor.graph.rules import rule_of
 from compressor.graph.trace import trace
 from compressor.graph.walk import Ties, Walk
 
@@ -111,7 +110,7 @@ class Moving(nn.Module):
 def walked(operator: Operator) -> tuple[Walk, np.ndarray, list[int]]:
     """The walk, what each identity is tied into, and that of each of the twelve channels."""
     walk = Walk(trace(Moving(operator), torch.zeros(2, 1, 4, 4)), Ties())
-    walk.follow(rule_of)
+    walk.follow()
     roots = roots_of(walk.ties)
     return walk, roots, roots[walk.ties.blocks["conv.weight", 0]].tolist()
 

@@ -4,7 +4,6 @@ A layer that does no more than join a sum (behind batch norm, a scale, a change 
 sum: there it can also make up for what the other summands lost.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from compressor.graph.rules_layers import BATCH_NORMS
+from compressor.graph.rules_shapes import order_of, permute
 from compressor.graph.trace import Op, TensorRef
 from compressor.methods.reconstruction.products import Product
 from compressor.methods.reconstruction.replay import Program
-
-_LAYOUT = frozenset({"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "clone",
-                     "contiguous", "alias", "detach"})  # fmt: skip
-_SAME = frozenset({"clone", "contiguous", "alias", "detach"})
-_SUMS = frozenset({"add", "sub"})
 
 
 def only_consumer(program: Program, ref: TensorRef, behind: int) -> int | None:
@@ -38,13 +32,14 @@ def only_consumer(program: Program, ref: TensorRef, behind: int) -> int | None:
 
 def is_affine(program: Program, op: Op, ref: TensorRef) -> bool:
     """Whether an operator applies to each channel of `ref` a scale and a shift that are parameters."""
-    if op.name in BATCH_NORMS:
+    kind = op.operator.kind
+    if kind == "batch norm":
         plain = op.args[3] is not None and op.args[4] is not None and op.args[5] is not True
         return plain and op.args[0].index == ref.index
     others = [other for other in op.inputs if other.index != ref.index]
     if not all(other.index in program.trace.parameters for other in others):
         return False
-    return op.name in _SUMS or op.name == "mul" or (op.name == "div" and op.args[0] == ref)
+    return kind in ("sum", "scale") or (kind == "quotient" and op.args[0] == ref and not op.kwargs)
 
 
 def find_path(program: Program, at: int, layers: set[int]) -> tuple[int, ...]:
@@ -54,13 +49,13 @@ def find_path(program: Program, at: int, layers: set[int]) -> tuple[int, ...]:
     start, ref = at, program.ops[at].outputs[0]
     while (behind := only_consumer(program, ref, at)) is not None:
         op = program.ops[behind]
-        joined = op.name in _SUMS and _joins(program, op, ref, start, behind, layers)
-        if not (joined or op.name in _LAYOUT or is_affine(program, op, ref)):
+        joined = op.operator.kind == "sum" and _joins(program, op, ref, start, behind, layers)
+        if not (joined or op.operator.keeps in ("all", "layout") or is_affine(program, op, ref)):
             break
         path.append(behind)
         sums = len(path) if joined else sums
         at, ref = behind, op.outputs[0]
-    norm = 1 if path and program.ops[path[0]].name in BATCH_NORMS else 0
+    norm = 1 if path and program.ops[path[0]].operator.kind == "batch norm" else 0
     return tuple(path[: sums or norm])
 
 
@@ -70,13 +65,7 @@ def clipped(program: Program, at: int) -> tuple[float, float] | None:
     if behind is None:
         return None
     op = program.ops[behind]
-    if op.name == "hardtanh":
-        low, high = (*op.args[1:3], -1.0, 1.0)[:2] if len(op.args) > 2 else (-1.0, 1.0)
-        return float(low), float(high)
-    return _CLIPS.get(op.name)
-
-
-_CLIPS = {"relu": (0.0, math.inf), "hardswish": (-3.0, math.inf), "hardsigmoid": (-3.0, 3.0)}
+    return None if op.operator.clip is None else op.operator.clip(op)
 
 
 def _joins(program: Program, op: Op, ref: TensorRef, start: int, at: int, layers: set[int]) -> bool:
@@ -123,9 +112,9 @@ class Way:
         found = []
         for number in self.call.path:
             op, given = self.program.ops[number], self._given(number)
-            if op.name in _SUMS and not is_affine(self.program, op, given):
+            if op.operator.kind == "sum" and not is_affine(self.program, op, given):
                 position = 1 if op.args[0].index == given.index else 0
-                found.append((number, position, _factor(op, position)))
+                found.append((number, position, summand_factor(op, position)))
         return found
 
     def back(self, values: Tensor, end: int, *, shift: bool) -> Tensor:
@@ -135,13 +124,13 @@ class Way:
         """
         for number in reversed([number for number in self.call.path if number <= end]):
             op, given = self.program.ops[number], self._given(number)
-            if op.name in _LAYOUT:
+            if op.operator.keeps is not None:
                 values = _unlaid(op, given, values)
             elif is_affine(self.program, op, given):
                 scale, moved = self._affine(op, given, values)
                 values = torch.where(scale == 0, 0, (values - moved if shift else values) / scale)
             else:
-                values = values / _factor(op, 0 if op.args[0].index == given.index else 1)
+                values = values / summand_factor(op, 0 if op.args[0].index == given.index else 1)
         return values
 
     def _given(self, number: int) -> TensorRef:
@@ -169,20 +158,16 @@ class Way:
         return torch.where(scale.abs() < 1e-6 * scale.abs().max(), 0, scale), moved
 
 
-def _factor(op: Op, position: int) -> float:
+def summand_factor(op: Op, position: int) -> float:
     """What a sum multiplies one of its arguments by."""
-    alpha = float(op.kwargs.get("alpha", 1)) if position else 1.0
-    return -alpha if position and op.name == "sub" else alpha
+    return float(op.func(*(torch.tensor(float(at == position)) for at in range(2)), **op.kwargs))
 
 
 def _unlaid(op: Op, given: TensorRef, values: Tensor) -> Tensor:
     """Values in the layout before an operator; the batch is in the first dimension."""
-    if op.name in _SAME:
+    if op.operator.keeps == "all":
         return values
-    rank = len(given.shape)
-    if op.name == "permute":
-        order = [dim % rank for dim in op.args[1]]
-        return values.permute([order.index(dim) for dim in range(rank)])
-    if op.name == "transpose":
-        return values.transpose(op.args[1], op.args[2])
-    return values.t() if op.name == "t" else values.reshape(-1, *given.shape[1:])
+    if op.operator.rule is permute:
+        order = order_of(op)
+        return values.permute([order.index(dim) for dim in range(len(order))])
+    return values.reshape(-1, *given.shape[1:])

@@ -17,8 +17,6 @@ from torch.nn import functional
 from compressor.graph.trace import Op
 
 Args = Sequence[Any]  # of an operator
-WEIGHT_AT = {"convolution": (1,), "linear": (1,), "mm": (1, 0), "bmm": (1, 0), "addmm": (2, 1), "baddbmm": (2, 1)}
-_BIAS_AT = {"convolution": 2, "linear": 2, "addmm": 0, "baddbmm": 0}
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,15 @@ class Product:
 
     @property
     def convolves(self) -> bool:
-        return self.op.name == "convolution"
+        return self.op.operator.kind == "convolution"
 
     @property
     def bias_at(self) -> int | None:
-        return _BIAS_AT.get(self.op.name)
+        return self.op.operator.bias
 
     @property
     def data_at(self) -> int:
-        first = 1 if self.op.name in ("addmm", "baddbmm") else 0
+        first = 1 if self.bias_at == 0 else 0
         return first + (self.weight_at == first)
 
     @property
@@ -51,7 +49,7 @@ class Product:
 
     @property
     def _left(self) -> bool:
-        return not self.convolves and self.op.name != "linear" and self.weight_at < self.data_at
+        return not self.convolves and self.weight_at < self.data_at
 
     def groups(self, args: Args) -> int:
         return int(args[8]) if self.convolves else 1
@@ -106,7 +104,7 @@ class Product:
 
     def right(self, weight: Tensor) -> Tensor:
         """(inputs, outputs) of a linear layer's weight, also where it is repeated for every image."""
-        if self.op.name == "linear":
+        if self.op.operator.outputs_first:
             return weight.T
         return self._turned(weight[0] if weight.ndim == 3 else weight)
 

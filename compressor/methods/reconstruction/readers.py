@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from compressor.graph.channels import Channels, Ids
-from compressor.graph.rules_layers import BATCH_NORMS
 from compressor.graph.trace import TensorRef
-from compressor.methods.reconstruction.paths import Call, clipped, find_path, is_affine, only_consumer
-from compressor.methods.reconstruction.products import WEIGHT_AT, Product
+from compressor.methods.reconstruction.paths import Call, clipped, find_path, is_affine, only_consumer, summand_factor
+from compressor.methods.reconstruction.products import Product
 from compressor.methods.reconstruction.replay import Hook, Program, Replay
 
 
@@ -51,7 +50,7 @@ def weighted(program: Program) -> Iterator[tuple[int, Product, str | None]]:
     """Every operator that multiplies its input by a weight, with the parameter's name; None where it is computed."""
     fixed: set[int] = set(program.trace.parameters)  # memory that depends on no input
     for at, op in enumerate(program.ops):
-        for weight_at in WEIGHT_AT.get(op.name, ()):
+        for weight_at in op.operator.weights:
             product = Product(op, weight_at)
             weight, data = op.args[weight_at], op.args[product.data_at]
             if program.memory(weight) in fixed and program.memory(data) not in fixed:
@@ -122,12 +121,14 @@ def _absorber(program: Program, call: Call) -> tuple[str, int] | None:
     ref = op.outputs[0]
     while (behind := only_consumer(program, ref, at)) is not None:
         op = program.ops[behind]
-        if op.name in BATCH_NORMS and call.product.convolves and is_affine(program, op, ref):
+        kind = op.operator.kind
+        if kind == "batch norm" and call.product.convolves and is_affine(program, op, ref):
             return (names[op.args[3].index], -1) if op.args[3].index in names else None
-        if op.name == "add" and is_affine(program, op, ref) and not call.product.convolves:
-            other = next(each for each in op.inputs if each.index != ref.index)
-            return (names[other.index], 1) if other.shape == (outputs,) else None
-        if op.name not in ("view", "_unsafe_view"):
+        if kind == "sum" and is_affine(program, op, ref) and not call.product.convolves:
+            other = next((each for each in op.inputs if each.index != ref.index), None)  # None: a number
+            plain = other is not None and [summand_factor(op, place) for place in range(2)] == [1.0, 1.0]
+            return (names[other.index], 1) if other and plain and other.shape == (outputs,) else None
+        if kind != "reshape":
             return None
         at, ref = behind, op.outputs[0]
     return None

@@ -1,0 +1,124 @@
+"""Shapes of the commonest operators on the meta device.
+
+There torch computes many shapes by rules written in Python, 50 times slower than a model's own code. Here is what these
+operators give on common operands; what is uncommon about them is left to torch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NotQuick(Exception):
+    """The operands are not the common case: torch's own rule decides."""
+
+
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
+def _like(x: Tensor) -> Tensor:
+    return _empty(x, x.shape) if x.is_contiguous() else torch.empty_like(x, device="meta")
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, _output_padding: Any, groups: int,
+) -> Tensor:  # fmt: skip
+    if transposed and x.ndim == weight.ndim and x.shape[1] != weight.shape[0]:  # which torch checks on data only
+        raise RuntimeError(f"a transposed convolution of {weight.shape[0]} channels was given {x.shape[1]}")
+    inputs, outputs = weight.shape[1] * groups, weight.shape[0]
+    plain = not transposed and x.ndim == weight.ndim and x.dtype == weight.dtype and x.is_contiguous()
+    if not plain or x.shape[1] != inputs or outputs % groups or (bias is not None and bias.shape != (outputs,)):
+        raise NotQuick
+    rank = x.ndim - 2
+    steps, pads, gaps = (values * rank if len(values) == 1 else values for values in (stride, padding, dilation))
+    sizes = zip(x.shape[2:], weight.shape[2:], steps, pads, gaps, strict=True)
+    spatial = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in sizes]
+    if min(spatial) < 1:
+        raise NotQuick
+    return _empty(x, (x.shape[0], outputs, *spatial))
+
+
+def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *vectors, training = rest[:5]
+    channels = x.shape[1]
+    for vector in vectors:
+        if vector is not None and vector.shape != (channels,):
+            raise RuntimeError(f"batch norm over {channels} channels was given a vector of {tuple(vector.shape)}")
+    saved = (channels if training else 0,)
+    return _like(x), _empty(x, saved), _empty(x, saved)
+
+
+def same_type(x: Any, *rest: Any) -> Tensor:
+    """The result of an element-wise operator that keeps the type of its operands."""
+    others = [value for value in rest if isinstance(value, Tensor)]
+    if not isinstance(x, Tensor) or not x.is_meta or any(other.dtype != x.dtype for other in others):
+        raise NotQuick
+    if not x.is_floating_point():  # whole numbers may give others, as by a sigmoid
+        raise NotQuick
+    shape = tuple(x.shape)
+    for other in others:
+        if other.shape != x.shape:
+            shape = _broadcast(shape, tuple(other.shape))
+    return _like(x) if shape == x.shape else _empty(x, shape)
+
+
+def _broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    result = list(longer)
+    for at, size in enumerate(shorter, len(longer) - len(shorter)):
+        if size != result[at]:
+            if size != 1 and result[at] != 1:
+                raise NotQuick
+            result[at] = size if result[at] == 1 else result[at]
+    return tuple(result)
+
+
+def in_place(x: Tensor, *rest: Any) -> Tensor:
+    if not x.is_meta or any(isinstance(value, Tensor) and value.shape != x.shape for value in rest):
+        raise NotQuick
+    return x
+
+
+def concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    first = tensors[0]
+    at = dim % first.ndim if first.ndim else 0
+    for other in tensors[1:]:
+        same = first.is_meta and other.ndim == first.ndim and other.dtype == first.dtype
+        if not same or any(d != at and a != b for d, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
+            raise NotQuick
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        raise NotQuick
+    shape = list(first.shape)
+    shape[at] = sum(tensor.shape[at] for tensor in tensors)
+    return _empty(first, shape)
+
+
+def mean(x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    if not dims or not x.is_floating_point() or not x.is_meta:
+        raise NotQuick
+    gone = {dim % x.ndim for dim in dims}
+    sizes = [(1 if dim in gone else size) for dim, size in enumerate(x.shape) if keepdim or dim not in gone]
+    return _empty(x, sizes)
+
+
+def affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    plain = x.ndim == weight.ndim == 2 and bias.dtype == x.dtype == weight.dtype
+    if not plain or x.shape[1] != weight.shape[0] or bias.shape != (weight.shape[1],):
+        raise NotQuick
+    return _empty(x, (x.shape[0], weight.shape[1]))
+
+
+def layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, _eps: float) -> Any:
+    first, sizes = x.ndim - len(shape), tuple(shape)
+    plain = x.is_contiguous() and x.dtype in _SAME_STATISTICS
+    if not plain or x.shape[first:] != sizes or any(v is not None and v.shape != sizes for v in (weight, bias)):
+        raise NotQuick
+    saved = (*x.shape[:first], *(1 for _ in sizes))
+    return _empty(x, x.shape), _empty(x, saved), _empty(x, saved)
+
+
+_SAME_STATISTICS = (torch.float32, torch.float64)  # norms of other types keep theirs in another one

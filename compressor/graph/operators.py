@@ -5,9 +5,10 @@ Operators that are alike in everything share a line: a further one is a word, or
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ def _hardtanh(op: Op) -> tuple[float, float]:
     return float(argument(op, "min_val")), float(argument(op, "max_val"))
 
 
-def _product(signature: str, *weights: int, **more: Any) -> Operator:
-    """A product of matrices; two-dimensional ones are a linear layer's."""
-    contraction = layers.Contraction(signature)
+def _product(signature: str, *weights: int, sizes: Mapping[str, str] = MappingProxyType({}), **more: Any) -> Operator:
+    """A product of matrices: see `Contraction`; `weights` says which arguments may be a layer's weight."""
+    contraction = layers.Contraction(signature, sizes)
     return Operator(contraction.rule, contraction.macs, "product", weights=weights, **more)
 
 
@@ -61,6 +62,8 @@ def _spatial(dims: int, kind: Kind, *modules: type[nn.Module]) -> Operator:
 _ATTENTION = Operator(layers.attention, layers.attention_macs, "attention")
 _BATCH_NORM = Operator(layers.batch_norm, free, "batch norm")
 _ELEMENTWISE = Operator(elementwise, free, "elementwise")
+_BILINEAR = {"in1_features": "i", "in2_features": "j", "out_features": "o"}
+_LINEAR = {"in_features": "k", "out_features": "m"}
 _LIKE = Operator(shapes.like, free)
 _DRAWN = Operator(drawn, free)
 _PLAIN = Operator(by_trial, free)  # costs nothing; which channels pass is tried
@@ -75,16 +78,17 @@ _ROWS: tuple[tuple[str, Operator], ...] = (
     ("conv_transpose1d", _convolution(nn.ConvTranspose1d)),
     ("conv_transpose2d", _convolution(nn.ConvTranspose2d)),
     ("conv_transpose3d", _convolution(nn.ConvTranspose3d)),
-    ("linear", _product("* k, m k, m -> * m", 1, bias=2, outputs_first=True, modules=(nn.Linear,))),
-    ("mm _int_mm", _product("n k, k m -> n m", 1, 0)),
-    ("addmm", _product("n m, n k, k m -> n m", 2, 1, bias=0, shape=meta_shapes.affine)),
-    ("_addmm_activation", _product("n m, n k, k m -> n m")),
+    ("linear", _product("* k, m k, m -> * m", 1, sizes=_LINEAR, bias=2, outputs_first=True, modules=(nn.Linear,))),
+    ("mm _int_mm", _product("n k, k m -> n m", 1, 0, sizes=_LINEAR)),
+    ("addmm", _product("n m, n k, k m -> n m", 2, 1, sizes=_LINEAR, bias=0, shape=meta_shapes.affine)),
+    ("_addmm_activation", _product("n m, n k, k m -> n m", sizes=_LINEAR)),
     ("bmm", _product("b n k, b k m -> b n m", 1, 0)),
     ("baddbmm", _product("b n m, b n k, b k m -> b n m", 2, 1, bias=0)),
     ("addbmm", _product("n m, b n k, b k m -> n m")),
     ("mv", _product("n k, k -> n")),
     ("addmv", _product("n, n k, k -> n")),
     ("dot vdot", _product("k, k ->")),
+    ("_trilinear", _product("n i, o i j, n j -> n o", sizes=_BILINEAR)),
     ("scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
      "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
      "_scaled_dot_product_fused_attention_overrideable", _ATTENTION),

@@ -1,6 +1,7 @@
 """Rules for operators with weights: convolutions, matrix products, normalisation, attention."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -86,7 +87,9 @@ class Contraction:
     multiply-adds are the product of all letters. Operands broadcast from the right.
     """
 
-    def __init__(self, signature: str) -> None:
+    def __init__(self, signature: str, sizes: Mapping[str, str]) -> None:
+        """`sizes` are attributes of the module that count a letter's channels."""
+        self._sizes = sizes
         operands, _, result = signature.partition("->")
         self._operands, self._result = [each.split() for each in operands.split(",")], result.split()
         letters = dict.fromkeys(letter for each in self._operands for letter in each)
@@ -109,16 +112,14 @@ class Contraction:
         for letter in self._summed:
             one, other = places[letter]
             w.contract(one, other, op)
-        track: Track = {}
-        for dim, letter in enumerate(_spelt(self._result, len(out.shape))):
+        known = {letter: w.held(*each[0])[0] for letter, each in places.items()}
+        result = _spelt(self._result, len(out.shape))
+        for letter in result:
             held = [w.held(*place) for place in places[letter]]
-            ids = held[0][0] if len(held) == 1 or held[0][1] == 1 else w.join(held, untracked(op))
-            if ids is not None:
-                track[dim] = ids
-        w.give(out, track)
-        if "m" in places and len(places["m"][0][0].shape) == 2:  # one matrix is a layer's, several are feature maps
-            read, dim = places["k"][0]
-            w.size(op, in_features=w.track(read).get(dim), out_features=track.get(len(out.shape) - 1))
+            if len(held) > 1 and held[0][1] > 1:
+                known[letter] = w.join(held, untracked(op))
+        w.give(out, {dim: ids for dim, letter in enumerate(result) if (ids := known[letter]) is not None})
+        w.size(op, **{attribute: known[letter] for attribute, letter in self._sizes.items()})
 
 
 def _spelt(letters: list[str], rank: int) -> list[str]:

@@ -122,6 +122,20 @@ class Words(Network):
         return self.head(F.relu(self.b(self.words(x))).mean(1))
 
 
+class TwoInputs(Network):
+    """A bilinear layer, which reads two feature maps: one row of its operator's table, without a rule of its own."""
+
+    FREE = {"a": 6, "b": 5, "join": 4}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.join, self.head = conv(3, 6), conv(3, 5), nn.Bilinear(6, 5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = (F.relu(layer(x)).mean((2, 3)) for layer in (self.a, self.b))
+        return self.head(F.relu(self.join(left, right)))
+
+
 class ScaledAttention(Network):
     """One head, with a scale that does not follow the number of features: queries and keys can be pruned together."""
 
@@ -139,7 +153,7 @@ class ScaledAttention(Network):
         return self.head(F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1).mean(1))
 
 
-LAYERED = (GroupedUp, DepthwiseUp, Up, Products, WithVector, PerPixel, Words, ScaledAttention)
+LAYERED = (GroupedUp, DepthwiseUp, Up, Products, WithVector, PerPixel, Words, TwoInputs, ScaledAttention)
 
 
 @pytest.mark.parametrize("kind", LAYERED)
@@ -193,6 +207,14 @@ def test_a_depthwise_layer_counts_its_groups() -> None:
     channels = capture(model, model.example())
     operate_(model, half_plan(channels), channels)
     assert model.up.groups == model.up.in_channels == 3 and model.up.out_channels == 6
+
+
+def test_a_bilinear_layer_counts_both_inputs() -> None:
+    model = TwoInputs()
+    channels = capture(model, model.example())
+    operate_(model, half_plan(channels), channels)
+    assert (model.join.in1_features, model.join.in2_features) == model.join.weight.shape[1:] == (3, 3)
+    assert model.join.out_features == len(model.join.weight) == 2
 
 
 def test_a_layer_in_groups_keeps_their_number() -> None:

@@ -1,15 +1,16 @@
 """Networks as exported graphs: the groups of the eager network, right after surgery, in training and evaluation."""
 
 import copy
+import warnings
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compressor import vision
 from compressor.errors import ModelError
 from compressor.graph import capture
-from compressor.graph.program import program
+from compressor.graph.program import name_of, program
 from compressor.graph.skeleton import skeleton
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, move, outputs, randomise_, relative_error
@@ -122,3 +123,22 @@ def test_a_network_that_does_not_run_is_not_said_to_be_no_graph(capfd: pytest.Ca
     with pytest.raises(ModelError, match="does not run on an input of shape 1x1x8x8"):
         program(narrow, torch.zeros(1, 1, 8, 8))
     assert "Error" not in capfd.readouterr().err
+
+
+def test_dropout_inside_a_recurrent_layer_and_groups_with_named_padding_follow_the_module() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(4, 4, 3, padding="same", groups=4)
+            self.recurrent, self.head = nn.LSTM(4, 5, 2, dropout=0.5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.recurrent(self.conv(x[:, 0]).transpose(1, 2))[0].mean(1))
+
+    model, image = Recurrent().eval(), torch.rand(2, 1, 4, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, of weights that an LSTM keeps flat
+        graph = program(model, image)
+    assert torch.allclose(graph.eval()(image), model(image)) and not torch.allclose(graph.train()(image), model(image))
+    convolution = next(node for node in graph.graph.nodes if name_of(node) == "conv1d")
+    assert isinstance(convolution.args[6], fx.Node)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-_BATCH_NORM = torch.ops.aten.batch_norm.default
+from compressor.graph.program import operator_of
+
 ROW = "row"  # name of the input that says which
 
 
@@ -74,7 +75,7 @@ def with_rows(part: fx.GraphModule, rows: Sequence[Sequence[Affine]]) -> fx.Grap
 
 
 def _keeps_statistics(node: fx.Node) -> bool:
-    return node.target is _BATCH_NORM and isinstance(node.args[3], fx.Node)
+    return operator_of(node).kind == "batch norm" and isinstance(node.args[3], fx.Node)
 
 
 def _differ(rows: Sequence[Affine]) -> bool:

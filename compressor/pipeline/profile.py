@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.runtime import onnx_at
 from compressor.pipeline.settings import ProfileJob
 from compressor.pipeline.stages import Stage, Tell, note_all, silent
 from compressor.profiling.cost import Profile
-from compressor.profiling.onnx_profile import profile_onnx
 from compressor.training.settings import DataSettings
 
 

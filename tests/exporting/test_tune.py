@@ -16,6 +16,7 @@ from torch import nn
 from compressor.errors import CompressorError, FileError
 from compressor.exporting import tune as tuning
 from compressor.exporting.manifest import Manifest, feeds_of
+from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import executed
 from compressor.exporting.runtime import OnnxModel, open_session
@@ -23,7 +24,6 @@ from compressor.exporting.tune import tune_package
 from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import verify_package
 from compressor.exporting.weights import graphs_in
-from compressor.profiling.onnx_profile import profile_onnx
 from tests.exporting.nets import trained
 from tests.subnets.nets import detachable, images
 

@@ -26,7 +26,7 @@ def profile_onnx(
     """
     file = Path(path)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
-        found = apart(file, "compressor.profiling.onnx_count:counted", str(file), folder, most_gib)
+        found = apart(file, "compressor.exporting.onnx_count:counted", str(file), folder, most_gib)
     facts = None if exit is None else packaged(manifest_inside(found["metadata"], str(file)), exit, file)
     reasons = {
         "macs_thop": "thop counts torch modules, not .onnx files",

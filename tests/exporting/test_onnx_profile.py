@@ -12,10 +12,10 @@ from torch import nn
 from compressor.errors import FileError
 from compressor.exporting import onnx as exporting
 from compressor.exporting.onnx import export_onnx
+from compressor.exporting.onnx_profile import profile_onnx
 from compressor.profiling import speed
 from compressor.profiling.latency import measure
 from compressor.profiling.model_profile import profile
-from compressor.profiling.onnx_profile import profile_onnx
 
 
 def small_net() -> nn.Module:

@@ -43,6 +43,11 @@ def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int], modules: set
             tensors: Iterable[Tensor] = one.parameters()
         else:
             tensors = (one,) if isinstance(one, Tensor) else ()
-        if any(id(tensor) not in own and tensor.ndim > 1 and tuple(tensor.shape) in wanted for tensor in tensors):
+        if any(id(tensor) not in own and tensor.ndim > 1 and _is_of(tensor, wanted) for tensor in tensors):
             return True
     return False
+
+
+def _is_of(tensor: Tensor, wanted: set[tuple[int, ...]]) -> bool:
+    """Whether a tensor has one of the shapes; those that an exporter left behind may be symbols."""
+    return all(type(size) is int for size in tensor.shape) and tuple(tensor.shape) in wanted

@@ -32,8 +32,7 @@ class Fold:
         """Add rows of the small network, and the layer's inputs there in the dense one; some are held back."""
         x = rows.x.float()
         self.gram.add(Rows(_by_channel(x[:, ~held], self.small), _by_channel(full[:, ~held].float(), self.dense)))
-        ones = x.new_ones(*x.shape[:2], int(self.constant))
-        self.held.append(Rows(torch.cat([x, ones], 2), rows.y.float(), rows.level).part(held))
+        self.held.append(Rows(x, rows.y.float(), rows.level).part(held))
 
     def best(self, before: Tensor, full: Tensor) -> Solution:
         """The folded matrix, or for each output the one before; `full` is the dense one, of the outputs that stay."""

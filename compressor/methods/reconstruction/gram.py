@@ -37,9 +37,20 @@ class Rows:
             level = Level(level.values[:, chosen], level.scale, level.low, level.high)
         return Rows(self.x[:, chosen], self.y[:, chosen], level)
 
+    def made(self, matrix: Tensor) -> Tensor:
+        """Outputs (groups, rows, outputs) of a matrix (groups, unknowns, outputs), which may have a constant behind."""
+        matrix, unknowns = matrix.to(self.x), self.x.shape[2]
+        made = self.x @ matrix[:, :unknowns]
+        return made if matrix.shape[1] == unknowns else made.add_(matrix[:, unknowns:])
+
+    def summed(self, y: Tensor, constant: bool) -> Tensor:
+        """X'Y (groups, unknowns, outputs), with a constant of 1 behind the unknowns if there is one."""
+        sums = exactly(self.x.mT @ y)
+        return torch.cat([sums, exactly(y.sum(1, keepdim=True))], 1) if constant else sums
+
     def errors(self, matrix: Tensor) -> Tensor:
         """(groups, outputs): sums of squared errors, behind the activation."""
-        made = self.x @ matrix.to(self.x)
+        made = self.made(matrix)
         if self.level is None:
             return (made - self.y).double().square().sum(1)
         level = self.level
@@ -50,7 +61,7 @@ class Rows:
         """Targets that the activation tells no difference to: where it cuts off, what is made may lie further out."""
         level = self.level
         assert level is not None
-        made = level.values + level.scale * (self.x @ matrix.to(self.x) - self.y)
+        made = level.values + level.scale * (self.made(matrix) - self.y)
         wanted = torch.where(level.values <= level.low, made.clamp(max=level.low), level.values)
         wanted = torch.where(level.values >= level.high, made.clamp(min=level.high), wanted)
         return self.y + torch.where(level.scale == 0, 0, (wanted - level.values) / level.scale)
@@ -87,9 +98,7 @@ class Gram:
     def add(self, rows: Rows, held: Tensor | None = None) -> None:
         """Add rows; those that `held` marks are held back."""
         x, y = (part if part.dtype == torch.float64 else part.float() for part in (rows.x, rows.y))
-        if self.constant:
-            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-        rows = Rows(x, y, rows.level)
+        rows = Rows(x.contiguous(), y.contiguous(), rows.level)
         if held is not None:
             self.held.append(rows.part(held))
             rows = rows.part(~held)
@@ -101,8 +110,12 @@ class Gram:
             self.kept.append(rows)
 
     def _sum(self, rows: Rows) -> None:
-        self.inner = self.inner + exactly(rows.x.mT @ rows.x)
-        self.cross = self.cross + exactly(rows.x.mT @ rows.y)
+        inner = rows.summed(rows.x, self.constant)
+        if self.constant:
+            count = inner.new_full((len(inner), 1, 1), rows.x.shape[1])
+            inner = torch.cat([inner, torch.cat([inner[:, -1:].mT, count], 1)], 2)
+        self.inner = self.inner + inner
+        self.cross = self.cross + rows.summed(rows.y, self.constant)
 
     def best(self, before: Tensor) -> Solution:
         """What fits the held-back rows best, output by output, solved with these rows as well.
@@ -139,7 +152,7 @@ class Gram:
         """Solutions whose targets follow the last one where the activation cuts off; each output has its own pull."""
         found: list[Tensor] = []
         for _ in range(_SWEEPS if self.kept else 0):
-            cross = sum(exactly(rows.x.mT @ rows.reached(matrix)) for rows in self.kept or ())
+            cross = sum(rows.summed(rows.reached(matrix), self.constant) for rows in self.kept or ())
             assert isinstance(cross, Tensor)
             matrix = _gathered([solve(cross) for solve in solvers], pulls)
             found.append(matrix)

@@ -19,7 +19,7 @@ from compressor.graph.neutral import bare, neutrally
 from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, cause, refused, run
-from compressor.graph.unregistered import unregistered
+from compressor.graph.unregistered import in_one_memory, unregistered
 from compressor.graph.ways import Also, Run, entered, entries, further, unreached, unused
 
 
@@ -54,7 +54,7 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         found = _channels(refinement, batch_of(runs[0][0]), [*notes, *refinement.notes])
         found = _with_kept(replace(found, names=names), patterns)
         edited = {found.shapes[place.tensor] for group in found.free for place in group.places}
-        return replace(found, notes=(*found.notes, *unregistered(model, edited)))
+        return replace(found, notes=(*found.notes, *unregistered(model, edited), *in_one_memory(model)))
     finally:
         if collecting:
             gc.enable()

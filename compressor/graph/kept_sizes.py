@@ -57,7 +57,7 @@ def kept_sizes(
                 continue
             holders = [n for n, m in modules.items() if vars(m).get(head) is one.held] if rest else [one.module]
             found += [RawSize(holder, one.path, one.arrays[0]) for holder in holders]
-        elif any(one.arrays for one in each):
+        elif any(not walk.is_fixed(ids) for one in each for ids in one.arrays):
             unclear.append(called)
     return found, [*_note("several layers have their width", unclear), *_note("their objects refuse changes", fixed)]
 

@@ -10,9 +10,21 @@ from torch import Tensor, nn
 
 from compressor.graph.copies import CONSTANTS
 from compressor.graph.held import reached
+from compressor.graph.tensors import has_data, named_tensors
 
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
 _MOST = 10_000  # objects of one attribute
+
+
+def in_one_memory(model: nn.Module) -> Iterator[str]:
+    """A note that names parameters which torch takes for several and which are one memory (`Parameter(other.data)`)."""
+    names: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, tensor in named_tensors(model).items():
+        if has_data(tensor) and tensor.numel():
+            names.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
+    for each in names.values():
+        if len(each) > 1:
+            yield f"{', '.join(each)} are one memory; an edit gives each its own: use one parameter to tie them"
 
 
 def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterator[str]:

@@ -229,5 +229,7 @@ def test_sizes_in_objects_that_cannot_follow_are_named() -> None:
     x = torch.randn(1, 3, 8, 8)
     refused = capture(configured(Refusing()), x)
     assert refused.notes == ("kept as they are, since their objects refuse changes: config.hidden_size",)
+    image = Options(hidden_size=3)  # as many as the image has, and as the kernels are wide
+    assert not capture(configured(image), x).notes
     unclear = capture(configured(Options(), Part(None, conv(8, 8)), nn.ReLU()), x)  # its first and last part disagree
     assert unclear.notes == ("kept as they are, since several layers have their width: config.hidden_size",)

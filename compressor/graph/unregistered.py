@@ -33,10 +33,9 @@ def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterato
     """
     wanted, names = set(shapes), []
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    modules = {id(module) for module in model.modules()}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if not _is_plain(value) and name not in _REGISTERED and _holds(value, wanted, own, modules):
+            if not _is_plain(value) and name not in _REGISTERED and _holds(value, wanted, own):
                 names.append(f"{path}.{name}".removeprefix("."))
     if names:
         yield f"not edited, though of the shapes of edited layers: {', '.join(names)}; make them anew after an edit"
@@ -49,9 +48,9 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int], modules: set[int]) -> bool:
+def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int]) -> bool:
     for one in reached(value, most=_MOST):
-        if isinstance(one, nn.Module) and id(one) not in modules:
+        if isinstance(one, nn.Module):
             tensors: Iterable[Tensor] = one.parameters()
         else:
             tensors = (one,) if isinstance(one, Tensor) else ()

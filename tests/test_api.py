@@ -56,7 +56,7 @@ ELSEWHERE = {
     "loading",
     "data",
 }
-ELSEWHERE |= {"also", "batch_size", "momentum", "lr", "weight_decay", "target_macs"}
+ELSEWHERE |= {"also", "batch_size", "momentum", "lr", "weight_decay", "target_macs", "round_to"}
 
 
 def example_of(verb):

@@ -60,5 +60,5 @@ def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int]) -> bool:
 
 
 def _is_of(tensor: Tensor, wanted: set[tuple[int, ...]]) -> bool:
-    """Whether a tensor has one of the shapes; those that an exporter left behind may be symbols."""
-    return all(type(size) is int for size in tensor.shape) and tuple(tensor.shape) in wanted
+    """Whether a tensor with values has one of the shapes; what an exporter left behind in its graph has none."""
+    return has_data(tensor) and tuple(tensor.shape) in wanted

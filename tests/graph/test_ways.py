@@ -98,7 +98,7 @@ def also_kept(channels: Channels) -> set[str]:
 def test_other_methods_are_followed_on_request() -> None:
     model = Network(lambda model, y: 0).eval()
     model.between = nn.ModuleList([nn.Conv2d(8, 8, 1)])
-    report = compressor.prune_(model, X, ratio=0.5, also=["embed"])
+    report = compressor.prune_(model, X, ratio=0.5, round_to=1, also=["embed"])
     assert model.embed(X).shape[1] == 5 and model.projection.in_channels == 4 and not report.notes
 
 

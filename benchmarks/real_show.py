@@ -21,10 +21,11 @@ def table(result: dict[str, Any]) -> str:
     rows: Rows = result["rows"]
     lefts = sorted({row["left"] for row in rows} - {1.0}, reverse=True)
     dense = [row for row in rows if row["arm"] == "dense"]
-    seeds = len({row["seed"] for row in rows})
+    seeds, images = len({row["seed"] for row in rows}), result["train_images"]
+    images = images if images == "all" else f"{images:,}"
     lines = [
         f"{result['network']} on {result['data']}: {_top1(dense, 'untrained_top1')} as it came, "
-        f"{_top1(dense, 'top1')} fine-tuned. {result['train_images']:,} training images, {result['epochs']} epochs, "
+        f"{_top1(dense, 'top1')} fine-tuned. {images} training images, {result['epochs']} epochs, "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}; {result['machine']}, Torch-Pruning {result['torch_pruning']}.",
         "",
         f"| MACs left | {' | '.join(f'{left:.0%}' for left in lefts)} | CPU s of the cut |",

@@ -94,7 +94,7 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
         "Half of the multiply-adds by `prune_` without data, random weights, ONNX Runtime, batch 1: time against the "
-        f"dense network's, medians of {result['rounds']} rounds in turn. {result['machine']}, 1 thread.",
+        f"dense network's, medians of {result['rounds']} rounds in turn. {result['machine']}.",
         "",
         f"| network | dense | multiples of {result['multiple']} | widths as they come |",
         "|---|---|---|---|",

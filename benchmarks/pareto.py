@@ -25,7 +25,6 @@ from queue import Empty
 from typing import Any, Literal
 
 import torch
-import torch_pruning
 from torch import nn
 
 from benchmarks import pareto_ours, pareto_peers
@@ -34,8 +33,9 @@ from benchmarks.adapnet_small import subset
 from benchmarks.adapnet_tables import TABLES
 from benchmarks.pareto_case import Arm, Case
 from benchmarks.pareto_show import draw, table
+from benchmarks.resumable import opened
 from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.reporting.environment import device_words, versions
+from compressor.reporting.report import write_json
 from compressor.training.data import open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
@@ -117,7 +117,7 @@ def main() -> None:
     jobs = list(_jobs(networks, arguments.data, arguments.seeds, name, arguments.only, arguments.device))
     for row in _rows(jobs, _done(result), arguments.jobs):
         result["rows"].append(row)
-        _write(out, result)
+        write_json(out, result)
         print(json.dumps(row), file=sys.stderr, flush=True)
     draw(result, out.with_suffix(".svg"))
     print(table(result))
@@ -237,23 +237,10 @@ def _opened(out: Path, name: str, scale: Scale, device: str, threads: int) -> di
         "augment": scale.augment,
         "adapnet": json.loads(json.dumps(asdict(scale.settings))),
     }
-    if out.exists():
-        result: dict[str, Any] = json.loads(out.read_text())
-        # Settings that came after the result was begun are off by default.
-        told["adapnet"] = {key: value for key, value in told["adapnet"].items() if key in result["adapnet"]}
-        changed = [key for key, value in told.items() if result[key] != value]
-        if changed:
-            sys.exit(f"{out} was measured with other settings ({', '.join(changed)}): give another --out")
-        return result
-    machine = {"machine": device_words(choose_device(device)), "versions": versions()}
-    return told | machine | {"torch_pruning": torch_pruning.__version__, "threads": threads, "rows": []}
-
-
-def _write(out: Path, result: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scrap = out.with_suffix(".tmp")
-    scrap.write_text(json.dumps(result, indent=1) + "\n")
-    scrap.replace(out)
+    if out.exists():  # settings that came after the result was begun are off by default
+        known = json.loads(out.read_text())["adapnet"]
+        told["adapnet"] = {key: value for key, value in told["adapnet"].items() if key in known}
+    return opened(out, told, device, threads)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from compressor.training.loop import cross_entropy
 from compressor.training.microbatches import Step
 from compressor.training.recalibrate import recalibrate_
 
-_HALVINGS = 12  # of the interval that holds the ratio: to 1/4096 of the channels
-_REG = 5e-4  # of the sparse training, as in their benchmarks
+HALVINGS = 12  # of the interval that holds the ratio: to 1/4096 of the channels
+SPARSE = 5e-4  # of the sparse training, as in their benchmarks
 
 MakePruner = Callable[[nn.Module, float], Any]
 
@@ -46,10 +46,10 @@ def group_norm(case: Case, share: float) -> Outcome:
     """
     model = copy.deepcopy(case.start)
     make = _maker(
-        GroupNormPruner, case, lambda: GroupMagnitudeImportance(p=2, normalizer="max"), global_pruning=True, reg=_REG
+        GroupNormPruner, case, lambda: GroupMagnitudeImportance(p=2, normalizer="max"), global_pruning=True, reg=SPARSE
     )
     sparse = case.settings.max_epochs
-    case.train_(model, 0, sparse, _regularised(make(model, 0.0)))
+    case.train_(model, 0, sparse, regularised(cross_entropy(), make(model, 0.0)))
     return _cut_and_train(case, model, share, make, sparse)
 
 
@@ -61,12 +61,11 @@ def _maker(kind: type[BasePruner], case: Case, importance: Callable[[], Any], **
     return make
 
 
-def _regularised(pruner: Any) -> Step:
-    """A step of plain training whose gradients the pruner adds its own to."""
-    plain = cross_entropy()
+def regularised(inner: Step, pruner: Any) -> Step:
+    """A step whose gradients the pruner adds its own to."""
 
     def step(model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        result = plain(model, x, y)
+        result = inner(model, x, y)
         pruner.regularize(model)
         return result
 
@@ -87,9 +86,9 @@ def _at_macs(case: Case, model: nn.Module, share: float, make: MakePruner) -> nn
     wanted = share * _macs(case, model)
     low, high = 0.0, 1.0  # the ratios that leave too much and too little
     best = model
-    for _ in range(_HALVINGS):
+    for _ in range(HALVINGS):
         ratio = (low + high) / 2
-        trial = _copy_with_gradients(model)
+        trial = copy_with_gradients(model)
         make(trial, ratio).step()
         macs = _macs(case, trial)
         low, high = (ratio, high) if macs > wanted else (low, ratio)
@@ -103,7 +102,7 @@ def _macs(case: Case, model: nn.Module) -> float:
     return float(macs)
 
 
-def _copy_with_gradients(model: nn.Module) -> nn.Module:
+def copy_with_gradients(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
     for old, new in zip(model.parameters(), copied.parameters(), strict=True):
         new.grad = None if old.grad is None else old.grad.clone()

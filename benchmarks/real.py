@@ -27,16 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch_pruning
 from torch import nn
 
 from benchmarks.adapnet_small import subset
 from benchmarks.real_arms import ARMS, DISTILLED, RECIPES, Case
 from benchmarks.real_show import best_recipe, table
+from benchmarks.resumable import opened
 from benchmarks.stranger_resnet import resnet20, resnet56
 from compressor import vision
 from compressor.graph import capture
-from compressor.reporting.environment import device_words, versions
+from compressor.reporting.report import write_json
 from compressor.training.data import Data, open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
@@ -136,13 +136,19 @@ def main() -> None:
         if network.data not in specs:
             parser.error(f"{name} needs --data {network.data}=SPEC")
         out = arguments.out / f"real-{name}{'-full' if arguments.full else ''}.json"
-        result = _opened(out, name, network, arguments)
+        told = {
+            "network": name,
+            "data": network.data,
+            "train_images": "all" if arguments.full else network.images,
+            "epochs": arguments.epochs,
+        }
+        result = opened(out, told, arguments.device, torch.get_num_threads())
         rounds = [arguments.arms] if arguments.arms else [list(network.recipes), None]
         for arms in rounds:  # the peer's best is known when all of its recipes have run
             arms = _arms(arguments.out) if arms is None else arms
             for row in _measure(network, arms, specs[network.data], result, arguments):
                 result["rows"].append(row)
-                _write(out, result)
+                write_json(out, result)
                 print(json.dumps(row), file=sys.stderr, flush=True)
         print(table(result), end="\n\n")
 
@@ -200,32 +206,6 @@ def _case(network: Network, spec: str, seed: int, arguments: argparse.Namespace)
         data = subset(data, network.images, seed)
     data = replace(data, validation=data.validation.take(torch.arange(min(len(data.validation), _VALIDATION))))
     return Case(model, data, seed, arguments.epochs)
-
-
-def _opened(out: Path, name: str, network: Network, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The result as it stands, or a new one."""
-    told = {
-        "network": name,
-        "data": network.data,
-        "train_images": "all" if arguments.full else network.images,
-        "epochs": arguments.epochs,
-    }
-    if out.exists():
-        result: dict[str, Any] = json.loads(out.read_text())
-        changed = [key for key, value in told.items() if result[key] != value]
-        if changed:
-            sys.exit(f"{out} was measured with other settings ({', '.join(changed)}): give another --out")
-        return result
-    machine = {"machine": device_words(choose_device(arguments.device)), "versions": versions()}
-    more = {"torch_pruning": torch_pruning.__version__, "threads": torch.get_num_threads()}
-    return told | machine | more | {"rows": []}
-
-
-def _write(out: Path, result: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scrap = out.with_suffix(".tmp")
-    scrap.write_text(json.dumps(result, indent=1) + "\n")
-    scrap.replace(out)
 
 
 if __name__ == "__main__":

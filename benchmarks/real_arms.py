@@ -14,6 +14,7 @@ from torch_pruning.pruner import BasePruner, GroupNormPruner
 from torch_pruning.pruner.importance import GroupMagnitudeImportance, MagnitudeImportance, TaylorImportance
 
 from benchmarks.adapnet import TRAINED
+from benchmarks.pareto_peers import HALVINGS, SPARSE, copy_with_gradients, regularised
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import named_tensors
@@ -38,9 +39,6 @@ from compressor.training.microbatches import Step
 from compressor.training.randomness import generator
 from compressor.training.recalibrate import recalibrate_
 from compressor.training.settings import DistillSettings, TrainSettings
-
-_HALVINGS = 12  # of the interval that holds the peer's ratio: to 1/4096 of the channels
-_SPARSE = 5e-4  # weight of the peer's sparse training, as in its own benchmarks (reproduce/main.py)
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Recipe:
         model, spent = copy.deepcopy(case.start), 0
         if self.score == "group norm":
             pruner = _pruner(self, case, model, 0.0)
-            case.train_(model, case.epochs - 1, step=_regularised(case.step(), pruner))
+            case.train_(model, case.epochs - 1, step=regularised(case.step(), pruner))
             spent = case.epochs - 1
         elif self.iterative:
             model = _cut(case, model, share**0.5, self)
@@ -198,11 +196,9 @@ def _at_macs(case: Case, model: nn.Module, share: float, recipe: Recipe) -> nn.M
     wanted = share * _macs(case, case.start)
     low, high = 0.0, 1.0  # the ratios that leave too much and too little
     best = model
-    for _ in range(_HALVINGS):
+    for _ in range(HALVINGS):
         ratio = (low + high) / 2
-        trial = copy.deepcopy(model)
-        for old, new in zip(model.parameters(), trial.parameters(), strict=True):
-            new.grad = None if old.grad is None else old.grad.clone()
+        trial = copy_with_gradients(model)
         _pruner(recipe, case, trial, ratio).step()
         macs = _macs(case, trial)
         low, high = (ratio, high) if macs > wanted else (low, ratio)
@@ -220,11 +216,7 @@ def _pruner(recipe: Recipe, case: Case, model: nn.Module, ratio: float) -> Any:
         case "taylor":
             return BasePruner(model, example, importance=TaylorImportance(), global_pruning=True, **given)
     importance = GroupMagnitudeImportance(p=2, normalizer="max")
-    return GroupNormPruner(model, example, importance=importance, global_pruning=True, reg=_SPARSE, **given)
-
-
-def case_example(case: Case) -> Tensor:
-    return case.example
+    return GroupNormPruner(model, example, importance=importance, global_pruning=True, reg=SPARSE, **given)
 
 
 def _tied(case: Case, model: nn.Module) -> list[nn.Module]:
@@ -237,17 +229,6 @@ def _tied(case: Case, model: nn.Module) -> list[nn.Module]:
         if len(producers) > 1:
             found += producers
     return found
-
-
-def _regularised(step: Step, pruner: Any) -> Step:
-    """A step whose gradients the pruner adds its own to."""
-
-    def regularised(model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        result = step(model, x, y)
-        pruner.regularize(model)
-        return result
-
-    return regularised
 
 
 def _macs(case: Case, model: nn.Module) -> float:

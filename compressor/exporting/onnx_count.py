@@ -11,6 +11,7 @@ from compressor.errors import FileError
 from compressor.exporting.manifest import MODEL, TUNED_MODEL
 from compressor.exporting.outside import Taken, take_in
 from compressor.exporting.runtime import SECONDS, OnnxModel
+from compressor.exporting.weights import graphs_in
 from compressor.limits import allow
 from compressor.text import first_line, shown
 
@@ -67,7 +68,7 @@ def _with_one_image(proto: Any, input_name: str) -> Any:
 
     image = next(entry for entry in proto.graph.input if entry.name == input_name)
     free = image.type.tensor_type.shape.dim[0].dim_param
-    for graph in _graphs(proto.graph):
+    for graph in graphs_in(proto.graph):
         for entry in (*graph.input, *graph.output, *graph.value_info):
             for dim in entry.type.tensor_type.shape.dim if entry.type.HasField("tensor_type") else ():
                 if free and dim.dim_param == free:
@@ -160,22 +161,13 @@ def _layer(node: Any, shapes: Shapes, macs: int, params: int) -> dict[str, Any]:
     }
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph and the graphs inside it: the branches of If, the bodies of Loop."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-
-
 def _weights(graph: Any) -> Iterator[tuple[str, Any]]:
     """Names and tensors of weights in a graph and the graphs inside it; 64-bit integers are shapes and indices."""
     from onnx import TensorProto
 
     kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
     kinds |= {TensorProto.INT8, TensorProto.UINT8}
-    for each in _graphs(graph):
+    for each in graphs_in(graph):
         tensors = [(tensor.name, tensor) for tensor in each.initializer]
         constants = [node for node in each.node if node.op_type == "Constant"]
         tensors += [(node.output[0], entry.t) for node in constants for entry in node.attribute if entry.HasField("t")]

@@ -12,13 +12,12 @@ from compressor.graph import capture
 from compressor.methods.adapnet.settings import AdapNetSettings
 from compressor.methods.settings import PruneSettings
 from compressor.pipeline.phases import Phases
-from compressor.training.batching import InputTransform
+from compressor.training.batching import drawn_batches
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
 from compressor.training.evaluate import device_of
 from compressor.training.loop import fit
 from compressor.training.microbatches import Step
-from compressor.training.randomness import generator
 from compressor.training.settings import DistillSettings, TrainSettings
 
 
@@ -71,10 +70,7 @@ class Case:
 
     def score_batches(self) -> list[tuple[Tensor, Tensor]]:
         """The random training images, not augmented, that both Taylor scores look at."""
-        device, source = device_of(self.start), generator(torch.device("cpu"), self.training.seed, "score")
-        order = torch.randperm(len(self.data.train), generator=source)[: PruneSettings.score_images]
-        prepare = InputTransform.of(self.data, device)
-        return [(prepare(x), y) for x, y in self.data.train.read(order.split(128), device)]
+        return drawn_batches(self.data, PruneSettings.score_images, self.training.seed, device_of(self.start))
 
 
 @dataclass

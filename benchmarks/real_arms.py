@@ -30,13 +30,12 @@ from compressor.pipeline.settings import FINETUNE, GoalSettings
 from compressor.pipeline.stages import silent
 from compressor.pipeline.training_phases import TrainingPhases
 from compressor.surgery import Plan, Prune, operate_
-from compressor.training.batching import InputTransform, steps_per_epoch
+from compressor.training.batching import drawn_batches, steps_per_epoch
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
 from compressor.training.evaluate import device_of, evaluating
 from compressor.training.loop import cross_entropy, fit
 from compressor.training.microbatches import Step
-from compressor.training.randomness import generator
 from compressor.training.recalibrate import recalibrate_
 from compressor.training.settings import DistillSettings, TrainSettings
 
@@ -73,10 +72,7 @@ class Case:
 
     def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """Random training images, not augmented, with labels."""
-        device, source = device_of(self.start), generator(torch.device("cpu"), self.seed, "score")
-        order = torch.randperm(len(self.data.train), generator=source)[:count]
-        prepare = InputTransform.of(self.data, device)
-        return [(prepare(x), y) for x, y in self.data.train.read(order.split(128), device)]
+        return drawn_batches(self.data, count, self.seed, device_of(self.start))
 
     def inputs(self) -> list[Tensor]:
         """What reconstruction looks at."""
@@ -102,20 +98,22 @@ def whole(case: Case, share: float) -> Outcome:
 
 def ours(case: Case, share: float, **settings: Any) -> Outcome:
     """`compressor prune --data`: block OBS, widths by the error, least squares."""
+    model, channels, plan, inputs = _chosen(case, share, **settings)
+    return _refitted(case, model, plan, channels, inputs)
+
+
+def _chosen(case: Case, share: float, **settings: Any) -> tuple[nn.Module, Channels, Plan, list[Tensor]]:
+    """A copy of the start, its channels, what goes, and the inputs by which that was decided."""
     model = copy.deepcopy(case.start)
     channels, inputs = capture(model, case.example), case.inputs()
-    choice = PruneSettings(method="obs", allocate="error", target_macs=share, seed=case.seed)
-    choice = replace(choice, **settings)
-    selection = decide(model, channels, choice, inputs=inputs)
-    return _refitted(case, model, selection.plan, channels, inputs)
+    choice = PruneSettings(method="obs", allocate="error", target_macs=share, seed=case.seed, **settings)
+    return model, channels, decide(model, channels, choice, inputs=inputs).plan, inputs
 
 
 def remeasured(case: Case, share: float) -> Outcome:
     """The same channels gone as in `ours`, and nothing but batch norm measured anew."""
-    model = copy.deepcopy(case.start)
-    channels = capture(model, case.example)
-    choice = PruneSettings(method="obs", allocate="error", target_macs=share, seed=case.seed, round_to=1)
-    operate_(model, decide(model, channels, choice, inputs=case.inputs()).plan, channels)
+    model, channels, plan, _ = _chosen(case, share, round_to=1)
+    operate_(model, plan, channels)
     recalibrate_(model, case.data.train, case.data, seed=case.seed)
     return Outcome(model)
 

@@ -18,12 +18,12 @@ from compressor.pipeline.settings import ModelSettings
 from compressor.preparation import Preparation
 from compressor.routing.network import Routed
 from compressor.training import distributed
-from compressor.training.batching import InputTransform, examples
+from compressor.training.batching import drawn_batches, examples
 from compressor.training.class_numbers import read_class_numbers
 from compressor.training.data import Data, fit_to_model, open_data, with_input_shape, with_normalisation
 from compressor.training.evaluate import count_outputs
 from compressor.training.numerics import choose_device
-from compressor.training.randomness import generator, seed_everything_
+from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DataSettings
 
 _CHECKED_IMAGES = 8
@@ -112,12 +112,9 @@ def class_numbers(loading: DataSettings) -> dict[str, int] | None:
 
 def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32) -> Sequence[tuple[Tensor, Tensor]]:
     """Random training images, not augmented, for methods that take gradients; none without data."""
-    data = subject.data
-    if data is None:
+    if subject.data is None:
         return ()
-    order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), seed, "score"))[:images]
-    prepare = InputTransform.of(data, subject.device)
-    return [(prepare(x), y) for x, y in data.train.read(order.split(batch_size), subject.device)]
+    return drawn_batches(subject.data, images, seed, subject.device, batch_size)
 
 
 def calibration_inputs(subject: Subject, seed: int) -> list[Tensor]:

@@ -71,6 +71,15 @@ def easy_batch_size(data: Data) -> int:
     return max(1, min(512, 512 * 3 * 64 * 64 // math.prod(data.input_shape)))
 
 
+def drawn_batches(
+    data: Data, images: int, seed: int, device: torch.device, batch_size: int = 128
+) -> list[tuple[Tensor, Tensor]]:
+    """Random training images with their labels, as the model takes them and not augmented: what scores look at."""
+    order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), seed, "score"))[:images]
+    prepare = InputTransform.of(data, device)
+    return [(prepare(x), y) for x, y in data.train.read(order.split(batch_size), device)]
+
+
 def examples(image_set: AnySet, data: Data, count: int = 8, device: torch.device | str = "cpu") -> Tensor:
     """Up to `count` images spread evenly over a set, as the network takes them: float `(count, *data.input_shape)`."""
     spread = torch.linspace(0, len(image_set) - 1, min(count, len(image_set))).long()

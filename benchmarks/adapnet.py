@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import adapnet_small, adapnet_tables
-from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pipeline.settings import GoalSettings
-from compressor.reporting.environment import device_words, versions
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.report.environment import device_words, versions
+from compressor.runs.settings import GoalSettings
 from compressor.training.data import Data, open_data
 from compressor.training.numerics import choose_device
 from compressor.training.settings import TrainSettings

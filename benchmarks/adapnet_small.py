@@ -17,18 +17,18 @@ from torch import nn
 
 from compressor.graph import capture
 from compressor.graph.channels import Channels
-from compressor.methods.adapnet.method import AdapNet
-from compressor.methods.adapnet.settings import AdapNetSettings
-from compressor.methods.oneshot import decide
-from compressor.methods.scores import Given
-from compressor.methods.settings import PruneSettings
-from compressor.methods.table import METHODS
-from compressor.pipeline.goals import Guard, Target
-from compressor.pipeline.periods import Periods
-from compressor.pipeline.phases import Phases
-from compressor.pipeline.settings import GoalSettings
-from compressor.pipeline.stages import silent
-from compressor.pipeline.training_phases import TrainingPhases
+from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.pruning.oneshot import decide
+from compressor.pruning.scores import Given
+from compressor.pruning.settings import PruneSettings
+from compressor.pruning.table import METHODS
+from compressor.runs.goals import Guard, Target
+from compressor.runs.periods import Periods
+from compressor.runs.phases import Phases
+from compressor.runs.settings import GoalSettings
+from compressor.runs.stages import silent
+from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data

@@ -14,18 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor import vision
 from compressor.graph import capture
-from compressor.methods.adapnet.method import AdapNet
-from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.methods.oneshot import decide
-from compressor.methods.settings import PruneSettings
-from compressor.pipeline.goals import Guard, Target
-from compressor.pipeline.periods import Periods
-from compressor.pipeline.phases import Phases
-from compressor.pipeline.settings import GoalSettings
-from compressor.pipeline.stages import PeriodEvent
-from compressor.pipeline.training_phases import TrainingPhases
+from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.oneshot import decide
+from compressor.pruning.settings import PruneSettings
+from compressor.runs.goals import Guard, Target
+from compressor.runs.periods import Periods
+from compressor.runs.phases import Phases
+from compressor.runs.settings import GoalSettings
+from compressor.runs.stages import PeriodEvent
+from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import operate_
 from compressor.training.batching import batches, steps_per_epoch
 from compressor.training.data import Data, with_input_shape
@@ -34,6 +33,7 @@ from compressor.training.events import EpochEvent
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DistillSettings, TrainSettings
+from compressor.vision import door as vision
 from sample_models import net2, vgg11
 
 

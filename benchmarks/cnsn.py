@@ -23,11 +23,12 @@ from typing import Any
 import torch
 
 from benchmarks.where import machines
-from compressor.reporting.environment import device_words, versions
-from compressor.subnets.cutting import cut, model_costs
-from compressor.subnets.detachable import Detachable
-from compressor.subnets.learning import recalibrated, training_of
-from compressor.subnets.settings import DetachSettings, training_for
+from compressor.exits.cutting import cut, model_costs
+from compressor.exits.detachable import Detachable
+from compressor.exits.learning import recalibrated, training_of
+from compressor.exits.settings import DetachSettings, training_for
+from compressor.profiling.model_profile import profile
+from compressor.report.environment import device_words, versions
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
@@ -119,7 +120,7 @@ def measure(name: str, data: Data, bn: str, scale: Scale, seed: int, device: str
     model.to(choose_device(device))
     count = {"none": 0, "base": 1, "all": model.exits + 1}[alone]
     learners = [copy.deepcopy(learner) for learner in model.learners()[:count]]
-    costs = list(model_costs(model, torch.zeros(1, *data.input_shape)))
+    costs = list(model_costs(model, torch.zeros(1, *data.input_shape), profile))
     step, _ = training_of(model, settings, training)
     start = time.perf_counter()
     fit(model, data, training, step=step, on_event=_show)

@@ -27,18 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor import vision
+from compressor.exits.cutting import cut
+from compressor.exits.settings import DetachSettings
 from compressor.exporting.forms import AtDepth
-from compressor.exporting.manifest import TUNED_MODEL, ExitFacts, Manifest, feeds_of
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.runtime import Level, open_session
 from compressor.exporting.tune import tune_package
-from compressor.reporting.environment import device_words, versions
+from compressor.report.environment import device_words, versions
+from compressor.report.manifest import TUNED_MODEL, ExitFacts, Manifest, feeds_of
 from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.settings import RouteSettings
-from compressor.subnets.cutting import cut
-from compressor.subnets.settings import DetachSettings
+from compressor.vision import door as vision
 from sample_models.vgg16_cifar import build
 
 EXITS = ("layer2", "layer3", "layer4")  # of the ResNet; earlyon's own choice

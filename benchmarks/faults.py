@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from compressor.reporting.environment import versions
+from compressor.report.environment import versions
 from tests.faults.corpus import CASES
 from tests.faults.runs import RUNS
 from tests.faults.test_fuzz import QUICK
@@ -78,7 +78,7 @@ FAULTS = (
     Fault(
         "plan that costs more than `--max-drop`",
         "undone and reported",
-        ("tests/pipeline/test_adapnet.py::test_a_plan_that_costs_too_much_is_undone_and_reported",),
+        ("tests/runs/test_adapnet.py::test_a_plan_that_costs_too_much_is_undone_and_reported",),
     ),
     Fault(
         "out of memory (injected)",
@@ -110,7 +110,7 @@ FAULTS = (
     Fault(
         "two runs in one folder; a run folder that was moved",
         "the second is refused; resumed where it lies now",
-        (f"{_GUARDS}::test_second_run", "tests/pipeline/test_resume.py::test_a_run_that_was_broken_off"),
+        (f"{_GUARDS}::test_second_run", "tests/runs/test_resume.py::test_a_run_that_was_broken_off"),
     ),
     Fault(
         "the same command twice",

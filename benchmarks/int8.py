@@ -19,11 +19,11 @@ from torch import Tensor
 
 import compressor
 from benchmarks.export import runner, sizes, times, warmed
-from compressor import vision
 from compressor.exporting.evidence import Evidence
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, export_package
-from compressor.reporting.environment import device_words, versions
+from compressor.report.environment import device_words, versions
+from compressor.vision import door as vision
 
 SHAPE = (3, 224, 224)
 DIGITS = Path(__file__).parents[1] / "sample_models" / "digits_cnn.safetensors"

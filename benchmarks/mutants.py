@@ -28,9 +28,7 @@ from benchmarks.mutants_recorded import HARMLESS, KNOWN, OWN
 from benchmarks.mutants_run import RED, ROOT, WORK, Job, import_heavy, run, testing
 
 RESULT = ROOT / "benchmarks" / "results" / "mutants.json"
-ROOMS = tuple(
-    f"compressor/{room}" for room in ("graph", "surgery", "methods/adapnet", "routing", "subnets", "primenet")
-)
+ROOMS = tuple(f"compressor/{room}" for room in ("graph", "surgery", "pruning/adapnet", "routing", "exits", "primenet"))
 WATCHED = (*ROOMS, "compressor/profiling", "compressor/training")  # where recorded faults are, too
 _PATIENCE = 4  # times what the tests took, before they count as hanging
 

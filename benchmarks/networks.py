@@ -1,6 +1,6 @@
 """The networks that benchmarks/surgery.py prunes: torchvision's classifiers, one small network a family of timm's."""
 
-from compressor import vision
+from compressor.vision import door as vision
 
 # Convolutional networks and hybrids of timm 1.0: of every module and name prefix the smallest variant.
 TIMM = """

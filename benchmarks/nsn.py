@@ -20,12 +20,12 @@ from typing import Any
 from torch import nn
 
 from benchmarks.where import machines
-from compressor.reporting.environment import device_words, versions
-from compressor.subnets.learning import training_of
-from compressor.subnets.nested import Nested, make_nested
-from compressor.subnets.pairs import l2_of
-from compressor.subnets.points import Survey
-from compressor.subnets.settings import DetachSettings, training_for
+from compressor.exits.learning import training_of
+from compressor.exits.nested import Nested, make_nested
+from compressor.exits.pairs import l2_of
+from compressor.exits.points import Survey
+from compressor.exits.settings import DetachSettings, training_for
+from compressor.report.environment import device_words, versions
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event

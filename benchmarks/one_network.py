@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from compressor import vision
 from compressor.graph import capture
 from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import Edit
+from compressor.vision import door as vision
 from tests.equivalence import duplicate_, half_plan, left_out, masked_outputs, outputs, randomise_, relative_error
 
 

@@ -34,8 +34,8 @@ from benchmarks.adapnet_tables import TABLES
 from benchmarks.pareto_case import Arm, Case
 from benchmarks.pareto_show import draw, table
 from benchmarks.resumable import opened
-from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.reporting.report import write_json
+from compressor.files.paths import write_json
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.training.data import open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit

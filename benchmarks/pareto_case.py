@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph import capture
-from compressor.methods.adapnet.settings import AdapNetSettings
-from compressor.methods.settings import PruneSettings
-from compressor.pipeline.phases import Phases
+from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.pruning.settings import PruneSettings
+from compressor.runs.phases import Phases
 from compressor.training.batching import drawn_batches
 from compressor.training.data import Data
 from compressor.training.distillation import distilling

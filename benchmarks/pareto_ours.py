@@ -5,15 +5,15 @@ from functools import partial
 
 from benchmarks.pareto_case import Arm, Case, Outcome
 from compressor.graph import capture
-from compressor.methods.adapnet.method import AdapNet
-from compressor.methods.oneshot import decide
-from compressor.methods.settings import PruneSettings
-from compressor.methods.target import TOLERANCE
-from compressor.pipeline.goals import Guard, Target
-from compressor.pipeline.periods import Periods
-from compressor.pipeline.settings import GoalSettings
-from compressor.pipeline.stages import silent
-from compressor.pipeline.training_phases import TrainingPhases
+from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.oneshot import decide
+from compressor.pruning.settings import PruneSettings
+from compressor.pruning.target import TOLERANCE
+from compressor.runs.goals import Guard, Target
+from compressor.runs.periods import Periods
+from compressor.runs.settings import GoalSettings
+from compressor.runs.stages import silent
+from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import operate_
 from compressor.training.batching import steps_per_epoch
 from compressor.training.recalibrate import recalibrate_

@@ -26,7 +26,7 @@ from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.phases import represent_, retrain_
 from compressor.primenet.settings import REPRESENTATION
 from compressor.profiling.model_profile import profile
-from compressor.reporting.environment import device_words, versions
+from compressor.report.environment import device_words, versions
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event

@@ -25,8 +25,8 @@ from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
 from benchmarks import routing as routing_benchmark
 from benchmarks import widths as width_times
-from compressor.reporting.report import Report
-from compressor.reporting.tables import before_after_table
+from compressor.report.report import Report
+from compressor.report.tables import before_after_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

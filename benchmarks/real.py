@@ -34,15 +34,15 @@ from benchmarks.real_arms import ARMS, DISTILLED, RECIPES, Case
 from benchmarks.real_show import best_recipe, table
 from benchmarks.resumable import opened
 from benchmarks.stranger_resnet import resnet20, resnet56
-from compressor import vision
+from compressor.files.paths import write_json
 from compressor.graph import capture
-from compressor.reporting.report import write_json
 from compressor.training.data import Data, open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
+from compressor.vision import door as vision
 from sample_models import vgg11
 
 RESULTS = Path(__file__).parent / "results"

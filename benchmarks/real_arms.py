@@ -18,17 +18,17 @@ from benchmarks.pareto_peers import HALVINGS, SPARSE, copy_with_gradients, regul
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import named_tensors
-from compressor.methods.adapnet.method import AdapNet
-from compressor.methods.oneshot import decide
-from compressor.methods.reconstruction.calibration import enough_images
-from compressor.methods.settings import PruneSettings
-from compressor.pipeline.goals import Guard, Target
-from compressor.pipeline.oneshot import apply_plan_
-from compressor.pipeline.periods import Periods
-from compressor.pipeline.phases import Phases
-from compressor.pipeline.settings import FINETUNE, GoalSettings
-from compressor.pipeline.stages import silent
-from compressor.pipeline.training_phases import TrainingPhases
+from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.oneshot import decide
+from compressor.pruning.reconstruction.calibration import enough_images
+from compressor.pruning.settings import PruneSettings
+from compressor.runs.goals import Guard, Target
+from compressor.runs.oneshot import apply_plan_
+from compressor.runs.periods import Periods
+from compressor.runs.phases import Phases
+from compressor.runs.settings import FINETUNE, GoalSettings
+from compressor.runs.stages import silent
+from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batching import drawn_batches, steps_per_epoch
 from compressor.training.data import Data

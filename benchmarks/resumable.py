@@ -7,7 +7,7 @@ from typing import Any
 
 import torch_pruning
 
-from compressor.reporting.environment import device_words, versions
+from compressor.report.environment import device_words, versions
 from compressor.training.numerics import choose_device
 
 

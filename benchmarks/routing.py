@@ -28,7 +28,7 @@ from torch import nn
 
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
-from compressor.reporting.environment import device_words, versions
+from compressor.report.environment import device_words, versions
 from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
     Point,

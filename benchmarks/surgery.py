@@ -30,14 +30,14 @@ from torch import nn
 
 from benchmarks.networks import TIMM, torchvision_names
 from benchmarks.one_network import TOOLS, build, row_of
-from compressor import vision
 from compressor.graph import capture
 from compressor.graph.channels import Group
-from compressor.methods.oneshot import decide
-from compressor.methods.settings import PruneSettings
-from compressor.reporting.environment import device_words, versions
+from compressor.pruning.oneshot import decide
+from compressor.pruning.settings import PruneSettings
+from compressor.report.environment import device_words, versions
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import Edit
+from compressor.vision import door as vision
 
 LIMIT = 100  # seconds of one CPU, a network and tool: what else the machine does must not decide
 

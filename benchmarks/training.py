@@ -27,15 +27,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.adapnet_small import subset
 from compressor.graph import capture
-from compressor.methods.adapnet.method import AdapNet
-from compressor.methods.adapnet.settings import PRESETS
-from compressor.pipeline.goals import Guard, Target
-from compressor.pipeline.periods import Periods
-from compressor.pipeline.phases import Phases
-from compressor.pipeline.settings import GoalSettings
-from compressor.pipeline.stages import silent
-from compressor.pipeline.training_phases import TrainingPhases
-from compressor.reporting.environment import device_words, versions
+from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.adapnet.settings import PRESETS
+from compressor.report.environment import device_words, versions
+from compressor.runs.goals import Guard, Target
+from compressor.runs.periods import Periods
+from compressor.runs.phases import Phases
+from compressor.runs.settings import GoalSettings
+from compressor.runs.stages import silent
+from compressor.runs.training_phases import TrainingPhases
 from compressor.training.batching import train_batches
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate

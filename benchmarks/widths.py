@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor import prune_, vision
+from compressor import prune_
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.profiling.chip import preferred_multiple
-from compressor.reporting.environment import device_words, versions
+from compressor.report.environment import device_words, versions
+from compressor.vision import door as vision
 
 OUT = Path(__file__).parent / "results" / "widths.json"
 NETWORKS = (

@@ -6,29 +6,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compressor.api import detach as detach
-    from compressor.api import evaluate as evaluate
-    from compressor.api import export as export
-    from compressor.api import finetune as finetune
-    from compressor.api import inspect as inspect
-    from compressor.api import prune as prune
-    from compressor.api import replace_early as replace_early
-    from compressor.api import route as route
-    from compressor.api import sweep as sweep
-    from compressor.api import train as train
     from compressor.errors import CompressorError as CompressorError
     from compressor.errors import DataError as DataError
     from compressor.errors import FileError as FileError
     from compressor.errors import ModelError as ModelError
     from compressor.errors import UsageError as UsageError
+    from compressor.exporting.latency import profile as profile
     from compressor.exporting.verify import verify_package as verify_package
-    from compressor.pipeline.compare import compare as compare
-    from compressor.pipeline.models import load as load
-    from compressor.pipeline.models import save as save
-    from compressor.pipeline.oneshot import prune_ as prune_
-    from compressor.pipeline.resume import resume as resume
-    from compressor.profiling.model_profile import profile as profile
-    from compressor.reporting.report import Report as Report
+    from compressor.report.report import Report as Report
+    from compressor.runs.compare import compare as compare
+    from compressor.runs.models import load as load
+    from compressor.runs.models import save as save
+    from compressor.runs.oneshot import prune_ as prune_
+    from compressor.runs.resume import resume as resume
+    from compressor.runs.verbs import detach as detach
+    from compressor.runs.verbs import evaluate as evaluate
+    from compressor.runs.verbs import export as export
+    from compressor.runs.verbs import finetune as finetune
+    from compressor.runs.verbs import inspect as inspect
+    from compressor.runs.verbs import prune as prune
+    from compressor.runs.verbs import replace_early as replace_early
+    from compressor.runs.verbs import route as route
+    from compressor.runs.verbs import sweep as sweep
+    from compressor.runs.verbs import train as train
 
 _VERBS = (
     "detach", "evaluate", "export", "finetune", "inspect", "prune", "replace_early", "route", "sweep", "train",
@@ -40,15 +40,15 @@ _HOMES = {
     "FileError": "compressor.errors",
     "ModelError": "compressor.errors",
     "DataError": "compressor.errors",
-    "load": "compressor.pipeline.models",
-    "save": "compressor.pipeline.models",
-    "profile": "compressor.profiling.model_profile",
-    "prune_": "compressor.pipeline.oneshot",
-    "compare": "compressor.pipeline.compare",
-    "resume": "compressor.pipeline.resume",
+    "load": "compressor.runs.models",
+    "save": "compressor.runs.models",
+    "profile": "compressor.exporting.latency",
+    "prune_": "compressor.runs.oneshot",
+    "compare": "compressor.runs.compare",
+    "resume": "compressor.runs.resume",
     "verify_package": "compressor.exporting.verify",
-    "Report": "compressor.reporting.report",
-    **dict.fromkeys(_VERBS, "compressor.api"),
+    "Report": "compressor.report.report",
+    **dict.fromkeys(_VERBS, "compressor.runs.verbs"),
 }
 
 __all__ = sorted(_HOMES)

@@ -73,7 +73,7 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def stand_ins(folder: Path) -> None:
     """What the pages call `DIR`, `MODEL`, `net.py` and so on, under names of its own in a folder."""
     import compressor
-    from compressor import vision
+    from compressor.vision import door as vision
     from sample_models.vgg16_cifar import build
 
     (folder / "sample_models").symlink_to(ROOT / "sample_models")

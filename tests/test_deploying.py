@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.exporting.manifest import Card
+from compressor.exits.detachable import Detachable
 from compressor.exporting.package import PackageSettings, export_package
-from compressor.preparation import Preparation
-from compressor.subnets.detachable import Detachable
+from compressor.report.manifest import Card
+from compressor.vision.preparation import Preparation
+from tests.exits.nets import detachable, images
 from tests.exporting.nets import trained
-from tests.subnets.nets import detachable, images
 
 PAGE = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text(encoding="utf-8")
 _HEADER = "onnxruntime_cxx_api.h"

@@ -6,10 +6,10 @@ import typer
 
 from compressor.cli.options import chosen, typed, was_given
 from compressor.errors import UsageError
-from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.methods.catalogue import ABOUT
-from compressor.methods.settings import PruneSettings
-from compressor.pipeline.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.catalogue import ABOUT
+from compressor.pruning.settings import PruneSettings
+from compressor.runs.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 # Flags of one-shot pruning and of plain training, and what to use instead.

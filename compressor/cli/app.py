@@ -32,8 +32,7 @@ from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.cli.stopping import INTERRUPTED, stopping
 from compressor.cli.terminal import Terminal
-from compressor.errors import CompressorError, Elsewhere, UsageError
-from compressor.text import printable
+from compressor.errors import CompressorError, Elsewhere, UsageError, printable
 
 # What Typer raises for a wrong command line, whether it brings Click along or imports it.
 _WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
@@ -89,7 +88,7 @@ def _root(
 
 def _print_versions() -> None:
     """Versions at once; the device by asking torch, which takes seconds, but for a build that knows the CPU only."""
-    from compressor.reporting.environment import device_words, processor, versions
+    from compressor.report.environment import device_words, processor, versions
 
     found = versions()
     for name in ("compressor", "python", "torch", "torchvision", "onnxruntime"):

@@ -9,7 +9,7 @@ from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from compressor.reporting.runs import RunComparison
+    from compressor.report.run_comparison import RunComparison
 
 HELP = (
     "Put runs side by side: what each network costs and how well it does, and which of them no other beats.\n\n"
@@ -38,8 +38,8 @@ def compare(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    from compressor.pipeline.compare import compare as run
-    from compressor.reporting.runs_page import comparison_table
+    from compressor.report.run_comparison import comparison_table
+    from compressor.runs.compare import compare as run
 
     compared = run(runs, out, overwrite=overwrite, latency=latency)
     if out is not None:
@@ -52,8 +52,8 @@ def compare(
 
 def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> None:
     """The table, the files that were made, and what to do with the best of them."""
-    from compressor.pipeline.folder import MODEL
-    from compressor.reporting.runs_page import comparison_table
+    from compressor.report.run_comparison import comparison_table
+    from compressor.runs.folder import MODEL
 
     terminal.print_json(compared.to_json())
     terminal.show(comparison_table(compared))

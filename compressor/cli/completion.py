@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from compressor.methods.catalogue import ABOUT, TRAINED
+from compressor.pruning.catalogue import ABOUT, TRAINED
 
 METHODS = (*ABOUT, *TRAINED)
 SETS = ("digits", "mnist:", "fashion-mnist:", "cifar10:", "cifar100:", "svhn:", "folder:")
@@ -35,7 +35,7 @@ def arch(incomplete: str) -> list[str]:
     """Where architectures are, Python files and the functions in them; behind the colon torchvision's or timm's."""
     home, colon, name = incomplete.partition(":")
     if colon and home == "torchvision":
-        from compressor import vision
+        from compressor.vision import door as vision
 
         return [f"{home}:{each}" for each in _beginning(vision.classifiers(), name)]
     if colon and home == "timm":

@@ -15,7 +15,7 @@ import typer
 
 from compressor.cli.texts import READERS
 from compressor.errors import CompressorError, FileError, UsageError
-from compressor.kinds import fits, tuples, unknown, words
+from compressor.settings import fits, tuples, unknown, words
 
 CHOSEN = "compressor.chosen"  # in the context: what a file said that a person might have typed
 # What settings.json holds besides settings, and what of it is never taken over.
@@ -61,6 +61,12 @@ def read_config(path: Path, ctx: typer.Context, known: Mapping[str, Known]) -> d
         chosen = set(found)
     ctx.meta[CHOSEN] = frozenset(chosen)
     return found
+
+
+def on_command_line(ctx: typer.Context, name: str) -> bool:
+    """Whether a flag was typed."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -115,7 +121,6 @@ def _check_range(path: Path, name: str, value: Any, setting: Known) -> None:
 
 def _check_code(path: Path, found: Mapping[str, Any], ctx: typer.Context) -> None:
     """A run's folder may come from anyone: its architecture's file runs only if it was named here before."""
-    from compressor.cli.options import on_command_line
     from compressor.loading.arch import parse_arch, was_named
 
     arch = found.get("arch")

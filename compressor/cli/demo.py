@@ -28,8 +28,8 @@ def demo(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    from compressor.pipeline import adapnet as runs
-    from compressor.pipeline.demo import demo_job
+    from compressor.runs import adapnet as runs
+    from compressor.runs.demo import demo_job
 
     with terminal.progress() as tell:
         job = demo_job(out, overwrite, typed(ctx))

@@ -9,16 +9,16 @@ from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.pipeline.settings import DetachJob, ModelSettings, OutputSettings
-from compressor.reporting import units
-from compressor.subnets.settings import CNSN, DetachSettings, training_for
+from compressor.exits.settings import CNSN, DetachSettings, training_for
+from compressor.report import units
+from compressor.runs.settings import DetachJob, ModelSettings, OutputSettings
 from compressor.training.settings import DataSettings, TrainSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from compressor.pipeline.detach import Detached
-    from compressor.pipeline.exits import Row
+    from compressor.runs.detach import Detached
+    from compressor.runs.exits import Row
 
 HELP = (
     "Make one network of several sizes: smaller sub-models that start inside it and share its weights.\n\n"
@@ -62,7 +62,7 @@ def detach(
     job = DetachJob(model, data, output, choice, loading, settings, typed(ctx), chosen(ctx))
     if list_points and method == "nsn":
         raise UsageError("--list is for cnsn: with nsn every hidden layer comes off, one by one")
-    from compressor.pipeline import detach as runs
+    from compressor.runs import detach as runs
 
     if list_points:
         with terminal.progress() as tell:

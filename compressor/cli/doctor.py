@@ -28,8 +28,8 @@ def doctor(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    from compressor.pipeline.doctor import examine
-    from compressor.reporting.tables import findings_table
+    from compressor.report.tables import findings_table
+    from compressor.runs.doctor import examine
 
     found = examine(data)
     terminal.print_json({"findings": [asdict(each) for each in found]})

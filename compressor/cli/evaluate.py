@@ -8,7 +8,7 @@ from rich.text import Text
 
 from compressor.cli.options import Data, Exit, Json, check_model, is_onnx, named, needed
 from compressor.cli.terminal import Terminal
-from compressor.pipeline.settings import EvaluateJob, ModelSettings
+from compressor.runs.settings import EvaluateJob, ModelSettings
 from compressor.training.settings import DataSettings
 
 HELP = "Measure the accuracy of a model, or of an .onnx file or package, on the test set."
@@ -30,7 +30,7 @@ def evaluate(
     check_model(model)
     terminal = Terminal(as_json=json)
     job = EvaluateJob(model, needed(data), loading, device, split, exit)
-    from compressor.pipeline.evaluate import evaluate as run
+    from compressor.runs.evaluate import evaluate as run
 
     with terminal.progress() as tell:
         result = run(job, tell)

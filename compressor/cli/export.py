@@ -7,7 +7,7 @@ import typer
 from compressor.cli.options import Data, Json, check_model
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.pipeline.settings import ExportJob, ModelSettings
+from compressor.runs.settings import ExportJob, ModelSettings
 from compressor.training.settings import DataSettings
 
 HELP = (
@@ -77,7 +77,7 @@ def export(
         raise UsageError("--out is missing: give a file such as model.onnx, or a folder for a package")
     check_model(model)
     terminal = Terminal(as_json=json)
-    from compressor.pipeline.export import export as run
+    from compressor.runs.export import export as run
 
     job = ExportJob(
         model, out, to, overwrite, opset, exit, exits, latency, chip, calibration_images, max_drop, data, loading
@@ -86,7 +86,7 @@ def export(
         made = run(job, tell)
     terminal.print_json({"format": to, **made.facts})
     if made.manifest is not None:
-        from compressor.reporting.exits import exits_table
+        from compressor.report.exits import exits_table
 
         terminal.show(exits_table(made.manifest))
     terminal.made(made.files, f"compressor profile {made.model} --latency")

@@ -5,7 +5,7 @@ import typer
 from compressor.cli.options import Data, DryRun, Json, check_model, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
-from compressor.pipeline.settings import FINETUNE, FinetuneJob, ModelSettings, OutputSettings
+from compressor.runs.settings import FINETUNE, FinetuneJob, ModelSettings, OutputSettings
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 HELP = "Train a model further, gently: after pruning, or on other data."
@@ -27,7 +27,7 @@ def finetune(
     check_model(model)
     terminal = Terminal(as_json=json)
     job = FinetuneJob(model, needed(data), output, loading, training, typed(ctx), chosen(ctx), distilling)
-    from compressor.pipeline import train as runs
+    from compressor.runs import train as runs
 
     with terminal.progress() as tell:
         report = runs.dry_run(job, tell) if dry_run else runs.train(job, tell)

@@ -16,13 +16,13 @@ import typer
 
 from compressor.cli.adapnet_flags import ADAPNET
 from compressor.cli.completion import COMPLETERS
-from compressor.cli.config import Known, read_config
+from compressor.cli.config import Known, on_command_line, read_config
 from compressor.cli.descriptions import DESCRIPTIONS, PANELS, Described
 from compressor.cli.help import show_all
-from compressor.cli.options import NO_SETTINGS, Config, Quiet, Verbose, on_command_line
+from compressor.cli.options import NO_SETTINGS, Config, Quiet, Verbose
 from compressor.cli.terminal import VERBOSITY
 from compressor.cli.texts import READERS
-from compressor.pipeline.settings import OutputSettings
+from compressor.runs.settings import OutputSettings
 
 # Fields that are set by the program and not by a person.
 INTERNAL = frozenset({"first_epoch"})

@@ -8,7 +8,7 @@ import typer
 from compressor.cli.options import Data, Json, check_model, named
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.pipeline.settings import InspectJob, ModelSettings, SensitivityJob
+from compressor.runs.settings import InspectJob, ModelSettings, SensitivityJob
 from compressor.training.settings import DataSettings
 
 HELP = "Show which channels of a model belong together, which can be edited, and why others cannot."
@@ -44,22 +44,20 @@ def inspect(
     if picture is not None:
         _check_picture(Path(picture), overwrite)
     terminal = Terminal(as_json=json)
-    from compressor.pipeline.inspect import inspect as run
-    from compressor.pipeline.inspect import measure_sensitivity
-    from compressor.reporting.coupling import draw_coupling, groups_json
-    from compressor.reporting.tables import groups_table
+    from compressor.report.coupling import draw_coupling, groups_table
+    from compressor.runs.inspect import inspect as run
+    from compressor.runs.inspect import measure_sensitivity
 
     with terminal.progress() as tell:
         kept = tuple(keep or ()), tuple(also or ())
         if data is None:
-            channels, moved = run(InspectJob(model, *kept), tell), None
+            coupling = run(InspectJob(model, *kept), tell).to_json()
         else:
-            found = measure_sensitivity(SensitivityJob(model, *kept, data, loading), tell)
-            channels, moved = found.channels, found.moved
-    terminal.print_json(groups_json(channels, moved))
-    terminal.show(groups_table(channels, moved))
+            coupling = measure_sensitivity(SensitivityJob(model, *kept, data, loading), tell).to_json()
+    terminal.print_json(coupling)
+    terminal.show(groups_table(coupling))
     if picture is not None:
-        draw_coupling(channels, Path(picture))
+        draw_coupling(coupling, Path(picture))
     made = {picture: "the coupling as a picture"} if picture is not None else {}
     terminal.made(made, f"compressor prune {named(model)} --dry-run")
 

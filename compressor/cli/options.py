@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from compressor.cli import completion
-from compressor.cli.config import CHOSEN
+from compressor.cli.config import CHOSEN, on_command_line
 from compressor.errors import UsageError
-from compressor.pipeline.settings import ModelSettings
+from compressor.runs.settings import ModelSettings
 
 # Parameters of commands that are no settings of a run.
 NO_SETTINGS = frozenset(
@@ -56,12 +56,6 @@ Data = Annotated[
 def typed(ctx: typer.Context) -> str:
     """The command as it was typed."""
     return str(ctx.obj or f"compressor {ctx.command.name}")
-
-
-def on_command_line(ctx: typer.Context, name: str) -> bool:
-    """Whether a flag was typed."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def was_given(ctx: typer.Context, name: str) -> bool:

@@ -6,7 +6,7 @@ import typer
 
 from compressor.cli.options import Exit, Json, check_model, is_onnx, named
 from compressor.cli.terminal import Terminal
-from compressor.pipeline.settings import ModelSettings, ProfileJob
+from compressor.runs.settings import ModelSettings, ProfileJob
 
 HELP = "Say what a model, or an .onnx file, costs to run: MACs, parameters, memory, time."
 EXAMPLE = "compressor profile --arch torchvision:resnet18 --layers --latency"
@@ -23,11 +23,11 @@ def profile(
     """Parse, run, print."""
     check_model(model)
     terminal = Terminal(as_json=json)
-    from compressor.pipeline.profile import profile as run
+    from compressor.runs.profile import profile as run
 
     with terminal.progress() as tell:
         result = run(ProfileJob(model, latency, device, exit), tell)
-    from compressor.reporting.tables import layers_table, profile_table
+    from compressor.report.tables import layers_table, profile_table
 
     terminal.print_json(result.to_json())
     if layers:

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from compressor.pipeline.stages import Heard, PartEvent, PeriodEvent, PeriodStep, Stage
+from compressor.runs.stages import Heard, PartEvent, PeriodEvent, PeriodStep, Stage
 from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -5,14 +5,15 @@ from typing import Annotated, Literal
 import typer
 
 from compressor.cli import adapnet as adaptive
-from compressor.cli.options import Data, DryRun, Json, check_model, chosen, on_command_line, typed, was_given
+from compressor.cli.config import on_command_line
+from compressor.cli.options import Data, DryRun, Json, check_model, chosen, typed, was_given
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.methods.catalogue import ABOUT, TRAINED
-from compressor.methods.settings import PruneSettings, check
-from compressor.pipeline.settings import FINETUNE, AdaptJob, GoalSettings, ModelSettings, OutputSettings, PruneJob
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.catalogue import ABOUT, TRAINED
+from compressor.pruning.settings import PruneSettings, check
+from compressor.runs.settings import FINETUNE, AdaptJob, GoalSettings, ModelSettings, OutputSettings, PruneJob
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 HELP = (
@@ -65,7 +66,7 @@ def prune(
             raise UsageError(f"--{flag} trains the pruned model, which needs --data: give some, or leave the flag out")
     terminal = Terminal(as_json=json)
     job = PruneJob(model, output, choice, data, loading, training, distilling, typed(ctx), chosen(ctx))
-    from compressor.pipeline import prune as runs
+    from compressor.runs import prune as runs
 
     with terminal.progress() as tell:
         report = runs.dry_run(job, tell) if dry_run else runs.prune(job, tell)
@@ -73,7 +74,7 @@ def prune(
 
 
 def _adapt(job: AdaptJob, dry_run: bool, terminal: Terminal) -> None:
-    from compressor.pipeline import adapnet as runs
+    from compressor.runs import adapnet as runs
 
     with terminal.progress() as tell:
         report = runs.dry_run(job, tell) if dry_run else runs.adapt(job, tell)

@@ -8,8 +8,8 @@ from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.pipeline.settings import ModelSettings, OutputSettings, ReplaceJob
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
+from compressor.runs.settings import ModelSettings, OutputSettings, ReplaceJob
 from compressor.training.settings import DataSettings, TrainSettings
 
 HELP = (
@@ -47,7 +47,7 @@ def replace(
         raise UsageError("batches of one image: batch norm in the block needs more, give 2 or larger")
     terminal = Terminal(as_json=json)
     job = ReplaceJob(model, needed(data), until, output, primenet, loading, training, typed(ctx), chosen(ctx))
-    from compressor.pipeline import replace as runs
+    from compressor.runs import replace as runs
 
     with terminal.progress() as tell:
         report = runs.dry_run(job, tell) if dry_run else runs.replace_early(job, tell)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from compressor.cli.terminal import Terminal
-from compressor.reporting import units
+from compressor.report import units
 
 if TYPE_CHECKING:
-    from compressor.reporting.report import Report
+    from compressor.report.report import Report
 
 
 def show_run(
@@ -23,11 +23,11 @@ def show_run(
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Whether the result is faster, tables, the files that were made and what to do next; `more` joins the JSON."""
-    from compressor.reporting.comparison import speed
-    from compressor.reporting.tables import before_after_table, filters_table, frozen_table
+    from compressor.report.comparison import speed
+    from compressor.report.tables import before_after_table, filters_table, frozen_table
 
     terminal.print_json({"dry_run": dry_run, **report.to_json(), **(more or {})})
-    if not dry_run and (answer := speed(report)) is not None:
+    if not dry_run and (answer := speed(report.before, report.after, report.settings.get("round_to"))) is not None:
         terminal.show(Text(answer))
     if report.edits and (dry_run or terminal.verbosity > 0):
         terminal.show(filters_table(report))
@@ -53,7 +53,7 @@ def _predicted(report: "Report") -> Iterator[str]:
 
 
 def _files(folder: Path, report: "Report") -> dict[str, str]:
-    from compressor.pipeline.folder import MODEL, ONNX
+    from compressor.runs.folder import MODEL, ONNX
 
     files = {str(folder / MODEL): "the model"}
     if report.export is not None:
@@ -64,7 +64,7 @@ def _files(folder: Path, report: "Report") -> dict[str, str]:
 
 
 def _following(folder: Path, trained: bool) -> str:
-    from compressor.pipeline.folder import MODEL
+    from compressor.runs.folder import MODEL
 
     if trained:
         return f"compressor profile {folder / MODEL} --layers"

@@ -31,10 +31,10 @@ def resume(
 ) -> None:
     """Parse, run, print as the run itself would have."""
     terminal = Terminal(as_json=json)
-    from compressor.pipeline.detach import Detached
-    from compressor.pipeline.resume import finish
-    from compressor.pipeline.route import RoutedRun
-    from compressor.reporting.runs import RunComparison
+    from compressor.report.run_comparison import RunComparison
+    from compressor.runs.detach import Detached
+    from compressor.runs.resume import finish
+    from compressor.runs.route import RoutedRun
 
     with terminal.progress() as tell:
         found = finish(run, tell, trust=trust, arch=arch)

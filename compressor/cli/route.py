@@ -9,17 +9,17 @@ import typer
 from compressor.cli.options import Data, DryRun, Json, check_model, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
-from compressor.pipeline.settings import ModelSettings, OutputSettings, RouteJob
-from compressor.reporting import units as written
+from compressor.report import units as written
 from compressor.routing.settings import TUNED_TRAINING, RouteSettings, check, training_for
+from compressor.runs.settings import ModelSettings, OutputSettings, RouteJob
 from compressor.training.settings import DataSettings, TrainSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from compressor.pipeline.route import Planned, RoutedRun
     from compressor.routing.section import Findings
     from compressor.routing.units import Unit
+    from compressor.runs.route import Planned, RoutedRun
 
 HELP = (
     "Let each image run only the layers it needs: the network gets ways out, and a router that chooses one.\n\n"
@@ -55,7 +55,7 @@ def route(
     job = RouteJob(model, data, output, choice, loading, training, typed(ctx), names)
     if not list_units and not dry_run:
         needed(data)
-    from compressor.pipeline import route as runs
+    from compressor.runs import route as runs
 
     with terminal.progress() as tell:
         if list_units:

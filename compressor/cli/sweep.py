@@ -6,7 +6,7 @@ from compressor.cli.compare import show_comparison
 from compressor.cli.help import broken
 from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
 from compressor.cli.terminal import Terminal
-from compressor.pipeline.settings import FINETUNE, ModelSettings, OutputSettings, SweepJob, SweepSettings
+from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, SweepJob, SweepSettings
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 HELP = (
@@ -37,7 +37,7 @@ def sweep(
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
     job = SweepJob(model, needed(data), output, grid, loading, training, distilling, typed(ctx), chosen(ctx))
-    from compressor.pipeline import sweep as runs
+    from compressor.runs import sweep as runs
 
     if dry_run:
         commands = [run.job.command for run in runs.plan(job)]

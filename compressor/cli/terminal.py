@@ -12,10 +12,10 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from compressor.text import printable
+from compressor.errors import printable
 
 if TYPE_CHECKING:
-    from compressor.pipeline.stages import Tell
+    from compressor.runs.stages import Tell
 
 WIDTH = 80
 # -1 with --quiet, 1 with --verbose; set for the command that runs.
@@ -63,7 +63,7 @@ class Terminal:
     def progress(self) -> Iterator["Tell"]:
         """Someone to tell what a run is doing: bars where there is a terminal, else lines; with --quiet nobody."""
         from compressor.cli.progress import Bars, Lines
-        from compressor.pipeline.stages import silent
+        from compressor.runs.stages import silent
 
         verbose = self.verbosity > 0
         if self.verbosity < 0:

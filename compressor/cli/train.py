@@ -6,7 +6,7 @@ from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.pipeline.settings import ModelSettings, OutputSettings, TrainJob
+from compressor.runs.settings import ModelSettings, OutputSettings, TrainJob
 from compressor.training.settings import DataSettings, TrainSettings
 
 HELP = "Train an architecture from random weights."
@@ -30,7 +30,7 @@ def train(
         raise UsageError("--arch is missing: give torchvision:NAME, timm:NAME or FILE.py:build")
     terminal = Terminal(as_json=json)
     job = TrainJob(model, needed(data), output, loading, training, command=typed(ctx), chosen=chosen(ctx))
-    from compressor.pipeline import train as runs
+    from compressor.runs import train as runs
 
     with terminal.progress() as tell:
         report = runs.dry_run(job, tell) if dry_run else runs.train(job, tell)

@@ -22,9 +22,9 @@ def tune(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    from compressor.exporting.manifest import TUNED_MODEL, TUNED_WEIGHTS
     from compressor.exporting.tune import tune_package
-    from compressor.reporting.exits import tuned_table
+    from compressor.report.exits import tuned_table
+    from compressor.report.manifest import TUNED_MODEL, TUNED_WEIGHTS
 
     manifest = tune_package(folder, threads=threads, latency=latency)
     terminal.print_json({"folder": folder, **manifest.to_json()})

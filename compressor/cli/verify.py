@@ -19,7 +19,7 @@ def verify(
     terminal = Terminal(as_json=json)
     from compressor.exporting.run_onnx import fits_here
     from compressor.exporting.verify import verify_package
-    from compressor.reporting.exits import exits_table
+    from compressor.report.exits import exits_table
 
     manifest = verify_package(folder)
     if manifest.tuned is not None and not fits_here(manifest.tuned):

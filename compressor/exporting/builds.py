@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
+from compressor.exits.detachable import Detachable
+from compressor.exits.nested import Nested
 from compressor.exporting.detached import flat_graph, ladder, one_graph, rungs
 from compressor.exporting.forms import Form
-from compressor.exporting.manifest import MODEL
 from compressor.exporting.routed import depth_graph, parts_of, routed_graph
 from compressor.exporting.stages import StageMaker, outputs_of
+from compressor.report.manifest import MODEL
 from compressor.routing.network import Routed
-from compressor.subnets.detachable import Detachable
-from compressor.subnets.nested import Nested
 
 Graphs = dict[str, Any]  # file name -> onnx.ModelProto, its weights in the package's file
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.exporting.parity import Array
+from compressor.report.manifest import Array
 
 IR_VERSION = 10  # of the file format; what torch's exporter writes
 

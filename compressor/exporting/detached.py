@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.exits.detachable import Detachable, SubModel
+from compressor.exits.nested import Nested, find_run
+from compressor.exits.points import Survey
 from compressor.exporting.compose import Body, Stage, image_info
 from compressor.exporting.forms import START
 from compressor.exporting.rows import ROW, Affine, batch_norms, with_rows
 from compressor.exporting.stages import StageMaker, outputs_of
 from compressor.graph.program import program
-from compressor.subnets.detachable import Detachable, SubModel
-from compressor.subnets.nested import Nested, find_run
-from compressor.subnets.points import Survey
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,12 +13,11 @@ from torch import Tensor
 from compressor.errors import CompressorError
 from compressor.exporting.builds import flat_name
 from compressor.exporting.forms import Cost, Exit, Form, cost_of
-from compressor.exporting.manifest import MODEL, ExitFacts
-from compressor.exporting.parity import Array
 from compressor.exporting.proof import PROOF_IMAGES, Runner, count_layers, latencies, parity
 from compressor.exporting.routed import check_mixture
 from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import portable, random_like, torch_outputs
+from compressor.report.manifest import MODEL, Array, ExitFacts
 from compressor.routing.network import Routed
 
 Score = Callable[[Callable[[Array], Array]], float]  # what maps images to scores -> its top-1 on the test images

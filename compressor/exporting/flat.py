@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from compressor.errors import CompressorError, ModelError, UsageError
+from compressor.errors import CompressorError, ModelError, UsageError, first_line
 from compressor.graph.trace import call_arguments
-from compressor.text import first_line
 
 OPSET = 20
 _OPSETS = range(15, 24)  # what torch's exporter writes (18 and later) or converts down to

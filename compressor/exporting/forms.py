@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.exporting.parity import Array
+from compressor.exits.detachable import Detachable
+from compressor.exits.nested import Nested
 from compressor.graph.trace import trace
 from compressor.profiling.macs import count_macs
+from compressor.report.manifest import Array
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter
-from compressor.subnets.detachable import Detachable
-from compressor.subnets.nested import Nested
 
 START = "start"  # the input of a detachable model's graph that says which model
 THRESHOLDS = "thresholds"  # the input of a routed model's graph: how sure the router has to be, for each depth but one

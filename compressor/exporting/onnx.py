@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from compressor.errors import CompressorError, FileError
+from compressor.errors import CompressorError, FileError, first_line
 from compressor.exporting.flat import OPSET, check_file, check_opset, flatten
-from compressor.exporting.manifest import CARD_KEY, Card, card_text
-from compressor.exporting.parity import RELATIVE_LIMIT, Array, OnnxCheck, largest_difference
+from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
 from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
 from compressor.exporting.staging import folder_beside, move_files
-from compressor.text import first_line
+from compressor.report.manifest import CARD_KEY, Array, Card, card_text
+from compressor.report.measurements import OnnxCheck
 
 CHECKED_BATCHES = (1, 5)
 _LARGEST_SINGLE_FILE = 2_000_000_000  # bytes; a protobuf message ends at 2 GiB, and the graph needs some room

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import FileError
-from compressor.exporting.manifest import MODEL, TUNED_MODEL
+from compressor.errors import FileError, first_line, shown
 from compressor.exporting.outside import Taken, take_in
 from compressor.exporting.runtime import SECONDS, OnnxModel
 from compressor.exporting.weights import graphs_in
-from compressor.limits import allow
-from compressor.text import first_line, shown
+from compressor.files.limits import allow
+from compressor.report.manifest import MODEL, TUNED_MODEL
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]  # name of a tensor -> its shape, where shape inference knows all of it

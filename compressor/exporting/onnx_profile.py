@@ -5,9 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compressor.exporting.manifest import feeds_of, manifest_inside, packaged
-from compressor.limits import LARGEST_GIB, apart
-from compressor.profiling.cost import LayerCost, Profile
+from compressor.files.limits import LARGEST_GIB, apart
+from compressor.report.cost import LayerCost, Profile
+from compressor.report.manifest import feeds_of, manifest_inside, packaged
 
 
 def profile_onnx(
@@ -34,7 +34,7 @@ def profile_onnx(
     }
     timings: dict[str, Any] | None = None
     if latency:
-        from compressor.profiling.speed import onnx_latency  # torch takes seconds to import
+        from compressor.exporting.latency import onnx_latency  # torch takes seconds to import
 
         timing = onnx_latency(file, tuple(found["input_shape"]), feeds_of(facts) if facts else {}, most_gib)
         timings = {"torch": None, "onnxruntime": timing}

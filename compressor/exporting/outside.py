@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import FileError
-from compressor.files import beside, copied, real_file
-from compressor.limits import LARGEST_GIB, allow, check_size
-from compressor.text import shown
+from compressor.errors import FileError, shown
+from compressor.files.limits import LARGEST_GIB, allow, check_size
+from compressor.files.paths import beside, copied, real_file
 
 _LARGEST_RESULT = 1 << 30  # values of one tensor, 4 GiB of float32; images and feature maps are far below
 _MOST_NODES = 30_000  # operators with all functions unfolded; large classifiers have some thousands

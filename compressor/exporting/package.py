@@ -15,13 +15,19 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from compressor import preparation
 from compressor.errors import FileError, UsageError
 from compressor.exporting.builds import build
 from compressor.exporting.evidence import Demands, Evidence, prove, routing_facts
 from compressor.exporting.flat import OPSET, check_file, check_opset
 from compressor.exporting.forms import Form, form_of
-from compressor.exporting.manifest import (
+from compressor.exporting.quantize import Chip, QuantizingMaker, facts
+from compressor.exporting.runtime import open_session
+from compressor.exporting.samples import portable, reference_of
+from compressor.exporting.stages import StageMaker
+from compressor.exporting.staging import folder_beside, move_folder
+from compressor.exporting.verify import check_package
+from compressor.exporting.weights import WeightsFile
+from compressor.report.manifest import (
     MANIFEST,
     METADATA_KEY,
     MODEL,
@@ -34,13 +40,7 @@ from compressor.exporting.manifest import (
     input_facts,
     read_manifest,
 )
-from compressor.exporting.quantize import Chip, QuantizingMaker, facts
-from compressor.exporting.runtime import open_session
-from compressor.exporting.samples import portable, reference_of
-from compressor.exporting.stages import StageMaker
-from compressor.exporting.staging import folder_beside, move_folder
-from compressor.exporting.verify import check_package
-from compressor.exporting.weights import WeightsFile
+from compressor.vision import preparation
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def finish(staging: Path, manifest: Manifest) -> Manifest:
 def write_runner(folder: Path) -> None:
     """The script, and the code beside it that prepares images."""
     script = Path(__file__).with_name(RUNNER).read_text(encoding="utf-8")
-    script = script.replace("from compressor.preparation import", "from preparation import")
+    script = script.replace("from compressor.vision.preparation import", "from preparation import")
     (folder / RUNNER).write_text(script, encoding="utf-8")
     code = Path(preparation.__file__).read_text(encoding="utf-8")
     (folder / PREPARATION).write_text(code, encoding="utf-8")

@@ -1,29 +1,14 @@
 """How far ONNX Runtime's outputs are from torch's: the numbers that decide whether an exported file is kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from compressor.report.manifest import Array
 
 # Largest difference allowed, as a fraction of the largest output: float32 has 1e-7 an operation, and a wrong graph is
 # off by far more than the 1e-6 to 1e-5 that re-ordered sums and folded batch norms add up to.
 RELATIVE_LIMIT = 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxCheck:
-    """An exported file and how far its outputs are from torch's, the worst over all outputs and batches."""
-
-    max_abs: float  # largest absolute difference
-    max_rel: float  # largest absolute difference divided by the largest absolute output of torch
-    opset: int
-    file_bytes: int  # the graph and its weights, whether in one file or two
-    batches: tuple[int, ...]  # batch sizes compared
-    inputs: str  # "real" or "random"
 
 
 def largest_difference(expected: Sequence[Array], got: Sequence[Array]) -> tuple[float, float]:

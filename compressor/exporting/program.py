@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import CompressorError, FileError, ModelError
-from compressor.exporting.manifest import Card
+from compressor.errors import CompressorError, FileError, ModelError, first_line
 from compressor.exporting.onnx import CHECKED_BATCHES
-from compressor.exporting.parity import RELATIVE_LIMIT, Array, largest_difference
+from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
 from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
 from compressor.exporting.staging import folder_beside, move_files
 from compressor.graph.program import with_free_batch
 from compressor.loading.opening import open_model
 from compressor.loading.program import EXTRA
-from compressor.text import first_line
+from compressor.report.manifest import Array, Card
 
 
 @dataclass(frozen=True)

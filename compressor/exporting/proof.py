@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, first_line
 from compressor.exporting.forms import Cost, Exit
-from compressor.exporting.parity import RELATIVE_LIMIT, Array, largest_difference
+from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
 from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import torch_outputs
 from compressor.profiling.latency import Latency, measure
-from compressor.text import first_line
+from compressor.report.manifest import Array
 
 PROOF_IMAGES = 64
 _TIE = 1e-5  # share of the largest score within which two classes are equally good

@@ -12,13 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, first_line
 from compressor.exporting.compose import Stage
 from compressor.exporting.flat import quiet
-from compressor.exporting.parity import Array
 from compressor.exporting.stages import Samples, StageMaker
 from compressor.exporting.weights import WeightsFile
-from compressor.text import first_line
+from compressor.report.manifest import Array
 
 Chip = Literal["x86", "x86-old", "arm", "npu"]
 _BATCH = 8  # images that are calibrated on at a time

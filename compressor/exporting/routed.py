@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError
 from compressor.exporting.compose import Body, Stage, image_info
 from compressor.exporting.forms import THRESHOLDS
-from compressor.exporting.parity import RELATIVE_LIMIT, Array, largest_difference
+from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
 from compressor.exporting.stages import StageMaker, outputs_of
+from compressor.report.manifest import Array
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter
 

@@ -55,7 +55,7 @@ def prepared(path: str) -> np.ndarray:
     image = about()["input"]
     channels, height, width = image["shape"]
     if not path.endswith(".npy"):
-        from compressor.preparation import Preparation, normalised, pixels
+        from compressor.vision.preparation import Preparation, normalised, pixels
 
         preparation = Preparation.from_json(image)
         return normalised(pixels(path, (channels, height, width), preparation), preparation)

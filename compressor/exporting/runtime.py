@@ -9,13 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compressor.errors import CompressorError, FileError
-from compressor.exporting.manifest import MANIFEST, MODEL, TUNED_MODEL
+from compressor.errors import CompressorError, FileError, first_line, shown
 from compressor.exporting.outside import take_in
-from compressor.exporting.parity import Array
-from compressor.limits import LARGEST_GIB, allow, apart
+from compressor.files.limits import LARGEST_GIB, allow, apart
 from compressor.loading.content import Content, recognise
-from compressor.text import first_line, shown
+from compressor.report.manifest import MANIFEST, MODEL, TUNED_MODEL, Array
 
 # ONNX Runtime's names of element types, as far as a model's input may have them.
 _DTYPES = {

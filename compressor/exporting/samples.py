@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
-from compressor.exporting.parity import Array
 from compressor.graph.skeleton import skeleton
 from compressor.graph.trace import call_arguments, refused, set_mode
+from compressor.report.manifest import Array
 
 
 def reference_of(module: nn.Module) -> nn.Module:

@@ -17,18 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.errors import CompressorError, FileError
-from compressor.exporting.manifest import (
-    MANIFEST,
-    MODEL,
-    TUNED_MODEL,
-    TUNED_WEIGHTS,
-    WEIGHTS,
-    Manifest,
-    feeds_of,
-    file_facts,
-)
-from compressor.exporting.parity import Array, largest_difference
+from compressor.errors import CompressorError, FileError, first_line
+from compressor.exporting.parity import largest_difference
 from compressor.exporting.proof import Runner, executed
 from compressor.exporting.runtime import open_session, private_copy, session_options
 from compressor.exporting.staging import folder_beside, move_files
@@ -36,7 +26,17 @@ from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import check_package, read_portable
 from compressor.exporting.weights import WeightsFile
 from compressor.profiling.latency import measure
-from compressor.text import first_line
+from compressor.report.manifest import (
+    MANIFEST,
+    MODEL,
+    TUNED_MODEL,
+    TUNED_WEIGHTS,
+    WEIGHTS,
+    Array,
+    Manifest,
+    feeds_of,
+    file_facts,
+)
 
 _SAME = 1e-5  # relative difference allowed between the portable graph and the tuned one; the same kernels run
 _IMAGES = 8

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import FileError
-from compressor.exporting.manifest import MANIFEST, MODEL, TUNED_MODEL, TUNED_WEIGHTS, Manifest, read_manifest
+from compressor.errors import FileError, shown
 from compressor.exporting.outside import places_of
-from compressor.files import beside, copied
-from compressor.limits import apart
-from compressor.text import shown
+from compressor.files.limits import apart
+from compressor.files.paths import beside, copied
+from compressor.report.manifest import MANIFEST, MODEL, TUNED_MODEL, TUNED_WEIGHTS, Manifest, read_manifest
 
 
 def verify_package(folder: str | os.PathLike[str]) -> Manifest:

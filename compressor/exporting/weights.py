@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from compressor.exporting.parity import Array
+from compressor.report.manifest import Array
 
 ALIGNMENT = 4096  # bytes; a page, the unit in which files are mapped
 _SMALLEST = 1024  # bytes; what is smaller stays in the graph, as sizes and axes must

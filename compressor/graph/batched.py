@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from compressor.files.limits import within_memory
 from compressor.graph.records import Op, TensorRef
 from compressor.graph.walk import Track, Walk, where
-from compressor.limits import within_memory
 
 _LARGEST = 2**24  # elements of all operands and results together: more are not tried
 Place = tuple[int, int]  # of an operand: its number and a dimension

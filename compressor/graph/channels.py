@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +142,33 @@ class Channels:
             known = did_you_mean(name, self._by_name) or f"; the groups are {', '.join(list(self._by_name)[:8])} ..."
             raise UsageError(f"no group is named {name!r}{known}")
         return self._by_name[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every group with its members, size and whether it may be edited, as plain types.
+
+        `layers` are those that make or read a group, in the order of execution.
+        """
+        tied = dict.fromkeys(name for group in self.groups for name in (*group.producers, *group.readers))
+        ran = dict.fromkeys(cost.module for cost in self.costs if cost.module in tied)
+        return {
+            "groups": [
+                {
+                    "name": group.name,
+                    "size": group.size,
+                    "free": group.frozen is None,
+                    "why_frozen": group.frozen,
+                    "why_only_pruned": group.prune_only,
+                    "makes": list(group.producers),
+                    "reads": list(group.readers),
+                    "places": [{"tensor": p.tensor, "dim": p.dim, "role": p.role} for p in group.places],
+                }
+                for group in self.groups
+            ],
+            "layers": list(ran | tied),
+            "macs": self.macs(),
+            "params": self.params(),
+            "notes": list(self.notes),
+        }
 
     def positions(self, place: Place, ids: Iterable[int]) -> NDArray[np.int64]:
         """Where channels stand in a place: an array (channels, occurrences), each row ascending."""

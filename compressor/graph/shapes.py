@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from compressor.files.limits import within_memory
 from compressor.graph.meta_shapes import NotQuick, in_place, same_type
 from compressor.graph.operators import lookup
 from compressor.graph.values import Values
-from compressor.limits import within_memory
 
 
 def run_on_shapes(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
+from compressor.files.limits import lacks_memory, within_memory
 from compressor.graph.generators import drawn_since, random_states, seeded
 from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutral, neutrally
@@ -24,7 +25,6 @@ from compressor.graph.recorder import Answer, Outline, Recorder, base_of
 from compressor.graph.records import Found, ModuleCall, Op, Ran, TensorRef, Trace
 from compressor.graph.skeleton import Replica, blank
 from compressor.graph.values import Listener
-from compressor.limits import lacks_memory, within_memory
 
 __all__ = ["ModuleCall", "Op", "Ran", "TensorRef", "Trace", "Way", "alike", "call_arguments", "outline", "run", "trace"]
 

@@ -12,12 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from compressor import vision
-from compressor.errors import UsageError, did_you_mean
+from compressor.errors import UsageError, did_you_mean, first_line
 from compressor.loading import code, imports
 from compressor.loading.forms import plain
-from compressor.preparation import Preparation
-from compressor.text import first_line
+from compressor.vision import door as vision
+from compressor.vision.preparation import Preparation
 
 # Arguments of timm.create_model that read files or the network.
 _TIMM_READS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")

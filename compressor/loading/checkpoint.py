@@ -15,12 +15,12 @@ from typing import Any, get_type_hints
 from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError
-from compressor.kinds import fits
 from compressor.loading.arch import FORM, Arch
 from compressor.loading.container import Contents, write
 from compressor.loading.damage import one_line
 from compressor.loading.forms import Packer, encode, plain, unpack
-from compressor.preparation import Preparation
+from compressor.settings import fits
+from compressor.vision.preparation import Preparation
 
 KIND = "compressor"  # of the file, and the name under which the metadata have the header
 VERSION = 1

@@ -22,10 +22,9 @@ from typing import Any
 
 from torch import nn
 
-from compressor.errors import FileError, UsageError
-from compressor.files import write_whole
+from compressor.errors import FileError, UsageError, first_line, shown
+from compressor.files.paths import write_whole
 from compressor.loading import imports
-from compressor.text import first_line, shown
 
 _LARGEST_SOURCE = 10 << 20  # bytes of a file of code
 

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.errors import FileError
-from compressor.files import replacing
-from compressor.limits import LARGEST_GIB, check_size
+from compressor.errors import FileError, first_line
+from compressor.files.limits import LARGEST_GIB, check_size
+from compressor.files.paths import replacing
 from compressor.loading.forms import from_json, to_json
-from compressor.text import first_line
 
 _LARGEST_HEADER = 16 << 20  # bytes
 _MOST_NAMES = 1 << 16

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from compressor.errors import FileError
-from compressor.limits import LARGEST_GIB, check_size
+from compressor.files.limits import LARGEST_GIB, check_size
 from compressor.loading.archive import opened
 
 

@@ -7,8 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from compressor.errors import CompressorError, FileError
-from compressor.text import first_line
+from compressor.errors import CompressorError, FileError, first_line
 
 _KINDS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError),

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import FileError, UsageError
+from compressor.errors import FileError, UsageError, shown
+from compressor.files.limits import LARGEST_GIB
 from compressor.graph.tensors import saved_tensors, transient_buffers
-from compressor.limits import LARGEST_GIB
 from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.checkpoint import KIND, Checkpoint, Origin, read_checkpoint
 from compressor.loading.container import read
@@ -25,7 +25,6 @@ from compressor.loading.proportion import Proportion
 from compressor.loading.stand_ins import StandIn
 from compressor.loading.steps import NONE, STRUCTURE, Rebuilders, apply_steps
 from compressor.loading.weights import find_weights, fit, put
-from compressor.text import shown
 
 
 @dataclass(frozen=True)

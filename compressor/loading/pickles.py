@@ -18,15 +18,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from compressor import vision
-from compressor.errors import CompressorError, FileError
-from compressor.limits import LARGEST_GIB, check_size
+from compressor.errors import CompressorError, FileError, first_line, listed, shown
+from compressor.files.limits import LARGEST_GIB, check_size
 from compressor.loading.archive import records
 from compressor.loading.damage import one_line
 from compressor.loading.networks import OwnMethod, Skeleton, build, checked, describe
 from compressor.loading.published import UnbuiltError, dtype_named, named
 from compressor.loading.stand_ins import Names, StandIn, unpickle
-from compressor.text import first_line, listed, shown
+from compressor.vision import door as vision
 
 # torch.save's format before 1.6: these two numbers, the machine, the object and the keys of its storages, each as a
 # pickle; then the storages, each after its number of values.

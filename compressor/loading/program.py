@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from compressor.errors import FileError
+from compressor.errors import FileError, first_line
 from compressor.graph.program import trainable
 from compressor.loading.content import Content
-from compressor.preparation import Preparation
-from compressor.text import first_line
+from compressor.vision.preparation import Preparation
 
 EXTRA = "compressor.json"  # our own file in the archive: classes, normalisation, history
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from compressor.errors import FileError
-from compressor.limits import GIB
+from compressor.files.limits import GIB
 from compressor.loading.arch import Definition
 
 # The fresh network may be so many times the one in the file, which was perhaps pruned, or this large in any case.

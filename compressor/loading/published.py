@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from compressor import vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
 from compressor.graph.operators import of_kind
+from compressor.vision import door as vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
 
 # Where the classes are defined; not what is merely imported there.
 _PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import FileError, UsageError, did_you_mean
+from compressor.errors import FileError, UsageError, did_you_mean, listed, shown
 from compressor.graph.tensors import saved_tensors
 from compressor.loading.arch import Definition
 from compressor.loading.folding import folded
@@ -19,7 +19,6 @@ from compressor.loading.forms import encode
 from compressor.loading.pickles import is_network, is_tensor, tensor_of
 from compressor.loading.proportion import Proportion
 from compressor.loading.stand_ins import StandIn
-from compressor.text import listed, shown
 
 # Under what keys training scripts keep the weights, the likeliest first; averaged weights only where there are no
 # others.

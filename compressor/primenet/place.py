@@ -13,12 +13,12 @@ from compressor.graph.chain import Chain, Cut
 from compressor.graph.names import module_named, names_of
 from compressor.graph.operators import CONVOLUTIONS, LAYERS
 from compressor.graph.program import module_of
+from compressor.graph.tail import tail
 from compressor.graph.trace import trace
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.primenet.stage import PrimeStage, build_stage
 from compressor.profiling.macs import count_macs
-from compressor.subnets.tail import tail
 
 PAYS = 2.0  # the automatic choice wants this many times the block's multiply-adds gone
 _NAMED_AT_MOST = 12  # places listed in a message

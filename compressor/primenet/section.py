@@ -5,9 +5,9 @@ from typing import Any
 
 from compressor.primenet.memory import TrainingMemory
 from compressor.primenet.phases import REPRESENTATION, Learnt
-from compressor.reporting import units
-from compressor.reporting.report import Measurements
-from compressor.reporting.sections import Curve, Plot, Section, Table
+from compressor.report import units
+from compressor.report.measurements import Measurements
+from compressor.report.sections import Curve, Plot, Section, Table
 
 _TEXT = (
     "Each scale learns from the loss of its own local classifier; nothing is back-propagated into the block. In every "

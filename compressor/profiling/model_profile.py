@@ -11,29 +11,23 @@ from compressor.graph.batch import batch_of
 from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.trace import ModuleCall, TensorRef, Trace, trace
-from compressor.profiling.cost import LayerCost, Profile, Shapes
 from compressor.profiling.macs import count_macs
 from compressor.profiling.memory import peak_activation_bytes
-from compressor.profiling.speed import model_latency
 from compressor.profiling.thop_count import left_out, thop_macs
+from compressor.report.cost import LayerCost, Profile, Shapes
 
 
 @neutrally
-def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: bool = True) -> Profile:
-    """Multiply-adds, parameters, peak activation memory and, if asked, latency of a model; the model is untouched.
+def profile(module: nn.Module, example: Any, *, layers: bool = True) -> Profile:
+    """Multiply-adds, parameters, and peak activation memory of a model; the model is untouched.
 
     Args:
         example: a tensor with the batch first, such as (1, 3, 224, 224), or a tuple or dict of them; costs are for
             one image, whatever the batch.
-        latency: also measure milliseconds on torch and ONNX Runtime, which takes several seconds.
         layers: also list the cost of every layer; the sums over the list are the totals.
 
     Raises:
         ModelError: the model does not run on the example.
-
-    Example:
-        cost = compressor.profile(module, torch.zeros(1, 3, 32, 32))
-        cost.macs, cost.params                 # 313201664, 14728266
     """
     module = bare(module)
     image, traced, batch = _trace_one(module, example)
@@ -45,15 +39,9 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
         known = missed < counted.total
         reason = f"thop leaves out {missed / counted.total:.1%} of the MACs: what runs in no layer that it knows"
         thop, reason = (thop, reason) if known else (None, "thop knows none of this model's layers")
-    reasons = {"file_bytes": "a model in memory has no file"}
+    reasons = {"file_bytes": "a model in memory has no file", "latency_ms": "not asked for"}
     if reason is not None:
         reasons["macs_thop"] = reason
-    timings: dict[str, Any] | None = None
-    if latency:
-        timings, missing = model_latency(module, example)
-        reasons.update(missing)
-    else:
-        reasons["latency_ms"] = "not asked for"
     macs = {name: round(count / batch) for name, count in counted.by_module.items()}
     return Profile(
         macs=sum(macs.values()),
@@ -62,7 +50,6 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
         layers=tuple(_layers(module, traced, macs)) if layers else (),
         uncounted=counted.uncounted,
         activation_bytes=peak_activation_bytes(traced) // batch,
-        latency_ms=timings,
         reasons=reasons,
     )
 

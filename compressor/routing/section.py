@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compressor.reporting import units as written
-from compressor.reporting.sections import Curve, Plot, Section, Table
+from compressor.report import units as written
+from compressor.report.sections import Curve, Plot, Section, Table
 from compressor.routing.curve import Point
 from compressor.routing.phases import Taught
 from compressor.routing.settings import RouteSettings

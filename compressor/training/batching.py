@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UsageError
-from compressor.preparation import Preparation
 from compressor.training import distributed
 from compressor.training.augment import choose_augmentation
 from compressor.training.data import AnySet, Data
@@ -16,6 +15,7 @@ from compressor.training.randomness import generator
 from compressor.training.resizing import fit_shape
 from compressor.training.sets import Draws
 from compressor.training.settings import TrainSettings
+from compressor.vision.preparation import Preparation
 
 
 def batches(

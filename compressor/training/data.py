@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from compressor.errors import DataError, UsageError, did_you_mean
-from compressor.preparation import Preparation
 from compressor.training.folders import open_splits, scan
 from compressor.training.named_sets import NAMED_SETS, read_digits
 from compressor.training.resizing import describe_fit, preparation_for
 from compressor.training.sets import ImageSet, split_indices
 from compressor.training.settings import DataSettings
 from compressor.training.streaming import FolderSet
+from compressor.vision.preparation import Preparation
 
 AnySet = ImageSet | FolderSet
 SPECS = ("digits", *(f"{name}:DIR" for name in NAMED_SETS), "folder:DIR")

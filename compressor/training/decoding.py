@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.preparation import Box, Pixels, Preparation, Size, as_array, middle, pixels, read, resized
+from compressor.vision.preparation import Box, Pixels, Preparation, Size, as_array, middle, pixels, read, resized
 
 
 def decode(

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from compressor.errors import DataError
-from compressor.preparation import FORMATS, Preparation, Size, Unreadable, image_size
 from compressor.training.decoding import decode
 from compressor.training.sets import IN_MEMORY_BYTES, ImageSet
 from compressor.training.streaming import FolderSet, processor_count
+from compressor.vision.preparation import FORMATS, Preparation, Size, Unreadable, image_size
 
 USUAL_SIZE = (224, 224)  # where the images differ in size and no model says what it wants
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import CompressorError, DataError, UsageError
-from compressor.limits import lacks_memory
+from compressor.files.limits import lacks_memory
 from compressor.training.batch_norm import synchronised
 from compressor.training.batching import train_batches
 from compressor.training.data import Data

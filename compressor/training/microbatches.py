@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
-from compressor.limits import lacks_memory
+from compressor.files.limits import lacks_memory
 from compressor.training import distributed
 
 # What one batch does: forward, loss, backward. Gradients are None when it is called; it leaves in `.grad` those of the

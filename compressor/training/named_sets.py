@@ -132,7 +132,7 @@ def _find_idx(root: Path, folder: str, name: str) -> Path | None:
 
 
 def _read_cifar(spec: str, kind: str, root: Path, download: bool) -> NamedSet:
-    from compressor import vision
+    from compressor.vision import door as vision
 
     published = getattr(vision.datasets, kind)
     files = [root / published.base_folder / name for name, _ in published.train_list + published.test_list]
@@ -146,7 +146,7 @@ def _read_cifar(spec: str, kind: str, root: Path, download: bool) -> NamedSet:
 
 def _from_torchvision(spec: str, kind: str, files: list[Path], **arguments: Any) -> Any:
     """One of torchvision's data sets; it compares the files' checksums with the published ones before it opens them."""
-    from compressor import vision
+    from compressor.vision import door as vision
 
     try:
         with warnings.catch_warnings():

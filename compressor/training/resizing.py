@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from compressor.preparation import Preparation, is_framed, middle
+from compressor.vision.preparation import Preparation, is_framed, middle
 
 Shape = tuple[int, int, int]  # channels, height, width
 

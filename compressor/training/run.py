@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from compressor.errors import DataError, FileError, UsageError
+from compressor.files.limits import lacks_memory
 from compressor.graph.generators import random_states, restore_random_states_
-from compressor.limits import lacks_memory
 from compressor.training import checkpoint, distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compressor.errors import DataError
-from compressor.preparation import Preparation, Unreadable
 from compressor.training.augment import Augmentation, augment
 from compressor.training.decoding import decode
 from compressor.training.randomness import derive_seed, generator
 from compressor.training.sets import Draws
+from compressor.vision.preparation import Preparation, Unreadable
 
 Decoded = tuple[Tensor, Tensor, list[tuple[str, str]]]  # images, labels, (path, reason) of those that are left out
 

@@ -5,9 +5,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from compressor.methods.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.methods.catalogue import ABOUT
-from compressor.pipeline.settings import GoalSettings
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.catalogue import ABOUT
+from compressor.runs.settings import GoalSettings
 
 DIGITS = "sample_models/digits_cnn.safetensors"
 PRUNE = ("prune", DIGITS, "--method", "adapnet")
@@ -16,7 +16,7 @@ PRUNE = ("prune", DIGITS, "--method", "adapnet")
 @pytest.fixture
 def jobs(monkeypatch):
     """The jobs that the command would have run."""
-    from compressor.pipeline import adapnet
+    from compressor.runs import adapnet
 
     seen = []
 

@@ -89,7 +89,7 @@ def test_metrics_are_written_for_tensorboard(compressor):
 
 
 def test_without_tensorboard_a_line_says_what_to_install(compressor, monkeypatch):
-    monkeypatch.setattr("compressor.pipeline.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("compressor.runs.tensorboard.find_spec", lambda name: None)
     out = compressor.folder / "run"
     ran = compressor("finetune", DIGITS, "--data", "digits", "--tensorboard", "--out", out)
     assert ran.code == 2 and "pip install 'compressor[tensorboard]'" in ran.err and not out.exists()
@@ -202,7 +202,7 @@ def test_demo(compressor, monkeypatch):
     """The demo itself, but for its length and its latency."""
     from dataclasses import replace
 
-    from compressor.pipeline import demo
+    from compressor.runs import demo
 
     def quick(*arguments):
         job = whole(*arguments)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from compressor.cli import main
-from compressor.pipeline.models import open_model
-from compressor.reporting.report import Report
+from compressor.report.report import Report
+from compressor.runs.models import open_model
 from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate
 

@@ -136,7 +136,7 @@ def test_a_state_dict_that_does_not_fit_names_the_keys(compressor):
 
 
 def test_a_bug_keeps_its_traceback(compressor, monkeypatch):
-    import compressor.pipeline.subject as runs
+    import compressor.runs.subject as runs
 
     def broken(*_):
         raise ZeroDivisionError("a bug")
@@ -149,7 +149,7 @@ def test_a_bug_keeps_its_traceback(compressor, monkeypatch):
 
 
 def test_ctrl_c_leaves_without_a_traceback(compressor, monkeypatch):
-    import compressor.pipeline.subject as runs
+    import compressor.runs.subject as runs
 
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.pipeline import doctor
+from compressor.runs import doctor
 from tests.cli.command import check_golden
 
 DIGITS = "sample_models/digits_cnn.safetensors"

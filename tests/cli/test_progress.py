@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from compressor.cli.progress import Bars, Lines
-from compressor.pipeline.stages import PartEvent, PeriodEvent, Stage
+from compressor.runs.stages import PartEvent, PeriodEvent, Stage
 from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
 
 ROW = {"epoch": 2, "train_loss": 0.5, "train_top1": 0.9, "validation_top1": 0.875, "images_per_second": 1234.4}

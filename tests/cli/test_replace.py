@@ -12,7 +12,7 @@ import compressor
 from compressor.cli import main
 from compressor.exporting.runtime import OnnxModel
 from compressor.primenet.network import PrimeNetwork
-from compressor.reporting.report import Report
+from compressor.report.report import Report
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ["--arch", "sample_models/digits_cnn.py:build", "--arch-arg", "width=0.25", "--data", "digits"]

@@ -12,12 +12,12 @@ import torch
 import compressor
 from compressor.cli import main
 from compressor.exporting.runtime import OnnxModel
-from compressor.pipeline.resume import resume
-from compressor.pipeline.route import route
-from compressor.pipeline.settings import ModelSettings, OutputSettings, RouteJob
-from compressor.reporting.report import Report
+from compressor.report.report import Report
 from compressor.routing.network import Routed
 from compressor.routing.settings import RouteSettings
+from compressor.runs.resume import resume
+from compressor.runs.route import route
+from compressor.runs.settings import ModelSettings, OutputSettings, RouteJob
 from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import BatchEvent

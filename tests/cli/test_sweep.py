@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from compressor.pipeline import sweep as sweeping
+from compressor.runs import sweep as sweeping
 from tests.cli.command import check_golden
 
 DIGITS = "sample_models/digits_cnn.safetensors"
@@ -98,7 +98,7 @@ def test_what_is_no_finished_run_is_refused(compressor, folders, said):
 
 
 def test_comparison_is_not_written_over_unasked(compressor, monkeypatch):
-    from tests.reporting.reports import full_report
+    from tests.report.reports import full_report
 
     monkeypatch.chdir(compressor.folder)
     full_report().save("runs/l1")

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.exits.detachable import Detachable
+from compressor.exits.nested import Nested
 from compressor.exporting.evidence import Evidence
-from compressor.exporting.manifest import Manifest
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import executed
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.weights import graphs_in
 from compressor.graph import capture
-from compressor.subnets.detachable import Detachable
-from compressor.subnets.nested import Nested
+from compressor.report.manifest import Manifest
 from compressor.surgery import operate_
 from tests.equivalence import half_plan
+from tests.exits.nets import CONVOLUTIONAL, FLAT, SHAPE, Block, detachable, images, nested
 from tests.exporting.nets import trained
-from tests.subnets.nets import CONVOLUTIONAL, FLAT, SHAPE, Block, detachable, images, nested
 
 QUICK = PackageSettings(latency=False)
 

@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from compressor.exporting.manifest import Card, Manifest, card_inside, input_facts
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, export_package, write_runner
 from compressor.exporting.runtime import OnnxModel
-from compressor.pipeline.evaluate import evaluate
-from compressor.pipeline.settings import EvaluateJob, ModelSettings
-from compressor.preparation import Preparation
+from compressor.report.manifest import Card, Manifest, card_inside, input_facts
+from compressor.runs.evaluate import evaluate
+from compressor.runs.settings import EvaluateJob, ModelSettings
 from compressor.training.batching import batches
 from compressor.training.data import open_data
 from compressor.training.settings import DataSettings
+from compressor.vision.preparation import Preparation
 
 SIZES = ((160, 96), (96, 160), (1, 500), (500, 1), (1, 1), (3, 2), (33, 31), (48, 48), (47, 45), (640, 480), (1500, 20))
 HOWS = {

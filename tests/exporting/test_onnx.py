@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import vision
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
 from compressor.exporting import onnx as exporting
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
+from compressor.vision import door as vision
 
 
 def lively(module: nn.Module) -> nn.Module:

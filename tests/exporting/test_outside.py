@@ -12,12 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor import forks
 from compressor.errors import FileError
 from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.outside import take_in
 from compressor.exporting.runtime import OnnxModel
-from compressor.limits import apart
+from compressor.files import forks
+from compressor.files.limits import apart
 
 SECRET = np.full((3, 3), 7, np.float32)
 OURS = np.eye(3, dtype=np.float32)

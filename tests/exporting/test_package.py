@@ -17,11 +17,11 @@ from compressor.errors import CompressorError, FileError, ModelError, UsageError
 from compressor.exporting import evidence as judging
 from compressor.exporting.evidence import Evidence
 from compressor.exporting.forms import cost_of, form_of
-from compressor.exporting.manifest import Card, Manifest, manifest_from, read_manifest
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.runtime import OnnxModel
 from compressor.exporting.verify import verify_package
-from compressor.preparation import Preparation
+from compressor.report.manifest import Card, Manifest, manifest_from, read_manifest
+from compressor.vision.preparation import Preparation
 from tests.exporting.nets import small_net
 
 SHAPE = (3, 8, 8)
@@ -171,7 +171,7 @@ def _outside(folder: Path) -> None:
                 entry.value = "../weights.bin"
     onnx.save(model, folder / "model.onnx")
     held = json.loads((folder / "manifest.json").read_text())
-    from compressor.exporting.manifest import file_facts
+    from compressor.report.manifest import file_facts
 
     _rewrite(folder, files={**held["files"], "model.onnx": file_facts(folder / "model.onnx")})
 

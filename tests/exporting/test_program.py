@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor import vision
 from compressor.errors import CompressorError, FileError, ModelError
-from compressor.exporting.manifest import Card
 from compressor.exporting.program import export_program
 from compressor.graph import capture
 from compressor.loading.opening import open_model
-from compressor.preparation import Preparation
+from compressor.report.manifest import Card
 from compressor.surgery import operate_
+from compressor.vision import door as vision
+from compressor.vision.preparation import Preparation
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
 from tests.exporting.nets import small_net
 from tests.exporting.test_package import Noisy

@@ -16,11 +16,11 @@ from compressor.exporting.quantize import SCHEMES, Chip, facts, saturates
 from compressor.exporting.runtime import OnnxModel
 from compressor.exporting.samples import torch_outputs
 from compressor.exporting.verify import verify_package
+from tests.exits.nets import detachable
+from tests.exits.nets import images as subnet_images
 from tests.exporting.nets import small_net, trained
 from tests.routing.nets import Residual, routed
 from tests.routing.nets import images as routing_images
-from tests.subnets.nets import detachable
-from tests.subnets.nets import images as subnet_images
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 IMAGES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(3))

@@ -11,12 +11,12 @@ import torch
 from compressor.errors import CompressorError
 from compressor.exporting.evidence import Evidence
 from compressor.exporting.forms import forced
-from compressor.exporting.manifest import Manifest
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import executed
 from compressor.exporting.routed import check_mixture, mixtures
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.weights import graphs_in
+from compressor.report.manifest import Manifest
 from compressor.routing.network import Routed
 from tests.exporting.nets import trained
 from tests.routing.nets import Residual, Three, images, routed

@@ -15,7 +15,6 @@ from torch import nn
 
 from compressor.errors import CompressorError, FileError
 from compressor.exporting import tune as tuning
-from compressor.exporting.manifest import Manifest, feeds_of
 from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import executed
@@ -24,8 +23,9 @@ from compressor.exporting.tune import tune_package
 from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import verify_package
 from compressor.exporting.weights import graphs_in
+from compressor.report.manifest import Manifest, feeds_of
+from tests.exits.nets import detachable, images
 from tests.exporting.nets import trained
-from tests.subnets.nets import detachable, images
 
 QUICK = PackageSettings(latency=False)
 _STATISTICS = Path("/proc/self/smaps_rollup")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compressor.cli import main as run
-from compressor.limits import apart
+from compressor.files.limits import apart
 from tests.faults.corpus import CASES, Case, write
 
 _PATIENCE = 60.0  # seconds after which a file counts as one that never ends

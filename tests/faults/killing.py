@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from tests.faults.runs import RUNS
 
 _SLOW_TO_IMPORT = (
-    "compressor.pipeline.resume", "compressor.cli.app", "sklearn.datasets", "matplotlib.backends.backend_svg",
+    "compressor.runs.resume", "compressor.cli.app", "sklearn.datasets", "matplotlib.backends.backend_svg",
 )  # fmt: skip
 _TIMES = ("seconds", "images_per_second", "latency_ms")
 

@@ -148,7 +148,7 @@ def test_data_gone_half_way_is_one_line_and_the_run_goes_on_when_they_are_back(c
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_outside_of_training_says_how_to_go_on(compressor, monkeypatch, number, code):
-    from compressor.pipeline import train
+    from compressor.runs import train
 
     def interrupted(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), number)
@@ -185,7 +185,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_reaches_the_report(compresso
 
         return attempt
 
-    monkeypatch.setattr("compressor.pipeline.tuning.step_of", lambda module, smoothing: scarce(smoothing))
+    monkeypatch.setattr("compressor.runs.tuning.step_of", lambda module, smoothing: scarce(smoothing))
     ran = compressor(*_QUICK, "--out", "run")
     assert ran.code == 0, ran.err
     notes = json.loads((tmp_path / "run" / "report.json").read_text())["notes"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from compressor.errors import CompressorError
 from compressor.loading.pickles import is_tensor, read_pickle, tensor_of
-from compressor.pipeline.models import open_model
+from compressor.runs.models import open_model
 from tests.faults import assembler as asm
 from tests.loading.checkpoints import change
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import CompressorError, FileError, UsageError
-from compressor.pipeline.folder import RunFolder
-from compressor.pipeline.resume import resume
-from compressor.pipeline.settings import ModelSettings, OutputSettings, TrainJob, flat
+from compressor.runs.folder import RunFolder
+from compressor.runs.resume import resume
+from compressor.runs.settings import ModelSettings, OutputSettings, TrainJob, flat
 from compressor.training.checkpoint import NAME
 from tests.faults.hostile_pickles import source
 from tests.faults.runs import ARCH, MODEL, ROOT, environment
@@ -68,8 +68,8 @@ def test_hostile_checkpoint_is_one_line(tmp_path, content):
 
 _HOLDER = """
 import sys, time
-from compressor.pipeline.folder import RunFolder
-from compressor.pipeline.settings import OutputSettings
+from compressor.runs.folder import RunFolder
+from compressor.runs.settings import OutputSettings
 folder = RunFolder(OutputSettings(sys.argv[1]))
 folder.begin({})
 print("held", flush=True)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor import vision  # noqa: F401 - timm looks for torchvision
 from compressor.graph import capture
 from compressor.surgery import operate_
 from compressor.surgery.structure import apply_, describe
+from compressor.vision import door as vision  # noqa: F401 - timm looks for torchvision
 from tests.equivalence import half_plan
 from tests.networks import conv
 

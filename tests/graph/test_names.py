@@ -8,8 +8,8 @@ from compressor.errors import UsageError
 from compressor.graph import capture
 from compressor.graph.channels import KEPT
 from compressor.graph.names import groups_named, matching, module_named, names_of
-from compressor.methods.oneshot import decide
-from compressor.methods.settings import PruneSettings
+from compressor.pruning.oneshot import decide
+from compressor.pruning.settings import PruneSettings
 
 
 class Block(nn.Module):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from compressor import vision
 from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.graph.program import name_of, program
 from compressor.graph.skeleton import skeleton
 from compressor.surgery import operate_
+from compressor.vision import door as vision
 from tests.equivalence import half_plan, masked_outputs, move, outputs, randomise_, relative_error
 from tests.networks import NETWORKS, Residual
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import vision
 from compressor.loading.arch import find, parse_arch
 from compressor.loading.networks import build, describe
 from compressor.loading.published import UnbuiltError
+from compressor.vision import door as vision
 
 
 def round_trip(module: nn.Module) -> nn.Module:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import compressor
-from compressor import vision
 from compressor.errors import FileError, UsageError
 from compressor.loading.opening import open_model
+from compressor.vision import door as vision
 from tests.loading import nets
 
 

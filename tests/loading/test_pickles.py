@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import vision
 from compressor.errors import FileError
 from compressor.loading.opening import open_model
 from compressor.loading.pickles import is_network, read_pickle, rebuilt, skeleton, tensor_of
 from compressor.loading.saving import save_model
 from compressor.loading.stand_ins import StandIn
 from compressor.loading.weights import find_weights
+from compressor.vision import door as vision
 
 FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
 both_formats = pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)

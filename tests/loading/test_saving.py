@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import compressor
-from compressor import vision
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
 from compressor.loading.opening import open_model
 from compressor.loading.saving import save_model
-from compressor.preparation import Preparation
+from compressor.vision import door as vision
+from compressor.vision.preparation import Preparation
 from tests.loading import nets
 from tests.loading.checkpoints import change, header_of
 

@@ -8,15 +8,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compressor.errors import FileError, UsageError
+from compressor.exits.detachable import make_detachable
+from compressor.exits.points import Survey
 from compressor.graph import capture
 from compressor.loading.opening import OpenedModel
-from compressor.pipeline.models import open_model, save_model, transformed
-from compressor.subnets.detachable import make_detachable
-from compressor.subnets.points import Survey
+from compressor.runs.models import open_model, save_model, transformed
 from compressor.surgery import operate_
 from tests.equivalence import half_plan
+from tests.exits.nets import SHAPE, Plain, images
 from tests.loading.checkpoints import change, header_of
-from tests.subnets.nets import SHAPE, Plain, images
 
 NETWORK = f"{Path(__file__).parents[1] / 'subnets' / 'nets.py'}:Plain"
 

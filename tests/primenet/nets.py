@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.preparation import Preparation
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.primenet.stage import build_stage
 from compressor.training.data import Data
 from compressor.training.sets import ImageSet
+from compressor.vision.preparation import Preparation
 
 CLASSES = 4
 IMAGE = (2, 8, 8)

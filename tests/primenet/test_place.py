@@ -173,7 +173,7 @@ def test_the_exported_static_file_holds_one_capsule_and_no_classifier(tmp_path):
 
 
 def test_pruning_after_it_keeps_the_network_whole():
-    from compressor.pipeline.oneshot import prune_
+    from compressor.runs.oneshot import prune_
 
     for kept in ((3,), (3, 5, 7)):
         found = early(plain())

@@ -7,8 +7,8 @@ import pytest
 from compressor.primenet.memory import TrainingMemory
 from compressor.primenet.phases import Learnt
 from compressor.primenet.section import remarks, section
-from compressor.reporting.report import Measurements
-from compressor.reporting.sections import section_from_json
+from compressor.report.measurements import Measurements
+from compressor.report.sections import section_from_json
 
 ROWS = [
     {"phase": "representation", "epoch": 0, "train_loss": 3.0,

@@ -9,10 +9,10 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor import vision
 from compressor.graph.capture import capture
 from compressor.graph.trace import trace
 from compressor.profiling.macs import count_macs
+from compressor.vision import door as vision
 from tests.networks import NETWORKS, Network
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")

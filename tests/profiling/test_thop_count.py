@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from compressor.profiling.model_profile import profile
 from compressor.profiling.thop_count import thop_macs
-from compressor.reporting.comparison import compare
-from compressor.reporting.report import Measurements, Report
+from compressor.report.comparison import compare
+from compressor.report.measurements import Measurements
+from compressor.report.report import Report
 from tests.profiling.test_macs import vgg16
 
 
@@ -92,7 +93,7 @@ def test_what_thop_leaves_out_is_said_beside_its_figure() -> None:
     assert found.macs_thop is not None and found.macs == 2 * found.macs_thop
     assert "50.0%" in found.reasons["macs_thop"]
     report = Report("prune", {}, 0, {}, "", Measurements.of(found), Measurements.of(found))
-    assert any("50.0%" in remark for remark in compare(report).remarks)
+    assert any("50.0%" in remark for remark in compare(report.before, report.after).remarks)
 
 
 def test_a_figure_that_is_whole_has_no_remark() -> None:

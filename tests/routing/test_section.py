@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, replace
 
-from compressor.reporting.sections import section_from_json
+from compressor.report.sections import section_from_json
 from compressor.routing.curve import Point
 from compressor.routing.labels import Balance
 from compressor.routing.phases import Taught

@@ -11,7 +11,7 @@ from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import plan_of
 from compressor.surgery.snapshot import Snapshot
-from tests.methods.nets import NETS, batches
+from tests.pruning.nets import NETS, batches
 
 
 def trained(name):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import vision
 from compressor.graph import capture
 from compressor.graph.skeleton import skeleton
 from compressor.surgery import operate_
+from compressor.vision import door as vision
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
 
 assert vision.models, "torchvision's operators are declared before ultralytics asks for them"

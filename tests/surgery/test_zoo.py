@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.networks import TIMM, torchvision_names
 from benchmarks.one_network import edits, ours
-from compressor import vision
 from compressor.graph import capture
 from compressor.surgery import operate_
+from compressor.vision import door as vision
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
 
 ALWAYS = ["torchvision:resnet18", "torchvision:mobilenet_v3_small", "timm:test_byobnet"]

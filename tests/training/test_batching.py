@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional
 
 from compressor.errors import UsageError
-from compressor.preparation import Preparation
 from compressor.training.augment import Augmentation, augment, choose_augmentation
 from compressor.training.batching import batches, steps_per_epoch, train_batches
 from compressor.training.data import with_input_shape
 from compressor.training.randomness import generator
 from compressor.training.resizing import fit_shape
 from compressor.training.settings import TrainSettings
+from compressor.vision.preparation import Preparation
 from tests.training.small import small_data
 
 CPU = torch.device("cpu")

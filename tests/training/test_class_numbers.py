@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from compressor.errors import DataError, FileError
-from compressor.pipeline.settings import ModelSettings
-from compressor.pipeline.subject import open_subject
+from compressor.runs.settings import ModelSettings
+from compressor.runs.subject import open_subject
 from compressor.training.class_numbers import read_class_numbers
 from compressor.training.evaluate import evaluate
 from compressor.training.settings import DataSettings

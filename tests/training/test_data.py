@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from compressor.errors import CompressorError, DataError, UsageError
-from compressor.preparation import Preparation
 from compressor.training.data import PHOTOGRAPHS, fit_to_model, open_data, with_input_shape
 from compressor.training.sets import ImageSet, split_indices
 from compressor.training.settings import DataSettings
+from compressor.vision.preparation import Preparation
 from tests.training.small import small_data
 
 
@@ -133,7 +133,7 @@ def test_missing_idx_file_says_which(tmp_path):
 
 def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CIFAR-10's layout with 20 images a file, whose checksums take the place of the published ones."""
-    from compressor import vision
+    from compressor.vision import door as vision
 
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
@@ -176,7 +176,7 @@ def test_damaged_and_missing_cifar_differ(tmp_path, monkeypatch):
 def test_svhn_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
     from scipy.io import savemat
 
-    from compressor import vision
+    from compressor.vision import door as vision
 
     lists = {}
     for split, count in (("train", 40), ("test", 10)):

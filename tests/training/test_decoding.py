@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from compressor.preparation import PIXEL_LIMIT, Unreadable, image_size
 from compressor.training.decoding import _random_window, decode
+from compressor.vision.preparation import PIXEL_LIMIT, Unreadable, image_size
 
 QUARTERS = (
     np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], dtype=np.uint8).repeat(4, 0).repeat(4, 1)

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from compressor.errors import DataError
-from compressor.preparation import Preparation
 from compressor.training import folders
 from compressor.training.augment import Augmentation
 from compressor.training.batching import batches, examples, train_batches
@@ -18,6 +17,7 @@ from compressor.training.data import Data, fit_to_model, open_data
 from compressor.training.sets import Draws, ImageSet
 from compressor.training.settings import DataSettings, TrainSettings
 from compressor.training.streaming import FolderSet
+from compressor.vision.preparation import Preparation
 from tests.training.test_decoding import png_header
 
 CPU = torch.device("cpu")

@@ -1,0 +1,126 @@
+"""Latency of a model on torch and, after an export, on ONNX Runtime, for one image and for a larger batch."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CompressorError
+from compressor.exporting.onnx import export_onnx
+from compressor.exporting.runtime import OnnxModel
+from compressor.graph.generators import seeded
+from compressor.graph.held import with_tensors
+from compressor.graph.neutral import bare, neutrally
+from compressor.graph.state import State
+from compressor.graph.trace import call_arguments, set_mode
+from compressor.profiling.latency import measure
+from compressor.profiling.model_profile import profile as profile_costs
+from compressor.report.cost import Profile
+from compressor.report.manifest import Array
+
+LARGER_BATCH = 16
+Timing = dict[str, Any]  # median and p95 in ms, batch, runs, threads; and the same under "larger"
+
+
+@neutrally
+def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: bool = True) -> Profile:
+    """Multiply-adds, parameters, peak activation memory and, if asked, latency of a model; the model is untouched.
+
+    Args:
+        example: a tensor with the batch first, such as (1, 3, 224, 224), or a tuple or dict of them; costs are for
+            one image, whatever the batch.
+        latency: also measure milliseconds on torch and ONNX Runtime, which takes several seconds.
+        layers: also list the cost of every layer; the sums over the list are the totals.
+
+    Raises:
+        ModelError: the model does not run on the example.
+
+    Example:
+        cost = compressor.profile(module, torch.zeros(1, 3, 32, 32))
+        cost.macs, cost.params                 # 313201664, 14728266
+    """
+    cost = profile_costs(module, example, layers=layers)
+    if not latency:
+        return cost
+    timings, missing = model_latency(bare(module), example)
+    known = {name: reason for name, reason in cost.reasons.items() if name != "latency_ms"}
+    return replace(cost, latency_ms=timings, reasons=known | missing)
+
+
+def model_latency(module: nn.Module, example: Any) -> tuple[dict[str, Timing | None], dict[str, str]]:
+    """Latency of `module` on its own device, and of its export on ONNX Runtime's CPU provider with as many threads.
+
+    Returns `{"torch": timing, "onnxruntime": timing or None}`, where a timing holds `median` and `p95` in milliseconds,
+    `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), and a reason for each None.
+    """
+    timings: dict[str, Timing | None] = {"torch": _torch_timing(module, example), "onnxruntime": None}
+    if not isinstance(example, Tensor):
+        return timings, {"latency_ms.onnxruntime": "measured for models with one input only"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            export_onnx(module, example, path)
+            timings["onnxruntime"] = file_latency(path, tuple(example.shape[1:]))
+        except CompressorError as error:
+            return timings, {"latency_ms.onnxruntime": str(error)}
+    return timings, {}
+
+
+def file_latency(path: Path, input_shape: tuple[int, ...]) -> Timing:
+    """Latency of an .onnx file of this process, for random images of `input_shape` (channels, height, width)."""
+    return _onnx_timing(OnnxModel(path, threads=torch.get_num_threads(), own=True), input_shape)
+
+
+def onnx_latency(path: Path, input_shape: tuple[int, ...], feeds: Mapping[str, Array], most_gib: float) -> Timing:
+    """The same of an .onnx file from outside, with further `feeds`."""
+    model = OnnxModel(path, threads=torch.get_num_threads(), feeds=feeds, most_gib=most_gib)
+    return _onnx_timing(model, input_shape)
+
+
+def _onnx_timing(model: OnnxModel, input_shape: tuple[int, ...]) -> Timing:
+    threads = torch.get_num_threads()
+
+    def calling(batch: int) -> Callable[[], object]:
+        images: Array = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)
+        return lambda: model(images)
+
+    first = measure(calling(1), batch=1, threads=threads)
+    larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads)
+    return {**asdict(first), "larger": asdict(larger)}
+
+
+def _torch_timing(module: nn.Module, example: Any) -> Timing:
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
+    threads = torch.get_num_threads()
+
+    def calling(batch: int) -> Callable[[], object]:
+        arguments, keywords = call_arguments(with_tensors(example, lambda tensor: _repeated(tensor, batch, device)))
+        return lambda: module(*arguments, **keywords)
+
+    with State(module).kept(), seeded(0), evaluating(module), torch.inference_mode():
+        first = measure(calling(1), batch=1, threads=threads, wait=wait)
+        larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads, wait=wait)
+    return {**asdict(first), "larger": asdict(larger)}
+
+
+def _repeated(tensor: Tensor, batch: int, device: torch.device) -> Tensor:
+    return tensor[torch.arange(batch, device=tensor.device) % len(tensor)].to(device) if tensor.dim() else tensor
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Every submodule in eval mode inside, and in its own mode again afterwards."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    set_mode(module, training=False)
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode

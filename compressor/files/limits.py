@@ -1,0 +1,168 @@
+"""What a file may cost: bytes before it is opened, time and memory while it is looked at in a process of its own.
+
+Nothing heavy is imported, so that settings can take the default.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from compressor.errors import CompressorError, FileError
+from compressor.files.forks import ONE_THREAD, asked, fresh
+
+GIB = 1 << 30
+LARGEST_GIB = 16.0  # of a model file, as it lies on the disk and unpacked
+
+_SECONDS, _WAITING = 5.0, 3.0  # of the processor; times as much on the clock, where others use the machine too
+_MEMORY = int(1.5 * GIB)
+_OUT_OF_TIME = tuple(getattr(signal, name, None) for name in ("SIGXCPU", "SIGALRM"))
+
+
+def check_size(what: str, size: int, most_gib: float = LARGEST_GIB) -> None:
+    """Raises FileError where `size` bytes are more than `most_gib`; `what` begins the message, "model.pt is"."""
+    if size > most_gib * GIB:
+        raise FileError(
+            f"{what} {size / GIB:,.1f} GiB, and at most {most_gib:g} are opened: give --max-size {size / GIB + 1:.0f} "
+            "if that is right"
+        )
+
+
+def apart(path: Path, function: str, *arguments: Any) -> Any:
+    """Call `module:function`, which looks at a file from outside, in a process of its own with limited means.
+
+    Arguments and result are what JSON holds. The function may use 5 seconds of the processor and 1.5 GiB, and more as
+    it allows itself (`allow`) for what a large file needs.
+
+    Raises:
+        FileError: the function raised it, or the file made the process run on, fill the memory or crash.
+    """
+    request = json.dumps({"function": function, "arguments": arguments, "folder": str(Path.cwd())})
+    code, answered, said = asked(request) if hasattr(os, "fork") else _alone(request)
+    if code == 0:
+        answer = json.loads(answered)
+        if "refused" in answer:
+            raise FileError(answer["refused"])
+        return answer["value"]
+    if -code in _OUT_OF_TIME:
+        raise FileError(f"{path} takes too long to look at: it is damaged, or made to run without end")
+    if code in (_NO_MEMORY, -getattr(signal, "SIGKILL", 0)):
+        raise FileError(f"{path} takes too much memory to look at: it is damaged, or made to fill the memory")
+    if code < 0:
+        raise FileError(f"{path} makes ONNX Runtime crash ({signal.Signals(-code).name}): do not use it")
+    raise RuntimeError(said)  # a bug of ours, with its traceback
+
+
+def _alone(request: str) -> tuple[int, str, str]:
+    """Answer a request in a fresh process, where the system cannot fork one."""
+    done = subprocess.run(
+        fresh("from compressor.files import limits; limits.serve(sys.stdin.read(), 1)"),
+        input=request,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ONE_THREAD},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+_serving = False  # whether this is a process of `apart`
+_allowed = 0  # bytes of address space that it may use
+_NO_MEMORY = 77  # exit code of a process that may not have more
+
+
+def serve(request: str, answers: int) -> NoReturn:
+    """Be the process of `apart`: one function, its result or refusal to the open file `answers`."""
+    global _serving
+    _serving = True
+    asked = json.loads(request)
+    answers = os.dup(answers)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
+    os.chdir(asked["folder"])
+    allow(_SECONDS, _MEMORY)
+    module, _, name = asked["function"].partition(":")
+    try:
+        try:
+            answer = {"value": getattr(importlib.import_module(module), name)(*asked["arguments"])}
+        except CompressorError as error:
+            if lacks_memory(error):
+                raise MemoryError from error
+            answer = {"refused": str(error)}
+        with os.fdopen(answers, "w") as out:
+            json.dump(answer, out)
+    except MemoryError:
+        os._exit(_NO_MEMORY)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # libraries may wait for threads of theirs
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of torch's, onnx's or ONNX Runtime's says that a device or the machine has no memory left."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's own, where it is imported
+    return not kinds.isdisjoint({"MemoryError", "OutOfMemoryError"}) or any(w in str(error) for w in _NO_MEMORY_LEFT)
+
+
+_NO_MEMORY_LEFT = (
+    *("bad_alloc", "bad allocation", "Failed to allocate"),
+    *("can't allocate memory", "not enough memory"),
+)
+
+
+def memory_left() -> int:
+    """Bytes that the machine can still give. Raises OSError where the system does not tell."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """What asks inside for more memory than the machine has left gets an error, where the system would end the process.
+
+    Where the system does not tell, nothing is limited.
+    """
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        most = used + max(memory_left(), GIB)
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY or most < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def allow(seconds: float = 0.0, memory: int = 0) -> None:
+    """Let a process of `apart` use so many seconds of the processor from now on, and so many bytes more; any other
+    process has no limits and gets none."""
+    if not _serving:
+        return
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    global _allowed
+    _allowed += memory
+    wanted = {resource.RLIMIT_CPU: int(used + seconds) + 1} if seconds else {}
+    for kind, most in {**wanted, resource.RLIMIT_AS: _allowed}.items():
+        hard = resource.getrlimit(kind)[1]  # where the caller has limits of its own
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    if seconds:
+        signal.setitimer(signal.ITIMER_REAL, _WAITING * seconds)

@@ -1,0 +1,147 @@
+"""Files from outside, opened once and only where they are real ones; files of ours, written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from compressor.errors import FileError, shown
+
+_BLOCK = 1 << 20  # bytes read at once
+_OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+@contextmanager
+def real_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that a person named: whole, regular and no link. Folders above it may be links.
+
+    Raises FileError.
+    """
+    with _as_refusal(path, f"there is no file {path}"), _regular(os.open(path, _OPEN), path) as file:
+        yield file
+
+
+@contextmanager
+def beside(folder: Path, place: str) -> Iterator[BinaryIO]:
+    """A file that another file names by its place in the same folder, or in folders below it.
+
+    Neither it nor a folder on the way may be a link, and it may have no second name (a hard link), by which it could be
+    a file of somewhere else.
+
+    Raises FileError.
+    """
+    path, parts = folder / shown(place), PurePosixPath(place).parts
+    if not parts or "\0" in place or PurePosixPath(place).is_absolute() or ".." in parts or "\\" in place:
+        raise FileError(
+            f"{folder} holds a model that wants a file from outside of its folder ({shown(place) or 'no name'})"
+        )
+    with _as_refusal(path, f"{path} is missing: copy it there"):
+        at = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            for part in parts[:-1]:
+                at, above = os.open(part, _OPEN | os.O_DIRECTORY, dir_fd=at), at
+                os.close(above)
+            descriptor = os.open(parts[-1], _OPEN, dir_fd=at)
+        finally:
+            os.close(at)
+    with _as_refusal(path, ""), _regular(descriptor, path) as file:
+        if os.fstat(descriptor).st_nlink != 1:
+            raise FileError(f"{path} is a hard link, a second name of a file: copy the file itself there")
+        yield file
+
+
+@contextmanager
+def _regular(descriptor: int, path: Path) -> Iterator[BinaryIO]:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileError(f"{path} is no regular file: copy the file itself there")
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+def copied(file: BinaryIO, target: Path | None = None) -> dict[str, Any]:
+    """Size and SHA-256 of a file, read once and written to `target` on the way."""
+    digest, size = hashlib.sha256(), 0
+    with open(os.devnull if target is None else target, "wb") as copy:  # noqa: PTH123
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            copy.write(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+@contextmanager
+def _as_refusal(path: Path, missing: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileError(missing) from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise FileError(f"{path} is a link, or reached through one: copy the file itself there") from error
+        raise FileError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+@contextmanager
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """The name of a temporary file beside `path`, which takes its place when the block is left without an error.
+
+    The content is flushed to the disk first. A file that was there before goes to `previous`, where that is given;
+    after an error everything is as it was.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file so that it is there whole or not at all.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system lets a folder be synchronised."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> Path:
+    """Write plain data so that the file is there whole or not at all.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    return write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")

@@ -1,6 +1,0 @@
-"""Refit a pruned network to the dense one."""
-
-from compressor.methods.reconstruction.calibration import enough_images, inputs_of
-from compressor.methods.reconstruction.solve import Progress, Reconstruction, no_progress, reconstruct_
-
-__all__ = ["Progress", "Reconstruction", "enough_images", "inputs_of", "no_progress", "reconstruct_"]

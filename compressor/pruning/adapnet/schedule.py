@@ -1,0 +1,61 @@
+"""AdapNet's clocks: the threshold that falls, the learning rate that halves, the period, and when structure is done."""
+
+import math
+from collections.abc import Sequence
+
+from compressor.pruning.adapnet.settings import AdapNetSettings
+
+# The paper's ratio on CIFAR-10: 391 steps an epoch, periods of 150.
+PERIODS_PER_EPOCH = 2.6
+
+
+def startup_epochs(settings: AdapNetSettings, *, trained: bool) -> int:
+    """Epochs of plain training before the structure changes: the user's number, else 0 for a trained network."""
+    if settings.startup_epochs is not None:
+        return settings.startup_epochs
+    return 0 if trained else settings.startup_untrained
+
+
+def period_steps(settings: AdapNetSettings, steps_per_epoch: int) -> int:
+    """Optimizer steps in one period (the paper's LSEP)."""
+    if settings.lsep is not None:
+        return settings.lsep
+    return min(max(round(steps_per_epoch / PERIODS_PER_EPOCH), 20), 150)
+
+
+def recording_steps(lsep: int, batches: int) -> tuple[int, ...]:
+    """The steps of a period, from 0, whose batch is recorded: `batches` of them, evenly spread, the last one too."""
+    return tuple(sorted({max((j + 1) * lsep // batches - 1, 0) for j in range(batches)}))
+
+
+def beta(settings: AdapNetSettings, epoch: int) -> float:
+    """The threshold of the chi-square tests in epoch `epoch` of the second phase.
+
+    Reference: table 2. A shorter second phase takes the paper's twelve steps faster, so that it too reaches the floor.
+    """
+    every = settings.beta_every or max(1, round(settings.max_epochs / 12))
+    return max(settings.beta_floor, settings.beta_start - settings.beta_step * (epoch // every))
+
+
+def first_epoch(settings: AdapNetSettings, *, trained: bool) -> int:
+    """Where the run enters the learning-rate schedule: a trained network as if it came from the start-up phase."""
+    return settings.lr_trained_epoch if trained else 0
+
+
+def milestones(settings: AdapNetSettings, last_epoch: int) -> tuple[int, ...]:
+    """The epochs, all phases counted, at which the learning rate halves. Reference: section 4."""
+    return tuple(range(settings.lr_halve_every, last_epoch + 1, settings.lr_halve_every))
+
+
+def should_stop(settings: AdapNetSettings, removed: Sequence[int], epoch: int) -> bool:
+    """Whether the second phase ends: fewer than `stop_k` filters removed in each of the last `stop_n` periods.
+
+    `removed` counts, per period so far, the filters newly frozen, merged away or found dead. Inserted filters are not
+    subtracted. The rule is asked only after `min_epochs`, because at the first thresholds next to nothing qualifies.
+    Reference: section 3.
+    """
+    if epoch >= settings.max_epochs:
+        return True
+    armed = math.ceil(settings.max_epochs / 4) if settings.min_epochs is None else settings.min_epochs
+    recent = removed[-settings.stop_n :]
+    return epoch >= armed and len(recent) == settings.stop_n and all(count < settings.stop_k for count in recent)

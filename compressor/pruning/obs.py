@@ -1,0 +1,352 @@
+"""Which channels of a group go first, and how much of what their readers make is lost: block OBS on Gram matrices.
+
+Removing a channel from the input of a layer, and refitting the layer's other columns by least squares, costs
+w' (H^-1)^-1 w, where w are the channel's columns and the inner inverse is of the channel's own block of H^-1. The
+cheapest channel goes, H^-1 is downdated, and so on: an order of removal and the error after each, from one pass over
+the data.
+
+Reference: Frantar, Singh, Alistarh, "Optimal Brain Compression", NeurIPS 2022, section 4 (blocks of weights). Ours: a
+block is all columns of a channel in all layers that read it, each in shares of the variance of what that layer makes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves, tree_map
+
+from compressor.errors import ModelError
+from compressor.graph.channels import Channels, Group, Ids
+from compressor.graph.neutral import neutral
+from compressor.graph.skeleton import skeleton
+from compressor.graph.trace import call_arguments
+from compressor.pruning.l1 import l1
+from compressor.pruning.reconstruction.calibration import Draw, draws, in_parts
+from compressor.pruning.reconstruction.fold import cells
+from compressor.pruning.reconstruction.gram import RIDGE, Gram, Rows, pulled
+from compressor.pruning.reconstruction.products import Product
+from compressor.pruning.reconstruction.readers import Reader, View, readers, survey, unknown_ids
+from compressor.pruning.reconstruction.replay import Hook, Replay, plain_attention
+from compressor.pruning.reconstruction.solve import LARGEST
+from compressor.pruning.scores import Given
+from compressor.training.evaluate import evaluating
+
+_STEPS = 64  # in which a group's channels go at most
+_LEVELS = (0.25, 0.5)  # shares of a group's channels at which a curve is calibrated
+_PROBED = 128  # images whose derivatives are looked at,
+_PROBED_VALUES = 1 << 20  # so many values of them at once
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A layer that reads channels, with the second moments of its inputs."""
+
+    reader: Reader
+    view: View
+    ids: Ids  # (unknowns,): the channel that each belongs to
+    covariance: Tensor  # (groups, unknowns, unknowns)
+    mean: Tensor  # (groups, 1, unknowns)
+    weight: Tensor  # the parameter that holds its weight
+    matrix: Tensor  # (groups, unknowns, outputs)
+    scale: Tensor  # (groups, 1, outputs): squared, what a squared error of an output does to the network's
+    whole: bool = True  # or the places of a channel, too many to be unknowns each, share their moments
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The order in which a group's channels go, and the error when so many are gone: `errors[0]` is 0."""
+
+    ids: Ids
+    errors: NDArray[np.float64]
+    levels: dict[int, list["Change"]] = field(default_factory=dict)  # when so many are gone: what became of each layer
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is added to a layer's weight, in the layout of its parameter, and what that shifts its outputs by."""
+
+    name: str
+    weight: Tensor
+    shift: Tensor  # (outputs,)
+
+
+def consumers(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> list[Consumer]:
+    """Every layer that reads channels of a free group, from one pass over the inputs."""
+    free = np.concatenate([group.ids for group in channels.free])
+    with neutral(), torch.no_grad():
+        replay = Replay(model, inputs)
+        tensors, ops = replay.tensors, replay.program.ops
+        layers = readers(replay.program)
+        views = survey(replay, layers)
+        known: dict[int, Ids] = {}
+        for reader in layers:
+            groups = ops[reader.start].args[8] if reader.product.convolves else 1
+            ids = unknown_ids(reader.product, views[reader.start], tensors[reader.name], channels, groups)
+            if ids is not None and np.isin(ids, free).any():
+                known[reader.start] = ids
+        layers = [reader for reader in layers if reader.start in known]
+        places = {start: cells(ids) if len(ids) > LARGEST else None for start, ids in known.items()}
+        grams = {reader.start: Gram(constant=True) for reader in layers}
+        for batch, draw in enumerate(draws(inputs)):
+            hooks: dict[int, list[Hook]] = {}
+            for reader in layers:
+                for call in reader.calls:
+                    hooks[call.at] = [partial(_add, grams[reader.start], call.product, draw, places[reader.start])]
+            replay.run(batch, {}, hooks, max(hooks, default=0))
+    weights = _sensitivities(model, inputs)
+    return [
+        _consumer(reader, views[reader.start], tensors[reader.name], known[reader.start], places[reader.start],
+                  grams.pop(reader.start), weights.get(reader.name))
+        for reader in layers
+    ]  # fmt: skip
+
+
+def _add(gram: Gram, product: Product, draw: Draw, places: Ids | None, args: Sequence[Any], result: Tensor) -> None:
+    """Add a layer's inputs at the drawn places; of its outputs nothing is needed, they follow from the weights."""
+    rows = draw.rows(product.row_count(args, result.shape)).to(result.device)
+    x = product.inputs(args, result.shape, rows)
+    x = x if places is None else x[:, :, places].transpose(2, 3).flatten(1, 2)
+    gram.add(Rows(x, x[:, :, :0]))
+
+
+def _consumer(
+    reader: Reader, view: View, weight: Tensor, ids: Ids, places: Ids | None, gram: Gram, weights: Tensor | None
+) -> Consumer:
+    moments = gram.inner / gram.inner[:, -1:, -1:]
+    mean = moments[:, -1:, :-1]
+    covariance = moments[:, :-1, :-1] - mean.mT @ mean
+    matrix = reader.product.matrix(view.on(weight), len(gram.inner)).to(gram.inner)
+    if not (torch.isfinite(covariance).all() and torch.isfinite(matrix).all()):
+        raise ModelError(
+            f"{reader.name} or what it reads is not finite: the model was damaged in training, or an image is"
+        )
+    told = weights is not None and weights.numel() == len(matrix) * matrix.shape[2]
+    scale = torch.ones_like(matrix[:, :1])
+    if weights is not None and told:
+        scale = weights.to(matrix).sqrt().view(len(matrix), 1, -1)
+    if places is not None:  # any matrix with the same products costs the same
+        matrix = (matrix * scale)[:, places].flatten(2)
+        values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+        matrix, ids = vectors * values.clamp(min=0).sqrt()[:, None], ids[places[:, 0]]
+        scale = torch.ones_like(matrix[:, :1])
+    if not told:  # in shares of the variance of its outputs
+        scale = scale / (matrix * (covariance @ matrix)).sum().clamp(min=1e-300).sqrt()
+    return Consumer(reader, view, ids, covariance, mean, weight.detach(), matrix, scale, whole=places is None)
+
+
+def _sensitivities(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """By the weight's name: how far the network's outputs go, in shares of their variance, for each layer's output.
+
+    The mean over images of squared derivatives, summed over places: the diagonal of the Gauss-Newton matrix.
+    """
+    sums: dict[str, Tensor] = {}
+    seen = 0
+    for layers, images in _derivatives(model, inputs):
+        for name, calls in layers.items():
+            for layer, _, gradient in calls:
+                found = gradient.double().square().movedim(1 if isinstance(layer, _ConvNd) else -1, -1)
+                sums[name] = sums.get(name, 0) + found.flatten(0, -2).sum(0)
+        seen += images
+    return {name: found / seen for name, found in sums.items()}
+
+
+_Calls = list[tuple[nn.Module, Tensor, Tensor]]  # a layer, what it was given, and the derivative by what it gave
+
+
+def _derivatives(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[dict[str, _Calls], int]]:
+    """Derivatives of the outputs along random directions, in parts of some images, by the names of the layers' weights.
+
+    Layers that are no modules of torch's, or called outside autograd, are not among them.
+    """
+    calls: dict[str, _Calls] = {}
+    copied = skeleton(model, real=True)
+
+    def ran(name: str, layer: nn.Module, args: Any, result: Tensor) -> None:
+        if result.requires_grad and len(args) == 1:
+            result.register_hook(
+                lambda gradient: calls.setdefault(name, []).append((layer, args[0].detach(), gradient))
+            )
+
+    for name, layer in copied.named_modules():
+        if isinstance(layer, _ConvNd | nn.Linear):
+            layer.register_forward_hook(partial(ran, f"{name}.weight" if name else "weight"))
+    source = torch.Generator().manual_seed(0)
+    with neutral(), evaluating(copied), plain_attention(), torch.enable_grad():
+        for given in in_parts(inputs, _PROBED, _PROBED_VALUES):
+            given = tree_map(lambda leaf: leaf.detach().clone().requires_grad_() if _is_float(leaf) else leaf, given)
+            outputs = [leaf for leaf in _outputs(copied, given) if leaf.requires_grad]
+            if not outputs:
+                return
+            total = sum(_along(leaf, source) for leaf in outputs) / len(outputs) ** 0.5
+            assert isinstance(total, Tensor)
+            total.backward()
+            with torch.no_grad():
+                yield calls, len(outputs[0])
+            calls.clear()
+
+
+def _along(output: Tensor, source: torch.Generator) -> Tensor:
+    """The sum of an output along random directions, in deviations of the whole of it."""
+    signs = torch.randint(0, 2, output.shape, generator=source).to(output) * 2 - 1
+    detached = output.detach()
+    deviation = ((detached - detached.mean(0)).square().sum() / len(output)).clamp(min=1e-300).sqrt()
+    return (output * signs).sum() / deviation
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+@torch.no_grad()
+def curve(group: Group, layers: Sequence[Consumer], order: Ids | None = None) -> Curve:
+    """The order by OBS (or the one that is given) and its errors: a sum over the layers that read the group."""
+    read_by = [Downdated(each, group.ids) for each in layers if np.isin(group.ids, each.ids).any()]
+    place = {identity: at for at, identity in enumerate(group.ids.tolist())}
+    alive = np.ones(group.size, dtype=bool)
+    gone: list[int] = []
+    errors = [0.0]
+    levels: dict[int, list[Change]] = {}
+    at_once = max(1, group.size // _STEPS)
+    while len(gone) < group.size - 1:
+        count = min(at_once, group.size - 1 - len(gone))
+        if order is None:
+            costs = sum((each.costs() for each in read_by), np.zeros(group.size))
+            chosen = np.argsort(np.where(alive, costs, np.inf), kind="stable")[:count].tolist()
+        else:
+            chosen = [place[identity] for identity in order[len(gone) : len(gone) + count].tolist()]
+        total = sum(each.remove(chosen) for each in read_by)
+        errors += [errors[-1] + total * (step + 1) / count for step in range(count)]
+        alive[chosen] = False
+        gone += chosen
+        if len(levels) < len(_LEVELS) and len(gone) >= _LEVELS[len(levels)] * group.size:
+            levels[len(gone)] = [each.change() for each in read_by if each.consumer.whole]
+    return Curve(group.ids[[*gone, *np.flatnonzero(alive)]], np.array(errors), levels)
+
+
+def curves(
+    model: nn.Module, channels: Channels, layers: Sequence[Consumer], orders: Mapping[str, Ids] | None = None
+) -> dict[str, Curve]:
+    """The curve of every free group, or of those that have an order.
+
+    A group that no layer reads whose inputs are known goes by its weights, at the usual errors of the others.
+    """
+    groups = [group for group in channels.free if orders is None or group.name in orders]
+    read = np.unique(np.concatenate([np.empty(0, np.int64), *(each.ids for each in layers)]))
+    found = {
+        group.name: curve(group, layers, None if orders is None else orders[group.name])
+        for group in groups
+        if np.isin(group.ids, read).any()
+    }
+    if len(found) < len(groups):
+        weights = l1(model, channels, Given()).values
+        for group in groups:
+            if group.name not in found:
+                by_weight = group.ids[np.argsort(weights[group.name], kind="stable")]
+                ids = by_weight if orders is None else orders[group.name]
+                found[group.name] = Curve(ids, _usual(found, group.size))
+    return {group.name: found[group.name] for group in groups}
+
+
+def _usual(found: Mapping[str, Curve], size: int) -> NDArray[np.float64]:
+    """The median of the curves at each share of a group of this size."""
+    shares = np.arange(size) / size
+    known = [
+        np.interp(shares, np.arange(len(each.errors)) / (len(each.errors)), each.errors) for each in found.values()
+    ]
+    return np.median(known, axis=0) if known else shares
+
+
+def calibrated(model: nn.Module, curves: Mapping[str, Curve], inputs: Sequence[Any]) -> dict[str, Curve]:
+    """The curves in shares of the variance of the network's outputs: how far these go at some widths, to first order.
+
+    Unlike the errors of the curves, which are sums over layers and places, this knows where they cancel or add up.
+    """
+    moved: dict[tuple[str, int], float] = {}
+    seen = 0
+    for layers, images in _derivatives(model, inputs):
+        seen += images
+        for name, found in curves.items():
+            for count, changes in found.levels.items():
+                parts = [_moved(call, each) for each in changes for call in layers.get(each.name, ())]
+                if parts:
+                    total = torch.stack(parts).sum(0).square().sum()
+                    moved[name, count] = moved.get((name, count), 0.0) + float(total)
+    factors = {}
+    for name, found in curves.items():
+        counts = [count for count in found.levels if (name, count) in moved]
+        before = sum(float(found.errors[count]) for count in counts)
+        if before > 0:
+            factors[name] = sum(moved[name, count] for count in counts) / seen / before
+    usual = float(np.median(list(factors.values()))) if factors else 1.0
+    return {name: Curve(found.ids, found.errors * factors.get(name, usual)) for name, found in curves.items()}
+
+
+def _moved(call: tuple[nn.Module, Tensor, Tensor], change: Change) -> Tensor:
+    """(images,): what a change of a layer adds to the outputs, along the direction of the derivative."""
+    layer, given, gradient = call
+    weights = {"weight": change.weight} if layer.bias is None else {"weight": change.weight, "bias": change.shift}
+    made = functional_call(layer, weights, given)
+    if layer.bias is None:
+        shift = change.shift if isinstance(layer, nn.Linear) else change.shift.view(-1, *[1] * (given.ndim - 2))
+        made = made + shift
+    moved: Tensor = (made * gradient).flatten(1).sum(1)
+    return moved
+
+
+class Downdated:
+    """A layer while channels of a group leave it: its weights, refitted, and the inverse of its inputs' covariance."""
+
+    def __init__(self, consumer: Consumer, ids: Ids) -> None:
+        diagonal = consumer.covariance.diagonal(dim1=1, dim2=2)
+        ridge = pulled(diagonal, RIDGE).expand_as(diagonal)
+        failed = torch.ones(1)
+        while failed.any():  # of few images, sums of float32 products may lie below zero somewhere
+            factor, failed = torch.linalg.cholesky_ex(consumer.covariance + torch.diag_embed(ridge))
+            ridge = 10 * ridge
+        self.inverse = torch.cholesky_inverse(factor)
+        self.matrix = consumer.matrix * consumer.scale
+        self.consumer = consumer
+        held = np.flatnonzero(np.isin(consumer.ids, ids))
+        found = held[cells(consumer.ids[held])]  # in the order of their numbers
+        self.cells = torch.from_numpy(found[np.argsort(np.argsort(ids))])  # (channels, unknowns of each)
+
+    def costs(self) -> NDArray[np.float64]:
+        """Of every channel: how much error its removal adds; of those that are gone, anything."""
+        own = self.inverse[:, self.cells[:, :, None], self.cells[:, None, :]]
+        own = own + torch.diag_embed((own.diagonal(dim1=2, dim2=3) == 0).to(own))
+        columns = self.matrix[:, self.cells]
+        found: NDArray[np.float64] = (columns * torch.linalg.solve(own, columns)).sum((0, 2, 3)).cpu().numpy()
+        return found
+
+    def remove(self, chosen: list[int]) -> float:
+        """Take channels away; returns how much error that adds."""
+        gone = self.cells[chosen].flatten()
+        rows, columns = self.inverse[:, gone], self.matrix[:, gone]
+        step = torch.linalg.solve(rows[:, :, gone], torch.cat([columns, rows], 2))
+        moved, downdate = step.split([columns.shape[2], rows.shape[2]], 2)
+        cost = float((columns * moved).sum())
+        self.matrix -= rows.mT @ moved
+        self.inverse -= rows.mT @ downdate
+        self.matrix[:, gone], self.inverse[:, gone], self.inverse[:, :, gone] = 0, 0, 0
+        return max(cost, 0.0)
+
+    def change(self) -> Change:
+        """What the layer is without the channels that are gone, less what it was; they stay, and nothing reads them."""
+        consumer = self.consumer
+        moved = torch.where(consumer.scale == 0, 0, self.matrix / consumer.scale - consumer.matrix).to(consumer.weight)
+        weight = torch.zeros_like(consumer.weight)
+        consumer.reader.product.write_(consumer.view.on(weight), moved)
+        return Change(consumer.reader.name, weight, -(consumer.mean.to(moved) @ moved).flatten())
+
+
+def _outputs(model: nn.Module, given: Any) -> list[Tensor]:
+    arguments, keywords = call_arguments(given)
+    leaves = tree_leaves(model(*arguments, **keywords))
+    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -1,0 +1,97 @@
+"""Decide in one look at a trained network: score its channels by a method of the table, and select."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from compressor.errors import UsageError
+from compressor.graph.channels import Channels
+from compressor.pruning.obs import Curve, calibrated, consumers, curves
+from compressor.pruning.scores import Given, Scores, in_order
+from compressor.pruning.selection import Selection, select
+from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved
+from compressor.pruning.table import METHODS
+
+
+class Ranked(NamedTuple):
+    """Scores of every channel, and the error curves of groups where these decide how much of each goes."""
+
+    scores: Scores
+    curves: Mapping[str, Curve] | None = None
+
+
+def decide(
+    model: nn.Module,
+    channels: Channels,
+    settings: PruneSettings,
+    batches: Sequence[tuple[Tensor, Tensor]] = (),
+    inputs: Sequence[Any] = (),
+) -> Selection:
+    """Choose what to prune; the model is not changed. Arguments and errors are those of `rank` and `select`."""
+    settings = resolved(settings, has_inputs=bool(inputs))
+    ranked = rank(model, channels, settings, batches, inputs)
+    return select(channels, ranked.scores, settings, ranked.curves)
+
+
+def rank(
+    model: nn.Module,
+    channels: Channels,
+    settings: PruneSettings,
+    batches: Sequence[tuple[Tensor, Tensor]] = (),
+    inputs: Sequence[Any] = (),
+) -> Ranked:
+    """Judge every channel; the model is not changed.
+
+    `batches` are images (batch, channels, height, width), normalised as the model takes them, and labels (batch,); only
+    methods that need labels look at them. `inputs` are batches as the model takes them, without labels, by which errors
+    are told.
+
+    Raises:
+        UsageError: a setting is out of its range, or the method needs data.
+        ModelError: weights are not finite.
+    """
+    check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches))
+    if settings.allocate == "error" and not inputs:
+        raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
+    scores, orders = Scores({}), None
+    if settings.method != "obs":
+        scores = METHODS[settings.method](model, channels, Given(tuple(batches), settings.seed))
+        orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
+                  for name, values in scores.values.items()}  # fmt: skip
+    if not channels.free or not looks_at_inputs(settings):
+        return Ranked(scores)
+    found = curves(model, channels, consumers(model, channels, inputs), orders)
+    if settings.method == "obs":
+        scores = _as_scores(channels, found)
+    if settings.allocate != "error":
+        return Ranked(scores)
+    return Ranked(scores, calibrated(model, found, inputs))
+
+
+_SHARES = (0.1, 0.3, 0.5)
+
+
+def sensitivity(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> dict[str, dict[float, float]]:
+    """For each free group, by the share of its channels that goes: how far the outputs move when what reads them is
+    refitted, in shares of the outputs' variance.
+
+    To first order, from one pass over `inputs`, batches as the model takes them. The model is not changed. Shares are
+    rounded to whole channels, of which one goes at least.
+    """
+    found = calibrated(model, curves(model, channels, consumers(model, channels, inputs)), inputs)
+    return {
+        name: {share: float(each.errors[max(1, round(share * len(each.errors)))]) for share in _SHARES}
+        for name, each in found.items()
+        if len(each.errors) > 1
+    }
+
+
+def _as_scores(channels: Channels, found: Mapping[str, Curve]) -> Scores:
+    """Of every channel the error of its group when it goes, after those before it."""
+    values = {}
+    for group in channels.free:
+        each = found[group.name]
+        values[group.name] = in_order(np.append(each.errors[1:], np.inf), each.ids, group.ids)
+    return Scores(values)

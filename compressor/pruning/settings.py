@@ -1,0 +1,71 @@
+"""What a person may choose about one-shot pruning, with every default; nothing heavy is imported, so that the command
+line can read it for `--help`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from compressor.errors import UsageError, did_you_mean
+from compressor.pruning.catalogue import ABOUT, TRAINED
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """How a one-shot method chooses the channels that go."""
+
+    method: str = "auto"  # obs with data, l1 without
+    ratio: float = 0.5  # share of the channels that may be pruned; with a target it is searched
+    target_macs: float | None = None  # up to 1: share of the model's MACs that stays; above: MACs that stay
+    allocate: Literal["auto", "error", "uniform", "global"] = "auto"  # see `resolved`
+    round_to: int | Literal["auto"] = "auto"  # widths that were changed are multiples of this; auto: see `selection`
+    min_channels: int = 1  # that stay in every layer
+    ratio_for: tuple[tuple[str, float], ...] = ()  # (pattern of layer names, ratio) of layers with a ratio of their own
+    keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
+    also: tuple[str, ...] = ()  # methods of the model that are run besides forward
+    score_images: int = 512  # training images that methods which need data look at
+    reconstruct: bool = True  # with data: refit what reads pruned channels by least squares, not by batch norm alone
+    seed: int = 0
+
+
+def resolved(settings: PruneSettings, *, has_inputs: bool) -> PruneSettings:
+    """The settings without "auto", where images are at hand or not.
+
+    Methods: obs with images, l1 without. Allocation: by the error for each multiply-add with images, uniform without.
+    """
+    method = settings.method if settings.method != "auto" else "obs" if has_inputs else "l1"
+    allocate = settings.allocate if settings.allocate != "auto" else "error" if has_inputs else "uniform"
+    return replace(settings, method=method, allocate=allocate)
+
+
+def looks_at_inputs(settings: PruneSettings) -> bool:
+    """Whether what was resolved needs images, without labels, to judge channels."""
+    return settings.method == "obs" or settings.allocate == "error"
+
+
+def check(settings: PruneSettings, *, has_data: bool) -> None:
+    """Raise UsageError for a value that makes no sense for any model, or a method that needs the data there are not."""
+    if settings.method in TRAINED:
+        raise UsageError(
+            f"{settings.method} works while a network trains, not in one shot: "
+            f"compressor prune MODEL --method {settings.method} --data DATA"
+        )
+    settings = resolved(settings, has_inputs=has_data)
+    if settings.method not in ABOUT:
+        known = [*ABOUT, *TRAINED]
+        hint = did_you_mean(settings.method, known)
+        raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(known)}")
+    if ABOUT[settings.method].needs_data and not has_data:
+        free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)
+        raise UsageError(f"{settings.method} needs data: give some, or use a method that needs none ({free})")
+    for name, ratio in (("ratio", settings.ratio), *((f"ratio for {p}", r) for p, r in settings.ratio_for)):
+        if not 0 <= ratio < 1:
+            raise UsageError(f"the {name} is {ratio:g}; give a share of the channels from 0 to below 1, such as 0.5")
+    if settings.target_macs is not None and not settings.target_macs > 0:
+        raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.5, or a number of MACs")
+    if settings.allocate not in ("auto", "error", "uniform", "global"):
+        raise UsageError(f"allocate is {settings.allocate!r}; choose error, uniform or global")
+    if settings.round_to != "auto" and (not isinstance(settings.round_to, int) or settings.round_to < 1):
+        raise UsageError(f"round_to is {settings.round_to}; give 1 or more, or auto")
+    for name in ("min_channels", "score_images"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"{name} is {getattr(settings, name)}; give 1 or more")

@@ -1,0 +1,253 @@
+"""What a package says of itself: the file manifest.json, and the same inside the graph."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import FileError, UsageError, shown
+from compressor.files.paths import beside, copied
+from compressor.vision.preparation import Preparation
+
+Array = NDArray[Any]
+FORMAT, VERSION = "compressor package", 1
+MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run_onnx.py"
+PREPARATION = "preparation.py"  # beside the runner, which imports it
+TUNED_MODEL, TUNED_WEIGHTS = "model.cpu.onnx", "weights.cpu.bin"  # of `compressor tune`
+METADATA_KEY = "compressor.manifest"
+CARD_KEY = "compressor.card"  # of a graph that is no package's
+
+_KNOWN = "of the training data"
+_LONGEST = 1 << 26  # bytes of a manifest
+
+# An entry for ONNX Runtime's session options: no scale of one sub-model is multiplied into weights that are shared.
+KEEP_SHARED = ("optimization.disable_specified_optimizers", "ConvMulFusion;ConvAddFusion")
+
+# How ONNX Runtime is to open the files; docs/deploying.md says why.
+SESSION = {
+    "fastest": {
+        "file": MODEL,
+        "graph_optimization_level": "ORT_ENABLE_ALL",
+        "note": "the default; every session keeps a re-ordered copy of the weights for itself",
+    },
+    "least memory": {
+        "file": MODEL,
+        "graph_optimization_level": "ORT_ENABLE_EXTENDED",
+        KEEP_SHARED[0]: KEEP_SHARED[1],
+        "note": "sessions and processes share the mapped weights; slower",
+    },
+    "tuned": {
+        "file": TUNED_MODEL,
+        "graph_optimization_level": "ORT_DISABLE_ALL",
+        "note": "written by `compressor tune` on the device itself: fast, and the weights are shared",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a model besides its weights."""
+
+    classes: tuple[str, ...] | None = None
+    preparation: Preparation | None = None  # None: nobody said, and pixels in 0..1 go in as they are
+    history: tuple[str, ...] = ()  # the commands that made it
+
+
+@dataclass(frozen=True)
+class ExitFacts:
+    """One way through the model: how to ask for it, what it costs, how well it does."""
+
+    number: int
+    name: str
+    macs: int  # for one image
+    params: int  # used by it, shared ones counted in full
+    convolutions: int  # executed for one batch, as ONNX Runtime's profiler counts
+    feeds: dict[str, Any] = field(default_factory=dict)  # input -> value that chooses this exit
+    file: str | None = None  # of the flat graph, where there is one
+    top1: float | None = None  # fraction of the test images; None without data
+    top1_float: float | None = None  # the same before quantization
+    latency_ms: dict[str, Any] | None = None  # batch 1 where it was exported: median, p95, runs, threads
+    max_rel: float | None = None  # largest difference from torch, as a share of the largest output
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A package: its inputs and outputs, its exits, and the hash of every file."""
+
+    kind: str
+    input: dict[str, Any]  # name, shape of one image, layout, dtype, scale, mean, std
+    outputs: tuple[str, ...]
+    exits: tuple[ExitFacts, ...]
+    classes: tuple[str, ...] | None = None
+    choice: dict[str, Any] | None = None  # input, default, what it means
+    routing: dict[str, Any] | None = None  # with the default thresholds: top1, mean_macs, share that left at each depth
+    opset: int = 0
+    checked_on: str = ""  # the images on which ONNX Runtime was compared with torch
+    quantization: dict[str, Any] | None = None
+    session: dict[str, dict[str, str]] = field(default_factory=lambda: dict(SESSION))
+    tuned: dict[str, Any] | None = None  # what the .cpu files were made for: machine, onnxruntime; latency of each exit
+    made_with: dict[str, str] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> bytes, sha256
+
+    @property
+    def card(self) -> Card:
+        """What it says of the model."""
+        return Card(self.classes, _preparation(self.input), self.history)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as it is written."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    def text(self) -> str:
+        """The file's content."""
+        return json.dumps(self.to_json(), indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a package.
+
+    Raises:
+        FileError: the folder holds no package, or its manifest is damaged or newer than this compressor.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise FileError(f"{folder} is not a folder: give the folder that `compressor export --out FOLDER` made")
+    if not path.exists():
+        raise FileError(f"{folder} is not a package: it has no {MANIFEST}")
+    with beside(folder, MANIFEST) as file:
+        text = file.read(_LONGEST + 1)
+    try:
+        if len(text) > _LONGEST:
+            raise ValueError(f"it has more than {_LONGEST:,} bytes")
+        held = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged ({shown(str(error))}): export the package again") from error
+    return manifest_from(held, str(path))
+
+
+def manifest_from(held: Any, where: str) -> Manifest:
+    """The manifest in plain data; raises FileError as `read_manifest` does."""
+    if not isinstance(held, Mapping) or held.get("format") != FORMAT:
+        raise FileError(f"{where} is not the manifest of a package: export the package again")
+    if not isinstance(held.get("version"), int) or held["version"] > VERSION:
+        raise FileError(f"{where} has version {held.get('version')}, this compressor reads {VERSION}: upgrade it")
+    try:
+        known = {key: held[key] for key in (each.name for each in fields(Manifest)) if key in held}
+        exits = tuple(ExitFacts(**each) for each in known.pop("exits"))
+        for each in exits:
+            feeds_of(each), int(each.macs), int(each.params)
+        files = {str(name): dict(facts) for name, facts in known.pop("files").items()}
+        for facts in files.values():
+            int(facts["bytes"]), str(facts["sha256"])
+        classes = None if known.pop("classes") is None else tuple(map(str, held["classes"]))
+        known["input"] = _input(held["input"])
+        known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
+        return Manifest(**known, exits=exits, files=files, classes=classes)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        reason = shown(f"{type(error).__name__}: {error}")
+        raise FileError(f"{where} is damaged ({reason}): export the package again") from error
+
+
+def manifest_inside(metadata: Mapping[str, str], where: str) -> Manifest | None:
+    """The manifest in a graph's metadata; None where there is none. Raises FileError for a damaged one."""
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        held = json.loads(metadata[METADATA_KEY])
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{where} holds a damaged manifest ({shown(str(error))}): export it again") from error
+    return manifest_from(held, where)
+
+
+def card_inside(metadata: Mapping[str, str], where: str) -> Card:
+    """What a graph's metadata say of the model, of a package or of a file alone. Raises FileError for damaged ones."""
+    manifest = manifest_inside(metadata, where)
+    if manifest is not None:
+        return manifest.card
+    if CARD_KEY not in metadata:
+        return Card()
+    try:
+        held = json.loads(metadata[CARD_KEY])
+        classes = None if held["classes"] is None else tuple(map(str, held["classes"]))
+        return Card(classes, _preparation(_input(held["input"])), tuple(map(str, held["history"])))
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise FileError(f"{where} holds a damaged description ({shown(str(error))}): export it again") from error
+
+
+def card_text(shape: tuple[int, ...], card: Card) -> str:
+    """What `card_inside` reads, for a model of this input shape."""
+    return json.dumps({"input": input_facts(shape, card), "classes": card.classes, "history": card.history})
+
+
+def _input(held: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {key: tuple(float(each) for each in held[key]) for key in ("mean", "std")}
+    Preparation.from_json(held)
+    return {**held, **numbers, "shape": tuple(int(size) for size in held["shape"])}
+
+
+def _preparation(held: Mapping[str, Any]) -> Preparation | None:
+    return Preparation.from_json(held) if held.get("normalisation") == _KNOWN else None
+
+
+class Numbered(Protocol):
+    """An exit of a model, or what a manifest says of one."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Numbered)
+
+
+def chosen(exits: Sequence[N], number: int) -> N:
+    """The exit of a number. Raises UsageError where there is none."""
+    if 0 <= number < len(exits):
+        return exits[number]
+    names = ", ".join(f"{each.number} ({each.name})" for each in exits)
+    raise UsageError(f"there is no exit {number}: the model has {names}")
+
+
+def packaged(manifest: Manifest | None, number: int, path: Path) -> ExitFacts:
+    """What a package says of one of its exits. Raises UsageError where there is none, or the file is of no package."""
+    if manifest is None:
+        raise UsageError(f"{path} has no exits to choose from, only a package's model.onnx has: leave --exit away")
+    return chosen(manifest.exits, number)
+
+
+def feeds_of(leaving: ExitFacts) -> dict[str, Array]:
+    """The inputs that choose an exit, as ONNX Runtime takes them."""
+    return {
+        name: np.asarray(value, np.int64 if isinstance(value, int) else np.float32)
+        for name, value in leaving.feeds.items()
+    }
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size and hash of a file of this process."""
+    with path.open("rb") as file:
+        return copied(file)
+
+
+def input_facts(shape: tuple[int, ...], card: Card) -> dict[str, Any]:
+    """How images have to be brought to the model."""
+    plain = Preparation((0.0,) * shape[0], (1.0,) * shape[0])
+    preparation = card.preparation or (
+        replace(Preparation.usual(*shape[1:]), mean=plain.mean, std=plain.std) if len(shape) == 3 else plain
+    )
+    return {
+        "name": "input",
+        "shape": shape,
+        "layout": "NCHW",
+        "dtype": "float32",
+        "scale": "pixels / 255, then (x - mean) / std for each channel",
+        **asdict(preparation),
+        "normalisation": _KNOWN if card.preparation else "unknown: the model did not say",
+    }

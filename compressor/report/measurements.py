@@ -1,0 +1,94 @@
+"""What a model costs and how well it does, as plain data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from compressor.report.cost import Profile
+
+_MEASURED = ("macs", "macs_thop", "params", "file_bytes", "latency_ms", "top1")
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a model costs and how well it does; what is None or not whole has its reason in `reasons`.
+
+    Example:
+        Measurements(macs=313_201_664, params=14_728_266, reasons={"top1": "no --data was given"})
+    """
+
+    macs: int | None = None  # multiply-adds for one image
+    macs_thop: int | None = None  # the same by thop's convention
+    params: int | None = None
+    file_bytes: int | None = None
+    latency_ms: dict[str, Any] | None = None  # engine -> {median, p95, batch, ...} or None
+    top1: float | None = None  # fraction in 0..1 of the test images
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = {name: "not measured" for name in _MEASURED if getattr(self, name) is None}
+        object.__setattr__(self, "reasons", {**missing, **self.reasons})
+
+    @classmethod
+    def of(
+        cls,
+        cost: Profile,
+        *,
+        top1: float | None = None,
+        file_bytes: int | None = None,
+        reasons: Mapping[str, str] | None = None,
+    ) -> "Measurements":
+        """The measurements in a profile, with the accuracy and the file's size where they are known."""
+        size = cost.file_bytes if file_bytes is None else file_bytes
+        given = {"top1": top1, "file_bytes": size}
+        known = {name: text for name, text in cost.reasons.items() if given.get(name) is None}
+        why = {**known, **(reasons or {})}
+        return cls(cost.macs, cost.macs_thop, cost.params, size, cost.latency_ms, top1, why)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**{name: plain(getattr(self, name)) for name in _MEASURED}, "reasons": dict(self.reasons)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Measurements":
+        """The measurements that `to_json` wrote."""
+        return cls(**{name: data.get(name) for name in _MEASURED}, reasons=dict(data.get("reasons", {})))
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Filters of one layer."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxCheck:
+    """An exported file and how far its outputs are from torch's, the worst over all outputs and batches."""
+
+    max_abs: float  # largest absolute difference
+    max_rel: float  # largest absolute difference divided by the largest absolute output of torch
+    opset: int
+    file_bytes: int  # the graph and its weights, whether in one file or two
+    batches: tuple[int, ...]  # batch sizes compared
+    inputs: str  # "real" or "random"
+
+
+def plain(value: Any) -> Any:
+    """Types that JSON has: tuples become lists, dataclasses dicts, numbers of NumPy and torch Python's."""
+    if isinstance(value, Measurements):
+        return value.to_json()
+    if hasattr(value, "__dataclass_fields__"):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return plain(value.item()) if hasattr(value, "item") else str(value)

@@ -1,0 +1,216 @@
+"""Several runs against each other: what each network costs, how well it does, which are on the front; and its page."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from compressor.files.paths import write_json, write_whole
+from compressor.report import units
+from compressor.report.html import drawn, rendered
+from compressor.report.sections import Curve, Plot
+from compressor.report.tables import plain_table
+from compressor.report.units import NOTHING
+
+PAGE, DATA = "comparison.html", "comparison.json"
+MARK = "*"
+LEGEND = f"{MARK} on the Pareto front: no other has at least this top-1 at this cost or less"
+_ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
+_SCALES = {"macs": (1e-6, "million MACs"), "latency": (1.0, "ms"), "file_bytes": (1e-6, "MB")}
+# Cost -> how it is called. Less is better of each, and more of top-1.
+COSTS = {"macs": "MACs", "latency": "latency", "file_bytes": "file size"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network of a run: what it costs and how well it does; None where that was not measured."""
+
+    run: str  # the folder; for a network that a run started from, its file
+    method: str  # "start" for a network that a run started from
+    variant: str = ""  # a sub-model of the run's network
+    top1: float | None = None  # fraction in 0..1 of the test images
+    macs: int | None = None  # of one image; where images differ, the mean
+    params: int | None = None
+    file_bytes: int | None = None
+    latency: float | None = None  # median milliseconds of one image, on ONNX Runtime where all were measured there
+    epochs: int = 0  # of training that the run itself did
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Networks side by side; what is printed, drawn and written is made from this.
+
+    Example:
+        compared = compressor.compare(["runs/l1", "runs/adapnet"])
+        compared.fronts["macs"]         # numbers of the points that no other beats at fewer MACs
+        compared.save("runs/compared")  # comparison.html and comparison.json
+    """
+
+    points: tuple[Point, ...]  # by MACs, the largest first
+    engine: str | None  # that latency was measured on
+    in_turn: str | None = None  # the device on which all were timed in turn; None: each run's own figure
+    notes: tuple[str, ...] = ()  # what makes the comparison less than fair
+    failed: dict[str, str] = field(default_factory=dict)  # runs that came to nothing -> why
+
+    @property
+    def fronts(self) -> dict[str, tuple[int, ...]]:
+        """For each cost the points, counted from 1, that no other point beats in cost and accuracy at once."""
+        return {cost: tuple(index + 1 for index in front(self.points, cost)) for cost in COSTS}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "points": [{"number": number, **asdict(point)} for number, point in enumerate(self.points, 1)],
+            "latency_engine": self.engine,
+            "timed_in_turn_on": self.in_turn,
+            "fronts": {cost: list(numbers) for cost, numbers in self.fronts.items()},
+            "notes": list(self.notes),
+            "failed": self.failed,
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `comparison.html` and `comparison.json` into a folder; returns the path of the page.
+
+        Raises:
+            FileError: they cannot be written.
+        """
+        write_json(Path(folder) / DATA, self.to_json())
+        return write_whole(Path(folder) / PAGE, comparison_page(self))
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows the comparison."""
+        return rendered("comparison.html", _content(self))
+
+
+def front(points: Sequence[Point], cost: str) -> list[int]:
+    """Indices of the Pareto-optimal points: no other is at most as dear and at least as good, and better in one.
+
+    Points without that cost or without an accuracy are on no front.
+    """
+    known = [
+        (index, value, point.top1)
+        for index, point in enumerate(points)
+        if (value := getattr(point, cost)) is not None and point.top1 is not None
+    ]
+    return [
+        index
+        for index, value, top1 in known
+        if not any(other <= value and better >= top1 and (other < value or better > top1) for _, other, better in known)
+    ]
+
+
+def comparison_table(compared: RunComparison) -> RenderableType:
+    """One row a network, within 80 columns; below, what the marks mean and what makes it less than fair."""
+    costs = ((title, "right") for title in ("MACs", "file", "latency", "top-1"))
+    shared = _shared(compared.points)
+    table = plain_table("run", ("method", "left"), *costs)
+    fronts = compared.fronts
+    for number, point in enumerate(compared.points, 1):
+        cells = (_marked(_cost(point, cost), number in fronts[cost]) for cost in ("macs", "file_bytes", "latency"))
+        table.add_row(Text(f"{number} {_name(point, shared)}"), Text(point.method), *cells, _top1(point))
+    remarks = [LEGEND, _latency_remark(compared), *compared.notes]
+    remarks += [f"{name} came to nothing: {why}" for name, why in compared.failed.items()]
+    return Group(table, *(Text(remark, style="dim") for remark in remarks if remark))
+
+
+def comparison_page(compared: RunComparison) -> str:
+    """The comparison as a whole HTML document."""
+    return rendered("page.html", {"body": "comparison.html", **_content(compared)})
+
+
+def _content(compared: RunComparison) -> dict[str, Any]:
+    remarks = [LEGEND, _latency_remark(compared)]
+    return {
+        "title": f"{units.counted(len(compared.points), 'network')} side by side",
+        "rows": list(_rows(compared)),
+        "columns": ("run", "method", "MACs", "parameters", "file size", "latency", "top-1", "epochs", "seed"),
+        "remarks": [remark for remark in remarks if remark],
+        "notes": compared.notes,
+        "plots": drawn(tuple(_plots(compared))),
+        "failed": list(compared.failed.items()),
+    }
+
+
+def _rows(compared: RunComparison) -> Iterator[tuple[str, ...]]:
+    fronts, shared = compared.fronts, _shared(compared.points)
+    for number, point in enumerate(compared.points, 1):
+        macs, size, latency = (
+            _marked(_cost(point, cost), number in fronts[cost]) for cost in ("macs", "file_bytes", "latency")
+        )
+        params = NOTHING if point.params is None else units.amount(point.params)
+        seed = NOTHING if point.seed is None else str(point.seed)
+        name, costs = f"{number} {_name(point, shared)}", (macs, params, size, latency)
+        yield (name, point.method, *costs, _top1(point), str(point.epochs), seed)
+
+
+def _plots(compared: RunComparison) -> Iterator[Plot]:
+    """Accuracy against each cost that was measured, the points numbered as in the table."""
+    for cost, name in COSTS.items():
+        factor, unit = _SCALES[cost]
+        places = {
+            number: (float(getattr(point, cost)) * factor, 100 * point.top1, point.method)
+            for number, point in enumerate(compared.points, 1)
+            if getattr(point, cost) is not None and point.top1 is not None
+        }
+        if not places:
+            continue
+        curves = []
+        for method in dict.fromkeys(method for _, _, method in places.values()):
+            own = {number: place for number, place in places.items() if place[2] == method}
+            x, y = tuple(place[0] for place in own.values()), tuple(place[1] for place in own.values())
+            curves.append(Curve(method, x, y, names=tuple(_label(number, places) for number in own)))
+        best = sorted(places[number][:2] for number in compared.fronts[cost])
+        line = Curve("Pareto front", tuple(x for x, _ in best), tuple(y for _, y in best), look="dashed")
+        yield Plot(f"Accuracy against {name}", unit, "test top-1, %", (*curves, line), kind="points")
+
+
+def _label(number: int, places: dict[int, tuple[float, float, str]]) -> str:
+    """A point's number; the first of several in one place has all their numbers."""
+    here = [other for other, place in places.items() if place[:2] == places[number][:2]]
+    return ", ".join(map(str, here)) if number == here[0] else ""
+
+
+def _shared(points: Sequence[Point]) -> str:
+    """The folder that all runs lie in, with its slash."""
+    folders = [Path(point.run).parent for point in points if point.method != "start"]
+    shared = os.path.commonpath(folders) if len({folder.is_absolute() for folder in folders}) == 1 else ""
+    return f"{shared}/" if shared and len(points) > 1 else ""
+
+
+def _name(point: Point, shared: str) -> str:
+    """Run and sub-model, without the folder that all runs lie in."""
+    if point.method == "start":
+        return Path(point.run).name
+    name = point.run.removeprefix(shared)
+    return f"{name}: {point.variant}" if point.variant else name
+
+
+def _cost(point: Point, cost: str) -> str:
+    value = getattr(point, cost)
+    if value is None:
+        return NOTHING
+    write = {"macs": units.macs, "latency": units.milliseconds, "file_bytes": units.size}[cost]
+    return write(value)
+
+
+def _marked(text: str, on_front: bool) -> str:
+    """With the mark, or with a place for it, so that numbers stand below each other."""
+    return f"{text} {MARK if on_front else ' '}"
+
+
+def _top1(point: Point) -> str:
+    return NOTHING if point.top1 is None else units.percent(point.top1)
+
+
+def _latency_remark(compared: RunComparison) -> str:
+    if compared.engine is None:
+        return "latency: measured in none of the runs"
+    how = "each as its own run measured it"
+    if compared.in_turn is not None:
+        how = f"timed in turn on {compared.in_turn}"
+    return f"latency: median of one image on {_ENGINES[compared.engine]}, {how}"

@@ -1,0 +1,127 @@
+"""Tables for the terminal, drawn by Rich and at most 80 columns wide."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compressor.report import units
+from compressor.report.comparison import compare
+from compressor.report.report import Report
+from compressor.report.units import NOTHING
+
+if TYPE_CHECKING:
+    from compressor.report.cost import Profile, Shapes
+
+WIDTH = 80
+_ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
+
+
+def before_after_table(report: Report) -> RenderableType:
+    """What the run changed: costs and accuracy before -> after, with a line below for everything not measured."""
+    comparison = compare(report.before, report.after)
+    table = plain_table("", ("before", "right"), ("after", "right"), ("change", "right"))
+    for line in comparison.lines:
+        table.add_row(line.label, line.before, line.after, line.change)
+    return with_remarks(table, *comparison.remarks)
+
+
+def filters_table(report: Report) -> RenderableType:
+    """Filters of every layer before -> after; layers that stayed as they were are counted in a line below."""
+    table = plain_table("layer", ("filters before", "right"), ("after", "right"), ("left", "right"))
+    changed = [layer for layer in report.layers if layer.before != layer.after]
+    for layer in changed:
+        left = units.ratio(layer.before, layer.after)
+        table.add_row(Text(layer.name), str(layer.before), str(layer.after), left)
+    same = len(report.layers) - len(changed)
+    return with_remarks(table, f"{same} of {len(report.layers)} layers unchanged" if same else "")
+
+
+def frozen_table(report: Report) -> RenderableType:
+    """What was not touched and why: frozen groups, then refused wishes, equal reasons together."""
+    table = plain_table("not touched", ("why", "left"))
+    for source in (report.frozen, report.refused):
+        names: dict[str, list[str]] = {}
+        for name, reason in source.items():
+            names.setdefault(reason, []).append(name)
+        for reason, held in names.items():
+            table.add_row(Text(", ".join(held)), Text(reason))
+    return table
+
+
+def profile_table(profile: "Profile") -> RenderableType:
+    """The costs of one model, with a line below for what was not measured or not counted."""
+    table = plain_table("", ("", "right"))
+    table.show_header = False
+    table.add_row("MACs", units.macs(profile.macs))
+    if profile.macs_thop is not None:
+        table.add_row("MACs (thop)", units.macs(profile.macs_thop))
+    table.add_row("parameters", units.amount(profile.params))
+    if profile.file_bytes is not None:
+        table.add_row("file size", units.size(profile.file_bytes))
+    if profile.activation_bytes is not None:
+        table.add_row("peak activation memory", units.size(profile.activation_bytes))
+    for engine, timing in (profile.latency_ms or {}).items():
+        for part in (timing, timing.get("larger")) if timing else ():
+            if part is not None:
+                spread = f"{units.milliseconds(part['median'])}, p95 {units.milliseconds(part['p95'])}"
+                table.add_row(f"latency {_ENGINES[engine]}, batch {part['batch']}", spread)
+    names = {
+        "macs_thop": "MACs (thop)",
+        "activation_bytes": "peak activation memory",
+        "latency_ms.torch": "latency torch",
+        "latency_ms.onnxruntime": "latency ONNX Runtime",
+    }
+    remarks = [f"{name}: {profile.reasons[key]}" for key, name in names.items() if key in profile.reasons]
+    if profile.uncounted:
+        listed = ", ".join(f"{name} ({calls})" for name, calls in profile.uncounted.items())
+        remarks.append(f"operators without a rule, counted as zero MACs: {listed}")
+    return with_remarks(table, *remarks)
+
+
+def layers_table(profile: "Profile") -> RenderableType:
+    """The cost of every layer that multiplies or has weights."""
+    table = plain_table("layer", ("kind", "left"), ("output", "right"), ("MACs", "right"), ("parameters", "right"))
+    for layer in profile.layers:
+        if layer.macs or layer.params:
+            cells = (
+                units.macs(layer.macs) if layer.macs else NOTHING,
+                units.amount(layer.params) if layer.params else NOTHING,
+            )
+            table.add_row(Text(layer.name), Text(layer.kind), _shape(layer.output_shapes), *cells)
+    table.add_section()
+    table.add_row("total", "", "", units.macs(profile.macs), units.amount(profile.params))
+    return table
+
+
+def findings_table(findings: Sequence[tuple[str, bool | None, str]]) -> RenderableType:
+    """What was looked at, whether it is as it should be (nothing where there is no should), and what was found."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for what, good, said in findings:
+        mark = {True: Text("✓", "green"), False: Text("!", "bold red"), None: Text("")}[good]
+        table.add_row(mark, Text(what), Text(said))
+    return table
+
+
+def plain_table(first: str, *others: tuple[str, str]) -> Table:
+    """A table whose first column takes long names by wrapping; numbers never wrap."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold", min_width=12)
+    for title, justify in others:
+        if justify == "right":
+            table.add_column(title, justify="right", no_wrap=True)
+        else:
+            table.add_column(title, overflow="fold")
+    return table
+
+
+def with_remarks(table: Table, *remarks: str) -> RenderableType:
+    texts = [Text(remark, style="dim") for remark in remarks if remark]
+    return Group(table, *texts) if texts else table
+
+
+def _shape(shapes: "Shapes") -> str:
+    return "x".join(str(size) for size in shapes[0][1:]) if shapes else NOTHING

@@ -1,0 +1,53 @@
+"""Numbers as people read them: four significant digits with a unit."""
+
+NOTHING = "–"  # where there is no number
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def macs(count: float) -> str:
+    """Multiply-adds: 313201664 -> "313.2 MMAC"."""
+    return f"{_scaled(count)}MAC"
+
+
+def amount(count: float) -> str:
+    """A count of things: 14728266 -> "14.73 M", 512 -> "512"."""
+    return _scaled(count).strip()
+
+
+def size(count: float) -> str:
+    """Bytes, in powers of ten: 58912345 -> "58.91 MB"."""
+    return f"{_scaled(count)}B"
+
+
+def milliseconds(value: float) -> str:
+    """A time in milliseconds: 4.7812 -> "4.78 ms"."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:.{digits}f} ms"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in 0..1: 0.932 -> "93.20 %"."""
+    return f"{100 * fraction:.2f} %"
+
+
+def points(before: float, after: float) -> str:
+    """The change of a fraction in percentage points: 0.94, 0.932 -> "-0.80 pp"."""
+    return f"{100 * (after - before):+.2f} pp"
+
+
+def ratio(before: float, after: float) -> str:
+    """What is left: 200, 100 -> "0.50x"; nothing can be said of a zero before."""
+    return f"{after / before:.2f}x" if before else "–"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1, "group" -> "1 group"; 14 -> "14 groups"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _scaled(count: float) -> str:
+    for step, prefix in _STEPS:
+        if abs(count) >= step:
+            digits = f"{count / step:#.4g}"  # with its zeros, so that columns line up
+            return f"{digits.removesuffix('.')} {prefix}"
+    return f"{count:.4g} "

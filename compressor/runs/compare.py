@@ -1,0 +1,93 @@
+"""Put the reports of several runs side by side: `compressor compare`."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import FileError, UsageError
+from compressor.exporting.runtime import OnnxModel
+from compressor.runs.folder import ONNX
+from compressor.report.environment import processor
+from compressor.report.report import Report
+from compressor.report.run_comparison import RunComparison
+from compressor.report.runs import Timed, compare_runs
+from compressor.report.run_comparison import DATA, PAGE
+from compressor.routing.timing import time_images
+
+
+def compare(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    latency: bool = False,
+) -> RunComparison:
+    """Read the reports in the runs' folders and compare what they came to.
+
+    Args:
+        runs: folders of finished runs, or their report.json files.
+        out: a folder for `comparison.html` and `comparison.json`; None: nothing is written.
+        overwrite: the folder may hold an earlier comparison.
+        latency: time the runs' ONNX files anew, in turn, in place of what each run measured in its own time.
+
+    Raises:
+        UsageError: a run is named twice, or there is a comparison in `out` already.
+        FileError: a folder holds no finished run.
+
+    Example:
+        compared = compressor.compare(["runs/l1", "runs/adapnet"], out="runs/compared")
+        compared.points[0].top1, compared.fronts["macs"]
+    """
+    names = [os.fspath(run).rstrip("/") or os.fspath(run) for run in runs]
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is named twice: give each run once")
+    if out is not None:
+        check_free(Path(out), overwrite=overwrite)
+    reports = {name: _finished(name) for name in names}
+    compared = compare_runs(reports, timed=timed_in_turn(names) if latency else None)
+    if out is not None:
+        compared.save(out)
+    return compared
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Raise UsageError where a comparison would be written over."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give --out the name of a folder")
+    for name in () if overwrite else (PAGE, DATA):
+        if (folder / name).exists():
+            raise UsageError(f"{folder / name} exists: give another --out, or --overwrite to replace it")
+
+
+def timed_in_turn(runs: Sequence[str], images: int = 20) -> Timed:
+    """Time single random images on the runs' ONNX files, each file once a round, one thread an operator.
+
+    Raises:
+        FileError: none of the runs has an ONNX file.
+    """
+    import numpy as np
+
+    files = {run: Path(run).expanduser() / ONNX for run in runs}
+    models = {run: OnnxModel(path, threads=1) for run, path in files.items() if path.exists()}
+    if not models:
+        raise FileError(f"none of the runs has a {ONNX} that could be timed: run them without --no-onnx")
+    random = np.random.default_rng(0)
+    calls = {run: _calling(model, random) for run, model in models.items()}
+    times = time_images(calls, images, threads=1, repeats=9)
+    return Timed({run: each.median for run, each in times.items()}, f"{processor()}, 1 thread")
+
+
+def _calling(model: OnnxModel, random: Any) -> Callable[[int], object]:
+    image = random.standard_normal((1, *(side or 1 for side in model.input_shape))).astype("float32")
+    return lambda number: model(image)
+
+
+def _finished(name: str) -> Report:
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "report.json").exists():
+        begun = (folder / "settings.json").exists()
+        what = f"is not finished; finish it with compressor resume {name}" if begun else "holds no run"
+        raise FileError(f"{name} {what}")
+    return Report.load(folder)

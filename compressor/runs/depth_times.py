@@ -1,0 +1,40 @@
+"""How long an image takes that leaves a routed network at each depth, for budgets in milliseconds."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from compressor.exporting.forms import AtDepth
+from compressor.exporting.onnx import export_onnx
+from compressor.exporting.latency import file_latency
+from compressor.routing.curve import mean_ms
+from compressor.routing.network import Routed
+from compressor.routing.section import Findings
+
+
+def depth_times(routed: Routed, example: Tensor) -> tuple[float, ...]:
+    """Median milliseconds of one image on ONNX Runtime, the router on the way included; weights do not matter.
+
+    Raises CompressorError where the network cannot be exported.
+    """
+    found = []
+    with TemporaryDirectory() as folder:
+        for depth in range(routed.depths):
+            file = Path(folder) / f"depth_{depth}.onnx"
+            export_onnx(AtDepth(routed, depth), example, file)
+            found.append(float(file_latency(file, tuple(example.shape[1:]))["median"]))
+    return tuple(found)
+
+
+def in_time(found: Findings, depth_ms: Sequence[float]) -> Iterator[str]:
+    """A line on what the budget in milliseconds came to; nothing where there was none."""
+    if not depth_ms:
+        return
+    each = ", ".join(f"depth {depth} {ms:.3g} ms" for depth, ms in enumerate(depth_ms))
+    yield (
+        f"On ONNX Runtime, {torch.get_num_threads()} threads, one image takes {each}; at the chosen threshold "
+        f"{mean_ms(found.routed, depth_ms):.3g} ms in the mean of the test images."
+    )

@@ -1,0 +1,105 @@
+"""What a report says of every model of a detachable network: costs, accuracies, and the two against each other."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from functools import partial
+from compressor.exporting.latency import profile
+from compressor.runs.subject import Subject
+from compressor.report import units
+from compressor.report.measurements import Measurements
+from compressor.report.sections import Curve, Plot, Section, Table
+from compressor.exits.cutting import Detaching, ModelCost, model_costs
+from compressor.exits.detachable import Detachable
+from compressor.exits.nested import Nested
+from compressor.training import distributed
+from compressor.training.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the network: its costs and, where they were measured, its accuracies."""
+
+    cost: ModelCost
+    top1: float | None = None  # fraction in 0..1 of the test images
+    alone_top1: float | None = None  # of the same model trained alone, with the same budget
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**self.cost.to_json(), "top1": self.top1, "alone_top1": self.alone_top1}
+
+
+def measured_rows(
+    subject: Subject, model: Detaching, references: Sequence[float] = (), *, latency: bool
+) -> Iterator[Row]:
+    """A row for each model; the accuracies of the same models trained alone are `references`, where there are any."""
+    yield from distributed.from_first(lambda: list(_rows(subject, model, references, latency)))
+
+
+def _rows(subject: Subject, model: Detaching, references: Sequence[float], latency: bool) -> Iterator[Row]:
+    data = subject.data
+    for cost in model_costs(model, subject.example, partial(profile, latency=latency, layers=False)):
+        top1 = None if data is None else evaluate(model.detach(cost.exit), data.test, data).top1
+        yield Row(cost, top1, references[cost.exit] if references else None)
+
+
+def exit_parts(subject: Subject, *, latency: bool) -> dict[str, Any]:
+    """The parts of a report for a network that is detachable, by their names; none for another."""
+    if not isinstance(subject.module, Detachable | Nested):
+        return {}
+    rows = tuple(measured_rows(subject, subject.module, latency=latency))
+    return {"sections": (exits_section(rows),), "variants": variants(rows)}
+
+
+def variants(rows: Sequence[Row]) -> dict[str, Measurements]:
+    """The sub-models as a report takes them; the base is the report's own."""
+    found = {}
+    for row in rows:
+        cost = row.cost
+        if cost.exit:
+            reasons = {**cost.reasons, "file_bytes": "on the base's weights"}
+            found[f"exit {cost.exit}"] = Measurements(
+                cost.macs, cost.macs_thop, cost.params, None, cost.latency_ms, row.top1, reasons
+            )
+    return found
+
+
+def exits_section(rows: tuple[Row, ...]) -> Section:
+    """The rows as a table, and accuracy against multiply-adds as a plot."""
+    columns = ("model", "starts at", "MACs", "MACs (thop)", "parameters", "shared", "own", "latency", "top-1", "alone")
+    shown = len(columns) if any(row.alone_top1 is not None for row in rows) else -1
+    cells = tuple(_cells(row)[:shown] for row in rows)
+    table = Table(columns[:shown], cells, "Sub-models: what each costs and how well it does.")
+    curves = []
+    for label, field in (("together", "top1"), ("each trained alone", "alone_top1")):
+        known = [(row.cost.macs / 1e6, getattr(row, field)) for row in reversed(rows)]
+        known = [(macs, 100 * top1) for macs, top1 in known if top1 is not None]
+        if known:
+            curves.append(Curve(label, tuple(macs for macs, _ in known), tuple(top1 for _, top1 in known)))
+    plots = (Plot("Accuracy against cost", "million MACs", "test top-1, %", tuple(curves)),) if curves else ()
+    text = "Exit 0 is the base; every sub-model is a step-down and the base's remaining layers, on the same weights."
+    lacking = {_name(row): row.cost.reasons["macs_thop"] for row in rows if "macs_thop" in row.cost.reasons}
+    text = " ".join((text, *(f"MACs (thop) of {name}: {why}." for name, why in lacking.items())))
+    return Section("Sub-models", text, (table,), plots)
+
+
+def _cells(row: Row) -> tuple[str | float | None, ...]:
+    cost = row.cost
+    timing = (cost.latency_ms or {}).get("torch")
+    return (
+        _name(row),
+        cost.at,
+        units.macs(cost.macs),
+        None if cost.macs_thop is None else units.macs(cost.macs_thop),
+        units.amount(cost.params),
+        units.amount(cost.shared_params),
+        units.amount(cost.own_params),
+        None if timing is None else units.milliseconds(timing["median"]),
+        None if row.top1 is None else units.percent(row.top1),
+        None if row.alone_top1 is None else units.percent(row.alone_top1),
+    )
+
+
+def _name(row: Row) -> str:
+    return f"exit {row.cost.exit}" if row.cost.exit else "base"

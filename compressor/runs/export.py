@@ -1,0 +1,152 @@
+"""Write a model for another runtime, checked: `compressor export`."""
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor.errors import UsageError
+from compressor.exporting.evidence import Evidence
+from compressor.exporting.flat import OPSET, check_opset
+from compressor.exporting.forms import form_of
+from compressor.report.manifest import MANIFEST, MODEL, PREPARATION, RUNNER, WEIGHTS, Manifest, chosen
+from compressor.exporting.onnx import export_onnx
+from compressor.exporting.package import PackageSettings, check_target, export_package
+from compressor.report.manifest import Array
+from compressor.exporting.program import export_program
+from compressor.exporting.proof import PROOF_IMAGES
+from compressor.runs.settings import ExportJob
+from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.subject import Subject, card_of, open_subject
+from compressor.training.batching import examples
+from compressor.training.data import Data
+from compressor.training.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: each file with a few words, and all that was found out about it."""
+
+    files: dict[str, str]
+    facts: dict[str, Any]
+    manifest: Manifest | None = None
+    model: str = ""  # the file to profile next
+    notes: tuple[str, ...] = field(default=())
+
+
+def export(job: ExportJob, tell: Tell = silent) -> Exported:
+    """Write one .onnx file, or a package where `out` is a folder, after comparing ONNX Runtime with torch.
+
+    Raises:
+        CompressorError: the model cannot be opened or exported, or the export computes something else, or exists.
+    """
+    path = Path(job.out).expanduser()
+    single = job.to == "pt2" or path.suffix == ".onnx"
+    _check(job, path, single)
+    tell(Stage("opening the model"))
+    subject = open_subject(job.model, job.data, job.loading, "cpu")
+    note_all(subject.notes, tell)
+    module = _chosen(subject, job, single)
+    if job.to == "pt2":
+        tell(Stage("writing the program and opening it again"))
+        return _program(subject, module, path)
+    tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
+    opset = OPSET if job.opset is None else job.opset
+    if single:
+        return _file(subject, module, path, opset)
+    settings = PackageSettings(
+        opset=opset,
+        separate=job.exits == "separate",
+        latency=job.latency,
+        overwrite=job.overwrite,
+        int8=job.chip if job.to == "int8" else None,
+        max_drop=job.max_drop,
+    )
+    evidence = evidence_of(subject, job.calibration_images if job.to == "int8" else 0)
+    manifest = export_package(
+        module, subject.example, path, card=card_of(subject), evidence=evidence, settings=settings
+    )
+    return _package(path, manifest)
+
+
+def evidence_of(subject: Subject, calibration_images: int = 0) -> Evidence:
+    """What the data give to judge an export by; nothing without data."""
+    data = subject.data
+    if data is None:
+        return Evidence()
+    calibration = examples(data.train, data, calibration_images) if calibration_images else None
+    return Evidence(examples(data.validation, data, PROOF_IMAGES), calibration, partial(_top1, data))
+
+
+def _check(job: ExportJob, path: Path, single: bool) -> None:
+    """Raise UsageError before anything is opened."""
+    if single and path.exists() and not path.is_dir() and not job.overwrite:
+        raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
+    if job.to == "pt2" and path.suffix != ".pt2":
+        raise UsageError(f"--to pt2 writes one file: give --out a name that ends in .pt2, not {path.name!r}")
+    if single and job.exits == "separate":
+        raise UsageError("--exits separate writes several files: give --out the name of a folder")
+    if job.to == "int8" and (single or job.data is None):
+        raise UsageError("--to int8 writes a package and calibrates on data: give --out FOLDER and --data")
+    if job.max_drop is not None and job.to != "int8":
+        raise UsageError("--max-drop is what --to int8 may cost: leave it away")
+    if job.opset is not None:
+        check_opset(job.opset)
+    if not single:
+        check_target(path, overwrite=job.overwrite)
+
+
+def _chosen(subject: Subject, job: ExportJob, single: bool) -> nn.Module:
+    """The whole model, or the one exit that was asked for."""
+    exits = form_of(subject.module, subject.example).exits
+    if job.exit is not None:
+        return chosen(exits, job.exit).module
+    if len(exits) > 1 and single:
+        instead = "--to onnx and a folder, which takes all of them" if job.to == "pt2" else "--out the name of a folder"
+        kind = "a program of torch's" if job.to == "pt2" else "one file"
+        names = ", ".join(f"{each.number} ({each.name})" for each in exits)
+        raise UsageError(f"{kind} holds one exit, and the model has {names}: choose with --exit, or give {instead}")
+    return subject.module
+
+
+def _file(subject: Subject, module: nn.Module, path: Path, opset: int) -> Exported:
+    check = export_onnx(
+        module, subject.example, path, opset=opset, check_inputs=subject.real_images, card=card_of(subject)
+    )
+    words = f"{check.file_bytes:,} bytes; on {check.inputs} images its outputs differ by {check.max_rel:.0e}"
+    return Exported({str(path): words}, {"file": str(path), **asdict(check)}, model=str(path))
+
+
+def _program(subject: Subject, module: nn.Module, path: Path) -> Exported:
+    settings = {"measurements": subject.opened.measurements}
+    images = subject.real_images
+    check = export_program(module, subject.example, path, card=card_of(subject), settings=settings, check_inputs=images)
+    words = f"{check.file_bytes:,} bytes; opened again its outputs differ by {check.max_rel:.0e}"
+    return Exported({str(path): words}, {"file": str(path), **asdict(check)}, model=str(path))
+
+
+def _package(folder: Path, manifest: Manifest) -> Exported:
+    worst = max(each.max_rel or 0.0 for each in manifest.exits)
+    checked = f"on {manifest.checked_on} its outputs differ from torch's by {worst:.0e}"
+    words = {
+        MODEL: "the graph in INT8" if manifest.quantization else f"the graph; {checked}",
+        WEIGHTS: "the weights, each once",
+        MANIFEST: "inputs, classes, exits with cost and accuracy, hashes",
+        RUNNER: "classifies an image with numpy, onnxruntime and pillow alone",
+        PREPARATION: "brings an image to what the network takes, for the former",
+    }
+    files = {
+        str(folder / name): words.get(name, f"exit {name.removeprefix('exit_').removesuffix('.onnx')} alone")
+        for name in (*sorted(manifest.files, key=lambda name: (name != MODEL, name)), MANIFEST)
+    }
+    return Exported(files, {"folder": str(folder), **manifest.to_json()}, manifest, str(folder / MODEL))
+
+
+def _top1(data: Data, predict: Any) -> float:
+    def scores(images: Array) -> Array:
+        found: Array = predict(images)
+        return found
+
+    return evaluate(scores, data.test, data).top1

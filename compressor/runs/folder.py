@@ -1,0 +1,156 @@
+"""The folder of a run: refused when it holds anything, files appear in it whole, metrics line by line."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import FileError, UsageError
+from compressor.files.paths import write_whole
+from compressor.runs import tensorboard
+from compressor.runs.lock import NAME as LOCK
+from compressor.runs.lock import FolderLock
+from compressor.runs.settings import OutputSettings
+from compressor.runs.stages import Heard, PeriodEvent, Tell
+from compressor.training import checkpoint, distributed
+from compressor.training.events import EpochEvent
+
+# What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
+MODEL, ONNX, REPORT, PAGE = "model.safetensors", "model.onnx", "report.json", "report.html"
+METRICS, SETTINGS = "metrics.jsonl", "settings.json"
+_LONGEST_SETTINGS = 1 << 20  # characters
+# Unfinished files of ours, and the folder that an export is made in.
+SCRAPS = (".*.tmp", ".export-*")
+_ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, checkpoint.NAME, checkpoint.PREVIOUS)
+
+
+class RunFolder:
+    """The files of one run; `resuming` says that the run was broken off and goes on from its last checkpoint.
+
+    Of several processes the first alone writes them.
+    """
+
+    def __init__(self, output: OutputSettings, *, resume: bool = False) -> None:
+        """Claim a folder without touching it.
+
+        Raises:
+            UsageError: no folder was given, or it holds something and may not be overwritten.
+        """
+        if output.out is None:
+            raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
+        self.path = Path(output.out).expanduser()
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file: give --out the name of a folder")
+        self.named = output.out  # as it was given when the run began, wherever its folder is now
+        self.resuming = resume
+        self._may_replace = output.overwrite or resume
+        self._lock: FolderLock | None = None
+        self._tensorboard = output.tensorboard
+        if self._tensorboard:
+            tensorboard.check_installed()
+        self._check_free()
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Make the folder, shut others out and write down the settings; an earlier run's files are gone from here on.
+
+        A run that goes on keeps them. Others stay out until the process ends, or this object does.
+
+        Raises:
+            FileError: the folder cannot be written.
+            UsageError: another run writes to it, or did so since this one was started.
+        """
+        try:
+            if not distributed.first():
+                return
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.path)
+            self._check_free()
+            for scrap in self._scraps():
+                shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
+            if not self.resuming:
+                shutil.rmtree(self.path / tensorboard.FOLDER, ignore_errors=True)
+            for name in () if self.resuming else _ALL:
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from error
+        if self.resuming:
+            self.named = read_settings(self.path).get("out", self.named)
+        else:
+            started = {**settings, "cwd": str(Path.cwd()), "model_sha256": file_sha256(settings.get("model"))}
+            write_whole(self.path / SETTINGS, json.dumps(started, indent=1) + "\n")
+
+    def finish(self) -> None:
+        """Let others in: all that the run leaves is written."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _check_free(self) -> None:
+        if self._may_replace or not self.path.is_dir() or not distributed.first():
+            return
+        if {entry.name for entry in self.path.iterdir()} - {LOCK, *(scrap.name for scrap in self._scraps())}:
+            raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
+
+    def _scraps(self) -> list[Path]:
+        """What a run that was killed in the middle of writing left behind."""
+        return [entry for pattern in SCRAPS for entry in self.path.glob(pattern)]
+
+    def recording(self, tell: Tell) -> Tell:
+        """`tell`, with every epoch's and period's row written down as well."""
+
+        events = tensorboard.EventFiles(self.path) if self._tensorboard and distributed.first() else None
+
+        def record(event: Heard) -> None:
+            if isinstance(event, EpochEvent | PeriodEvent) and distributed.first():
+                self._append(json.dumps(event.row))
+                if events is not None:
+                    events.add(event.row)
+            tell(event)
+
+        return record
+
+    def _append(self, line: str) -> None:
+        path = self.path / METRICS
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise FileError(
+                f"{path} cannot be written ({error.strerror}): make room, then go on with compressor resume {self.path}"
+            ) from error
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The metrics of a whole run, without the lines that a run which was broken off wrote twice."""
+        if rows:
+            write_whole(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+def file_sha256(path: Any) -> str | None:
+    """The hash of the file that a run starts from; None where it starts from an architecture."""
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What a run wrote down when it began.
+
+    Raises:
+        FileError: there is no run in the folder, or its settings are damaged.
+    """
+    path = folder / SETTINGS
+    try:
+        with path.open(encoding="utf-8") as file:
+            settings = json.loads(file.read(_LONGEST_SETTINGS))
+    except OSError as error:
+        raise FileError(f"there is no run in {folder} ({SETTINGS}: {error.strerror}): give a run's folder") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged ({error}): start the run again") from error
+    if not isinstance(settings, dict):
+        raise FileError(f"{path} is damaged: start the run again")
+    return settings

@@ -1,0 +1,99 @@
+"""What a user may ask of a run that changes the structure as it trains: a target, and a limit to each plan's harm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from compressor.errors import UsageError
+from compressor.graph.channels import Channels
+from compressor.runs.settings import GoalSettings
+from compressor.report import units
+from compressor.surgery.edits import Plan
+
+
+@dataclass(frozen=True)
+class Target:
+    """Costs to come down to; None for one that was not asked for."""
+
+    macs: float | None
+    params: float | None
+
+    @staticmethod
+    def of(settings: GoalSettings, channels: Channels) -> "Target":
+        """Shares (up to 1) become numbers. Raises UsageError for a target that is no number or is met already."""
+        macs = _wanted("--target-macs", settings.target_macs, channels.macs(), "MACs")
+        return Target(macs, _wanted("--target-params", settings.target_params, channels.params(), "parameters"))
+
+    def met(self, channels: Channels, removed: tuple[int, ...] = ()) -> bool:
+        """Whether all that was asked for is reached once these channels are gone; False when nothing was."""
+        wanted = [(self.macs, channels.macs), (self.params, channels.params)]
+        return any(limit is not None for limit, _ in wanted) and all(
+            limit is None or cost(removed) <= limit for limit, cost in wanted
+        )
+
+    def trimmed(self, plan: Plan, channels: Channels) -> Plan:
+        """As many of the plan's edits as meet the target, in their order; none when it is met, all when it is not."""
+        if self.met(channels):
+            return Plan((), plan.period)
+        if not self.met(channels, plan.removed):
+            return plan
+        low, high = 0, len(plan.edits)  # `high` edits meet it, `low` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            part = replace(plan, edits=plan.edits[:middle])
+            low, high = (low, middle) if self.met(channels, part.removed) else (middle, high)
+        return replace(plan, edits=plan.edits[:high])
+
+    def shortfall(self, channels: Channels) -> str | None:
+        """What is missing, in a line for the user; None when the target is met or there is none."""
+        if (self.macs is None and self.params is None) or self.met(channels):
+            return None
+        parts = []
+        if self.macs is not None:
+            parts.append(f"{units.macs(int(self.macs))} were asked for, {units.macs(channels.macs())} are left")
+        if self.params is not None:
+            left = units.amount(channels.params())
+            parts.append(f"{units.amount(int(self.params))} parameters were asked for, {left} are left")
+        return (
+            f"{'; '.join(parts)}: no more filters qualified in the time given, and the network is kept as far as it "
+            "came; more --max-epochs, a smaller --chi-s or a lower --beta-floor go further"
+        )
+
+
+def _wanted(flag: str, value: float | None, whole: int, what: str) -> float | None:
+    if value is None:
+        return None
+    if not value > 0:
+        raise UsageError(f"{flag} {value:g}: give a share of the {what} such as 0.5, or a number of them")
+    wanted = value * whole if value <= 1 else value
+    if wanted >= whole:
+        raise UsageError(f"the model has {whole:,} {what}, no more than the {wanted:,.0f} of {flag}: ask for fewer")
+    return wanted
+
+
+@dataclass
+class Guard:
+    """Refuses plans after which the network does worse by more than `max_drop` on the validation set."""
+
+    max_drop: float | None  # of top-1, in 0..1; None: every plan passes and nothing is evaluated
+    measure: Callable[[], float]  # top-1 on the validation set, as the network stands
+    before: float | None = None
+
+    def ready(self) -> None:
+        """Measure the network ahead of a plan, unless that was done after the plan before."""
+        if self.max_drop is not None and self.before is None:
+            self.before = self.measure()
+
+    def passes(self) -> tuple[bool, str]:
+        """Whether the plan that was just carried out may stay, and what was measured."""
+        if self.max_drop is None or self.before is None:
+            return True, ""
+        after = self.measure()
+        text = f"validation top-1 fell from {self.before:.1%} to {after:.1%}"
+        if self.before - after > self.max_drop:
+            return False, text
+        self.before = after
+        return True, text
+
+    def trained(self) -> None:
+        """The network has learnt since: what was measured no longer holds."""
+        self.before = None

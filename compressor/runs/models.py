@@ -1,0 +1,59 @@
+"""Open and write every model, those too that our own rooms made of others: detached, routed, with a PrimeNet block."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from compressor.loading import opening, saving
+from compressor.loading.steps import Rebuilders
+from compressor.primenet.rebuild import rebuild as replaced
+from compressor.routing.rebuild import rebuild as routed
+from compressor.exits.detachable import rebuild as detached
+from compressor.exits.nested import rebuild as nested
+
+REBUILDERS: Rebuilders = {"detach": detached, "nsn": nested, "primenet": replaced, "route": routed}
+
+open_model = partial(opening.open_model, rebuilders=REBUILDERS)
+save_model = partial(saving.save_model, rebuilders=REBUILDERS)
+transformed = partial(saving.transformed, rebuilders=REBUILDERS)
+
+
+def load(path: str | Path, *, arch: str | None = None, weights: str | None = None, trust: bool = False) -> nn.Module:
+    """Open a model file and return its network in eval mode.
+
+    `arch` (`torchvision:NAME`, `timm:NAME`, `sample:NAME` or `FILE.py:FUNCTION`) is needed where the file holds weights
+    only, or where the architecture is your own code. `weights` names the keys of those that are meant, where the file
+    has several ("model_ema"). `trust` lets the file run any code. Raises FileError for a file that is missing, damaged
+    or asks for code, UsageError for an architecture that is missing or does not exist.
+
+    Example:
+        module = compressor.load("runs/demo/model.safetensors")
+        module = compressor.load("weights.safetensors", arch="torchvision:resnet18")
+    """
+    return open_model(path, arch=arch, weights=weights, trust=trust).module
+
+
+def save(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write `module` to a checkpoint that `compressor.load` opens again.
+
+    `arch` says how the network was built before it was edited (`torchvision:NAME`, `timm:NAME`, `FILE.py:FUNCTION`,
+    each with `:key=value,...` behind it where it had arguments); it may be left out where all layers are torch's or
+    torchvision's own classes. `input_shape` is (channels, height, width). Raises FileError where `path` exists and
+    `overwrite` is not given, ModelError where `module` cannot be built again from `arch`.
+
+    Example:
+        compressor.save(module, "small.safetensors", arch="torchvision:resnet18", input_shape=(3, 224, 224))
+    """
+    for note in save_model(module, path, arch=arch, input_shape=input_shape, overwrite=overwrite):
+        warnings.warn(note, stacklevel=2)

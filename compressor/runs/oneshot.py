@@ -1,0 +1,199 @@
+"""Prune a module in place, in one call from Python: `compressor.prune_`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compressor.errors import ModelError, UsageError
+from compressor.graph import capture
+from compressor.graph.channels import Channels
+from compressor.graph.neutral import bare, neutrally
+from compressor.graph.skeleton import skeleton
+from compressor.graph.tensors import named_tensors
+from compressor.settings import check_fits, tuples
+from compressor.pruning.oneshot import decide
+from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
+from compressor.pruning.settings import PruneSettings, check, resolved
+from compressor.runs.measuring import filters, layer_sizes
+from compressor.report.cost import Profile
+from compressor.exporting.latency import profile
+from compressor.report.environment import device_words, versions
+from compressor.report.report import Report
+from compressor.report.measurements import Measurements
+from compressor.surgery import Plan, operate_
+from compressor.surgery.assign import check_no_reducer
+from compressor.training.evaluate import device_of
+
+
+@neutrally
+def prune_(
+    module: nn.Module,
+    example: Any,
+    method: str = PruneSettings.method,
+    ratio: float = PruneSettings.ratio,
+    *,
+    target_macs: float | None = PruneSettings.target_macs,
+    allocate: str = PruneSettings.allocate,
+    round_to: int | Literal["auto"] = PruneSettings.round_to,
+    min_channels: int = PruneSettings.min_channels,
+    ratio_for: Iterable[tuple[str, float]] = PruneSettings.ratio_for,
+    keep: Iterable[str] = PruneSettings.keep,
+    also: Iterable[str] | Mapping[str, Any] = PruneSettings.also,
+    seed: int = PruneSettings.seed,
+    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    data: Iterable[Any] | None = None,
+    optimizer: Optimizer | None = None,
+    latency: bool = False,
+) -> Report:
+    """Prune channels of a network in place, in one shot: nothing is trained.
+
+    Parameters stay the same objects, with their hooks. An optimizer that has made steps keeps state of the old shapes:
+    give it here, or make a new one. Whatever is refused leaves module and optimizer as they were.
+
+    Args:
+        example: an input as the module takes it, (batch, channels, height, width), or a tuple or dict of inputs.
+        method: "obs", "l1", "l2", "bn-scale", "fpgm", "taylor" or "random"; "auto": obs with `data`, l1 without.
+        ratio: share of the channels that go, 0 to below 1: of every layer where `allocate` is uniform, else of all.
+        target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
+        allocate: how much of each layer goes: "uniform" (the same share), "global" (the lowest scores of the whole
+            network), "error" (the least error of the outputs for each multiply-add saved; needs `data`); "auto": by
+            error with `data`, uniform without.
+        round_to: widths that change become multiples of this; "auto": of what this machine's processor likes, in
+            narrow layers of less.
+        min_channels: how many stay in every layer at least.
+        ratio_for: (name, ratio) for layers with a ratio of their own, or a dict.
+        keep: names of layers that stay as they are: a layer, a block, a parameter, a norm; "layer?.0.conv1" matches
+            several.
+        also: names of methods that are used besides `forward`; a dict gives each an example of its own.
+        batches: images and labels, normalised as the module takes them, for methods that look at data ("taylor").
+        data: a loader, whose batches are inputs as the module takes them, or tuples or dicts that hold these; needs no
+            labels. Channels are chosen by them, and layers that read what was pruned are refitted by least squares to
+            what the module gave.
+        optimizer: one of the module's parameters, whose state is edited alike.
+        latency: also measure milliseconds before and after, which takes some ten seconds.
+
+    Raises:
+        UsageError: a setting is out of its range or names no layer, or nothing would be pruned.
+        ModelError: the module does not run on the example, or has nothing that may be pruned.
+        DataError: the batches do not fit the module.
+
+    Example:
+        report = compressor.prune_(module, torch.zeros(1, 3, 224, 224), method="l1", ratio=0.5)
+        report.before.macs, report.after.macs       # 1814073344, 483149824
+        report.frozen                               # {"fc": "output of the model"}
+    """
+    choice = _checked(
+        method=method, ratio=ratio, target_macs=target_macs, allocate=allocate, round_to=round_to,
+        min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
+    )  # fmt: skip
+    images = _labelled(batches)
+    choice = resolved(choice, has_inputs=data is not None)
+    check(choice, has_data=bool(images) or (data is not None and choice.method == "obs"))
+    module = bare(module)
+    channels = capture(module, example, keep=choice.keep, also=also)
+    _check_can_be_edited(module, optimizer)
+    inputs = () if data is None else inputs_of(data, example, device_of(module))
+    selection = decide(module, channels, choice, images, inputs)
+    missing = {"top1": "no data was given"}
+    widths = filters(module)
+    before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)
+    cost, refit = apply_plan_(module, selection.plan, channels, example, optimizer, inputs=inputs, latency=latency)
+    after = Measurements.of(cost, reasons=missing)
+    return Report(
+        command="compressor.prune_",
+        settings=asdict(choice),
+        seed=seed,
+        versions=versions(),
+        device=device_words(device_of(module)),
+        before=before,
+        after=after,
+        edits=tuple(selection.plan.rows()),
+        frozen=channels.frozen,
+        refused=dict(selection.refused),
+        layers=layer_sizes(widths, filters(module)),
+        notes=(*channels.notes, *selection.notes, *refit.words()),
+    )
+
+
+def apply_plan_(
+    module: nn.Module,
+    plan: Plan,
+    channels: Channels,
+    example: Any,
+    optimizer: Optimizer | None = None,
+    *,
+    inputs: Sequence[Any] = (),
+    progress: Progress = no_progress,
+    latency: bool = False,
+) -> tuple[Profile, Reconstruction]:
+    """Carry out a plan, first on a copy that has to run on the example; returns the cost of the edited network.
+
+    With inputs the copy is refitted to the module, which then takes its weights; also returns what became of that.
+
+    Raises:
+        ModelError: the edited network does not run, which `capture` should have foreseen; the module is as it was.
+    """
+    copied = skeleton(module, real=True)
+    operate_(copied, plan, channels)
+    try:
+        cost = profile(copied, example, latency=latency, layers=False)
+    except ModelError as error:
+        touched = ", ".join(edit.group for edit in plan.edits[:4])
+        raise ModelError(f"the pruned network would not run: keep some of {touched} as they are ({error})") from error
+    found = reconstruct_(copied, module, channels, plan, inputs, progress) if inputs else Reconstruction()
+    operate_(module, plan, channels, optimizer)
+    if not found.layers:
+        return cost, found
+    with torch.no_grad():
+        refitted = named_tensors(copied)
+        for name, tensor in named_tensors(module).items():
+            if not torch.equal(tensor, refitted[name]):
+                tensor.copy_(refitted[name])
+    return cost, found
+
+
+def _checked(**given: Any) -> PruneSettings:
+    """The settings, each of the type that it has to be; a name alone is a list of one."""
+    for name, value in given.items():
+        if name in ("keep", "also") and isinstance(value, str):
+            value = (value,)
+        if name == "ratio_for" and isinstance(value, Mapping):
+            value = value.items()
+        if name in ("keep", "also", "ratio_for") and isinstance(value, Iterable) and not isinstance(value, str):
+            value = tuple(value)
+        given[name] = tuples(value.item() if isinstance(value, np.generic) else value)
+        check_fits(name, given[name], _HINTS[name])
+    return PruneSettings(**given)
+
+
+_HINTS = get_type_hints(PruneSettings)
+
+
+def _labelled(batches: Any) -> tuple[tuple[Tensor, Tensor], ...]:
+    readable = isinstance(batches, Iterable) and not isinstance(batches, Tensor)
+    found = tuple(batches) if readable else ()
+    pairs = (isinstance(pair, tuple | list) and [isinstance(each, Tensor) for each in pair] for pair in found)
+    if not readable or not all(pair == [True, True] for pair in pairs):
+        raise UsageError("batches are pairs of images and labels, such as [(images, labels)]")
+    return tuple((images, labels) for images, labels in found)
+
+
+def _check_can_be_edited(module: nn.Module, optimizer: Optimizer | None) -> None:
+    """Raise what is known before anything is decided: weights without values, an optimizer of another network."""
+    parameters = dict(module.named_parameters())
+    empty = next((name for name, parameter in parameters.items() if parameter.is_meta), None)
+    if empty is not None:
+        raise ModelError(f"{empty} has no values (it is on the meta device): load the weights first")
+    check_no_reducer(parameters.values())
+    if optimizer is None:
+        return
+    if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
+        raise UsageError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    own = set(map(id, parameters.values()))
+    if own.isdisjoint(id(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+        raise UsageError("the optimizer holds no parameter of the module: give the one that trains it")

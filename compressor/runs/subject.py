@@ -1,0 +1,185 @@
+"""What a run works on: a model and the data that fit it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import UsageError
+from compressor.exporting.forms import form_of
+from compressor.report.manifest import Card, chosen
+from compressor.loading.arch import data_arguments, find, parse_arch
+from compressor.loading.opening import OpenedModel
+from compressor.pruning.reconstruction import enough_images, inputs_of
+from compressor.runs.models import open_model
+from compressor.runs.settings import ModelSettings
+from compressor.vision.preparation import Preparation
+from compressor.routing.network import Routed
+from compressor.training import distributed
+from compressor.training.batching import drawn_batches, examples
+from compressor.training.class_numbers import read_class_numbers
+from compressor.training.data import Data, fit_to_model, open_data, with_input_shape, with_normalisation
+from compressor.training.evaluate import count_outputs
+from compressor.training.numerics import choose_device
+from compressor.training.randomness import seed_everything_
+from compressor.training.settings import DataSettings
+
+_CHECKED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on its device, and the data as the model takes them."""
+
+    opened: OpenedModel
+    data: Data | None
+    device: torch.device
+
+    @property
+    def module(self) -> nn.Module:
+        return self.opened.module
+
+    @property
+    def example(self) -> Tensor:
+        """One random image (1, channels, height, width), always the same."""
+        assert self.opened.input_shape is not None
+        source = torch.Generator().manual_seed(0)
+        return torch.randn(1, *self.opened.input_shape, generator=source).to(self.device)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how model and data were opened."""
+        return [*self.opened.notes, *(self.data.notes if self.data else ())]
+
+    def way(self, exit: int | None) -> nn.Module:
+        """The model, or one exit of it. Raises UsageError where there is no such exit."""
+        return self.module if exit is None else chosen(form_of(self.module, self.example).exits, exit).module
+
+    @property
+    def real_images(self) -> Tensor | None:
+        """Some images of the validation set as the model takes them; None without data."""
+        return None if self.data is None else examples(self.data.validation, self.data, _CHECKED_IMAGES)
+
+
+def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, device: str) -> Subject:
+    """Open a model, and data for it; an architecture without a file gets random weights and the data's classes.
+
+    Raises:
+        UsageError: flags that contradict each other or what is there, or no input shape.
+        FileError, DataError, ModelError: what was given cannot be opened or does not fit together.
+    """
+    place = choose_device(device)
+    seed_everything_(loading.seed)
+    if data is None:
+        opened = _opened(model, {})
+        if opened.input_shape is None:
+            raise UsageError("the model does not say what images it takes: give --input, such as --input 3x224x224")
+        if loading.mean or loading.std:
+            usual = opened.preparation or Preparation.usual(*_images(opened.input_shape)[1:])
+            opened = replace(opened, preparation=with_normalisation(usual, loading, opened.input_shape[0]))
+        return Subject(replace(opened, module=opened.module.to(place)), None, place)
+    if model.model is not None:
+        opened = _opened(model, {})
+        found = _open_data(data, loading, opened.input_shape, opened.preparation)
+        found.notes.extend(unsaid(model.model, opened.preparation, data, loading))
+    else:
+        found = _open_data(data, loading, _declared_shape(model) if data.startswith("folder:") else None)
+        opened = _opened(model, _fitting(model, found))
+        found = found if opened.input_shape is None else with_input_shape(found, _images(opened.input_shape))
+    opened = replace(opened, module=opened.module.to(place), input_shape=found.input_shape)
+    outputs = count_outputs(opened.module, found)
+    found = fit_to_model(found, outputs, classes=opened.classes, numbers=class_numbers(loading))
+    classes = found.classes if loading.classes else opened.classes or found.classes
+    return Subject(replace(opened, classes=classes, preparation=found.preparation), found, place)
+
+
+def unsaid(model: str, preparation: Preparation | None, data: str, loading: DataSettings) -> list[str]:
+    """A note where nobody says how a model's images are normalised."""
+    if preparation is not None or loading.mean is not None:
+        return []
+    return [
+        f"{model} does not say how its images are normalised: as the training set of {data} is; give --mean and --std "
+        "if it was trained otherwise"
+    ]
+
+
+def class_numbers(loading: DataSettings) -> dict[str, int] | None:
+    """The output of each class as the settings' file says; None without one."""
+    return None if loading.classes is None else read_class_numbers(Path(loading.classes).expanduser())
+
+
+def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32) -> Sequence[tuple[Tensor, Tensor]]:
+    """Random training images, not augmented, for methods that take gradients; none without data."""
+    if subject.data is None:
+        return ()
+    return drawn_batches(subject.data, images, seed, subject.device, batch_size)
+
+
+def calibration_inputs(subject: Subject, seed: int) -> list[Tensor]:
+    """Random training images, not augmented, as many as a reconstruction looks at; none without data."""
+    if subject.data is None:
+        return []
+    batches = score_batches(subject, enough_images(subject.data.input_shape), seed, batch_size=128)
+    return inputs_of(batches, subject.example, subject.device)
+
+
+def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:
+    arguments = {**more, **dict(model.arch_arg)}
+    return open_model(
+        model.model,
+        arch=model.arch,
+        arch_arguments=arguments,
+        input_shape=model.input,
+        weights=model.weights,
+        trust=model.trust,
+        max_size=model.max_size,
+    )
+
+
+def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
+    """The arguments with which the architecture has the data's classes and channels."""
+    if model.arch is None:
+        raise UsageError("no model: give a file, or --arch for a network with random weights")
+    arch = parse_arch(model.arch, dict(model.arch_arg))
+    channels = model.input[0] if model.input else data.input_shape[0]
+    return data_arguments(arch, num_classes=len(data.classes), channels=channels)
+
+
+def card_of(subject: Subject) -> Card:
+    """What a file for another runtime says of its model."""
+    opened = subject.opened
+    return Card(opened.classes, opened.preparation, opened.history)
+
+
+def _declared_shape(model: ModelSettings) -> tuple[int, ...] | None:
+    """The input shape of an architecture without a file, as far as it is known before the network is built."""
+    if model.input is not None or model.arch is None:
+        return model.input
+    return find(parse_arch(model.arch, dict(model.arch_arg)), named=True).shape()
+
+
+def _open_data(
+    spec: str, loading: DataSettings, shape: tuple[int, ...] | None, preparation: Preparation | None = None
+) -> Data:
+    if loading.download and distributed.size() > 1:  # one process on each machine fetches, the others wait
+        if distributed.first_here():
+            open_data(spec, replace(loading, mean=None, std=None))
+        distributed.any_of(0)
+    return open_data(spec, loading, input_shape=None if shape is None else _images(shape), preparation=preparation)
+
+
+def _images(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise UsageError(f"the model takes inputs of shape {shape}, data sets hold images (channels, height, width)")
+    return shape[0], shape[1], shape[2]
+
+
+def refuse_routed(subject: Subject, verb: str) -> None:
+    """Raises UsageError for a routed network, whose ways out are fitted to its layers as they are."""
+    if any(isinstance(module, Routed) for module in subject.module.modules()):
+        raise UsageError(
+            f"this network is routed, and its ways out and router read its layers as they are: {verb} the network that "
+            "it was made of, then route the result"
+        )

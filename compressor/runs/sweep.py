@@ -1,0 +1,230 @@
+"""Run several methods at several ratios with one budget, and compare what they come to: `compressor sweep`."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import CompressorError, DataError, FileError, UsageError
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.catalogue import TRAINED
+from compressor.pruning.settings import PruneSettings, check
+from compressor.runs.adapnet import adapt
+from compressor.runs.compare import timed_in_turn
+from compressor.runs.folder import REPORT, SETTINGS, file_sha256, read_settings
+from compressor.runs.lock import FolderLock
+from compressor.runs.prune import prune
+from compressor.runs.restart import restart
+from compressor.runs.settings import AdaptJob, FinetuneJob, GoalSettings, PruneJob, SweepJob, TrainJob, flat
+from compressor.runs.stages import Stage, Tell, silent
+from compressor.runs.train import train
+from compressor.report.report import Report
+from compressor.files.paths import write_json
+from compressor.report.run_comparison import RunComparison
+from compressor.report.runs import compare_runs
+from compressor.report.run_comparison import DATA, PAGE
+from compressor.training.events import NoteEvent
+from compressor.training.interrupt import Interrupted
+
+CONTROL = "control"
+# A sweep that goes on may have other methods and ratios than it began with, and these have no part in its results.
+_MAY_CHANGE = {"typed", "out", "overwrite", "methods", "ratios", "control", "cwd", "chosen", "device"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid."""
+
+    name: str  # also its folder's
+    job: PruneJob | AdaptJob | TrainJob
+
+
+def sweep(job: SweepJob, tell: Tell = silent) -> RunComparison:
+    """Do the runs of the grid that are not done yet, finish those that were broken off, and compare all of them.
+
+    A run that comes to nothing, because a target is out of reach for instance, is told and does not end the sweep.
+
+    Raises:
+        UsageError: the grid makes no sense, or the folder holds something else.
+        FileError, DataError: files cannot be read or written.
+        CompressorError: no run came to a result.
+        Interrupted: a signal came.
+    """
+    runs = plan(job)
+    folder = _begin(job)
+    lock = FolderLock(folder)
+    failed: dict[str, str] = {}
+    for number, run in enumerate(runs, 1):
+        tell(Stage(f"run {number} of {len(runs)}: {run.name}"))
+        try:
+            _do(run, folder / run.name, job, tell)
+        except Interrupted as stop:
+            raise Interrupted(stop.signal, f"{stop}; with the whole sweep: compressor resume {folder}") from stop
+        except (FileError, DataError):
+            raise
+        except CompressorError as error:
+            failed[run.name] = str(error)
+            tell(NoteEvent(f"{run.name} came to nothing: {error}"))
+    done = {str(folder / run.name): Report.load(folder / run.name) for run in runs if run.name not in failed}
+    if not done:
+        raise CompressorError(f"no run came to a result: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
+    timed = None
+    if job.output.latency and job.output.onnx:
+        tell(Stage("timing the results in turn"))
+        timed = timed_in_turn(list(done))
+    compared = compare_runs(done, failed, timed)
+    compared.save(folder)
+    lock.release()
+    return compared
+
+
+def plan(job: SweepJob) -> list[Run]:
+    """The runs of the grid, in their order.
+
+    Raises:
+        UsageError: there is no trained model, or a method or ratio makes no sense.
+    """
+    if job.model.model is None:
+        raise UsageError("a sweep starts from a trained model: give its file, after compressor train made it")
+    if job.output.out is None:
+        raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
+    grid = job.grid
+    for each, what in ((grid.methods, "method"), (grid.ratios, "ratio")):
+        if not each or len(set(each)) < len(each):
+            raise UsageError(f"a sweep needs every {what} once: give --{what}s as a list, without repetition")
+    for ratio in grid.ratios:
+        if not 0 < ratio < 1:
+            raise UsageError(f"the ratio {ratio:g} is no share of the MACs: give numbers between 0 and 1, such as 0.3")
+    for method in grid.methods:
+        if method not in TRAINED:
+            check(PruneSettings(method=method), has_data=True)
+    return list(_runs(job))
+
+
+def _runs(job: SweepJob) -> Iterator[Run]:
+    if job.grid.control:
+        yield Run(
+            CONTROL, FinetuneJob(**_common(job, CONTROL), training=job.training, command=_command(job, CONTROL, {}))
+        )
+    for method in job.grid.methods:
+        for ratio in job.grid.ratios:
+            name = f"{method}-{ratio:g}"
+            stays = round(1 - ratio, 6)
+            if method in TRAINED:
+                yield Run(name, _adapnet(job, name, stays))
+                continue
+            given: dict[str, Any] = {"method": method, "target_macs": stays}
+            given |= {} if job.grid.reconstruct else {"reconstruct": False}
+            choice = PruneSettings(**given, seed=job.training.seed)
+            command = _command(job, name, given)
+            job_of_cell = PruneJob(**_common(job, name), choice=choice, training=job.training, command=command)
+            yield Run(name, job_of_cell)
+
+
+def _adapnet(job: SweepJob, name: str, stays: float) -> AdaptJob:
+    """AdapNet with the same number of epochs, of which it may change the structure in three quarters."""
+    training = job.training
+    fine = max(1, training.epochs // 4)
+    own = {field.name for field in fields(AdapNetSettings)} & set(job.chosen)
+    changed: dict[str, Any] = {key: getattr(training, key) for key in own if hasattr(training, key)}
+    changed |= {"batch_size": training.batch_size, "max_epochs": max(1, training.epochs - fine)}
+    changed |= {"finetune_epochs": fine, "startup_epochs": 0, "lsep": job.grid.lsep}
+    changed = {key: value for key, value in changed.items() if value is not None or key == "lsep"}
+    typed = {"method": "adapnet", "preset": "quick", "target_macs": stays, "fill": True}
+    return AdaptJob(
+        **_common(job, name),
+        goals=GoalSettings(target_macs=stays, fill=True),
+        training=training,
+        preset="quick",
+        adapnet=replace(PRESETS["quick"], **changed),
+        command=_command(job, name, {**typed, **{key: value for key, value in changed.items() if value is not None}}),
+    )
+
+
+def _common(job: SweepJob, name: str) -> dict[str, Any]:
+    assert job.output.out is not None
+    output = replace(job.output, out=str(Path(job.output.out) / name))
+    shared = {name: getattr(job, name) for name in ("model", "data", "loading", "distilling")}
+    return {**shared, "output": output}
+
+
+def _command(job: SweepJob, name: str, more: dict[str, Any]) -> str:
+    """The command that does one run of the grid alone."""
+    assert job.model.model is not None and job.output.out is not None
+    settings = flat(job)
+    own = {field.name for field in fields(job.grid)} | {"model", "data", "out", "overwrite"}
+    given = {key: settings[key] for key in job.chosen if key in settings and key not in own}
+    if "method" in more and more["method"] in TRAINED:
+        given.pop("epochs", None)
+    else:
+        given["epochs"] = job.training.epochs
+    values = {**given, **more, "data": job.data, "out": str(Path(job.output.out) / name)}
+    verb = "finetune" if name == CONTROL else "prune"
+    return shlex.join(["compressor", verb, job.model.model, *_flags(values)])
+
+
+def _flags(values: dict[str, Any]) -> Iterator[str]:
+    """Settings as they would be typed."""
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            yield flag if value else flag.replace("--", "--no-", 1)
+        elif name == "arch_arg":
+            yield from (part for key, entry in value for part in (flag, f"{key}={entry}"))
+        elif isinstance(value, list | tuple):
+            yield from (flag, ("x" if name == "input" else ",").join(map(str, value)))
+        elif value is not None:
+            yield from (flag, str(value))
+
+
+def _begin(job: SweepJob) -> Path:
+    """Make the folder, or find there what may be gone on with."""
+    assert job.output.out is not None
+    folder = Path(job.output.out).expanduser()
+    settings = {**flat(job), "cwd": str(Path.cwd()), "model_sha256": file_sha256(job.model.model)}
+    if not folder.exists():
+        write_json(folder / SETTINGS, settings)
+        return folder
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give --out the name of a folder")
+    if not job.output.overwrite and any(folder.iterdir()):
+        _check_same(folder, settings)
+    write_json(folder / SETTINGS, settings)
+    for name in (PAGE, DATA):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def _check_same(folder: Path, settings: dict[str, Any]) -> None:
+    """Only the same sweep, with more or fewer methods and ratios, may go on in a folder."""
+    if not (folder / SETTINGS).exists():
+        raise UsageError(f"{folder} is not empty and holds no sweep: give another --out")
+    before = read_settings(folder)
+    if before.get("command") != "sweep":
+        raise UsageError(f"{folder} holds a run of compressor {before.get('command')}: give another --out")
+    now = json.loads(json.dumps(settings))  # as it would come back from the file
+    keys = (before.keys() | now.keys()) - _MAY_CHANGE
+    changed = sorted(key for key in keys if before.get(key) != now.get(key))
+    if changed:
+        was = ", ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
+        raise UsageError(f"{folder} holds a sweep with other settings ({was}): give another --out, or --overwrite")
+
+
+def _do(run: Run, folder: Path, job: SweepJob, tell: Tell) -> None:
+    """Do one run, or what is missing of it."""
+    overwrite = job.output.overwrite
+    if (folder / REPORT).exists() and not overwrite:
+        tell(NoteEvent(f"{run.name} is done already"))
+        return
+    if (folder / SETTINGS).exists() and not overwrite:
+        restart(str(folder), tell, trust=job.model.trust, arch=job.model.arch)
+        return
+    match run.job:
+        case AdaptJob():
+            adapt(run.job, tell)
+        case PruneJob():
+            prune(run.job, tell)
+        case TrainJob():
+            train(run.job, tell)

@@ -1,0 +1,118 @@
+"""Carry an AdapNet run through its three phases on one optimizer, with checkpoints from which all three can go on."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor.errors import UsageError
+from compressor.runs.periods import Periods
+from compressor.runs.phases import PHASES, Phase, Phases
+from compressor.runs.stages import Stage
+from compressor.training import checkpoint
+from compressor.training.data import Data
+from compressor.training.distillation import distilling
+from compressor.training.loop import cross_entropy, fit
+from compressor.training.microbatches import Step
+from compressor.training.schedule import make_optimizer
+from compressor.training.settings import DistillSettings, TrainSettings
+from compressor.training.state import History, Saving
+
+_WORDS: dict[Phase, str] = {
+    "startup": "training before the structure changes",
+    "periods": "training while filters are pruned, merged and inserted",
+    "finetune": "fine-tuning",
+}
+
+
+class TrainingPhases:
+    """The training of one run; `rows` are its epochs and periods in the order of time."""
+
+    def __init__(
+        self, model: nn.Module, data: Data, periods: Periods, phases: Phases, distill: DistillSettings, trained: bool
+    ) -> None:
+        """Raises UsageError when there is nobody to learn from, or settings are out of their range."""
+        self.model, self.data, self.periods, self.phases = model, data, periods, phases
+        self.optimizer = make_optimizer(model, phases.training)  # one for all phases
+        self.rows: list[dict[str, Any]] = []  # of the phases that are over
+        self.notes: list[str] = []  # of these, for the user
+        self.teacher: nn.Module | None = None
+        self._startup_teaches = distill.distill and not trained
+        if distill.distill:
+            if not trained and not phases.startup:
+                raise UsageError(
+                    "--distill has no teacher: the network is untrained and there is no start-up; give a trained model "
+                    "or --startup-epochs"
+                )
+            self.teacher = copy.deepcopy(model)
+            self._distil = distilling(self.teacher, distill)
+
+    def run(
+        self, folder: Path | None = None, on_event: Callable[[Any], None] | None = None, *, resume: bool = False
+    ) -> None:
+        """Train through all phases, or from the folder's last checkpoint on."""
+        begin: Phase = "startup"
+        ended: int | None = None
+        if resume and folder is not None and checkpoint.has_checkpoint(folder):
+            content, _ = checkpoint.latest_checkpoint(folder)
+            begin, ended = content["phase"], content["settings"]["first_epoch"]
+            self._restore_teacher(content["method"]["teacher"])
+        for phase in PHASES[PHASES.index(begin) :]:
+            settings = self.phases.of_phase(phase, ended)
+            if not settings.epochs:
+                continue
+            if on_event is not None:
+                on_event(Stage(_WORDS[phase], settings.first_epoch + settings.epochs))
+            saving = self._saving(folder, phase, resume and phase == begin)
+            with self.periods.open():
+                history = fit(
+                    self.model,
+                    self.data,
+                    settings,
+                    step=self._step(phase, settings),
+                    after_step=self.periods.after_step if phase == "periods" else None,
+                    on_event=on_event,
+                    optimizer=self.optimizer,
+                    saving=saving,
+                )
+            ended = self._close(phase, history)
+
+    def _step(self, phase: Phase, settings: TrainSettings) -> Step:
+        step = cross_entropy(settings.label_smoothing)
+        if self.teacher is not None and phase != "startup":
+            step = self._distil
+        return self.periods.step(step, self.optimizer) if phase == "periods" else step
+
+    def _close(self, phase: Phase, history: History) -> int | None:
+        """Take over a phase's rows; returns the epoch at which the next one begins."""
+        rows = history.rows
+        if phase == "periods":
+            self.periods.method.release()
+            rows = sorted([*rows, *self.periods.rows], key=lambda row: float(row["epoch"]))
+        self.rows += rows
+        self.notes += history.notes
+        if phase == "startup" and self._startup_teaches:
+            assert self.teacher is not None
+            self.teacher.load_state_dict(self.model.state_dict())
+        return int(history.rows[-1]["epoch"]) + 1 if phase == "periods" else None
+
+    def _saving(self, folder: Path | None, phase: Phase, resume: bool) -> Saving | None:
+        if folder is None:
+            return None
+        return Saving(
+            folder, phase, resume, structure=self.periods.structure, method=self._state, restore=self._restore
+        )
+
+    def _state(self) -> dict[str, Any]:
+        teacher = None if self.teacher is None else checkpoint.model_state(self.teacher)
+        return {"periods": self.periods.state(), "rows": self.rows, "notes": self.notes, "teacher": teacher}
+
+    def _restore(self, structure: dict[str, Any], state: dict[str, Any]) -> None:
+        self.periods.restore(structure, state["periods"])
+        self.rows, self.notes = list(state["rows"]), list(state["notes"])
+
+    def _restore_teacher(self, state: dict[str, Any] | None) -> None:
+        if self.teacher is not None and state is not None:
+            checkpoint.restore_model_(self.teacher, state)

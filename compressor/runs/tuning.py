@@ -1,0 +1,71 @@
+"""Fine-tune a network that is good already, and keep it as it was where fine-tuning makes it worse."""
+
+import copy
+from functools import partial
+
+from torch import nn
+
+from compressor.errors import UsageError
+from compressor.runs.stages import Stage, Tell
+from compressor.runs.subject import Subject
+from compressor.report import units
+from compressor.exits.learning import step_of
+from compressor.training import distributed
+from compressor.training.distillation import distilling
+from compressor.training.evaluate import evaluate
+from compressor.training.events import NoteEvent
+from compressor.training.loop import fit
+from compressor.training.microbatches import Step
+from compressor.training.settings import DistillSettings, TrainSettings
+from compressor.training.state import History, Saving
+
+
+def finetune_(
+    subject: Subject, training: TrainSettings, step: Step | None, saving: Saving, tell: Tell, before: float | None
+) -> History:
+    """Train the subject's network in place; its weights stay as they are where validation top-1 falls below `before`.
+
+    Epoch 0 is a candidate like the last one. `before` None: not compared.
+    """
+    assert subject.data is not None
+    tell(Stage(f"fine-tuning for {units.counted(training.epochs, 'epoch')}", training.epochs))
+    kept = copy.deepcopy(subject.module.state_dict())
+    history = fit(subject.module, subject.data, training, step=step, on_event=tell, saving=saving)
+    after = history.rows[-1]["validation_top1"] if history.rows else None
+    if before is None or after is None or after >= before:
+        return history
+    subject.module.load_state_dict(kept)
+    note = (
+        f"fine-tuning took validation top-1 from {before:.1%} to {after:.1%}: the weights from before it are kept; "
+        "try a smaller learning rate, more epochs or distillation"
+    )
+    tell(NoteEvent(note))
+    history.notes.append(note)
+    return history
+
+
+def step_for(
+    module: nn.Module, teacher: nn.Module | None, settings: DistillSettings, training: TrainSettings
+) -> Step | None:
+    """What one batch does: follow the teacher beside the labels, train all exits of a detachable network, or (None)
+    cross-entropy alone.
+
+    Raises:
+        UsageError: a detachable network is to be distilled, or a setting is out of its range.
+    """
+    own = step_of(module, training.label_smoothing)
+    if teacher is None or not settings.distill:
+        return own
+    if own is not None:
+        raise UsageError("a network with sub-models has losses of its own: leave out distill")
+    return distilling(teacher, settings)
+
+
+def validation_top1(subject: Subject) -> float:
+    """Top-1 on the validation images, in 0..1, the same in every process."""
+    return distributed.from_first(partial(_top1, subject))
+
+
+def _top1(subject: Subject) -> float:
+    assert subject.data is not None
+    return evaluate(subject.module, subject.data.validation, subject.data).top1

@@ -1,0 +1,52 @@
+"""What would fill the machine's memory gets an error instead, and the process its own limits back."""
+
+import resource
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ModelError
+from compressor.files.limits import memory_left, within_memory
+from compressor.graph import capture
+
+
+def filled() -> list[Tensor]:
+    """More than there is, in pieces each of which there is room for."""
+    return [torch.empty(int(0.7 * memory_left()), dtype=torch.uint8) for _ in range(2)]
+
+
+def test_memory_that_is_not_there_is_an_error() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with within_memory(), pytest.raises(RuntimeError, match="allocate memory"):
+        filled()
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+class Filling(nn.Sequential):
+    def forward(self, x: Tensor) -> Any:
+        x.numpy()  # so that only data do
+        return super().forward(x), filled()
+
+
+def test_a_network_that_fills_the_memory_is_refused_in_one_line() -> None:
+    with pytest.raises(ModelError, match="not enough memory for an input of shape 1x3x8x8: give a smaller one"):
+        capture(Filling(nn.Conv2d(3, 4, 3)), torch.zeros(1, 3, 8, 8))
+
+
+class Counting(nn.Module):
+    """Counts up to a number that stands in a buffer, which no shape says."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.conv, self.most = nn.Conv2d(3, 4, 3), nn.Buffer(torch.tensor([most]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + torch.bincount(self.most).sum()
+
+
+def test_a_value_that_asks_for_all_memory_is_refused_too() -> None:
+    assert capture(Counting(3), torch.zeros(1, 3, 8, 8)).frozen
+    with pytest.raises(ModelError, match="not enough memory"):
+        capture(Counting(int(0.7 * memory_left() / 2)), torch.zeros(1, 3, 8, 8))

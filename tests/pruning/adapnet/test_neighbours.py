@@ -1,0 +1,81 @@
+"""Kernels cut out of real layers, and newcomers put back into them."""
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.graph.capture import capture
+from compressor.pruning.adapnet import kse
+from compressor.pruning.adapnet.neighbours import indicators, makers, newcomer, readers
+from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.surgery import Insert, Plan, operate_
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+class Forked(nn.Module):
+    """One convolution read by a convolution and, flattened, by a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.conv = nn.Conv2d(6, 9, 3, padding=1)
+        self.fc, self.head = nn.Linear(6 * 16, 7), nn.Linear(9 * 16, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.fc(x.flatten(1)) + self.head(self.conv(x).relu().flatten(1))
+
+
+def test_readers_kernels_are_columns_of_convolutions_and_flattened_maps(generator: torch.Generator) -> None:
+    model = Forked()
+    channels = capture(model, torch.zeros(2, 3, 4, 4))
+    found = {tuple(kernels.shape): kernels for kernels in readers(model, channels, channels.group("stem.0"))}
+    assert set(found) == {(9, 6, 9), (7, 6, 16)}
+    torch.testing.assert_close(found[9, 6, 9], model.conv.weight.detach().flatten(2))
+    torch.testing.assert_close(found[7, 6, 16], model.fc.weight.detach().view(7, 6, 16))
+    values = indicators(model, channels, channels.group("stem.0"), AdapNetSettings(), generator)
+    each = [kse.indicator(kernels, 5, 256, generator) for kernels in found.values()]
+    torch.testing.assert_close(values, torch.maximum(*each))
+    ranked = indicators(model, channels, channels.group("stem.0"), AdapNetSettings(kse_mode="quantile"), generator)
+    assert sorted(ranked.tolist()) == pytest.approx([i / 6 for i in range(6)])
+
+
+def test_depthwise_layers_pass_channels_on_and_do_not_make_them() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(16, 2)
+    )
+    channels = capture(model, torch.zeros(2, 3, 4, 4))
+    assert makers(model, channels.group("0")) == ["0"]
+
+
+@pytest.mark.parametrize("kind", ["inverse", "rotary", "scaling", "translational"])
+def test_an_inserted_filter_is_its_masters_correlative_and_changes_nothing(
+    kind: str, generator: torch.Generator
+) -> None:
+    model = Forked()
+    with torch.no_grad():
+        model.stem[1].running_mean.copy_(torch.randn(6))
+    model.eval()
+    x = torch.randn(4, 3, 4, 4)
+    before = model(x)
+    channels = capture(model, x[:2])
+    group = channels.group("stem.0")
+    master = int(group.ids[2])
+    rows, became = newcomer(model, channels, group, master, kind, generator)
+    assert became == kind
+    kernel = model.stem[0].weight.detach()[2].clone()
+    operate_(model, Plan((Insert(group.name, master, "test", rows),)), channels)
+    torch.testing.assert_close(model(x), before)
+    new = model.stem[0].weight.detach()[3]
+    assert new.norm() == pytest.approx(float(kernel.norm()))
+    if kind == "inverse":
+        assert torch.equal(new, -kernel)
+    if kind == "rotary":
+        assert torch.equal(new, kernel.rot90(-1, (1, 2)))
+    sign = -1 if kind == "inverse" else 1
+    assert model.stem[1].running_mean[3] == sign * model.stem[1].running_mean[2]
+    assert model.stem[0].bias[3] == model.stem[0].bias[2]

@@ -1,0 +1,82 @@
+"""The defaults of every method are those that its paper gives, and where it gives none, those of our reading of it."""
+
+from dataclasses import asdict
+
+import pytest
+
+from compressor.exits.settings import PAPER_EPOCHS, DetachSettings, training_for
+from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.routing.settings import PAPER_TRAINING, RouteSettings
+from compressor.training.settings import TrainSettings
+
+ADAPNET = {
+    # sections 3 and 4, table 2
+    "startup_untrained": 50, "max_epochs": 60, "finetune_epochs": 10, "lsep": 150, "stop_k": 3, "stop_n": 2,
+    "lr": 0.025, "lr_halve_every": 15, "lr_trained_epoch": 50, "momentum": 0.8, "weight_decay": 0.01, "batch_size": 128,
+    "beta_start": 0.9, "beta_step": 0.06, "beta_every": None, "beta_floor": 0.18,
+    "border_fraction": 0.2, "border_ratio": 0.75, "gamma1": 0.6, "gamma2_factor": 2.0, "gamma3": 0.8,
+    "active_share": 0.3, "active_mass": 0.7, "protection": 2, "freeze_mode": "hold",
+    # DSC-Net and KSE, as published
+    "dsc_epochs": 2, "dsc_lr": 1e-3, "lambda1": 1.0, "lambda2": 30.0, "dsc_norm": "l2", "alpha": 0.2, "tau": 0.1,
+    "kse_k": 5,
+    # ours, where the paper gives none
+    "rec_batches": 8, "rec_maps": 3, "cosine_images": 16, "dict_size": 256, "dsc_batch": 128, "exemplars": 8,
+    "k_min": 4, "retire_after": 5, "retire_share": 0.01, "dist_decay": 1.0, "chi_s": 20.0, "row_min": 40,
+    "kse_rows": 256, "prune_cap": 0.10, "min_share": 0.05, "gamma2_cap": 0.95, "merge_cap": 0.05, "max_width": 1.0,
+}  # fmt: skip
+
+
+def differing(settings: object, wanted: dict[str, object]) -> dict[str, object]:
+    held = vars(settings)
+    return {name: held[name] for name, value in wanted.items() if held[name] != value}
+
+
+def test_adapnets_are_the_papers() -> None:
+    assert not differing(AdapNetSettings(), ADAPNET)
+    assert PRESETS["paper"] == AdapNetSettings()
+
+
+def test_the_quick_preset_differs_in_times_and_rates_alone() -> None:
+    quick, paper = asdict(PRESETS["quick"]), asdict(PRESETS["paper"])
+    changed = {name for name, value in quick.items() if value != paper[name]}
+    rates = {"lr", "lr_halve_every", "lr_trained_epoch", "weight_decay"}
+    assert changed == {"startup_untrained", "max_epochs", "finetune_epochs", "lsep"} | rates
+    assert (quick["startup_untrained"], quick["max_epochs"], quick["finetune_epochs"]) == (5, 12, 3)
+
+
+def test_concepts_are_tested_as_strictly_as_filters_unless_told() -> None:
+    assert AdapNetSettings().evidence == 20.0
+    assert AdapNetSettings(chi_s_concepts=7.0).evidence == 7.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        (PrimeNetSettings(), {"scales": (3, 5, 7), "reduced": 32, "local_lr": 2e-4, "local_beta1": 0.99,
+                              "local_beta2": 0.999, "local_eps": 1e-7, "retrain_epochs": 50, "retrain_batch_size": 32}),
+        (REPRESENTATION, {"epochs": 100, "batch_size": 200, "optimizer": "adam", "lr": 2e-4, "beta1": 0.99,
+                          "beta2": 0.999, "eps": 1e-7, "weight_decay": 0.0, "schedule": "constant", "augment": "none"}),
+        (DetachSettings(), {"loss_weights": (), "distill": 0.0, "temperature": 4.0, "keep_input": 0.8,
+                            "keep_hidden": 0.5}),
+        (training_for("cnsn", TrainSettings(), ()), {"batch_size": 32, "lr": 0.01, "momentum": 0.9,
+                                                     "weight_decay": 6e-4, "warmup_epochs": 1}),
+        (training_for("nsn", TrainSettings(epochs=600), ("epochs",)),
+         {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.0, "gamma": 1 / 3, "batch_size": 128, "milestones": (200, 400),
+          "augment": "none"}),
+        (PAPER_TRAINING, {"epochs": 20, "batch_size": 128, "optimizer": "rmsprop", "lr": 1e-3, "rho": 0.9, "eps": 1e-7,
+                          "weight_decay": 0.0, "schedule": "constant", "augment": "none"}),
+        (RouteSettings(), {"early_weight": 0.3, "max_drop": 0.002, "depths": 4, "router_epochs": 30}),
+    ],
+    ids=["primenet", "primenet-training", "detach", "cnsn", "nsn", "routing-paper", "routing"],
+)  # fmt: skip
+def test_other_methods_are_the_papers(settings: object, wanted: dict[str, object]) -> None:
+    assert not differing(settings, wanted)
+
+
+@pytest.mark.parametrize(("epochs", "falls"), [(300, (50, 100, 150)), (30, (5, 10, 15)), (2, (1,)), (7, (1, 2, 4))])
+def test_cnsns_rate_falls_at_the_papers_shares_of_the_epochs(epochs: int, falls: tuple[int, ...]) -> None:
+    typed = TrainSettings(epochs=epochs, schedule="step", first_epoch=4)
+    found = training_for("cnsn", typed, ("epochs", "schedule", "first_epoch"))
+    assert found.milestones == tuple(4 + fall for fall in falls)
+    assert PAPER_EPOCHS == {"cnsn": 300, "nsn": 600}

@@ -1,0 +1,139 @@
+"""The HTML page: complete, self-contained, safe, and readable in a real browser where there is one."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from compressor.report.report import Report, page, write_page
+from compressor.report.run_comparison import comparison_page
+from compressor.report.runs import compare_runs
+from compressor.report.sections import Section, Table
+from tests.report.reports import LONG, bare_report, full_report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "link", "br", "hr", "img"}
+
+
+class Balance(HTMLParser):
+    """Checks that every element that opens closes in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("report", [full_report(), bare_report()], ids=["full", "bare"])
+def test_the_document_is_well_formed_and_asks_for_nothing(report: Report) -> None:
+    html = page(report)
+    parser = Balance()
+    parser.feed(html)
+    assert not parser.open
+    assert html.startswith("<!doctype html>") and "prefers-color-scheme: dark" in html
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html)
+    assert "url(http" not in html and "@import" not in html and "<script" not in html
+
+
+def test_everything_of_the_report_is_on_the_page() -> None:
+    report = full_report()
+    text = unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page(report))))
+    for word in report.command.split():
+        assert word in text
+    wanted = [
+        "313.2 MMAC",
+        "-0.40 pp",
+        "batch 16",
+        "seed 3",
+        LONG,
+        "aten::fft has no rule",
+        report.device,
+        *report.notes,
+    ]
+    wanted += ["thop failed: no such hook", "smallest L1 norm", "its channels are also concatenated", "3.1e-07"]
+    wanted += ["prune: 40 channels in 1 group; merge: 1 channel in 1 group", "2 edits", "(40 in all)", "not installed"]
+    wanted += [
+        "Exits",
+        "Accuracy of every exit.",
+        "each exit alone",
+        "2000000",
+        "30, 60",
+        "2.13.0",
+        "7 of 8 layers changed",
+    ]
+    for part in wanted:
+        assert part in text, part
+    assert page(report).count("<svg") == 4
+
+
+def test_pictures_stand_in_the_page_and_are_fetched_from_nowhere() -> None:
+    html = page(full_report())
+    assert html.count("<img") == 7 and "example.org" not in html and "two concepts" in html
+
+
+def test_what_the_user_named_cannot_break_the_page() -> None:
+    evil = "<script>alert(1)</script>&\"'"
+    report = dataclasses.replace(full_report(), command=evil, frozen={evil: evil}, notes=(evil,), settings={evil: evil})
+    assert "<script" not in page(report) and page(report).count("&lt;script&gt;") >= 5
+
+
+def test_more_edits_than_one_can_read_are_counted() -> None:
+    edit = full_report().edits[1]
+    html = page(dataclasses.replace(full_report(), edits=(edit,) * 1203))
+    assert html.count("distance 0.02") == 1000
+    assert "1203 edits" in html and "203 more edits stand in report.json" in html
+
+
+def test_the_page_is_written_beside_the_report(tmp_path: Path) -> None:
+    path = write_page(full_report(), tmp_path / "run")
+    assert path == tmp_path / "run" / "report.html" and path.read_text(encoding="utf-8") == page(full_report())
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("shown_page", ["report", "comparison"])
+def test_a_browser_shows_it_without_errors_or_sideways_scrolling(shown_page: str, width: int, tmp_path: Path) -> None:
+    html = page(full_report())
+    plots, pictures = 4, 7
+    if shown_page == "comparison":
+        html, plots, pictures = comparison_page(compare_runs({"runs/a": full_report()})), 3, 0
+    # A window has a least width, a frame has none; what the browser measured in it comes back as the title.
+    probe = """<script>addEventListener("load", () => { const page = document.querySelector("iframe").contentDocument;
+        const sizes = selector => [...page.querySelectorAll(selector)].map(one => one.getBoundingClientRect());
+        document.title = JSON.stringify({ view: page.defaultView.innerWidth, wide: page.documentElement.scrollWidth,
+        pictures: [...page.querySelectorAll("img")].filter(one => one.naturalWidth).length,
+        plots: sizes("svg").map(size => size.width), letter: Math.min(...sizes("svg text").map(size => size.height)) })
+        })</script>"""
+    frame = f'<iframe style="border: 0; width: {width}px; height: 2000px" srcdoc="{escape(html)}"></iframe>'
+    host = tmp_path / "host.html"
+    host.write_text(f"<!doctype html><html><head><title></title>{probe}</head><body>{frame}</body></html>", "utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1400,2000"]
+    command = [str(BROWSER), *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", host.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(unescape(re.findall(r"<title>(.*?)</title>", shown.stdout, re.DOTALL)[0]))
+    assert "CONSOLE" not in shown.stderr
+    assert found["wide"] <= found["view"] == width
+    assert len(found["plots"]) == plots and all(300 <= plot <= min(560, width) for plot in found["plots"])
+    assert found["pictures"] == pictures
+    assert found["letter"] >= 8, "the smallest letter in a plot is readable"
+
+
+def test_columns_of_quantities_are_flush_right_and_names_of_digits_are_not() -> None:
+    rows = (("base", None, "1.789 MMAC", "18.91 k", "99.72 %"), ("exit 1", "7", "594.6 kMAC", "384", None))
+    table = Table(("model", "starts at", "MACs", "own", "top-1"), rows)
+    html = page(dataclasses.replace(bare_report(), sections=(Section("S", tables=(table,)),)))
+    assert re.findall(r'<td class="(\w*)">(7|594.6 kMAC|384|99.72 %)</td>', html) == [
+        ("number", "99.72 %"), ("", "7"), ("number", "594.6 kMAC"), ("number", "384"),
+    ]  # fmt: skip

@@ -1,0 +1,187 @@
+"""Whole runs in two processes: the structure of one process, one writer, and runs that go on in another number."""
+
+import os
+import signal
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+import compressor
+from compressor.errors import CompressorError
+from compressor.pruning.adapnet.settings import PRESETS
+from compressor.pruning.settings import PruneSettings
+from compressor.runs.adapnet import adapt
+from compressor.runs.detach import detach
+from compressor.runs.prune import prune
+from compressor.runs.replace import replace_early
+from compressor.runs.resume import resume
+from compressor.runs.route import route
+from compressor.runs.settings import (
+    FINETUNE,
+    AdaptJob,
+    DetachJob,
+    GoalSettings,
+    ModelSettings,
+    OutputSettings,
+    PruneJob,
+    ReplaceJob,
+    RouteJob,
+    TrainJob,
+)
+from compressor.runs.train import train
+from compressor.training import distributed
+from compressor.training.events import BatchEvent
+from compressor.training.settings import TrainSettings
+from tests.training.processes import together
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without processes")
+
+MODEL = ModelSettings(arch="sample_models/digits_cnn.py:build", arch_arg=(("width", 0.25),))
+TRAINED = ModelSettings(model="sample_models/digits_cnn.safetensors", arch="sample_models/digits_cnn.py:build")
+PROCESSES = {"epochs": 1, "device": "cpu", "sync_bn": True, "log_seconds": 0.0}
+TRAINING = TrainSettings(**PROCESSES)
+ADAPNET = replace(
+    PRESETS["quick"], startup_epochs=1, max_epochs=2, min_epochs=2, finetune_epochs=1, lsep=10, batch_size=64,
+    beta_start=0.7, row_min=20, dict_size=96, lr=0.05,
+)  # fmt: skip
+
+
+def output(out):
+    return OutputSettings(str(out), latency=False, onnx=False)
+
+
+def adapnet_job(out):
+    goals = GoalSettings(max_drop=0.5)
+    return AdaptJob(MODEL, "digits", output(out), goals, training=TRAINING, preset="quick", adapnet=ADAPNET)
+
+
+DOUBLE = """
+from torch import nn
+
+from sample_models import digits_cnn
+
+
+class Double(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.network = digits_cnn.build(width=width).double()
+
+    def forward(self, x):
+        return self.network(x.double())
+
+    def float(self):  # networks are opened as float32
+        return self
+
+
+def build(width=0.25):
+    return Double(width)
+
+
+INPUT_SHAPE = (1, 8, 8)
+"""
+
+
+def run(job, *, interrupt=None):
+    """The report as plain data; with `interrupt` the last process receives SIGTERM in that epoch, and the message."""
+    kinds = {PruneJob: prune, AdaptJob: adapt, TrainJob: train, DetachJob: detach, RouteJob: route}
+
+    def tell(event):
+        late = isinstance(event, BatchEvent) and event.epoch == interrupt and event.batch == 3
+        if late and distributed.rank() == distributed.size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        done = kinds.get(type(job), replace_early)(job, tell)
+    except CompressorError as error:
+        return str(error)
+    return getattr(done, "report", done).to_json()
+
+
+def sizes(report):
+    return [(layer["name"], layer["after"]) for layer in report["layers"]]
+
+
+def early(report):
+    """The edits of the first period that made any."""
+    periods = [edit["period"] for edit in report["edits"]]
+    return [(e["kind"], e["group"], e["channels"]) for e in report["edits"] if e["period"] == min(periods)]
+
+
+def shape(folder):
+    state = compressor.load(folder / "model.safetensors").state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def test_adapnet_makes_the_structure_of_one_process(tmp_path):
+    alone = run(adapnet_job(tmp_path / "alone"))
+    first, second = together(run, tmp_path, adapnet_job(tmp_path / "two"))
+    assert {edit["kind"] for edit in alone["edits"]} >= {"prune", "merge"}
+    # Sums over two processes differ in their last bits, which after some periods may turn a clustering.
+    assert early(first) == early(alone) and early(alone)
+    assert first["edits"] == second["edits"] and sizes(first) == sizes(second)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        path.name for path in (tmp_path / "alone").iterdir()
+    }
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_in_double_precision_adapnets_structure_is_that_of_one_process_to_the_end(tmp_path):
+    (tmp_path / "double.py").write_text(DOUBLE)
+
+    def long(out):
+        job = adapnet_job(out)
+        model = ModelSettings(arch=f"{tmp_path / 'double.py'}:build")
+        return replace(job, model=model, adapnet=replace(job.adapnet, max_epochs=3, min_epochs=3))
+
+    def structure(report):
+        return [(edit["period"], edit["kind"], edit["group"], edit["channels"]) for edit in report["edits"]]
+
+    alone = run(long(tmp_path / "alone"))
+    assert isinstance(alone, dict), alone
+    first, second = together(run, tmp_path, long(tmp_path / "two"))
+    assert structure(first) == structure(second) == structure(alone) and sizes(first) == sizes(alone)
+    assert {edit["kind"] for edit in alone["edits"]} == {"prune", "merge", "insert"}
+    assert {edit["period"] for edit in alone["edits"]} == set(range(6))
+    mine, theirs = (compressor.load(tmp_path / name / "model.safetensors").state_dict() for name in ("alone", "two"))
+    assert all(torch.allclose(mine[name], theirs[name], rtol=1e-5, atol=1e-6) for name in mine)
+
+
+@pytest.mark.slow
+def test_adapnet_goes_on_in_one_process(tmp_path):
+    alone = run(adapnet_job(tmp_path / "alone"))
+    told = together(partial(run, interrupt=1), tmp_path, adapnet_job(tmp_path / "two"))
+    assert all("compressor resume" in text for text in told)
+    done = resume(str(tmp_path / "two")).to_json()
+    assert early(done) == early(alone) and [row["epoch"] for row in done["rows"] if row["phase"] != "period"] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "job",
+    [
+        PruneJob(TRAINED, choice=PruneSettings(method="l1", target_macs=0.5), data="digits", training=TRAINING),
+        PruneJob(TRAINED, choice=PruneSettings(method="taylor", ratio=0.3), data="digits", training=TRAINING),
+        TrainJob(MODEL, "digits", training=TRAINING),
+        TrainJob(TRAINED, "digits", training=replace(FINETUNE, **PROCESSES), command="compressor finetune"),
+        DetachJob(TRAINED, "digits", training=replace(TRAINING, lr=0.01)),
+        RouteJob(TRAINED, "digits", training=TRAINING),
+        ReplaceJob(TRAINED, "digits", until="6", training=TRAINING),
+    ],
+    ids=lambda job: job.command.split()[-1] + getattr(getattr(job, "choice", None), "method", ""),
+)
+def test_every_command_does_what_one_process_does(tmp_path, job):
+    alone = run(replace(job, output=output(tmp_path / "alone")))
+    assert isinstance(alone, dict), alone
+    first, second = together(run, tmp_path, replace(job, output=output(tmp_path / "two")))
+    assert sizes(first) == sizes(second) == sizes(alone)
+    assert shape(tmp_path / "two") == shape(tmp_path / "alone")
+    assert first["after"]["top1"] == pytest.approx(alone["after"]["top1"], abs=0.05)

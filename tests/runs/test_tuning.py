@@ -1,0 +1,67 @@
+"""Fine-tuning that never leaves a network worse than it was, and that may follow the network as it came."""
+
+import copy
+
+import pytest
+import torch
+
+import compressor
+from compressor.errors import UsageError
+from compressor.runs.settings import ModelSettings
+from compressor.runs.subject import open_subject
+from compressor.runs.tuning import finetune_, step_for, validation_top1
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
+from compressor.training.state import Saving
+
+MODEL = "sample_models/digits_cnn.safetensors"
+
+
+def subject():
+    return open_subject(ModelSettings(MODEL), "digits", DataSettings(), "cpu")
+
+
+def weights(module):
+    return [value.clone() for value in module.state_dict().values()]
+
+
+def test_weights_stay_where_fine_tuning_harms_them(tmp_path):
+    given, told = subject(), []
+    before, weights_before = validation_top1(given), weights(given.module)
+    wild = TrainSettings(epochs=1, lr=1e-1, weight_decay=2.0, momentum=0.0)  # shrinks all weights to nothing
+    history = finetune_(given, wild, None, Saving(tmp_path), told.append, before)
+    assert history.rows[-1]["validation_top1"] < before
+    assert "the weights from before it are kept" in history.notes[-1]
+    assert all(torch.equal(one, two) for one, two in zip(weights(given.module), weights_before))
+    assert validation_top1(given) == before
+
+
+def test_what_fine_tuning_gains_is_kept(tmp_path):
+    given = subject()
+    history = finetune_(given, TrainSettings(epochs=1, lr=1e-3), None, Saving(tmp_path), lambda _: None, 0.0)
+    assert not history.notes and history.rows[-1]["validation_top1"] > 0
+
+
+def test_a_step_without_a_teacher_is_plain_cross_entropy_or_the_networks_own():
+    module = subject().module
+    training = TrainSettings()
+    assert step_for(module, None, DistillSettings(), training) is None
+    assert step_for(module, copy.deepcopy(module), DistillSettings(True), training) is not None
+    assert step_for(module, copy.deepcopy(module), DistillSettings(False), training) is None
+
+
+@pytest.mark.parametrize("verb", ["prune", "finetune"])
+def test_distillation_can_be_asked_for(verb, tmp_path):
+    more = {"ratio": 0.5, "method": "l1"} if verb == "prune" else {}
+    run = getattr(compressor, verb)
+    small = {"latency": False, "onnx": False, "epochs": 1, "data": "digits"}
+    plain = run(MODEL, out=tmp_path / "plain", **small, **more)
+    taught = run(MODEL, out=tmp_path / "taught", distill=True, **small, **more)
+    assert plain.rows[0]["train_loss"] != taught.rows[0]["train_loss"]
+    assert taught.settings["distill"] is True
+
+
+def test_distillation_has_no_place_in_training_from_random_weights(tmp_path):
+    with pytest.raises(UsageError, match="distill"):
+        compressor.train(
+            arch="sample_models/digits_cnn.py:build", data="digits", epochs=1, out=tmp_path / "run", distill=True
+        )

@@ -1,0 +1,164 @@
+"""The Python API: every example in its docstrings runs, keywords are the settings', and mistakes are named."""
+
+import ast
+import inspect
+import shutil
+import textwrap
+import typing
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import compressor
+from compressor.runs import keywords
+from compressor.vision import door as vision
+from compressor.errors import UsageError
+from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.pruning.settings import PruneSettings
+from compressor.runs import settings as jobs
+from compressor.primenet.settings import PrimeNetSettings
+from compressor.routing.settings import RouteSettings
+from compressor.exits.settings import DetachSettings
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
+from sample_models.vgg16_cifar import build as vgg16
+
+ROOT = Path(__file__).parents[1]
+VERBS = ["train", "finetune", "prune", "detach", "route", "replace_early", "evaluate", "inspect", "export", "sweep"]
+ROOMS = {
+    keywords.Model: jobs.ModelSettings,
+    keywords.Output: jobs.OutputSettings,
+    keywords.Loading: DataSettings,
+    keywords.Training: TrainSettings,
+    keywords.Pruning: PruneSettings,
+    keywords.AdapNet: AdapNetSettings,
+    keywords.Goals: jobs.GoalSettings,
+    keywords.Distilling: DistillSettings,
+    keywords.Detaching: DetachSettings,
+    keywords.Routing: RouteSettings,
+    keywords.PrimeNet: PrimeNetSettings,
+    keywords.Grid: jobs.SweepSettings,
+    keywords.Exporting: jobs.ExportJob,
+    keywords.Evaluating: jobs.EvaluateJob,
+}
+# Parameters of the verbs, and what other rooms of the same verb have, too.
+ELSEWHERE = {
+    "model",
+    "out",
+    "first_epoch",
+    "method",
+    "methods",
+    "ratios",
+    "seed",
+    "keep",
+    "also",
+    "lsep",
+    "loading",
+    "data",
+}
+ELSEWHERE |= {"also", "batch_size", "momentum", "lr", "weight_decay", "target_macs", "round_to"}
+
+
+def example_of(verb):
+    return textwrap.dedent(inspect.getdoc(getattr(compressor, verb)).partition("Example:\n")[2])
+
+
+def run_example(verb, change=lambda code: code):
+    """The example of a public function, run as it stands but for what would take long."""
+    code = example_of(verb)
+    assert code.count(f"compressor.{verb}(") == 1, verb
+    exec(compile(change(code), verb, "exec"), {"compressor": compressor})
+
+
+@pytest.mark.slow
+def test_every_example_runs(tmp_path, monkeypatch):
+    """In the order in which they build on each other, latency left out."""
+    (tmp_path / "sample_models").symlink_to(ROOT / "sample_models")
+    monkeypatch.chdir(tmp_path)
+    for verb in VERBS:
+        run_example(verb, lambda code: code if "latency" in code else code.replace("out=", "latency=False, out="))
+    (tmp_path / "runs/small/report.json").unlink()  # as if the run had been broken off
+    run_example("resume")
+    for name in ("l1", "adapnet"):
+        shutil.copytree(tmp_path / "runs/small", tmp_path / "runs" / name)
+    run_example("compare")
+    assert (tmp_path / "runs/compared/comparison.html").exists()
+    flags = {"data": "digits", "chip": "x86", "calibration_images": 16, "max_drop": 0.1, "latency": False}
+    made = compressor.export("runs/detached/model.safetensors", "runs/deploy", to="int8", **flags)
+    assert [row.top1_float is not None for row in made.manifest.exits] == [True, True]
+    run_example("verify_package")
+    one = compressor.export("runs/detached/model.safetensors", "runs/exit.onnx", exit=1, opset=18)
+    assert one.facts["opset"] == 18
+    assert compressor.evaluate("runs/exit.onnx", data="digits", split="validation").count == 143
+    assert compressor.Report.load("runs/small")._repr_html_().startswith("<article")
+
+
+def figures(code):
+    """The expressions of an example with what its comments say they are."""
+    pairs = [line.split("#", 1) for line in code.splitlines() if "#" in line]
+    return {what.strip(): ast.literal_eval(said.strip()) for what, said in pairs}
+
+
+def test_the_example_of_profile_gives_the_figures_it_names():
+    names = {"compressor": compressor, "torch": torch, "module": vgg16()}
+    exec(example_of("profile"), names)
+    [(what, said)] = figures(example_of("profile")).items()
+    assert eval(what, names) == said == (313_201_664, 14_728_266)
+
+
+@pytest.mark.slow
+def test_examples_with_a_resnet18_give_what_they_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"compressor": compressor, "torch": torch, "module": vision.build("resnet18")}
+    exec(example_of("prune_"), names)
+    for what, said in figures(example_of("prune_")).items():
+        assert eval(what, names) == said
+    exec(example_of("save"), names)
+    safetensors.torch.save_file(vision.build("resnet18").state_dict(), "weights.safetensors")
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "small.pt").rename(tmp_path / "runs/demo/model.safetensors")
+    names["report"].save("runs/demo")
+    exec(example_of("load"), names)
+    exec(example_of("Report"), names)
+
+
+def test_a_keyword_is_what_the_flag_is(tmp_path):
+    flags = {"ratio_for": {"3": 0.25}, "keep": ["0"], "seed": 5, "latency": False}
+    report = compressor.prune(ROOT / "sample_models/digits_cnn.safetensors", out=tmp_path / "run", onnx=False, **flags)
+    wanted = {"ratio_for": (("3", 0.25),), "keep": ("0",), "seed": 5, "latency": False, "ratio": 0.5}
+    assert wanted.items() <= report.settings.items()
+    assert set(report.settings["chosen"]) >= flags.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"epoch": 3}, "there is no setting 'epoch' (did you mean epochs?); compressor.prune knows"),
+        ({"epochs": 2.5}, "epochs is 2.5, and has to be a whole number"),
+        ({"method": "adapnet", "ratio": 0.5, "data": "digits"}, "there is no setting 'ratio'"),
+        ({"method": "adapnet"}, "needs data"),
+        ({"chi_s": 3.0}, "there is no setting 'chi_s'"),
+    ],
+    ids=["unknown", "type", "not-adapnets", "no-data", "adapnets"],
+)
+def test_mistakes_are_named(tmp_path, given, said):
+    with pytest.raises(UsageError) as error:
+        compressor.prune("model.safetensors", out=tmp_path / "run", **given)
+    assert said in str(error.value)
+
+
+def test_mistakes_in_an_export_are_named(tmp_path):
+    with pytest.raises(UsageError, match="did you mean chip"):
+        compressor.export("model.safetensors", tmp_path / "deploy", chips="arm")
+    with pytest.raises(UsageError, match="exit is '1', and has to be a whole number"):
+        compressor.export("model.safetensors", tmp_path / "deploy", exit="1")
+
+
+@pytest.mark.parametrize(("words", "room"), ROOMS.items(), ids=lambda each: each.__name__)
+def test_keywords_are_the_settings(words, room):
+    ours, theirs = typing.get_type_hints(words), typing.get_type_hints(room)
+    assert ours.keys() <= theirs.keys() and theirs.keys() - ours.keys() <= ELSEWHERE
+    for name, hint in ours.items():
+        if hint != theirs[name]:  # a caller may give a list for a tuple
+            assert "Sequence" in str(hint) and "..." in str(theirs[name]), name

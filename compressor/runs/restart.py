@@ -1,0 +1,103 @@
+"""Go on with a run that was broken off, to what it would have come to.
+
+The folder may come from anyone, so what its settings allow is not enough: a model file's pickle and an architecture's
+Python file run only if the person at the keyboard says so again, or named that very file on this machine before.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import UsageError
+from compressor.loading.arch import parse_arch, was_named
+from compressor.runs.adapnet import adapt
+from compressor.runs.detach import Detached, detach
+from compressor.runs.folder import REPORT, file_sha256, read_settings
+from compressor.runs.prune import prune
+from compressor.runs.recorded import job_of
+from compressor.runs.replace import replace_early
+from compressor.runs.route import RoutedRun, route
+from compressor.runs.settings import (
+    AdaptJob,
+    DetachJob,
+    LongJob,
+    ModelSettings,
+    PruneJob,
+    ReplaceJob,
+    RouteJob,
+    SweepJob,
+    TrainJob,
+)
+from compressor.runs.stages import Tell, silent
+from compressor.runs.train import train
+from compressor.report.report import Report
+from compressor.report.run_comparison import RunComparison
+from compressor.report.run_comparison import PAGE as COMPARISON
+from compressor.training import distributed
+
+JOBS: dict[type, Callable[..., Any]] = {
+    PruneJob: prune,
+    AdaptJob: adapt,
+    TrainJob: train,
+    ReplaceJob: replace_early,
+    DetachJob: detach,
+    RouteJob: route,
+}
+
+
+def restart(
+    path: str, tell: Tell, jobs: Mapping[type, Callable[..., Any]] = JOBS, *, trust: bool = False, arch: str | None = None
+) -> Any:
+    """Finish the run in a folder, which may have been moved; returns what the run itself would have returned.
+
+    `jobs` are the functions that go on with each kind of run, called with the job, `tell` and `resume=True`. `trust`
+    and `arch` are what `resume` takes.
+
+    Raises:
+        FileError: there is no run in the folder, or its settings are damaged.
+        UsageError: the run is finished, or would run code that nobody here asked for, or the model has changed.
+        CompressorError: anything else the user can mend.
+    """
+    folder = Path(path).expanduser().resolve()
+    settings, finished = distributed.from_first(lambda: (read_settings(folder), _is_finished(folder)))
+    if finished:
+        raise UsageError(f"the run in {path} is finished: there is nothing to resume")
+    job = job_of(settings)
+    job = replace(job, output=replace(job.output, out=str(folder)))
+    # Paths were given from where the run began.
+    cwd = Path(str(settings.get("cwd", ".")))
+    with contextlib.chdir(cwd) if cwd.is_dir() else contextlib.nullcontext():
+        model = _allowed(job.model, path, trust=trust, arch=arch)
+        _check_unchanged(model, settings)
+        return jobs[type(job)](replace(job, model=model), tell, resume=True)
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / REPORT).exists() or (folder / COMPARISON).exists()
+
+
+def _allowed(model: ModelSettings, path: str, *, trust: bool, arch: str | None) -> ModelSettings:
+    """The model's settings as far as somebody here stands for them."""
+    if model.trust and not trust:
+        raise UsageError(
+            f"the run in {path} began with --trust, which lets its model file run code: give --trust again if you know "
+            "who made it"
+        )
+    if arch is not None:
+        return replace(model, arch=arch)
+    if model.arch is not None and not was_named(parse_arch(model.arch)):
+        raise UsageError(
+            f"the architecture of the run in {path} is code in a file, {model.arch[:200]}, that was never named on "
+            "this machine or has changed since: give the right one with --arch"
+        )
+    return model
+
+
+def _check_unchanged(model: ModelSettings, settings: Mapping[str, Any]) -> None:
+    """Another model under the same name would give the run another end."""
+    if model.model is None or not Path(model.model).is_file():
+        return  # opening it says what is wrong
+    if settings.get("model_sha256") not in (None, file_sha256(model.model)):
+        raise UsageError(f"{model.model} has changed since the run began: put the old file back, or start a new run")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.errors import ModelError
 from compressor.graph.copies import CONSTANTS
 
 OWN = frozenset(vars(nn.Module()))  # what `torch.nn.Module` itself keeps
@@ -112,6 +113,9 @@ def write_(values: Iterable[tuple[nn.Module, str, int]]) -> None:
 
     Containers on the way are replaced, since others may hold them too; modules that shared one share the new one where
     the same is changed for each.
+
+    Raises:
+        ModelError: a module does not let itself be changed.
     """
     changes: dict[tuple[nn.Module, str], dict[str, int]] = {}
     for module, path, value in values:
@@ -128,7 +132,11 @@ def write_(values: Iterable[tuple[nn.Module, str, int]]) -> None:
                 made[key] = _with(made[key], rest, value)
         fresh.append((module, head, made[key]))
     for module, head, new in fresh:
-        setattr(module, head, new)
+        try:
+            setattr(module, head, new)
+        except Exception as error:  # the user's class may refuse it in any way
+            why = f"{type(module).__name__} does not let {head}, which counts channels, be changed ({error})"
+            raise ModelError(f"{why}: make it an attribute that can be set, or keep that layer") from error
 
 
 def can_write(held: Any, path: str, value: int) -> bool:

@@ -39,7 +39,7 @@ def adapt(job: AdaptJob, tell: Tell = silent, *, resume: bool = False) -> Report
     Raises:
         CompressorError: anything the user can mend.
     """
-    folder = RunFolder(job.output, resume=resume)
+    folder = RunFolder(job.output, model=job.model.model, resume=resume)
     subject, periods, phases = _prepare(job, tell)
     assert subject.data is not None
     trained = job.model.model is not None

@@ -59,7 +59,7 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
     Raises:
         CompressorError: anything the user can mend.
     """
-    folder = RunFolder(job.output, resume=resume)
+    folder = RunFolder(job.output, model=job.model.model, resume=resume)
     subject = _open(job, tell)
     data = subject.data
     if data is None:

@@ -32,11 +32,11 @@ class RunFolder:
     Of several processes the first alone writes them.
     """
 
-    def __init__(self, output: OutputSettings, *, resume: bool = False) -> None:
-        """Claim a folder without touching it.
+    def __init__(self, output: OutputSettings, *, model: str | None = None, resume: bool = False) -> None:
+        """Claim a folder without touching it; `model` is the file that the run starts from.
 
         Raises:
-            UsageError: no folder was given, or it holds something and may not be overwritten.
+            UsageError: no folder was given, or it holds something and may not be overwritten, or the model.
         """
         if output.out is None:
             raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
@@ -51,6 +51,8 @@ class RunFolder:
         if self._tensorboard:
             tensorboard.check_installed()
         self._check_free()
+        if model is not None and not resume and any(_same_file(self.path / name, Path(model)) for name in _ALL):
+            raise UsageError(f"--overwrite would delete {model}, which is read: give another --out")
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Make the folder, shut others out and write down the settings; an earlier run's files are gone from here on.
@@ -127,6 +129,10 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def file_sha256(path: Any) -> str | None:

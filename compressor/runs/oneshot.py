@@ -10,23 +10,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.errors import ModelError, UsageError
+from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
-from compressor.settings import check_fits, tuples
 from compressor.pruning.oneshot import decide
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.pruning.settings import PruneSettings, check, resolved
-from compressor.runs.measuring import filters, layer_sizes
 from compressor.report.cost import Profile
-from compressor.exporting.latency import profile
 from compressor.report.environment import device_words, versions
-from compressor.report.report import Report
 from compressor.report.measurements import Measurements
+from compressor.report.report import Report
+from compressor.runs.measuring import filters, layer_sizes
+from compressor.settings import check_fits, tuples
 from compressor.surgery import Plan, operate_
-from compressor.surgery.assign import check_no_reducer
+from compressor.surgery.assign import assign_, check_no_reducer
+from compressor.surgery.snapshot import Snapshot
 from compressor.training.evaluate import device_of
 
 
@@ -146,14 +147,16 @@ def apply_plan_(
         touched = ", ".join(edit.group for edit in plan.edits[:4])
         raise ModelError(f"the pruned network would not run: keep some of {touched} as they are ({error})") from error
     found = reconstruct_(copied, module, channels, plan, inputs, progress) if inputs else Reconstruction()
-    operate_(module, plan, channels, optimizer)
-    if not found.layers:
-        return cost, found
-    with torch.no_grad():
-        refitted = named_tensors(copied)
+    before = Snapshot.of(module, optimizer, copies=False)
+    try:
+        operate_(module, plan, channels, optimizer)
+        refitted = named_tensors(copied) if found.layers else {}
         for name, tensor in named_tensors(module).items():
-            if not torch.equal(tensor, refitted[name]):
-                tensor.copy_(refitted[name])
+            if name in refitted and not torch.equal(tensor, refitted[name]):
+                assign_(tensor, refitted[name].detach())
+    except BaseException:
+        before.restore_()
+        raise
     return cost, found
 
 

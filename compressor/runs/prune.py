@@ -48,7 +48,7 @@ def prune(job: PruneJob, tell: Tell = silent, *, resume: bool = False) -> Report
     Raises:
         CompressorError: anything the user can mend; the folder is as it was when the plan could not be made.
     """
-    folder = RunFolder(job.output, resume=resume)
+    folder = RunFolder(job.output, model=job.model.model, resume=resume)
     job = _resolved(job)
     planned = plan(job, tell)
     subject, selection = planned.subject, planned.selection

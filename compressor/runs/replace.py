@@ -56,7 +56,7 @@ def replace_early(job: ReplaceJob, tell: Tell = silent, *, resume: bool = False)
     Raises:
         CompressorError: anything the user can mend; the folder is as it was when the stage cannot be replaced.
     """
-    folder = RunFolder(job.output, resume=resume)
+    folder = RunFolder(job.output, model=job.model.model, resume=resume)
     planned = plan(job, tell)
     widths = filters(planned.subject.module)
     tell(Stage("measuring the model as it came"))

@@ -82,7 +82,7 @@ def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> Routed
     Raises:
         CompressorError: anything the user can mend; the folder is as it was when the network cannot be routed.
     """
-    folder = RunFolder(job.output, resume=resume)
+    folder = RunFolder(job.output, model=job.model.model, resume=resume)
     planned = plan(job, tell)
     subject, routed = planned.subject, planned.routed
     data = subject.data

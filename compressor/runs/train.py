@@ -39,7 +39,7 @@ def train(job: TrainJob, tell: Tell = silent, *, resume: bool = False) -> Report
     Raises:
         CompressorError: anything the user can mend.
     """
-    folder = RunFolder(job.output, resume=resume)
+    folder = RunFolder(job.output, model=job.model.model, resume=resume)
     subject = _open(job, tell)
     assert subject.data is not None
     tell(Stage("measuring the model as it came"))

@@ -1,5 +1,6 @@
-"""What every test gets: one seed, and a state folder of its own instead of the one in the person's home."""
+"""What every test gets: one seed, a state folder of its own instead of the one in the person's home, little waiting."""
 
+import gc
 import os
 
 import pytest
@@ -14,6 +15,20 @@ def _own_state_folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _one_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_garbage():
+    """What is there when a module begins stays: Python looked through half a million objects at every collection."""
+    gc.set_threshold(10_000, 20, 20)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_drawings(monkeypatch):
+    """A test's own runs write pages without drawings, a quarter second each; runs that a module shares have them."""
+    monkeypatch.setattr("compressor.report.html.draw", lambda plot: "")
 
 
 def pytest_collection_modifyitems(items):

@@ -18,7 +18,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 FREE = ("__init__", "__main__")  # the public names, and the program's start
 
-FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -46,12 +46,11 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", FILES.values(), ids=FILES)
-def test_imports_go_down(path):
-    room = room_of(path)
-    assert room in FREE or room in FLOOR, f"{room} has no floor"
-    if room not in FREE:
-        assert not climbs(room, ast.parse(path.read_text()))
+def test_imports_go_down():
+    rooms = {room_of(path) for path in TREES}
+    assert rooms <= {*FREE, *FLOOR}, "a room has no floor"
+    inside = {path: tree for path, tree in TREES.items() if room_of(path) not in FREE}
+    assert not {path: found for path, tree in inside.items() if (found := climbs(room_of(path), tree))}
 
 
 @pytest.mark.parametrize(
@@ -71,29 +70,37 @@ def test_an_import_that_climbs_is_seen(planted):
     assert not climbs("cli", ast.parse(planted))
 
 
-@pytest.mark.parametrize("path", [path for path in FILES.values() if room_of(path) == "pruning"], ids=str)
-def test_methods_decide_and_do_not_operate(path):
-    operating = [name for name, _ in imports(ast.parse(path.read_text())) if name.startswith("compressor.surgery.")]
-    assert all(name.startswith("compressor.surgery.edits") for name in operating)
+def test_methods_decide_and_do_not_operate():
+    pruning = {path: tree for path, tree in TREES.items() if room_of(path) == "pruning"}
+    operating = [
+        (path, name)
+        for path, tree in pruning.items()
+        for name, _ in imports(tree)
+        if name.startswith("compressor.surgery.")
+    ]
+    assert [each for each in operating if not each[1].startswith("compressor.surgery.edits")] == []
+    assert operating
 
 
-@pytest.mark.parametrize("path", FILES.values(), ids=FILES)
-def test_only_one_file_imports_torchvision(path):
-    if path == PACKAGE / "vision" / "door.py":
-        return
-    assert not [name for name, _ in imports(ast.parse(path.read_text())) if name.split(".")[0] == "torchvision"]
+def test_only_one_file_imports_torchvision():
+    found = {path for path, tree in TREES.items() for name, _ in imports(tree) if name.split(".")[0] == "torchvision"}
+    assert found == {PACKAGE / "vision" / "door.py"}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES.values() if room_of(p) in ("cli", "errors", *FREE)], ids=str)
-def test_commands_import_heavy_packages_only_when_they_run(path):
-    tree = ast.parse(path.read_text())
+def test_commands_import_heavy_packages_only_when_they_run():
+    light = {path: tree for path, tree in TREES.items() if room_of(path) in ("cli", "errors", *FREE)}
+    assert [(path, name) for path, tree in light.items() for name in at_once(tree) if name.split(".")[0] in HEAVY] == []
+
+
+def at_once(tree: ast.AST) -> list[str]:
+    """What a file imports when it is imported, and not in a function's body or for the types only."""
     later = {
         node
         for outer in ast.walk(tree)
         if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef)) or _is_for_types(outer)
         for node in ast.walk(outer)
     }
-    assert not [name for name, node in imports(tree) if node not in later and name.split(".")[0] in HEAVY]
+    return [name for name, node in imports(tree) if node not in later]
 
 
 def _is_for_types(node: ast.AST) -> bool:

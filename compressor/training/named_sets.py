@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,19 @@ class NamedSet:
 
 def read_digits() -> NamedSet:
     """scikit-learn's embedded digits: 1,797 real 8x8 grey images; a fixed fifth of every class is the test set."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    bunch = _digits()
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[:, None]
     every = ImageSet(images, torch.from_numpy(bunch.target.astype(np.int64)))
     train, test = split_indices(every.labels, 0.2, seed=0)
     return NamedSet(every.take(train), every.take(test), DIGITS, "none")
+
+
+@cache
+def _digits() -> Any:
+    """As scikit-learn has them; a sweep opens them for every run, and they are a text of 1,797 lines."""
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 def read_mnist(root: Path, download: bool) -> NamedSet:

@@ -1,6 +1,7 @@
 """Pickles that name nothing forbidden and fill memory and time, or reach for memory that is not theirs."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from tests.faults.hostile_pickles import Make
 _NUMBERS = {"data/0": bytes(16)}  # four float32
 
 
-def holding(body: bytes, records: dict[str, bytes] | None = None, protocol: int = 2) -> Make:
-    """torch.save's form around one object."""
-    return lambda path, canary: zip_of(path, program(body, protocol), records)
+def holding(body: bytes | Callable[[], bytes], records: dict[str, bytes] | None = None, protocol: int = 2) -> Make:
+    """torch.save's form around one object; a large one is given as what makes it."""
+    return lambda path, canary: zip_of(path, program(body() if callable(body) else body, protocol), records)
 
 
 def state(value: bytes) -> bytes:
@@ -107,12 +108,13 @@ _BYTEARRAY = name("builtins", "bytearray")
 
 BOMBS: dict[str, Make] = {
     "bytearray": holding(state(call(_BYTEARRAY, number(10**11)))),
-    "doubling_text": holding(state(_doubling_text(30))),
+    "doubling_text": holding(lambda: state(_doubling_text(30))),
     "constructor": holding(call(_CONV, number(10**5), number(10**5), number(3))),
     "tensor_constructor": holding(state(call(name("torch", "FloatTensor"), number(10**6), number(10**6)))),
     "repeated_values": holding(state(tensor(storage("0", 4), (2**40,), (0,))), _NUMBERS),
     "repeated_often": holding(
-        dic(*(part for i in range(900) for part in (text(str(i)), tensor(storage("0", 4), (2**24,), (0,))))), _NUMBERS
+        lambda: dic(*(part for i in range(900) for part in (text(str(i)), tensor(storage("0", 4), (2**24,), (0,))))),
+        _NUMBERS,
     ),
     "storage_not_there": holding(state(tensor(storage("1", 4), (4,), (1,))), _NUMBERS),
     "storage_too_small": holding(state(tensor(storage("0", 10**9), (10**9,), (1,))), _NUMBERS),
@@ -124,7 +126,7 @@ BOMBS: dict[str, Make] = {
     "before_the_storage": holding(state(tensor(storage("0", 4), (4,), (1,), -4)), _NUMBERS),
     "negative_stride": holding(state(tensor(storage("0", 4), (4,), (-1,))), _NUMBERS),
     "overflowing_shape": holding(state(tensor(storage("0", 4), (2**62, 2**62), (1, 1))), _NUMBERS),
-    "a_million_dimensions": holding(state(tensor(storage("0", 4), (1,) * 10_000, (1,) * 10_000)), _NUMBERS),
+    "a_million_dimensions": holding(lambda: state(tensor(storage("0", 4), (1,) * 10_000, (1,) * 10_000)), _NUMBERS),
     "set_after_the_fact": holding(
         state(
             build(
@@ -143,22 +145,26 @@ BOMBS: dict[str, Make] = {
     "wrapper_subclass": holding(
         state(call(name("torch._utils", "_rebuild_wrapper_subclass"), name("torch", "Tensor")))
     ),
-    "key_nested_deeply": holding(b"}" + b")" + b"\x85" * 900_000 + b"Ns"),
+    "key_nested_deeply": holding(lambda: b"}" + b")" + b"\x85" * 300_000 + b"Ns"),
     "key_that_doubles": holding(b"}(" + b")q\x00" + b"h\x00\x86q\x00" * 60 + b"Nu"),
-    "keys_that_collide": holding(b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(50_000)) + b"u"),
-    "tuples_that_collide": holding(_colliding(20_000)),
-    "many_arguments": holding(name("builtins", "list") + b"](" + b"N" * 900_000 + b"eR"),
-    "many_names": holding(b"(" + b"".join(name("a", f"b{k}") for k in range(50_000)) + b"t"),
-    "name_without_end": holding(b"cos\n" + b"x" * 5_000_000),
+    "keys_that_collide": holding(
+        lambda: b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(50_000)) + b"u"
+    ),
+    "tuples_that_collide": holding(lambda: _colliding(20_000)),
+    "many_arguments": holding(lambda: name("builtins", "list") + b"](" + b"N" * 100_000 + b"eR"),
+    "many_names": holding(lambda: b"(" + b"".join(name("a", f"b{k}") for k in range(50_000)) + b"t"),
+    "name_without_end": holding(lambda: b"cos\n" + b"x" * 5_000_000),
     "state_given_often": holding(
-        dic(*(text(str(k)) + number(k) for k in range(50_000)))
-        + b"q\x00("
-        + (call(name("collections", "OrderedDict")) + b"h\x00b") * 10_000
-        + b"t"
+        lambda: (
+            dic(*(text(str(k)) + number(k) for k in range(50_000)))
+            + b"q\x00("
+            + (call(name("collections", "OrderedDict")) + b"h\x00b") * 10_000
+            + b"t"
+        )
     ),
     "parameter_of_itself": holding(name("torch._utils", "_rebuild_parameter") + b"(h\x00t" + b"Rq\x00"),
-    "deep_list": holding(state(b"]" * 200_000 + b"a" * 199_999)),
-    "endless_instructions": holding(state(b"](" + b"N" * 5_000_000 + b"e")),
+    "deep_list": holding(lambda: state(b"]" * 200_000 + b"a" * 199_999)),
+    "endless_instructions": holding(lambda: state(b"](" + b"N" * 1_200_000 + b"e")),
     "number_of_2000_bits": holding(state(number(2**2000))),
     "length_of_a_string": holding(b"X\xff\xff\xff\x7f" + b"abc"),
     "length_of_bytes": holding(b"\x8e" + b"\xff" * 7 + b"\x0f", None, 4),
@@ -167,7 +173,7 @@ BOMBS: dict[str, Make] = {
     "no_stop": lambda path, canary: zip_of(path, b"\x80\x02}"),
     "layer_in_itself": holding(_itself()),
     "layers_without_end": _branching(),
-    "layers_nested_deeply": holding(_nested(300)),
+    "layers_nested_deeply": holding(lambda: _nested(300)),
     "wrapper_in_itself": holding(_itself("torch.nn.parallel.data_parallel", "DataParallel", "module")),
     "layer_with_a_number_for_a_child": holding(_layers(number(1))),
     "layer_without_parts": holding(new(_CONV)),

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import io
 import pickle
 import sys
@@ -38,7 +39,8 @@ commands.getoutput types.FunctionType marshal.loads
 ADVISED = _ADVISED.split()
 
 
-def _names() -> list[str]:
+@functools.cache
+def names() -> list[str]:
     """Every function and class of the standard library, by its source or in the interpreter, and the advised ones."""
     found = set(ADVISED)
     root = Path(sysconfig.get_path("stdlib"))
@@ -53,9 +55,6 @@ def _names() -> list[str]:
         if name in sys.builtin_module_names and name in sys.modules:
             found |= {f"{name}.{key}" for key, value in vars(sys.modules[name]).items() if callable(value)}
     return sorted(found)
-
-
-NAMES = _names()
 
 
 def spellings(name: str, argument: bytes) -> dict[str, bytes]:
@@ -121,10 +120,10 @@ def read(pickled: bytes) -> Any:
 def check_names(canary: Path, step: int) -> None:
     """Read every name, in each of so many of the spellings that follow one another."""
     argument = asm.text(f"touch {canary}")
-    assert len(NAMES) > 4000
+    assert len(names()) > 4000
     read(spellings("warm.up", argument)["STACK_GLOBAL"])
     with WATCH.ing() as seen:
-        for place, name in enumerate(NAMES):
+        for place, name in enumerate(names()):
             for pickled in list(spellings(name, argument).values())[place % step :: step]:
                 assert isinstance(read(pickled), StandIn | dict | set | frozenset | None)
     assert not seen

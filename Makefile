@@ -40,12 +40,15 @@ check: install
 	$(BIN)/mypy
 
 # One thread a worker: the tests' networks are tiny, and two workers with two threads each only get in each other's way.
-# A file goes to one worker whole: what its tests share, such as the runs over all hostile files, is then made once.
+# A file goes to one worker whole: what its tests share, such as the runs over all hostile files, is then made once. The
+# folders' order stays, since the longest files are in the first ones; xdist would begin with those of most tests.
+SUITE := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not zoo"
+	$(SUITE) -m "not slow and not zoo"
 
 test-all: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	$(SUITE)
 
 mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --workers 2

@@ -6,6 +6,10 @@ import os
 import pytest
 import torch
 
+from tests.commands import once
+
+once()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_state_folder(tmp_path_factory):

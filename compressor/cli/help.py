@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 WIDTH = 80
 _COLUMN = 26  # of the flags; longer ones wrap
 _OWN_PANEL = "Other"
+_EVERYTHING = f"{__name__}.everything"  # whether a page is to show the rare flags too
 
 
 class HelpfulCommand(TyperCommand):
@@ -41,22 +42,22 @@ class HelpfulGroup(TyperGroup):
 def show_all(ctx: typer.Context, value: bool) -> None:
     """What `--help-all` does: the help page with every flag."""
     if value:
-        for parameter in ctx.command.params:
-            parameter.hidden = False  # type: ignore[attr-defined]
+        ctx.meta[_EVERYTHING] = True
         typer.echo(ctx.get_help())
         raise typer.Exit()
 
 
 def _command_page(command: Any, ctx: Any) -> Iterator[RenderableType]:
-    arguments = [each for each in command.params if each.param_type_name == "argument" and not each.hidden]
+    everything = ctx.meta.get(_EVERYTHING, False)
+    shown = [each for each in (*command.params, command.get_help_option(ctx)) if everything or not each.hidden]
+    arguments = [each for each in shown if each.param_type_name == "argument"]
     names = [each.metavar if each.required else f"[{each.metavar}]" for each in arguments]
     yield _usage(ctx, " ".join([*names, "[FLAGS]"]))
     yield from _paragraphs(command.help or "")
     yield from _example(command.epilog)
     panels: dict[str, list[Any]] = {"Model": [], "Data": [], _OWN_PANEL: []}
-    for parameter in (*command.params, command.get_help_option(ctx)):
-        if parameter is not None and not parameter.hidden:
-            panels.setdefault(getattr(parameter, "rich_help_panel", None) or _OWN_PANEL, []).append(parameter)
+    for parameter in shown:
+        panels.setdefault(getattr(parameter, "rich_help_panel", None) or _OWN_PANEL, []).append(parameter)
     panels[_OWN_PANEL] = panels.pop(_OWN_PANEL)  # to the end
     for title, parameters in panels.items():
         if parameters:

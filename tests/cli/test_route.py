@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,8 +203,9 @@ def test_a_folder_with_something_in_it_is_left_alone(capsys, tmp_path):
 
 def job(folder: Path, **choice: object) -> RouteJob:
     return RouteJob(
-        ModelSettings(str(ROOT / MODEL)), "digits", OutputSettings(str(folder), latency=False, onnx=False),
-        RouteSettings(router_epochs=2, **choice), training=TrainSettings(epochs=2, device="cpu", log_seconds=0.0),
+        ModelSettings(arch=f"{ROOT}/sample_models/digits_cnn.py:build", arch_arg=(("width", 0.25),)), "digits",
+        OutputSettings(str(folder), latency=False, onnx=False), RouteSettings(router_epochs=2, **choice),
+        chosen=("router_epochs",), training=TrainSettings(epochs=2, device="cpu", log_seconds=0.0),
     )  # fmt: skip
 
 
@@ -222,6 +222,8 @@ def test_a_broken_run_goes_on_to_the_same_network(choice, epoch, tmp_path):
     first, second = (compressor.load(tmp_path / n / "model.safetensors").state_dict() for n in ("whole", "broken"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [row["epoch"] for row in report.rows] == list(range(2 + int(bool(choice))))
+    found = report.settings  # those that were asked for
+    assert found["command"] == "route" and found["router_epochs"] == 2 and found["mode"] == "tuned"
 
 
 class Own(torch.nn.Sequential):
@@ -237,8 +239,3 @@ def test_a_network_that_could_not_be_saved_is_refused_before_training(tmp_path, 
     flags = [*QUICK, "--input", "1x8x8", "--trust", "--out", tmp_path / "run"]
     assert "--arch" in refused(capsys, "route", tmp_path / "net.pt", *flags)
     assert not (tmp_path / "run").exists()
-
-
-def test_settings_of_a_run_are_those_that_were_asked_for(tmp_path):
-    found = route(replace(job(tmp_path / "run"), chosen=("router_epochs",))).report.settings
-    assert found["command"] == "route" and found["router_epochs"] == 2 and found["mode"] == "tuned"

@@ -19,7 +19,9 @@ def test_dry_run_says_every_command(compressor):
 
 def test_every_command_of_a_dry_run_is_one(compressor):
     """The commands of the cells say what the cells do."""
-    ran = compressor("sweep", DIGITS, *QUICK, "--out", compressor.folder / "s", "--dry-run", "--json")
+    ran = compressor(
+        "sweep", DIGITS, "--ratios", "0.5", *QUICK, "--out", compressor.folder / "s", "--dry-run", "--json"
+    )
     for command in json.loads(ran.out)["commands"]:
         words = command.split()[1:]
         there = compressor(*words, "--dry-run", "--json")

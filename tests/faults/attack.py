@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from compressor.cli import main as run
 from compressor.files.limits import apart
+from tests.commands import once
 from tests.faults.corpus import CASES, Case, write
 
 _PATIENCE = 60.0  # seconds after which a file counts as one that never ends
@@ -29,6 +30,7 @@ def main(folder: Path, names: list[str]) -> dict[str, Any]:
     write(folder / "files", folder / "canaries")
     os.environ.update(HOME=str(folder / "home"), XDG_STATE_HOME=str(folder / "home"), TMPDIR=str(folder / "home"))
     apart(Path(), "os:getpid")  # starts the server that looks at ONNX files
+    once()
     gc.collect()
     gc.freeze()  # or every collection while a file is read looks through all of torch
     left = {case.name: case for case in CASES.values() if not names or case.name in names}

@@ -79,7 +79,7 @@ def _overlapping(path: Path, canary: Path) -> None:
 def _many_records(path: Path, canary: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", _HARMLESS)
-        for count in range(300_000):
+        for count in range(160_000):
             archive.filelist.append(_entry(count))
 
 

@@ -5,6 +5,7 @@ undisturbed run's time after which SIGKILL comes, or `rename:N`, `fsync:N` or `e
 of a file, or in the middle of the n-th change of structure. Children are forked, so that libraries are imported once.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -16,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.commands import once
 from tests.faults.runs import RUNS
 
 _SLOW_TO_IMPORT = (
-    "compressor.runs.resume", "compressor.cli.app", "sklearn.datasets", "matplotlib.backends.backend_svg",
+    "compressor.runs.resume", "compressor.cli.app", "pydantic", "sklearn.datasets", "thop",
 )  # fmt: skip
 _TIMES = ("seconds", "images_per_second", "latency_ms")
 
@@ -28,6 +30,10 @@ def main(folder: Path, name: str, moments: list[str]) -> dict[str, Any]:
     """The undisturbed run, then the one that is killed at each moment in turn."""
     for slow in _SLOW_TO_IMPORT:
         importlib.import_module(slow)
+    importlib.import_module("compressor.report.html").draw = lambda plot: ""  # type: ignore[attr-defined]
+    once()
+    gc.collect()
+    gc.freeze()
     os.chdir(folder)
     (folder / "whole").mkdir()
     (folder / "killed").mkdir()

@@ -16,7 +16,7 @@ MODEL, ARCH = _WORDS["MODEL"], _WORDS["ARCH"]
 _RUNS = {
     "train": "train --arch ARCH --arch-arg width=0.25 --epochs 3",
     "finetune": "finetune MODEL --epochs 2",
-    "prune": "prune MODEL --method l1 --ratio 0.5 --epochs 2",
+    "prune": "prune --arch ARCH --arch-arg width=0.25 --method l1 --ratio 0.5 --epochs 2",
     "adapnet": "prune MODEL --method adapnet --max-epochs 3 --finetune-epochs 1 --lsep 8 --batch-size 64",
     "detach": "detach MODEL --epochs 2",
     "route": "route MODEL --epochs 2",

@@ -1,8 +1,9 @@
 """A run folder from elsewhere runs nobody's code, and two runs never write to one folder."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from compressor.runs.resume import resume
 from compressor.runs.settings import ModelSettings, OutputSettings, TrainJob, flat
 from compressor.training.checkpoint import NAME
 from tests.faults.hostile_pickles import source
-from tests.faults.runs import ARCH, MODEL, ROOT, environment
+from tests.faults.runs import ARCH, MODEL
 
 
 def recorded(folder: Path, model: ModelSettings, **changes: object) -> Path:
@@ -66,31 +67,28 @@ def test_hostile_checkpoint_is_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-_HOLDER = """
-import sys, time
-from compressor.runs.folder import RunFolder
-from compressor.runs.settings import OutputSettings
-folder = RunFolder(OutputSettings(sys.argv[1]))
-folder.begin({})
-print("held", flush=True)
-time.sleep(600)
-"""
-
-
 def test_second_run_on_a_folder_is_refused_until_the_first_is_gone(tmp_path):
     out = OutputSettings(str(tmp_path / "run"), overwrite=True)
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, str(tmp_path / "run")],
-        stdout=subprocess.PIPE, text=True, env=environment(tmp_path), cwd=ROOT,
-    ) as holder:  # fmt: skip
+    held, holding = os.pipe()
+    holder = os.fork()
+    if holder == 0:
         try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "held\n"
-            for resuming in (False, True):
-                with pytest.raises(UsageError, match=f"another run is writing.*{holder.pid}"):
-                    RunFolder(out, resume=resuming).begin({})
+            folder = RunFolder(out)
+            folder.begin({})
+            os.write(holding, b"1")
+            time.sleep(600)
         finally:
-            holder.kill()
+            os._exit(1)
+    os.close(holding)
+    try:
+        assert os.read(held, 1) == b"1"
+        for resuming in (False, True):
+            with pytest.raises(UsageError, match=f"another run is writing.*{holder}"):
+                RunFolder(out, resume=resuming).begin({})
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        os.close(held)
     RunFolder(out).begin({})
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph import Channels, capture
 from compressor.graph.channels import SINGLE
+from compressor.graph.recorder import is_reserve
 from compressor.graph.refine import Refinement
 from compressor.graph.resolve import roots_of
 from compressor.graph.skeleton import Replica, skeleton
@@ -184,8 +185,8 @@ class _KeptStatistics(TorchDispatchMode):
         self.walk, self.kept, self.step = walk, kept, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if func is torch.ops.aten.detach.default:
-            return func(*args)
+        if func is torch.ops.aten.detach.default or is_reserve(func, args, kwargs):
+            return func(*args, **kwargs or {})
         while self.walk.trace.ops[self.step].name == "detach":  # of constants, once per process
             self.step += 1
         op = self.walk.trace.ops[self.step]

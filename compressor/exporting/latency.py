@@ -17,8 +17,9 @@ from compressor.exporting.runtime import OnnxModel
 from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
 from compressor.graph.neutral import bare, neutrally
+from compressor.graph.skeleton import set_mode
 from compressor.graph.state import State
-from compressor.graph.trace import call_arguments, set_mode
+from compressor.graph.trace import call_arguments
 from compressor.profiling.latency import measure
 from compressor.profiling.model_profile import profile as profile_costs
 from compressor.report.cost import Profile

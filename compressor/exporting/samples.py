@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
-from compressor.graph.skeleton import skeleton
-from compressor.graph.trace import call_arguments, refused, set_mode
+from compressor.graph.skeleton import set_mode, skeleton
+from compressor.graph.trace import call_arguments, refused
 from compressor.report.manifest import Array
 
 

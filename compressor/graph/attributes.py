@@ -7,6 +7,7 @@ import argparse
 import collections
 import copy
 import enum
+import functools
 import re
 import sys
 import types
@@ -84,6 +85,7 @@ def words(path: str) -> set[str]:
     return set(re.split(r"[_\d]+", last_name(path).lower()))
 
 
+@functools.cache
 def counts_channels(path: str) -> bool:
     """Whether the entry is called as something that counts channels."""
     return not _WORDS.isdisjoint(words(path)) and _NO_WIDTHS.isdisjoint(words(path))

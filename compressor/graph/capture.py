@@ -20,7 +20,7 @@ from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, cause, refused, run
 from compressor.graph.unregistered import in_one_memory, unregistered
-from compressor.graph.ways import Also, Run, entered, entries, further, unreached, unused
+from compressor.graph.ways import Also, Run, entered, entries, further, same_wiring, unreached, unused
 
 
 @neutrally
@@ -49,6 +49,8 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         runs = [*usual, *further(first.replica, usual)]
         never = unused(first.replica.tensors, runs)
         notes = [*first.notes, *unreached(model, unused(first.replica.tensors, usual), never)]
+        if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0]):
+            del runs[1]
         refinement = Refinement(model, first.replica, runs, never)
         refinement.refine(kept)
         found = _channels(refinement, batch_of(runs[0][0]), [*notes, *refinement.notes])

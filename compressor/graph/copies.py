@@ -21,11 +21,17 @@ CONSTANTS = frozenset({int, float, str, bool, type(None), torch.dtype, torch.dev
 _SHARED = (type, BuiltinFunctionType, ModuleType, torch.Size)
 
 
+def is_constant(value: Any) -> bool:
+    """Whether a value is a number, a text or the like, or a tuple of such."""
+    kind = type(value)
+    return kind in CONSTANTS or (kind is tuple and CONSTANTS.issuperset(map(type, value)))
+
+
 def copied(value: Any, memo: Memo) -> Any:
     """A deep copy in which everything in `memo` is replaced by its copy; the value itself where it cannot be copied."""
-    kind = type(value)
-    if kind in CONSTANTS or (kind is tuple and CONSTANTS.issuperset(map(type, value))):
+    if is_constant(value):
         return value
+    kind = type(value)
     known = memo.get(id(value))
     if known is not None:
         return known
@@ -53,7 +59,11 @@ HAVE_CODE = (fx.GraphModule, torch.jit.ScriptModule)  # modules that are more th
 
 def attributes(value: Any, memo: Memo) -> dict[str, Any]:
     """Copies of an object's attributes; what a module was compiled to in place is left out, as it runs the original."""
-    return {key: copied(each, memo) for key, each in vars(value).items() if key != "_compiled_call_impl"}
+    return {
+        key: each if type(each) in CONSTANTS else copied(each, memo)
+        for key, each in vars(value).items()
+        if key != "_compiled_call_impl"
+    }
 
 
 def _kept(value: Any, result: Any, memo: Memo) -> Any:

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph.held import tensors_in
+from compressor.graph.tensors import named_modules, named_tensors
 
 
 def check_model(model: Any) -> None:
@@ -21,14 +22,15 @@ def check_model(model: Any) -> None:
             for quantization.
     """
     if isinstance(model, type) or not isinstance(model, nn.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise UsageError(f"a torch.nn.Module is needed, not {kind}; compressor.load makes one of a file")
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise UsageError(f"a torch.nn.Module is needed, not {given}; compressor.load makes one of a file")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
-    for name, module in model.named_modules():
-        if not {"FakeQuantizeBase", "ObserverBase"}.isdisjoint(kind.__name__ for kind in type(module).__mro__):
+    kinds = {type(module): name for name, module in named_modules(model).items()}
+    for kind, name in kinds.items():
+        if not {"FakeQuantizeBase", "ObserverBase"}.isdisjoint(each.__name__ for each in kind.__mro__):
             raise ModelError(f"{name} prepares the model for quantization: prune first, then prepare what is left")
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
     if lazy:
         raise ModelError(f"{lazy[0]} has no shape yet: run the model once on an input, which initialises lazy modules")

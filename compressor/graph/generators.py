@@ -32,18 +32,27 @@ def restore_random_states_(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state, index)
 
 
-def drawn_since(before: dict[str, Any], read: bool) -> bool:
-    """Whether code drew numbers that may steer it: Python's and NumPy's always, torch's where values were read."""
-    now = random_states()
-    return any(now[name] != before[name] for name in ("python", "numpy")) or (
-        read and not torch.equal(now["torch"], before["torch"])
-    )
+class Draws:
+    """Whether code draws numbers from the global generators, from when this is made."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy, self._torch = _states()
+
+    def steer(self, read: bool) -> bool:
+        """Whether it drew numbers that may steer it: Python's and NumPy's always, torch's where values were read."""
+        python, numpy, torchs = _states()
+        same = python == self._python and all(map(np.array_equal, numpy, self._numpy))
+        return not same or (read and not torch.equal(torchs, self._torch))
+
+
+def _states() -> tuple[Any, Any, torch.Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every global generator starts at `seed`; afterwards each goes on where it was."""
-    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    python, numpy, torchs = _states()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  the global one is what users' code may draw from

@@ -8,6 +8,7 @@ only kind of channels of this width there.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -97,10 +98,18 @@ class _Widths:
         self._walk, self._numbered = walk, numbered
         self._enters = _of(walk, call.inputs)
         self._leaves = _of(walk, call.outputs)
-        prefix = f"{name}." if name else ""
-        tracks = [track for outputs in walk.op_outputs[call.start : call.end] for track in outputs]
-        parameters = [ids for (tensor, _), ids in walk.ties.blocks.items() if tensor.startswith(prefix)]
-        self._inside = [*parameters, *(ids for track in tracks for ids in track.values())]
+        self._prefix = f"{name}." if name else ""
+        self._outputs = walk.op_outputs[call.start : call.end]
+
+    @cached_property
+    def _inside(self) -> dict[int, list[Ids]]:
+        """By their width."""
+        found: dict[int, list[Ids]] = {}
+        parameters = [ids for (tensor, _), ids in self._walk.ties.blocks.items() if tensor.startswith(self._prefix)]
+        tracks = [track for outputs in self._outputs for track in outputs]
+        for ids in (*parameters, *(ids for track in tracks for ids in track.values())):
+            found.setdefault(len(ids), []).append(ids)
+        return found
 
     def of(self, path: str, value: int, told: ModuleCall | None) -> list[Ids]:
         """The kinds of channels, each once, that an attribute of this value may count; those that leave `told`."""
@@ -110,7 +119,7 @@ class _Widths:
         named = words(path)
         if named & (_ENTERS | _LEAVES):
             return self._different(self._enters if named & _ENTERS else self._leaves, value)
-        kinds = self._different(self._inside, value)
+        kinds = self._different(self._inside.get(value, ()), value)
         return kinds[-1:] if named & _LASTS else kinds
 
     def _different(self, arrays: Iterable[Ids], width: int) -> list[Ids]:

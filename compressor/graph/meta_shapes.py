@@ -25,21 +25,24 @@ def _like(x: Tensor) -> Tensor:
 
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    transposed: bool, _output_padding: Any, groups: int,
+    transposed: bool, output_padding: Any, groups: int,
 ) -> Tensor:  # fmt: skip
     if transposed and x.ndim == weight.ndim and x.shape[1] != weight.shape[0]:  # which torch checks on data only
         raise RuntimeError(f"a transposed convolution of {weight.shape[0]} channels was given {x.shape[1]}")
-    inputs, outputs = weight.shape[1] * groups, weight.shape[0]
-    plain = not transposed and x.ndim == weight.ndim and x.dtype == weight.dtype and x.is_contiguous()
-    if not plain or x.shape[1] != inputs or outputs % groups or (bias is not None and bias.shape != (outputs,)):
+    reads, makes = (weight.shape[0] // groups, weight.shape[1] * groups) if transposed else weight.shape[1::-1]
+    fits = x.shape[1] == reads * groups and makes % groups == 0 and (bias is None or bias.shape == (makes,))
+    if not fits or x.ndim != weight.ndim or x.dtype != weight.dtype:
         raise NotQuick
     rank = x.ndim - 2
-    steps, pads, gaps = (values * rank if len(values) == 1 else values for values in (stride, padding, dilation))
-    sizes = zip(x.shape[2:], weight.shape[2:], steps, pads, gaps, strict=True)
-    spatial = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in sizes]
+    lists = (v * rank if len(v) == 1 else v for v in (stride, padding, dilation, output_padding))
+    sizes = zip(x.shape[2:], weight.shape[2:], *lists, strict=True)
+    if transposed:
+        spatial = [(n - 1) * step - 2 * pad + gap * (k - 1) + more + 1 for n, k, step, pad, gap, more in sizes]
+    else:
+        spatial = [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap, _ in sizes]
     if min(spatial) < 1:
         raise NotQuick
-    return _empty(x, (x.shape[0], outputs, *spatial))
+    return _empty(x, (x.shape[0], makes, *spatial))
 
 
 def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -57,7 +60,7 @@ def same_type(x: Any, *rest: Any) -> Tensor:
     others = [value for value in rest if isinstance(value, Tensor)]
     if not isinstance(x, Tensor) or not x.is_meta or any(other.dtype != x.dtype for other in others):
         raise NotQuick
-    if not x.is_floating_point():  # whole numbers may give others, as by a sigmoid
+    if not x.is_floating_point() or complex in map(type, rest):  # whole numbers may give others, as by a sigmoid
         raise NotQuick
     shape = tuple(x.shape)
     for other in others:
@@ -90,7 +93,7 @@ def concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         same = first.is_meta and other.ndim == first.ndim and other.dtype == first.dtype
         if not same or any(d != at and a != b for d, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
             raise NotQuick
-    if not all(tensor.is_contiguous() for tensor in tensors):
+    if not all(tensor.is_contiguous() for tensor in tensors) and first.ndim in (4, 5):
         raise NotQuick
     shape = list(first.shape)
     shape[at] = sum(tensor.shape[at] for tensor in tensors)
@@ -112,13 +115,47 @@ def affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return _empty(x, (x.shape[0], weight.shape[1]))
 
 
+def product(x: Tensor, other: Tensor) -> Tensor:
+    if x.dtype != other.dtype or x.shape[0] != other.shape[0] or x.shape[2] != other.shape[1]:
+        raise NotQuick
+    return _empty(x, (*x.shape[:2], other.shape[2]))
+
+
+def softmax(x: Tensor, _dim: int, other_type: Any = None) -> Tensor:
+    if other_type or not x.is_contiguous() or not x.is_floating_point():
+        raise NotQuick
+    return _empty(x, x.shape)
+
+
+def resized(x: Tensor, size: Sequence[int], *_rest: Any) -> Tensor:
+    if not x.is_contiguous() or not x.is_floating_point() or len(size) != x.ndim - 2 or min(size) < 1:
+        raise NotQuick
+    return _empty(x, (*x.shape[:2], *size))
+
+
 def layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, _eps: float) -> Any:
     first, sizes = x.ndim - len(shape), tuple(shape)
-    plain = x.is_contiguous() and x.dtype in _SAME_STATISTICS
-    if not plain or x.shape[first:] != sizes or any(v is not None and v.shape != sizes for v in (weight, bias)):
+    plain = x.dtype in _SAME_STATISTICS and x.shape[first:] == sizes
+    if not plain or any(v is not None and v.shape != sizes for v in (weight, bias)):
         raise NotQuick
     saved = (*x.shape[:first], *(1 for _ in sizes))
     return _empty(x, x.shape), _empty(x, saved), _empty(x, saved)
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    images: int,
+    channels: int,
+    _pixels: int,
+    groups: int,
+    _: float,
+) -> Any:
+    plain = x.is_contiguous() and x.dtype in _SAME_STATISTICS and channels % groups == 0 and x.shape[1] == channels
+    if not plain or any(v is not None and v.shape != (channels,) for v in (weight, bias)):
+        raise NotQuick
+    return _empty(x, x.shape), _empty(x, (images, groups)), _empty(x, (images, groups))
 
 
 _SAME_STATISTICS = (torch.float32, torch.float64)  # norms of other types keep theirs in another one

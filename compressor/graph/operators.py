@@ -59,6 +59,10 @@ def _spatial(dims: int, kind: Kind, *modules: type[nn.Module]) -> Operator:
     return Operator(partial(shapes.spatial, dims=dims), free, kind, modules=modules)
 
 
+def _resized(dims: int) -> Operator:
+    return replace(_spatial(dims, "resize"), shape=meta_shapes.resized)
+
+
 _ATTENTION = Operator(layers.attention, layers.attention_macs, "attention")
 _BATCH_NORM = Operator(layers.batch_norm, free, "batch norm")
 _ELEMENTWISE = Operator(elementwise, free, "elementwise")
@@ -82,7 +86,7 @@ _ROWS: tuple[tuple[str, Operator], ...] = (
     ("mm _int_mm", _product("n k, k m -> n m", 1, 0, sizes=_LINEAR)),
     ("addmm", _product("n m, n k, k m -> n m", 2, 1, sizes=_LINEAR, bias=0, shape=meta_shapes.affine)),
     ("_addmm_activation", _product("n m, n k, k m -> n m", sizes=_LINEAR)),
-    ("bmm", _product("b n k, b k m -> b n m", 1, 0)),
+    ("bmm", _product("b n k, b k m -> b n m", 1, 0, shape=meta_shapes.product)),
     ("baddbmm", _product("b n m, b n k, b k m -> b n m", 2, 1, bias=0)),
     ("addbmm", _product("n m, b n k, b k m -> n m")),
     ("mv", _product("n k, k -> n")),
@@ -103,7 +107,7 @@ _ROWS: tuple[tuple[str, Operator], ...] = (
     ("layer_norm", Operator(layers.layer_norm, free, modules=(nn.LayerNorm,), resize=sizes.layer_norm)),
     ("native_layer_norm", Operator(layers.layer_norm, free, shape=meta_shapes.layer_norm)),
     ("_fused_rms_norm", Operator(layers.layer_norm, free)),
-    ("native_group_norm", Operator(layers.group_norm, free)),
+    ("native_group_norm", Operator(layers.group_norm, free, shape=meta_shapes.group_norm)),
     ("group_norm", Operator(by_trial, None, modules=(nn.GroupNorm,))),
     ("instance_norm", _UNKNOWN),
     # Activations.
@@ -141,7 +145,8 @@ _ROWS: tuple[tuple[str, Operator], ...] = (
     ("sum amax amin aminmax var std var_mean std_mean norm linalg_vector_norm logsumexp prod any all nansum "
      "count_nonzero _is_all_true _is_any_true", Operator(statistic, free)),
     ("log_softmax", Operator(along, free, "softmax", modules=(nn.LogSoftmax,))),
-    ("softmax _softmax _log_softmax _safe_softmax", Operator(along, free, "softmax")),
+    ("softmax", Operator(along, free, "softmax")),
+    ("_softmax _log_softmax _safe_softmax", Operator(along, free, "softmax", shape=meta_shapes.softmax)),
     ("cumsum cumprod logcumsumexp cummax cummin median nanmedian mode kthvalue topk sort argmax argmin multinomial "
      "roll rot90", Operator(along, free)),
     ("flip", Operator(along, free, keeps="some")),
@@ -159,12 +164,13 @@ _ROWS: tuple[tuple[str, Operator], ...] = (
     ("_adaptive_avg_pool2d max_pool2d_with_indices mkldnn_max_pool2d fractional_max_pool2d", _spatial(2, "pool")),
     ("_adaptive_avg_pool3d max_pool3d_with_indices fractional_max_pool3d", _spatial(3, "pool")),
     ("max_pool1d_with_indices adaptive_max_pool1d", Operator(by_trial, free, "pool")),
-    ("upsample_nearest1d upsample_linear1d _upsample_nearest_exact1d reflection_pad1d replication_pad1d",
-     _spatial(1, "resize")),
-    ("max_unpool2d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d "
-     "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d replication_pad2d", _spatial(2, "resize")),
-    ("max_unpool3d upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d reflection_pad3d "
-     "replication_pad3d", _spatial(3, "resize")),
+    ("upsample_nearest1d upsample_linear1d _upsample_nearest_exact1d", _resized(1)),
+    ("upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa "
+     "_upsample_bicubic2d_aa", _resized(2)),
+    ("upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d", _resized(3)),
+    ("reflection_pad1d replication_pad1d", _spatial(1, "resize")),
+    ("reflection_pad2d replication_pad2d max_unpool2d", _spatial(2, "resize")),
+    ("reflection_pad3d replication_pad3d max_unpool3d", _spatial(3, "resize")),
     ("grid_sampler_2d grid_sampler_3d", Operator(shapes.grid_sampler, free)),
     # Moved as they are.
     ("clone detach", Operator(shapes.like, free, keeps="all", incidental=True)),

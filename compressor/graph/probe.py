@@ -81,19 +81,29 @@ class Patient:
     @contextmanager
     def edited(self, identities: Mapping[Key, Ids], sizes: Iterable[Size], copies: Copies) -> Iterator[Replica]:
         """The replica with so many of every channel, its data meaningless."""
-        whole: dict[str, Tensor] = {}
-        values = dict(self.replica.values.held)
+        changes: dict[str, dict[int, Copies]] = {}
+        counted: dict[int, tuple[Ids, Copies, int]] = {}  # many places share one array
+
+        def count(ids: Ids) -> int:
+            if id(ids) not in counted:
+                times = copies[ids]
+                counted[id(ids)] = ids, times, -1 if (times == 1).all() else int(times.sum())
+            return counted[id(ids)][2]
+
         for (name, dim), ids in identities.items():
-            times = copies[ids]
-            if (times != 1).any():
-                tensor = self._tensors[name]
-                whole.setdefault(name, tensor.data)
-                tensor.data = _taken(tensor.data, dim, times)
-                if id(tensor) in values:
-                    blank, data = self.replica.values.held[id(tensor)]
-                    self.replica.values.held[id(tensor)] = blank, _taken(data, dim, times)
-        counts = [(size, int(copies[size.ids].sum())) for size in sizes]
-        changed = [(self._modules[s.module], s.attribute, count) for s, count in counts if count != len(s.ids)]
+            if count(ids) >= 0:
+                changes.setdefault(name, {})[dim] = counted[id(ids)][1]
+        whole = {name: self._tensors[name].data for name in changes}
+        values = dict(self.replica.values.held)
+        for name, dims in changes.items():
+            tensor = self._tensors[name]
+            tensor.data = _taken(tensor.data, dims)
+            if id(tensor) in values:
+                blank, data = values[id(tensor)]
+                self.replica.values.held[id(tensor)] = blank, _taken(data, dims)
+        changed = [
+            (self._modules[s.module], s.attribute, count(s.ids)) for s in sizes if count(s.ids) not in (-1, len(s.ids))
+        ]
         heads = dict.fromkeys((module, path.partition(".")[0]) for module, path, _ in changed)
         before = [(module, head, getattr(module, head)) for module, head in heads]
         write_(changed)
@@ -107,11 +117,14 @@ class Patient:
                 setattr(module, attribute, value)
 
 
-def _taken(data: Tensor, dim: int, times: Copies) -> Tensor:
+def _taken(data: Tensor, dims: Mapping[int, Copies]) -> Tensor:
+    """The data with so many of every position of some dimensions."""
     if data.is_meta:
-        shape = (*data.shape[:dim], int(times.sum()), *data.shape[dim + 1 :])
+        shape = [int(dims[dim].sum()) if dim in dims else size for dim, size in enumerate(data.shape)]
         return torch.empty(shape, dtype=data.dtype, device="meta")
-    return data.index_select(dim, torch.from_numpy(np.repeat(np.arange(len(times)), times)).to(data.device))
+    for dim, times in dims.items():
+        data = data.index_select(dim, torch.from_numpy(np.repeat(np.arange(len(times)), times)).to(data.device))
+    return data
 
 
 def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids) -> Objection | None:
@@ -302,7 +315,7 @@ def asks_for_sizes(walk: Walk) -> bool:
     """Whether an operator takes a size that the code may have from anywhere, other than to flatten."""
     return any(
         (touched and (op.operator.sized or _unflattens(op)))
-        or (op.operator.makes and max(op.outputs[0].shape[1:], default=1) > 1)
+        or (op.operator.makes and len(op.args) > len(op.inputs) and max(op.outputs[0].shape[1:], default=1) > 1)
         for op, touched in zip(walk.trace.ops, walk.op_inputs, strict=True)
     )
 

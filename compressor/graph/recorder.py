@@ -5,6 +5,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,11 +37,11 @@ class _Watching(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False
 
-    def _given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    def _given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._on_meta:
-            output = run_on_shapes(func, args, kwargs or {}, self._values)
+            output = run_on_shapes(func, args, kwargs, self._values)
         else:
-            output = func(*args, **(kwargs or {}))
+            output = func(*args, **kwargs)
         if func is _READS:
             output = self._answer(len(self.reads), output)
             self.reads.append(output)
@@ -48,6 +49,12 @@ class _Watching(TorchDispatchMode):
 
 
 _READS = torch.ops.aten._local_scalar_dense.default
+_EMPTY = torch.ops.aten.empty.memory_format
+
+
+def is_reserve(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+    """Whether `empty` is called by batch norm, which keeps nothing in what it makes."""
+    return func is _EMPTY and args == ([0],) and kwargs is not None and kwargs.get("dtype") is torch.uint8
 
 
 _EXACT = frozenset({torch.bool, torch.int64, torch.int32})
@@ -68,14 +75,21 @@ class Outline(_Watching):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        operator, name, plain = lookup(func), plain_name(func), tuple(map(_plain, args))
-        self.ops.append(Ran(operator, name, plain, ()))
-        output = self._given(func, args, kwargs)
+        if is_reserve(func, args, kwargs):
+            return func(*args, **kwargs or {})
+        operator, name = lookup(func), plain_name(func)
+        plain = tuple([value if type(value) in CONSTANTS else _plain(value) for value in args])
+        try:
+            output = self._given(func, args, kwargs or {})
+        except BaseException:
+            self.ops.append(Ran(operator, name, plain, ()))
+            raise
         if self._found and not operator.incidental:
             self._next += 1
             told, found = self._found[self._next - 1] if self._next <= len(self._found) else ("", ())
             output = _replaced(output, found) if told == name else output
-        self.ops[-1] = Ran(operator, name, plain, tuple(tuple(leaf.shape) for leaf in _leaves(output)))
+        shapes = tuple([leaf.shape for leaf in _leaves(output)])
+        self.ops.append(Ran(operator, name, plain, shapes))
         return output
 
 
@@ -134,13 +148,18 @@ class _Watched(weakref.ref[Tensor]):
 
 
 class Recorder(_Watching):
-    """Writes every operator into `result`; an object's identity names a tensor as long as it lives."""
+    """Writes every operator into `result`; an object's identity names a tensor as long as it lives.
+
+    Tensors on the meta device are kept alive until the end; those with data go when the model lets them go.
+    """
 
     def __init__(self, replica: Replica, answer: Answer) -> None:
         super().__init__(replica, answer)
         self.result = Trace()
         self._modules = replica.modules
         self._known: dict[int, TensorRef] = {}
+        self._alive: list[tuple[Tensor, TensorRef]] = []
+        self._placed = 0  # how many of these stand in `_lying`
         self._watched: dict[int, _Watched] = {}
         self._lying: dict[int, tuple[Any, TensorRef]] = {}  # by its memory, whose number is taken as long as it is held
         self._count = 0
@@ -160,28 +179,29 @@ class Recorder(_Watching):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if is_reserve(func, args, kwargs):
+            return func(*args, **kwargs or {})
         seen: list[TensorRef] = []
         arguments = self._written(args, seen)
-        options = {key: self._written(value, seen) for key, value in kwargs.items()} if kwargs else {}
+        options = dict(zip(kwargs, self._written(tuple(kwargs.values()), seen), strict=True)) if kwargs else {}
         self._running = True
         try:
-            output = self._given(func, args, kwargs)
+            output = self._given(func, args, kwargs or {})
         finally:
             self._running = False
-        made: list[TensorRef] = []
-        self._written(output, made, made=True)
+        made = tuple([self._ref(leaf, made=True) for leaf in _leaves(output)])
         if not self._on_meta:
             self.result.found.append(() if func._schema.is_mutable else tuple(map(_exact, _leaves(output))))
         called = func, lookup(func), plain_name(func)
-        self.result.ops.append(Op(*called, arguments, options, tuple(seen), tuple(made), self._module))
+        self.result.ops.append(Op(*called, arguments, options, tuple(seen), made, self._module))
         return output
 
-    def refs(self, values: Any) -> Iterator[TensorRef]:
-        return map(self._ref, _leaves(values))
+    def refs(self, values: Any) -> tuple[TensorRef, ...]:
+        return tuple([self._ref(leaf) for leaf in _leaves(values)])
 
     def given(self, values: Any) -> tuple[TensorRef, ...]:
         """The tensors of the example."""
-        return tuple(self._ref(leaf, made=True) for leaf in _leaves(values))
+        return tuple([self._ref(leaf, made=True) for leaf in _leaves(values)])
 
     def read(self, tensor: Tensor) -> None:
         """Python reads the data, which torch does not tell of."""
@@ -192,17 +212,21 @@ class Recorder(_Watching):
     def made(self, tensor: Tensor) -> None:
         """Python makes a tensor of numbers, or gives one that is there another name."""
         storage = _storage(tensor)
-        self._ref(tensor, made=storage is None or storage._cdata not in self._lying)
+        self._ref(tensor, made=storage is None or storage._cdata not in self._memory())
 
     def survivors(self) -> list[tuple[TensorRef, str]]:
         """Tensors, other than the outputs, that an operator made and somebody still holds."""
         given = {*self.result.parameters, *(ref.index for ref in self.result.inputs)}
         outputs = {ref.index for ref in self.result.outputs}
-        if any(ref.index not in given and ref.index not in outputs for ref in self._known.values()):
+        watched: list[tuple[TensorRef, weakref.ref[Tensor]]]
+        watched = [(self._known[number], found) for number, found in self._watched.items()]
+        watched += [(self._known[id(tensor)], weakref.ref(tensor)) for tensor, _ in self._alive]
+        self._alive.clear()
+        if any(ref.index not in given and ref.index not in outputs and found() is not None for ref, found in watched):
             gc.collect(1)  # what only holds itself is nobody's
-        watched = [(self._known[number], found()) for number, found in list(self._watched.items())]
-        alive = [(ref, tensor) for ref, tensor in watched if tensor is not None and ref.index not in given]
-        del watched
+        found = [(ref, each()) for ref, each in watched if ref.index not in given]
+        alive = [(ref, tensor) for ref, tensor in found if tensor is not None]
+        del watched, found
         bases = {id(base_of(tensor)) for _, tensor in alive}
         kept = {id(tensor): place for place, tensor in self._kept()} if len(alive) > len(outputs) else {}
         return [
@@ -215,7 +239,7 @@ class Recorder(_Watching):
         """What the model's modules hold in attributes."""
         for name, module in self._modules.items():
             for attribute, value in vars(module).items():
-                for tensor in tensors_in(value):
+                for tensor in tensors_in(value) if attribute != _INSTEAD else ():
                     yield f"kept as {name or 'the model'}.{attribute} after the run", tensor
 
     def _ref(self, tensor: Tensor, made: bool = False) -> TensorRef:
@@ -231,64 +255,78 @@ class Recorder(_Watching):
         if tensor.is_nested:
             place = self._module or "the model"
             raise ModelError(f"{place} makes a nested tensor, whose channels cannot be followed: pad it instead")
-        watched = self._watched[id(tensor)] = _Watched(tensor, self._forget)
-        watched.number = id(tensor)
-        shape, storage = tuple(tensor.shape), _storage(tensor)
-        lying = None if storage is None or made else self._lying.get(storage._cdata)
-        if lying is not None and (lying[1].shape, lying[1].dtype) == (shape, tensor.dtype):  # as `x.data` is
-            ref = lying[1]
-        else:
+        shape = tuple(tensor.shape)
+        storage = None if made else _storage(tensor)
+        _, ref = (None, None) if storage is None else self._memory().get(storage._cdata, (None, None))
+        if ref is None or (ref.shape, ref.dtype) != (shape, tensor.dtype):  # else it is one, as `x.data` is of `x`
             self.result.strange |= not made and tensor.is_meta and tensor.is_floating_point()
             ref = TensorRef(self._count, shape, tensor.dtype)
             self._count += 1
-            if storage is not None:
-                self._lying[storage._cdata] = storage if tensor.is_meta else StorageWeakRef(storage), ref
         self._known[id(tensor)] = ref
+        if tensor.is_meta:
+            self._alive.append((tensor, ref))
+        else:
+            watched = self._watched[id(tensor)] = _Watched(tensor, self._forget)
+            watched.number = id(tensor)
+            self._lie(tensor, ref)
         return ref
+
+    def _memory(self) -> dict[int, tuple[Any, TensorRef]]:
+        """By where data lie, the last tensor that came up there."""
+        for tensor, ref in self._alive[self._placed :]:
+            self._lie(tensor, ref)
+        self._placed = len(self._alive)
+        return self._lying
+
+    def _lie(self, tensor: Tensor, ref: TensorRef) -> None:
+        storage = _storage(tensor)
+        if storage is not None:
+            self._lying[storage._cdata] = storage if tensor.is_meta else StorageWeakRef(storage), ref
 
     def _forget(self, gone: Any) -> None:
         self._known.pop(gone.number, None)
         self._watched.pop(gone.number, None)
 
-    def _written(self, value: Any, seen: list[TensorRef], made: bool = False) -> Any:
-        """The value with references for its tensors, which are also added to `seen`."""
-        kind = type(value)
-        if kind in CONSTANTS:
-            return value
-        if isinstance(value, Tensor):
-            ref = self._ref(value, made)
-            seen.append(ref)
-            return ref
-        if isinstance(value, list | tuple):
-            return kind([item if type(item) in CONSTANTS else self._written(item, seen, made) for item in value])
-        return value
+    def _written(self, values: Any, seen: list[TensorRef]) -> Any:
+        """Arguments with references for their tensors, which are also added to `seen`."""
+        written = []
+        for value in values:
+            if isinstance(value, Tensor):
+                value = self._ref(value)
+                seen.append(value)
+            elif isinstance(value, list | tuple):
+                value = self._written(value, seen)
+            written.append(value)
+        return tuple(written) if type(values) is tuple else type(values)(written)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Take down every call of the model's modules, hooks of the user's included.
 
-        `nn.Module.__call__` is replaced meanwhile, as torch.fx does: hooks on every module cost more than the run.
+        Each module is told to run something else, as one that was compiled in place is: hooks on every module cost more
+        than the run, and after another `nn.Module.__call__` Python looks up every attribute of every class again.
         """
-        scripted = torch.jit.ScriptModule  # what it runs counts as its owner's
-        names = {id(m): name for name, m in self._modules.items() if not isinstance(m, scripted)}
 
-        def call(module: nn.Module, *inputs: Any, **keywords: Any) -> Any:
-            name = names.get(id(module))
-            if name is None:
-                return original(module, *inputs, **keywords)
+        def call(module: nn.Module, name: str, *inputs: Any, **keywords: Any) -> Any:
             start, outer, self._module = len(self.result.ops), self._module, name
             try:
-                output = original(module, *inputs, **keywords)
+                output = module._call_impl(*inputs, **keywords)
             finally:
                 self._module = outer
-            made = (self._ref(output),) if isinstance(output, Tensor) else tuple(self.refs(output))
-            given = tuple(self.refs((*inputs, *keywords.values()) if keywords else inputs))
+            made = self.refs(output)
+            given = self.refs((*inputs, *keywords.values()) if keywords else inputs)
             self.result.calls.append(ModuleCall(name, start, len(self.result.ops), given, made))
             return output
 
-        original = nn.Module.__call__
-        nn.Module.__call__ = call  # type: ignore[method-assign]
+        scripted = torch.jit.ScriptModule  # what it runs counts as its owner's
+        spaces = [(vars(m), partial(call, m, name)) for name, m in self._modules.items() if not isinstance(m, scripted)]
+        for held, instead in spaces:
+            held[_INSTEAD] = instead
         try:
             yield
         finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
+            for held, _ in spaces:
+                held.pop(_INSTEAD, None)
+
+
+_INSTEAD = "_compiled_call_impl"

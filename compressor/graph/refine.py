@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from compressor.graph import probe, resolve
-from compressor.graph.channels import KEPT, Group, Ids
+from compressor.graph.channels import KEPT, Group, Ids, Size
 from compressor.graph.kept_sizes import kept_sizes
 from compressor.graph.names import labels
 from compressor.graph.skeleton import Replica
-from compressor.graph.tensors import named_tensors
+from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.trace import Trace, Way
 from compressor.graph.walk import RawSize, Ties, Walk
 from compressor.graph.ways import beside, left_over
@@ -40,12 +40,14 @@ class Refinement:
         self.axes: list[dict[int, int]] = [{} for _ in runs]  # of each run, what is known of its reshapes
         self.patient = probe.Patient(replica)
         self.tensors = named_tensors(model)
-        self.modules = {n: m for n, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
+        self.modules = {n: m for n, m in named_modules(model).items() if not isinstance(m, torch.jit.ScriptModule)}
         order = {name: place for place, name in enumerate(self.tensors)}
         self.order = probe.first_use(runs[0][0], order)
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
         self.notes: list[str] = []
+        self.found: list[RawSize] = []
+        self.sizes: tuple[Size, ...] = ()
         self.left_over = left_over(replica, never)
         self._follow()
 
@@ -55,6 +57,15 @@ class Refinement:
         `keep` names modules and tensors whose channels stay as they are.
         """
         self.keep = keep
+        self._resolve()
+        kept, self.notes = self._kept_sizes()
+        learnt = self.found
+        self.found = learnt + kept
+        self._size()
+        if self._trial() is None:  # as in most networks
+            self._bound()
+            return
+        self.found = learnt
         self._refine()
         self._bound()
         self._keep_sizes()
@@ -67,16 +78,20 @@ class Refinement:
             walk.follow()
         self.walks: list[Run] = [(walk, *run[1:]) for walk, run in zip(walks, self.runs, strict=True)]
         self.trials = self.walks, self.walks
-        if len(walks) == 2 and probe.same_operators(*walks):  # one code: each mode tries it in one way
-            self.trials = self.walks[:1], self.walks[1:] if probe.asks_for_sizes(walks[1]) else []
-        self.found: list[RawSize] = [size for walk in walks for size in walk.sizes]
+        if len(walks) == 1 or (len(walks) == 2 and probe.same_operators(*walks)):  # one code: each mode tries it once
+            self.trials = self.walks[:1], self.walks[-1:] if probe.asks_for_sizes(walks[-1]) else []
+        self.found = [size for walk in walks for size in walk.sizes]
+        self.vectors = resolve.vector_sizes(self.ties, self.modules)
 
     def _resolve(self) -> None:
         self.roots = resolve.roots_of(self.ties)
         self.numbered = numbered = resolve.Numbered(self.roots)
         self.identities = resolve.identities(self.ties, numbered)
         self.groups = tuple(map(self._kept, resolve.groups(self.ties, numbered, self.ranks, self.order)))
-        self.sizes = resolve.sizes(self.found, self.ties, self.modules, numbered)
+        self._size()
+
+    def _size(self) -> None:
+        self.sizes = resolve.sizes((*self.found, *self.vectors), self.modules, self.numbered)
 
     def _kept(self, group: Group) -> Group:
         if group.frozen is None and not self.keep.isdisjoint(labels(group)):
@@ -117,12 +132,15 @@ class Refinement:
     def _try(self) -> tuple[Walk, probe.Objection] | None:
         """What the trials object to, which also stands in `objected`; the map is then as the ties say."""
         self._resolve()
+        self.objected = self._trial()
+        return self.objected
+
+    def _trial(self) -> tuple[Walk, probe.Objection] | None:
         halved, uneven = self.trials
         found = self._objection(probe.half(self.groups, len(self.roots), self.least), halved)
         # Where parts of a dimension are channels of their own, numbers may agree by chance.
         for seed in () if found or not uneven else (1, 2, 3) if self.ties.apart else (1,):
             found = found or self._objection(probe.uneven(self.groups, len(self.roots), seed), uneven)
-        self.objected = found
         return found
 
     def _bound(self) -> None:
@@ -144,21 +162,23 @@ class Refinement:
 
     def _keep_sizes(self) -> None:
         """Learn the sizes that a class keeps for later, those of them to which no trial objects."""
-        known = {(size.module, size.attribute) for size in self.sizes}
-        found, self.notes = kept_sizes(self.walks[0][0], self.numbered, self.modules, known)
+        found, self.notes = self._kept_sizes()
         before = self.found
         while found:
             self.found = before + found
-            self._resolve()
+            self._size()
             objection = self._objection(probe.half(self.groups, len(self.roots), self.least), self.trials[0])
             if objection is None:
-                break
+                return
             at = objection[0].trace.ops[objection[1].op].module
             gone = {(size.attribute, id(size.ids)) for size in found if probe.inside(at, size.module)}
             found = [size for size in found if (size.attribute, id(size.ids)) not in gone] if gone else []
-        else:
-            self.found = before
-            self._resolve()
+        self.found = before
+        self._size()
+
+    def _kept_sizes(self) -> tuple[list[RawSize], list[str]]:
+        known = {(size.module, size.attribute) for size in self.sizes}
+        return kept_sizes(self.walks[0][0], self.numbered, self.modules, known)
 
     def _objection(self, copies: probe.Copies, runs: Iterable[Run]) -> tuple[Walk, probe.Objection] | None:
         if (copies == 1).all():

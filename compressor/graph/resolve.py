@@ -79,13 +79,13 @@ def groups(
 
     `ranks` holds the number of dimensions of each tensor: a vector does not make channels, a weight does.
     """
-    roles = _Roles(ties)
     keys = sorted(ties.blocks, key=lambda key: (tensor_order[key[0]], key[1]))
     held = {key: numbered(ties.blocks[key]) for key in keys}
-    places = {key: Place(*key, "row" if roles.makes(ties.blocks[key]) else "column") for key in keys}
+    roles = _roles(ties)
+    places = {key: Place(*key, "row" if "row" in roles[key] else "column") for key in keys}
     families = _families(held, [numbered(ids) for ids in ties.apart], numbered.count)
     frozen = Reasons(ties.frozen, numbered)
-    both = ((ids, BOTH_WAYS) for ids in ties.blocks.values() if roles.makes(ids) and roles.reads(ids))
+    both = ((ties.blocks[key], BOTH_WAYS) for key, roles_of in roles.items() if len(roles_of) > 1)
     prune_only = Reasons((*ties.prune_only, *both), numbered)
     kernels = Reasons(((ids, text) for ids, text in ties.frozen if text == KERNEL), numbered)
     found = []
@@ -106,19 +106,17 @@ def groups(
 BOTH_WAYS = "a weight both makes and reads them"
 
 
-class _Roles:
-    """On which dimensions a weight reads channels and on which it makes them; it may do both on one."""
-
-    def __init__(self, ties: Ties) -> None:
-        links = connected(ties.aliases, ties.count)  # of a computed weight, the parameters it comes from
-        self._links = links
-        self._reads, self._makes = (_marked(arrays, links) for arrays in (ties.columns, ties.rows))
-
-    def reads(self, ids: Ids) -> bool:
-        return bool(self._reads[self._links[ids]].any())
-
-    def makes(self, ids: Ids) -> bool:
-        return bool(self._makes[self._links[ids]].any()) or not self.reads(ids)
+def _roles(ties: Ties) -> dict[Key, tuple[str, ...]]:
+    """Whether a weight makes the channels on a dimension, reads them, or both."""
+    links = connected(ties.aliases, ties.count)  # of a computed weight, the parameters it comes from
+    columns, rows = (_marked(arrays, links) for arrays in (ties.columns, ties.rows))
+    found: dict[Key, tuple[str, ...]] = {}
+    for key, ids in ties.blocks.items():
+        linked = links[ids]
+        read = bool(columns[linked].any())
+        made = not read or bool(rows[linked].any())
+        found[key] = ("row",) * made + ("column",) * read
+    return found
 
 
 def _marked(arrays: Iterable[Ids], links: Roots) -> NDArray[np.bool_]:
@@ -187,11 +185,9 @@ def sites(walk: Walk, numbered: Numbered) -> tuple[Site, ...]:
     return tuple(found)
 
 
-def sizes(
-    found: Iterable[RawSize], ties: Ties, modules: Mapping[str, nn.Module], numbered: Numbered
-) -> tuple[Size, ...]:
-    """The attributes that exist, can be written, and hold exactly the count they were said to hold."""
-    vectors = [
+def vector_sizes(ties: Ties, modules: Mapping[str, nn.Module]) -> list[RawSize]:
+    """The attributes that count what a vector of their module holds, whatever operator reads it."""
+    return [
         RawSize(owned, name, ids)
         for (tensor, dim), ids in ties.blocks.items()
         if dim == 0 and (tensor, 1) not in ties.blocks
@@ -199,8 +195,12 @@ def sizes(
         for name in _COUNTS
         if name in vars(modules.get(owned, nn.Module))
     ]
+
+
+def sizes(found: Iterable[RawSize], modules: Mapping[str, nn.Module], numbered: Numbered) -> tuple[Size, ...]:
+    """The attributes that exist, can be written, and hold exactly the count they were said to hold."""
     kept: dict[tuple[str, str], Size] = {}
-    for raw in (*found, *vectors):
+    for raw in found:
         value = value_at(modules.get(raw.module), raw.attribute)
         if type(value) is int and value == len(raw.ids):
             kept.setdefault((raw.module, raw.attribute), Size(raw.module, raw.attribute, numbered(raw.ids)))

@@ -56,5 +56,5 @@ def _on_meta(leaf: Any) -> Any:
 
 @cache
 def _quick_rule(func: torch._ops.OpOverload) -> Callable[..., Any] | None:
-    rule = lookup(func).shape if func._overloadname in ("default", "Tensor", "dim") else None
+    rule = lookup(func).shape if func._overloadname in ("default", "Tensor", "Scalar", "dim") else None
     return in_place if rule is same_type and func._schema.is_mutable else rule

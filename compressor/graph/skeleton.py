@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from compressor.graph.copies import CONSTANTS, HAVE_CODE, attributes, copied
 from compressor.graph.state import State
-from compressor.graph.tensors import named_tensors
+from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.values import Values, may_be_read
 
 
@@ -18,11 +18,31 @@ class Replica:
     def __init__(self, model: nn.Module, *, real: bool = False) -> None:
         readable: list[tuple[Tensor, Tensor]] = []
         self.model = skeleton(model, real=real, readable=readable)
-        self.modules = dict(self.model.named_modules())
+        self.modules = named_modules(self.model)
         self.tensors = named_tensors(self.model)
         self.device = next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
         self.values = Values(() if real else readable)
         self.state = State(self.model)
+        self._training: bool | None = None  # the mode of the last run
+
+    def set_mode(self, training: bool) -> None:
+        if training == self._training:
+            return
+        self._training = training
+        if any(type(module).train is not nn.Module.train for module in self.modules.values()):
+            set_mode(self.model, training)
+        else:  # the same, without a search for the children of each
+            for module in self.modules.values():
+                vars(module)["training"] = training
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """`model.train(training)`, also for exported programs, whose `train` and `eval` refuse."""
+    try:
+        model.train(training)
+    except NotImplementedError:
+        for module in model.modules():
+            module.training = training
 
 
 def skeleton(model: nn.Module, *, real: bool = False, readable: list[tuple[Tensor, Tensor]] | None = None) -> nn.Module:

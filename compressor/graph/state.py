@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.graph.copies import CONSTANTS
+from compressor.graph.copies import CONSTANTS, is_constant
 
 _MOST = 50_000  # objects that are noted
 _LARGE = 10_000  # entries of a container, above which it is data
@@ -83,44 +83,27 @@ class State:
             undo()
 
     def _note(self, one: Any) -> None:
-        if isinstance(one, Tensor):
-            if not isinstance(one, nn.Parameter):
-                self._tensors.append(one)
-        elif isinstance(one, nn.Module):
-            self._module(one)
-        elif isinstance(one, dict | list | set | collections.deque):
-            self._container(one)
-        elif isinstance(one, tuple | frozenset):
-            self._waiting.extend(one)
-        elif isinstance(one, types.FunctionType):
-            self._function(one)
-        elif isinstance(one, types.MethodType):
-            self._waiting += (one.__self__, one.__func__)
-        elif isinstance(one, functools.partial):
-            self._waiting += (one.func, *one.args, *one.keywords.values())
-        elif isinstance(one, functools._lru_cache_wrapper):
-            one.cache_clear()
-            self._undo.append(one.cache_clear)
-            self._waiting.append(one.__wrapped__)
-        elif isinstance(one, staticmethod | classmethod):
-            self._waiting.append(one.__func__)
-        elif isinstance(one, property | functools.cached_property):
-            self._waiting.append(one.fget if isinstance(one, property) else one.func)
-        elif isinstance(one, type):
-            self._class(one)
-        elif isinstance(one, random.Random | np.random.Generator | np.random.RandomState | torch.Generator):
-            self._generator(one)
-        elif _is_users(type(one)) or isinstance(one, types.SimpleNamespace | collections.UserDict):
-            self._object(one)
+        kind: Any = type(one)
+        noted = _noted_as(kind)
+        if noted is not None:
+            noted(self, one)
+
+    def _tensor(self, tensor: Tensor) -> None:
+        if not isinstance(tensor, nn.Parameter):
+            self._tensors.append(tensor)
+
+    def _cached(self, function: Any) -> None:
+        function.cache_clear()
+        self._undo.append(function.cache_clear)
+        self._waiting.append(function.__wrapped__)
 
     def _module(self, module: nn.Module) -> None:
         held = vars(module)
         self._spaces.append(held)
         for name, value in held.items():
-            kind = type(value)
-            if kind in CONSTANTS or (kind is tuple and CONSTANTS.issuperset(map(type, value))):
+            if type(value) in CONSTANTS or is_constant(value):
                 continue
-            if kind in _PLAIN and not value:
+            if type(value) in _PLAIN and not value:
                 self._empty.append(value)
             elif name in ("_parameters", "_buffers", "_modules"):
                 self._spaces.append(value)
@@ -202,10 +185,37 @@ class State:
             self._undo.append(functools.partial(source.set_state, source.get_state()))
 
 
+_Noted = Callable[[State, Any], None]
+_WAYS: tuple[tuple[Any, _Noted], ...] = (
+    (Tensor, State._tensor),
+    (nn.Module, State._module),
+    (dict | list | set | collections.deque, State._container),
+    (tuple | frozenset, lambda state, one: state._waiting.extend(one)),
+    (types.FunctionType, State._function),
+    (types.MethodType, lambda state, one: state._waiting.extend((one.__self__, one.__func__))),
+    (functools.partial, lambda state, one: state._waiting.extend((one.func, *one.args, *one.keywords.values()))),
+    (functools._lru_cache_wrapper, State._cached),
+    (staticmethod | classmethod, lambda state, one: state._waiting.append(one.__func__)),
+    (property, lambda state, one: state._waiting.append(one.fget)),
+    (functools.cached_property, lambda state, one: state._waiting.append(one.func)),
+    (type, State._class),
+    (random.Random | np.random.Generator | np.random.RandomState | torch.Generator, State._generator),
+    (types.SimpleNamespace | collections.UserDict, State._object),
+)
+
+
+@functools.cache
+def _noted_as(kind: type) -> _Noted | None:
+    """How an object of this class is noted, if at all."""
+    found = (note for base, note in _WAYS if issubclass(kind, base))
+    return next(found, State._object if _is_users(kind) else None)
+
+
 _MISSING = object()
 _BASES: tuple[Any, ...] = (collections.OrderedDict, dict, list, set, collections.deque)
 _PLAIN = (dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter)
-_NOT_USERS = {"torch", "torchvision", "timm", "numpy", "compressor", *sys.stdlib_module_names} - {"__main__"}
+_LIBRARIES = {"torch", "torchvision", "timm", "numpy", "compressor", "huggingface_hub", "safetensors", "PIL", "scipy"}
+_NOT_USERS = _LIBRARIES | sys.stdlib_module_names - {"__main__"}
 
 
 def _is_users(of: Any) -> bool:
@@ -232,11 +242,8 @@ def _stored(code: types.CodeType) -> frozenset[str]:
 
 
 def _refill(one: Any, base: Any, kept: Any) -> None:
-    if isinstance(kept, dict):
-        same = all(base.get(one, key, _MISSING) is value for key, value in kept.items())
-    else:
-        same = all(map(operator.is_, base.__iter__(one), kept))
-    if same and base.__len__(one) == len(kept):
+    same = base.__len__(one) == len(kept) and all(map(operator.is_, base.__iter__(one), kept))
+    if same and (not isinstance(kept, dict) or all(map(operator.is_, base.values(one), kept.values()))):
         return
     base.clear(one)
     if isinstance(kept, dict):

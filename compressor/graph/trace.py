@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError
 from compressor.files.limits import lacks_memory, within_memory
-from compressor.graph.generators import drawn_since, random_states, seeded
+from compressor.graph.generators import Draws, seeded
 from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutral, neutrally
 from compressor.graph.recorder import Answer, Outline, Recorder, base_of
@@ -95,12 +95,12 @@ def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
         try:
             arguments, keywords = _ready(replica, way)
             result.inputs = recorder.given((arguments, keywords))
-            before = random_states()
+            draws = Draws()
             with recorder:
                 output = way.called(replica.model)(*arguments, **keywords)
                 carried = tensors_in(output, exhaust=True)
             result.reads = recorder.reads
-            result.drew = drawn_since(before, bool(recorder.reads))
+            result.drew = draws.steer(bool(recorder.reads))
             bases = [base_of(tensor) for tensor in carried if type(tensor) is not Tensor]  # unseen by operators
             result.outputs = tuple(recorder.refs([*carried, *(base for base in bases if base is not None)]))
             result.gave = shapes_of(carried)
@@ -148,7 +148,7 @@ def alike(replica: Replica, way: Way, listener: Listener | None = None) -> Itera
     bounds = nullcontext() if replica.device.type == "meta" else within_memory()
     with neutral(), torch.no_grad(), seeded(way.seed), bounds, replica.values.watched(listener):
         try:
-            set_mode(replica.model, way.training)
+            replica.set_mode(way.training)
             with replica.state.kept():
                 yield
         finally:
@@ -181,15 +181,6 @@ def _takes(called: Callable[..., Any], *positions: Any, **keywords: Any) -> bool
     except ValueError:  # it has none
         pass
     return True
-
-
-def set_mode(model: nn.Module, training: bool) -> None:
-    """`model.train(training)`, also for exported programs, whose `train` and `eval` refuse."""
-    try:
-        model.train(training)
-    except NotImplementedError:
-        for module in model.modules():
-            module.training = training
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.graph.copies import CONSTANTS
+from compressor.graph.copies import CONSTANTS, is_constant
 from compressor.graph.held import reached
-from compressor.graph.tensors import has_data, named_tensors
+from compressor.graph.tensors import has_data, named_modules, named_tensors
 
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
 _MOST = 10_000  # objects of one attribute
@@ -33,19 +33,19 @@ def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterato
     """
     wanted, names = set(shapes), []
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model).items():
         for name, value in vars(module).items():
-            if not _is_plain(value) and name not in _REGISTERED and _holds(value, wanted, own):
+            if _may_hold(value) and name not in _REGISTERED and _holds(value, wanted, own):
                 names.append(f"{path}.{name}".removeprefix("."))
     if names:
         yield f"not edited, though of the shapes of edited layers: {', '.join(names)}; make them anew after an edit"
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a module's attribute is a constant, nothing, or a tensor."""
-    return (
-        type(value) in CONSTANTS or isinstance(value, Tensor) or (isinstance(value, dict | list | tuple) and not value)
-    )
+def _may_hold(value: Any) -> bool:
+    """Whether a module's attribute is neither a constant, a tensor nor empty."""
+    if type(value) in CONSTANTS or (isinstance(value, dict | list | tuple) and not value):
+        return False
+    return not (is_constant(value) or isinstance(value, Tensor))
 
 
 def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int]) -> bool:

@@ -37,18 +37,26 @@ class Ties:
     made: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1024, dtype=bool))
     fixed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1024, dtype=bool))  # frozen as they are
     _made_pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
+    _any_made: bool = False
+    met: dict[tuple[int, int, bool], tuple[Ids, Ids]] = field(default_factory=dict)  # arrays that are tied, by which
 
     def fresh(self, size: int, made: bool = False) -> Ids:
         ids = np.arange(self.count, self.count + size, dtype=np.int64)
         self.count += size
+        self._any_made |= made
         if self.count > len(self.made):
             more = np.zeros(max(len(self.made), size), dtype=bool)
             self.made, self.fixed = np.concatenate([self.made, more]), np.concatenate([self.fixed, more])
         self.made[ids] = made
         return ids
 
+    def is_made(self, ids: Ids) -> bool:
+        return self._any_made and bool(self.made[ids].all())
+
     def tie(self, one: Ids, other: Ids) -> None:
         self.pairs.append((one, other))
+        if not self._any_made:
+            return
         here, there = self.made[one], self.made[other]
         if here.any() or there.any():
             self._made_pairs.append((one, other))
@@ -155,7 +163,7 @@ class Walk:
         return self.ties.fresh(size, made=True)
 
     def is_made(self, ids: Ids) -> bool:
-        return bool(self.ties.made[ids].all())
+        return self.ties.is_made(ids)
 
     def is_fixed(self, ids: Ids) -> bool:
         return bool(self.ties.fixed[ids].all())
@@ -165,8 +173,10 @@ class Walk:
         return self.track(ref).get(dim), ref.shape[dim]
 
     def tie(self, one: Ids, other: Ids) -> None:
-        if one is not other:
-            pair = np.broadcast_to(one, other.shape).ravel(), other.ravel()
+        known = (id(one), id(other), self._computes_weight)
+        if one is not other and known not in self.ties.met:
+            self.ties.met[known] = one, other
+            pair = (one if one.shape == other.shape else np.broadcast_to(one, other.shape)).ravel(), other.ravel()
             self.ties.tie(*pair)
             if self._computes_weight:
                 self.ties.aliases.append(pair)
@@ -204,7 +214,9 @@ class Walk:
         take any size take the unknown ones'.
         """
         present = [(ids, size) for ids, size in arrays if size > 1]
-        known = sorted((ids for ids, _ in present if ids is not None), key=self.is_made)  # channels first
+        known = [ids for ids, _ in present if ids is not None]
+        if len(known) > 1:
+            known.sort(key=self.is_made)  # channels first
         if not known or (len(known) < len(present) and self.is_made(known[0])):
             return None
         for ids in known[1:]:

@@ -3,6 +3,7 @@
 What no run reached is followed by nothing; it keeps its width, and the report names it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,9 @@ from torch import nn
 
 from compressor.errors import ModelError, UsageError, did_you_mean
 from compressor.graph.recorder import Answer
-from compressor.graph.records import Trace
+from compressor.graph.records import TensorRef, Trace
 from compressor.graph.skeleton import Replica
+from compressor.graph.tensors import named_modules
 from compressor.graph.trace import Way, cause, run
 
 Run = tuple[Trace, Way]
@@ -118,6 +120,24 @@ def _ending(answer: Answer) -> Answer:
     return tell
 
 
+def same_wiring(one: Trace, other: Trace) -> bool:
+    """Whether two runs are the same operators of the same modules on the same tensors, for two images or one."""
+    if (one.parameters, one.left, len(one.ops)) != (other.parameters, other.left, len(other.ops)):
+        return False
+    pairs = zip(one.ops, other.ops, strict=True)
+    return all(
+        (a.name, a.module) == (b.name, b.module) and _alike(a.inputs, b.inputs) and _alike(a.outputs, b.outputs)
+        for a, b in pairs
+    ) and _alike(one.outputs, other.outputs)
+
+
+def _alike(ours: Sequence[TensorRef], theirs: Sequence[TensorRef]) -> bool:
+    return len(ours) == len(theirs) and all(
+        a.index == b.index and (a.shape == b.shape or (a.shape[:1], b.shape) == ((1,), (2, *a.shape[1:])))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
 def unused(tensors: Iterable[str], runs: Iterable[Run]) -> frozenset[str]:
     """Of a model's parameters and buffers, by name, those that no operator of any run read or wrote."""
     used = {
@@ -132,21 +152,29 @@ def unused(tensors: Iterable[str], runs: Iterable[Run]) -> frozenset[str]:
 
 def idle(model: nn.Module, names: frozenset[str]) -> list[str]:
     """The parameters among `names`, by the outermost modules all of whose parameters they are."""
-    own = {name for name, _ in model.named_parameters()}
-    found: list[str] = []
-    for path in dict(model.named_modules()) if own & names else ():
-        inside = {name for name in own if name.startswith(f"{path}.")} if path else own
-        if inside and inside <= names and not any(path.startswith(f"{outer}.") for outer in found):
-            found.append(path)
-            own -= inside
-    return [*found, *sorted(own & names)]
+    if not names:
+        return []
+    own = [name for name, _ in model.named_parameters()]
+    around = {name: _outer(name) for name in own}
+    inside = Counter(path for name in own for path in ("", *around[name]))
+    missed = Counter(path for name in own if name in names for path in ("", *around[name]))
+    whole = {path for path, count in missed.items() if count == inside[path]}
+    if "" in whole:
+        return [""]
+    found = [path for path in named_modules(model) if path in whole and whole.isdisjoint(_outer(path))]
+    return [*found, *sorted(name for name in own if name in names and whole.isdisjoint(around[name]))]
+
+
+def _outer(path: str) -> list[str]:
+    """The modules around one."""
+    return [path[:at] for at, sign in enumerate(path) if sign == "."]
 
 
 def beside(model: nn.Module, never: frozenset[str]) -> dict[str, str]:
     """Used modules that stand in a list or dict of modules beside one of their class that no run used -> why what
     joins them to the rest is left as it is: what feeds the one may feed the other.
     """
-    modules = dict(model.named_modules()) if never else {}
+    modules = named_modules(model) if never else {}
     idle_ones = [name for name in idle(model, never) if name in modules]
     found = {}
     for name in idle_ones:

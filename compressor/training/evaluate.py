@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
-from compressor.graph.trace import set_mode
+from compressor.graph.skeleton import set_mode
 from compressor.training.batching import batches, examples
 from compressor.training.data import AnySet, Data
 

@@ -19,6 +19,7 @@ def described(result):
     return [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in results]
 
 
+LAST = meta(*MAP).contiguous(memory_format=torch.channels_last)
 CALLS = {
     "affine": (aten.addmm.default, (meta(3), meta(*ROWS), meta(3, 4).t())),
     "layer norm": (aten.native_layer_norm.default, (meta(2, 3, 8), [8], meta(8), meta(8), 1e-5)),
@@ -33,6 +34,24 @@ CALLS = {
         aten.native_batch_norm.default,
         (meta(*MAP), meta(4), meta(4), meta(4), meta(4), True, 0.1, 1e-5),
     ),
+    "transposed convolution": (
+        aten.convolution.default,
+        (meta(*MAP), meta(4, 3, 3, 2), meta(6), [2, 1], [1, 0], [1, 2], True, [1, 0], 2),
+    ),
+    "convolution of strides": (aten.convolution.default, (LAST, meta(6, 4, 3, 3), None, [1], [1], [1], False, [0], 1)),
+    "convolution of a view": (
+        aten.convolution.default,
+        (meta(2, 5, 7, 4).permute(0, 3, 1, 2), meta(6, 4, 1, 1), None, [1], [0], [1], False, [0], 1),
+    ),
+    "group norm": (aten.native_group_norm.default, (meta(*MAP), meta(4), meta(4), 2, 4, 35, 2, 1e-5)),
+    "batched product": (aten.bmm.default, (meta(2, 3, 4), meta(2, 4, 5))),
+    "softmax": (aten._safe_softmax.default, (meta(2, 3, 4), -1)),
+    "bilinear": (aten.upsample_bilinear2d.default, (meta(*MAP), [10, 3], False, None, None)),
+    "nearest": (aten.upsample_nearest1d.default, (meta(2, 4, 5), [10], None)),
+    "trilinear": (aten.upsample_trilinear3d.default, (meta(1, 2, *MAP[1:]), [3, 3, 3], True, None, None, None)),
+    "product with a number": (aten.mul.Scalar, (meta(*MAP), 2)),
+    "product with a complex number": (aten.mul.Scalar, (meta(*MAP), 2j)),
+    "concatenation of strides": (aten.cat.default, ([meta(4, 3).t(), meta(3, 2)], 1)),
     "addition that broadcasts": (aten.add.Tensor, (meta(*MAP), meta(4, 1, 1))),
     "addition of types": (aten.add.Tensor, (meta(*MAP), meta(4, 1, 1, dtype=torch.float64))),
     "concatenation": (aten.cat.default, ([meta(*MAP), meta(2, 1, 5, 7)], -3)),
@@ -45,6 +64,8 @@ REFUSED = {
     "layer norm": (aten.native_layer_norm.default, (meta(2, 3, 8), [7], meta(7), meta(7), 1e-5)),
     "layer norm's weight": (aten.native_layer_norm.default, (meta(2, 3, 8), [8], meta(7), meta(8), 1e-5)),
     "convolution": (aten.convolution.default, (meta(*MAP), meta(6, 3, 3, 3), None, [1], [1], [1], False, [0], 1)),
+    "group norm": (aten.native_group_norm.default, (meta(*MAP), meta(3), None, 2, 4, 35, 2, 1e-5)),
+    "batched product": (aten.bmm.default, (meta(2, 3, 4), meta(2, 5, 4))),
     "concatenation": (aten.cat.default, ([meta(*MAP), meta(2, 1, 4, 7)], 1)),
     "addition": (aten.add.Tensor, (meta(*MAP), meta(3, 1, 1))),
 }

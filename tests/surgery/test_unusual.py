@@ -221,11 +221,11 @@ class FirstSoMany(Network):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8, groups=8), conv(16, 6), nn.Linear(6, 3)
-        self.width = 16
+        self.most = 16
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
-        x = torch.cat([x, self.b(F.relu(x))], 1)[:, : self.width]
+        x = torch.cat([x, self.b(F.relu(x))], 1)[:, : self.most]
         return self.head(F.relu(self.c(x)).mean((2, 3)))
 
 
@@ -302,6 +302,33 @@ def test_surgery_equals_the_masked_original(kind: type[Network]) -> None:
     assert relative_error(before, reference) > 1e-4
     assert same_map(updated, capture(model, example)) is None
     outputs(model.train(), example)
+
+
+class FirstWidth(FirstSoMany):
+    """The same by an attribute that is known to count channels, and follows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 16
+
+    @property
+    def most(self) -> int:
+        return self.width
+
+    @most.setter
+    def most(self, value: int) -> None:
+        pass
+
+
+def test_channels_that_an_attribute_counts_grow_with_it() -> None:
+    model = FirstWidth()
+    example = model.example()
+    channels = capture(model, example)
+    assert {group.name: group.prune_only for group in channels.free} == {"a": None, "c": None}
+    before = model(example)
+    operate_(model, Plan((Insert("a", int(channels.group("a").ids[0]), "test"),)), channels)
+    assert model.width == 18
+    torch.testing.assert_close(model(example), before)
 
 
 def test_channels_that_code_would_leave_out_do_not_grow() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from compressor.graph.recorder import is_reserve
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Op, TensorRef, Trace, Way, alike, call_arguments, refused, run
 from compressor.pruning.reconstruction.calibration import first_images
@@ -250,6 +251,8 @@ class _Mode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         at, keywords = self.at, kwargs or {}
+        if is_reserve(func, args, keywords):
+            return func(*args, **keywords)
         self.at += 1
         if at >= len(self.program.ops) or self.program.ops[at].func is not func:
             raise DivergedError(f"operator {at} is {func}")

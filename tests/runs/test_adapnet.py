@@ -131,11 +131,6 @@ def test_the_page_shows_every_layer_over_the_periods(whole):
     assert "<h2>AdapNet</h2>" in (out / "report.html").read_text()
 
 
-def test_the_same_job_gives_the_same_network(whole, tmp_path):
-    out, report, _ = whole
-    assert_same_run(out, report, tmp_path / "again", adapt(job(tmp_path / "again")))
-
-
 def interrupting(when):
     """A listener that sends SIGINT once, at the first event for which `when` holds."""
     sent = []

@@ -44,7 +44,7 @@ def out(folder):
 
 def pruning(folder):
     choice = PruneSettings(method="taylor", score_images=64)
-    return PruneJob(DIGITS, out(folder), choice, "digits", training=THREE_EPOCHS)
+    return PruneJob(FRESH, out(folder), choice, "digits", training=THREE_EPOCHS)
 
 
 def training(folder):
@@ -101,7 +101,7 @@ def test_paths_are_those_of_the_folder_where_the_run_began(tmp_path, monkeypatch
     shutil.copy(DIGITS.model, tmp_path / "here" / "model.safetensors")
     monkeypatch.chdir(tmp_path / "here")
     model = ModelSettings("model.safetensors", arch=f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build")
-    job = replace(pruning("run"), model=model)
+    job = replace(pruning("run"), model=model, training=replace(THREE_EPOCHS, epochs=1))
     with pytest.raises(Interrupted):
         prune(job, breaking_off(0, 2))
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 FREE = ("__init__", "__main__")  # the public names, and the program's start
 
-TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+@cache
+def trees() -> dict[Path, ast.AST]:
+    """Every file of the package, as Python reads it."""
+    return {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -47,9 +52,9 @@ def room_of(path: Path) -> str:
 
 
 def test_imports_go_down():
-    rooms = {room_of(path) for path in TREES}
+    rooms = {room_of(path) for path in trees()}
     assert rooms <= {*FREE, *FLOOR}, "a room has no floor"
-    inside = {path: tree for path, tree in TREES.items() if room_of(path) not in FREE}
+    inside = {path: tree for path, tree in trees().items() if room_of(path) not in FREE}
     assert not {path: found for path, tree in inside.items() if (found := climbs(room_of(path), tree))}
 
 
@@ -71,7 +76,7 @@ def test_an_import_that_climbs_is_seen(planted):
 
 
 def test_methods_decide_and_do_not_operate():
-    pruning = {path: tree for path, tree in TREES.items() if room_of(path) == "pruning"}
+    pruning = {path: tree for path, tree in trees().items() if room_of(path) == "pruning"}
     operating = [
         (path, name)
         for path, tree in pruning.items()
@@ -83,12 +88,12 @@ def test_methods_decide_and_do_not_operate():
 
 
 def test_only_one_file_imports_torchvision():
-    found = {path for path, tree in TREES.items() for name, _ in imports(tree) if name.split(".")[0] == "torchvision"}
+    found = {path for path, tree in trees().items() for name, _ in imports(tree) if name.split(".")[0] == "torchvision"}
     assert found == {PACKAGE / "vision" / "door.py"}
 
 
 def test_commands_import_heavy_packages_only_when_they_run():
-    light = {path: tree for path, tree in TREES.items() if room_of(path) in ("cli", "errors", *FREE)}
+    light = {path: tree for path, tree in trees().items() if room_of(path) in ("cli", "errors", *FREE)}
     assert [(path, name) for path, tree in light.items() for name in at_once(tree) if name.split(".")[0] in HEAVY] == []
 
 

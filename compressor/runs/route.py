@@ -92,7 +92,7 @@ def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> Routed
     before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
     tell(NoteEvent(in_words(before)))
     result = replace(subject, opened=transformed(subject.opened, routed, routed.step()))
-    file_bytes(result.opened)  # a network that could not be saved is refused before it is trained
+    size = file_bytes(result.opened)  # a network that could not be saved is refused before it is trained
     whole = copy.deepcopy(subject.module).eval()  # to be timed beside what becomes of it
     folder.begin(flat(job))
 
@@ -109,7 +109,7 @@ def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> Routed
         tell(Stage("timing single images"))
         found = replace(found, times=distributed.from_first(lambda: _times(result, whole)))
         before = replace(before, latency_ms=_timing(found, "whole"))  # on the same images, at the same time
-    after = _after(result, found, job)
+    after = _after(result, found, size)
     said = (*doubts(len(taught.calibration), planned.settings), *remarks(found), *in_time(found, planned.depth_ms))
     note_all(said, tell)
     report = _report(job, planned, before, after)
@@ -241,7 +241,7 @@ def _times(subject: Subject, whole: nn.Module) -> dict[str, dict[str, ImageTimes
     return times
 
 
-def _after(subject: Subject, found: Findings, job: RouteJob) -> Measurements:
+def _after(subject: Subject, found: Findings, size: int) -> Measurements:
     """Mean costs over the test images, which no single run of the network has."""
     reasons = {"macs_thop": "thop sees one image's way only"}
     timing: dict[str, Any] | None = None
@@ -254,7 +254,7 @@ def _after(subject: Subject, found: Findings, job: RouteJob) -> Measurements:
     return Measurements(
         macs=round(found.routed.macs),
         params=sum(each.numel() for each in subject.module.parameters()),
-        file_bytes=file_bytes(subject.opened),
+        file_bytes=size,
         latency_ms=timing,
         top1=found.routed.top1,
         reasons=reasons,

@@ -5,7 +5,7 @@ import gc
 import io
 import types
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,20 +24,22 @@ _MOST_OBJECTS = 100_000  # beyond them nobody meant to hand over a tensor
 _MOST_ITEMS = 10_000  # taken from an iterator that may have no end
 
 
-def tensors_in(value: Any, *, exhaust: bool = False) -> list[Tensor]:
+def tensors_in(value: Any, *, exhaust: bool = False, besides: Collection[nn.Module] | None = None) -> list[Tensor]:
     """Every tensor that a value carries, each once, in order.
 
     Containers, attributes (slots, closures and a generator's variables included) and what a future or a weak
-    reference gives are opened; modules and classes are not. With `exhaust` iterators are run to their end, as the
-    caller of a network would.
+    reference gives are opened; classes are not, nor are modules, unless `besides` says which ones alone are not. With
+    `exhaust` iterators are run to their end, as the caller of a network would.
     """
     if isinstance(value, Tensor) and type(value) in (Tensor, nn.Parameter) and not vars(value):
         return [value]
-    return [one for one in reached(value, exhaust=exhaust) if isinstance(one, Tensor)]
+    return [one for one in reached(value, exhaust=exhaust, besides=besides) if isinstance(one, Tensor)]
 
 
-def reached(value: Any, *, exhaust: bool = False, most: int = _MOST_OBJECTS) -> Iterator[Any]:
-    """Every object that a value carries, each once, in order; modules are among them, but not opened."""
+def reached(
+    value: Any, *, exhaust: bool = False, most: int = _MOST_OBJECTS, besides: Collection[nn.Module] | None = None
+) -> Iterator[Any]:
+    """Every object that a value carries, each once, in order; modules are among them, opened as in `tensors_in`."""
     seen: dict[int, Any] = {}  # what is seen stays alive, so that no other object takes its number
     waiting = [value]
     while waiting and len(seen) < most:
@@ -46,7 +48,8 @@ def reached(value: Any, *, exhaust: bool = False, most: int = _MOST_OBJECTS) -> 
             continue
         seen[id(one)] = one
         yield one
-        if isinstance(one, _CLOSED) and not isinstance(one, Tensor):
+        foreign = besides is not None and isinstance(one, nn.Module) and one not in besides
+        if isinstance(one, _CLOSED) and not isinstance(one, Tensor) and not foreign:
             continue
         parts = _run_out(one) if exhaust and isinstance(one, Iterator | Coroutine) else _parts(one)
         waiting.extend(reversed(list(parts)))

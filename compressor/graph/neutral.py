@@ -44,6 +44,24 @@ def neutral() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def afresh() -> Iterator[None]:
+    """Meanwhile torch is as in a new process: in `neutral()`, and tensors are made on the CPU and in float32.
+
+    Raises:
+        UsageError: as in `neutral()`.
+    """
+    kind = torch.get_default_dtype()
+    with neutral(), ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(kind)
+
+
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
 

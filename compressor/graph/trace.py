@@ -98,7 +98,7 @@ def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
             draws = Draws()
             with recorder:
                 output = way.called(replica.model)(*arguments, **keywords)
-                carried = tensors_in(output, exhaust=True)
+                carried = tensors_in(output, exhaust=True, besides=replica.modules.values())
             result.reads = recorder.reads
             result.drew = draws.steer(bool(recorder.reads))
             bases = [base_of(tensor) for tensor in carried if type(tensor) is not Tensor]  # unseen by operators
@@ -136,7 +136,8 @@ def outline(replica: Replica, way: Way) -> Outlined:
         try:
             arguments, keywords = _ready(replica, way)
             with recorder:
-                carried = tensors_in(way.called(replica.model)(*arguments, **keywords), exhaust=True)
+                output = way.called(replica.model)(*arguments, **keywords)
+                carried = tensors_in(output, exhaust=True, besides=replica.modules.values())
         except Exception as error:  # any code of the user's may fail on shapes alone, in any way
             return Outlined(recorder.ops, error=error)
         return Outlined(recorder.ops, shapes_of(carried))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from compressor.graph.neutral import afresh
 from compressor.loading import opening, saving
 from compressor.loading.steps import Rebuilders
 from compressor.primenet.rebuild import rebuild as replaced
@@ -22,6 +23,7 @@ save_model = partial(saving.save_model, rebuilders=REBUILDERS)
 transformed = partial(saving.transformed, rebuilders=REBUILDERS)
 
 
+@afresh()
 def load(path: str | Path, *, arch: str | None = None, weights: str | None = None, trust: bool = False) -> nn.Module:
     """Open a model file and return its network in eval mode.
 
@@ -37,6 +39,7 @@ def load(path: str | Path, *, arch: str | None = None, weights: str | None = Non
     return open_model(path, arch=arch, weights=weights, trust=trust).module
 
 
+@afresh()
 def save(
     module: nn.Module,
     path: str | Path,
@@ -56,4 +59,4 @@ def save(
         compressor.save(module, "small.safetensors", arch="torchvision:resnet18", input_shape=(3, 224, 224))
     """
     for note in save_model(module, path, arch=arch, input_shape=input_shape, overwrite=overwrite):
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # where it was called

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+from compressor.graph.neutral import afresh
 from compressor.report.report import Report
 from compressor.report.run_comparison import RunComparison
 from compressor.runs.detach import Detached
@@ -34,6 +35,7 @@ def resume(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | N
     return found.report if isinstance(found, Detached | RoutedRun) else found
 
 
+@afresh()
 def finish(path: str, tell: Tell = silent, *, trust: bool = False, arch: str | None = None) -> Finished:
     """The same, with all that the run found out."""
     return cast(Finished, restart(path, tell, {**JOBS, SweepJob: _sweep}, trust=trust, arch=arch))

@@ -5,9 +5,10 @@ leaves a run's folder, as the command does, and returns its report. `tell` hears
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, get_type_hints
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, get_type_hints
 
 from compressor.errors import UsageError
 from compressor.runs.keywords import (
@@ -57,10 +58,26 @@ if TYPE_CHECKING:
 
 Path = str | os.PathLike[str]
 J = TypeVar("J")
+P = ParamSpec("P")
+R = TypeVar("R")
 # AdapNet's training is its own; these are in the job and have no say.
 _NOT_ADAPNETS = frozenset({"epochs", "schedule", "milestones", "gamma", "warmup_epochs", "compile"})
 
 
+def _afresh(verb: Callable[P, R]) -> Callable[P, R]:
+    """The verb as its command runs: in none of the caller's modes of torch; torch is imported at its first call."""
+
+    @wraps(verb)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        from compressor.graph.neutral import afresh
+
+        with afresh():
+            return verb(*args, **kwargs)
+
+    return inside
+
+
+@_afresh
 def train(*, data: str, out: Path, tell: Tell = silent, **settings: Unpack[TrainKeywords]) -> "Report":
     """Train an architecture from random weights.
 
@@ -83,6 +100,7 @@ def train(*, data: str, out: Path, tell: Tell = silent, **settings: Unpack[Train
     return run(_job(TrainJob, "train", {**settings, "data": data, "out": out}), tell)
 
 
+@_afresh
 def finetune(
     model: Path, *, data: str, out: Path, tell: Tell = silent, **settings: Unpack[FinetuneKeywords]
 ) -> "Report":
@@ -98,6 +116,7 @@ def finetune(
     return run(_job(FinetuneJob, "finetune", given, training=FINETUNE), tell)
 
 
+@_afresh
 def prune(
     model: Path | None = None,
     *,
@@ -142,6 +161,7 @@ def prune(
     return adapt(job, tell)
 
 
+@_afresh
 def detach(
     model: Path | None = None,
     *,
@@ -166,6 +186,7 @@ def detach(
     return run(replace(job, training=training_of_detaching(method, job.training, job.chosen)), tell).report
 
 
+@_afresh
 def route(
     model: Path | None = None, *, data: str, out: Path, tell: Tell = silent, **settings: Unpack[RouteKeywords]
 ) -> "Report":
@@ -185,6 +206,7 @@ def route(
     return run(replace(job, training=training), tell).report
 
 
+@_afresh
 def replace_early(
     model: Path | None = None, *, data: str, out: Path, tell: Tell = silent, **settings: Unpack[ReplaceKeywords]
 ) -> "Report":
@@ -202,6 +224,7 @@ def replace_early(
     return run(_job(ReplaceJob, "replace", given, training=REPRESENTATION), tell)
 
 
+@_afresh
 def sweep(
     model: Path,
     *,
@@ -229,6 +252,7 @@ def sweep(
     return run(_job(SweepJob, "sweep", given, training=FINETUNE), tell)
 
 
+@_afresh
 def evaluate(model: Path, *, data: str, tell: Tell = silent, **settings: Unpack[EvaluateKeywords]) -> "Evaluated":
     """Top-1 and loss of a model, or of an .onnx file.
 
@@ -240,6 +264,7 @@ def evaluate(model: Path, *, data: str, tell: Tell = silent, **settings: Unpack[
     return run(_job(EvaluateJob, "evaluate", {**settings, "model": model, "data": data}), tell)
 
 
+@_afresh
 def inspect(model: Path | None = None, *, tell: Tell = silent, **settings: Unpack[InspectKeywords]) -> "Channels":
     """Which channels of a model belong together, which can be edited, and why others cannot.
 
@@ -252,6 +277,7 @@ def inspect(model: Path | None = None, *, tell: Tell = silent, **settings: Unpac
     return run(_job(InspectJob, "inspect", {**settings, "model": model}), tell)
 
 
+@_afresh
 def export(model: Path, out: Path, *, tell: Tell = silent, **settings: Unpack[ExportKeywords]) -> "Exported":
     """Write a model for another runtime, after it gave the same outputs there: a file (NAME.onnx) or a package.
 

@@ -157,6 +157,7 @@ CARRIED = {
     "weak values": lambda t: weakref.WeakValueDictionary(logits=LEFT.append(t) or t),
     "class": lambda t: type("Made", (), {"logits": t}),
     "module": lambda t: attribute_of(nn.Identity(), t),
+    "parameter of a module": lambda t: nn.ParameterList([nn.Parameter(t.detach())]),
     "numpy": lambda t: t.numpy(),
     "numpy's copy": lambda t: np.array(t.numpy()),
     "objects in numpy": lambda t: np.array([t, None], dtype=object),

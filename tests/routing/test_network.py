@@ -90,6 +90,14 @@ def test_higher_threshold_never_leaves_earlier():
         before = depths
 
 
+def test_image_router_adds_up_the_labels_with_which_a_depth_suffices():
+    router, x = routed(router="image").eval().router, images(16)
+    labels = router(x).softmax(1).detach()
+    assert labels.shape[1] > 2
+    for depth, sure in enumerate(router.suffices(x).unbind(1)):
+        torch.testing.assert_close(sure, labels[:, : depth + 1].sum(1))
+
+
 def test_argmax_router_names_its_most_probable_label_and_goes_on_when_unsure():
     net = routed(router="argmax").eval()
     x = images(16)

@@ -33,7 +33,7 @@ def test_step_makes_the_same_network_again(network, layout):
     "damage",
     [
         {"input_shape": [1, 8]}, {"input_shape": None}, {"classes": "many"}, {"leave_after": [0, 9]},
-        {"router": "oracle"}, {"units": ["0", "2"]}, {"heads": None}, {"grids": [4]},
+        {"router": "oracle"}, {"units": ["0", "2"]}, {"heads": None}, {"grids": [4]}, {"grids": [4, 0]},
     ],
     ids=lambda damage: next(iter(damage)),
 )  # fmt: skip

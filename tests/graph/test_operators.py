@@ -1,6 +1,7 @@
 """The table of operators: it is whole, the only place that names operators, and knows all that the networks run."""
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,9 +103,14 @@ def test_an_operator_without_a_row_goes_by_torchs_tags() -> None:
     assert lookup(aten.linalg_inv_ex.default).macs is None and lookup(len).macs is None
 
 
+@functools.cache
+def nodes(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
 def tables(source: str) -> Iterator[int]:
     """The lines of literals that hold three names of operators or more, most of what they hold."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         words: list[str] = []
         if isinstance(node, ast.Dict):
             words = [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
@@ -120,10 +126,10 @@ def tables(source: str) -> Iterator[int]:
 
 def comparisons(source: str) -> Iterator[int]:
     """The lines that compare an operator's name with a given one."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Compare) and re.search(r"op\.name|before\.name|after\.name|name_of", ast.unparse(node)):
+    for node in nodes(source):
+        if isinstance(node, ast.Compare):
             held = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
-            if held & NAMES:
+            if held & NAMES and re.search(r"op\.name|before\.name|after\.name|name_of", ast.unparse(node)):
                 yield node.lineno
 
 

@@ -1,5 +1,7 @@
 """The networks that benchmarks/surgery.py prunes: torchvision's classifiers, one small network a family of timm's."""
 
+import torch
+
 from compressor.vision import door as vision
 
 # Convolutional networks and hybrids of timm 1.0: of every module and name prefix the smallest variant.
@@ -26,7 +28,44 @@ TIMM = """
 """.split()  # noqa: SIM905 - a list of words
 
 
+def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A network with random weights and an example of its own input size."""
+    library, _, network = name.partition(":")
+    torch.manual_seed(0)
+    if library == "timm":
+        import timm
+
+        model = timm.create_model(network, pretrained=False)
+        return model, torch.randn(1, *model.default_cfg["input_size"])
+    if library == "segmentation_models_pytorch":
+        import segmentation_models_pytorch
+
+        model = getattr(segmentation_models_pytorch, network)(encoder_weights=None)
+        return model, torch.randn(1, 3, 96, 96)
+    if network in ("googlenet", "inception_v3"):  # their own initialisation takes a minute and is not the point
+        torch.nn.init.trunc_normal_ = lambda tensor, *_, **__: tensor.data.normal_(0, 0.05)
+    return vision.build(network), torch.randn(1, *vision.default_preset(network).input_shape)
+
+
 def torchvision_names() -> list[str]:
     """Every classifier below 150 million parameters (the larger ones are the same code with other numbers)."""
     too_large = ("regnet_y_128gf", "regnet_y_32gf", "vit_h_14", "vit_l_16", "vit_l_32", "convnext_large")
     return [name for name in vision.classifiers() if name not in too_large]
+
+
+# Sixty of three libraries on which the engines are timed: classifiers old and new, and networks for segmentation.
+SPEED = [
+    f"{library}:{name}"
+    for library, names in {
+        "torchvision": """alexnet vgg11_bn squeezenet1_1 resnet18 resnet34 resnet50 resnet101 resnext50_32x4d
+            wide_resnet50_2 densenet121 googlenet mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet1_0
+            shufflenet_v2_x1_0 regnet_x_400mf regnet_y_400mf regnet_y_1_6gf efficientnet_b0 efficientnet_b1
+            efficientnet_v2_s convnext_tiny convnext_small""",
+        "timm": """hrnet_w18_small convnext_atto mobilenetv3_small_050 ghostnet_050 efficientnet_lite0 fbnetc_100
+            mnasnet_small spnasnet_100 mobilenetv2_035 lcnet_035 tinynet_e hardcorenas_b semnasnet_050 resnet10t
+            resnetblur18 res2next50 resnext26ts seresnet18 seresnext26ts ecaresnetlight gernet_s repvgg_a0 vovnet39a
+            selecsls42 dla46x_c cspresnet50 darknet17 regnetx_002""",
+        "segmentation_models_pytorch": "Unet UnetPlusPlus FPN Linknet PSPNet PAN DeepLabV3Plus MAnet",
+    }.items()
+    for name in names.split()
+]

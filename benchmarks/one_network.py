@@ -15,26 +15,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.networks import build
 from compressor.graph import capture
 from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import Edit
-from compressor.vision import door as vision
 from tests.equivalence import duplicate_, half_plan, left_out, masked_outputs, outputs, randomise_, relative_error
-
-
-def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
-    """A network with random weights and an example of its own input size."""
-    library, _, network = name.partition(":")
-    torch.manual_seed(0)
-    if library == "timm":
-        import timm
-
-        model = timm.create_model(network, pretrained=False)
-        return model, torch.randn(1, *model.default_cfg["input_size"])
-    if network in ("googlenet", "inception_v3"):  # their own initialisation takes a minute and is not the point
-        torch.nn.init.trunc_normal_ = lambda tensor, *_, **__: tensor.data.normal_(0, 0.05)
-    return vision.build(network), torch.randn(1, *vision.default_preset(network).input_shape)
 
 
 def ours(name: str) -> dict[str, Any]:

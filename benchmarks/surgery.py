@@ -12,32 +12,30 @@ momentum: one for each group in turn, as AdapNet makes them, and one for all, be
 """
 
 import argparse
-import copy
 import json
 import multiprocessing
+import os
 import resource
 import signal
 import statistics
+import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from benchmarks.networks import TIMM, torchvision_names
+from benchmarks.networks import SPEED, TIMM, torchvision_names
 from benchmarks.one_network import TOOLS, build, row_of
+from benchmarks.surgery_timed import ours, theirs, timed
 from compressor.graph import capture
 from compressor.graph.channels import Group
-from compressor.pruning.oneshot import decide
-from compressor.pruning.settings import PruneSettings
 from compressor.report.environment import device_words, versions
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import Edit
-from compressor.vision import door as vision
 
 LIMIT = 100  # seconds of one CPU, a network and tool: what else the machine does must not decide
 
@@ -89,31 +87,49 @@ def _send(there: Connection, name: str, tool: str) -> None:
     there.send(row_of(name, tool))
 
 
-def speed(out: Path, rounds: int, wanted: list[str]) -> None:
-    asked = _cnns()
+def speed(out: Path, rounds: int, wanted: list[str], before: Path | None) -> None:
+    """Medians of CPU seconds by tool; where there is an earlier state of the project, it is timed too."""
     what = "CPU seconds: capture + plan + apply, against graph + prune, L1, half"
-    result = _opened(out, {"what": what, "networks": {}}) | {"of": len(asked)}
-    for name in wanted or asked:
+    result = _opened(out, {"what": what, "networks": {}}) | {"of": len(wanted or SPEED), "rounds": rounds}
+    earlier = _Earlier(before) if before is not None else None
+    for name in wanted or SPEED:
         if name in result["networks"]:
             continue
-        model, example = build(f"torchvision:{name}")
-        ours, theirs = _ours, _theirs
-        row: dict[str, Any] = {}
-        times: dict[str, list[float]] = {"ours": [], "torch_pruning": []}
-        for _ in range(rounds):
-            for tool, job in (("ours", ours), ("torch_pruning", theirs)):
-                seconds, error = _timed(job, copy.deepcopy(model), example)
-                times[tool].append(seconds)
-                if error:
-                    row[f"{tool}_error"] = error
-        row |= {tool: statistics.median(values) for tool, values in times.items()}
+        model, example = build(name)
+        times = {
+            "ours": [timed(ours, model, example) for _ in range(rounds)],
+            "torch_pruning": [timed(theirs, model, example) for _ in range(rounds)],
+        }
+        if earlier is not None:
+            times["before"] = earlier.times(name, rounds)
+        row: dict[str, Any] = {tool: statistics.median(seconds for seconds, _ in each) for tool, each in times.items()}
+        row |= {f"{tool}_error": each[0][1] for tool, each in times.items() if each[0][1]}
         row["ratio"] = row["torch_pruning"] / row["ours"]
         result["networks"][name] = row
-        print(
-            f"{name:25} ours {row['ours']:7.2f} s  theirs {row['torch_pruning']:7.2f} s  {row['ratio']:6.1f}x",
-            flush=True,
+        past = f"before {row['before']:7.2f} s  " if "before" in row else ""
+        print(f"{name:34} ours {row['ours']:7.2f} s  {past}theirs {row['torch_pruning']:7.2f} s  {row['ratio']:6.1f}x")
+        out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+class _Earlier:
+    """An earlier `compressor` in another folder, which a process of its own times, network by network."""
+
+    def __init__(self, root: Path) -> None:
+        paths = os.pathsep.join([str(root), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "benchmarks.surgery_timed"],
+            env=os.environ | {"PYTHONPATH": paths},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
-        out.write_text(json.dumps(result | {"rounds": rounds}, indent=1) + "\n")
+
+    def times(self, name: str, rounds: int) -> list[tuple[float, str]]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{name} {rounds}\n")
+        self._process.stdin.flush()
+        found: list[tuple[float, str]] = json.loads(self._process.stdout.readline())
+        return found
 
 
 def editing(out: Path, rounds: int) -> None:
@@ -167,39 +183,6 @@ def _edits(group: Group) -> tuple[Edit, ...]:
     )
 
 
-def _cnns() -> list[str]:
-    """torchvision's convolutional networks below 100 million parameters."""
-    names = [name for name in torchvision_names() if not name.startswith(("vit", "swin", "maxvit"))]
-    sizes = {name: vision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in names}
-    return [name for name in names if sizes[name] < 100e6]
-
-
-def _timed(
-    job: Callable[[nn.Module, torch.Tensor], None], model: nn.Module, example: torch.Tensor
-) -> tuple[float, str]:
-    start = time.process_time()
-    try:
-        job(model.eval(), example)
-    except Exception as error:  # the peer's failures are results
-        return time.process_time() - start, f"{type(error).__name__}: {str(error)[:200]}"
-    return time.process_time() - start, ""
-
-
-def _ours(model: nn.Module, example: torch.Tensor) -> None:
-    channels = capture(model, example)
-    settings = PruneSettings(method="l1", ratio=0.5, allocate="uniform")
-    operate_(model, decide(model, channels, settings).plan, channels)
-
-
-def _theirs(model: nn.Module, example: torch.Tensor) -> None:
-    import torch_pruning
-
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    importance = torch_pruning.importance.MagnitudeImportance(p=1)
-    pruner = torch_pruning.pruner.MagnitudePruner(model, example, importance, pruning_ratio=0.5, ignored_layers=last)
-    pruner.step()
-
-
 def _opened(out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     if out.exists():
         return json.loads(out.read_text())
@@ -216,7 +199,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=[*TOOLS, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--networks", nargs="*", default=[], help="of torchvision, for speed; all CNNs without it")
+    parser.add_argument("--networks", nargs="*", default=[], help="for speed, as torchvision:resnet18")
+    parser.add_argument("--before", type=Path, help="a folder with an earlier compressor to time beside ours")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")  # the libraries' own, on old networks
     if arguments.job == "zoo":
@@ -224,7 +208,7 @@ def main() -> None:
     elif arguments.job == "editing":
         editing(arguments.out, arguments.rounds)
     else:
-        speed(arguments.out, arguments.rounds, arguments.networks)
+        speed(arguments.out, arguments.rounds, arguments.networks, arguments.before)
 
 
 if __name__ == "__main__":

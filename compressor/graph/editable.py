@@ -34,7 +34,7 @@ def check_model(model: Any) -> None:
     lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
     if lazy:
         raise ModelError(f"{lazy[0]} has no shape yet: run the model once on an input, which initialises lazy modules")
-    odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
+    odd = [name for name, tensor in tensors.items() if _layout(tensor) != "strided"]
     if odd:
         raise ModelError(f"{odd[0]} is {_layout(tensors[odd[0]])}; layers can be edited only where weights are dense")
     if next(model.parameters(), None) is None:
@@ -54,4 +54,6 @@ def check_example(example: Any) -> None:
 
 
 def _layout(tensor: Tensor) -> str:
-    return "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    if tensor.is_quantized or tensor.is_nested:
+        return "quantized" if tensor.is_quantized else "nested"
+    return str(tensor.layout).removeprefix("torch.")

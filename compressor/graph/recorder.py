@@ -157,20 +157,17 @@ class Recorder(_Watching):
         super().__init__(replica, answer)
         self.result = Trace()
         self._modules = replica.modules
+        self.result.parameters = dict(enumerate(replica.tensors))
         self._known: dict[int, TensorRef] = {}
         self._alive: list[tuple[Tensor, TensorRef]] = []
         self._placed = 0  # how many of these stand in `_lying`
         self._watched: dict[int, _Watched] = {}
         self._lying: dict[int, tuple[Any, TensorRef]] = {}  # by its memory, whose number is taken as long as it is held
-        self._count = 0
+        self._count = len(replica.references)
         self._module = ""
         self._running = False  # whether an operator is, whose own code may look at memory
-        for name, tensor in replica.tensors.items():
-            self.result.parameters[self._ref(tensor, made=True).index] = name
-        for held in map(vars, replica.modules.values()):
-            for value in held.values():
-                if isinstance(value, Tensor):
-                    self._ref(value, made=True)
+        for tensor, ref in replica.references:
+            self._hold(tensor, ref)
 
     def __torch_dispatch__(
         self,
@@ -262,6 +259,10 @@ class Recorder(_Watching):
             self.result.strange |= not made and tensor.is_meta and tensor.is_floating_point()
             ref = TensorRef(self._count, shape, tensor.dtype)
             self._count += 1
+        self._hold(tensor, ref)
+        return ref
+
+    def _hold(self, tensor: Tensor, ref: TensorRef) -> None:
         self._known[id(tensor)] = ref
         if tensor.is_meta:
             self._alive.append((tensor, ref))
@@ -269,7 +270,6 @@ class Recorder(_Watching):
             watched = self._watched[id(tensor)] = _Watched(tensor, self._forget)
             watched.number = id(tensor)
             self._lie(tensor, ref)
-        return ref
 
     def _memory(self) -> dict[int, tuple[Any, TensorRef]]:
         """By where data lie, the last tensor that came up there."""

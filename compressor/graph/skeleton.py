@@ -1,5 +1,6 @@
 """A copy of a model that may be edited and run freely, without its data or with it."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from compressor.graph.copies import CONSTANTS, HAVE_CODE, attributes, copied
+from compressor.graph.records import TensorRef
 from compressor.graph.state import State
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.values import Values, may_be_read
@@ -25,7 +27,19 @@ class Replica:
         self.state = State(self.model)
         self._training: bool | None = None  # the mode of the last run
 
+    @cached_property
+    def references(self) -> list[tuple[Tensor, TensorRef]]:
+        """The model's own tensors, parameters and buffers first, by the numbers that they have in every run."""
+        held = (value for module in self.modules.values() for value in vars(module).values())
+        own = {
+            id(each): each
+            for each in (*self.tensors.values(), *held)
+            if isinstance(each, Tensor) and not each.is_nested
+        }
+        return [(each, TensorRef(at, tuple(each.shape), each.dtype)) for at, each in enumerate(own.values())]
+
     def set_mode(self, training: bool) -> None:
+        """`model.train(training)`, unless the last run was in that mode."""
         if training == self._training:
             return
         self._training = training

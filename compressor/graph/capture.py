@@ -16,7 +16,7 @@ from compressor.graph.editable import check_example, check_model
 from compressor.graph.held import with_tensors
 from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.neutral import bare, neutrally
-from compressor.graph.refine import Refinement
+from compressor.graph.refine import Map, Refinement
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, cause, refused, run
 from compressor.graph.unregistered import in_one_memory, unregistered
@@ -52,8 +52,8 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0]):
             del runs[1]
         refinement = Refinement(model, first.replica, runs, never)
-        refinement.refine(kept)
-        found = _channels(refinement, batch_of(runs[0][0]), [*notes, *refinement.notes])
+        refined, more = refinement.refine(kept)
+        found = _channels(refinement, refined, batch_of(runs[0][0]), [*notes, *more])
         found = _with_kept(replace(found, names=names), patterns)
         edited = {found.shapes[place.tensor] for group in found.free for place in group.places}
         return replace(found, notes=(*found.notes, *unregistered(model, edited), *in_one_memory(model)))
@@ -71,8 +71,8 @@ def _with_kept(channels: Channels, patterns: Iterable[str]) -> Channels:
     return replace(channels, groups=groups, notes=(*channels.notes, *idle))
 
 
-def _channels(refined: Refinement, batch: int, notes: Iterable[str]) -> Channels:
-    walk = refined.walks[0][0]
+def _channels(refinement: Refinement, refined: Map, batch: int, notes: Iterable[str]) -> Channels:
+    walk = refinement.walks[0][0]
     grouped = np.zeros(len(refined.roots), dtype=bool)
     for group in refined.groups:
         grouped[group.ids] = True
@@ -82,8 +82,8 @@ def _channels(refined: Refinement, batch: int, notes: Iterable[str]) -> Channels
         sites_by_module=resolve.sites(walk, refined.numbered),
         sizes=refined.sizes,
         costs=resolve.costs(walk, refined.numbered, batch),
-        shapes={name: tuple(tensor.shape) for name, tensor in refined.tensors.items()},
-        counted=frozenset(name for name, tensor in refined.tensors.items() if isinstance(tensor, nn.Parameter)),
+        shapes={name: tuple(tensor.shape) for name, tensor in refinement.tensors.items()},
+        counted=frozenset(name for name, tensor in refinement.tensors.items() if isinstance(tensor, nn.Parameter)),
         absorbers=resolve.absorbers(walk),
         notes=tuple(notes),
     )

@@ -32,8 +32,10 @@ Copies = NDArray[np.int64]  # of every identity in a trial: 0 where it is remove
 class Objection:
     """The operator at which an edited model no longer does what the map predicts."""
 
+    walk: Walk
     op: int
     reason: str
+    copies: Copies  # in the trial
     asked: tuple[tuple[int, int, int], ...] = ()  # (output, dimension, size) that the code wants instead
 
 
@@ -127,12 +129,12 @@ def _taken(data: Tensor, dims: Mapping[int, Copies]) -> Tensor:
     return data
 
 
-def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids) -> Objection | None:
+def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids, ties: Ties) -> Objection | None:
     """Run an edited copy and compare it, operator by operator, with what the map predicts; None when all agree.
 
     Copies are left out of the comparison: whether a reshape copies depends on sizes.
     """
-    left = _Left(copies, roots, walk.ties)
+    left = _Left(copies, roots, ties)
     run = outline(replica, replace(way, found=_found(walk, left)))
     error = run.error
     ours = [number for number, op in enumerate(walk.trace.ops) if not op.operator.incidental]
@@ -143,14 +145,14 @@ def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids
             if error is not None and after is theirs[-1] and not after.shapes:
                 why = _failure(walk.trace.ops[number], after, error)
             asked = tuple(each for each in _asked(walk, number, after) if not left.agrees(walk, number, *each))
-            return Objection(number, f"{_place(walk, number)} {why}", asked)
+            return Objection(walk, number, f"{_place(walk, number)} {why}", copies, asked)
     if error is None and len(theirs) == len(ours) and run.gave == walk.trace.gave:
         return None
     number = ours[min(len(theirs), len(ours) - 1)]
     why = f"does not run with other numbers of channels ({cause(error)})" if error is not None else _OTHERS
     if error is None and len(theirs) == len(ours):
         why = "comes before results of other shapes, by operators that are not seen"
-    return Objection(number, f"{_place(walk, number)} {why}")
+    return Objection(walk, number, f"{_place(walk, number)} {why}", copies)
 
 
 def _place(walk: Walk, number: int) -> str:

@@ -1,17 +1,23 @@
-"""Refine a map by trial: freeze what the code objects to, or learn which size it reads, until nothing objects."""
+"""Refine a map by trial: freeze what the code objects to, or learn which size it reads, until nothing objects.
+
+What holds throughout: the map is that of the walks and of what is `Known` beyond them. A refinement is another `Known`,
+taken where a trial of its map objects later in the run than before, or not at all. Only which dimension of a reshape
+has the channels is said to the walks themselves, which then start again.
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from compressor.graph import probe, resolve
-from compressor.graph.channels import KEPT, Group, Ids, Size
+from compressor.graph.channels import KEPT, Group, Ids, Key, Size
 from compressor.graph.kept_sizes import kept_sizes
 from compressor.graph.names import labels
+from compressor.graph.probe import Objection
 from compressor.graph.skeleton import Replica
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.trace import Trace, Way
@@ -22,8 +28,62 @@ _MOST_TRIALS = 200
 Run = tuple[Walk, Way]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What trials have shown beyond what the walks say."""
+
+    pairs: tuple[tuple[Ids, Ids], ...] = ()  # that belong together
+    frozen: tuple[tuple[Ids, str], ...] = ()
+    prune_only: tuple[tuple[Ids, str], ...] = ()
+    sizes: tuple[RawSize, ...] = ()  # attributes that the code reads
+    least: Mapping[str, int] = field(default_factory=dict)  # groups of which a trial leaves more than one channel
+
+    def tying(self, one: Ids, other: Ids) -> "Known":
+        return replace(self, pairs=(*self.pairs, (one, other)))
+
+    def freezing(self, arrays: Iterable[Ids], reason: str) -> "Known":
+        return replace(self, frozen=(*self.frozen, *((ids, reason) for ids in arrays)))
+
+    def beyond(self, ties: Ties) -> Ties:
+        """The ties of the walks with these."""
+        return replace(
+            ties,
+            pairs=[*ties.pairs, *self.pairs],
+            frozen=[*ties.frozen, *self.frozen],
+            prune_only=[*ties.prune_only, *self.prune_only],
+        )
+
+
+@dataclass(frozen=True)
+class Map:
+    """The channels as the walks and what is known say."""
+
+    known: Known
+    ties: Ties
+    numbered: resolve.Numbered
+    identities: Mapping[Key, Ids]
+    groups: tuple[Group, ...]
+    sizes: tuple[Size, ...]
+
+    @property
+    def roots(self) -> Ids:
+        return self.numbered.roots
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A map, and what a trial of it objects to."""
+
+    map: Map
+    objection: Objection | None
+
+    def goes_further(self, than: Objection) -> bool:
+        now = self.objection
+        return now is None or (now.walk is than.walk and now.op > than.op)
+
+
 class Refinement:
-    """One capture: the traces of both modes over a shared set of ties, refined by trial until nothing objects."""
+    """One capture: the walks through the traces of both modes over a shared set of ties, and the search for a map."""
 
     def __init__(
         self, model: nn.Module, replica: Replica, runs: list[tuple[Trace, Way]], never: frozenset[str]
@@ -35,63 +95,59 @@ class Refinement:
         self.model = model
         self.beside = beside(model, never)  # modules of which nothing is edited that others share, and why
         self.keep: frozenset[str] = frozenset()
-        self.least: dict[str, int] = {}  # groups of which a trial leaves more than one channel
         self.runs = runs
-        self.axes: list[dict[int, int]] = [{} for _ in runs]  # of each run, what is known of its reshapes
         self.patient = probe.Patient(replica)
         self.tensors = named_tensors(model)
         self.modules = {n: m for n, m in named_modules(model).items() if not isinstance(m, torch.jit.ScriptModule)}
-        order = {name: place for place, name in enumerate(self.tensors)}
-        self.order = probe.first_use(runs[0][0], order)
+        self.order = probe.first_use(runs[0][0], {name: place for place, name in enumerate(self.tensors)})
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
-        self.notes: list[str] = []
-        self.found: list[RawSize] = []
-        self.sizes: tuple[Size, ...] = ()
         self.left_over = left_over(replica, never)
-        self._follow()
+        self._follow([{} for _ in runs])
 
-    def refine(self, keep: frozenset[str]) -> None:
-        """Run trials until nothing objects; the result stands in `groups`, `identities`, `sizes` and `numbered`.
-
-        `keep` names modules and tensors whose channels stay as they are.
-        """
-        self.keep = keep
-        self._resolve()
-        kept, self.notes = self._kept_sizes()
-        learnt = self.found
-        self.found = learnt + kept
-        self._size()
-        if self._trial() is None:  # as in most networks
-            self._bound()
-            return
-        self.found = learnt
-        self._refine()
-        self._bound()
-        self._keep_sizes()
-
-    def _follow(self) -> None:
-        """Walk through every run from its start: what trials have shown is forgotten, except of reshapes."""
-        self.ties = Ties()
-        walks = [Walk(run[0], self.ties, axes) for run, axes in zip(self.runs, self.axes, strict=True)]
+    def _follow(self, axes: list[dict[int, int]]) -> None:
+        """Walk through every run from its start, with what is known of its reshapes."""
+        self.axes, self.ties = axes, Ties()
+        walks = [Walk(run[0], self.ties, each) for run, each in zip(self.runs, axes, strict=True)]
         for walk in walks:
             walk.follow()
         self.walks: list[Run] = [(walk, *run[1:]) for walk, run in zip(walks, self.runs, strict=True)]
         self.trials = self.walks, self.walks
         if len(walks) == 1 or (len(walks) == 2 and probe.same_operators(*walks)):  # one code: each mode tries it once
             self.trials = self.walks[:1], self.walks[-1:] if probe.asks_for_sizes(walks[-1]) else []
-        self.found = [size for walk in walks for size in walk.sizes]
+        self.read = [size for walk in walks for size in walk.sizes]
         self.vectors = resolve.vector_sizes(self.ties, self.modules)
 
-    def _resolve(self) -> None:
-        self.roots = resolve.roots_of(self.ties)
-        self.numbered = numbered = resolve.Numbered(self.roots)
-        self.identities = resolve.identities(self.ties, numbered)
-        self.groups = tuple(map(self._kept, resolve.groups(self.ties, numbered, self.ranks, self.order)))
-        self._size()
+    def refine(self, keep: frozenset[str]) -> tuple[Map, list[str]]:
+        """The map to which no trial objects, with notes on sizes that it leaves as they are.
 
-    def _size(self) -> None:
-        self.sizes = resolve.sizes((*self.found, *self.vectors), self.modules, self.numbered)
+        `keep` names modules and tensors whose channels stay as they are.
+        """
+        self.keep = keep
+        start = self._map(Known())
+        kept, notes = self._kept_sizes(start)
+        first = self._tried(self._with_sizes(start, kept))
+        if first.objection is None:  # as in most networks
+            return self._bounded(first.map), notes
+        found = self._bounded(self._searched(start))
+        kept, notes = self._kept_sizes(found)
+        return self._with_kept(found, kept), notes
+
+    def _map(self, known: Known) -> Map:
+        ties = known.beyond(self.ties)
+        numbered = resolve.Numbered(resolve.roots_of(ties))
+        identities = resolve.identities(ties, numbered)
+        groups = tuple(map(self._kept, resolve.groups(ties, numbered, self.ranks, self.order)))
+        return self._with_sizes(Map(known, ties, numbered, identities, groups, ()), ())
+
+    def _with_sizes(self, found: Map, more: Iterable[RawSize]) -> Map:
+        known = replace(found.known, sizes=(*found.known.sizes, *more))
+        sizes = resolve.sizes((*self.read, *known.sizes, *self.vectors), self.modules, found.numbered)
+        return replace(found, known=known, sizes=sizes)
+
+    def _kept_sizes(self, found: Map) -> tuple[list[RawSize], list[str]]:
+        known = {(size.module, size.attribute) for size in found.sizes}
+        return kept_sizes(self.walks[0][0], found.numbered, self.modules, known)
 
     def _kept(self, group: Group) -> Group:
         if group.frozen is None and not self.keep.isdisjoint(labels(group)):
@@ -106,180 +162,159 @@ class Refinement:
                     return replace(group, frozen=f"{other}, which no run used, has as many channels")
         return group
 
-    def _refine(self) -> None:
+    def _searched(self, start: Map) -> Map:
         """Freeze, or learn the stored size of, whatever the trials object to, until they run as the map predicts."""
         seen: Counter[tuple[int, int]] = Counter()
-        self._try()
+        attempt = self._tried(start)
         for _ in range(_MOST_TRIALS):
-            if self.objected is None:
-                return
-            walk, objection = self.objected
-            place = (id(walk), objection.op)
-            if self._turn(walk, objection):
+            found = attempt.objection
+            if found is None:
+                return attempt.map
+            turned = self._turned(found)
+            if turned is not None:
+                self._follow(turned)
                 seen.clear()
-                self._try()
+                attempt = self._tried(self._map(Known(least=attempt.map.known.least)))
                 continue
-            ways = [self._learn, self._borrow, self._even, self._spare]
-            if any(size != before for *_, size, before in self._asked(walk, objection)):
-                ways[:2] = self._borrow, self._learn
-            if seen[place] or not any(way(walk, objection) for way in ways):
-                self._freeze(walk, objection, widen=seen[place])
+            place = (id(found.walk), found.op)
+            better = None if seen[place] else self._better(attempt.map, found)
+            if better is None:
+                touched = self._touched(found, widen=seen[place])
+                known = attempt.map.known.freezing((ids for each in touched for ids in each), found.reason)
+                better = self._tried(self._map(known))
                 seen[place] += 1
-                self._try()
-        self.ties.frozen.extend((ids, "the model's code objects to every edit") for ids in self.ties.blocks.values())
-        self._resolve()
+            attempt = better
+        return self._map(
+            attempt.map.known.freezing(self.ties.blocks.values(), "the model's code objects to every edit")
+        )
 
-    def _try(self) -> tuple[Walk, probe.Objection] | None:
-        """What the trials object to, which also stands in `objected`; the map is then as the ties say."""
-        self._resolve()
-        self.objected = self._trial()
-        return self.objected
+    def _better(self, found: Map, objection: Objection) -> Attempt | None:
+        """The first refinement that goes further."""
+        ways = [self._learnt, self._borrowed, self._evened, self._spared]
+        if any(size != before for *_, size, before in self._asked(objection)):
+            ways[:2] = self._borrowed, self._learnt
+        tried = (self._tried(self._map(known)) for way in ways for known in way(found, objection))
+        return next((attempt for attempt in tried if attempt.goes_further(objection)), None)
 
-    def _trial(self) -> tuple[Walk, probe.Objection] | None:
+    def _tried(self, found: Map) -> Attempt:
         halved, uneven = self.trials
-        found = self._objection(probe.half(self.groups, len(self.roots), self.least), halved)
+        objection = self._objection(found, probe.half(found.groups, len(found.roots), found.known.least), halved)
         # Where parts of a dimension are channels of their own, numbers may agree by chance.
-        for seed in () if found or not uneven else (1, 2, 3) if self.ties.apart else (1,):
-            found = found or self._objection(probe.uneven(self.groups, len(self.roots), seed), uneven)
-        return found
+        for seed in () if objection or not uneven else (1, 2, 3) if self.ties.apart else (1,):
+            objection = objection or self._objection(found, probe.uneven(found.groups, len(found.roots), seed), uneven)
+        return Attempt(found, objection)
 
-    def _bound(self) -> None:
+    def _objection(self, found: Map, copies: probe.Copies, runs: Iterable[Run]) -> Objection | None:
+        if (copies == 1).all():
+            return None
+        with self.patient.edited(found.identities, found.sizes, copies) as edited:
+            tried = (probe.objection(edited, way, walk, copies, found.roots, found.ties) for walk, way in runs)
+            return next((objection for objection in tried if objection is not None), None)
+
+    def _bounded(self, found: Map) -> Map:
         """Leave to be pruned only, never grown, what objects to more channels, until nothing does.
 
         Code that takes the first so many channels, as many as there are, shows only then: torch runs an `alias` there.
         """
         if not probe.asks_for_sizes(self.walks[0][0]):
-            return
+            return found
         seen: Counter[int] = Counter()
-        while found := self._objection(probe.grown(self.groups, len(self.roots)), self.walks[:1]):
-            walk, objection = found
-            op = walk.trace.ops[objection.op]
+        while objection := self._objection(found, probe.grown(found.groups, len(found.roots)), self.walks[:1]):
+            op = objection.walk.trace.ops[objection.op]
             reason = f"{op.name} in {op.module or 'the model'} does not run with more channels"
-            touched = self._touched(walk, objection.op, widen=seen[objection.op])
-            self.ties.prune_only.extend((ids, reason) for arrays in touched for ids in arrays)
+            touched = self._touched(objection, widen=seen[objection.op])
+            marks = ((ids, reason) for arrays in touched for ids in arrays)
+            found = self._map(replace(found.known, prune_only=(*found.known.prune_only, *marks)))
             seen[objection.op] += 1
-            self._resolve()
+        return found
 
-    def _keep_sizes(self) -> None:
+    def _with_kept(self, found: Map, kept: list[RawSize]) -> Map:
         """Learn the sizes that a class keeps for later, those of them to which no trial objects."""
-        found, self.notes = self._kept_sizes()
-        before = self.found
-        while found:
-            self.found = before + found
-            self._size()
-            objection = self._objection(probe.half(self.groups, len(self.roots), self.least), self.trials[0])
+        while kept:
+            more = self._with_sizes(found, kept)
+            copies = probe.half(found.groups, len(found.roots), found.known.least)
+            objection = self._objection(more, copies, self.trials[0])
             if objection is None:
-                return
-            at = objection[0].trace.ops[objection[1].op].module
-            gone = {(size.attribute, id(size.ids)) for size in found if probe.inside(at, size.module)}
-            found = [size for size in found if (size.attribute, id(size.ids)) not in gone] if gone else []
-        self.found = before
-        self._size()
+                return more
+            at = objection.walk.trace.ops[objection.op].module
+            gone = {(size.attribute, id(size.ids)) for size in kept if probe.inside(at, size.module)}
+            kept = [size for size in kept if (size.attribute, id(size.ids)) not in gone] if gone else []
+        return found
 
-    def _kept_sizes(self) -> tuple[list[RawSize], list[str]]:
-        known = {(size.module, size.attribute) for size in self.sizes}
-        return kept_sizes(self.walks[0][0], self.numbered, self.modules, known)
-
-    def _objection(self, copies: probe.Copies, runs: Iterable[Run]) -> tuple[Walk, probe.Objection] | None:
-        if (copies == 1).all():
-            return None
-        self.copies = copies  # of the last trial
-        with self.patient.edited(self.identities, self.sizes, copies) as edited:
-            for walk, way in runs:
-                found = probe.objection(edited, way, walk, copies, self.roots)
-                if found is not None:
-                    return walk, found
-        return None
-
-    def _turn(self, walk: Walk, objection: probe.Objection) -> bool:
-        """Let channels go on another dimension of a reshape, the one whose size followed them; everywhere in this code.
-
-        The walks start again.
+    def _turned(self, objection: Objection) -> list[dict[int, int]] | None:
+        """What is known of every run's reshapes once the one that objects, and its like in this code, has its channels
+        on another dimension: the one whose size followed them. None where that says nothing new.
         """
+        walk = objection.walk
         dims, [held, *_] = walk.choices.get(objection.op, ()), walk.op_outputs[objection.op]
         before = walk.trace.ops[objection.op].outputs[0].shape if dims else ()
         follow = [dim for _, dim, size in objection.asked if dim in dims and size != before[dim]]
         if not objection.asked:  # the code failed before it came to the operator
             follow = [dim for dim in dims if dim not in held][:1]
         if len(follow) != 1 or follow[0] in held:
-            return False
-        turned = False
-        for axes, other, number in self._same_reshapes(walk, objection.op):
-            if len(other.choices[number]) == len(dims) and number not in axes:
-                axes[number] = other.choices[number][dims.index(follow[0])]
-                turned = True
-        if turned:
-            self._follow()
-        return turned
+            return None
+        axes = [dict(each) for each in self.axes]
+        for run, other, number in self._same_reshapes(walk, objection.op):
+            if len(other.choices[number]) == len(dims):
+                axes[run].setdefault(number, other.choices[number][dims.index(follow[0])])
+        return axes if axes != self.axes else None
 
-    def _same_reshapes(self, walk: Walk, number: int) -> Iterator[tuple[dict[int, int], Walk, int]]:
-        """Of every run: where its axes are kept, its walk, and the same reshape in every module of the same class.
+    def _same_reshapes(self, walk: Walk, number: int) -> Iterator[tuple[int, Walk, int]]:
+        """The run, its walk, and the same reshape in every module of the same class.
 
         A module without submodules is a layer like any other, whose numbers are its own.
         """
         module = walk.trace.ops[number].module
         kind = type(self.modules.get(module)) if any(self.model.get_submodule(module).children()) else None
         turn = [each for each in walk.choices if walk.trace.ops[each].module == module].index(number)
-        for axes, (other, *_) in zip(self.axes, self.walks, strict=True):
+        for run, (other, *_) in enumerate(self.walks):
             of_module: dict[str, list[int]] = {}
             for each in other.choices:
                 of_module.setdefault(other.trace.ops[each].module, []).append(each)
             for name, numbers in of_module.items():
                 if (name == module or type(self.modules.get(name)) is kind) and turn < len(numbers):
-                    yield axes, other, numbers[turn]
+                    yield run, other, numbers[turn]
 
-    def _borrow(self, walk: Walk, objection: probe.Objection) -> bool:
+    def _borrowed(self, found: Map, objection: Objection) -> Iterator[Known]:
         """Tie channels to others whose number the code takes for theirs, and freeze those of a fixed number."""
-        pairs, frozen = list(self.ties.pairs), list(self.ties.frozen)
+        walk, known = objection.walk, found.known
+        asked = list(self._asked(objection))
         if walk.trace.ops[objection.op].operator.kind == "slice":  # what it takes depends on the channels before
-            return False
-        asked = list(self._asked(walk, objection))
+            return
         if all(size == before for _, size, before in asked):
-            return False
+            return
         for ids, size, before in asked:
-            others = self._counting(walk, objection.op, before, size)
             if size == before:
-                self.ties.frozen = [*self.ties.frozen, (ids, objection.reason)]
-            elif others:
-                self.ties.pairs = [*self.ties.pairs, (others[-1], ids)]
-        if self._moves_on(walk, objection):
-            return True
-        self.ties.pairs, self.ties.frozen = pairs, frozen
-        return False
+                known = known.freezing([ids], objection.reason)
+                continue
+            touched = (other for each in walk.op_inputs[: objection.op + 1] for other in each if len(other) == before)
+            counting = [other for other in touched if int(objection.copies[found.roots[other]].sum()) == size]
+            known = known.tying(counting[-1], ids) if counting else known
+        yield known
 
-    def _asked(self, walk: Walk, objection: probe.Objection) -> Iterator[tuple[Ids, int, int]]:
+    def _asked(self, objection: Objection) -> Iterator[tuple[Ids, int, int]]:
         """Channels of which the code wants another number than the map has, with that number and the one at first."""
         for output, dim, size in objection.asked:
-            ids = walk.op_outputs[objection.op][output].get(dim)
-            if ids is not None and not walk.is_made(ids):
+            ids = objection.walk.op_outputs[objection.op][output].get(dim)
+            if ids is not None and not objection.walk.is_made(ids):
                 yield ids, size, len(ids)
 
-    def _counting(self, walk: Walk, op: int, width: int, size: int) -> list[Ids]:
-        """Channels before an operator that were so many, and of which the last trial left so many."""
-        arrays = (ids for touched in walk.op_inputs[: op + 1] for ids in touched if len(ids) == width)
-        return [ids for ids in arrays if int(self.copies[self.roots[ids]].sum()) == size]
-
-    def _learn(self, walk: Walk, objection: probe.Objection) -> bool:
-        """Keep an attribute true that the running module read a size from, if that moves the objection further on.
+    def _learnt(self, found: Map, objection: Objection) -> Iterator[Known]:
+        """Keep an attribute true that the running module read a size from, everywhere in this code.
 
         One attribute that counts two kinds of channels ties them: they stay equally many. What failed before the
         operator ran is the code around its module.
         """
-        return self._learn_of(walk, objection, 0) or (not objection.asked and self._learn_of(walk, objection, 1))
-
-    def _learn_of(self, walk: Walk, objection: probe.Objection, outwards: int) -> bool:
-        """The same of the module `outwards` levels around the operator's, and of every module of the same code."""
-        found, pairs = list(self.found), list(self.ties.pairs)
-        alternatives = [
-            self._stored(walk, number, outwards) for number in probe.same_code(objection.op, walk, self.model)
-        ]
-        for names in self._stored(walk, objection.op, outwards):
-            self.found, self.ties.pairs = list(found), list(pairs)
-            learnt = [self._keep_true(size) for each in alternatives for size in each.get(names, ())]
-            if any(learnt) and self._moves_on(walk, objection):
-                return True
-        self.found, self.ties.pairs = found, pairs
-        return False
+        walk = objection.walk
+        for outwards in (0,) if objection.asked else (0, 1):
+            numbers = probe.same_code(objection.op, walk, self.model)
+            alternatives = [self._stored(walk, number, outwards) for number in numbers]
+            for names in self._stored(walk, objection.op, outwards):
+                known = found.known
+                for size in (size for each in alternatives for size in each.get(names, ())):
+                    known = self._keeping(found, known, size)
+                if known is not found.known:
+                    yield known
 
     def _stored(self, walk: Walk, number: int, outwards: int) -> dict[tuple[str, ...], list[RawSize]]:
         """Alternatives of attributes that may hold what an operator used, by their names."""
@@ -291,72 +326,52 @@ class Refinement:
             found.setdefault(tuple(size.attribute for size in sizes), sizes)
         return found
 
-    def _keep_true(self, size: RawSize) -> bool:
-        """Add a size, or tie its channels to those that it is known to count; whether that says anything new."""
-        held = ((s.module, s.attribute) == (size.module, size.attribute) for s in self.found)
-        known = next((s.ids for s, same in zip(self.found, held, strict=True) if same), None)
-        if known is None:
-            self.found.append(size)
-        elif len(known) == len(size.ids) and self._differ(known, size.ids):
-            self.ties.pairs.append((known, size.ids))
-        else:
-            return False
-        return True
+    def _keeping(self, found: Map, known: Known, size: RawSize) -> Known:
+        """With a size, or with its channels tied to those that it is known to count; unchanged where that is old."""
+        same = (s.ids for s in (*self.read, *known.sizes) if (s.module, s.attribute) == (size.module, size.attribute))
+        counted = next(same, None)
+        if counted is None:
+            return replace(known, sizes=(*known.sizes, size))
+        new = len(counted) == len(size.ids) and not np.array_equal(found.roots[counted], found.roots[size.ids])
+        return known.tying(counted, size.ids) if new else known
 
-    def _differ(self, one: Ids, two: Ids) -> bool:
-        return not np.array_equal(self.roots[one], self.roots[two])
+    def _evened(self, found: Map, objection: Objection) -> Iterator[Known]:
+        """Tie the parts into which slices cut a dimension evenly, as `chunk` does; then learn a size besides."""
+        parts = probe.parts(objection.walk.trace.ops[objection.op], objection.walk)
+        if parts is not None:
+            known = found.known.tying(np.broadcast_to(parts[0], parts[1:].shape).ravel(), parts[1:].ravel())
+            yield known
+            yield from self._learnt(self._map(known), objection)
 
-    def _even(self, walk: Walk, objection: probe.Objection) -> bool:
-        """Tie the parts into which slices cut a dimension evenly, as `chunk` does, if that moves the objection on."""
-        parts = probe.parts(walk.trace.ops[objection.op], walk)
-        if parts is None:
-            return False
-        pairs = list(self.ties.pairs)
-        walk.tie_rows(parts)
-        if self._moves_on(walk, objection) or self._learn(walk, objection):
-            return True
-        self.ties.pairs = pairs
-        return False
-
-    def _spare(self, walk: Walk, objection: probe.Objection) -> bool:
+    def _spared(self, found: Map, objection: Objection) -> Iterator[Known]:
         """Leave two channels of small groups where a single one is all that is objected to.
 
         Torch refuses a weight that is standardised over one value. Of each group two numbers of channels have to run:
         one alone could agree by chance with what the code asks for.
         """
-        copies = probe.half(self.groups, len(self.roots), self.least)
-        free = [group for group in self.groups if group.frozen is None and group.size > 3]
+        copies = probe.half(found.groups, len(found.roots), found.known.least)
+        free = [group for group in found.groups if group.frozen is None and group.size > 3]
         alone = [group for group in free if copies[group.ids].sum() == 1]
-        before = self.least
-        for gone in (1, 2):
-            self.least = before | {group.name: group.size - gone for group in alone}
-            if not alone or not self._moves_on(walk, objection):
-                self.least = before
-                return False
-        return True
+        few, fewer = (
+            replace(found.known, least={**found.known.least, **{group.name: group.size - gone for group in alone}})
+            for gone in (1, 2)
+        )
+        if alone and self._tried(self._map(few)).goes_further(objection):
+            yield fewer
 
-    def _moves_on(self, walk: Walk, objection: probe.Objection) -> bool:
-        found = self._try()
-        return found is None or (found[0] is walk and found[1].op > objection.op)
-
-    def _freeze(self, walk: Walk, objection: probe.Objection, widen: int) -> None:
-        touched = self._touched(walk, objection.op, widen)
-        self.ties.frozen.extend((ids, objection.reason) for arrays in touched for ids in arrays)
-
-    def _touched(self, walk: Walk, op: int, widen: int) -> list[list[Ids]]:
+    def _touched(self, objection: Objection, widen: int) -> list[list[Ids]]:
         """What meets at an operator that objects, and at the same place of every module of the same class: one code.
 
         An operator that still objects took its size from something else: `widen` then adds whatever came before it in
         its module, then whatever came before it at all, and at last everything.
         """
+        walk = objection.walk
         if widen > 2:
             return [list(self.ties.blocks.values())]
         if widen > 1:
-            return walk.op_inputs[: op + 1]
-        numbers = probe.same_code(op, walk, self.model)
-        return [ids for number in numbers for ids in self._meeting(walk, number, bool(widen))]
-
-    def _meeting(self, walk: Walk, number: int, widen: bool) -> list[list[Ids]]:
+            return walk.op_inputs[: objection.op + 1]
+        numbers = probe.same_code(objection.op, walk, self.model)
         if widen:
-            return probe.earlier_in_module(number, walk, self.model)
-        return [walk.op_inputs[number] or [ids for track in walk.op_outputs[number] for ids in track.values()]]
+            return [ids for number in numbers for ids in probe.earlier_in_module(number, walk, self.model)]
+        tracks = ([ids for track in walk.op_outputs[number] for ids in track.values()] for number in numbers)
+        return [walk.op_inputs[number] or made for number, made in zip(numbers, tracks, strict=True)]

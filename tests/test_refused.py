@@ -135,7 +135,24 @@ def stubborn() -> nn.Module:
     return model
 
 
-MODELS = {"plain": network, "exported": exported, "compiled": compiled, "tied": tied, "stubborn": stubborn}
+def watched() -> nn.Module:
+    model = network()
+    model[0].register_forward_pre_hook(lambda module, inputs: None)
+    model[3].register_forward_hook(lambda module, inputs, output: None)
+    model[4].register_full_backward_hook(lambda module, inputs, outputs: None)
+    model.register_state_dict_post_hook(lambda *_: None)
+    model[8].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    return model
+
+
+MODELS = {
+    "plain": network,
+    "watched": watched,
+    "exported": exported,
+    "compiled": compiled,
+    "tied": tied,
+    "stubborn": stubborn,
+}
 WRONG = {
     "target": {"target_macs": 1e-7},
     "keep": {"keep": ["nowhere"]},
@@ -161,6 +178,16 @@ def test_what_prune_refuses_leaves_every_kind_of_module(kind):
     if kind == "stubborn":
         with untouched(model, optimizer), pytest.raises(ModelError, match="does not let out_channels"):
             public.prune_(model, X, optimizer=optimizer)
+
+
+def test_a_hook_that_raises_is_refused_and_stays():
+    def fail(*_: Any) -> None:
+        raise ValueError("not today")
+
+    model, optimizer = trained()
+    model[3].register_forward_hook(fail)
+    with untouched(model, optimizer), pytest.raises(ModelError, match="not today"):
+        public.prune_(model, X, optimizer=optimizer)
 
 
 def frozen(channels: Any) -> Plan:
@@ -256,6 +283,15 @@ def test_a_refused_command_leaves_the_earlier_run_that_it_may_replace(compressor
     with untouched(None, folder=compressor.folder):
         ran = compressor(*words, "--out", str(earlier), "--overwrite")
     assert ran.code in (1, 2) and ran.err.count("error: ") == 1, ran.err
+
+
+def test_an_export_that_computes_something_else_leaves_the_file_that_was_there(compressor, monkeypatch):
+    monkeypatch.setattr("compressor.exporting.onnx.RELATIVE_LIMIT", -1.0)
+    target = compressor.folder / "model.onnx"
+    target.write_text("before")
+    with untouched(None, folder=compressor.folder):
+        ran = compressor("export", DIGITS, "--out", str(target), "--overwrite")
+    assert ran.code == 1 and "was not written" in ran.err
 
 
 @pytest.mark.parametrize("link", [False, True])

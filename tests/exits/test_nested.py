@@ -63,6 +63,12 @@ def test_fewer_exits_than_layers():
     assert model.exits == 2 and model.at == ("3", "5")
 
 
+@pytest.mark.parametrize("wrong", [{"at": ("1", "3")}, {"targets": (0.5,)}])
+def test_layers_come_off_one_by_one_not_by_place_or_cost(wrong):
+    with pytest.raises(UsageError, match="one by one"):
+        make_nested(Survey(perceptron(layers=3), FLAT), DetachSettings(method="nsn", **wrong))
+
+
 def test_runs_of_blocks_in_a_convolutional_network():
     found = Survey(Residual(), SHAPE)
     run = find_run(found, "blocks")

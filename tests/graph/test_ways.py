@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -145,3 +146,19 @@ class WeightOnly(nn.Module):
 def test_a_weight_whose_bias_no_run_used_keeps_as_many_channels() -> None:
     channels = capture(WeightOnly().eval(), torch.randn(2, 3))
     assert channels.frozen["first"] == "first.bias, which no run used, has as many channels"
+
+
+def test_what_is_handed_out_in_training_alone_keeps_its_width() -> None:
+    """Both runs are the same operators on the same tensors: only what leaves them differs."""
+
+    class Distilled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.neck, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            features = self.neck(self.body(x))
+            return (self.head(features), features) if self.training else self.head(features)
+
+    channels = capture(Distilled(), torch.randn(2, 3, 4, 4))
+    assert [group.name for group in channels.free] == ["body"] and "neck" in channels.frozen

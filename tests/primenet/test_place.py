@@ -44,6 +44,14 @@ def test_chooses_the_earliest_place_that_pays_twice():
     assert found.choose().until == "5"
 
 
+def test_a_place_has_the_name_of_the_outermost_module_that_ends_there():
+    layers = list(plain())
+    nested = nn.Sequential(
+        nn.Sequential(nn.Sequential(*layers[:2]), layers[2]), nn.Sequential(*layers[3:6]), *layers[6:]
+    )
+    assert [place.until for place in early(nested).places] == ["0", "1"]
+
+
 def test_refuses_where_it_pays_nowhere_and_says_what_would_help():
     found = Early(plain(4).eval(), IMAGE, CLASSES, PrimeNetSettings(reduced=32))
     with pytest.raises(ModelError, match=r"does not pay .* until 5, .* --until .* --fit stride"):

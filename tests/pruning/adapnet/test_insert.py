@@ -38,6 +38,12 @@ def test_a_uniform_table_needs_a_filter() -> None:
     assert need.p2.tolist() == pytest.approx([0.45 / 0.7] * 5) and need.masters() == [0, 1, 2, 3, 4]
 
 
+def test_a_layer_in_balance_asks_for_nothing() -> None:
+    asking, resting = torch.tensor([0.5, -0.5]), torch.tensor([0.0, -0.1])
+    assert insert.Need(asking, resting, 0.0, 0.0).masters() == [] == insert.Need(resting, asking, 0.0, 0.0).masters()
+    assert insert.Need(asking, resting, 0.1, 0.0).masters() == [0] == insert.Need(resting, asking, 0.0, 0.1).masters()
+
+
 def test_three_concepts_never_ask() -> None:
     assert need_of(torch.full((5, 3), 1 / 3)).masters() == []
 

@@ -138,8 +138,9 @@ def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tup
             marks[id(ids)] += generator.integers(1, 2**63, dtype=np.uint64)
     offset = 0
     for name, ids in different.items():
-        times = np.bincount(ids, minlength=1).astype(np.uint64)
-        signatures[: len(times)] += times * marks[name]
+        lowest = int(ids.min(initial=count))
+        times = np.bincount(ids - lowest).astype(np.uint64)
+        signatures[lowest : lowest + len(times)] += times * marks[name]
         unseen, where = np.unique(ids, return_index=True)
         new = first[unseen] < 0
         first[unseen[new]] = offset + where[new]

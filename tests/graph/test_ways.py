@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 import compressor
 from compressor.graph import Channels, capture
+from compressor.graph.skeleton import Replica
+from compressor.graph.trace import Way, run
+from compressor.graph.ways import same_wiring
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -162,3 +165,28 @@ def test_what_is_handed_out_in_training_alone_keeps_its_width() -> None:
 
     channels = capture(Distilled(), torch.randn(2, 3, 4, 4))
     assert [group.name for group in channels.free] == ["body"] and "neck" in channels.frozen
+
+
+class Swapped(nn.Module):
+    """Runs the same operators in both modes; with `apart` on another weight of the same shape."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.apart = apart
+        self.first, self.norm = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.one, self.other = nn.Parameter(torch.randn(4, 8, 1, 1)), nn.Parameter(torch.randn(4, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.other if self.apart and self.training else self.one
+        return nn.functional.conv2d(self.norm(self.first(x)), weight)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_mode_is_the_same_where_its_operators_read_the_same_tensors(apart: bool) -> None:
+    replica = Replica(Swapped(apart))
+    evaluated, trained = run(replica, Way(X[:1])), run(replica, Way(X, training=True))
+    assert [op.name for op in trained.ops if op.name != "add"] == [op.name for op in evaluated.ops]
+    assert same_wiring(evaluated, trained) is not apart
+    channels = capture(Swapped(apart), X[:1])
+    readers = {place.tensor for place in channels.group("first").places if place.role == "column"}
+    assert readers == ({"one", "other"} if apart else {"one"})

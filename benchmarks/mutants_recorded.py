@@ -82,14 +82,14 @@ KNOWN = (
 # What a careless change would do.
 OWN = (
     # graph
-    Fault("graph/walk.py", "if len(known) < len(present):", "if False:"),
-    Fault("graph/walk.py", "self.ties.columns.append(ids)", "pass"),
+    Fault("graph/propagate.py", "if len(known) < len(present):", "if False:"),
+    Fault("graph/propagate.py", "self.ties.columns.append(ids)", "pass"),
     Fault("graph/rules_layers.py", "w.tie(inner, columns)", "pass"),
     Fault("graph/rules_layers.py", "w.tie_rows(rows.reshape(groups, -1))", "pass"),
     Fault("graph/rules_parts.py", "if len({len(part) for part in parts}) == 1:", "if False:"),
     Fault("graph/rules_shapes.py", "order[a], order[b] = b, a", "pass"),
     Fault("graph/rules.py", 'w.prune_only(ids, f"{op.name} in {where(op)} runs over channels")', "pass"),
-    Fault("graph/resolve.py", "labels: Roots = connected_components(links, directed=False)",
+    Fault("graph/groups.py", "labels: Roots = connected_components(links, directed=False)",
           "labels: Roots = connected_components(links, directed=True, connection='strong')"),
     Fault("graph/attributes.py", "fresh = copy.copy(held)", "fresh = held"),
     Fault("graph/kept_sizes.py", 'whose = value_at(module, f"{around}.module") if around else None', "whose = None"),

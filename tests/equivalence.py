@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph import Channels, capture
 from compressor.graph.channels import SINGLE
+from compressor.graph.groups import roots_of
+from compressor.graph.propagate import Propagation, Unions
 from compressor.graph.recorder import is_reserve
 from compressor.graph.refine import Refinement
-from compressor.graph.resolve import roots_of
 from compressor.graph.skeleton import Replica, skeleton
 from compressor.graph.trace import TensorRef, Way, call_arguments, run
-from compressor.graph.walk import Ties, Walk
 from compressor.surgery import Plan, Prune
 
 STATISTICS = frozenset(
@@ -104,11 +104,11 @@ def masked_outputs(model: nn.Module, example: Any, channels: Channels, removed: 
             tensors[name].data.index_fill_(dim, torch.from_numpy(where), 0)
     # Traced on real data, since an operator may be made of others on the meta device than on this one.
     trace = run(Replica(model, real=True), Way(example))
-    walk = Walk(trace, Ties())
+    walk = Propagation(trace, Unions())
     walk.follow()
     turned = _turned(model, example) if walk.choices else []
     if turned:  # reshapes where channels go on another dimension than the walk took first
-        walk = Walk(trace, Ties(), dict(zip(walk.choices, turned, strict=True)))
+        walk = Propagation(trace, Unions(), dict(zip(walk.choices, turned, strict=True)))
         walk.follow()
     with _KeptStatistics(walk, _kept_of_raw(walk, channels, gone)):
         return outputs(masked, example)
@@ -167,7 +167,7 @@ def _turned(model: nn.Module, example: Any) -> list[int]:
     return kept if refined.axes[0] else []
 
 
-def _kept_of_raw(walk: Walk, channels: Channels, gone: np.ndarray) -> np.ndarray:
+def _kept_of_raw(walk: Propagation, channels: Channels, gone: np.ndarray) -> np.ndarray:
     """The same question asked of the walk's own numbering."""
     roots = roots_of(walk.ties)
     kept = np.ones(walk.ties.count, dtype=bool)
@@ -180,7 +180,7 @@ def _kept_of_raw(walk: Walk, channels: Channels, gone: np.ndarray) -> np.ndarray
 class _KeptStatistics(TorchDispatchMode):
     """Replays a trace; operators that take statistics over tracked channels see only the ones that stay."""
 
-    def __init__(self, walk: Walk, kept: np.ndarray) -> None:
+    def __init__(self, walk: Propagation, kept: np.ndarray) -> None:
         super().__init__()
         self.walk, self.kept, self.step = walk, kept, 0
 

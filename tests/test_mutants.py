@@ -77,7 +77,7 @@ def test_statements_have_their_own_lines():
 
 
 def test_tests_that_run_the_line_come_first_of_the_same_name_then_of_the_room_then_the_fastest():
-    path, source = "compressor/graph/walk.py", "def f(x):\n    if x:\n        return 1\n    return 2\n"
+    path, source = "compressor/graph/propagate.py", "def f(x):\n    if x:\n        return 1\n    return 2\n"
     [function] = functions(source)
     reached = {
         "tests/cli/test_a.py::one": (0.1, 0b111), "tests/surgery/test_b.py::two": (0.2, 0b101),

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from compressor.graph.resolve import roots_of
+from compressor.graph.groups import roots_of
+from compressor.graph.propagate import Propagation, Unions
 from compressor.graph.trace import Trace
-from compressor.graph.walk import Ties, Walk
 
 
 def batch_of(trace: Trace) -> int:
@@ -16,10 +16,10 @@ def batch_of(trace: Trace) -> int:
     alone = any(op.operator.kind == "convolution" and op.args[0].shape[0] == 1 for op in trace.ops)
     if len(first.shape) > 1 and not alone:
         return first.shape[0]
-    ties = Ties()
-    walk = Walk(trace, ties)
+    ties = Unions()
+    walk = Propagation(trace, ties)
     own = ties.fresh(first.shape[0])
-    walk.give(first, {0: own})
+    walk.bind(first, {0: own})
     walk.follow()
     roots = roots_of(ties)
     read = np.concatenate([roots[ids] for ids in ties.blocks.values()] or [roots[:0]])

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.files.limits import within_memory
+from compressor.graph.propagate import Propagation, Track, where
 from compressor.graph.records import Op, TensorRef
-from compressor.graph.walk import Track, Walk, where
 
 _LARGEST = 2**24  # elements of all operands and results together: more are not tried
 Place = tuple[int, int]  # of an operand: its number and a dimension
 
 
-def by_trial(w: Walk, op: Op) -> None:
+def by_trial(w: Propagation, op: Op) -> None:
     """Tie and hand on the channels of an operator of which nothing is known but what it does."""
     if not op.outputs:
         return
@@ -42,10 +42,10 @@ def by_trial(w: Walk, op: Op) -> None:
                 track |= {} if ids is None else {end: ids}
         left = [other for other in left if other not in together]
     for out, track in zip(op.outputs, tracks, strict=True):
-        w.give(out, track)
+        w.bind(out, track)
 
 
-def _ids(w: Walk, refs: Sequence[TensorRef], place: Place) -> Any:
+def _ids(w: Propagation, refs: Sequence[TensorRef], place: Place) -> Any:
     return w.track(refs[place[0]])[place[1]]
 
 

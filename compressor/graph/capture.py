@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.graph import resolve
+from compressor.graph import groups
 from compressor.graph.batch import batch_of
 from compressor.graph.channels import KEPT, Channels
 from compressor.graph.editable import check_example, check_model
@@ -79,12 +79,12 @@ def _channels(refinement: Refinement, refined: Map, batch: int, notes: Iterable[
     return Channels(
         identities={key: ids for key, ids in refined.identities.items() if grouped[ids].any()},
         groups=refined.groups,
-        sites_by_module=resolve.sites(walk, refined.numbered),
+        sites_by_module=groups.sites(walk, refined.numbered),
         sizes=refined.sizes,
-        costs=resolve.costs(walk, refined.numbered, batch),
+        costs=groups.costs(walk, refined.numbered, batch),
         shapes={name: tuple(tensor.shape) for name, tensor in refinement.tensors.items()},
         counted=frozenset(name for name, tensor in refinement.tensors.items() if isinstance(tensor, nn.Parameter)),
-        absorbers=resolve.absorbers(walk),
+        absorbers=groups.absorbers(walk),
         notes=tuple(notes),
     )
 

@@ -186,33 +186,37 @@ class Channels:
 
     def macs(self, removed: Iterable[int] = ()) -> int:
         """Multiply-adds of convolutions and matrix products for one image, without the removed channels."""
-        counts = _Kept(removed, self.next_id)
-        return sum(cost.factor * _product(counts.count(axis) for axis in cost.axes) for cost in self.costs)
+        counts = self._without(removed)
+        return sum(cost.factor * _product(counts.of(axis) for axis in cost.axes) for cost in self.costs)
+
+    def _without(self, removed: Iterable[int]) -> "Counts":
+        times = np.ones(self.next_id, dtype=np.int64)
+        times[np.fromiter(removed, dtype=np.int64)] = 0
+        return Counts(times)
 
     def params(self, removed: Iterable[int] = ()) -> int:
         """Parameters (buffers not counted) without the removed channels."""
-        counts = _Kept(removed, self.next_id)
+        counts = self._without(removed)
         total = 0
         for name in self.counted:
             dims = (self.identities.get((name, dim)) for dim in range(len(self.shapes[name])))
             sizes = zip(dims, self.shapes[name], strict=True)
-            total += _product(size if ids is None else counts.count(ids) for ids, size in sizes)
+            total += _product(size if ids is None else counts.of(ids) for ids, size in sizes)
         return total
 
 
-class _Kept:
-    """How many of an array's channels remain once some are removed."""
+class Counts:
+    """How many channels there are in an array, when there are so many (0, 1, 2) of every identity."""
 
-    def __init__(self, removed: Iterable[int], bound: int) -> None:
-        self._kept = np.ones(bound, dtype=bool)
-        self._kept[np.fromiter(removed, dtype=np.int64)] = False
-        self._counted: dict[int, int] = {}  # many places share one array
+    def __init__(self, times: NDArray[np.int64]) -> None:
+        self.times = times
+        self._counted: dict[int, tuple[Ids, int]] = {}  # many places share one array, which stays alive
 
-    def count(self, ids: Ids) -> int:
+    def of(self, ids: Ids) -> int:
         known = self._counted.get(id(ids))
         if known is None:
-            known = self._counted[id(ids)] = int(np.count_nonzero(self._kept[ids]))
-        return known
+            known = self._counted[id(ids)] = ids, int(self.times[ids].sum())
+        return known[1]
 
 
 def _product(factors: Iterable[int]) -> int:

@@ -15,9 +15,9 @@ from torch import nn
 
 from compressor.graph.attributes import can_write, counts_channels, integers, value_at, words
 from compressor.graph.channels import Ids
-from compressor.graph.resolve import Numbered
+from compressor.graph.groups import Numbered
+from compressor.graph.propagate import Propagation, RawSize
 from compressor.graph.trace import ModuleCall, TensorRef
-from compressor.graph.walk import RawSize, Walk
 
 _ENTERS, _LEAVES = frozenset({"in", "input", "inp", "inplanes"}), frozenset({"out", "output", "oup", "outplanes"})
 _LASTS = frozenset({"feature", "features", "embed", "head"})
@@ -25,7 +25,7 @@ _NOTED = 12  # names in the note
 
 
 def kept_sizes(
-    walk: Walk, numbered: Numbered, modules: Mapping[str, nn.Module], known: Iterable[tuple[str, str]]
+    walk: Propagation, numbered: Numbered, modules: Mapping[str, nn.Module], known: Iterable[tuple[str, str]]
 ) -> tuple[list[RawSize], list[str]]:
     """The attributes that follow from channels, and notes on those that cannot, or of which it cannot be told which.
 
@@ -94,7 +94,7 @@ def _told(module: nn.Module, path: str, name: str, calls: Mapping[str, ModuleCal
 class _Widths:
     """The channels that one module sees: those that enter, those that leave, and all in the order they come up."""
 
-    def __init__(self, walk: Walk, numbered: Numbered, name: str, call: ModuleCall) -> None:
+    def __init__(self, walk: Propagation, numbered: Numbered, name: str, call: ModuleCall) -> None:
         self._walk, self._numbered = walk, numbered
         self._enters = _of(walk, call.inputs)
         self._leaves = _of(walk, call.outputs)
@@ -133,5 +133,5 @@ class _Widths:
         return list(last.values())
 
 
-def _of(walk: Walk, refs: Iterable[TensorRef]) -> list[Ids]:
+def _of(walk: Propagation, refs: Iterable[TensorRef]) -> list[Ids]:
     return [ids for ref in refs for ids in walk.track(ref).values()]

@@ -1,8 +1,8 @@
 """Refine a map by trial: freeze what the code objects to, or learn which size it reads, until nothing objects.
 
-What holds throughout: the map is that of the walks and of what is `Known` beyond them. A refinement is another `Known`,
+What holds throughout: the map is what propagation says and what is `Known` beyond it. A refinement is another `Known`,
 taken where a trial of its map objects later in the run than before, or not at all. Only which dimension of a reshape
-has the channels is said to the walks themselves, which then start again.
+has the channels is told to propagation itself, which then starts again.
 """
 
 from collections import Counter
@@ -13,24 +13,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from compressor.graph import probe, resolve
+from compressor.graph import groups, trial
 from compressor.graph.channels import KEPT, Group, Ids, Key, Size
 from compressor.graph.kept_sizes import kept_sizes
 from compressor.graph.names import labels
-from compressor.graph.probe import Objection
+from compressor.graph.propagate import Propagation, RawSize, Unions
 from compressor.graph.skeleton import Replica
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.trace import Trace, Way
-from compressor.graph.walk import RawSize, Ties, Walk
+from compressor.graph.trial import Copies, Mismatch
 from compressor.graph.ways import beside, left_over
 
 _MOST_TRIALS = 200
-Run = tuple[Walk, Way]
+Run = tuple[Propagation, Way]
 
 
 @dataclass(frozen=True)
 class Known:
-    """What trials have shown beyond what the walks say."""
+    """What trials have shown beyond what propagation says."""
 
     pairs: tuple[tuple[Ids, Ids], ...] = ()  # that belong together
     frozen: tuple[tuple[Ids, str], ...] = ()
@@ -44,8 +44,8 @@ class Known:
     def freezing(self, arrays: Iterable[Ids], reason: str) -> "Known":
         return replace(self, frozen=(*self.frozen, *((ids, reason) for ids in arrays)))
 
-    def beyond(self, ties: Ties) -> Ties:
-        """The ties of the walks with these."""
+    def beyond(self, ties: Unions) -> Unions:
+        """The ties of propagation with these."""
         return replace(
             ties,
             pairs=[*ties.pairs, *self.pairs],
@@ -56,11 +56,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Map:
-    """The channels as the walks and what is known say."""
+    """The channels as propagation and what is known say."""
 
     known: Known
-    ties: Ties
-    numbered: resolve.Numbered
+    ties: Unions
+    numbered: groups.Numbered
     identities: Mapping[Key, Ids]
     groups: tuple[Group, ...]
     sizes: tuple[Size, ...]
@@ -75,15 +75,15 @@ class Attempt:
     """A map, and what a trial of it objects to."""
 
     map: Map
-    objection: Objection | None
+    objection: Mismatch | None
 
-    def goes_further(self, than: Objection) -> bool:
+    def goes_further(self, than: Mismatch) -> bool:
         now = self.objection
         return now is None or (now.walk is than.walk and now.op > than.op)
 
 
 class Refinement:
-    """One capture: the walks through the traces of both modes over a shared set of ties, and the search for a map."""
+    """One capture: propagation through the traces of both modes over a shared set of ties, and the search for a map."""
 
     def __init__(
         self, model: nn.Module, replica: Replica, runs: list[tuple[Trace, Way]], never: frozenset[str]
@@ -96,27 +96,27 @@ class Refinement:
         self.beside = beside(model, never)  # modules of which nothing is edited that others share, and why
         self.keep: frozenset[str] = frozenset()
         self.runs = runs
-        self.patient = probe.Patient(replica)
+        self.replica = replica
         self.tensors = named_tensors(model)
         self.modules = {n: m for n, m in named_modules(model).items() if not isinstance(m, torch.jit.ScriptModule)}
-        self.order = probe.first_use(runs[0][0], {name: place for place, name in enumerate(self.tensors)})
+        self.order = trial.first_use(runs[0][0], {name: place for place, name in enumerate(self.tensors)})
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
         self.left_over = left_over(replica, never)
         self._follow([{} for _ in runs])
 
     def _follow(self, axes: list[dict[int, int]]) -> None:
-        """Walk through every run from its start, with what is known of its reshapes."""
-        self.axes, self.ties = axes, Ties()
-        walks = [Walk(run[0], self.ties, each) for run, each in zip(self.runs, axes, strict=True)]
+        """Propagation through every run from its start, with what is known of its reshapes."""
+        self.axes, self.ties = axes, Unions()
+        walks = [Propagation(run[0], self.ties, each) for run, each in zip(self.runs, axes, strict=True)]
         for walk in walks:
             walk.follow()
         self.walks: list[Run] = [(walk, *run[1:]) for walk, run in zip(walks, self.runs, strict=True)]
         self.trials = self.walks, self.walks
-        if len(walks) == 1 or (len(walks) == 2 and probe.same_operators(*walks)):  # one code: each mode tries it once
-            self.trials = self.walks[:1], self.walks[-1:] if probe.asks_for_sizes(walks[-1]) else []
+        if len(walks) == 1 or (len(walks) == 2 and trial.same_operators(*walks)):  # one code: each mode tries it once
+            self.trials = self.walks[:1], self.walks[-1:] if trial.asks_for_sizes(walks[-1]) else []
         self.read = [size for walk in walks for size in walk.sizes]
-        self.vectors = resolve.vector_sizes(self.ties, self.modules)
+        self.vectors = groups.vector_sizes(self.ties, self.modules)
 
     def refine(self, keep: frozenset[str]) -> tuple[Map, list[str]]:
         """The map to which no trial objects, with notes on sizes that it leaves as they are.
@@ -135,14 +135,14 @@ class Refinement:
 
     def _map(self, known: Known) -> Map:
         ties = known.beyond(self.ties)
-        numbered = resolve.Numbered(resolve.roots_of(ties))
-        identities = resolve.identities(ties, numbered)
-        groups = tuple(map(self._kept, resolve.groups(ties, numbered, self.ranks, self.order)))
-        return self._with_sizes(Map(known, ties, numbered, identities, groups, ()), ())
+        numbered = groups.Numbered(groups.roots_of(ties))
+        identities = groups.identities(ties, numbered)
+        found = tuple(map(self._kept, groups.grouped(ties, numbered, self.ranks, self.order)))
+        return self._with_sizes(Map(known, ties, numbered, identities, found, ()), ())
 
     def _with_sizes(self, found: Map, more: Iterable[RawSize]) -> Map:
         known = replace(found.known, sizes=(*found.known.sizes, *more))
-        sizes = resolve.sizes((*self.read, *known.sizes, *self.vectors), self.modules, found.numbered)
+        sizes = groups.sizes((*self.read, *known.sizes, *self.vectors), self.modules, found.numbered)
         return replace(found, known=known, sizes=sizes)
 
     def _kept_sizes(self, found: Map) -> tuple[list[RawSize], list[str]]:
@@ -188,7 +188,7 @@ class Refinement:
             attempt.map.known.freezing(self.ties.blocks.values(), "the model's code objects to every edit")
         )
 
-    def _better(self, found: Map, objection: Objection) -> Attempt | None:
+    def _better(self, found: Map, objection: Mismatch) -> Attempt | None:
         """The first refinement that goes further."""
         ways = [self._learnt, self._borrowed, self._evened, self._spared]
         if any(size != before for *_, size, before in self._asked(objection)):
@@ -198,17 +198,17 @@ class Refinement:
 
     def _tried(self, found: Map) -> Attempt:
         halved, uneven = self.trials
-        objection = self._objection(found, probe.half(found.groups, len(found.roots), found.known.least), halved)
+        objection = self._objection(found, trial.half(found.groups, len(found.roots), found.known.least), halved)
         # Where parts of a dimension are channels of their own, numbers may agree by chance.
         for seed in () if objection or not uneven else (1, 2, 3) if self.ties.apart else (1,):
-            objection = objection or self._objection(found, probe.uneven(found.groups, len(found.roots), seed), uneven)
+            objection = objection or self._objection(found, trial.uneven(found.groups, len(found.roots), seed), uneven)
         return Attempt(found, objection)
 
-    def _objection(self, found: Map, copies: probe.Copies, runs: Iterable[Run]) -> Objection | None:
+    def _objection(self, found: Map, copies: Copies, runs: Iterable[Run]) -> Mismatch | None:
         if (copies == 1).all():
             return None
-        with self.patient.edited(found.identities, found.sizes, copies) as edited:
-            tried = (probe.objection(edited, way, walk, copies, found.roots, found.ties) for walk, way in runs)
+        with trial.edited(self.replica, found.identities, found.sizes, copies) as edited:
+            tried = (trial.mismatch(edited, way, walk, copies, found.roots, found.ties) for walk, way in runs)
             return next((objection for objection in tried if objection is not None), None)
 
     def _bounded(self, found: Map) -> Map:
@@ -216,10 +216,10 @@ class Refinement:
 
         Code that takes the first so many channels, as many as there are, shows only then: torch runs an `alias` there.
         """
-        if not probe.asks_for_sizes(self.walks[0][0]):
+        if not trial.asks_for_sizes(self.walks[0][0]):
             return found
         seen: Counter[int] = Counter()
-        while objection := self._objection(found, probe.grown(found.groups, len(found.roots)), self.walks[:1]):
+        while objection := self._objection(found, trial.grown(found.groups, len(found.roots)), self.walks[:1]):
             op = objection.walk.trace.ops[objection.op]
             reason = f"{op.name} in {op.module or 'the model'} does not run with more channels"
             touched = self._touched(objection, widen=seen[objection.op])
@@ -232,16 +232,16 @@ class Refinement:
         """Learn the sizes that a class keeps for later, those of them to which no trial objects."""
         while kept:
             more = self._with_sizes(found, kept)
-            copies = probe.half(found.groups, len(found.roots), found.known.least)
+            copies = trial.half(found.groups, len(found.roots), found.known.least)
             objection = self._objection(more, copies, self.trials[0])
             if objection is None:
                 return more
             at = objection.walk.trace.ops[objection.op].module
-            gone = {(size.attribute, id(size.ids)) for size in kept if probe.inside(at, size.module)}
+            gone = {(size.attribute, id(size.ids)) for size in kept if trial.inside(at, size.module)}
             kept = [size for size in kept if (size.attribute, id(size.ids)) not in gone] if gone else []
         return found
 
-    def _turned(self, objection: Objection) -> list[dict[int, int]] | None:
+    def _turned(self, objection: Mismatch) -> list[dict[int, int]] | None:
         """What is known of every run's reshapes once the one that objects, and its like in this code, has its channels
         on another dimension: the one whose size followed them. None where that says nothing new.
         """
@@ -259,7 +259,7 @@ class Refinement:
                 axes[run].setdefault(number, other.choices[number][dims.index(follow[0])])
         return axes if axes != self.axes else None
 
-    def _same_reshapes(self, walk: Walk, number: int) -> Iterator[tuple[int, Walk, int]]:
+    def _same_reshapes(self, walk: Propagation, number: int) -> Iterator[tuple[int, Propagation, int]]:
         """The run, its walk, and the same reshape in every module of the same class.
 
         A module without submodules is a layer like any other, whose numbers are its own.
@@ -275,7 +275,7 @@ class Refinement:
                 if (name == module or type(self.modules.get(name)) is kind) and turn < len(numbers):
                     yield run, other, numbers[turn]
 
-    def _borrowed(self, found: Map, objection: Objection) -> Iterator[Known]:
+    def _borrowed(self, found: Map, objection: Mismatch) -> Iterator[Known]:
         """Tie channels to others whose number the code takes for theirs, and freeze those of a fixed number."""
         walk, known = objection.walk, found.known
         asked = list(self._asked(objection))
@@ -292,14 +292,14 @@ class Refinement:
             known = known.tying(counting[-1], ids) if counting else known
         yield known
 
-    def _asked(self, objection: Objection) -> Iterator[tuple[Ids, int, int]]:
+    def _asked(self, objection: Mismatch) -> Iterator[tuple[Ids, int, int]]:
         """Channels of which the code wants another number than the map has, with that number and the one at first."""
         for output, dim, size in objection.asked:
             ids = objection.walk.op_outputs[objection.op][output].get(dim)
             if ids is not None and not objection.walk.is_made(ids):
                 yield ids, size, len(ids)
 
-    def _learnt(self, found: Map, objection: Objection) -> Iterator[Known]:
+    def _learnt(self, found: Map, objection: Mismatch) -> Iterator[Known]:
         """Keep an attribute true that the running module read a size from, everywhere in this code.
 
         One attribute that counts two kinds of channels ties them: they stay equally many. What failed before the
@@ -307,7 +307,7 @@ class Refinement:
         """
         walk = objection.walk
         for outwards in (0,) if objection.asked else (0, 1):
-            numbers = probe.same_code(objection.op, walk, self.model)
+            numbers = trial.same_code(objection.op, walk, self.model)
             alternatives = [self._stored(walk, number, outwards) for number in numbers]
             for names in self._stored(walk, objection.op, outwards):
                 known = found.known
@@ -316,12 +316,12 @@ class Refinement:
                 if known is not found.known:
                     yield known
 
-    def _stored(self, walk: Walk, number: int, outwards: int) -> dict[tuple[str, ...], list[RawSize]]:
+    def _stored(self, walk: Propagation, number: int, outwards: int) -> dict[tuple[str, ...], list[RawSize]]:
         """Alternatives of attributes that may hold what an operator used, by their names."""
         path = walk.trace.ops[number].module.split(".")
         module = ".".join(path[: max(0, len(path) - outwards)])
         found: dict[tuple[str, ...], list[RawSize]] = {}
-        for alternative in probe.stored_sizes(number, walk, self.model.get_submodule(module), self.model):
+        for alternative in trial.stored_sizes(number, walk, self.model.get_submodule(module), self.model):
             sizes = [RawSize(module, name if at is None else f"{name}.{at}", ids) for name, at, ids in alternative]
             found.setdefault(tuple(size.attribute for size in sizes), sizes)
         return found
@@ -335,21 +335,21 @@ class Refinement:
         new = len(counted) == len(size.ids) and not np.array_equal(found.roots[counted], found.roots[size.ids])
         return known.tying(counted, size.ids) if new else known
 
-    def _evened(self, found: Map, objection: Objection) -> Iterator[Known]:
+    def _evened(self, found: Map, objection: Mismatch) -> Iterator[Known]:
         """Tie the parts into which slices cut a dimension evenly, as `chunk` does; then learn a size besides."""
-        parts = probe.parts(objection.walk.trace.ops[objection.op], objection.walk)
+        parts = trial.parts(objection.walk.trace.ops[objection.op], objection.walk)
         if parts is not None:
             known = found.known.tying(np.broadcast_to(parts[0], parts[1:].shape).ravel(), parts[1:].ravel())
             yield known
             yield from self._learnt(self._map(known), objection)
 
-    def _spared(self, found: Map, objection: Objection) -> Iterator[Known]:
+    def _spared(self, found: Map, objection: Mismatch) -> Iterator[Known]:
         """Leave two channels of small groups where a single one is all that is objected to.
 
         Torch refuses a weight that is standardised over one value. Of each group two numbers of channels have to run:
         one alone could agree by chance with what the code asks for.
         """
-        copies = probe.half(found.groups, len(found.roots), found.known.least)
+        copies = trial.half(found.groups, len(found.roots), found.known.least)
         free = [group for group in found.groups if group.frozen is None and group.size > 3]
         alone = [group for group in free if copies[group.ids].sum() == 1]
         few, fewer = (
@@ -359,7 +359,7 @@ class Refinement:
         if alone and self._tried(self._map(few)).goes_further(objection):
             yield fewer
 
-    def _touched(self, objection: Objection, widen: int) -> list[list[Ids]]:
+    def _touched(self, objection: Mismatch, widen: int) -> list[list[Ids]]:
         """What meets at an operator that objects, and at the same place of every module of the same class: one code.
 
         An operator that still objects took its size from something else: `widen` then adds whatever came before it in
@@ -370,8 +370,8 @@ class Refinement:
             return [list(self.ties.blocks.values())]
         if widen > 1:
             return walk.op_inputs[: objection.op + 1]
-        numbers = probe.same_code(objection.op, walk, self.model)
+        numbers = trial.same_code(objection.op, walk, self.model)
         if widen:
-            return [ids for number in numbers for ids in probe.earlier_in_module(number, walk, self.model)]
+            return [ids for number in numbers for ids in trial.earlier_in_module(number, walk, self.model)]
         tracks = ([ids for track in walk.op_outputs[number] for ids in track.values()] for number in numbers)
         return [walk.op_inputs[number] or made for number, made in zip(numbers, tracks, strict=True)]

@@ -1,12 +1,12 @@
 """Rules for element-wise operators and for those that run along dimensions."""
 
 from compressor.graph.channels import Ids
+from compressor.graph.propagate import Propagation, Track, untracked, where, without
 from compressor.graph.records import Op, TensorRef, argument
 from compressor.graph.rules_shapes import like
-from compressor.graph.walk import Track, Walk, untracked, where, without
 
 
-def elementwise(w: Walk, op: Op) -> None:
+def elementwise(w: Propagation, op: Op) -> None:
     """Operands broadcast against each other; those with channels on one dimension are tied along it."""
     for out in op.outputs:
         rank = len(out.shape)
@@ -16,37 +16,37 @@ def elementwise(w: Walk, op: Op) -> None:
             ids = w.join(operands, untracked(op))
             if ids is not None and out.shape[dim] == len(ids):
                 track[dim] = ids
-        w.give(out, track)
+        w.bind(out, track)
 
 
-def drawn(w: Walk, op: Op) -> None:
+def drawn(w: Propagation, op: Op) -> None:
     """normal, uniform, poisson ...: random numbers, perhaps about those that stand in several tensors."""
     (elementwise if len(op.inputs) > 1 else like)(w, op)
 
 
-def _operand(w: Walk, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
+def _operand(w: Propagation, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
     return w.held(ref, dim + len(ref.shape))
 
 
-def along(w: Walk, op: Op) -> None:
+def along(w: Propagation, op: Op) -> None:
     """softmax, cumsum, sort, roll, fft (x, dim or dims, ...): channels that they run over are frozen."""
     for ids in _over(w, op):
         w.freeze(ids, f"{op.name} in {where(op)} runs over channels")
 
 
-def statistic(w: Walk, op: Op) -> None:
+def statistic(w: Propagation, op: Op) -> None:
     """mean, sum, amax, var ... (x, dim or dims, ...): run over channels, they rule merging and inserting out."""
     for ids in _over(w, op):
         w.prune_only(ids, f"{op.name} in {where(op)} runs over channels")
 
 
-def extreme(w: Walk, op: Op) -> None:
+def extreme(w: Propagation, op: Op) -> None:
     """max, min: where they tell the number of a channel, too, and somebody asks for it, channels are frozen."""
     numbered = len(op.outputs) == 2 and w.is_used(op.outputs[1])
     (along if numbered else statistic)(w, op)
 
 
-def _over(w: Walk, op: Op) -> list[Ids]:
+def _over(w: Propagation, op: Op) -> list[Ids]:
     """Hand on what an operator leaves alone; returns the identities of the dimensions that it runs over."""
     x, rank = op.inputs[0], len(op.inputs[0].shape)
     given = argument(op, "dim", "dims")
@@ -54,5 +54,5 @@ def _over(w: Walk, op: Op) -> list[Ids]:
     over = {dim % rank for dim in dims} if rank else set()
     for out in op.outputs:
         kept = w.track(x) if len(out.shape) == rank else without(w.track(x), over)
-        w.give(out, {dim: ids for dim, ids in kept.items() if dim < len(out.shape) and out.shape[dim] == len(ids)})
+        w.bind(out, {dim: ids for dim, ids in kept.items() if dim < len(out.shape) and out.shape[dim] == len(ids)})
     return [ids for dim, ids in w.track(x).items() if dim in over]

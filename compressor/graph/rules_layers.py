@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from compressor.graph.channels import Ids
+from compressor.graph.propagate import Propagation, Track, untracked, where
 from compressor.graph.records import Axis, Op, TensorRef
-from compressor.graph.walk import Track, Walk, untracked, where
 
 KERNEL = "kernel size"
 
 
-def convolution(w: Walk, op: Op) -> None:
+def convolution(w: Propagation, op: Op) -> None:
     """(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)."""
     weight, bias, transposed, groups = op.args[1], op.args[2], op.args[6], op.args[8]
     for ref in {weight, *w.sources(weight)}:
@@ -22,10 +22,10 @@ def convolution(w: Walk, op: Op) -> None:
     out = _grouped(w, op, groups, transposed) if groups > 1 else _dense(w, op, transposed)
     if bias is not None:
         out = w.join(((out, op.outputs[0].shape[1]), w.held(bias, 0)), untracked(op))
-    w.give(op.outputs[0], track if out is None else track | {1: out})
+    w.bind(op.outputs[0], track if out is None else track | {1: out})
 
 
-def _beside(w: Walk, op: Op) -> Track:
+def _beside(w: Propagation, op: Op) -> Track:
     """What the images of the batch and, under a kernel of one position, the pixels hold is left alone."""
     x, weight, stride, padding, transposed = op.args[0], op.args[1], op.args[3], op.args[4], op.args[6]
     alone = math.prod(weight.shape[2:]) == 1 and set(stride) == {1} and set(padding) == {0} and not transposed
@@ -35,7 +35,7 @@ def _beside(w: Walk, op: Op) -> Track:
     return track
 
 
-def _dense(w: Walk, op: Op, transposed: bool) -> Ids | None:
+def _dense(w: Propagation, op: Op, transposed: bool) -> Ids | None:
     x, weight = op.args[0], op.args[1]
     reads, makes = (0, 1) if transposed else (1, 0)
     w.contract((x, 1), (weight, reads), op)
@@ -44,7 +44,7 @@ def _dense(w: Walk, op: Op, transposed: bool) -> Ids | None:
     return out
 
 
-def _grouped(w: Walk, op: Op, groups: int, transposed: bool) -> Ids | None:
+def _grouped(w: Propagation, op: Op, groups: int, transposed: bool) -> Ids | None:
     x, weight = op.args[0], op.args[1]
     ids, rows, columns = w.track(x).get(1), w.track(weight).get(0), w.track(weight).get(1)
     alone = f"{where(op)} has groups and an input or a weight that is not tracked"
@@ -107,7 +107,7 @@ class Contraction:
     def macs(self, op: Op) -> list[list[Axis]]:
         return [[places[0] for places in self._places(op).values()]]
 
-    def rule(self, w: Walk, op: Op) -> None:
+    def rule(self, w: Propagation, op: Op) -> None:
         places, out = self._places(op), op.outputs[0]
         for letter in self._summed:
             one, other = places[letter]
@@ -118,7 +118,7 @@ class Contraction:
             held = [w.held(*place) for place in places[letter]]
             if len(held) > 1 and held[0][1] > 1:
                 known[letter] = w.join(held, untracked(op))
-        w.give(out, {dim: ids for dim, letter in enumerate(result) if (ids := known[letter]) is not None})
+        w.bind(out, {dim: ids for dim, letter in enumerate(result) if (ids := known[letter]) is not None})
         w.size(op, **{attribute: known[letter] for attribute, letter in self._sizes.items()})
 
 
@@ -129,7 +129,7 @@ def _spelt(letters: list[str], rank: int) -> list[str]:
     return letters[len(letters) - rank :]
 
 
-def batch_norm(w: Walk, op: Op) -> None:
+def batch_norm(w: Propagation, op: Op) -> None:
     """(x, weight, bias, running_mean, running_var, ...): the first tensors of the arguments, per channel."""
     x, *vectors = [arg for arg in op.args[:5] if isinstance(arg, TensorRef)]
     ids = w.join(
@@ -139,13 +139,13 @@ def batch_norm(w: Walk, op: Op) -> None:
     rest = {dim: other for dim, other in w.track(x).items() if dim != 1}
     for other in rest.values():
         w.prune_only(other, f"{where(op)} takes its statistics over these channels")
-    w.give(op.outputs[0], rest if ids is None else rest | {1: ids})
+    w.bind(op.outputs[0], rest if ids is None else rest | {1: ids})
     for ref in op.outputs[1:]:  # the batch's statistics
-        w.give(ref, {0: ids} if ids is not None and ref.shape == (len(ids),) else {})
+        w.bind(ref, {0: ids} if ids is not None and ref.shape == (len(ids),) else {})
     w.size(op, num_features=ids)
 
 
-def layer_norm(w: Walk, op: Op) -> None:
+def layer_norm(w: Propagation, op: Op) -> None:
     """(x, normalized_shape, weight, bias, eps) and rms_norm: statistics over the last dimensions."""
     x, shape = op.args[0], op.args[1]
     vectors = [arg for arg in op.args[2:] if isinstance(arg, TensorRef)]
@@ -158,12 +158,12 @@ def layer_norm(w: Walk, op: Op) -> None:
             track[dim] = ids
             w.prune_only(ids, f"{where(op)} normalises across channels")
             w.size(op, **{f"normalized_shape.{offset}": ids})
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)
     for ref in op.outputs[1:]:  # the statistics
-        w.give(ref, {dim: ids for dim, ids in track.items() if dim < first})
+        w.bind(ref, {dim: ids for dim, ids in track.items() if dim < first})
 
 
-def group_norm(w: Walk, op: Op) -> None:
+def group_norm(w: Propagation, op: Op) -> None:
     """native_group_norm (x, weight, bias, N, C, HxW, groups, eps): statistics over the channels of each group."""
     x, groups = op.args[0], op.args[6]
     vectors = [arg for arg in op.args[1:3] if isinstance(arg, TensorRef)]
@@ -181,12 +181,12 @@ def group_norm(w: Walk, op: Op) -> None:
         else:
             w.tie_rows(ids.reshape(groups, -1))
             w.prune_only(ids, f"{where(op)} normalises across channels")
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)
     for ref in op.outputs[1:]:  # the statistics, (N, groups)
-        w.give(ref, kept)
+        w.bind(ref, kept)
 
 
-def weight_norm(w: Walk, op: Op) -> None:
+def weight_norm(w: Propagation, op: Op) -> None:
     """_weight_norm_interface (v, g, dim): v rescaled to the length g along every dimension but one."""
     v, g, kept = op.args[0], op.args[1], op.args[2] if len(op.args) > 2 else 0
     track = dict(w.track(v))
@@ -194,11 +194,11 @@ def weight_norm(w: Walk, op: Op) -> None:
     for dim, ids in track.items():
         if dim != kept:
             w.prune_only(ids, f"{where(op)} takes the length of its weight over these channels")
-    w.give(op.outputs[0], track)
-    w.give(op.outputs[1], {kept: track[kept]} if kept in track else {})
+    w.bind(op.outputs[0], track)
+    w.bind(op.outputs[1], {kept: track[kept]} if kept in track else {})
 
 
-def attention(w: Walk, op: Op) -> None:
+def attention(w: Propagation, op: Op) -> None:
     """Scaled dot product attention (query, key, value, ...): (batch, heads, tokens, features) each."""
     q, k, v = op.args[:3]
     rank = len(q.shape)
@@ -214,7 +214,7 @@ def attention(w: Walk, op: Op) -> None:
     given = beside | {rank - 2: w.track(q).get(rank - 2), rank - 1: w.track(v).get(rank - 1)}
     for ref in op.outputs:  # behind the result the sums of the scores
         held = {dim: ids for dim, ids in given.items() if ids is not None and dim < len(ref.shape)}
-        w.give(ref, {dim: ids for dim, ids in held.items() if len(ids) == ref.shape[dim]})
+        w.bind(ref, {dim: ids for dim, ids in held.items() if len(ids) == ref.shape[dim]})
 
 
 def attention_macs(op: Op) -> list[list[Axis]]:
@@ -225,9 +225,9 @@ def attention_macs(op: Op) -> list[list[Axis]]:
     return [[*rows, (k, last - 1), (ref, last)] for ref in (q, v)]
 
 
-def embedding(w: Walk, op: Op) -> None:
+def embedding(w: Propagation, op: Op) -> None:
     """(weight, indices): rows of a table."""
     weight, indices = op.args[0], op.args[1]
     w.freeze(w.track(weight).get(0), "entries of an embedding")
     ids = w.track(weight).get(1)
-    w.give(op.outputs[0], w.track(indices) | ({} if ids is None else {len(indices.shape): ids}))
+    w.bind(op.outputs[0], w.track(indices) | ({} if ids is None else {len(indices.shape): ids}))

@@ -4,19 +4,19 @@ import numpy as np
 import torch
 
 from compressor.graph.channels import Ids
+from compressor.graph.propagate import Propagation, Track, untracked, where, without
 from compressor.graph.records import Op, TensorRef, argument, dimension
-from compressor.graph.walk import Track, Walk, untracked, where, without
 
 
-def select(w: Walk, op: Op) -> None:
+def select(w: Propagation, op: Op) -> None:
     """(x, dim, index): one position of a dimension."""
     x = op.args[0]
     dim = dimension(op, x)
     w.freeze(w.track(x).get(dim), f"{where(op)} picks single channels by number")
-    w.give(op.outputs[0], without(w.track(x), {dim}))
+    w.bind(op.outputs[0], without(w.track(x), {dim}))
 
 
-def slice_(w: Walk, op: Op) -> None:
+def slice_(w: Propagation, op: Op) -> None:
     """(x, dim, start, end, step)."""
     x, dim = op.args[0], dimension(op, op.args[0])
     start, end, step = (argument(op, name) for name in ("start", "end", "step"))
@@ -27,10 +27,10 @@ def slice_(w: Walk, op: Op) -> None:
         whole, track[dim] = track[dim], track[dim][start:end:step]
         if len(track[dim]) < len(whole):
             w.ties.apart.append(track[dim])
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)
 
 
-def _every(w: Walk, op: Op, ids: Ids, start: int, step: int) -> None:
+def _every(w: Propagation, op: Op, ids: Ids, start: int, step: int) -> None:
     """x[:, start::step] keeps its place as long as whole runs of `step` channels go."""
     if len(ids) % step == 0 and 0 <= start < step:
         w.tie_rows(ids.reshape(-1, step).T)
@@ -38,7 +38,7 @@ def _every(w: Walk, op: Op, ids: Ids, start: int, step: int) -> None:
         w.freeze(ids, f"{where(op)} takes every {step}th channel")
 
 
-def cat(w: Walk, op: Op) -> None:
+def cat(w: Propagation, op: Op) -> None:
     """(tensors, dim)."""
     tensors = [ref for ref in op.args[0] if ref.shape != (0,)]
     out = op.outputs[0]
@@ -48,15 +48,15 @@ def cat(w: Walk, op: Op) -> None:
         track[at] = np.concatenate([_known(w, ref, at, f"{where(op)} concatenates it untracked") for ref in tensors])
     elif len(set(tensors)) == 1 < len(tensors) and tensors[0].shape[at] == 1:
         track[at] = w.made(len(tensors))  # one tensor over and over, as often as the code asks
-    w.give(out, track)
+    w.bind(out, track)
 
 
-def _known(w: Walk, ref: TensorRef, dim: int, reason: str) -> Ids:
+def _known(w: Propagation, ref: TensorRef, dim: int, reason: str) -> Ids:
     ids = w.track(ref).get(dim)
     return w.constant(ref.shape[dim], reason) if ids is None else ids
 
 
-def _joined(w: Walk, tensors: list[TensorRef], skipped: int, op: Op) -> Track:
+def _joined(w: Propagation, tensors: list[TensorRef], skipped: int, op: Op) -> Track:
     """Tie tensors of one rank along every dimension but one."""
     track: Track = {}
     for dim in range(len(tensors[0].shape)):
@@ -67,20 +67,20 @@ def _joined(w: Walk, tensors: list[TensorRef], skipped: int, op: Op) -> Track:
     return track
 
 
-def stack(w: Walk, op: Op) -> None:
+def stack(w: Propagation, op: Op) -> None:
     """(tensors, dim): a new dimension, so the tensors are tied."""
     at = dimension(op, op.outputs[0])
     track = _joined(w, list(op.args[0]), -1, op)
-    w.give(op.outputs[0], {dim + (dim >= at): ids for dim, ids in track.items()})
+    w.bind(op.outputs[0], {dim + (dim >= at): ids for dim, ids in track.items()})
 
 
-def split(w: Walk, op: Op) -> None:
+def split(w: Propagation, op: Op) -> None:
     """split (x, size or sizes, dim), chunk: parts of equal size are tied, since an edit must keep them equal."""
     x, dim = op.args[0], dimension(op, op.args[0])
     ids = w.track(x).get(dim)
     if ids is None:
         for out in op.outputs:
-            w.give(out, w.track(x))
+            w.bind(out, w.track(x))
         return
     ends = np.cumsum([out.shape[dim] for out in op.outputs])
     parts = np.split(ids, ends[:-1])
@@ -89,18 +89,18 @@ def split(w: Walk, op: Op) -> None:
     else:
         w.ties.apart.extend(parts)
     for out, part in zip(op.outputs, parts, strict=True):
-        w.give(out, w.track(x) | {dim: part})
+        w.bind(out, w.track(x) | {dim: part})
 
 
-def unbind(w: Walk, op: Op) -> None:
+def unbind(w: Propagation, op: Op) -> None:
     """(x, dim): every position of a dimension as a tensor of its own."""
     x, dim = op.args[0], dimension(op, op.args[0])
     w.freeze(w.track(x).get(dim), f"{where(op)} takes channels apart")
     for out in op.outputs:
-        w.give(out, without(w.track(x), {dim}))
+        w.bind(out, without(w.track(x), {dim}))
 
 
-def pad(w: Walk, op: Op) -> None:
+def pad(w: Propagation, op: Op) -> None:
     """constant_pad_nd (x, widths, value): from the last dimension backwards, two widths each."""
     x, widths = op.args[0], op.args[1]
     track = dict(w.track(x))
@@ -114,19 +114,19 @@ def pad(w: Walk, op: Op) -> None:
                 del track[dim]
             else:
                 track[dim] = np.concatenate([w.constant(before, reason), track[dim], w.constant(after, reason)])
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)
 
 
-def glu(w: Walk, op: Op) -> None:
+def glu(w: Propagation, op: Op) -> None:
     """(x, dim): one half times the sigmoid of the other."""
     x, dim = op.args[0], dimension(op, op.args[0])
     track = dict(w.track(x))
     if dim in track:
         track[dim] = w.tie_rows(track[dim].reshape(2, -1))
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)
 
 
-def numbered(w: Walk, op: Op) -> None:
+def numbered(w: Propagation, op: Op) -> None:
     """gather, scatter, index_select, index_add ... (x, dim, index, ...): channels may stand beside `dim`, not on it."""
     x, at = op.args[0], dimension(op, op.args[0])
     aligned = [ref for ref in op.inputs if len(ref.shape) == len(x.shape) > 1]
@@ -140,10 +140,10 @@ def numbered(w: Walk, op: Op) -> None:
         else:
             w.freeze_all((w.track(ref)[dim] for ref in aligned if dim in w.track(ref)), reason)
     w.freeze_all((ids for ref in op.inputs if ref not in aligned for ids in w.track(ref).values()), reason)
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)
 
 
-def index(w: Walk, op: Op) -> None:
+def index(w: Propagation, op: Op) -> None:
     """x[indices] (x, indices): free along the dimensions that no index touches."""
     x, indices, out = op.args[0], op.args[1], op.outputs[0]
     taken: list[int] = []  # dimensions that indices run over; a mask runs over all of its own
@@ -159,13 +159,13 @@ def index(w: Walk, op: Op) -> None:
     reason = f"{where(op)} picks channels by number"
     w.freeze_all((w.track(x)[dim] for dim in taken if dim in w.track(x)), reason)
     w.freeze_all((ids for ref in op.inputs[1:] for ids in w.track(ref).values()), reason)
-    w.give(out, {stands[dim]: ids for dim, ids in w.track(x).items() if dim in stands})
+    w.bind(out, {stands[dim]: ids for dim, ids in w.track(x).items() if dim in stands})
 
 
-def unfold(w: Walk, op: Op) -> None:
+def unfold(w: Propagation, op: Op) -> None:
     """Tensor.unfold (x, dim, size, step): windows over one dimension, as a new last one."""
     track = dict(w.track(op.args[0]))
     w.freeze(
         track.pop(argument(op, "dimension") % len(op.args[0].shape), None), f"{where(op)} takes windows over channels"
     )
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.graph.channels import Ids
+from compressor.graph.propagate import Propagation, Track, untracked, where, without
 from compressor.graph.records import Op, argument
-from compressor.graph.walk import Track, Walk, untracked, where, without
 
 
-def view(w: Walk, op: Op) -> None:
+def view(w: Propagation, op: Op) -> None:
     """view, reshape: channels that end up on several dimensions are tied along all of them but one."""
     x, out = op.args[0], op.outputs[0]
     if math.prod(x.shape) != math.prod(out.shape) or 0 in x.shape:  # bits read as another type, or nothing at all
@@ -26,7 +26,7 @@ def view(w: Walk, op: Op) -> None:
         if tracked:
             ids = _spread(w.track(x)[tracked[0]], x.shape, source, tracked[0])
             given |= _rectangular(w, op, ids.reshape([out.shape[dim] for dim in target]), target)
-    w.give(out, given)
+    w.bind(out, given)
 
 
 def regrouped(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
@@ -49,7 +49,7 @@ def _spread(ids: Ids, shape: tuple[int, ...], dims: list[int], own: int) -> Ids:
     return np.broadcast_to(aligned, [shape[dim] for dim in dims])
 
 
-def _rectangular(w: Walk, op: Op, ids: NDArray[np.int64], dims: list[int]) -> Track:
+def _rectangular(w: Propagation, op: Op, ids: NDArray[np.int64], dims: list[int]) -> Track:
     """One dimension's identities for an array over several: an edit must leave it a box, so rows are tied.
 
     Which dimension follows the channels is the code's to say: the one whose size it leaves open, else what a trial has
@@ -81,28 +81,28 @@ def order_of(op: Op) -> list[int]:
     return order
 
 
-def permute(w: Walk, op: Op) -> None:
+def permute(w: Propagation, op: Op) -> None:
     """permute, transpose, t: see `order_of`."""
     track = w.track(op.args[0])
-    w.give(op.outputs[0], {new: track[old] for new, old in enumerate(order_of(op)) if old in track})
+    w.bind(op.outputs[0], {new: track[old] for new, old in enumerate(order_of(op)) if old in track})
 
 
-def unsqueeze(w: Walk, op: Op) -> None:
+def unsqueeze(w: Propagation, op: Op) -> None:
     """(x, dim): a new dimension of size 1."""
     at = op.args[1] % len(op.outputs[0].shape)
-    w.give(op.outputs[0], {dim + (dim >= at): ids for dim, ids in w.track(op.args[0]).items()})
+    w.bind(op.outputs[0], {dim + (dim >= at): ids for dim, ids in w.track(op.args[0]).items()})
 
 
-def squeeze(w: Walk, op: Op) -> None:
+def squeeze(w: Propagation, op: Op) -> None:
     """(x), (x, dim), (x, dims): drops dimensions of size 1."""
     x = op.args[0]
     asked = op.args[1] if len(op.args) > 1 else range(len(x.shape))
     dims = {dim % len(x.shape) for dim in ([asked] if isinstance(asked, int) else asked)}
     gone = {dim for dim in dims if x.shape[dim] == 1}
-    w.give(op.outputs[0], without(w.track(x), gone))
+    w.bind(op.outputs[0], without(w.track(x), gone))
 
 
-def expand(w: Walk, op: Op) -> None:
+def expand(w: Propagation, op: Op) -> None:
     """expand (x, sizes), repeat (x, times): dimensions of size 1 and new ones in front take whatever size is asked."""
     x, out = op.args[0], op.outputs[0]
     shift = len(out.shape) - len(x.shape)
@@ -113,39 +113,39 @@ def expand(w: Walk, op: Op) -> None:
             track[dim] = np.tile(ids, size // len(ids))
         elif size > 1 and (dim < shift or x.shape[dim - shift] == 1):
             track[dim] = w.made(size)
-    w.give(out, track)
+    w.bind(out, track)
 
 
-def made(w: Walk, op: Op) -> None:
+def made(w: Propagation, op: Op) -> None:
     """zeros, full, rand, new_ones, empty_like ...: one value, or random ones, of whatever size the code asks for."""
     for out in op.outputs:
         like = w.track(op.inputs[0]) if op.inputs and op.inputs[0].shape == out.shape else {}
         track = {dim: like.get(dim) if "like" in op.name.split("_") else None for dim in range(len(out.shape))}
-        w.give(
+        w.bind(
             out,
             {dim: w.made(out.shape[dim]) if ids is None else ids for dim, ids in track.items() if out.shape[dim] > 1},
         )
 
 
-def positions(w: Walk, op: Op) -> None:
+def positions(w: Propagation, op: Op) -> None:
     """arange, linspace: of any size, but no channel's value stays its own when others go."""
     out = op.outputs[0]
     if out.shape[0] > 1:
         ids = w.made(out.shape[0])
         w.freeze(ids, f"{op.name} in {where(op)} numbers them")
-        w.give(out, {0: ids})
+        w.bind(out, {0: ids})
 
 
-def eye(w: Walk, op: Op) -> None:
+def eye(w: Propagation, op: Op) -> None:
     """(n, m): of any size; some rows and the same columns of it are one again."""
     n, m = op.outputs[0].shape
     if n > 1 and m > 1:
         rows = w.made(n)
         w.prune_only(rows, f"{op.name} in {where(op)} makes a matrix of them")
-        w.give(op.outputs[0], {0: rows, 1: rows if n == m else w.made(m)})
+        w.bind(op.outputs[0], {0: rows, 1: rows if n == m else w.made(m)})
 
 
-def triangle(w: Walk, op: Op) -> None:
+def triangle(w: Propagation, op: Op) -> None:
     """tril, triu (x, diagonal): some rows and the same columns of a square one are one again."""
     x, rank = op.args[0], len(op.args[0].shape)
     square = {dim: w.track(x)[dim] for dim in (rank - 2, rank - 1) if dim in w.track(x)}
@@ -155,10 +155,10 @@ def triangle(w: Walk, op: Op) -> None:
         w.join([w.held(x, rank - 2), w.held(x, rank - 1)], untracked(op))
     else:
         w.freeze_all(square.values(), f"{op.name} in {where(op)} runs over channels")
-    w.give(op.outputs[0], w.track(x))
+    w.bind(op.outputs[0], w.track(x))
 
 
-def spatial(w: Walk, op: Op, dims: int) -> None:
+def spatial(w: Propagation, op: Op, dims: int) -> None:
     """Pooling, resizing, padding by reflection: the last `dims` dimensions change, channels pass."""
     x, beside = op.args[0], len(op.args[0].shape) - dims
     aligned = [ref for ref in op.inputs if ref.shape[:beside] == x.shape[:beside]]  # indices, numbers by chance
@@ -167,68 +167,68 @@ def spatial(w: Walk, op: Op, dims: int) -> None:
         w.freeze_all(inside, f"{op.name} in {where(op)} runs over channels")
     joined = {dim: w.join([w.held(ref, dim) for ref in aligned], untracked(op)) for dim in range(beside)}
     for out in op.outputs:
-        w.give(out, {dim: ids for dim, ids in joined.items() if ids is not None})
+        w.bind(out, {dim: ids for dim, ids in joined.items() if ids is not None})
 
 
-def grid_sampler(w: Walk, op: Op) -> None:
+def grid_sampler(w: Propagation, op: Op) -> None:
     """(x, grid, ...): every channel is read at the same points."""
     x, grid = op.args[0], op.args[1]
     w.freeze_all(w.track(grid).values(), f"{where(op)} reads points from them")
     w.freeze_all((ids for dim, ids in w.track(x).items() if dim != 1), f"{op.name} in {where(op)} runs over channels")
-    w.give(op.outputs[0], {dim: ids for dim, ids in w.track(x).items() if dim == 1})
+    w.bind(op.outputs[0], {dim: ids for dim, ids in w.track(x).items() if dim == 1})
 
 
-def like(w: Walk, op: Op) -> None:
+def like(w: Propagation, op: Op) -> None:
     """Dropout, clone, detach, in-place filling: something of the same shape."""
     for out in op.outputs:
-        w.give(out, w.track(op.args[0]) if out.shape == op.args[0].shape else {})
+        w.bind(out, w.track(op.args[0]) if out.shape == op.args[0].shape else {})
 
 
-def pixel_shuffle(w: Walk, op: Op) -> None:
+def pixel_shuffle(w: Propagation, op: Op) -> None:
     """(x, r): r * r channels become one."""
     r = op.args[1]
     _exchange(w, op, 2, lambda ids: w.tie_rows(ids.reshape(-1, r * r).T))
 
 
-def pixel_unshuffle(w: Walk, op: Op) -> None:
+def pixel_unshuffle(w: Propagation, op: Op) -> None:
     """(x, r): every channel becomes r * r."""
     _exchange(w, op, 2, lambda ids: ids.repeat(op.args[1] ** 2))
 
 
-def channel_shuffle(w: Walk, op: Op) -> None:
+def channel_shuffle(w: Propagation, op: Op) -> None:
     """(x, groups)."""
     groups = op.args[1]
     _exchange(w, op, len(op.args[0].shape) - 2, lambda ids: w.tie_rows(ids.reshape(groups, -1)).repeat(groups))
 
 
-def im2col(w: Walk, op: Op) -> None:
+def im2col(w: Propagation, op: Op) -> None:
     """(x, kernel, ...): every channel becomes its kernel's positions."""
     _exchange(w, op, 2, lambda ids: ids.repeat(math.prod(op.args[1])))
 
 
-def col2im(w: Walk, op: Op) -> None:
+def col2im(w: Propagation, op: Op) -> None:
     """(x, size, kernel, ...): the positions of a kernel become one channel again."""
     _exchange(w, op, 1, lambda ids: w.tie_rows(ids.reshape(-1, math.prod(op.args[2])).T))
 
 
-def _exchange(w: Walk, op: Op, behind: int, change: Callable[[Ids], Ids]) -> None:
+def _exchange(w: Propagation, op: Op, behind: int, change: Callable[[Ids], Ids]) -> None:
     """Change the dimension in front of the last `behind` ones; what is held there is frozen."""
     x = op.args[0]
     at = len(x.shape) - 1 - behind
     track = {dim: change(ids) if dim == at else ids for dim, ids in w.track(x).items() if dim <= at}
     w.freeze_all((ids for dim, ids in w.track(x).items() if dim > at), f"{op.name} in {where(op)} runs over channels")
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)
 
 
-def as_real(w: Walk, op: Op) -> None:
+def as_real(w: Propagation, op: Op) -> None:
     """view_as_real adds a last dimension of two parts, view_as_complex takes it away."""
     rank = len(op.outputs[0].shape)
     track = dict(w.track(op.args[0]))
     w.freeze(track.pop(rank, None), "real and imaginary part")
-    w.give(op.outputs[0], track)
+    w.bind(op.outputs[0], track)
 
 
-def as_strided(w: Walk, op: Op) -> None:
+def as_strided(w: Propagation, op: Op) -> None:
     """(x, size, stride, ...): free along the first dimensions, of which every window sees one position."""
     x, size, stride = op.args[:3]
     sizes = list(zip(size, stride, strict=True))
@@ -241,4 +241,4 @@ def as_strided(w: Walk, op: Op) -> None:
         reach += (sizes[lead][0] - 1) * sizes[lead][1]
     others = (ids for dim, ids in w.track(x).items() if dim >= lead)
     w.freeze_all(others, f"{where(op)} reads memory by strides")
-    w.give(op.outputs[0], {dim: ids for dim, ids in w.track(x).items() if dim < lead})
+    w.bind(op.outputs[0], {dim: ids for dim, ids in w.track(x).items() if dim < lead})

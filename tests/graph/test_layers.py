@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from compressor.graph import capture
 from compressor.graph.channels import same_map
-from compressor.graph.resolve import roots_of
+from compressor.graph.groups import roots_of
+from compressor.graph.propagate import Propagation, Unions
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, run, trace
-from compressor.graph.walk import Ties, Walk
 from compressor.profiling.macs import count_macs
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
@@ -180,7 +180,7 @@ def test_attention_that_divides_by_the_root_of_its_features_keeps_them(scale: fl
     model = ScaledAttention()
     model.scale = scale
     x = model.example() if real else model.example().to("meta")
-    walk = Walk(run(Replica(model, real=real), Way(x)), Ties())
+    walk = Propagation(run(Replica(model, real=real), Way(x)), Unions())
     walk.follow()
     assert any("attention" in op.name for op in walk.trace.ops) == real
     roots = roots_of(walk.ties)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.graph.resolve import roots_of
+from compressor.graph.groups import roots_of
+from compressor.graph.propagate import Propagation, Unions
 from compressor.graph.trace import trace
-from compressor.graph.walk import Ties, Walk
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -107,15 +107,15 @@ class Moving(nn.Module):
         return self.operator(self.conv(x))
 
 
-def walked(operator: Operator) -> tuple[Walk, np.ndarray, list[int]]:
+def walked(operator: Operator) -> tuple[Propagation, np.ndarray, list[int]]:
     """The walk, what each identity is tied into, and that of each of the twelve channels."""
-    walk = Walk(trace(Moving(operator), torch.zeros(2, 1, 4, 4)), Ties())
+    walk = Propagation(trace(Moving(operator), torch.zeros(2, 1, 4, 4)), Unions())
     walk.follow()
     roots = roots_of(walk.ties)
     return walk, roots, roots[walk.ties.blocks["conv.weight", 0]].tolist()
 
 
-def reasons(walk: Walk, roots: np.ndarray, block: list[int], marks: list[tuple[np.ndarray, str]]) -> set[str]:
+def reasons(walk: Propagation, roots: np.ndarray, block: list[int], marks: list[tuple[np.ndarray, str]]) -> set[str]:
     return {reason for ids, reason in marks if set(block) & set(roots[ids].tolist())}
 
 

@@ -1,5 +1,5 @@
-"""Try an edit on shapes alone: halve every free group of a copy, or let it grow, run it, and see where the model's own
-code objects.
+"""Try an edit on shapes alone: halve every free group of a copy, or let it grow, run it, and see where its operators
+give other shapes than the map predicts.
 
 A size written into the user's code (`x.view(b, 24, 784)`, a stored `groups`) shows as an operator that fails or
 whose output has another shape than the map predicts. If an integer attribute of the running module holds that size,
@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.graph.attributes import write_
-from compressor.graph.channels import Group, Ids, Key, Size
+from compressor.graph.channels import Counts, Group, Ids, Key, Size
+from compressor.graph.propagate import Propagation, Unions, where
 from compressor.graph.records import Found, argument, dimension
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Op, Ran, Trace, Way, cause, outline
-from compressor.graph.walk import Ties, Walk, where
 
 Copies = NDArray[np.int64]  # of every identity in a trial: 0 where it is removed, 2 where it stands twice
 
 
 @dataclass(frozen=True)
-class Objection:
+class Mismatch:
     """The operator at which an edited model no longer does what the map predicts."""
 
-    walk: Walk
+    walk: Propagation
     op: int
     reason: str
     copies: Copies  # in the trial
@@ -73,50 +73,35 @@ def grown(groups: tuple[Group, ...], count: int) -> Copies:
     return copies
 
 
-class Patient:
-    """A replica that is edited for a trial and put back afterwards."""
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
-        self._tensors, self._modules = replica.tensors, replica.modules
-
-    @contextmanager
-    def edited(self, identities: Mapping[Key, Ids], sizes: Iterable[Size], copies: Copies) -> Iterator[Replica]:
-        """The replica with so many of every channel, its data meaningless."""
-        changes: dict[str, dict[int, Copies]] = {}
-        counted: dict[int, tuple[Ids, Copies, int]] = {}  # many places share one array
-
-        def count(ids: Ids) -> int:
-            if id(ids) not in counted:
-                times = copies[ids]
-                counted[id(ids)] = ids, times, -1 if (times == 1).all() else int(times.sum())
-            return counted[id(ids)][2]
-
-        for (name, dim), ids in identities.items():
-            if count(ids) >= 0:
-                changes.setdefault(name, {})[dim] = counted[id(ids)][1]
-        whole = {name: self._tensors[name].data for name in changes}
-        values = dict(self.replica.values.held)
-        for name, dims in changes.items():
-            tensor = self._tensors[name]
-            tensor.data = _taken(tensor.data, dims)
-            if id(tensor) in values:
-                blank, data = values[id(tensor)]
-                self.replica.values.held[id(tensor)] = blank, _taken(data, dims)
-        changed = [
-            (self._modules[s.module], s.attribute, count(s.ids)) for s in sizes if count(s.ids) not in (-1, len(s.ids))
-        ]
-        heads = dict.fromkeys((module, path.partition(".")[0]) for module, path, _ in changed)
-        before = [(module, head, getattr(module, head)) for module, head in heads]
-        write_(changed)
-        try:
-            yield self.replica
-        finally:
-            self.replica.values.held = values
-            for name, data in whole.items():
-                self._tensors[name].data = data
-            for module, attribute, value in before:
-                setattr(module, attribute, value)
+@contextmanager
+def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size], copies: Copies) -> Iterator[Replica]:
+    """The replica with so many of every channel, its data meaningless; as it was afterwards."""
+    counted = Counts(copies)
+    changes: dict[str, dict[int, Copies]] = {}
+    for (name, dim), ids in identities.items():
+        if counted.of(ids) != len(ids):  # a trial removes or adds, never both
+            changes.setdefault(name, {})[dim] = copies[ids]
+    whole = {name: replica.tensors[name].data for name in changes}
+    values = dict(replica.values.held)
+    for name, dims in changes.items():
+        tensor = replica.tensors[name]
+        tensor.data = _taken(tensor.data, dims)
+        if id(tensor) in values:
+            blank, data = values[id(tensor)]
+            replica.values.held[id(tensor)] = blank, _taken(data, dims)
+    counts = [(replica.modules[size.module], size.attribute, counted.of(size.ids), len(size.ids)) for size in sizes]
+    changed = [(module, path, now) for module, path, now, before in counts if now != before]
+    heads = dict.fromkeys((module, path.partition(".")[0]) for module, path, _ in changed)
+    kept = [(module, head, getattr(module, head)) for module, head in heads]
+    write_(changed)
+    try:
+        yield replica
+    finally:
+        replica.values.held = values
+        for name, data in whole.items():
+            replica.tensors[name].data = data
+        for module, attribute, value in kept:
+            setattr(module, attribute, value)
 
 
 def _taken(data: Tensor, dims: Mapping[int, Copies]) -> Tensor:
@@ -129,7 +114,9 @@ def _taken(data: Tensor, dims: Mapping[int, Copies]) -> Tensor:
     return data
 
 
-def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids, ties: Ties) -> Objection | None:
+def mismatch(
+    replica: Replica, way: Way, walk: Propagation, copies: Copies, roots: Ids, ties: Unions
+) -> Mismatch | None:
     """Run an edited copy and compare it, operator by operator, with what the map predicts; None when all agree.
 
     Copies are left out of the comparison: whether a reshape copies depends on sizes.
@@ -145,22 +132,22 @@ def objection(replica: Replica, way: Way, walk: Walk, copies: Copies, roots: Ids
             if error is not None and after is theirs[-1] and not after.shapes:
                 why = _failure(walk.trace.ops[number], after, error)
             asked = tuple(each for each in _asked(walk, number, after) if not left.agrees(walk, number, *each))
-            return Objection(walk, number, f"{_place(walk, number)} {why}", copies, asked)
+            return Mismatch(walk, number, f"{_place(walk, number)} {why}", copies, asked)
     if error is None and len(theirs) == len(ours) and run.gave == walk.trace.gave:
         return None
     number = ours[min(len(theirs), len(ours) - 1)]
     why = f"does not run with other numbers of channels ({cause(error)})" if error is not None else _OTHERS
     if error is None and len(theirs) == len(ours):
         why = "comes before results of other shapes, by operators that are not seen"
-    return Objection(walk, number, f"{_place(walk, number)} {why}", copies)
+    return Mismatch(walk, number, f"{_place(walk, number)} {why}", copies)
 
 
-def _place(walk: Walk, number: int) -> str:
+def _place(walk: Propagation, number: int) -> str:
     op = walk.trace.ops[number]
     return f"{op.name} in {where(op)}"
 
 
-def _found(walk: Walk, left: "_Left") -> tuple[tuple[str, Found], ...]:
+def _found(walk: Propagation, left: "_Left") -> tuple[tuple[str, Found], ...]:
     """What operators found on data in features of which no channel is gone, such as which boxes remain.
 
     The trial takes it as it is: its own weights mean nothing. What does not come from the input may be a size.
@@ -174,7 +161,7 @@ def _found(walk: Walk, left: "_Left") -> tuple[tuple[str, Found], ...]:
         if seen:
             features.update(ref.index for ref in op.outputs)
         if not op.operator.incidental:
-            told.append((op.name, found if seen and all(left.count(ids) == len(ids) for ids in touched) else ()))
+            told.append((op.name, found if seen and all(left.of(ids) == len(ids) for ids in touched) else ()))
     return tuple(told)
 
 
@@ -196,7 +183,7 @@ def _same_sizes(before: Op, after: Ran) -> bool:
     )
 
 
-def _asked(walk: Walk, number: int, after: Ran) -> Iterator[tuple[int, int, int]]:
+def _asked(walk: Propagation, number: int, after: Ran) -> Iterator[tuple[int, int, int]]:
     """The sizes of an operator's outputs in a trial; of one that failed, those that it was asked for."""
     op = walk.trace.ops[number]
     if after.shapes:
@@ -214,12 +201,11 @@ def _list(after: Ran) -> tuple[int, ...]:
     return after.args[1] if len(after.args) > 1 and isinstance(after.args[1], tuple) else ()
 
 
-class _Left:
+class _Left(Counts):
     """How many of an array's channels, and which positions, there are in a trial."""
 
-    def __init__(self, copies: Copies, roots: Ids, ties: Ties) -> None:
-        self._copies = copies[roots]
-        self._counts: dict[int, int] = {}
+    def __init__(self, copies: Copies, roots: Ids, ties: Unions) -> None:
+        super().__init__(copies[roots])
         self._ties = ties
         self._marked: Ids | None = None
 
@@ -232,23 +218,17 @@ class _Left:
             self._marked = np.unique(np.concatenate([mark.ravel() for mark in marks])) if marks else ids[:0]
         return not np.isin(ids, self._marked).any()
 
-    def agrees(self, walk: Walk, number: int, output: int, dim: int, size: int) -> bool:
+    def agrees(self, walk: Propagation, number: int, output: int, dim: int, size: int) -> bool:
         """Whether a size of an operator's output is as predicted."""
         ref, ids = walk.trace.ops[number].outputs[output], walk.op_outputs[number][output].get(dim)
-        return size == (ref.shape[dim] if ids is None else self.count(ids)) or self.loose(ids)
-
-    def count(self, ids: Ids) -> int:
-        known = self._counts.get(id(ids))
-        if known is None:
-            known = self._counts[id(ids)] = int(self._copies[ids].sum())
-        return known
+        return size == (ref.shape[dim] if ids is None else self.of(ids)) or self.loose(ids)
 
     def before(self, ids: Ids) -> list[int]:
         """For every bound between positions, how many are in front of it."""
-        return [0, *np.cumsum(self._copies[ids]).tolist()]
+        return [0, *np.cumsum(self.times[ids]).tolist()]
 
 
-def _difference(walk: Walk, number: int, after: Ran, left: _Left) -> str | None:
+def _difference(walk: Propagation, number: int, after: Ran, left: _Left) -> str | None:
     """In what an operator of an edited run is not what the map predicts."""
     before = walk.trace.ops[number]
     if before.name.removeprefix("_unsafe_") != after.name.removeprefix("_unsafe_"):
@@ -272,7 +252,7 @@ def _numbers(args: Iterable[Any]) -> list[int | float]:
     return [value for value in args if type(value) in (int, float)]
 
 
-def _moved(before: Op, after: Ran, walk: Walk, left: _Left) -> bool:
+def _moved(before: Op, after: Ran, walk: Propagation, left: _Left) -> bool:
     """Whether a slice takes other channels than it took: right in size but shifted."""
     dim = before.args[1] if len(before.args) > 1 else 0
     ids = walk.track(before.args[0]).get(dim % len(before.args[0].shape))
@@ -287,7 +267,7 @@ def _bounds(op: Op | Ran, size: int) -> list[int]:
     return [start, max(start, end)]
 
 
-def parts(op: Op, walk: Walk) -> Ids | None:
+def parts(op: Op, walk: Propagation) -> Ids | None:
     """The dimension that a slice or a split cuts, as a matrix: a row for each equal part that the bounds count in."""
     slices = op.operator.kind == "slice"
     if not slices and argument(op, "split_sizes") is None:
@@ -299,12 +279,12 @@ def parts(op: Op, walk: Walk) -> Ids | None:
     return ids.reshape(-1, unit) if 1 < unit < len(ids) else None
 
 
-def same_operators(one: Walk, other: Walk) -> bool:
+def same_operators(one: Propagation, other: Propagation) -> bool:
     """Whether channels go through the same operators of the same modules; element-wise ones (dropout) are left out."""
     return _passed(one) == _passed(other)
 
 
-def _passed(walk: Walk) -> list[tuple[str, str]]:
+def _passed(walk: Propagation) -> list[tuple[str, str]]:
     ops = zip(walk.trace.ops, walk.op_inputs, strict=True)
     return [(op.name, op.module) for op, touched in ops if not (_is_plain(op) or all(map(walk.is_made, touched)))]
 
@@ -313,7 +293,7 @@ def _is_plain(op: Op) -> bool:
     return op.operator.incidental or op.operator.kind in ("creation", "dropout") or torch.Tag.pointwise in op.func.tags
 
 
-def asks_for_sizes(walk: Walk) -> bool:
+def asks_for_sizes(walk: Propagation) -> bool:
     """Whether an operator takes a size that the code may have from anywhere, other than to flatten."""
     return any(
         (touched and (op.operator.sized or _unflattens(op)))
@@ -326,7 +306,7 @@ def _unflattens(op: Op) -> bool:
     return op.operator.kind == "reshape" and len(op.outputs[0].shape) >= len(op.args[0].shape)
 
 
-def same_code(op: int, walk: Walk, model: nn.Module) -> list[int]:
+def same_code(op: int, walk: Propagation, model: nn.Module) -> list[int]:
     """The operators that stand at the same place in a run of a module of the same class, the given one included.
 
     A module without submodules is a layer like any other: what it objects to depends on its input, not on its code.
@@ -346,7 +326,7 @@ def same_code(op: int, walk: Walk, model: nn.Module) -> list[int]:
     return asked
 
 
-def earlier_in_module(op: int, walk: Walk, model: nn.Module) -> list[list[Ids]]:
+def earlier_in_module(op: int, walk: Propagation, model: nn.Module) -> list[list[Ids]]:
     """What meets at this operator and at every one before it in the same call of its module, submodules included; of a
     layer also at those behind.
     """
@@ -357,7 +337,7 @@ def earlier_in_module(op: int, walk: Walk, model: nn.Module) -> list[list[Ids]]:
     return walk.op_inputs[first : _call(op, walk, model).stop]
 
 
-def _call(op: int, walk: Walk, model: nn.Module) -> range:
+def _call(op: int, walk: Propagation, model: nn.Module) -> range:
     """The operators of one call of a layer, which may look at all its sizes before it begins, as recurrent ones do; of
     a module with submodules only the operator itself.
     """
@@ -375,13 +355,13 @@ def inside(module: str, outer: str) -> bool:
     return module == outer or not outer or module.startswith(outer + ".")
 
 
-def _parts(op: Op, walk: Walk) -> list[Ids | None]:
+def _parts(op: Op, walk: Propagation) -> list[Ids | None]:
     dim = dimension(op, op.args[0])
     return [walk.track(ref).get(dim) for ref in op.outputs]
 
 
 def stored_sizes(
-    number: int, walk: Walk, module: nn.Module, model: nn.Module
+    number: int, walk: Propagation, module: nn.Module, model: nn.Module
 ) -> list[list[tuple[str, int | None, Ids]]]:
     """Attributes of a running module that may hold the sizes this operator used: alternatives to try, simplest first.
 
@@ -418,7 +398,7 @@ def _is_size(value: object, counted: dict[int, Ids]) -> bool:
     return type(value) is int and value > 1 and value in counted
 
 
-def _counted(op: Op, walk: Walk) -> Iterator[Ids]:
+def _counted(op: Op, walk: Propagation) -> Iterator[Ids]:
     refs = [*(ref for ref in op.inputs if ref.index not in walk.trace.parameters), *op.outputs]
     for ref in refs:
         yield from walk.track(ref).values()

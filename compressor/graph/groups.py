@@ -1,4 +1,4 @@
-"""Turn the ties that the walks found into a map: one identity per channel, groups, and why some are frozen."""
+"""Turn the ties that propagation found into a map: one identity per channel, groups, and why some are frozen."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,14 +10,14 @@ from torch import nn
 
 from compressor.graph.attributes import value_at
 from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Ids, Key, Place, Site, Size, owner
+from compressor.graph.propagate import Propagation, RawSize, Unions
 from compressor.graph.rules_layers import KERNEL
 from compressor.graph.rules_shapes import permute
-from compressor.graph.walk import RawSize, Ties, Walk
 
 Roots = NDArray[np.int64]
 
 
-def roots_of(ties: Ties) -> Roots:
+def roots_of(ties: Unions) -> Roots:
     """For every raw identity, the number of the set it was tied into."""
     return connected(ties.pairs, ties.count)
 
@@ -68,12 +68,12 @@ class Reasons:
         return self._first >= 0
 
 
-def identities(ties: Ties, numbered: Numbered) -> dict[Key, Ids]:
+def identities(ties: Unions, numbered: Numbered) -> dict[Key, Ids]:
     return {key: numbered(ids) for key, ids in ties.blocks.items()}
 
 
-def groups(
-    ties: Ties, numbered: Numbered, ranks: Mapping[str, int], tensor_order: Mapping[str, int]
+def grouped(
+    ties: Unions, numbered: Numbered, ranks: Mapping[str, int], tensor_order: Mapping[str, int]
 ) -> tuple[Group, ...]:
     """Channels with the same places, in the order in which the network first makes them.
 
@@ -106,7 +106,7 @@ def groups(
 BOTH_WAYS = "a weight both makes and reads them"
 
 
-def _roles(ties: Ties) -> dict[Key, tuple[str, ...]]:
+def _roles(ties: Unions) -> dict[Key, tuple[str, ...]]:
     """Whether a weight makes the channels on a dimension, reads them, or both."""
     links = connected(ties.aliases, ties.count)  # of a computed weight, the parameters it comes from
     columns, rows = (_marked(arrays, links) for arrays in (ties.columns, ties.rows))
@@ -174,7 +174,7 @@ def _unfit(ids: Ids) -> str | None:
     return SINGLE if len(ids) == 1 else None
 
 
-def sites(walk: Walk, numbered: Numbered) -> tuple[Site, ...]:
+def sites(walk: Propagation, numbered: Numbered) -> tuple[Site, ...]:
     """Outputs of modules that hold channels on one dimension, in the order of execution."""
     found = []
     for order, call in enumerate(walk.trace.calls):
@@ -186,7 +186,7 @@ def sites(walk: Walk, numbered: Numbered) -> tuple[Site, ...]:
     return tuple(found)
 
 
-def vector_sizes(ties: Ties, modules: Mapping[str, nn.Module]) -> list[RawSize]:
+def vector_sizes(ties: Unions, modules: Mapping[str, nn.Module]) -> list[RawSize]:
     """The attributes that count what a vector of their module holds, whatever operator reads it."""
     return [
         RawSize(owned, name, ids)
@@ -211,7 +211,7 @@ def sizes(found: Iterable[RawSize], modules: Mapping[str, nn.Module], numbered: 
 _COUNTS = ("num_features", "num_channels", "num_parameters")  # of modules whose weight is one number per channel
 
 
-def costs(walk: Walk, numbered: Numbered, batch: int) -> tuple[Cost, ...]:
+def costs(walk: Propagation, numbered: Numbered, batch: int) -> tuple[Cost, ...]:
     """Per image, where the operator's work is a multiple of the batch (a product of two weights is not)."""
     return tuple(Cost(c.module, *_per_image(c.factor, tuple(map(numbered, c.axes)), batch)) for c in walk.costs)
 
@@ -226,7 +226,7 @@ def _per_image(factor: int, axes: tuple[Ids, ...], batch: int) -> tuple[int, tup
     return factor, axes
 
 
-def absorbers(walk: Walk) -> dict[str, Absorber]:
+def absorbers(walk: Propagation) -> dict[str, Absorber]:
     """For every ungrouped layer, what takes up a shift of its output: its bias, else the batch norm that reads it."""
     names, made, found = walk.trace.parameters, {}, {}
     for op in walk.trace.ops:

@@ -18,8 +18,8 @@ Track = dict[int, Ids]  # dimension -> identities, one per position
 
 
 @dataclass
-class Ties:
-    """What the walks found, in raw identities; several walks over the same parameters share one.
+class Unions:
+    """Which identities belong together, as propagation found it; several over the same parameters share one.
 
     `made` marks the positions of tensors that forward makes itself (`zeros`, `expand`): they take whatever size the
     code asks for, so they hold nothing back until they are tied to channels.
@@ -88,10 +88,10 @@ class RawSize:
     ids: Ids
 
 
-class Walk:
-    """The state of one walk: the track of every tensor so far, and what each operator gave."""
+class Propagation:
+    """One way through a trace: the track of every tensor so far, and what each operator gave."""
 
-    def __init__(self, trace: Trace, ties: Ties, axes: Mapping[int, int] | None = None) -> None:
+    def __init__(self, trace: Trace, ties: Unions, axes: Mapping[int, int] | None = None) -> None:
         """`axes` says of reshapes, by the operator's number, on which of several dimensions channels may go."""
         self.trace = trace
         self.ties = ties
@@ -153,7 +153,7 @@ class Walk:
                 track[dim] = self.ties.blocks[name, dim]
         return track
 
-    def give(self, ref: TensorRef, track: Track) -> None:
+    def bind(self, ref: TensorRef, track: Track) -> None:
         for dim, ids in track.items():
             assert len(ids) == ref.shape[dim], (ref, dim, len(ids))
         self._tracks[ref.index] = track

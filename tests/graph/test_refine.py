@@ -1,0 +1,42 @@
+"""The search for the map: what is known is a value, and the map that it ends with runs in every trial."""
+
+import numpy as np
+import pytest
+
+from compressor.graph.propagate import Unions
+from compressor.graph.refine import Known, Refinement
+from compressor.graph.skeleton import Replica
+from compressor.graph.trace import Way, run
+from tests.networks import NETWORKS
+
+A, B = np.arange(2), np.arange(2, 4)
+
+
+def test_a_refinement_leaves_what_was_known_as_it_was():
+    known = Known()
+    more = known.tying(A, B).freezing([A, B], "why")
+    assert known == Known() and len(more.pairs) == 1 and [why for _, why in more.frozen] == ["why", "why"]
+    ties = Unions(count=4)
+    assert len(more.beyond(ties).pairs) == 1 and not ties.pairs and not ties.frozen
+
+
+@pytest.mark.parametrize("name", ["Plain", "WrittenSize", "StoredGroups", "Chunked"])
+def test_nothing_objects_to_the_map_that_is_found_and_the_replica_is_as_before(name):
+    model = NETWORKS[name]().eval()
+    replica = Replica(model)
+    shapes = {key: tensor.shape for key, tensor in replica.tensors.items()}
+    way = Way(model.example())
+    search = Refinement(model, replica, [(run(replica, way), way)], frozenset())
+    found, _ = search.refine(frozenset())
+    assert search._tried(found).objection is None
+    assert {key: tensor.shape for key, tensor in replica.tensors.items()} == shapes
+    assert any(group.frozen is None for group in found.groups) or name == "WrittenSize"
+
+
+def test_what_is_kept_by_request_is_frozen():
+    model = NETWORKS["Plain"]().eval()
+    replica, way = Replica(model), Way(model.example())
+    search = Refinement(model, replica, [(run(replica, way), way)], frozenset())
+    free = [group.name for group in search.refine(frozenset())[0].groups if group.frozen is None]
+    kept, _ = search.refine(frozenset(free[:1]))
+    assert [group.name for group in kept.groups if group.frozen is None] == free[1:]

@@ -1,15 +1,197 @@
-"""Whether a value from a file is of the type that a dataclass says; nothing heavy is imported."""
+"""What a setting is, and the one reader of flags, files, a run's record and keywords in Python.
 
-from collections.abc import Iterable
+A setting is a field of a frozen dataclass that `setting` makes: its default, what is said of it, the least and most it
+takes. What a verb is asked to do is a `Job`: a frozen dataclass of settings and of whole classes of settings. `read`
+makes one out of values by name, wherever they come from. Nothing heavy is imported, so that `--help` is quick.
+"""
+
+import ast
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from compressor.errors import UsageError, did_you_mean
 
+J = TypeVar("J", bound="Job")
+R = TypeVar("R", bound=Any)
 
-def tuples(value: Any) -> Any:
-    """Settings hold tuples, which JSON and TOML write as lists."""
-    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+@dataclass(frozen=True)
+class About:
+    """What is said of a setting, and the least and most it takes."""
+
+    text: str
+    metavar: str | None = None
+    least: float | None = None
+    most: float | None = None
+    argument: bool = False  # on a command line it is no flag
+    rare: bool = False  # shown by --help-all only
+    many: bool = False  # as a flag it is given once for each of its values
+    panel: str | None = None  # the heading that its flag stands under; None: that of its class
+    read: Callable[[str], Any] | None = None  # how a text is read; None: as its type says
+
+
+def setting(
+    default: Any,
+    text: str,
+    metavar: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    **more: Any,
+) -> Any:
+    """A field of a dataclass of settings; `MISSING` as default means that it has to be given."""
+    return field(default=default, metadata={"about": About(text, metavar, least, most, **more)})
+
+
+@dataclass(frozen=True)
+class Known:
+    """A setting that a job takes."""
+
+    hint: Any
+    default: Any
+    about: About
+    panel: str
+    homes: tuple[str, ...]  # fields of the job whose classes have it; "": it is the job's own
+
+
+class Job:
+    """What a verb is asked to do; a subclass is a frozen dataclass."""
+
+    LACKS: ClassVar[frozenset[str]] = frozenset()  # settings of its classes that it has no use for
+
+    @classmethod
+    def takes(cls, given: Mapping[str, Any]) -> bool:
+        """Whether these values ask for this job, of the several that a verb may have."""
+        return True
+
+    @classmethod
+    def bases(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Classes of settings, by the job's field, as they are before `given`: what a preset or a mode sets."""
+        return {}
+
+    def completed(self) -> Self:
+        """The job with what follows from its other settings.
+
+        Raises:
+            UsageError: values that make no sense together.
+        """
+        return self
+
+
+def known_to(kind: type[Job]) -> dict[str, Known]:
+    """The settings of a job by name, those of its classes included; the first class that has one tells its default."""
+    if kind not in _KNOWN:
+        _KNOWN[kind] = _found(kind)
+    return _KNOWN[kind]
+
+
+_KNOWN: dict[Any, dict[str, Known]] = {}
+
+
+def _found(kind: Any) -> dict[str, Known]:
+    found: dict[str, Known] = {}
+    hints = get_type_hints(kind)
+    for entry in fields(kind):
+        room = _whole(entry, hints[entry.name])
+        own = _settings_in(kind, kind, "", (entry,)) if room is None else _settings_in(room, type(room), entry.name)
+        for name, known in own.items():
+            if name in found:
+                found[name] = replace(found[name], homes=(*found[name].homes, *known.homes))
+            elif name not in kind.LACKS:
+                found[name] = known
+    return found
+
+
+def filled(room: R, given: Mapping[str, Any], spell: Callable[[str], str] = str) -> R:
+    """The settings of one class with values by name, each checked.
+
+    Raises:
+        UsageError: a name is unknown, or a value has another type or is out of range.
+    """
+    known = _settings_in(room, type(room), "")
+    for name in given:
+        if name not in known:
+            raise UsageError(unknown(name, known))
+    return replace(room, **{name: checked(name, value, known[name], spell) for name, value in given.items()})
+
+
+def read(
+    kinds: Sequence[type[J]],
+    given: Mapping[str, Any],
+    *,
+    verb: str,
+    spell: Callable[[str], str] = str,
+    chosen: Iterable[str] | None = None,
+    whole: Mapping[str, Any] | None = None,
+    inside: Mapping[str, Any] | None = None,
+) -> J:
+    """The job that values by name ask for; what is not given is as the job's bases, or the settings' defaults, have it.
+
+    Args:
+        kinds: the jobs of the verb; the first that `takes` the values is made.
+        verb: how the verb is called in messages: "compressor prune", "compressor.prune".
+        spell: how a setting is called in messages.
+        chosen: names of the settings that a person chose; None: all that are given.
+        whole: whole classes of settings, by the job's field, in place of its bases.
+        inside: fields of the job that are no settings, such as `command`.
+
+    Raises:
+        UsageError: a name is unknown, a value has another type or is out of range, or values do not go together.
+    """
+    kind = next(kind for kind in kinds if kind.takes(given))
+    known = known_to(kind)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(_stranger(name, kind, kinds, given, verb, spell))
+        values[name] = checked(name, value, known[name], spell)
+    bases = kind.bases(values) | dict(whole or {})
+    for name, one in known.items():
+        if one.default is MISSING and values.get(name) is None:
+            raise UsageError(f"{spell(name)} is missing: {one.about.text[0].lower()}{one.about.text[1:].rstrip('.')}")
+    hints = get_type_hints(kind)
+    parts: dict[str, Any] = dict(inside or {})
+    if "chosen" in hints:
+        parts["chosen"] = tuple(values if chosen is None else chosen)
+    for entry in fields(kind):  # type: ignore[arg-type]
+        room = _whole(entry, hints[entry.name])
+        if room is not None:
+            own = {name: value for name, value in values.items() if entry.name in known[name].homes}
+            parts[entry.name] = replace(bases.get(entry.name, room), **own)
+        elif entry.name in values:
+            parts[entry.name] = values[entry.name]
+    job: Any = kind
+    made: J = job(**parts)
+    return made.completed()
+
+
+def checked(name: str, given: Any, known: Known, spell: Callable[[str], str] = str) -> Any:
+    """A value as its setting holds it: lists as tuples, paths as texts, a text read as its type says.
+
+    Raises:
+        UsageError: it has another type, or is out of range.
+    """
+    value = plain(given)
+    if not fits(value, known.hint):
+        value = _from_text(name, given, value, known, spell)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if known.about.least is not None and value < known.about.least:
+            raise UsageError(f"{spell(name)} is {value:g}, and has to be {known.about.least:g} or more")
+        if known.about.most is not None and value > known.about.most:
+            raise UsageError(f"{spell(name)} is {value:g}, and has to be {known.about.most:g} or less")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """As settings hold it: paths as texts; lists and dicts, as JSON and TOML write them, as tuples."""
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -38,24 +220,131 @@ def fits(value: Any, hint: Any) -> bool:
     return type(value) is hint
 
 
-def check_fits(name: str, value: Any, hint: Any) -> None:
-    """Raise UsageError for a value of a setting that is of another type."""
-    if not fits(value, hint):
-        raise UsageError(f"{name} is {value!r}, and has to be {words(hint)}")
-
-
 def unknown(name: str, known: Iterable[str]) -> str:
     """What is said of a name that no setting has: "there is no setting 'epoch' (did you mean epochs?)"."""
     return f"there is no setting {name!r}{did_you_mean(name.replace('-', '_'), known)}"
 
 
-def words(hint: Any) -> str:
-    """The type as a person says it: "a whole number", "one of sgd, adam"."""
+def stranger(name: str, value: Any, known: Iterable[str]) -> str:
+    """The same, where the name came from a file, which may hold tables."""
+    if isinstance(value, dict):
+        return f"[{name}] is a table, and settings stand on one level, such as epochs = 10"
+    return unknown(name, known)
+
+
+def words(hint: Any, many: bool = False) -> str:
+    """The type as a person says it: "a whole number", "one of sgd, adam", "a list of numbers"."""
     kind, parts = get_origin(hint), get_args(hint)
     if kind is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return parts[0] if len(parts) == 1 else f"one of {', '.join(map(str, parts))}"
     if kind in (Union, UnionType):
         return " or ".join(words(part) for part in parts if part is not NoneType)
     if kind is tuple:
-        return f"a list of {words(parts[0])}" if parts[-1] is Ellipsis else f"[{', '.join(map(words, parts))}]"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
+        return (
+            f"a list of {words(parts[0], many=True)}" if parts[-1] is Ellipsis else f"({', '.join(map(words, parts))})"
+        )
+    one = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
+    return f"{one.removeprefix('a ')}s" if many and one.startswith("a ") else one
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`3x224x224` -> (3, 224, 224); a number alone is the side of a colour image.
+
+    Raises ValueError.
+    """
+    parts = text.lower().replace("×", "x").replace(",", "x").split("x")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) == 2:
+        raise ValueError(text)
+    sizes = tuple(int(part) for part in parts)
+    return (3, *sizes, *sizes) if len(sizes) == 1 else sizes
+
+
+def is_text(known: Known) -> bool:
+    """Whether a flag takes its value as a text that `checked` reads."""
+    return known.about.many or known.about.read is not None or _reader(known.hint, known.about.many) is not None
+
+
+def _from_text(name: str, given: Any, value: Any, known: Known, spell: Callable[[str], str]) -> Any:
+    """What a text, or several of a setting that takes many, says; a text where its type has none."""
+    texts = value if known.about.many and isinstance(value, tuple) else (value,)
+    reader = known.about.read or _reader(known.hint, known.about.many)
+    if reader is None or not texts or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"{spell(name)} is {given!r}, and has to be {words(known.hint)}")
+    found = []
+    for text in texts:
+        try:
+            found.append(reader(text))
+        except ValueError as error:
+            such = re.search(r"such as .*?(?=\.( |$))", known.about.text)
+            how = f": write it {such[0].replace('such as', 'like')}" if such else ""
+            raise UsageError(f"{spell(name)} {text!r} is not {words(known.hint)}{how}") from error
+    return tuple(found) if known.about.many else found[0]
+
+
+def _reader(hint: Any, many: bool) -> Callable[[str], Any] | None:
+    """How a text becomes a value of a type that is more than one word; None for plain numbers and words."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        readers = [_reader(part, many) for part in parts]
+        literal = any(get_origin(part) is Literal for part in parts)
+        return int if literal and int in parts else next(filter(None, readers), None)
+    if kind is not tuple:
+        return None
+    if get_origin(parts[0]) is tuple:
+        value = get_args(parts[0])[1]
+        return lambda text: _pair(text, value)
+    one: Callable[[str], Any] = _word if parts[0] is str else parts[0]
+    return one if many else lambda text: tuple(one(part.strip()) for part in text.split(","))
+
+
+def _word(text: str) -> str:
+    if not text:
+        raise ValueError(text)
+    return text
+
+
+def _pair(text: str, kind: Any) -> tuple[str, Any]:
+    """`layer1.*=0.2` -> ("layer1.*", 0.2); for values of any kind Python's literals, anything else a text."""
+    key, equals, value = (part.strip() for part in (text.rpartition("=") if kind is float else text.partition("=")))
+    if not equals or not key or (kind is Any and not key.isidentifier()):
+        raise ValueError(text)
+    if kind is not Any:
+        return key, kind(value)
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _settings_in(defaults: Any, kind: type, home: str, entries: Iterable[Any] | None = None) -> dict[str, Known]:
+    """The settings among a class's fields."""
+    hints, found = get_type_hints(kind), {}
+    for entry in fields(kind) if entries is None else entries:
+        about = entry.metadata.get("about")
+        if about is not None:
+            default = entry.default if defaults is kind else getattr(defaults, entry.name)
+            panel = about.panel or getattr(kind, "PANEL", "Other")
+            found[entry.name] = Known(hints[entry.name], default, about, panel, (home,))
+    return found
+
+
+def _whole(entry: Any, hint: Any) -> Any:
+    """The class of settings that a job's field holds, with the job's defaults; None for a setting of its own."""
+    if not (isinstance(hint, type) and is_dataclass(hint)):
+        return None
+    return hint() if entry.default is MISSING else entry.default
+
+
+def _stranger(
+    name: str,
+    kind: type[Job],
+    kinds: Sequence[type[Job]],
+    given: Mapping[str, Any],
+    verb: str,
+    spell: Callable[[str], str],
+) -> str:
+    """What is said of a name that the job has no setting of."""
+    if any(name in known_to(each) for each in kinds):
+        method = given.get("method", known_to(kind)["method"].default)
+        return f"{spell(name)} is not for method {method}: it is a setting of another one"
+    return f"{stranger(name, given[name], known_to(kind))}; {verb} knows {', '.join(known_to(kind))}"

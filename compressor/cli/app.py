@@ -1,6 +1,7 @@
 """The list of commands, and the one door through which errors leave."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,11 +29,13 @@ from compressor.cli import (
     tune,
     verify,
 )
-from compressor.cli.flags import with_settings
+from compressor.cli.flags import flag, with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.cli.stopping import INTERRUPTED, stopping
 from compressor.cli.terminal import Terminal
 from compressor.errors import CompressorError, Elsewhere, UsageError, printable
+from compressor.runs.jobs import VERBS
+from compressor.settings import known_to
 
 # What Typer raises for a wrong command line, whether it brings Click along or imports it.
 _WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
@@ -43,6 +46,8 @@ TOGETHER = ("train", "finetune", "prune", "detach", "route", "replace", "resume"
 
 HELP = "Make a CNN cheaper to run, and say what that cost in accuracy."
 EXAMPLE = "compressor demo"
+
+_SETTINGS = {name for kinds in VERBS.values() for kind in kinds for name in known_to(kind)}
 
 app = typer.Typer(
     name="compressor",
@@ -146,8 +151,12 @@ def _where(given: Sequence[str]) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, whatever the message was: file names may hold any character."""
+    """One line on stderr, whatever the message was: file names may hold any character.
+
+    A setting that stands in backquotes is written as it is typed: `target_macs` is --target-macs.
+    """
     line = printable(" ".join(message.split()))
+    line = re.sub(r"`(\w+)`", lambda found: flag(found[1]) if found[1] in _SETTINGS else found[0], line)
     if line:
         sys.stderr.write(f"error: {line}\n")
     sys.exit(code)

@@ -1,18 +1,16 @@
 """`compressor detach`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
+from compressor.cli.options import DryRun, Json
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.exits.settings import CNSN, DetachSettings, training_for
 from compressor.report import units
-from compressor.runs.settings import DetachJob, ModelSettings, OutputSettings
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.runs.jobs import DetachJob
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,17 +34,7 @@ EXAMPLE = (
 
 
 def detach(
-    ctx: typer.Context,
-    model: ModelSettings,
-    choice: DetachSettings,
-    loading: DataSettings,
-    output: OutputSettings,
-    method: Annotated[
-        Literal["cnsn", "nsn"],
-        typer.Option("--method", metavar="METHOD", rich_help_panel="Sub-models", help="cnsn or nsn, see above."),
-    ] = DetachSettings.method,
-    training: TrainSettings = CNSN,
-    data: Data = None,
+    job: DetachJob,
     list_points: Annotated[
         bool,
         typer.Option(
@@ -58,9 +46,7 @@ def detach(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    settings = training_for(method, training, chosen(ctx))
-    job = DetachJob(model, data, output, choice, loading, settings, typed(ctx), chosen(ctx))
-    if list_points and method == "nsn":
+    if list_points and job.choice.method == "nsn":
         raise UsageError("--list is for cnsn: with nsn every hidden layer comes off, one by one")
     from compressor.runs import detach as runs
 
@@ -70,12 +56,10 @@ def detach(
         terminal.print_json(found)
         terminal.show(_points_table(found))
         return
-    if not dry_run:
-        needed(data)
     with terminal.progress() as tell:
         done = runs.dry_run(job, tell) if dry_run else runs.detach(job, tell)
     if not dry_run:
-        show_detached(terminal, done, output.out)
+        show_detached(terminal, done, job.output.out)
         return
     terminal.show(_models_table(done.rows))
     terminal.print_json({"dry_run": dry_run, **done.to_json()})

@@ -21,6 +21,11 @@ WIDTH = 80
 _COLUMN = 26  # of the flags; longer ones wrap
 _OWN_PANEL = "Other"
 _EVERYTHING = f"{__name__}.everything"  # whether a page is to show the rare flags too
+# The headings of flags in their order; others follow.
+_PANELS = (
+    "Model", "Data", "Pruning", "AdapNet", "Sub-models", "PrimeNet", "Routing", "Grid", "Training", "Output",
+    _OWN_PANEL,
+)  # fmt: skip
 
 
 class HelpfulCommand(TyperCommand):
@@ -55,7 +60,7 @@ def _command_page(command: Any, ctx: Any) -> Iterator[RenderableType]:
     yield _usage(ctx, " ".join([*names, "[FLAGS]"]))
     yield from _paragraphs(command.help or "")
     yield from _example(command.epilog)
-    panels: dict[str, list[Any]] = {"Model": [], "Data": [], _OWN_PANEL: []}
+    panels: dict[str, list[Any]] = {title: [] for title in _PANELS}
     for parameter in shown:
         panels.setdefault(getattr(parameter, "rich_help_panel", None) or _OWN_PANEL, []).append(parameter)
     panels[_OWN_PANEL] = panels.pop(_OWN_PANEL)  # to the end

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Data, Json, check_model, named
+from compressor.cli.options import Json, named
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.runs.settings import InspectJob, ModelSettings, SensitivityJob
-from compressor.training.settings import DataSettings
+from compressor.runs.jobs import InspectJob
 
 HELP = "Show which channels of a model belong together, which can be edited, and why others cannot."
 EXAMPLE = "compressor inspect --arch torchvision:resnet18 --picture coupling.svg"
@@ -17,18 +16,7 @@ _PICTURES = (".svg", ".png", ".pdf")
 
 
 def inspect(
-    model: ModelSettings,
-    loading: DataSettings,
-    data: Data = None,
-    sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Predict from --data what pruning each group costs the outputs.")
-    ] = False,
-    keep: Annotated[
-        list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Layers to keep as they are, as prune does.")
-    ] = None,
-    also: Annotated[
-        list[str] | None, typer.Option("--also", metavar="METHOD", help="A method of the model that is followed too.")
-    ] = None,
+    job: InspectJob,
     picture: Annotated[
         str | None, typer.Option("--picture", metavar="FILE", help="Draw the coupling: .svg, .png or .pdf.")
     ] = None,
@@ -36,11 +24,6 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
-    check_model(model)
-    if sensitivity != (data is not None):
-        raise UsageError(
-            "--sensitivity looks at images, and nothing else does: give both --sensitivity and --data, or none"
-        )
     if picture is not None:
         _check_picture(Path(picture), overwrite)
     terminal = Terminal(as_json=json)
@@ -49,17 +32,13 @@ def inspect(
     from compressor.runs.inspect import measure_sensitivity
 
     with terminal.progress() as tell:
-        kept = tuple(keep or ()), tuple(also or ())
-        if data is None:
-            coupling = run(InspectJob(model, *kept), tell).to_json()
-        else:
-            coupling = measure_sensitivity(SensitivityJob(model, *kept, data, loading), tell).to_json()
+        coupling = (measure_sensitivity(job, tell) if job.sensitivity else run(job, tell)).to_json()
     terminal.print_json(coupling)
     terminal.show(groups_table(coupling))
     if picture is not None:
         draw_coupling(coupling, Path(picture))
     made = {picture: "the coupling as a picture"} if picture is not None else {}
-    terminal.made(made, f"compressor prune {named(model)} --dry-run")
+    terminal.made(made, f"compressor prune {named(job.model)} --dry-run")
 
 
 def _check_picture(path: Path, overwrite: bool) -> None:

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compressor.cli.options import Data, DryRun, Json, check_model, chosen, needed, typed
+from compressor.cli.options import DryRun, Json
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.report import units as written
-from compressor.routing.settings import TUNED_TRAINING, RouteSettings, check, training_for
-from compressor.runs.settings import ModelSettings, OutputSettings, RouteJob
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.runs.jobs import RouteJob
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,13 +31,7 @@ EXAMPLE = "compressor route sample_models/digits_cnn.safetensors --data digits -
 
 
 def route(
-    ctx: typer.Context,
-    model: ModelSettings,
-    choice: RouteSettings,
-    loading: DataSettings,
-    output: OutputSettings,
-    training: TrainSettings = TUNED_TRAINING,
-    data: Data = None,
+    job: RouteJob,
     list_units: Annotated[
         bool, typer.Option("--list", rich_help_panel="Routing", help="Print what can be skipped, and what that saves.")
     ] = False,
@@ -47,14 +39,7 @@ def route(
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
-    check_model(model)
-    names = chosen(ctx)
-    check(choice, names)
-    training = training_for(choice.mode, training, names)
     terminal = Terminal(as_json=json)
-    job = RouteJob(model, data, output, choice, loading, training, typed(ctx), names)
-    if not list_units and not dry_run:
-        needed(data)
     from compressor.runs import route as runs
 
     with terminal.progress() as tell:
@@ -71,9 +56,9 @@ def route(
     elif dry_run:
         terminal.show(_depths_table(planned))
         more = {"costs": asdict(planned.costs), "leave_after": list(planned.routed.layout.leave_after)}
-        show_run(terminal, report, output.out, dry_run=True, trained=True, more=more)
+        show_run(terminal, report, job.output.out, dry_run=True, trained=True, more=more)
     else:
-        show_routed(terminal, done, output.out)
+        show_routed(terminal, done, job.output.out)
 
 
 def show_routed(terminal: Terminal, done: "RoutedRun", out: str | None) -> None:

@@ -1,13 +1,10 @@
 """`compressor sweep`."""
 
-import typer
-
 from compressor.cli.compare import show_comparison
 from compressor.cli.help import broken
-from compressor.cli.options import Data, DryRun, Json, chosen, needed, typed
+from compressor.cli.options import DryRun, Json
 from compressor.cli.terminal import Terminal
-from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, SweepJob, SweepSettings
-from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
+from compressor.runs.jobs import SweepJob
 
 HELP = (
     "Prune a trained model by several methods at several ratios, each with the same data, epochs, batch size and "
@@ -22,21 +19,9 @@ EXAMPLE = (
 )
 
 
-def sweep(
-    ctx: typer.Context,
-    model: ModelSettings,
-    grid: SweepSettings,
-    loading: DataSettings,
-    output: OutputSettings,
-    distilling: DistillSettings,
-    training: TrainSettings = FINETUNE,
-    data: Data = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
+def sweep(job: SweepJob, dry_run: DryRun = False, json: Json = False) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    job = SweepJob(model, needed(data), output, grid, loading, training, distilling, typed(ctx), chosen(ctx))
     from compressor.runs import sweep as runs
 
     if dry_run:
@@ -47,5 +32,5 @@ def sweep(
         return
     with terminal.progress() as tell:
         compared = runs.sweep(job, tell)
-    assert output.out is not None
-    show_comparison(terminal, compared, output.out)
+    assert job.output.out is not None
+    show_comparison(terminal, compared, job.output.out)

@@ -1,9 +1,9 @@
 """What a person may choose about detachable networks, with every default; nothing heavy is imported."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
+from compressor.settings import setting
 from compressor.training.settings import TrainSettings
 
 
@@ -11,19 +11,29 @@ from compressor.training.settings import TrainSettings
 class DetachSettings:
     """How sub-models are cut out of a base and trained with it."""
 
-    method: Literal["cnsn", "nsn"] = "cnsn"  # convolutional networks; multilayer perceptrons
-    exits: int | None = None  # sub-models besides the base; None: 2 for cnsn, one for each hidden layer for nsn
-    at: tuple[str, ...] = ()  # the first module of the base that each sub-model keeps
-    targets: tuple[float, ...] = ()  # multiply-adds of each sub-model as a fraction of the base's
-    bn: Literal["stats", "switchable", "shared"] = "stats"  # what each model has of its own: see docs/methods/detach.md
-    recalibrate: bool = False  # after training, measure every model's batch-norm statistics anew
-    loss_weights: tuple[float, ...] = ()  # of the base and of each sub-model; empty: 1 for all, as in the paper
-    distill: float = 0.0  # share of a sub-model's loss that follows the base's scores and not the labels
-    temperature: float = 4.0  # that both scores are divided by when they are compared
-    keep_input: float = 0.8  # nsn: probability that dropout keeps an input, in training
-    keep_hidden: float = 0.5  # nsn: that it keeps a hidden unit
-    l2: float | None = None  # nsn: penalty on the base's weights; None: 9e-6 with one hidden layer, 9e-5 with more
-    baseline: bool = False  # also train every model alone, from the same start with the same budget
+    PANEL: ClassVar[str] = "Sub-models"
+
+    method: Literal["cnsn", "nsn"] = setting("cnsn", "cnsn or nsn, see above.", "METHOD")
+    exits: int | None = setting(None, "Sub-models besides the base. [2; nsn: one for each hidden layer]", "N", 1)
+    at: tuple[str, ...] = setting(
+        (), "The first module that each sub-model keeps, such as features.7,features.24.", "NAMES"
+    )
+    targets: tuple[float, ...] = setting(
+        (), "MACs of each sub-model as shares of the base's, such as 0.5,0.25.", "SHARES"
+    )
+    bn: Literal["stats", "switchable", "shared"] = setting(
+        "stats", "What each model has of its own in batch norm.", "MODE"
+    )
+    recalibrate: bool = setting(False, "After training, measure every model's batch-norm statistics anew.")
+    loss_weights: tuple[float, ...] = setting((), "Of the base and each sub-model, such as 1,0.5,0.5.", "WEIGHTS")
+    distill: float = setting(0.0, "Share of a sub-model's loss that follows the base's scores.", "SHARE", 0, 1)
+    temperature: float = setting(4.0, "Of the scores that distillation compares.", "X", 0, rare=True)
+    keep_input: float = setting(0.8, "nsn: probability that dropout keeps an input.", "X", 0, 1, rare=True)
+    keep_hidden: float = setting(0.5, "nsn: probability that dropout keeps a hidden unit.", "X", 0, 1, rare=True)
+    l2: float | None = setting(
+        None, "nsn: penalty on the base's weights. [9e-5; 9e-6 with one hidden layer]", "X", 0, rare=True
+    )
+    baseline: bool = setting(False, "Also train every model alone with the same budget, to compare.")
 
 
 # How the papers train (CNSN: section 3; NSN: section 4), apart from the number of epochs. CNSN's paper lets the rate
@@ -34,16 +44,9 @@ PAPER_EPOCHS = {"cnsn": 300, "nsn": 600}
 _FALLS = {"cnsn": (1 / 6, 1 / 3, 1 / 2), "nsn": (1 / 3, 2 / 3)}  # of the epochs: where the learning rate falls
 
 
-def training_for(method: str, typed: TrainSettings, chosen: Iterable[str]) -> TrainSettings:
-    """The paper's training for a method, with what a person chose: the fields of `typed` that `chosen` names.
-
-    Where the rate falls in steps and no epochs are chosen for them, it does so at the paper's shares of the epochs.
-    """
-    known = {field.name for field in fields(TrainSettings)}
-    ours = NSN if method == "nsn" else CNSN
-    settings = replace(ours, **{name: getattr(typed, name) for name in chosen if name in known})
+def falling(method: str, settings: TrainSettings) -> TrainSettings:
+    """The training of a method whose rate falls in steps: where nobody said, at the paper's shares of the epochs."""
     if settings.milestones or settings.schedule != "step":
         return settings
     places = {max(1, round(share * settings.epochs)) for share in _FALLS[method]}
-    first = settings.first_epoch
-    return replace(settings, milestones=tuple(sorted(first + place for place in places)))
+    return replace(settings, milestones=tuple(sorted(settings.first_epoch + place for place in places)))

@@ -1,8 +1,9 @@
 """What a person may choose about PrimeNet, with every default; nothing heavy is imported."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from compressor.settings import setting
 from compressor.training.settings import TrainSettings
 
 SCALES = (1, 3, 5, 7)  # kernel sizes that a capsule may have
@@ -16,17 +17,27 @@ class PrimeNetSettings:
     stage", sections 3.3 and 4.1. Widths, the slope of LeakyReLU and the initial biases are those of the authors' code.
     """
 
-    scales: tuple[int, ...] = (3, 5, 7)  # kernel size of each capsule
-    reduced: int = 32  # channels that the 1x1 convolution leaves to each capsule
-    fit: Literal["pool", "stride"] = "pool"  # how maps shrink: pooled behind the block, or convolved with a stride
-    inference: Literal["static", "entropy"] = "static"  # the scale that won on validation data, or each image's surest
-    local_lr: float = 2e-4  # of each capsule's own Adam
-    local_beta1: float = 0.99
-    local_beta2: float = 0.999
-    local_eps: float = 1e-7
-    retrain: Literal["rest", "head"] = "rest"  # second phase: all behind the block, or the last layer with weights only
-    retrain_epochs: int = 50
-    retrain_batch_size: int = 32
+    PANEL: ClassVar[str] = "PrimeNet"
+
+    scales: tuple[int, ...] = setting(
+        (3, 5, 7), "Kernel sizes of the block's parallel convolutions, of 1, 3, 5 and 7.", "N,N,..."
+    )
+    reduced: int = setting(32, "Channels that each of them reads, after a 1x1 convolution.", "N", 1, rare=True)
+    fit: Literal["pool", "stride"] = setting(
+        "pool", "How the block's maps shrink: pooled behind it, or by a stride, which is cheaper.", "HOW"
+    )
+    inference: Literal["static", "entropy"] = setting(
+        "static", "Keep the scale that did best on validation data, or let each image choose.", "HOW"
+    )
+    local_lr: float = setting(2e-4, "Learning rate of each scale's own Adam.", "RATE", 0)
+    local_beta1: float = setting(0.99, "Of these Adams.", "X", 0, 1, rare=True)
+    local_beta2: float = setting(0.999, "Of these Adams.", "X", 0, 1, rare=True)
+    local_eps: float = setting(1e-7, "Of these Adams.", "X", 0, rare=True)
+    retrain: Literal["rest", "head"] = setting(
+        "rest", "What learns in phase two: all behind the block, or the last layer.", "PART", rare=True
+    )
+    retrain_epochs: int = setting(50, "Epochs of the second phase, in which the block is held.", "N", 0)
+    retrain_batch_size: int = setting(32, "Images per step of the second phase.", "N", 1, rare=True)
 
 
 # The paper's first phase (section 4.1); the optimizer's epsilon is Keras's.

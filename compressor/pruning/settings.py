@@ -3,28 +3,43 @@ line can read it for `--help`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.pruning.catalogue import ABOUT, TRAINED
+from compressor.settings import setting
 
 
 @dataclass(frozen=True)
 class PruneSettings:
     """How a one-shot method chooses the channels that go."""
 
-    method: str = "auto"  # obs with data, l1 without
-    ratio: float = 0.5  # share of the channels that may be pruned; with a target it is searched
-    target_macs: float | None = None  # up to 1: share of the model's MACs that stays; above: MACs that stay
-    allocate: Literal["auto", "error", "uniform", "global"] = "auto"  # see `resolved`
-    round_to: int | Literal["auto"] = "auto"  # widths that were changed are multiples of this; auto: see `selection`
-    min_channels: int = 1  # that stay in every layer
-    ratio_for: tuple[tuple[str, float], ...] = ()  # (pattern of layer names, ratio) of layers with a ratio of their own
-    keep: tuple[str, ...] = ()  # patterns of layer names that stay as they are
-    also: tuple[str, ...] = ()  # methods of the model that are run besides forward
-    score_images: int = 512  # training images that methods which need data look at
-    reconstruct: bool = True  # with data: refit what reads pruned channels by least squares, not by batch norm alone
-    seed: int = 0
+    PANEL: ClassVar[str] = "Pruning"
+
+    method: str = setting("auto", "How channels are chosen, see above; auto is obs with data, else l1.", "METHOD")
+    ratio: float = setting(0.5, "Share of the channels that go.", "SHARE", 0, 1)
+    target_macs: float | None = setting(
+        None, "Instead of a ratio, the MACs that stay: 0.5 for half, 2e8 for 200 million.", "MACS"
+    )
+    allocate: Literal["auto", "error", "uniform", "global"] = setting(
+        "auto", "Of each layer: what costs least error, the same share, or the lowest scores of all.", "HOW"
+    )
+    round_to: int | Literal["auto"] = setting(
+        "auto", "Make widths that change multiples of this; auto: of what the chip likes. [auto]", "N"
+    )
+    min_channels: int = setting(1, "Channels that stay in every layer.", "N", 1)
+    ratio_for: tuple[tuple[str, float], ...] = setting(
+        (), "A ratio for some layers only, such as 'layer1.*=0.2'. Repeatable.", "LAYER=SHARE", many=True
+    )
+    keep: tuple[str, ...] = setting(
+        (), "Layers that stay as they are, such as 'layer4.*'. Repeatable.", "LAYER", many=True
+    )
+    also: tuple[str, ...] = setting(
+        (), "A method of the model that is followed too, such as embed. Repeatable.", "METHOD", rare=True, many=True
+    )
+    score_images: int = setting(512, "Training images that taylor looks at.", "N", 1, rare=True)
+    reconstruct: bool = setting(True, "With data, refit what reads pruned channels by least squares. [adapnet: off]")
+    seed: int = setting(0, "Of everything that is drawn by chance.", "N")
 
 
 def resolved(settings: PruneSettings, *, has_inputs: bool) -> PruneSettings:

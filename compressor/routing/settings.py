@@ -1,10 +1,11 @@
 """What a person may choose about routing, with every default; nothing heavy is imported."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from compressor.errors import UsageError
+from compressor.settings import setting
 from compressor.training.settings import TrainSettings
 
 
@@ -12,25 +13,49 @@ from compressor.training.settings import TrainSettings
 class RouteSettings:
     """Where images may leave, how they are labelled, what decides, and what is trained."""
 
-    mode: Literal["tuned", "paper"] = "tuned"  # paper: the paper's letter in what follows, see `paper`
-    labels: Literal["outcome", "activation", "paper"] = "outcome"  # see docs/methods/route.md
-    router: Literal["gates", "image", "argmax"] = "gates"  # argmax: the image router, its most probable label
-    heads: Literal["own", "shared"] = "own"  # a small head for each depth, or the network's head behind shortcuts
-    adapters: bool = False  # learned 1x1 convolutions where a skipped unit changes the shape (with shared heads)
-    depths: int = 4  # places where images may leave, the end included; spread evenly over the MACs
-    leave_after: tuple[int, ...] = ()  # instead of `depths`: the unit numbers of --list
-    init: Literal["copy", "scratch"] = "copy"  # the network's weights, or new ones
-    skip_set: Literal["train", "paper"] = "train"  # images that the skipping network learns from by their labels
-    label_epochs: int = 0  # with outcome: epochs with each image at its labelled depth only, after those at all depths
-    early_weight: float = 0.3  # of each earlier depth's loss, where the last one's counts 1
-    joint: bool = False  # the router learns along with the network, not only afterwards
-    router_epochs: int = 30
-    router_set: Literal["auto", "train", "validation"] = "auto"  # auto: train, unless those are learnt by heart
-    router_images: int = 100_000  # at most so many images teach the gates
-    target_macs: float | None = None  # mean MACs: up to 1 a share of the network's, above 1 a number
-    target_ms: float | None = None  # instead: mean milliseconds of one image on ONNX Runtime, on this machine
-    max_drop: float = 0.002  # without a target: top-1 that may be lost on the validation set, as a fraction
-    threshold: float | None = None  # instead of all: the router's probability from which an image may leave
+    PANEL: ClassVar[str] = "Routing"
+
+    mode: Literal["tuned", "paper"] = setting(
+        "tuned", "What the flags below stand at: tuned by us, or the paper's letter.", "MODE"
+    )
+    labels: Literal["outcome", "activation", "paper"] = setting(
+        "outcome", "How images get their depth: what is right where, or activations.", "RULE"
+    )
+    router: Literal["gates", "image", "argmax"] = setting(
+        "gates", "What decides: a gate at each way out, or a small network that sees the image.", "KIND"
+    )
+    heads: Literal["own", "shared"] = setting(
+        "own", "A small classifier at each way out, or the network's own.", "WHICH"
+    )
+    adapters: bool = setting(
+        False, "Shared heads: learned 1x1 convolutions around units that change the shape.", rare=True
+    )
+    depths: int = setting(4, "Places where images may leave, the end included.", "N", 2)
+    leave_after: tuple[int, ...] = setting(
+        (), "Instead: the units to leave after, by their numbers in --list, such as 0,2,5.", "UNITS"
+    )
+    init: Literal["copy", "scratch"] = setting("copy", "Start from the model's weights, or draw new ones.", "HOW")
+    skip_set: Literal["train", "paper"] = setting(
+        "train", "Images that teach the network by label: all, or the paper's choice.", "SET", rare=True
+    )
+    label_epochs: int = setting(0, "More epochs, with each image at its labelled depth only.", "N", 0)
+    early_weight: float = setting(0.3, "Of each earlier depth's loss; the last one's is 1.", "X", 0, rare=True)
+    joint: bool = setting(False, "Train the router along with the network, not afterwards.")
+    router_epochs: int = setting(30, "Epochs of the router alone.", "N", 0, rare=True)
+    router_set: Literal["auto", "train", "validation"] = setting(
+        "auto", "Images that teach the router.", "SET", rare=True
+    )
+    router_images: int = setting(100_000, "At most so many of them.", "N", 4, rare=True)
+    target_macs: float | None = setting(
+        None, "Mean MACs of an image: 0.6 of the network's, or 2e8 for 200 million.", "MACS"
+    )
+    target_ms: float | None = setting(
+        None, "Instead: mean milliseconds of one image on ONNX Runtime, on this machine.", "MS", 0
+    )
+    max_drop: float = setting(0.002, "Without a target: validation top-1 that may be lost, as a fraction.", "X", 0, 1)
+    threshold: float | None = setting(
+        None, "Instead: leave where the router is at least so sure; 0 never goes on.", "X", 0
+    )
 
 
 # Weights that are good already learn new ways out gently.
@@ -50,36 +75,24 @@ PAPER_TRAINING = TrainSettings(
 )
 
 
-def paper(settings: RouteSettings, depths: int, chosen: Collection[str] = ()) -> RouteSettings:
-    """The paper's letter for a network of so many units: all of them depths, one head, labels by activations.
+def paper(given: Mapping[str, Any]) -> RouteSettings:
+    """The paper's letter, before what a person chose: one head, labels by activations, every unit a depth.
 
-    What a person chose otherwise (names of fields) stays.
+    Which units there are the network says (`every_unit`). A target in `given` takes the place of the threshold.
     """
-    letter = {
-        "labels": "paper",
-        "router": "argmax",
-        "heads": "shared",
-        "adapters": False,
-        "leave_after": tuple(range(depths)),
-        "threshold": 0.0,
-    }
-    if {"target_macs", "target_ms"} & set(chosen):
-        del letter["threshold"]
-    wanted = {name: value for name, value in letter.items() if name not in chosen}
-    return replace(settings, **wanted)  # type: ignore[arg-type]
+    at_once = not {"target_macs", "target_ms"} & given.keys()
+    return RouteSettings("paper", "paper", "argmax", "shared", threshold=0.0 if at_once else None)
 
 
-def training_for(mode: str, training: TrainSettings, chosen: Collection[str]) -> TrainSettings:
-    """The training of a mode, with what a person chose (names of fields)."""
-    if mode != "paper":
-        return training
-    return replace(PAPER_TRAINING, **{name: getattr(training, name) for name in chosen if hasattr(training, name)})
+def every_unit(settings: RouteSettings, units: int) -> RouteSettings:
+    """In the paper's mode images may leave after every unit, where nobody chose."""
+    if settings.mode != "paper" or settings.leave_after:
+        return settings
+    return replace(settings, leave_after=tuple(range(units)))
 
 
-def check(settings: RouteSettings, chosen: Collection[str] = ()) -> None:
-    """Raise UsageError for values that make no sense for any network, once the mode has set what was not chosen."""
-    if settings.mode == "paper":
-        settings = paper(settings, 2, chosen)
+def check(settings: RouteSettings) -> None:
+    """Raise UsageError for values that make no sense for any network."""
     if settings.depths < 2:
         raise UsageError(f"depths is {settings.depths}: images need two or more places to leave at, the end is one")
     if settings.target_macs is not None and settings.target_macs <= 0:

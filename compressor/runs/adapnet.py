@@ -7,25 +7,25 @@ from dataclasses import replace
 from functools import partial
 
 from compressor.errors import ModelError
+from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
+from compressor.report.environment import device_words, versions
+from compressor.report.measurements import Measurements
+from compressor.report.report import Report
 from compressor.runs.adapnet_section import section
 from compressor.runs.concept_pictures import galleries
 from compressor.runs.folder import RunFolder
 from compressor.runs.goals import Guard, Target
+from compressor.runs.jobs import AdaptJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, check, check_period, hints
 from compressor.runs.results import write_results
-from compressor.runs.settings import AdaptJob, flat
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, open_subject, refuse_routed
 from compressor.runs.training_phases import TrainingPhases
-from compressor.exporting.latency import profile
-from compressor.report.environment import device_words, versions
-from compressor.report.report import Report
-from compressor.report.measurements import Measurements
 from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent

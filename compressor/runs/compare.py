@@ -7,13 +7,12 @@ from typing import Any
 
 from compressor.errors import FileError, UsageError
 from compressor.exporting.runtime import OnnxModel
-from compressor.runs.folder import ONNX
 from compressor.report.environment import processor
 from compressor.report.report import Report
-from compressor.report.run_comparison import RunComparison
+from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import Timed, compare_runs
-from compressor.report.run_comparison import DATA, PAGE
 from compressor.routing.timing import time_images
+from compressor.runs.folder import ONNX
 
 
 def compare(

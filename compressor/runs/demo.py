@@ -8,7 +8,8 @@ from compressor.errors import FileError
 from compressor.loading.arch import SAMPLE_FOLDER
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.runs.folder import SETTINGS
-from compressor.runs.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
+from compressor.runs.jobs import AdaptJob
+from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings
 
 _MODEL = SAMPLE_FOLDER / "digits_cnn.safetensors"
 

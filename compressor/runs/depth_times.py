@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from compressor.exporting.forms import AtDepth
-from compressor.exporting.onnx import export_onnx
 from compressor.exporting.latency import file_latency
+from compressor.exporting.onnx import export_onnx
 from compressor.routing.curve import mean_ms
 from compressor.routing.network import Routed
 from compressor.routing.section import Findings

@@ -3,29 +3,29 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from functools import partial
-from compressor.exporting.latency import profile
 from compressor.errors import UsageError
-from compressor.runs.exits import Row, exits_section, measured_rows, variants
-from compressor.runs.folder import RunFolder
-from compressor.runs.measuring import filters, in_words, layer_sizes, measure
-from compressor.runs.models import transformed
-from compressor.runs.results import write_results
-from compressor.runs.settings import DetachJob, flat
-from compressor.runs.stages import Stage, Tell, note_all, silent
-from compressor.runs.subject import Subject, open_subject, refuse_routed
-from compressor.report import units
-from compressor.report.environment import device_words, versions
-from compressor.report.report import Report
-from compressor.report.measurements import Measurements
 from compressor.exits.cutting import Detaching, added_bytes, cut, model_costs
 from compressor.exits.learning import recalibrated, training_of
 from compressor.exits.points import legal_points
+from compressor.exporting.latency import profile
+from compressor.report import units
+from compressor.report.environment import device_words, versions
+from compressor.report.measurements import Measurements
+from compressor.report.report import Report
+from compressor.runs.exits import Row, exits_section, measured_rows, variants
+from compressor.runs.folder import RunFolder
+from compressor.runs.jobs import DetachJob, flat
+from compressor.runs.measuring import filters, in_words, layer_sizes, measure
+from compressor.runs.models import transformed
+from compressor.runs.results import write_results
+from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.subject import Subject, open_subject, refuse_routed
 from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import UsageError
-from compressor.report.manifest import card_inside, feeds_of, manifest_inside, packaged
 from compressor.exporting.runtime import OnnxModel, onnx_at
-from compressor.runs.settings import EvaluateJob
+from compressor.report.manifest import card_inside, feeds_of, manifest_inside, packaged
+from compressor.runs.jobs import EvaluateJob
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import class_numbers, open_subject, unsaid
 from compressor.training.data import AnySet, Data, fit_to_model, open_data

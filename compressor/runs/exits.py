@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from functools import partial
-from compressor.exporting.latency import profile
-from compressor.runs.subject import Subject
-from compressor.report import units
-from compressor.report.measurements import Measurements
-from compressor.report.sections import Curve, Plot, Section, Table
 from compressor.exits.cutting import Detaching, ModelCost, model_costs
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
+from compressor.exporting.latency import profile
+from compressor.report import units
+from compressor.report.measurements import Measurements
+from compressor.report.sections import Curve, Plot, Section, Table
+from compressor.runs.subject import Subject
 from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 

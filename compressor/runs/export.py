@@ -11,13 +11,12 @@ from compressor.errors import UsageError
 from compressor.exporting.evidence import Evidence
 from compressor.exporting.flat import OPSET, check_opset
 from compressor.exporting.forms import form_of
-from compressor.report.manifest import MANIFEST, MODEL, PREPARATION, RUNNER, WEIGHTS, Manifest, chosen
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, check_target, export_package
-from compressor.report.manifest import Array
 from compressor.exporting.program import export_program
 from compressor.exporting.proof import PROOF_IMAGES
-from compressor.runs.settings import ExportJob
+from compressor.report.manifest import MANIFEST, MODEL, PREPARATION, RUNNER, WEIGHTS, Array, Manifest, chosen
+from compressor.runs.jobs import ExportJob
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, card_of, open_subject
 from compressor.training.batching import examples

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
-from compressor.runs.settings import GoalSettings
 from compressor.report import units
+from compressor.runs.settings import GoalSettings
 from compressor.surgery.edits import Plan
 
 

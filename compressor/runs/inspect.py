@@ -5,10 +5,9 @@ from typing import Any
 
 from compressor.graph import Channels, capture
 from compressor.pruning.oneshot import sensitivity
-from compressor.runs.settings import InspectJob, SensitivityJob
+from compressor.runs.jobs import InspectJob
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, calibration_inputs, open_subject
-from compressor.training.settings import DataSettings
 
 
 def inspect(job: InspectJob, tell: Tell = silent) -> Channels:
@@ -34,7 +33,7 @@ class Sensitivity:
         return data
 
 
-def measure_sensitivity(job: SensitivityJob, tell: Tell = silent) -> Sensitivity:
+def measure_sensitivity(job: InspectJob, tell: Tell = silent) -> Sensitivity:
     """Open model and data, and predict what pruning each group costs.
 
     Raises:
@@ -46,9 +45,8 @@ def measure_sensitivity(job: SensitivityJob, tell: Tell = silent) -> Sensitivity
 
 
 def _inspected(job: InspectJob, tell: Tell) -> tuple[Subject, Channels]:
-    data, loading = (job.data, job.loading) if isinstance(job, SensitivityJob) else (None, DataSettings())
-    tell(Stage("opening the model" if data is None else "opening the model and the data"))
-    subject = open_subject(job.model, data, loading, "cpu")
+    tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
+    subject = open_subject(job.model, job.data, job.loading, "cpu")
     note_all(subject.notes, tell)
     tell(Stage("finding who is tied to whom"))
     return subject, capture(subject.module, subject.example, keep=job.keep, also=job.also)

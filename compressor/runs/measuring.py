@@ -7,14 +7,14 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from compressor.exporting.latency import profile
 from compressor.graph.channels import Channels
 from compressor.loading.opening import OpenedModel
+from compressor.report import units
+from compressor.report.measurements import LayerSize, Measurements
 from compressor.runs.folder import MODEL
 from compressor.runs.models import save_model
 from compressor.runs.subject import Subject
-from compressor.exporting.latency import profile
-from compressor.report import units
-from compressor.report.measurements import LayerSize, Measurements
 from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
+from compressor.exits.detachable import rebuild as detached
+from compressor.exits.nested import rebuild as nested
 from compressor.graph.neutral import afresh
 from compressor.loading import opening, saving
 from compressor.loading.steps import Rebuilders
 from compressor.primenet.rebuild import rebuild as replaced
 from compressor.routing.rebuild import rebuild as routed
-from compressor.exits.detachable import rebuild as detached
-from compressor.exits.nested import rebuild as nested
 
 REBUILDERS: Rebuilders = {"detach": detached, "nsn": nested, "primenet": replaced, "route": routed}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.measuring import filters, layer_sizes
-from compressor.settings import check_fits, tuples
+from compressor.settings import filled
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import assign_, check_no_reducer
 from compressor.surgery.snapshot import Snapshot
@@ -169,12 +169,8 @@ def _checked(**given: Any) -> PruneSettings:
             value = value.items()
         if name in ("keep", "also", "ratio_for") and isinstance(value, Iterable) and not isinstance(value, str):
             value = tuple(value)
-        given[name] = tuples(value.item() if isinstance(value, np.generic) else value)
-        check_fits(name, given[name], _HINTS[name])
-    return PruneSettings(**given)
-
-
-_HINTS = get_type_hints(PruneSettings)
+        given[name] = value.item() if isinstance(value, np.generic) else value
+    return filled(PruneSettings(), given)
 
 
 def _labelled(batches: Any) -> tuple[tuple[Tensor, Tensor], ...]:

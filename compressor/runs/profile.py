@@ -5,9 +5,9 @@ from pathlib import Path
 
 from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.runtime import onnx_at
-from compressor.runs.settings import ProfileJob
-from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.report.cost import Profile
+from compressor.runs.jobs import ProfileJob
+from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.training.settings import DataSettings
 
 
@@ -26,8 +26,8 @@ def profile(job: ProfileJob, tell: Tell = silent) -> Profile:
 
 
 def _profile_module(job: ProfileJob, tell: Tell) -> Profile:
-    from compressor.runs.subject import open_subject  # with torch, for which an .onnx file need not wait
     from compressor.exporting.latency import profile as profile_module
+    from compressor.runs.subject import open_subject  # with torch, for which an .onnx file need not wait
 
     subject = open_subject(job.model, None, DataSettings(), job.device)
     note_all(subject.notes, tell)

@@ -11,18 +11,18 @@ from compressor.graph.channels import Channels
 from compressor.pruning.oneshot import rank
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import check, looks_at_inputs, resolved
+from compressor.report.environment import device_words, versions
+from compressor.report.measurements import Measurements
+from compressor.report.report import Report
 from compressor.runs.exits import exit_parts
 from compressor.runs.folder import RunFolder
+from compressor.runs.jobs import PruneJob, flat
 from compressor.runs.measuring import filters, filters_after, in_words, layer_sizes, measure
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.results import write_results
-from compressor.runs.settings import PruneJob, flat
 from compressor.runs.stages import PartEvent, Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, calibration_inputs, open_subject, refuse_routed, score_batches
 from compressor.runs.tuning import finetune_, step_for, validation_top1
-from compressor.report.environment import device_words, versions
-from compressor.report.report import Report
-from compressor.report.measurements import Measurements
 from compressor.training import distributed
 from compressor.training.events import NoteEvent
 from compressor.training.recalibrate import recalibrate_

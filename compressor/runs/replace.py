@@ -8,28 +8,28 @@ from typing import Any
 import torch
 
 from compressor.errors import ModelError
+from compressor.exits.detachable import Detachable
+from compressor.exits.nested import Nested
+from compressor.exporting.latency import profile
 from compressor.graph.trace import trace
-from compressor.runs.folder import RunFolder
-from compressor.runs.measuring import filters, in_words, measure
-from compressor.runs.models import transformed
-from compressor.runs.results import write_results
-from compressor.runs.settings import ReplaceJob, flat
-from compressor.runs.stages import Stage, Tell, note_all, silent
-from compressor.runs.subject import Subject, open_subject, refuse_routed
 from compressor.primenet.memory import TrainingMemory, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
 from compressor.primenet.phases import Learnt, train_in_two_phases
 from compressor.primenet.place import Early, Place
 from compressor.primenet.section import remarks, section
 from compressor.profiling.macs import count_macs
-from compressor.exporting.latency import profile
 from compressor.report import units
 from compressor.report.environment import device_words, versions
-from compressor.report.report import Report
 from compressor.report.measurements import LayerSize, Measurements
+from compressor.report.report import Report
 from compressor.report.sections import Section
-from compressor.exits.detachable import Detachable
-from compressor.exits.nested import Nested
+from compressor.runs.folder import RunFolder
+from compressor.runs.jobs import ReplaceJob, flat
+from compressor.runs.measuring import filters, in_words, measure
+from compressor.runs.models import transformed
+from compressor.runs.results import write_results
+from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.subject import Subject, open_subject, refuse_routed
 from compressor.training.batching import InputTransform
 from compressor.training.evaluate import count_outputs
 from compressor.training.events import NoteEvent

@@ -12,29 +12,25 @@ from typing import Any
 
 from compressor.errors import UsageError
 from compressor.loading.arch import parse_arch, was_named
+from compressor.report.run_comparison import PAGE as COMPARISON
 from compressor.runs.adapnet import adapt
-from compressor.runs.detach import Detached, detach
+from compressor.runs.detach import detach
 from compressor.runs.folder import REPORT, file_sha256, read_settings
-from compressor.runs.prune import prune
-from compressor.runs.recorded import job_of
-from compressor.runs.replace import replace_early
-from compressor.runs.route import RoutedRun, route
-from compressor.runs.settings import (
+from compressor.runs.jobs import (
     AdaptJob,
     DetachJob,
-    LongJob,
-    ModelSettings,
     PruneJob,
     ReplaceJob,
     RouteJob,
-    SweepJob,
     TrainJob,
+    job_of,
 )
-from compressor.runs.stages import Tell, silent
+from compressor.runs.prune import prune
+from compressor.runs.replace import replace_early
+from compressor.runs.route import route
+from compressor.runs.settings import ModelSettings
+from compressor.runs.stages import Tell
 from compressor.runs.train import train
-from compressor.report.report import Report
-from compressor.report.run_comparison import RunComparison
-from compressor.report.run_comparison import PAGE as COMPARISON
 from compressor.training import distributed
 
 JOBS: dict[type, Callable[..., Any]] = {
@@ -48,7 +44,12 @@ JOBS: dict[type, Callable[..., Any]] = {
 
 
 def restart(
-    path: str, tell: Tell, jobs: Mapping[type, Callable[..., Any]] = JOBS, *, trust: bool = False, arch: str | None = None
+    path: str,
+    tell: Tell,
+    jobs: Mapping[type, Callable[..., Any]] = JOBS,
+    *,
+    trust: bool = False,
+    arch: str | None = None,
 ) -> Any:
     """Finish the run in a folder, which may have been moved; returns what the run itself would have returned.
 

@@ -5,13 +5,12 @@ from dataclasses import replace
 from compressor.errors import CompressorError
 from compressor.exporting.onnx import export_onnx
 from compressor.report.measurements import OnnxCheck
+from compressor.report.report import Report, write_page
 from compressor.runs.folder import MODEL, ONNX, RunFolder
 from compressor.runs.models import save_model
 from compressor.runs.settings import OutputSettings
 from compressor.runs.stages import Stage, Tell, note_all
 from compressor.runs.subject import Subject, card_of
-from compressor.report.report import write_page
-from compressor.report.report import Report
 from compressor.training import distributed
 
 

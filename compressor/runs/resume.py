@@ -6,9 +6,9 @@ from compressor.graph.neutral import afresh
 from compressor.report.report import Report
 from compressor.report.run_comparison import RunComparison
 from compressor.runs.detach import Detached
+from compressor.runs.jobs import SweepJob
 from compressor.runs.restart import JOBS, restart
 from compressor.runs.route import RoutedRun
-from compressor.runs.settings import SweepJob
 from compressor.runs.stages import Tell, silent
 from compressor.runs.sweep import sweep
 

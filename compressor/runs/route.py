@@ -14,17 +14,9 @@ from compressor.errors import CompressorError, UsageError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.chain import Chain
-from compressor.runs.depth_times import depth_times, in_time
-from compressor.runs.folder import RunFolder
-from compressor.runs.measuring import file_bytes, filters, in_words, layer_sizes, measure
-from compressor.runs.models import transformed
-from compressor.runs.results import write_results
-from compressor.runs.settings import RouteJob, flat
-from compressor.runs.stages import Stage, Tell, note_all, silent
-from compressor.runs.subject import Subject, open_subject
 from compressor.report.environment import device_words, versions
-from compressor.report.report import Report
 from compressor.report.measurements import Measurements
+from compressor.report.report import Report
 from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
     check_time,
@@ -43,9 +35,17 @@ from compressor.routing.observing import observe
 from compressor.routing.phases import Taught, Teacher
 from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.section import Findings, Way, doubts, remarks, section
-from compressor.routing.settings import RouteSettings, check, paper
+from compressor.routing.settings import RouteSettings, check, every_unit
 from compressor.routing.timing import ImageTimes, time_images
 from compressor.routing.units import Units
+from compressor.runs.depth_times import depth_times, in_time
+from compressor.runs.folder import RunFolder
+from compressor.runs.jobs import RouteJob, flat
+from compressor.runs.measuring import file_bytes, filters, in_words, layer_sizes, measure
+from compressor.runs.models import transformed
+from compressor.runs.results import write_results
+from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.subject import Subject, open_subject
 from compressor.training import distributed
 from compressor.training.batching import examples
 from compressor.training.events import NoteEvent
@@ -131,9 +131,8 @@ def plan(job: RouteJob, tell: Tell = silent) -> Planned:
         CompressorError: it cannot be opened, nothing can be skipped, or no route could meet the target.
     """
     subject, chain, units = _surveyed(job, tell)
-    check(job.choice, job.chosen)
-    paper_mode = job.choice.mode == "paper"
-    settings = paper(job.choice, len(units.units), job.chosen) if paper_mode else job.choice
+    check(job.choice)
+    settings = every_unit(job.choice, len(units.units))
     routed = make_routed(chain, units.units, settings)
     counted = costs(routed)
     if settings.target_macs is not None:

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError
 from compressor.exporting.forms import form_of
-from compressor.report.manifest import Card, chosen
 from compressor.loading.arch import data_arguments, find, parse_arch
 from compressor.loading.opening import OpenedModel
 from compressor.pruning.reconstruction import enough_images, inputs_of
+from compressor.report.manifest import Card, chosen
+from compressor.routing.network import Routed
 from compressor.runs.models import open_model
 from compressor.runs.settings import ModelSettings
-from compressor.vision.preparation import Preparation
-from compressor.routing.network import Routed
 from compressor.training import distributed
 from compressor.training.batching import drawn_batches, examples
 from compressor.training.class_numbers import read_class_numbers
@@ -25,6 +24,7 @@ from compressor.training.evaluate import count_outputs
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DataSettings
+from compressor.vision.preparation import Preparation
 
 _CHECKED_IMAGES = 8
 

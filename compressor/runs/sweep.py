@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError, DataError, FileError, UsageError
+from compressor.files.paths import write_json
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.catalogue import TRAINED
 from compressor.pruning.settings import PruneSettings, check
+from compressor.report.report import Report
+from compressor.report.run_comparison import DATA, PAGE, RunComparison
+from compressor.report.runs import compare_runs
 from compressor.runs.adapnet import adapt
 from compressor.runs.compare import timed_in_turn
 from compressor.runs.folder import REPORT, SETTINGS, file_sha256, read_settings
+from compressor.runs.jobs import AdaptJob, FinetuneJob, PruneJob, SweepJob, TrainJob, flat
 from compressor.runs.lock import FolderLock
 from compressor.runs.prune import prune
 from compressor.runs.restart import restart
-from compressor.runs.settings import AdaptJob, FinetuneJob, GoalSettings, PruneJob, SweepJob, TrainJob, flat
+from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import Stage, Tell, silent
 from compressor.runs.train import train
-from compressor.report.report import Report
-from compressor.files.paths import write_json
-from compressor.report.run_comparison import RunComparison
-from compressor.report.runs import compare_runs
-from compressor.report.run_comparison import DATA, PAGE
 from compressor.training.events import NoteEvent
 from compressor.training.interrupt import Interrupted
 

@@ -6,22 +6,22 @@ from functools import partial
 
 from torch import nn
 
+from compressor.exporting.latency import profile
+from compressor.primenet.network import PrimeNetwork
+from compressor.primenet.settings import REPRESENTATION
+from compressor.report import units
+from compressor.report.environment import device_words, versions
+from compressor.report.measurements import Measurements
+from compressor.report.report import Report
 from compressor.runs.exits import exit_parts
 from compressor.runs.folder import RunFolder
+from compressor.runs.jobs import FinetuneJob, TrainJob, flat
 from compressor.runs.measuring import filters, layer_sizes, measure
 from compressor.runs.replace import train_primenet
 from compressor.runs.results import write_results
-from compressor.runs.settings import FinetuneJob, TrainJob, flat
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, open_subject
 from compressor.runs.tuning import finetune_, step_for, validation_top1
-from compressor.primenet.network import PrimeNetwork
-from compressor.primenet.settings import REPRESENTATION
-from compressor.exporting.latency import profile
-from compressor.report import units
-from compressor.report.environment import device_words, versions
-from compressor.report.report import Report
-from compressor.report.measurements import Measurements
 from compressor.training import distributed
 from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate

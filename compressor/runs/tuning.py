@@ -6,10 +6,10 @@ from functools import partial
 from torch import nn
 
 from compressor.errors import UsageError
+from compressor.exits.learning import step_of
+from compressor.report import units
 from compressor.runs.stages import Stage, Tell
 from compressor.runs.subject import Subject
-from compressor.report import units
-from compressor.exits.learning import step_of
 from compressor.training import distributed
 from compressor.training.distillation import distilling
 from compressor.training.evaluate import evaluate

@@ -1,67 +1,45 @@
 """The verbs of the command line as functions: what is a flag there is a keyword here, under the same name.
 
-A keyword that is not given has the verb's default, as a flag that is not typed does. Every verb that changes a model
-leaves a run's folder, as the command does, and returns its report. `tell` hears what the run is doing.
+A verb takes the keywords that one types in a notebook, and whole objects of settings for the rest:
+`compressor.prune("m.pt", AdapNetSettings(lsep=50), method="adapnet", data="digits", out="runs/m")`. An object takes the
+place of what the verb would begin with, keywords change single settings. Every verb that changes a model leaves a run's
+folder, as the command does, and returns its report. `tell` hears what the run is doing.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
 from compressor.errors import UsageError
-from compressor.runs.keywords import (
-    DetachKeywords,
-    EvaluateKeywords,
-    ExportKeywords,
-    FinetuneKeywords,
-    InspectKeywords,
-    PruneKeywords,
-    ReplaceKeywords,
-    RouteKeywords,
-    SweepKeywords,
-    TrainKeywords,
-)
-from compressor.settings import check_fits, tuples, unknown
-from compressor.pruning.adapnet.settings import PRESETS
+from compressor.exits.settings import DetachSettings
+from compressor.primenet.settings import PrimeNetSettings
+from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.settings import (
-    FINETUNE,
-    AdaptJob,
-    DetachJob,
-    EvaluateJob,
-    ExportJob,
-    FinetuneJob,
-    InspectJob,
-    PruneJob,
-    ReplaceJob,
-    RouteJob,
-    SweepJob,
-    SweepSettings,
-    TrainJob,
-)
+from compressor.routing.settings import RouteSettings
+from compressor.runs.jobs import VERBS, EvaluateJob, ExportJob, InspectJob
+from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings, SweepSettings
 from compressor.runs.stages import Tell, silent
-from compressor.primenet.settings import REPRESENTATION
-from compressor.routing.settings import TUNED_TRAINING
-from compressor.routing.settings import check as check_routing
-from compressor.routing.settings import training_for as training_of_routing
-from compressor.exits.settings import CNSN
-from compressor.exits.settings import training_for as training_of_detaching
+from compressor.settings import read
+from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 if TYPE_CHECKING:
     from compressor.graph.channels import Channels
-    from compressor.runs.evaluate import Evaluated
-    from compressor.runs.export import Exported
     from compressor.report.report import Report
     from compressor.report.run_comparison import RunComparison
+    from compressor.runs.evaluate import Evaluated
+    from compressor.runs.export import Exported
 
 Path = str | os.PathLike[str]
-J = TypeVar("J")
+Settings = (
+    ModelSettings | DataSettings | OutputSettings | TrainSettings | DistillSettings | PruneSettings | AdapNetSettings
+    | GoalSettings | DetachSettings | RouteSettings | PrimeNetSettings | SweepSettings
+)  # fmt: skip
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
-# AdapNet's training is its own; these are in the job and have no say.
-_NOT_ADAPNETS = frozenset({"epochs", "schedule", "milestones", "gamma", "warmup_epochs", "compile"})
 
 
 def _afresh(verb: Callable[P, R]) -> Callable[P, R]:
@@ -77,15 +55,29 @@ def _afresh(verb: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
+class Common(TypedDict, total=False):
+    """Keywords of every verb that trains; every other setting of the verb can be given by its name, too."""
+
+    arch: str
+    input: Sequence[int]
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    device: str
+    overwrite: bool
+    latency: bool
+    onnx: bool
+
+
 @_afresh
-def train(*, data: str, out: Path, tell: Tell = silent, **settings: Unpack[TrainKeywords]) -> "Report":
+def train(*settings: Settings, data: str, out: Path, tell: Tell = silent, **keywords: Unpack[Common]) -> "Report":
     """Train an architecture from random weights.
 
     Args:
         data: digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, svhn:DIR or folder:DIR.
         out: folder of the run.
-        settings: `arch` (torchvision:NAME, timm:NAME or FILE.py:FUNCTION) and the other fields of ModelSettings,
-            OutputSettings, DataSettings and TrainSettings.
+        keywords: `arch` (torchvision:NAME, timm:NAME or FILE.py:FUNCTION) and others, see `Common`.
 
     Raises:
         UsageError: a keyword is unknown, of another type, or makes no sense.
@@ -97,12 +89,18 @@ def train(*, data: str, out: Path, tell: Tell = silent, **settings: Unpack[Train
     """
     from compressor.runs.train import train as run
 
-    return run(_job(TrainJob, "train", {**settings, "data": data, "out": out}), tell)
+    return run(_job("train", settings, keywords, data=data, out=out), tell)
 
 
 @_afresh
 def finetune(
-    model: Path, *, data: str, out: Path, tell: Tell = silent, **settings: Unpack[FinetuneKeywords]
+    model: Path,
+    *settings: Settings,
+    data: str,
+    out: Path,
+    distill: bool | None = None,
+    tell: Tell = silent,
+    **keywords: Unpack[Common],
 ) -> "Report":
     """Train a model further, gently: at a learning rate of 0.01 unless `lr` says otherwise.
 
@@ -112,19 +110,23 @@ def finetune(
     """
     from compressor.runs.train import train as run
 
-    given = {**settings, "model": model, "data": data, "out": out}
-    return run(_job(FinetuneJob, "finetune", given, training=FINETUNE), tell)
+    return run(_job("finetune", settings, keywords, model=model, data=data, out=out, distill=distill), tell)
 
 
 @_afresh
 def prune(
     model: Path | None = None,
-    *,
+    *settings: Settings,
     out: Path,
     data: str | None = None,
-    method: str = PruneSettings.method,
+    method: str | None = None,
+    ratio: float | None = None,
+    target_macs: float | None = None,
+    keep: Sequence[str] | None = None,
+    preset: Literal["paper", "quick"] | None = None,
+    distill: bool | None = None,
     tell: Tell = silent,
-    **settings: Unpack[PruneKeywords],
+    **keywords: Unpack[Common],
 ) -> "Report":
     """Make a model smaller: in one shot, with data also fine-tuned, or by AdapNet while it trains (method="adapnet").
 
@@ -132,8 +134,9 @@ def prune(
 
     Args:
         model: a file; None: `arch` with random weights.
-        settings: the fields of PruneSettings, or of AdapNetSettings and GoalSettings with `preset`, and those of
-            ModelSettings, OutputSettings, DataSettings and TrainSettings.
+        ratio: share of the channels that go.
+        target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
+        preset: of AdapNet.
 
     Raises:
         UsageError: a keyword is unknown, of another type, or not the method's.
@@ -145,31 +148,31 @@ def prune(
         )
         report.after.macs / report.before.macs
     """
-    given = {**settings, "model": model, "data": data, "out": out, "method": method}
-    if method != "adapnet":
-        from compressor.runs.prune import prune as run
+    job = _job(
+        "prune", settings, keywords, model=model, data=data, out=out, method=method, ratio=ratio,
+        target_macs=target_macs, keep=keep, preset=preset, distill=distill,
+    )  # fmt: skip
+    if method == "adapnet":
+        from compressor.runs.adapnet import adapt
 
-        return run(_job(PruneJob, "prune", given, training=FINETUNE), tell)
-    from compressor.runs.adapnet import adapt
+        return adapt(job, tell)
+    from compressor.runs.prune import prune as run
 
-    if data is None:
-        raise UsageError("adapnet decides while the network trains and needs data")
-    preset = str(given.get("preset", "paper"))
-    if preset not in PRESETS:
-        raise UsageError(f"preset is {preset!r}, and has to be one of {', '.join(PRESETS)}")
-    job = _job(AdaptJob, "prune", given, without=_NOT_ADAPNETS, training=FINETUNE, adapnet=PRESETS[preset])
-    return adapt(job, tell)
+    return run(job, tell)
 
 
 @_afresh
 def detach(
     model: Path | None = None,
-    *,
+    *settings: Settings,
     data: str,
     out: Path,
-    method: Literal["cnsn", "nsn"] = "cnsn",
+    method: Literal["cnsn", "nsn"] | None = None,
+    exits: int | None = None,
+    at: Sequence[str] | None = None,
+    targets: Sequence[float] | None = None,
     tell: Tell = silent,
-    **settings: Unpack[DetachKeywords],
+    **keywords: Unpack[Common],
 ) -> "Report":
     """Make one network of several sizes, whose sub-models share its weights.
 
@@ -181,14 +184,23 @@ def detach(
     """
     from compressor.runs.detach import detach as run
 
-    given = {**settings, "model": model, "data": data, "out": out, "method": method}
-    job = _job(DetachJob, "detach", given, training=CNSN)
-    return run(replace(job, training=training_of_detaching(method, job.training, job.chosen)), tell).report
+    own = {"method": method, "exits": exits, "at": at, "targets": targets}
+    return run(_job("detach", settings, keywords, model=model, data=data, out=out, **own), tell).report
 
 
 @_afresh
 def route(
-    model: Path | None = None, *, data: str, out: Path, tell: Tell = silent, **settings: Unpack[RouteKeywords]
+    model: Path | None = None,
+    *settings: Settings,
+    data: str,
+    out: Path,
+    mode: Literal["tuned", "paper"] | None = None,
+    target_macs: float | None = None,
+    target_ms: float | None = None,
+    max_drop: float | None = None,
+    router_epochs: int | None = None,
+    tell: Tell = silent,
+    **keywords: Unpack[Common],
 ) -> "Report":
     """Let each image run only the layers it needs.
 
@@ -200,15 +212,21 @@ def route(
     """
     from compressor.runs.route import route as run
 
-    job = _job(RouteJob, "route", {**settings, "model": model, "data": data, "out": out}, training=TUNED_TRAINING)
-    check_routing(job.choice, job.chosen)
-    training = training_of_routing(job.choice.mode, job.training, job.chosen)
-    return run(replace(job, training=training), tell).report
+    own = {"target_macs": target_macs, "target_ms": target_ms, "max_drop": max_drop, "router_epochs": router_epochs}
+    return run(_job("route", settings, keywords, model=model, data=data, out=out, mode=mode, **own), tell).report
 
 
 @_afresh
 def replace_early(
-    model: Path | None = None, *, data: str, out: Path, tell: Tell = silent, **settings: Unpack[ReplaceKeywords]
+    model: Path | None = None,
+    *settings: Settings,
+    data: str,
+    out: Path,
+    until: str | None = None,
+    fit: Literal["pool", "stride"] | None = None,
+    retrain_epochs: int | None = None,
+    tell: Tell = silent,
+    **keywords: Unpack[Common],
 ) -> "Report":
     """Replace the first layers by PrimeNet's block, which learns by local losses: `compressor replace`.
 
@@ -220,20 +238,20 @@ def replace_early(
     """
     from compressor.runs.replace import replace_early as run
 
-    given = {**settings, "model": model, "data": data, "out": out}
-    return run(_job(ReplaceJob, "replace", given, training=REPRESENTATION), tell)
+    own = {"until": until, "fit": fit, "retrain_epochs": retrain_epochs}
+    return run(_job("replace", settings, keywords, model=model, data=data, out=out, **own), tell)
 
 
 @_afresh
 def sweep(
     model: Path,
-    *,
+    *settings: Settings,
     data: str,
     out: Path,
-    methods: Sequence[str] = SweepSettings.methods,
-    ratios: Sequence[float] = (0.3, 0.5, 0.7),
+    methods: Sequence[str] | None = None,
+    ratios: Sequence[float] | None = None,
     tell: Tell = silent,
-    **settings: Unpack[SweepKeywords],
+    **keywords: Unpack[Common],
 ) -> "RunComparison":
     """Prune by several methods at several ratios with one budget, and compare; called again, it does what is missing.
 
@@ -248,12 +266,20 @@ def sweep(
     """
     from compressor.runs.sweep import sweep as run
 
-    given = {**settings, "model": model, "data": data, "out": out, "methods": methods, "ratios": ratios}
-    return run(_job(SweepJob, "sweep", given, training=FINETUNE), tell)
+    return run(_job("sweep", settings, keywords, model=model, data=data, out=out, methods=methods, ratios=ratios), tell)
 
 
 @_afresh
-def evaluate(model: Path, *, data: str, tell: Tell = silent, **settings: Unpack[EvaluateKeywords]) -> "Evaluated":
+def evaluate(
+    model: Path,
+    *settings: ModelSettings | DataSettings,
+    data: str,
+    split: Literal["test", "validation", "train"] = EvaluateJob.split,
+    exit: int | None = None,
+    device: str = EvaluateJob.device,
+    tell: Tell = silent,
+    **keywords: Any,
+) -> "Evaluated":
     """Top-1 and loss of a model, or of an .onnx file.
 
     Example:
@@ -261,11 +287,20 @@ def evaluate(model: Path, *, data: str, tell: Tell = silent, **settings: Unpack[
     """
     from compressor.runs.evaluate import evaluate as run
 
-    return run(_job(EvaluateJob, "evaluate", {**settings, "model": model, "data": data}), tell)
+    own = {"split": split, "exit": exit, "device": device}
+    return run(_job("evaluate", settings, keywords, model=model, data=data, **own), tell)
 
 
 @_afresh
-def inspect(model: Path | None = None, *, tell: Tell = silent, **settings: Unpack[InspectKeywords]) -> "Channels":
+def inspect(
+    model: Path | None = None,
+    *settings: ModelSettings,
+    arch: str | None = None,
+    keep: Sequence[str] = InspectJob.keep,
+    also: Sequence[str] = InspectJob.also,
+    tell: Tell = silent,
+    **keywords: Any,
+) -> "Channels":
     """Which channels of a model belong together, which can be edited, and why others cannot.
 
     Example:
@@ -274,15 +309,28 @@ def inspect(model: Path | None = None, *, tell: Tell = silent, **settings: Unpac
     """
     from compressor.runs.inspect import inspect as run
 
-    return run(_job(InspectJob, "inspect", {**settings, "model": model}), tell)
+    return run(_job("inspect", settings, keywords, model=model, arch=arch, keep=keep, also=also), tell)
 
 
 @_afresh
-def export(model: Path, out: Path, *, tell: Tell = silent, **settings: Unpack[ExportKeywords]) -> "Exported":
+def export(
+    model: Path,
+    out: Path,
+    *settings: ModelSettings | DataSettings,
+    to: Literal["onnx", "pt2", "int8"] = ExportJob.to,
+    data: str | None = None,
+    exit: int | None = None,
+    exits: Literal["one", "separate"] = ExportJob.exits,
+    chip: Literal["x86", "x86-old", "arm", "npu"] = ExportJob.chip,
+    max_drop: float | None = None,
+    overwrite: bool = False,
+    tell: Tell = silent,
+    **keywords: Any,
+) -> "Exported":
     """Write a model for another runtime, after it gave the same outputs there: a file (NAME.onnx) or a package.
 
     Args:
-        settings: `to` ("onnx", "int8", "pt2") and the other fields of ExportJob, ModelSettings and DataSettings.
+        to: "onnx"; "int8", quantized onnx; "pt2", torch's program.
 
     Example:
         made = compressor.export("runs/digits/model.safetensors", "runs/digits.onnx", data="digits")
@@ -290,43 +338,27 @@ def export(model: Path, out: Path, *, tell: Tell = silent, **settings: Unpack[Ex
     """
     from compressor.runs.export import export as run
 
-    return run(_job(ExportJob, "export", {**settings, "model": model, "out": out}), tell)
+    own = {"to": to, "data": data, "exit": exit, "exits": exits, "chip": chip, "max_drop": max_drop}
+    return run(_job("export", settings, keywords, model=model, out=out, overwrite=overwrite, **own), tell)
 
 
-def _job(kind: type[J], verb: str, given: Mapping[str, Any], without: frozenset[str] = frozenset(), **bases: Any) -> J:
-    """The job of a verb: its settings by name, checked, the others as `bases` or the settings' own defaults have them.
+def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **given: Any) -> Any:
+    """The job of a verb; keywords that are None are not given.
 
     Raises:
-        UsageError: a name is unknown, or a value has another type.
+        UsageError: a name is unknown, a value has another type, or an object of settings is none of the verb's.
     """
-    values = {name: _plain(value) for name, value in given.items()}
-    hints = get_type_hints(kind)
-    rooms: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    rooms = {name: bases[name] if name in bases else room() for name, room in rooms.items()}
-    own = {name for name in hints if name not in (*rooms, "command", "chosen")}
-    known = {name: get_type_hints(type(room))[name] for room in rooms.values() for name in vars(room)}
-    known |= {name: hints[name] for name in own}
-    for name in without:
-        known.pop(name, None)
-    for name, value in values.items():
-        if name not in known:
-            raise UsageError(f"{unknown(name, known)}; compressor.{verb} knows {', '.join(sorted(known))}")
-        check_fits(name, value, known[name])
-    filled = {
-        name: replace(room, **{f.name: values[f.name] for f in fields(room) if f.name in values})
-        for name, room in rooms.items()
-    }
-    chosen = tuple(name for name, value in values.items() if value is not None)
-    call = f"compressor {verb} in Python: " + ", ".join(f"{name}={values[name]!r}" for name in chosen)
-    filled |= {name: values[name] for name in own if name in values}
-    filled |= {name: value for name, value in (("command", call), ("chosen", chosen)) if name in hints}
-    make: Any = kind
-    job: J = make(**filled)
-    return job
-
-
-def _plain(value: Any) -> Any:
-    """As the settings hold it: paths as texts, lists and dicts as tuples."""
-    if isinstance(value, dict):
-        value = tuple(value.items())
-    return os.fspath(value) if isinstance(value, os.PathLike) else tuples(value)
+    values = {**{name: value for name, value in given.items() if value is not None}, **keywords}
+    kind = next(kind for kind in VERBS[verb] if kind.takes(values))
+    homes = {hint: name for name, hint in get_type_hints(kind).items()}
+    for each in settings:
+        if type(each) not in homes:
+            known = ", ".join(sorted(hint.__name__ for hint in homes if hint in get_args(Settings)))
+            raise UsageError(f"{type(each).__name__} is none of the settings of compressor.{verb}: these are {known}")
+    whole = {homes[type(each)]: each for each in settings}
+    chosen = (*(entry.name for each in settings for entry in fields(each)), *values)
+    called = f"compressor {verb} in Python: " + ", ".join(f"{name}={value!r}" for name, value in values.items())
+    inside = {"command": called} if "command" in get_type_hints(kind) else {}
+    return read(
+        VERBS[verb], values, verb=f"compressor.{verb}", chosen=dict.fromkeys(chosen), whole=whole, inside=inside
+    )

@@ -3,68 +3,90 @@ command line can read it for `--help`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from compressor.settings import setting
 
 
 @dataclass(frozen=True)
 class DataSettings:
     """How a data set is opened."""
 
-    validation: float = 0.1  # share of the training set, per class, that decisions look at
-    seed: int = 0  # of the validation split
-    download: bool = False  # fetch a named set that is missing
-    bad_images: Literal["skip", "stop"] = "skip"  # an image that cannot be read: leave it out and name it, or stop
-    mean: tuple[float, ...] | None = None  # of each channel, of pixels scaled to 0..1; None: the model's or the data's
-    std: tuple[float, ...] | None = None  # deviation, given together with the mean
-    classes: str | None = None  # file that says which output each class folder has; None: matched by name or order
+    PANEL: ClassVar[str] = "Data"
+
+    validation: float = setting(0.1, "Share of the training set that decisions look at.", "SHARE", 0, 1, rare=True)
+    seed: int = setting(0, "Of everything that is drawn by chance.", "N")
+    download: bool = setting(False, "Fetch a data set that is missing.")
+    bad_images: Literal["skip", "stop"] = setting(
+        "skip", "An image that cannot be read: leave it out and name it, or stop.", "WHAT", rare=True
+    )
+    mean: tuple[float, ...] | None = setting(
+        None, "Mean of each channel of pixels in 0..1, such as 0.485,0.456,0.406.", "NUMBERS", rare=True
+    )
+    std: tuple[float, ...] | None = setting(
+        None, "Standard deviation of each channel. Both are kept in the model.", "NUMBERS", rare=True
+    )
+    classes: str | None = setting(
+        None, "File that says which output each class folder has, of a network with more classes.", "FILE"
+    )
 
 
 @dataclass(frozen=True)
 class DistillSettings:
     """Whether training also follows the scores of the network as it came."""
 
-    distill: bool = False  # AdapNet on an untrained network: from its copy after the start-up
-    distill_weight: float = 0.5  # share of the loss, in 0..1
-    distill_temperature: float = 4.0
+    PANEL: ClassVar[str] = "Training"
+
+    distill: bool = setting(False, "Distill from the network as it came, beside the labels.")
+    distill_weight: float = setting(0.5, "Share of the loss that follows the teacher.", "SHARE", 0, 1, rare=True)
+    distill_temperature: float = setting(4.0, "Softmax temperature of distillation.", "X", 0, rare=True)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How one phase of training runs."""
 
-    epochs: int = 10
+    PANEL: ClassVar[str] = "Training"
+
+    epochs: int = setting(10, "Times through the training set.", "N", 0)
     first_epoch: int = 0  # the phase's place in a longer run: data order, draws and `milestones` count from epoch 0
-    batch_size: int = 128
-    seed: int = 0
+    batch_size: int = setting(128, "Images per step.", "N", 1)
+    seed: int = setting(0, "Of everything that is drawn by chance.", "N")
 
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
-    lr: float | None = None  # at the start of the schedule; None: 0.05 for sgd, 0.001 for the others
-    momentum: float = 0.9  # of sgd
-    nesterov: bool = False  # of sgd
-    beta1: float = 0.9  # of adam and adamw
-    beta2: float = 0.999  # of adam and adamw
-    rho: float = 0.99  # of rmsprop (Keras has 0.9)
-    eps: float = 1e-8  # of adam, adamw and rmsprop
-    weight_decay: float = 5e-4  # on all parameters
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = setting("sgd", "What turns gradients into steps.", "NAME")
+    lr: float | None = setting(None, "Learning rate at the start of the schedule.", "RATE", 0)
+    momentum: float = setting(0.9, "Of sgd.", "X", 0, 1, rare=True)
+    nesterov: bool = setting(False, "Nesterov's momentum, for sgd.", rare=True)
+    beta1: float = setting(0.9, "Of adam and adamw.", "X", 0, 1, rare=True)
+    beta2: float = setting(0.999, "Of adam and adamw.", "X", 0, 1, rare=True)
+    rho: float = setting(0.99, "Of rmsprop.", "X", 0, 1, rare=True)
+    eps: float = setting(1e-8, "Of adam, adamw and rmsprop.", "X", 0, rare=True)
+    weight_decay: float = setting(5e-4, "On all parameters.", "X", 0)
 
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: tuple[int, ...] = ()  # epochs at which "step" multiplies by gamma; empty: at 1/2 and 3/4 of the phase
-    gamma: float = 0.1
-    warmup_epochs: float = 0.0  # linear, from nothing to lr
+    schedule: Literal["cosine", "step", "constant"] = setting("cosine", "How the learning rate falls.", "NAME")
+    milestones: tuple[int, ...] = setting(
+        (), "Epochs at which step multiplies the rate by gamma, such as 30,60.", "EPOCHS", rare=True
+    )
+    gamma: float = setting(0.1, "Factor of the step schedule.", "X", 0, rare=True)
+    warmup_epochs: float = setting(0.0, "Linear rise from nothing to the learning rate.", "N", 0, rare=True)
 
-    label_smoothing: float = 0.0
-    augment: Literal["auto", "none", "flip", "crop", "crop+flip"] = "auto"  # auto: what suits the data set
-    crop_padding: int = 4  # pixels of black on every side, of which the random crop takes some
+    label_smoothing: float = setting(0.0, "Share of the label spread over all classes.", "SHARE", 0, 1, rare=True)
+    augment: Literal["auto", "none", "flip", "crop", "crop+flip"] = setting(
+        "auto", "Random changes to training images; auto is what suits the data.", "NAME"
+    )
+    crop_padding: int = setting(4, "Black pixels around an image before the random crop.", "N", 0, rare=True)
 
-    device: str = "auto"  # a GPU where there is one; or "cpu", "cuda:1"
-    amp: bool = True  # bfloat16 autocast, on GPUs that have it; the CPU always computes in float32
-    channels_last: bool = True  # the layout convolutions are fastest in, while the phase lasts; if the model takes it
-    compile: bool = False  # torch.compile; every change of the model's structure compiles again
-    sync_bn: bool = False  # several processes: batch norm over the whole batch, not over each one's part
-    deterministic: bool = False  # the same run twice gives the same weights on a GPU too; slower (the CPU always does)
-    autotune: bool = True  # let cuDNN try its algorithms on every new shape; off where shapes change often
+    device: str = setting("auto", "auto, cpu, cuda or cuda:NUMBER.", "DEVICE")
+    amp: bool = setting(True, "bfloat16 on GPUs that have it.", rare=True)
+    channels_last: bool = setting(True, "Memory layout with the channels last, if the model takes it.", rare=True)
+    compile: bool = setting(False, "Use torch.compile; every change of structure compiles again.", rare=True)
+    sync_bn: bool = setting(False, "Under torchrun, batch norm over the batches of all processes.", rare=True)
+    deterministic: bool = setting(False, "The same weights from the same run on a GPU too; slower.", rare=True)
+    autotune: bool = setting(True, "Let cuDNN try its algorithms on every new shape.", rare=True)
 
-    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: to the last checkpoint, with half the learning rate
-    max_rollbacks: int = 3
-    evaluate_every: int = 1  # epochs between looks at the validation set; 0: never
-    log_seconds: float = 0.5  # between progress events; each reads the loss from the device once
+    on_nan: Literal["stop", "rollback"] = setting(
+        "stop", "A loss that is not finite: stop, or go back with half the rate.", "WHAT", rare=True
+    )
+    max_rollbacks: int = setting(3, "How often to go back.", "N", 0, rare=True)
+    evaluate_every: int = setting(1, "Epochs between looks at the validation set; 0: never.", "N", 0, rare=True)
+    log_seconds: float = setting(0.5, "Seconds between progress lines.", "SECONDS", 0, rare=True)

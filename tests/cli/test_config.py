@@ -110,7 +110,7 @@ WRONG = {
     "number-for-yes": ("latency = 1\n", "latency is 1, and has to be true or false"),
     "no-choice": ('optimizer = "sdg"\n', "optimizer is 'sdg', and has to be one of sgd, adam, adamw, rmsprop"),
     "out-of-range": ("ratio = 7\n", "ratio is 7, and has to be 1 or less"),
-    "list-of-words": ('milestones = ["a"]\n', "milestones is ['a'], and has to be a list of a whole number"),
+    "list-of-words": ('milestones = ["a"]\n', "milestones is ['a'], and has to be a list of whole numbers"),
     "table": ("[training]\nepochs = 3\n", "[training] is a table, and settings stand on one level"),
     "no-toml": ("epochs = \n", "is no TOML"),
     "other-command": ('{"command": "route", "typed": "x"}', "is of a run of compressor route"),

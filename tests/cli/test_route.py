@@ -14,9 +14,10 @@ from compressor.exporting.runtime import OnnxModel
 from compressor.report.report import Report
 from compressor.routing.network import Routed
 from compressor.routing.settings import RouteSettings
+from compressor.runs.jobs import RouteJob
 from compressor.runs.resume import resume
 from compressor.runs.route import route
-from compressor.runs.settings import ModelSettings, OutputSettings, RouteJob
+from compressor.runs.settings import ModelSettings, OutputSettings
 from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import BatchEvent

@@ -1,8 +1,8 @@
 """Flags whose text is more than a word."""
 
 import pytest
-
 from compressor.cli.texts import arguments, epochs, multiple, ratios, shape
+
 from compressor.errors import UsageError
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from compressor.errors import CompressorError, FileError, UsageError
 from compressor.runs.folder import RunFolder
+from compressor.runs.jobs import TrainJob, flat
 from compressor.runs.resume import resume
-from compressor.runs.settings import ModelSettings, OutputSettings, TrainJob, flat
+from compressor.runs.settings import ModelSettings, OutputSettings
 from compressor.training.checkpoint import NAME
 from tests.faults.hostile_pickles import source
 from tests.faults.runs import ARCH, MODEL

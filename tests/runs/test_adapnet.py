@@ -11,11 +11,12 @@ import torch
 import compressor
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.pruning.adapnet.settings import PRESETS
-from compressor.runs.adapnet import adapt, dry_run
-from compressor.runs.models import open_model
-from compressor.runs.settings import AdaptJob, GoalSettings, ModelSettings, OutputSettings
-from compressor.runs.stages import PeriodEvent
 from compressor.report.report import Report
+from compressor.runs.adapnet import adapt, dry_run
+from compressor.runs.jobs import AdaptJob
+from compressor.runs.models import open_model
+from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings
+from compressor.runs.stages import PeriodEvent
 from compressor.training.events import BatchEvent, NoteEvent
 from compressor.training.interrupt import Interrupted
 from compressor.training.settings import DistillSettings, TrainSettings

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.exits.settings import CNSN, NSN, DetachSettings, training_for
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.detach import detach
+from compressor.runs.jobs import DetachJob, PruneJob, TrainJob
 from compressor.runs.models import open_model
 from compressor.runs.prune import prune
 from compressor.runs.resume import resume
-from compressor.runs.settings import FINETUNE, DetachJob, ModelSettings, OutputSettings, PruneJob, TrainJob
+from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.runs.train import train
-from compressor.exits.settings import CNSN, NSN, DetachSettings, training_for
 from compressor.training.events import EpochEvent
 from compressor.training.settings import TrainSettings
 

@@ -14,22 +14,12 @@ from compressor.pruning.adapnet.settings import PRESETS
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.adapnet import adapt
 from compressor.runs.detach import detach
+from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob
 from compressor.runs.prune import prune
 from compressor.runs.replace import replace_early
 from compressor.runs.resume import resume
 from compressor.runs.route import route
-from compressor.runs.settings import (
-    FINETUNE,
-    AdaptJob,
-    DetachJob,
-    GoalSettings,
-    ModelSettings,
-    OutputSettings,
-    PruneJob,
-    ReplaceJob,
-    RouteJob,
-    TrainJob,
-)
+from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, OutputSettings
 from compressor.runs.train import train
 from compressor.training import distributed
 from compressor.training.events import BatchEvent

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import compressor
+from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
+from compressor.runs.jobs import ReplaceJob, TrainJob
 from compressor.runs.replace import replace_early
 from compressor.runs.resume import resume
-from compressor.runs.settings import ModelSettings, OutputSettings, ReplaceJob, TrainJob
+from compressor.runs.settings import ModelSettings, OutputSettings
 from compressor.runs.train import train
-from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.training.events import BatchEvent
 from compressor.training.interrupt import Interrupted
 from compressor.training.settings import TrainSettings

@@ -13,20 +13,10 @@ import torch
 import compressor
 from compressor.errors import FileError, UsageError
 from compressor.pruning.settings import PruneSettings
+from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, TrainJob, flat, job_of
 from compressor.runs.prune import prune
-from compressor.runs.recorded import job_of
 from compressor.runs.resume import resume
-from compressor.runs.settings import (
-    FINETUNE,
-    AdaptJob,
-    DetachJob,
-    ModelSettings,
-    OutputSettings,
-    PruneJob,
-    ReplaceJob,
-    TrainJob,
-    flat,
-)
+from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.runs.train import train
 from compressor.training.checkpoint import NAME, PREVIOUS
 from compressor.training.events import BatchEvent

@@ -11,25 +11,16 @@ import compressor
 from compressor.errors import CompressorError, UsageError
 from compressor.graph import capture
 from compressor.pruning.settings import PruneSettings
+from compressor.report.report import Report
 from compressor.runs import prune as pruning
 from compressor.runs import train as training
 from compressor.runs.evaluate import evaluate
 from compressor.runs.export import export
+from compressor.runs.jobs import EvaluateJob, ExportJob, ProfileJob, PruneJob, TrainJob, flat
 from compressor.runs.measuring import filters
 from compressor.runs.profile import profile
-from compressor.runs.settings import (
-    FINETUNE,
-    EvaluateJob,
-    ExportJob,
-    ModelSettings,
-    OutputSettings,
-    ProfileJob,
-    PruneJob,
-    TrainJob,
-    flat,
-)
+from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.runs.stages import PartEvent, Stage
-from compressor.report.report import Report
 from compressor.training.events import EpochEvent, NoteEvent
 from compressor.training.settings import TrainSettings
 

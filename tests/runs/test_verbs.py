@@ -12,52 +12,18 @@ import safetensors.torch
 import torch
 
 import compressor
-from compressor.runs import keywords
-from compressor.vision import door as vision
 from compressor.errors import UsageError
-from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
-from compressor.runs import settings as jobs
-from compressor.primenet.settings import PrimeNetSettings
 from compressor.routing.settings import RouteSettings
-from compressor.exits.settings import DetachSettings
-from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
+from compressor.runs import jobs
+from compressor.runs.settings import OutputSettings
+from compressor.runs.verbs import Common
+from compressor.settings import known_to
+from compressor.vision import door as vision
 from sample_models.vgg16_cifar import build as vgg16
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VERBS = ["train", "finetune", "prune", "detach", "route", "replace_early", "evaluate", "inspect", "export", "sweep"]
-ROOMS = {
-    keywords.Model: jobs.ModelSettings,
-    keywords.Output: jobs.OutputSettings,
-    keywords.Loading: DataSettings,
-    keywords.Training: TrainSettings,
-    keywords.Pruning: PruneSettings,
-    keywords.AdapNet: AdapNetSettings,
-    keywords.Goals: jobs.GoalSettings,
-    keywords.Distilling: DistillSettings,
-    keywords.Detaching: DetachSettings,
-    keywords.Routing: RouteSettings,
-    keywords.PrimeNet: PrimeNetSettings,
-    keywords.Grid: jobs.SweepSettings,
-    keywords.Exporting: jobs.ExportJob,
-    keywords.Evaluating: jobs.EvaluateJob,
-}
-# Parameters of the verbs, and what other rooms of the same verb have, too.
-ELSEWHERE = {
-    "model",
-    "out",
-    "first_epoch",
-    "method",
-    "methods",
-    "ratios",
-    "seed",
-    "keep",
-    "also",
-    "lsep",
-    "loading",
-    "data",
-}
-ELSEWHERE |= {"also", "batch_size", "momentum", "lr", "weight_decay", "target_macs", "round_to"}
 
 
 def example_of(verb):
@@ -136,9 +102,9 @@ def test_a_keyword_is_what_the_flag_is(tmp_path):
     [
         ({"epoch": 3}, "there is no setting 'epoch' (did you mean epochs?); compressor.prune knows"),
         ({"epochs": 2.5}, "epochs is 2.5, and has to be a whole number"),
-        ({"method": "adapnet", "ratio": 0.5, "data": "digits"}, "there is no setting 'ratio'"),
-        ({"method": "adapnet"}, "needs data"),
-        ({"chi_s": 3.0}, "there is no setting 'chi_s'"),
+        ({"method": "adapnet", "ratio": 0.5, "data": "digits"}, "ratio is not for method adapnet"),
+        ({"method": "adapnet"}, "needs `data`"),
+        ({"chi_s": 3.0}, "chi_s is not for method"),
     ],
     ids=["unknown", "type", "not-adapnets", "no-data", "adapnets"],
 )
@@ -155,10 +121,22 @@ def test_mistakes_in_an_export_are_named(tmp_path):
         compressor.export("model.safetensors", tmp_path / "deploy", exit="1")
 
 
-@pytest.mark.parametrize(("words", "room"), ROOMS.items(), ids=lambda each: each.__name__)
-def test_keywords_are_the_settings(words, room):
-    ours, theirs = typing.get_type_hints(words), typing.get_type_hints(room)
-    assert ours.keys() <= theirs.keys() and theirs.keys() - ours.keys() <= ELSEWHERE
-    for name, hint in ours.items():
-        if hint != theirs[name]:  # a caller may give a list for a tuple
-            assert "Sequence" in str(hint) and "..." in str(theirs[name]), name
+def test_objects_of_settings_take_the_place_of_what_a_verb_begins_with(tmp_path):
+    small = ROOT / "sample_models/digits_cnn.safetensors"
+    chosen = PruneSettings(ratio=0.25, round_to=1, seed=3), OutputSettings(latency=False, onnx=False)
+    report = compressor.prune(small, *chosen, out=tmp_path / "run", seed=5)
+    assert {"ratio": 0.25, "round_to": 1, "seed": 5, "latency": False}.items() <= report.settings.items()
+    with pytest.raises(UsageError, match="RouteSettings is none of the settings of compressor.prune"):
+        compressor.prune(small, RouteSettings(), out=tmp_path / "other")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_named_keywords_are_settings_of_the_verb(verb):
+    """Whatever a verb's signature names is a setting that the command has, of the same type."""
+    function = getattr(compressor, verb)
+    kinds = jobs.VERBS[verb.replace("replace_early", "replace")]
+    known = {name: each for kind in kinds for name, each in known_to(kind).items()}
+    named = inspect.signature(function).parameters.values()
+    common = typing.get_type_hints(Common) if verb in ("train", "finetune", "prune", "detach", "route", "sweep") else {}
+    names = {one.name for one in named if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)} - {"tell"}
+    assert {*names, *common} <= known.keys()

@@ -5,7 +5,9 @@ table 2) where the paper gives a value, and our readings of it elsewhere. A fiel
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
+
+from compressor.settings import setting
 
 Freezing = Literal["hold", "zero", "fade"]
 Norm = Literal["l2", "l1"]
@@ -18,101 +20,115 @@ Victims = Literal["uniform", "change", "weights"]
 class AdapNetSettings:
     """Settings of one AdapNet run; epochs and periods are counts, thresholds have the unit of what they bound."""
 
+    PANEL: ClassVar[str] = "AdapNet"
+
     # Phases (paper, section 3 and figure 1). A period (the paper's LSEP) is counted in optimizer steps.
-    startup_epochs: int | None = None  # None: startup_untrained for a fresh network, 0 for a trained one
-    startup_untrained: int = 50
-    max_epochs: int = 60  # of the second phase, in which the structure changes
-    min_epochs: int | None = None  # before which the stop rule is not asked; None: a quarter of max_epochs
-    finetune_epochs: int = 10
-    lsep: int | None = 150  # None: 2.6 periods an epoch, as the paper has on CIFAR, within 20 to 150 steps
-    stop_k: int = 3
-    stop_n: int = 2
+    startup_epochs: int | None = setting(
+        None, "Epochs before the structure changes. [0 for a trained network, else 50]", "N", 0
+    )
+    startup_untrained: int = setting(50, "What that is for an untrained network.", "N", 0, rare=True)
+    max_epochs: int = setting(60, "Most epochs in which the structure changes.", "N", 1)
+    min_epochs: int | None = setting(
+        None, "Before which they do not end by themselves. [a quarter of the most]", "N", 0, rare=True
+    )
+    finetune_epochs: int = setting(10, "Epochs afterwards.", "N", 0)
+    lsep: int | None = setting(150, "Steps of a period, at whose end the structure changes.", "STEPS", 1)
+    stop_k: int = setting(3, "The phase ends when fewer filters go ...", "N", 0, rare=True)
+    stop_n: int = setting(2, "... in each of so many periods running.", "N", 1, rare=True)
 
     # Training (paper, section 4).
-    lr: float = 0.025
-    lr_halve_every: int = 15
-    lr_trained_epoch: int = 50  # where a trained network enters the schedule
-    momentum: float = 0.8
-    weight_decay: float = 0.01
-    batch_size: int = 128
+    lr: float = setting(0.025, "Learning rate at the start of the schedule.", "RATE", 0)
+    lr_halve_every: int = setting(15, "Epochs between halvings of the learning rate.", "N", 1, rare=True)
+    lr_trained_epoch: int = setting(50, "Epoch of that schedule at which a trained network enters.", "N", 0, rare=True)
+    momentum: float = setting(0.8, "Of sgd.", "X", 0, 1, rare=True)
+    weight_decay: float = setting(0.01, "On all parameters.", "X", 0)
+    batch_size: int = setting(128, "Images per step.", "N", 1)
 
     # The falling threshold of both chi-square tests (paper, table 2).
-    beta_start: float = 0.9
-    beta_step: float = 0.06
-    beta_every: int | None = None  # epochs; None: a twelfth of max_epochs, so that the floor is always reached
-    beta_floor: float = 0.18
+    beta_start: float = setting(0.9, "Threshold of the uniformity tests at first.", "P", 0, 1, rare=True)
+    beta_step: float = setting(0.06, "By how much it falls.", "P", 0, 1, rare=True)
+    beta_every: int | None = setting(None, "After how many epochs. [a twelfth of the most]", "N", 1, rare=True)
+    beta_floor: float = setting(0.18, "Where it ends; lower prunes more.", "P", 0, 1, rare=True)
 
     # Recording: what is kept of the feature maps of a period.
-    rec_batches: int = 8
-    rec_maps: int = 3  # per filter and recording batch
-    cosine_images: int = 16  # per recording batch
-    dict_size: int = 256  # maps that are clustered in the sample; the others are assigned to its clusters
-    dsc_size: int | None = None  # side of the maps in DSC-Net; None: the next power of two, 8 to 32
+    rec_batches: int = setting(8, "Batches of a period that are recorded.", "N", 1, rare=True)
+    rec_maps: int = setting(3, "Feature maps kept per filter and recorded batch.", "N", 1, rare=True)
+    cosine_images: int = setting(16, "Images per recorded batch that similarities come from.", "N", 1, rare=True)
+    dict_size: int = setting(256, "Feature maps that are clustered; more is steadier and slower.", "N", 32, rare=True)
+    dsc_size: int | None = setting(None, "Side of the maps in DSC-Net. [next power of two, 8 to 32]", "N", 4, rare=True)
 
     # Deep subspace clustering (equation 2; DSC-Net's values for COIL100).
-    dsc_epochs: int = 2
-    dsc_lr: float = 1e-3
-    dsc_batch: int = 128
-    dsc_joint: bool = False  # the autoencoder is trained on the self-expression's loss too
-    dsc_norm: Norm = "l2"  # of the coefficients
-    lambda1: float = 1.0
-    lambda2: float = 30.0
-    alpha: float = 0.2  # share of a column's coefficients that the affinity keeps
-    tau: float = 0.1  # connects the graph
+    dsc_epochs: int = setting(2, "Epochs of DSC-Net in every period.", "N", 0, rare=True)
+    dsc_lr: float = setting(1e-3, "Its learning rate.", "RATE", 0, rare=True)
+    dsc_batch: int = setting(128, "Its batch size.", "N", 1, rare=True)
+    dsc_joint: bool = setting(False, "Train its autoencoder on the self-expression's loss too.", rare=True)
+    dsc_norm: Norm = setting("l2", "Norm of its coefficients that is kept small.", "NORM", rare=True)
+    lambda1: float = setting(1.0, "Weight of its coefficients' norm.", "X", 0, rare=True)
+    lambda2: float = setting(30.0, "Weight of its self-expression.", "X", 0, rare=True)
+    alpha: float = setting(0.2, "Share of a map's coefficients that the affinity keeps.", "SHARE", 0, 1, rare=True)
+    tau: float = setting(0.1, "Affinity of all maps to all, in mean degrees.", "X", 0, rare=True)
 
     # Clusters and their tables.
-    k_min: int = 4
-    k_max: int | None = None  # None: twice the classes, within 16 to 32
-    exemplars: int = 8
-    retire_after: int = 5
-    retire_share: float = 0.01
-    dist_decay: float = 1.0
-    chi_s: float = 20.0
-    chi_s_concepts: float | None = None  # of the columns' test; None: chi_s
-    row_min: int = 40
+    k_min: int = setting(4, "Fewest clusters of a layer.", "N", 2, rare=True)
+    k_max: int | None = setting(None, "Most clusters of a layer. [twice the classes, 16 to 32]", "N", 2, rare=True)
+    exemplars: int = setting(8, "Maps that carry a cluster into the next period.", "N", 1, rare=True)
+    retire_after: int = setting(5, "Periods without maps after which a cluster may go.", "N", 1, rare=True)
+    retire_share: float = setting(0.01, "Fewer of a period's maps than this count as none.", "SHARE", 0, 1, rare=True)
+    dist_decay: float = setting(1.0, "What is left of a filter's counts after a period.", "SHARE", 0, 1, rare=True)
+    chi_s: float = setting(20.0, "Strength: a filter's counts are scaled to this; smaller prunes more.", "X", 1)
+    chi_s_concepts: float | None = setting(
+        None, "The same for clusters; larger: more are concepts. [chi_s]", "X", 1, rare=True
+    )
+    row_min: int = setting(40, "Maps seen before a filter is judged.", "N", 0, rare=True)
 
     # Concepts (algorithm 1).
-    border_fraction: float = 0.2
-    border_ratio: float = 0.75
+    border_fraction: float = setting(0.2, "Share of a concept's maps that form its border.", "SHARE", 0, 1, rare=True)
+    border_ratio: float = setting(0.75, "Distance from it that makes another concept.", "X", 0, rare=True)
 
     # Prune (algorithm 2).
-    gamma1: float = 0.6
-    kse_k: int = 5
-    kse_rows: int = 256
-    kse_mode: KseMode = "minmax"
-    prune_cap: float = 0.10
-    victims: Victims = "uniform"  # who goes first when more qualify than may: see docs
-    min_share: float = 0.05
-    prune_dead: bool = True
-    freeze: bool = True
-    freeze_mode: Freezing = "hold"
-    compensate: bool = True
+    gamma1: float = setting(0.6, "KSE indicator below which a filter may go.", "X", 0, rare=True)
+    kse_k: int = setting(5, "Neighbours that its entropy looks at.", "N", 1, rare=True)
+    kse_rows: int = setting(256, "Kernels of the next layer that it looks at.", "N", 2, rare=True)
+    kse_mode: KseMode = setting("minmax", "How the indicator is scaled.", "MODE", rare=True)
+    prune_cap: float = setting(0.10, "Most of a layer's filters that go in a period.", "SHARE", 0, 1, rare=True)
+    victims: Victims = setting("uniform", "Which of the filters that qualify go first.", "WHICH", rare=True)
+    min_share: float = setting(0.05, "Least of a layer's filters that stay.", "SHARE", 0, 1, rare=True)
+    prune_dead: bool = setting(True, "Remove filters that are never active.", rare=True)
+    freeze: bool = setting(True, "Hold a filter still for one period before it goes.")
+    freeze_mode: Freezing = setting(
+        "hold", "Frozen filters keep their output, give zero, or fade to it.", "MODE", rare=True
+    )
+    compensate: bool = setting(True, "Make up for the mean of what is removed.", rare=True)
 
     # Merge (algorithm 3).
-    merge: bool = True
-    gamma2_factor: float = 2.0
-    gamma2_cap: float = 0.95
-    gamma3: float = 0.8
-    merge_cap: float = 0.05
+    merge: bool = setting(True, "Make one filter of two that are alike.")
+    gamma2_factor: float = setting(2.0, "Times the mean similarity: how alike.", "X", 0, rare=True)
+    gamma2_cap: float = setting(0.95, "At most so alike.", "X", 0, 1, rare=True)
+    gamma3: float = setting(0.8, "Distance of their concepts below which they are alike.", "X", 0, rare=True)
+    merge_cap: float = setting(0.05, "Most of a layer's filters that merge in a period.", "SHARE", 0, 1, rare=True)
 
     # Insert (algorithm 4).
-    insert: bool = True
-    active_share: float = 0.3  # of the concepts, that may hold
-    active_mass: float = 0.7  # of a filter's activity
-    max_width: float = 1.0  # of the width the layer came with
-    protection: int = 2
+    insert: bool = setting(True, "Add filters to layers that need more.")
+    active_share: float = setting(0.3, "Of the concepts, that a filter should be active on.", "SHARE", 0, 1, rare=True)
+    active_mass: float = setting(0.7, "Of its activity, that they should hold.", "SHARE", 0, 1, rare=True)
+    max_width: float = setting(1.0, "Of a layer's first width, that insertion may reach.", "X", 0, rare=True)
+    protection: int = setting(2, "Periods in which a new filter is not judged.", "N", 0, rare=True)
 
     # Residual-coupled channels, and the share of training time that concepts may take.
-    coupled: Coupled = "prune"
-    ic_budget: float | None = None
-    units_per_lsep: int | None = None
+    coupled: Coupled = setting(
+        "prune", "Channels that additions tie together: prune them, or skip them.", "HOW", rare=True
+    )
+    ic_budget: float | None = setting(None, "Share of training time that judging may take.", "SHARE", 0)
+    units_per_lsep: int | None = setting(None, "Layers judged in each period, in turn.", "N", 1, rare=True)
 
     # Ours, beyond the paper: whether filters that predict a removed one stand in for it; how far the prune threshold
     # falls where a channel costs more multiply-adds, or parameters, than elsewhere, and rises where it costs fewer
     # (below 0 the other way round).
-    reconstruct: bool = False
-    macs_bias: float = 0.0
-    params_bias: float = 0.0
+    reconstruct: bool = setting(False, "With data, refit what reads pruned channels by least squares. [adapnet: off]")
+    macs_bias: float = setting(
+        0.0, "Ours: how much sooner filters go that cost more MACs; below 0, later.", "X", rare=True
+    )
+    params_bias: float = setting(0.0, "Ours: the same for those that cost more parameters.", "X", rare=True)
 
     @property
     def evidence(self) -> float:

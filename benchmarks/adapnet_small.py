@@ -19,10 +19,10 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.pruning.catalogue import score_of
 from compressor.pruning.oneshot import decide
 from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
-from compressor.pruning.table import METHODS
 from compressor.runs.goals import Guard, Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases
@@ -155,7 +155,7 @@ def _same_macs_(model: nn.Module, trial: Trial, macs: int) -> None:
 
 def _same_widths_(model: nn.Module, trial: Trial, wanted: Channels) -> None:
     channels = capture(model, _example(model, trial.data))
-    scores = METHODS["l1"](model, channels, Given()).values
+    scores = score_of("l1")(model, channels, Given()).values
     edits = []
     for group in channels.free:
         surplus = group.size - wanted.group(group.name).size

@@ -26,7 +26,7 @@ from benchmarks.where import machines
 from compressor.exits.cutting import cut, model_costs
 from compressor.exits.detachable import Detachable
 from compressor.exits.learning import recalibrated, training_of
-from compressor.exits.settings import DetachSettings, training_for
+from compressor.exits.settings import CNSN, DetachSettings, falling
 from compressor.profiling.model_profile import profile
 from compressor.report.environment import device_words, versions
 from compressor.training.data import Data, open_data
@@ -35,7 +35,7 @@ from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import generator, seed_everything_
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.training.settings import DataSettings
 from sample_models.vgg16_cifar import build
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,7 +102,8 @@ def main() -> None:
 def measure(name: str, data: Data, bn: str, scale: Scale, seed: int, device: str, alone: str) -> list[dict[str, Any]]:
     """One data set, mode and seed: all models on one set of weights, and alone what is asked."""
     settings = DetachSettings(at=AT, bn=bn)  # type: ignore[arg-type]  # one of the parser's choices
-    typed = TrainSettings(
+    training = replace(
+        CNSN,
         epochs=scale.epochs,
         batch_size=scale.batch_size,
         lr=scale.lr,
@@ -111,8 +112,7 @@ def measure(name: str, data: Data, bn: str, scale: Scale, seed: int, device: str
         device=device,
         evaluate_every=0,
     )
-    chosen = ("epochs", "batch_size", "lr", "schedule", "seed", "device", "evaluate_every")
-    training = training_for("cnsn", typed, chosen)
+    training = falling("cnsn", training)
     seed_everything_(seed)
     base = build(len(data.classes), data.input_shape[0], scale.width)
     model, notes = cut(base, torch.zeros(1, *data.input_shape), settings)

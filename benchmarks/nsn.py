@@ -24,7 +24,7 @@ from compressor.exits.learning import training_of
 from compressor.exits.nested import Nested, make_nested
 from compressor.exits.pairs import l2_of
 from compressor.exits.points import Survey
-from compressor.exits.settings import DetachSettings, training_for
+from compressor.exits.settings import NSN, DetachSettings, falling
 from compressor.report.environment import device_words, versions
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
@@ -96,9 +96,7 @@ def measure(name: str, spec: str, layers: int, scale: Scale, seed: int, device: 
     """One data set, base and seed: all models on one set of weights, and each alone where asked."""
     data = _data(spec, scale)
     settings = DetachSettings(method="nsn")
-    training = training_for(
-        "nsn", TrainSettings(epochs=scale.epochs, seed=seed, device=device), ("epochs", "seed", "device")
-    )
+    training = falling("nsn", replace(NSN, epochs=scale.epochs, seed=seed, device=device))
     training = replace(training, evaluate_every=0, log_seconds=30.0)
     model = _nested(layers, scale, seed, settings).to(choose_device(device))
     step, optimizer = training_of(model, settings, training)

@@ -44,7 +44,7 @@ from compressor.routing.network import Routed
 from compressor.routing.observing import Observation, observe
 from compressor.routing.phases import Taught, Teacher, top1_at_labels
 from compressor.routing.rebuild import make_routed, survey
-from compressor.routing.settings import PAPER_TRAINING, RouteSettings, paper
+from compressor.routing.settings import PAPER_TRAINING, RouteSettings, every_unit, paper
 from compressor.routing.timing import time_images
 from compressor.training.batching import examples
 from compressor.training.data import Data, open_data
@@ -140,7 +140,7 @@ def papers(spec: str, scale: Scale, seed: int, device: str) -> dict[str, Any]:
     data = _data(spec, scale, seed)
     first = _trained(cnn3.build(width=scale.cnn3_width), data, _paper_training(scale.cnn1_epochs, seed, device))
     row: dict[str, Any] = {"cnn1_top1": evaluate(first, data.test, data).top1}
-    settings = paper(RouteSettings(), 3)
+    settings = every_unit(paper({}), 3)
     letter = replace(settings, skip_set="paper", init="scratch")
     # Keras's batches of 32: a few hundred images make too few steps of larger ones.
     training = replace(_paper_training(20, seed, device), batch_size=32)

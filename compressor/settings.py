@@ -60,7 +60,8 @@ class Known:
 class Job:
     """What a verb is asked to do; a subclass is a frozen dataclass."""
 
-    LACKS: ClassVar[frozenset[str]] = frozenset()  # settings of its classes that it has no use for
+    # Settings that it has no use for, of its classes or of the verb's other jobs -> what to do instead.
+    LACKS: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def takes(cls, given: Mapping[str, Any]) -> bool:
@@ -344,7 +345,10 @@ def _stranger(
     spell: Callable[[str], str],
 ) -> str:
     """What is said of a name that the job has no setting of."""
-    if any(name in known_to(each) for each in kinds):
-        method = given.get("method", known_to(kind)["method"].default)
-        return f"{spell(name)} is not for method {method}: it is a setting of another one"
+    method = given.get("method", known_to(kind)["method"].default) if "method" in known_to(kind) else verb
+    if name in kind.LACKS:
+        return f"{spell(name)} is not for {method}: {kind.LACKS[name]}"
+    for each in kinds:
+        if name in known_to(each):
+            return f"{spell(name)} belongs to {spell('method')} {known_to(each)['method'].default}, not to {method}"
     return f"{stranger(name, given[name], known_to(kind))}; {verb} knows {', '.join(known_to(kind))}"

@@ -94,7 +94,7 @@ def test_the_command_for_several_processes_runs(tmp_path):
 def test_python_lines_run(folder, monkeypatch):
     """After the commands, whose results they open."""
     monkeypatch.chdir(folder)
-    [block] = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    block, _ = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     if not (folder / "runs" / "small" / "model.safetensors").exists():
         pytest.skip("the commands have not run")
     exec(compile(block, "README.md", "exec"), {"example": torch.zeros(1, 1, 8, 8)})

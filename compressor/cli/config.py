@@ -7,6 +7,7 @@ things that a person has to say anew: --overwrite, and --trust.
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,20 @@ def _check_command(path: Path, content: Mapping[str, Any], command: str) -> None
 
 
 def _check_code(path: Path, found: Mapping[str, Any], ctx: typer.Context) -> None:
-    """A run's folder may come from anyone: its architecture's file runs only if it was named here before."""
+    """A run's folder may come from anyone: code that it names runs only if it was named here before."""
     from compressor.loading.arch import parse_arch, was_named
+    from compressor.runs.criterion import may_run
 
-    arch = found.get("arch")
-    if arch is None or on_command_line(ctx, "arch"):
+    allowed = {"arch": lambda text: was_named(parse_arch(text)), "method": may_run}
+    for name, may in allowed.items():
+        if found.get(name) is None or on_command_line(ctx, name):
+            continue
+        with suppress(CompressorError):  # whoever opens it says what is wrong
+            if not may(found[name]):
+                break
+    else:
         return
-    try:
-        allowed = was_named(parse_arch(arch))
-    except CompressorError:
-        return  # whoever opens it says what is wrong
-    if not allowed:
-        raise UsageError(
-            f"{path} names code in a file, {arch[:200]}, that was never named on this machine or has changed since: "
-            "give it with --arch"
-        )
+    raise UsageError(
+        f"{path} names code in a file, {found[name][:200]}, that was never named on this machine or has changed since: "
+        f"give it with --{name}"
+    )

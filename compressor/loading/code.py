@@ -37,6 +37,7 @@ class Loaded:
     accepts: frozenset[str] | None  # names of its arguments; None where it takes any
     sha256: str
     input_shape: tuple[int, ...] | None  # the file's INPUT_SHAPE, where it has one
+    function: Callable[..., Any]  # as it stands in the file
 
 
 def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loaded:
@@ -83,12 +84,12 @@ def _loaded(path: Path, function: str, source: bytes) -> Loaded:
     try:
         module = imports.module_of(place, source, sha256)
     except (Exception, SystemExit) as error:
-        raise FileError(f"{path} cannot be imported: {_told(error, path)}") from error
+        raise FileError(f"{path} cannot be imported: {told(error, path)}") from error
     found = getattr(module, function, None)
     if not callable(found):
         raise UsageError(f"{path} has no function {function!r}; {_defines(source)}")
     call = _checked(found, f"{path}:{function}", place)
-    return Loaded(call, _argument_names(found), sha256, _input_shape(module, path))
+    return Loaded(call, _argument_names(found), sha256, _input_shape(module, path), found)
 
 
 def was_named(path: Path, function: str) -> bool:
@@ -163,7 +164,7 @@ def _checked(function: Callable[..., Any], name: str, place: imports.Place) -> C
                 built = function(**arguments)
         except Exception as error:
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            raise UsageError(f"{name} called with ({given}) failed: {_told(error, place.path)}") from error
+            raise UsageError(f"{name} called with ({given}) failed: {told(error, place.path)}") from error
         if not isinstance(built, nn.Module):
             raise UsageError(f"{name} returned a {type(built).__name__}, not an nn.Module")
         return built
@@ -189,7 +190,7 @@ def _input_shape(module: types.ModuleType, path: Path) -> tuple[int, ...] | None
     return tuple(shape)
 
 
-def _told(error: BaseException, path: Path) -> str:
+def told(error: BaseException, path: Path) -> str:
     """The error and the last line of the user's file that led to it."""
     own = str(path.resolve())
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]

@@ -1,6 +1,11 @@
-"""Which methods exist, for people: read by the command line for `--help`, so nothing heavy is imported here."""
+"""Which methods exist, and where each is: read by the command line for `--help`, so nothing heavy is imported here."""
 
+import importlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from compressor.pruning.scores import Score
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,11 @@ ABOUT: dict[str, About] = {
     "l2": About("smallest Euclidean norm of the weights", "of the layer's mean"),
     "bn-scale": About("smallest batch norm scale (network slimming)", "mean |scale|"),
     "fpgm": About("closest to all other filters of its layer (geometric median)", "of the layer's mean distance"),
-    "taylor": About("least change of the loss, to first order", "of the layer's mean change", needs_data=True),
+    "taylor": About(
+        "least change of the loss, to first order",
+        "of the layer's mean change",
+        needs_data=True,
+    ),
     "random": About("by chance: the baseline that any method has to beat", "drawn from 0 to 1"),
 }
 
@@ -26,3 +35,14 @@ ABOUT: dict[str, About] = {
 TRAINED: dict[str, About] = {
     "adapnet": About("prune, merge and insert filters while the network trains", "", needs_data=True),
 }
+
+
+def is_own(method: str) -> bool:
+    """Whether a method is a function of the user's: "FILE.py:score", or the name of one in memory."""
+    return ":" in method
+
+
+def score_of(method: str) -> "Score":
+    """The function behind a method of the table; file and function have its name. obs has none: it ranks by curves."""
+    name = method.replace("-", "_")
+    return cast("Score", getattr(importlib.import_module(f"compressor.pruning.{name}"), name))

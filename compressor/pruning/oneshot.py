@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
+from compressor.pruning.catalogue import score_of
 from compressor.pruning.obs import Curve, calibrated, consumers, curves
-from compressor.pruning.scores import Given, Scores, in_order
+from compressor.pruning.scores import Given, Score, Scores, complete, in_order
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved
-from compressor.pruning.table import METHODS
 
 
 class Ranked(NamedTuple):
@@ -28,10 +28,11 @@ def decide(
     settings: PruneSettings,
     batches: Sequence[tuple[Tensor, Tensor]] = (),
     inputs: Sequence[Any] = (),
+    score: Score | None = None,
 ) -> Selection:
     """Choose what to prune; the model is not changed. Arguments and errors are those of `rank` and `select`."""
     settings = resolved(settings, has_inputs=bool(inputs))
-    ranked = rank(model, channels, settings, batches, inputs)
+    ranked = rank(model, channels, settings, batches, inputs, score)
     return select(channels, ranked.scores, settings, ranked.curves)
 
 
@@ -41,12 +42,13 @@ def rank(
     settings: PruneSettings,
     batches: Sequence[tuple[Tensor, Tensor]] = (),
     inputs: Sequence[Any] = (),
+    score: Score | None = None,
 ) -> Ranked:
     """Judge every channel; the model is not changed.
 
     `batches` are images (batch, channels, height, width), normalised as the model takes them, and labels (batch,); only
     methods that need labels look at them. `inputs` are batches as the model takes them, without labels, by which errors
-    are told.
+    are told. `score` is the user's own method, named in the settings, in place of one of the table.
 
     Raises:
         UsageError: a setting is out of its range, or the method needs data.
@@ -57,7 +59,10 @@ def rank(
         raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
     scores, orders = Scores({}), None
     if settings.method != "obs":
-        scores = METHODS[settings.method](model, channels, Given(tuple(batches), settings.seed))
+        given = Given(tuple(batches), settings.seed)
+        own = score is not None
+        scores = (score or score_of(settings.method))(model, channels, given)
+        scores = complete(scores, channels, settings.method) if own else scores
         orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
                   for name, values in scores.values.items()}  # fmt: skip
     if not channels.free or not looks_at_inputs(settings):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, UsageError, did_you_mean
 from compressor.graph.channels import Channels, Group, Ids, Place
 from compressor.graph.tensors import named_tensors
 
@@ -44,6 +44,30 @@ def in_order(values: Values, ids: Ids, wanted: Ids) -> Values:
 
 
 Score = Callable[[nn.Module, Channels, Given], Scores]
+
+
+def complete(found: object, channels: Channels, method: str) -> Scores:
+    """What a user's own method gave, held against the network; a mapping of arrays or tensors by group will do.
+
+    Raises:
+        UsageError: it is neither, names no group, has not one score for each channel, or one that is no number.
+    """
+    given = found if isinstance(found, Scores) else Scores(found) if isinstance(found, Mapping) else None
+    if given is None:
+        raise UsageError(f"{method} returned a {type(found).__name__}: return Scores, or scores by group")
+    free = {group.name: group for group in channels.free}
+    values = {}
+    for name, scores in given.values.items():
+        if name not in free:
+            raise UsageError(f"{method} scores {name!r}, which may not be pruned{did_you_mean(str(name), free)}")
+        array = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+        if array.shape != (free[name].size,):
+            raise UsageError(f"{method} gave {name} scores of shape {array.shape}: it has {free[name].size} channels")
+        if not np.isfinite(array).all():
+            raise UsageError(f"{method} gave {name} scores that are not finite")
+        values[name] = array
+    missing = {name: f"{method} gave it no scores" for name in free if name not in values}
+    return Scores(values, missing | dict(given.refused))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

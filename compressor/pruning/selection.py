@@ -10,7 +10,7 @@ from compressor.graph.channels import Channels, Group
 from compressor.graph.names import groups_named
 from compressor.profiling.chip import preferred_multiple
 from compressor.pruning.allocate import ranks
-from compressor.pruning.catalogue import ABOUT
+from compressor.pruning.catalogue import ABOUT, About
 from compressor.pruning.obs import Curve
 from compressor.pruning.removal import BLOCKS, Unit, by_score, by_share, cuts, narrowed, together, units, up_to
 from compressor.pruning.scores import Scores, Values
@@ -149,7 +149,7 @@ def _edit(group: Group, gone: list[int], scores: Values, settings: PruneSettings
     """The prune of one group, with what decided it: the lowest and highest score that goes, the lowest that stays."""
     leaving = np.isin(group.ids, gone)
     low, high, stays = float(scores[leaving].min()), float(scores[leaving].max()), float(scores[~leaving].min())
-    about = ABOUT[settings.method]
+    about = ABOUT.get(settings.method, About("", ""))
     return Prune(
         group.name,
         tuple(sorted(gone)),

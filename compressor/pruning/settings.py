@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from compressor.errors import UsageError, did_you_mean
-from compressor.pruning.catalogue import ABOUT, TRAINED
+from compressor.pruning.catalogue import ABOUT, TRAINED, is_own
 from compressor.settings import setting
 
 
@@ -16,7 +16,9 @@ class PruneSettings:
 
     PANEL: ClassVar[str] = "Pruning"
 
-    method: str = setting("auto", "How channels are chosen, see above; auto is obs with data, else l1.", "METHOD")
+    method: str = setting(
+        "auto", "How channels are chosen, see above, or FILE.py:score; auto: obs with data, else l1.", "METHOD"
+    )
     ratio: float = setting(0.5, "Share of the channels that go.", "SHARE", 0, 1)
     target_macs: float | None = setting(
         None, "Instead of a ratio, the MACs that stay: 0.5 for half, 2e8 for 200 million.", "MACS"
@@ -65,11 +67,12 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
             f"compressor prune MODEL --method {settings.method} --data DATA"
         )
     settings = resolved(settings, has_inputs=has_data)
-    if settings.method not in ABOUT:
+    own = is_own(settings.method)
+    if settings.method not in ABOUT and not own:
         known = [*ABOUT, *TRAINED]
         hint = did_you_mean(settings.method, known)
         raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(known)}")
-    if ABOUT[settings.method].needs_data and not has_data:
+    if not own and ABOUT[settings.method].needs_data and not has_data:
         free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)
         raise UsageError(f"{settings.method} needs data: give some, or use a method that needs none ({free})")
     for name, ratio in (("ratio", settings.ratio), *((f"ratio for {p}", r) for p, r in settings.ratio_for)):
@@ -77,10 +80,5 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
             raise UsageError(f"the {name} is {ratio:g}; give a share of the channels from 0 to below 1, such as 0.5")
     if settings.target_macs is not None and not settings.target_macs > 0:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.5, or a number of MACs")
-    if settings.allocate not in ("auto", "error", "uniform", "global"):
-        raise UsageError(f"allocate is {settings.allocate!r}; choose error, uniform or global")
     if settings.round_to != "auto" and (not isinstance(settings.round_to, int) or settings.round_to < 1):
         raise UsageError(f"round_to is {settings.round_to}; give 1 or more, or auto")
-    for name in ("min_channels", "score_images"):
-        if getattr(settings, name) < 1:
-            raise UsageError(f"{name} is {getattr(settings, name)}; give 1 or more")

@@ -94,8 +94,18 @@ class PruneJob(ModelJob):
 class AdaptJob(ModelJob):
     """AdapNet: pruning, merging and inserting filters while the network trains."""
 
-    # Its learning rate halves by its own schedule, and every change of structure would compile again.
-    LACKS = frozenset({"epochs", "schedule", "milestones", "gamma", "warmup_epochs", "compile"})
+    LACKS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("ratio", "allocate", "min_channels", "ratio_for", "score_images"),
+            "it decides itself how much goes; `target_macs` or `target_params` end it sooner",
+        ),
+        **dict.fromkeys(
+            ("schedule", "milestones", "gamma", "warmup_epochs"),
+            "it halves its rate every `lr_halve_every` epochs",
+        ),
+        "epochs": "give `startup_epochs`, `max_epochs` and `finetune_epochs`",
+        "compile": "every change of structure would compile again",
+    }
 
     model: ModelSettings
     data: str = setting(MISSING, **_DATA)
@@ -135,7 +145,9 @@ class AdaptJob(ModelJob):
 class TrainJob(ModelJob):
     """Training, from random weights."""
 
-    LACKS = frozenset({"model", "weights", "trust", "max_size"})
+    LACKS: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("model", "weights", "trust", "max_size"), "it has random weights; use finetune"
+    )
 
     model: ModelSettings
     data: str = setting(MISSING, **_DATA)
@@ -156,7 +168,7 @@ class TrainJob(ModelJob):
 class FinetuneJob(TrainJob):
     """Training a network of a file further."""
 
-    LACKS = frozenset()
+    LACKS: ClassVar[Mapping[str, str]] = {}
 
     training: TrainSettings = FINETUNE
     distilling: DistillSettings = field(default_factory=DistillSettings)

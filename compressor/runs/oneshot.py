@@ -18,11 +18,13 @@ from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.oneshot import decide
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
+from compressor.pruning.scores import Score
 from compressor.pruning.settings import PruneSettings, check, resolved
 from compressor.report.cost import Profile
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
+from compressor.runs.criterion import criterion, in_words
 from compressor.runs.measuring import filters, layer_sizes
 from compressor.settings import filled
 from compressor.surgery import Plan, operate_
@@ -35,7 +37,7 @@ from compressor.training.evaluate import device_of
 def prune_(
     module: nn.Module,
     example: Any,
-    method: str = PruneSettings.method,
+    method: str | Score = PruneSettings.method,
     ratio: float = PruneSettings.ratio,
     *,
     target_macs: float | None = PruneSettings.target_macs,
@@ -58,7 +60,8 @@ def prune_(
 
     Args:
         example: an input as the module takes it, (batch, channels, height, width), or a tuple or dict of inputs.
-        method: "obs", "l1", "l2", "bn-scale", "fpgm", "taylor" or "random"; "auto": obs with `data`, l1 without.
+        method: "obs", "l1", "l2", "bn-scale", "fpgm", "taylor" or "random"; "auto": obs with `data`, l1 without; or a
+            function `(model, channels, given) -> Scores` of your own, or "FILE.py:score".
         ratio: share of the channels that go, 0 to below 1: of every layer where `allocate` is uniform, else of all.
         target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
         allocate: how much of each layer goes: "uniform" (the same share), "global" (the lowest scores of the whole
@@ -88,8 +91,10 @@ def prune_(
         report.before.macs, report.after.macs       # 1814073344, 483149824
         report.frozen                               # {"fc": "output of the model"}
     """
+    score = criterion(method) if isinstance(method, str) else method
     choice = _checked(
-        method=method, ratio=ratio, target_macs=target_macs, allocate=allocate, round_to=round_to,
+        method=method if isinstance(method, str) else in_words(method), ratio=ratio,
+        target_macs=target_macs, allocate=allocate, round_to=round_to,
         min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
     )  # fmt: skip
     images = _labelled(batches)
@@ -99,7 +104,7 @@ def prune_(
     channels = capture(module, example, keep=choice.keep, also=also)
     _check_can_be_edited(module, optimizer)
     inputs = () if data is None else inputs_of(data, example, device_of(module))
-    selection = decide(module, channels, choice, images, inputs)
+    selection = decide(module, channels, choice, images, inputs, score)
     missing = {"top1": "no data was given"}
     widths = filters(module)
     before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)

@@ -14,6 +14,7 @@ from compressor.pruning.settings import check, looks_at_inputs, resolved
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
+from compressor.runs.criterion import criterion
 from compressor.runs.exits import exit_parts
 from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import PruneJob, flat
@@ -81,6 +82,7 @@ def plan(job: PruneJob, tell: Tell = silent) -> Planned:
         CompressorError: the model or the data cannot be opened, or nothing can be pruned as asked.
     """
     check(job.choice, has_data=job.data is not None)
+    own = criterion(job.choice.method)
     tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
     subject = open_subject(job.model, job.data, job.loading, job.training.device)
     refuse_routed(subject, "prune")
@@ -94,7 +96,7 @@ def plan(job: PruneJob, tell: Tell = silent) -> Planned:
     inputs = calibration_inputs(subject, job.choice.seed) if looks else []
     if looks:
         tell(Stage("measuring what every channel is worth"))
-    ranked = distributed.from_first(lambda: rank(subject.module, channels, choice, batches, inputs))
+    ranked = distributed.from_first(lambda: rank(subject.module, channels, choice, batches, inputs, own))
     selection = select(channels, ranked.scores, choice, ranked.curves)
     note_all(selection.notes, tell)
     return Planned(subject, channels, selection, inputs)

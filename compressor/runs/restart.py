@@ -14,6 +14,7 @@ from compressor.errors import UsageError
 from compressor.loading.arch import parse_arch, was_named
 from compressor.report.run_comparison import PAGE as COMPARISON
 from compressor.runs.adapnet import adapt
+from compressor.runs.criterion import may_run
 from compressor.runs.detach import detach
 from compressor.runs.folder import REPORT, file_sha256, read_settings
 from compressor.runs.jobs import (
@@ -66,6 +67,11 @@ def restart(
     if finished:
         raise UsageError(f"the run in {path} is finished: there is nothing to resume")
     job = job_of(settings)
+    if isinstance(job, PruneJob) and not may_run(job.choice.method):
+        raise UsageError(
+            f"the run in {path} scores channels by code in a file, {job.choice.method[:200]}, that was never named on "
+            "this machine or has changed since: start it again with --method"
+        )
     job = replace(job, output=replace(job.output, out=str(folder)))
     # Paths were given from where the run began.
     cwd = Path(str(settings.get("cwd", ".")))

@@ -1,6 +1,7 @@
 """Run several methods at several ratios with one budget, and compare what they come to: `compressor sweep`."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -110,7 +111,7 @@ def _runs(job: SweepJob) -> Iterator[Run]:
         )
     for method in job.grid.methods:
         for ratio in job.grid.ratios:
-            name = f"{method}-{ratio:g}"
+            name = re.sub(r"[^\w.-]+", "-", f"{method}-{ratio:g}")
             stays = round(1 - ratio, 6)
             if method in TRAINED:
                 yield Run(name, _adapnet(job, name, stays))

@@ -356,9 +356,8 @@ def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **give
             known = ", ".join(sorted(hint.__name__ for hint in homes if hint in get_args(Settings)))
             raise UsageError(f"{type(each).__name__} is none of the settings of compressor.{verb}: these are {known}")
     whole = {homes[type(each)]: each for each in settings}
-    chosen = (*(entry.name for each in settings for entry in fields(each)), *values)
+    changed = (entry.name for each in settings for entry in fields(each) if getattr(each, entry.name) != entry.default)
+    chosen = tuple(dict.fromkeys((*changed, *values)))
     called = f"compressor {verb} in Python: " + ", ".join(f"{name}={value!r}" for name, value in values.items())
     inside = {"command": called} if "command" in get_type_hints(kind) else {}
-    return read(
-        VERBS[verb], values, verb=f"compressor.{verb}", chosen=dict.fromkeys(chosen), whole=whole, inside=inside
-    )
+    return read(VERBS[verb], values, verb=f"compressor.{verb}", chosen=chosen, whole=whole, inside=inside)

@@ -71,7 +71,7 @@ def test_without_data_it_names_the_methods_that_need_none(compressor):
     [
         (["--ratio", "0.3"], "--ratio is not for adapnet: it decides itself"),
         (["--epochs", "3"], "--epochs is not for adapnet: give --startup-epochs"),
-        (["--schedule", "cosine"], "--schedule is not for adapnet: its learning rate halves"),
+        (["--schedule", "cosine"], "--schedule is not for adapnet: it halves its rate every --lr-halve-every epochs"),
         (["--compile"], "--compile is not for adapnet"),
         (["--beta-start", "2"], "--beta-start"),
         (["--preset", "slow"], "--preset"),

@@ -1,14 +1,13 @@
 """The defaults of every method are those that its paper gives, and where it gives none, those of our reading of it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
-from compressor.exits.settings import PAPER_EPOCHS, DetachSettings, training_for
+from compressor.exits.settings import CNSN, NSN, PAPER_EPOCHS, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings
-from compressor.training.settings import TrainSettings
 
 ADAPNET = {
     # sections 3 and 4, table 2
@@ -59,9 +58,9 @@ def test_concepts_are_tested_as_strictly_as_filters_unless_told() -> None:
                           "beta2": 0.999, "eps": 1e-7, "weight_decay": 0.0, "schedule": "constant", "augment": "none"}),
         (DetachSettings(), {"loss_weights": (), "distill": 0.0, "temperature": 4.0, "keep_input": 0.8,
                             "keep_hidden": 0.5}),
-        (training_for("cnsn", TrainSettings(), ()), {"batch_size": 32, "lr": 0.01, "momentum": 0.9,
+        (CNSN, {"batch_size": 32, "lr": 0.01, "momentum": 0.9,
                                                      "weight_decay": 6e-4, "warmup_epochs": 1}),
-        (training_for("nsn", TrainSettings(epochs=600), ("epochs",)),
+        (falling("nsn", replace(NSN, epochs=600)),
          {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.0, "gamma": 1 / 3, "batch_size": 128, "milestones": (200, 400),
           "augment": "none"}),
         (PAPER_TRAINING, {"epochs": 20, "batch_size": 128, "optimizer": "rmsprop", "lr": 1e-3, "rho": 0.9, "eps": 1e-7,
@@ -76,7 +75,6 @@ def test_other_methods_are_the_papers(settings: object, wanted: dict[str, object
 
 @pytest.mark.parametrize(("epochs", "falls"), [(300, (50, 100, 150)), (30, (5, 10, 15)), (2, (1,)), (7, (1, 2, 4))])
 def test_cnsns_rate_falls_at_the_papers_shares_of_the_epochs(epochs: int, falls: tuple[int, ...]) -> None:
-    typed = TrainSettings(epochs=epochs, schedule="step", first_epoch=4)
-    found = training_for("cnsn", typed, ("epochs", "schedule", "first_epoch"))
+    found = falling("cnsn", replace(CNSN, epochs=epochs, schedule="step", first_epoch=4))
     assert found.milestones == tuple(4 + fall for fall in falls)
     assert PAPER_EPOCHS == {"cnsn": 300, "nsn": 600}

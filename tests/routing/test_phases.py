@@ -12,7 +12,7 @@ from compressor.routing.learning import all_depths, by_label, fit_gates, image_r
 from compressor.routing.observing import observe
 from compressor.routing.phases import Teacher, top1_at_labels
 from compressor.routing.router import Gates
-from compressor.routing.settings import PAPER_TRAINING, RouteSettings, check, paper
+from compressor.routing.settings import PAPER_TRAINING, RouteSettings, check, every_unit, paper
 from compressor.training.settings import TrainSettings
 from tests.routing.nets import Residual, Three, images, routed, small_data
 
@@ -177,7 +177,7 @@ def test_by_label_counts_right_answers_of_the_batch():
 
 
 def test_papers_settings_are_the_papers():
-    chosen = paper(RouteSettings(), 3)
+    chosen = every_unit(paper({}), 3)
     assert (chosen.labels, chosen.router, chosen.heads, chosen.leave_after) == ("paper", "argmax", "shared", (0, 1, 2))
     assert (PAPER_TRAINING.optimizer, PAPER_TRAINING.epochs) == ("rmsprop", 20)
     check(chosen)

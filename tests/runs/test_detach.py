@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.exits.settings import CNSN, NSN, DetachSettings, training_for
+from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.detach import detach
 from compressor.runs.jobs import DetachJob, PruneJob, TrainJob
@@ -17,7 +17,6 @@ from compressor.runs.resume import resume
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.runs.train import train
 from compressor.training.events import EpochEvent
-from compressor.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ModelSettings(str(ROOT / "sample_models" / "digits_cnn.safetensors"))
@@ -31,7 +30,7 @@ class Killed(Exception):
 
 def job(model: ModelSettings, out: Path, **choice: object) -> DetachJob:
     settings = DetachSettings(**choice)
-    training = training_for(settings.method, TrainSettings(epochs=2, batch_size=256), ("epochs", "batch_size"))
+    training = falling(settings.method, replace(NSN if settings.method == "nsn" else CNSN, epochs=2, batch_size=256))
     output = OutputSettings(str(out), latency=False, onnx=False)
     return DetachJob(model, "digits", output, settings, training=training)
 
@@ -97,11 +96,11 @@ def test_a_pickled_network_is_detached_without_an_architecture(tmp_path):
 
 
 def test_training_is_the_papers_where_nobody_chose():
-    stepped = training_for("cnsn", TrainSettings(epochs=300, schedule="step"), ("epochs", "schedule"))
+    stepped = falling("cnsn", replace(CNSN, epochs=300, schedule="step"))
     assert (stepped.milestones, stepped.gamma, stepped.warmup_epochs) == ((50, 100, 150), 0.1, 1)
-    nested = training_for("nsn", TrainSettings(epochs=600, lr=0.2), ("epochs", "lr"))
+    nested = falling("nsn", replace(NSN, epochs=600, lr=0.2))
     assert (nested.milestones, nested.lr, nested.momentum) == ((200, 400), 0.2, 0.9)
     assert nested.gamma == pytest.approx(1 / 3)
-    short = training_for("cnsn", TrainSettings(), ())
+    short = falling("cnsn", CNSN)
     assert (short.schedule, short.milestones, short.lr) == ("cosine", (), 0.01)
     assert (CNSN.batch_size, CNSN.lr, CNSN.weight_decay, NSN.batch_size) == (32, 0.01, 6e-4, 128)

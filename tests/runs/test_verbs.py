@@ -102,9 +102,9 @@ def test_a_keyword_is_what_the_flag_is(tmp_path):
     [
         ({"epoch": 3}, "there is no setting 'epoch' (did you mean epochs?); compressor.prune knows"),
         ({"epochs": 2.5}, "epochs is 2.5, and has to be a whole number"),
-        ({"method": "adapnet", "ratio": 0.5, "data": "digits"}, "ratio is not for method adapnet"),
+        ({"method": "adapnet", "ratio": 0.5, "data": "digits"}, "ratio is not for adapnet: it decides itself"),
         ({"method": "adapnet"}, "needs `data`"),
-        ({"chi_s": 3.0}, "chi_s is not for method"),
+        ({"chi_s": 3.0}, "chi_s belongs to method adapnet, not to auto"),
     ],
     ids=["unknown", "type", "not-adapnets", "no-data", "adapnets"],
 )

@@ -56,24 +56,7 @@ SMALL = replace(
     lr=0.05,
     lr_halve_every=8,
 )
-# From a trained network four epochs, of which the structure changes in the first, in ten periods. No layer loses more
-# than seven filters in ten, and none grows that has more than four in ten.
-TRAINED = replace(
-    SMALL,
-    batch_size=50,
-    max_epochs=1,
-    lsep=10,
-    chi_s=5.0,
-    chi_s_concepts=100.0,
-    prune_cap=0.25,
-    min_share=0.3,
-    max_width=0.4,
-    victims="change",
-    reconstruct=True,
-    params_bias=0.0,
-    lr=0.03,
-    lr_halve_every=1,
-)
+TRAINED = PRESETS["short"]
 REGIMES = {
     "early": Regime(SMALL, adapnet_small.Start(5, lr=0.05, width=0.25), 18, (8, 11, 13, 15, 16, 17)),
     # Without augmentation the start would know Fashion-MNIST's few images by heart.

@@ -115,7 +115,7 @@ def plain_evaluation(model: nn.Module, data: Data, device: torch.device, size: i
 
 def with_adapnet(model: nn.Module, data: Data, training: TrainSettings, epochs: int) -> dict[str, Any]:
     """Epochs of AdapNet's second phase at its own settings, in periods of `PERIOD` steps."""
-    chosen = replace(PRESETS["quick"], lsep=PERIOD, startup_epochs=0, max_epochs=epochs, min_epochs=epochs)
+    chosen = replace(PRESETS["quick"], lsep=PERIOD, startup_epochs=0, max_epochs=epochs)
     phases = Phases.of(replace(chosen, finetune_epochs=0), training, trained=True)
     channels = capture(model, torch.zeros(1, *data.input_shape, device=next(model.parameters()).device))
     method = AdapNet(chosen, classes=len(data.classes), steps_per_epoch=PERIOD, seed=0)

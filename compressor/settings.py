@@ -84,6 +84,11 @@ class Job:
 
 def known_to(kind: type[Job]) -> dict[str, Known]:
     """The settings of a job by name, those of its classes included; the first class that has one tells its default."""
+    return {name: known for name, known in recorded_of(kind).items() if name not in kind.LACKS}
+
+
+def recorded_of(kind: type[Job]) -> dict[str, Known]:
+    """The same with those that it has no use for, which stand in a run's record too."""
     if kind not in _KNOWN:
         _KNOWN[kind] = _found(kind)
     return _KNOWN[kind]
@@ -101,7 +106,7 @@ def _found(kind: Any) -> dict[str, Known]:
         for name, known in own.items():
             if name in found:
                 found[name] = replace(found[name], homes=(*found[name].homes, *known.homes))
-            elif name not in kind.LACKS:
+            else:
                 found[name] = known
     return found
 
@@ -128,6 +133,7 @@ def read(
     chosen: Iterable[str] | None = None,
     whole: Mapping[str, Any] | None = None,
     inside: Mapping[str, Any] | None = None,
+    recorded: bool = False,
 ) -> J:
     """The job that values by name ask for; what is not given is as the job's bases, or the settings' defaults, have it.
 
@@ -137,13 +143,14 @@ def read(
         spell: how a setting is called in messages.
         chosen: names of the settings that a person chose; None: all that are given.
         whole: whole classes of settings, by the job's field, in place of its bases.
+        recorded: the values are a run's record.
         inside: fields of the job that are no settings, such as `command`.
 
     Raises:
         UsageError: a name is unknown, a value has another type or is out of range, or values do not go together.
     """
     kind = next(kind for kind in kinds if kind.takes(given))
-    known = known_to(kind)
+    known = recorded_of(kind) if recorded else known_to(kind)
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
@@ -152,7 +159,9 @@ def read(
     bases = kind.bases(values) | dict(whole or {})
     for name, one in known.items():
         if one.default is MISSING and values.get(name) is None:
-            raise UsageError(f"{spell(name)} is missing: {one.about.text[0].lower()}{one.about.text[1:].rstrip('.')}")
+            raise UsageError(
+                f"{spell(name)} is missing: give {one.about.text[0].lower()}{one.about.text[1:].rstrip('.')}"
+            )
     hints = get_type_hints(kind)
     parts: dict[str, Any] = dict(inside or {})
     if "chosen" in hints:
@@ -276,9 +285,11 @@ def _from_text(name: str, given: Any, value: Any, known: Known, spell: Callable[
         try:
             found.append(reader(text))
         except ValueError as error:
-            such = re.search(r"such as .*?(?=\.( |$))", known.about.text)
-            how = f": write it {such[0].replace('such as', 'like')}" if such else ""
-            raise UsageError(f"{spell(name)} {text!r} is not {words(known.hint)}{how}") from error
+            such = re.search(r"such as .*?(?=[.,;](?: |$))", known.about.text)
+            odd = known.about.read is not None or "=" in (known.about.metavar or "")
+            form = f"of the form {known.about.metavar}" if odd else words(known.hint)
+            said = f", {such[0]}" if such else ""
+            raise UsageError(f"{spell(name)} {text!r} is not {form}{said}") from error
     return tuple(found) if known.about.many else found[0]
 
 
@@ -315,6 +326,11 @@ def _pair(text: str, kind: Any) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def settings_of(room: Any) -> dict[str, Any]:
+    """The settings of one class by name, without fields that are none."""
+    return {entry.name: getattr(room, entry.name) for entry in fields(room) if "about" in entry.metadata}
 
 
 def _settings_in(defaults: Any, kind: type, home: str, entries: Iterable[Any] | None = None) -> dict[str, Known]:

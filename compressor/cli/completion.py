@@ -50,7 +50,9 @@ def arch(incomplete: str) -> list[str]:
     return [*_beginning(_HOMES, incomplete), *files]
 
 
-COMPLETERS: dict[str, Callable[[str], list[str]]] = {"method": method, "methods": methods, "arch": arch}
+COMPLETERS: dict[str, Callable[[str], list[str]]] = {
+    "method": method, "methods": methods, "arch": arch, "data": data,
+}  # fmt: skip
 
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compressor.cli.options import DryRun, Json
+from compressor.cli.options import DryRun, Json, needed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -56,6 +56,8 @@ def detach(
         terminal.print_json(found)
         terminal.show(_points_table(found))
         return
+    if not dry_run:
+        needed(job.data)
     with terminal.progress() as tell:
         done = runs.dry_run(job, tell) if dry_run else runs.detach(job, tell)
     if not dry_run:

@@ -100,7 +100,7 @@ def _option(name: str, known: Known) -> inspect.Parameter:
         help=about.text + choices,
         metavar=about.metavar,
         hidden=about.rare,
-        autocompletion=None if choices else COMPLETERS.get(name),
+        autocompletion=None if get_origin(known.hint) is Literal else COMPLETERS.get(name),
         min=about.least,
         max=about.most,
         rich_help_panel=known.panel,

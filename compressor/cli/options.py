@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from compressor.errors import UsageError
 from compressor.runs.settings import ModelSettings
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel="Other", help="Print results and errors only.")]
@@ -46,3 +47,9 @@ def named(model: ModelSettings) -> str:
 def is_onnx(model: ModelSettings) -> bool:
     """Whether a file is called what .onnx files are called, for the choice of the next command only."""
     return (model.model or "").endswith(".onnx")
+
+
+def needed(data: str | None) -> None:
+    """Raise UsageError where a command that needs data for what it is to do now has none."""
+    if data is None:
+        raise UsageError("`data` is missing: give digits (built in), folder:DIR, cifar10:DIR or another data set")

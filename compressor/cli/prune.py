@@ -14,8 +14,8 @@ HELP = (
     "Methods:\n\n"
     + "\n".join(f"  {name:<9} {about.summary}" for name, about in {**ABOUT, **TRAINED}.items())
     + "\n\nadapnet trains in three phases: before, while and after the structure changes. --preset paper takes up to "
-    "120 epochs as in the paper, --preset quick minutes; learning rate, weight decay and batch size are the preset's, "
-    "too. Flags change single settings of either."
+    "120 epochs as in the paper, --preset quick minutes, --preset short four epochs of a trained network; learning "
+    "rate, weight decay and batch size are the preset's, too. Flags change single settings of each."
 )
 EXAMPLE = (
     "compressor prune sample_models/digits_cnn.safetensors --target-macs 0.5 --data digits --epochs 5 --out runs/small"

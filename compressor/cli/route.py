@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compressor.cli.options import DryRun, Json
+from compressor.cli.options import DryRun, Json, needed
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
 from compressor.report import units as written
@@ -40,6 +40,8 @@ def route(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
+    if not list_units and not dry_run:
+        needed(job.data)
     from compressor.runs import route as runs
 
     with terminal.progress() as tell:

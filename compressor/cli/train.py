@@ -14,15 +14,18 @@ HELP = "Train an architecture from random weights."
 EXAMPLE = "compressor train --arch sample_models/digits_cnn.py:build --data digits --epochs 20 --out runs/digits"
 
 
+def _no_file(model: str | None) -> None:
+    if model is not None:
+        raise UsageError(f"train begins with random weights: use `compressor finetune {model}` to train further")
+
+
 def train(
     job: TrainJob,
-    model: Annotated[str | None, typer.Argument(hidden=True, show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(hidden=True, show_default=False, callback=_no_file)] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
-    if model is not None:
-        raise UsageError(f"train begins with random weights: use `compressor finetune {model}` to train further")
     terminal = Terminal(as_json=json)
     from compressor.runs import train as runs
 

@@ -147,5 +147,5 @@ def _report(job: AdaptJob, subject: Subject, periods: Periods, before: Measureme
         after=after,
         frozen={**periods.channels.frozen, **method.locked},
         refused=dict(periods.refused),
-        notes=(*subject.notes, *periods.channels.notes, *hints(job.adapnet, subject.module), *method.notes),
+        notes=(*subject.notes, *periods.channels.notes, *hints(job.adapnet, subject.module)),
     )

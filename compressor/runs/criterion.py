@@ -15,13 +15,18 @@ from compressor.pruning.scores import Given, Score, Scores
 _FORM = re.compile(r"(.+\.py):(\w+)")
 
 
-def criterion(method: str) -> Score | None:
-    """The function that "FILE.py:score" names, `(model, channels, given) -> Scores`; None for a method of ours.
+def criterion(method: str | Score) -> Score | None:
+    """A function itself, or the one that "FILE.py:score" names, `(model, channels, given) -> Scores`; None for a method
+    of ours.
 
     Raises:
         UsageError: there is no such file or function.
         FileError: importing the file fails.
     """
+    if not isinstance(method, str):
+        if not callable(method):
+            raise UsageError(f"method is {method!r}, and has to be a text or a function")
+        return method
     if not is_own(method):
         return None
     path, function = _parts(method)

@@ -14,8 +14,7 @@ from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings
 _MODEL = SAMPLE_FOLDER / "digits_cnn.safetensors"
 
 # Smaller batches make more of few images: a period is then an epoch. The target ends the changes after 10 to 13 epochs.
-# All three layers are judged in every period, which takes longer than training them does here.
-_SETTINGS = replace(PRESETS["quick"], batch_size=64, max_epochs=16, finetune_epochs=6, units_per_lsep=3)
+_SETTINGS = replace(PRESETS["quick"], batch_size=64, max_epochs=16, finetune_epochs=6)
 
 
 def demo_job(out: str, overwrite: bool, command: str) -> AdaptJob:

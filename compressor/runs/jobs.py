@@ -14,7 +14,7 @@ from compressor.pruning.settings import check as check_pruning
 from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSettings, paper
 from compressor.routing.settings import check as check_routing
 from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, OutputSettings, SweepSettings
-from compressor.settings import Job, fits, known_to, plain, read, setting
+from compressor.settings import Job, fits, plain, read, recorded_of, setting
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 # What a data set is called, for the verbs that cannot do without one and for those that can.
@@ -53,7 +53,7 @@ class InspectJob(ModelJob):
         """The job itself."""
         super().completed()
         if self.sensitivity != (self.data is not None):
-            raise UsageError("`sensitivity` looks at images, and nothing else does: give it and `data`, or neither")
+            raise UsageError("`sensitivity` looks at images, and nothing else does: give both `sensitivity` and `data`")
         return self
 
 
@@ -105,6 +105,7 @@ class AdaptJob(ModelJob):
         ),
         "epochs": "give `startup_epochs`, `max_epochs` and `finetune_epochs`",
         "compile": "every change of structure would compile again",
+        "momentum": "it has the paper's, 0.8",
     }
 
     model: ModelSettings
@@ -117,7 +118,9 @@ class AdaptJob(ModelJob):
     )
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = field(default_factory=TrainSettings)  # what AdapNet's own settings do not say
-    preset: Literal["paper", "quick"] = setting("paper", "paper or quick, see above.", "NAME", panel="AdapNet")
+    preset: Literal["paper", "quick", "short"] = setting(
+        "paper", "paper, quick or short, see above.", "NAME", panel="AdapNet"
+    )
     adapnet: AdapNetSettings = PRESETS["paper"]
     distilling: DistillSettings = field(default_factory=DistillSettings)
     method: str = setting("adapnet", "How channels are chosen.", "METHOD", panel="Pruning")
@@ -337,17 +340,19 @@ def job_of(settings: Mapping[str, Any]) -> LongJob:
     if not kinds or not issubclass(kinds[0], get_args(LongJob)):
         raise FileError(f"a run of `compressor {command[:80]}` cannot be resumed: start it again")
     kind = next(kind for kind in kinds if kind.takes(settings))
-    given = {name: settings[name] for name in known_to(kind) if name in settings}
-    chosen = settings.get("chosen", ())
+    known = recorded_of(kind)
+    given = {name: settings[name] for name in known if name in settings}
+    for name, one in known.items():
+        if name not in given and one.default is MISSING:
+            raise FileError(f"settings.json lacks {name!r}: it was written by another version; start the run again")
+    chosen, typed = settings.get("chosen", ()), str(settings.get("typed", f"compressor {command}"))
     try:
         if not fits(plain(chosen), tuple[str, ...]):
             raise UsageError(f"chosen is {chosen!r}")
-        typed = str(settings.get("typed", f"compressor {command}"))
-        made: Any = read([kind], given, verb="compressor", chosen=chosen, inside={"command": typed})
+        inside = {"command": typed}
+        made: Any = read([kind], given, verb="compressor", chosen=chosen, inside=inside, recorded=True)
     except UsageError as error:
-        raise FileError(
-            f"settings.json is damaged, or of another version: {str(error)[:400]}; start the run again"
-        ) from error
+        raise FileError(f"settings.json is damaged: {str(error)[:400]}; start the run again") from error
     job: LongJob = made
     return job
 

@@ -91,7 +91,7 @@ def prune_(
         report.before.macs, report.after.macs       # 1814073344, 483149824
         report.frozen                               # {"fc": "output of the model"}
     """
-    score = criterion(method) if isinstance(method, str) else method
+    score = criterion(method)
     choice = _checked(
         method=method if isinstance(method, str) else in_words(method), ratio=ratio,
         target_macs=target_macs, allocate=allocate, round_to=round_to,

@@ -51,7 +51,6 @@ class Periods:
         self._macs = channels.macs()
         self._hooks = ExitStack()
         self._held: Held | None = None
-        self._noted = 0
 
     @contextmanager
     def open(self) -> Iterator["Periods"]:
@@ -84,7 +83,7 @@ class Periods:
         """
         if not self.over:
             assert self._held is not None
-            self._held.restore_(self.method.lsep - self.method.step - 1)
+            self._held.restore_()
             self.tell(PeriodStep(self.method.period, self.method.step + 1, self.method.lsep))
             if self.method.step_done():
                 self._unwatch()
@@ -183,8 +182,6 @@ class Periods:
             f"frozen {row['frozen']}  {row['filters']} filters, {macs / self._macs:.0%} of MACs"
         )
         self.tell(PeriodEvent(row, text))
-        new, self._noted = self.method.notes[self._noted :], len(self.method.notes)
-        note_all(new, self.tell)
 
     def structure(self) -> dict[str, Any]:
         """The edits so far, from which `restore` makes the same network and the same channels."""
@@ -197,7 +194,6 @@ class Periods:
             "rows": self.rows,
             "refused": self.refused,
             "target_met": self.target_met,
-            "noted": self._noted,
         }
 
     def restore(self, structure: dict[str, Any], state: dict[str, Any]) -> None:
@@ -210,7 +206,7 @@ class Periods:
             self.channels = operate_(self.model, plan_of(rows), self.channels)
         self.method.load_state_dict(state["adapnet"], self.model, self.channels)
         self.rows, self.refused = list(state["rows"]), dict(state["refused"])
-        self.target_met, self._noted = state["target_met"], state["noted"]
+        self.target_met = state["target_met"]
 
 
 def _on_the_host(value: Any) -> Any:

@@ -14,6 +14,7 @@ from compressor.training.settings import TrainSettings
 
 Phase = Literal["startup", "periods", "finetune"]
 PHASES: tuple[Phase, ...] = ("startup", "periods", "finetune")
+MOMENTUM = 0.8  # the paper's
 STRONG_DECAY = 0.005  # half of the paper's
 
 
@@ -30,8 +31,8 @@ class Phases:
     @staticmethod
     def of(settings: AdapNetSettings, training: TrainSettings, *, trained: bool, fill: bool = False) -> "Phases":
         """For a network that comes with trained weights, or with random ones."""
-        own = {name: getattr(settings, name) for name in ("batch_size", "lr", "momentum", "weight_decay")}
-        training = replace(training, **own)
+        own = {name: getattr(settings, name) for name in ("batch_size", "lr", "weight_decay")}
+        training = replace(training, momentum=MOMENTUM, **own)
         startup = schedule.startup_epochs(settings, trained=trained)
         return Phases(settings, training, schedule.first_epoch(settings, trained=trained), startup, fill)
 
@@ -59,7 +60,7 @@ class Phases:
 
 def check(settings: AdapNetSettings, goals: GoalSettings) -> None:
     """Raise UsageError for values that make no sense for any network."""
-    for name in ("max_epochs", "batch_size", "rec_batches", "rec_maps", "dict_size", "lr_halve_every"):
+    for name in ("max_epochs", "batch_size", "dict_size", "lr_halve_every"):
         if getattr(settings, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(settings, name)}: give 1 or more")
     if settings.lsep is not None and settings.lsep < 1:

@@ -21,7 +21,7 @@ from compressor.routing.settings import RouteSettings
 from compressor.runs.jobs import VERBS, EvaluateJob, ExportJob, InspectJob
 from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings, SweepSettings
 from compressor.runs.stages import Tell, silent
-from compressor.settings import read
+from compressor.settings import filled, read, settings_of
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def prune(
     ratio: float | None = None,
     target_macs: float | None = None,
     keep: Sequence[str] | None = None,
-    preset: Literal["paper", "quick"] | None = None,
+    preset: Literal["paper", "quick", "short"] | None = None,
     distill: bool | None = None,
     tell: Tell = silent,
     **keywords: Unpack[Common],
@@ -355,7 +355,7 @@ def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **give
         if type(each) not in homes:
             known = ", ".join(sorted(hint.__name__ for hint in homes if hint in get_args(Settings)))
             raise UsageError(f"{type(each).__name__} is none of the settings of compressor.{verb}: these are {known}")
-    whole = {homes[type(each)]: each for each in settings}
+    whole = {homes[type(each)]: filled(each, settings_of(each)) for each in settings}
     changed = (entry.name for each in settings for entry in fields(each) if getattr(each, entry.name) != entry.default)
     chosen = tuple(dict.fromkeys((*changed, *values)))
     called = f"compressor {verb} in Python: " + ", ".join(f"{name}={value!r}" for name, value in values.items())

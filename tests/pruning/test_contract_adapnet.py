@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from compressor.graph import capture
+from compressor.pruning.adapnet import boundary, concepts, prune, schedule
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.catalogue import ABOUT, TRAINED
@@ -17,9 +18,15 @@ from compressor.surgery import Insert, Prune
 from tests.pruning.nets import NETS
 
 # Everything qualifies that may, at the first boundary; layers count as wider than they are, so that they may grow.
-EAGER = AdapNetSettings(
-    lsep=6, freeze=False, row_min=0, beta_start=0.3, beta_floor=0.3, gamma1=2.0, dict_size=96, max_width=2.0, k_min=4
-)
+EAGER = AdapNetSettings(lsep=6, freeze=False, beta_start=0.3, dict_size=96, max_width=2.0)
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    for room in (boundary, concepts, prune):
+        monkeypatch.setattr(room, "ROW_MIN", 0)
+    monkeypatch.setattr(prune, "GAMMA1", 2.0)
+    monkeypatch.setattr(schedule, "BETA_FLOOR", 0.3)
 
 
 @pytest.fixture(params=NETS)

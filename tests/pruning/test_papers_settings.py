@@ -1,28 +1,48 @@
 """The defaults of every method are those that its paper gives, and where it gives none, those of our reading of it."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
 from compressor.exits.settings import CNSN, NSN, PAPER_EPOCHS, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
+from compressor.pruning.adapnet import (
+    boundary,
+    clusters,
+    concepts,
+    insert,
+    kse,
+    maps,
+    merge,
+    prune,
+    schedule,
+    subspace,
+    tables,
+)  # fmt: skip
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings
+from compressor.runs import phases
 
 ADAPNET = {
     # sections 3 and 4, table 2
-    "startup_untrained": 50, "max_epochs": 60, "finetune_epochs": 10, "lsep": 150, "stop_k": 3, "stop_n": 2,
-    "lr": 0.025, "lr_halve_every": 15, "lr_trained_epoch": 50, "momentum": 0.8, "weight_decay": 0.01, "batch_size": 128,
-    "beta_start": 0.9, "beta_step": 0.06, "beta_every": None, "beta_floor": 0.18,
-    "border_fraction": 0.2, "border_ratio": 0.75, "gamma1": 0.6, "gamma2_factor": 2.0, "gamma3": 0.8,
-    "active_share": 0.3, "active_mass": 0.7, "protection": 2, "freeze_mode": "hold",
-    # DSC-Net and KSE, as published
-    "dsc_epochs": 2, "dsc_lr": 1e-3, "lambda1": 1.0, "lambda2": 30.0, "dsc_norm": "l2", "alpha": 0.2, "tau": 0.1,
-    "kse_k": 5,
+    "startup_untrained": 50, "max_epochs": 60, "finetune_epochs": 10, "lsep": 150, "lr": 0.025, "lr_halve_every": 15,
+    "lr_trained_epoch": 50, "weight_decay": 0.01, "batch_size": 128, "beta_start": 0.9, "beta_step": 0.06,
     # ours, where the paper gives none
-    "rec_batches": 8, "rec_maps": 3, "cosine_images": 16, "dict_size": 256, "dsc_batch": 128, "exemplars": 8,
-    "k_min": 4, "retire_after": 5, "retire_share": 0.01, "dist_decay": 1.0, "chi_s": 20.0, "row_min": 40,
-    "kse_rows": 256, "prune_cap": 0.10, "min_share": 0.05, "gamma2_cap": 0.95, "merge_cap": 0.05, "max_width": 1.0,
+    "dict_size": 256, "chi_s": 20.0, "prune_cap": 0.10, "min_share": 0.05, "merge_cap": 0.05, "max_width": 1.0,
+}  # fmt: skip
+CONSTANTS = {
+    # the paper's
+    schedule: {"BETA_FLOOR": 0.18, "STOP_FILTERS": 3, "STOP_PERIODS": 2}, phases: {"MOMENTUM": 0.8},
+    concepts: {"BORDER_FRACTION": 0.2, "BORDER_RATIO": 0.75}, prune: {"GAMMA1": 0.6},
+    merge: {"GAMMA2_FACTOR": 2.0, "GAMMA3": 0.8, "GAMMA2_CAP": 0.95},
+    insert: {"ACTIVE_SHARE": 0.3, "ACTIVE_MASS": 0.7}, boundary: {"PROTECTION": 2},
+    # DSC-Net and KSE, as published
+    subspace: {"EPOCHS": 2, "LEARNING_RATE": 1e-3, "BATCH": 128, "LAMBDA1": 1.0, "LAMBDA2": 30.0, "ALPHA": 0.2,
+               "TAU": 0.1},
+    kse: {"NEIGHBOURS": 5, "ROWS": 256},
+    # ours
+    maps: {"REC_BATCHES": 8, "REC_MAPS": 3, "COSINE_IMAGES": 16}, tables: {"ROW_MIN": 40},
+    clusters: {"K_MIN": 4, "EXEMPLARS": 8, "RETIRE_AFTER": 5, "RETIRE_SHARE": 0.01},
 }  # fmt: skip
 
 
@@ -34,6 +54,12 @@ def differing(settings: object, wanted: dict[str, object]) -> dict[str, object]:
 def test_adapnets_are_the_papers() -> None:
     assert not differing(AdapNetSettings(), ADAPNET)
     assert PRESETS["paper"] == AdapNetSettings()
+    assert len(fields(AdapNetSettings)) <= 25
+
+
+@pytest.mark.parametrize(("module", "wanted"), CONSTANTS.items(), ids=lambda each: getattr(each, "__name__", ""))
+def test_adapnets_constants_are_the_papers(module: object, wanted: dict[str, object]) -> None:
+    assert not differing(module, wanted)
 
 
 def test_the_quick_preset_differs_in_times_and_rates_alone() -> None:

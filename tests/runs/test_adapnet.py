@@ -27,12 +27,10 @@ SETTINGS = replace(
     PRESETS["quick"],
     startup_epochs=2,
     max_epochs=4,
-    min_epochs=4,
     finetune_epochs=1,
     lsep=10,
     batch_size=64,
     beta_start=0.7,
-    row_min=20,
     dict_size=96,
     lr=0.05,
 )
@@ -263,10 +261,3 @@ def test_settings_that_make_no_sense_are_one_line_before_anything_is_written(cha
     with pytest.raises(CompressorError, match=message):
         adapt(job(tmp_path / "run", GoalSettings(**goals), **changes))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_fading_and_sparse_joint_clustering_go_through_a_whole_run(tmp_path):
-    report = adapt(job(tmp_path / "run", freeze_mode="fade", dsc_norm="l1", dsc_joint=True))
-    assert {"prune", "merge", "insert"} == {edit["kind"] for edit in report.edits}
-    assert max(row["concepts"] for row in report.rows if row["phase"] == "period") > 3

@@ -33,8 +33,8 @@ TRAINED = ModelSettings(model="sample_models/digits_cnn.safetensors", arch="samp
 PROCESSES = {"epochs": 1, "device": "cpu", "sync_bn": True, "log_seconds": 0.0}
 TRAINING = TrainSettings(**PROCESSES)
 ADAPNET = replace(
-    PRESETS["quick"], startup_epochs=1, max_epochs=2, min_epochs=2, finetune_epochs=1, lsep=10, batch_size=64,
-    beta_start=0.7, row_min=20, dict_size=96, lr=0.05,
+    PRESETS["quick"], startup_epochs=1, max_epochs=2, finetune_epochs=1, lsep=10, batch_size=64,
+    beta_start=0.7, dict_size=96, lr=0.05,
 )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def test_in_double_precision_adapnets_structure_is_that_of_one_process_to_the_en
     def long(out):
         job = adapnet_job(out)
         model = ModelSettings(arch=f"{tmp_path / 'double.py'}:build")
-        return replace(job, model=model, adapnet=replace(job.adapnet, max_epochs=3, min_epochs=3))
+        return replace(job, model=model, adapnet=replace(job.adapnet, max_epochs=3))
 
     def structure(report):
         return [(edit["period"], edit["kind"], edit["group"], edit["channels"]) for edit in report["edits"]]

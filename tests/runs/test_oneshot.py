@@ -125,7 +125,7 @@ SETTINGS = {
     "round_to": [0, 2.5, "8"],
     "min_channels": [0, None],
     "keep": [None, [0], 3, ["zzz"], [""]],
-    "ratio_for": ["0=0.2", ("0", 0.2), [("zzz", 0.2)], [("0", 2.0)], {"zzz": 0.2}],
+    "ratio_for": ["0", ("0", 0.2), [("zzz", 0.2)], [("0", 2.0)], {"zzz": 0.2}],
     "seed": ["a", None],
     "batches": [X, [X], [(X,)], 3],
 }

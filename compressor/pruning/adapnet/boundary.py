@@ -17,9 +17,11 @@ from compressor.pruning.adapnet.extract import extract
 from compressor.pruning.adapnet.neighbours import indicators, newcomer, strength
 from compressor.pruning.adapnet.observe import Means
 from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.pruning.adapnet.tables import ROW_MIN
 from compressor.pruning.adapnet.unit import Unit
 from compressor.surgery.edits import Edit, Insert, Merge, Plan, Prune
 
+PROTECTION = 2  # periods in which a new filter is not judged
 UNIFORM = "equally active on all concepts, and the next layer draws little on it"
 
 
@@ -54,7 +56,7 @@ class Boundary:
         self.judged, self.admit = judged, admit
         self.removed = 0
         self._found: dict[str, clusters.Clustering] = {}
-        self._costs: dict[prune.Measure, dict[str, float]] = {}  # of one channel of each group, by the mean of all
+        self._costs: dict[str, float] | None = None  # parameters of one channel of each group, by the mean of all
         self._told: dict[str, dict[str, Any]] = {unit.name: {} for unit in judged}
 
     def plans(self) -> Iterator[Plan]:
@@ -93,7 +95,7 @@ class Boundary:
             why = dict.fromkeys(gone, f"{UNIFORM}; frozen for one period")
             if unit.recording is not None and unit.recording.filled:
                 unit.silent = torch.where(unit.recording.dead(), unit.silent + 1, 0)
-            if self.settings.prune_dead and unit in self.judged:
+            if unit in self.judged:
                 dead = prune.dead(unit.silent, (unit.protect > 0) | unit.frozen, self._room(unit, len(gone)))
                 why |= dict.fromkeys(dead, f"never active in {prune.DEAD_PERIODS} periods")
                 self.removed += len(dead)
@@ -105,10 +107,8 @@ class Boundary:
             return []
         channels = self.current()
         group = channels.group(unit.name)
-        # A filter that faded gives nothing any more, whatever its mean was over the period.
-        gives = not (self.settings.freeze and self.settings.freeze_mode == "fade")
-        means = self.owner.means.of(channels, group) if self.settings.compensate and gives else None
-        inherited = self._heirs(unit, group, list(why)) if gives else [{} for _ in why]
+        means = self.owner.means.of(channels, group)
+        inherited = self._heirs(unit, group, list(why))
         edits: list[Edit] = []
         for (position, reason), heirs_of in zip(why.items(), inherited):
             identity = unit.ids[position]
@@ -146,8 +146,8 @@ class Boundary:
         # `extract` has counted this boundary already.
         verdicts = concepts.detect(unit.table, unit.concepts, found, unit.boundaries - 1, beta, settings)
         unit.concepts += [verdict.cluster for verdict in verdicts if verdict.accepted]
-        limit = clusters.count_limit(self.owner.classes, len(found.points), settings.k_max)
-        dropped = clusters.retired(unit.idle, unit.concepts, unit.clusters, limit, settings.retire_after)
+        limit = clusters.count_limit(self.owner.classes, len(found.points))
+        dropped = clusters.retired(unit.idle, unit.concepts, unit.clusters, limit)
         if dropped:
             unit.forget_clusters_(dropped)
         self._told[unit.name] |= {"judged": len(verdicts), "accepted": sum(v.accepted for v in verdicts)}
@@ -159,7 +159,7 @@ class Boundary:
     def _choose_candidates(self, unit: Unit) -> list[prune.Candidate]:
         channels = self.current()
         group = channels.group(unit.name)
-        kse = partial(indicators, self.model, channels, group, self.settings, self.generator)
+        kse = partial(indicators, self.model, channels, group, self.generator)
         ranks: dict[str, Callable[[], torch.Tensor | None]] = {
             "change": partial(self.owner.means.change, self.model, channels, group),
             "weights": partial(strength, self.model, channels, group),
@@ -177,13 +177,12 @@ class Boundary:
 
     def _threshold(self, unit: Unit) -> float:
         """The threshold in this period, lower for a group whose channels are dear and higher where they are cheap."""
-        beta = self.owner.beta
-        for bias, measure in ((self.settings.macs_bias, Channels.macs), (self.settings.params_bias, Channels.params)):
-            if bias:
-                if measure not in self._costs:
-                    self._costs[measure] = prune.relative_costs(self.current(), list(self.owner.units), measure)
-                beta = prune.biased(beta, self._costs[measure][unit.name], bias)
-        return beta
+        beta, bias = self.owner.beta, self.settings.params_bias
+        if not bias:
+            return beta
+        if self._costs is None:
+            self._costs = prune.relative_costs(self.current(), list(self.owner.units), Channels.params)
+        return prune.biased(beta, self._costs[unit.name], bias)
 
     def _candidates_edits(self, unit: Unit, chosen: list[prune.Candidate]) -> list[Edit]:
         """Freeze the candidates; without freezing they go at once."""
@@ -200,7 +199,7 @@ class Boundary:
         group = self.current().group(unit.name)
         if not self.settings.merge or group.prune_only is not None or unit.recording is None:
             return []
-        eligible = (unit.protect == 0) & (unit.table.sum(1) >= self.settings.row_min)
+        eligible = (unit.protect == 0) & (unit.table.sum(1) >= ROW_MIN)
         eligible[list(candidates)] = False
         shares = tables.concept_shares(unit.table, unit.concepts)
         room = self._room(unit, len(candidates))
@@ -232,8 +231,8 @@ class Boundary:
         coupled = unit.name in self.owner.coupled or group.prune_only is not None
         if not settings.insert or coupled or unit.filters >= int(settings.max_width * unit.original):
             return None
-        judged = ~unit.frozen & (unit.table.sum(1) >= settings.row_min)
-        need = insert.need(tables.concept_shares(unit.table, unit.concepts), judged, settings)
+        judged = ~unit.frozen & (unit.table.sum(1) >= ROW_MIN)
+        need = insert.need(tables.concept_shares(unit.table, unit.concepts), judged)
         masters = need.masters()
         if not masters:
             return None
@@ -263,7 +262,7 @@ class Boundary:
             for identity in edit.channels:
                 at = unit.ids.index(identity)
                 unit.frozen[at] = False
-                unit.protect[at] = self.settings.protection + 1
+                unit.protect[at] = PROTECTION + 1
 
     def _follow(self, edits: Sequence[Edit]) -> None:
         """Let the units follow edits that were carried out."""
@@ -279,7 +278,7 @@ class Boundary:
                 ids = channels.group(edit.group).ids.tolist()
                 position = unit.ids.index(edit.after) + 1
                 # One more than asked: the next boundary counts down before it judges.
-                unit.insert_(position, ids[position], self.settings.protection + 1)
+                unit.insert_(position, ids[position], PROTECTION + 1)
         for name, identities in pruned.items():
             unit = self.owner.units[name]
             unit.prune_([unit.ids.index(identity) for identity in identities])

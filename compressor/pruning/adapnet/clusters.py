@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 32  # coefficients that place a map outside the sample
+K_MIN = 4  # clusters of a layer, at least
+EXEMPLARS = 8  # maps that carry a cluster into the next period
+RETIRE_AFTER, RETIRE_SHARE = 5, 0.01  # periods with fewer of their maps than this share, then a cluster may go
 PER_CLUSTER = 8  # maps that a dictionary needs for each cluster it forms
 
 
@@ -26,10 +29,9 @@ class Clustering:
     labels: Tensor
 
 
-def count_limit(classes: int, dictionary: int, fixed: int | None = None) -> int:
-    """The most clusters that a dictionary of that many maps may form."""
-    limit = min(max(2 * classes, 16), 32) if fixed is None else fixed
-    return min(limit, dictionary // PER_CLUSTER)
+def count_limit(classes: int, dictionary: int) -> int:
+    """The most clusters that a dictionary of that many maps may form: twice the classes, within 16 to 32."""
+    return min(max(2 * classes, 16), 32, dictionary // PER_CLUSTER)
 
 
 def eigengap(values: Tensor, low: int, high: int) -> int:
@@ -119,8 +121,8 @@ def assign(latents: Tensor, dictionary: Tensor, inverse: Tensor, found: Clusteri
     return torch.cdist(placed, centres).argmin(1)
 
 
-def retired(idle: Tensor, concepts: list[int], clusters: int, limit: int, after: int) -> list[int]:
-    """Clusters to forget: no maps for `after` periods, no concepts, and only once there is no room for new clusters."""
+def retired(idle: Tensor, concepts: list[int], clusters: int, limit: int) -> list[int]:
+    """Clusters to forget: no maps for five periods, no concepts, and only once there is no room for new clusters."""
     if clusters < limit:
         return []
-    return [q for q in torch.nonzero(idle >= after).flatten().tolist() if q not in concepts]
+    return [q for q in torch.nonzero(idle >= RETIRE_AFTER).flatten().tolist() if q not in concepts]

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from compressor.pruning.adapnet.clusters import Clustering
 from compressor.pruning.adapnet.settings import AdapNetSettings
-from compressor.pruning.adapnet.tables import column_uniformity
+from compressor.pruning.adapnet.tables import ROW_MIN, column_uniformity
+
+BORDER_FRACTION = 0.2  # of a concept's maps, that form its border (algorithm 1)
+BORDER_RATIO = 0.75  # distance from it that makes another concept
 
 FEWEST = 5  # counts of a candidate, and points of a neighbour, below which nothing can be said
 
@@ -59,7 +62,7 @@ def detect(
     is, and farther from the centre than the boundary. The last clause is ours: without it a duplicate could pass.
     """
     concepts = list(concepts)
-    rows = reliable_rows(table, boundaries, settings.row_min)
+    rows = reliable_rows(table, boundaries, ROW_MIN)
     p_values = column_uniformity(table, rows, settings.evidence).tolist()
     totals = table.sum(0).tolist()
     verdicts = []
@@ -87,10 +90,10 @@ def _judge(
     members = found.points[found.labels == nearest]
     if len(members) < FEWEST:
         return Verdict(candidate, True, p_value, nearest, to_nearest)
-    border = members[boundary_points(members, settings.border_fraction)]
+    border = members[boundary_points(members, BORDER_FRACTION)]
     to_border = float((border - centre).norm(dim=1).min())
     radius = float((border - found.centres[nearest]).norm(dim=1).min())
-    accepted = to_border > settings.border_ratio * radius and to_nearest > radius
+    accepted = to_border > BORDER_RATIO * radius and to_nearest > radius
     return Verdict(candidate, accepted, p_value, nearest, to_nearest, to_border, radius)
 
 
@@ -99,6 +102,6 @@ def useless(table: Tensor, concepts: list[int], boundaries: int, beta: float, se
 
     Reference: section 3, the end of each epoch.
     """
-    rows = reliable_rows(table, boundaries, settings.row_min)
+    rows = reliable_rows(table, boundaries, ROW_MIN)
     p_values = column_uniformity(table, rows, settings.evidence).tolist()
     return [q for q in concepts if p_values[q] > beta]

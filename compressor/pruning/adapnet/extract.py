@@ -65,11 +65,11 @@ def extract(
     """
     tasks = [task for unit in units if (task := _prepare(unit, settings, generator)) is not None]
     for group in _by_size(tasks):
-        _train_(group, settings, generator)
+        _train_(group, generator)
     found = _cluster(tasks, classes, settings, generator) if tasks else []
     labels = [_assign(task, clustering) for task, clustering in zip(tasks, found)]
     for task, one in zip(tasks, labels):  # only now waiting for the device
-        _count_(task, one.cpu(), settings)
+        _count_(task, one.cpu())
     return {task.unit.name: clustering for task, clustering in zip(tasks, found)}
 
 
@@ -80,7 +80,7 @@ def _prepare(unit: Unit, settings: AdapNetSettings, generator: torch.Generator) 
         return None
     fired = recording.fired.cpu()
     chosen = choose_maps(fired, settings.dict_size, generator)
-    enough = len(chosen) >= PER_CLUSTER * settings.k_min
+    enough = len(chosen) >= PER_CLUSTER * clusters.K_MIN
     if not enough or len(unit.exemplars) + len(chosen) < PER_CLUSTER * unit.clusters:
         return None
     maps = recording.maps.flatten(0, 1)[chosen.to(unit.device)]
@@ -98,7 +98,7 @@ def _by_size(tasks: list[_Task]) -> Iterator[list[_Task]]:
             yield members[start : start + together]
 
 
-def _train_(group: list[_Task], settings: AdapNetSettings, generator: torch.Generator) -> None:
+def _train_(group: list[_Task], generator: torch.Generator) -> None:
     """Two epochs of the autoencoders, and from them every task's latents and inverse Gram matrix."""
     maps = torch.nn.utils.rnn.pad_sequence([task.dictionary for task in group], batch_first=True).float()
     valid = _valid(group)
@@ -108,11 +108,6 @@ def _train_(group: list[_Task], settings: AdapNetSettings, generator: torch.Gene
         maps,
         valid,
         generator,
-        epochs=settings.dsc_epochs,
-        batch=settings.dsc_batch,
-        lr=settings.dsc_lr,
-        joint=(lambda gram: _coefficients(gram, settings)[0]) if settings.dsc_joint else None,
-        weight=settings.lambda2,
     )
     with torch.no_grad():
         latents = subspace.unit_latents(autoencoder, maps) * valid[..., None]
@@ -137,47 +132,39 @@ def _gram(tasks: list[_Task]) -> Tensor:
     return gram
 
 
-def _coefficients(gram: Tensor, settings: AdapNetSettings) -> tuple[Tensor, Tensor]:
-    """Coefficients, and the inverse by which maps outside the dictionary are expressed (of p = 2 in either case)."""
-    coefficients, inverse = subspace.self_expression(gram, 2 * settings.lambda1 / settings.lambda2)
-    if settings.dsc_norm == "l1":
-        coefficients = subspace.sparse_expression(gram, settings.lambda1, settings.lambda2)
-    return coefficients, inverse
-
-
 def _cluster(
     tasks: list[_Task], classes: int, settings: AdapNetSettings, generator: torch.Generator
 ) -> list[Clustering]:
     """Clusterings of all dictionaries; the units' clusters grow to match."""
     valid = _valid(tasks)
-    coefficients, inverse = _coefficients(_gram(tasks), settings)
-    graph = subspace.affinity(coefficients, valid, alpha=settings.alpha, tau=settings.tau)
-    limits = [clusters.count_limit(classes, task.count, settings.k_max) for task in tasks]
+    coefficients, inverse = subspace.self_expression(_gram(tasks))
+    graph = subspace.affinity(coefficients, valid)
+    limits = [clusters.count_limit(classes, task.count) for task in tasks]
     values, vectors = subspace.spectrum(graph, valid, max(limits) + 1)
     values, vectors = values.cpu(), vectors.cpu()
     found = []
     for i, task in enumerate(tasks):
         unit, limit = task.unit, limits[i]
         task.inverse = inverse[i, : task.count, : task.count]
-        counted = clusters.eigengap(values[i], min(settings.k_min, limit), limit)
+        counted = clusters.eigengap(values[i], min(clusters.K_MIN, limit), limit)
         number = max(counted, unit.clusters)
         points = clusters.embed(vectors[i, : task.count], number)
         start = clusters.seed(points, clusters.transported(points, unit.owners, unit.clusters), number, generator)
         weights = torch.zeros(number, dtype=torch.float64)
         weights[: unit.clusters] = unit.points.clamp(max=settings.dict_size)
         clustering = clusters.without_empty(clusters.cluster(points, start, weights), unit.clusters)
-        _adopt_(task, clustering, settings.exemplars)
+        _adopt_(task, clustering)
         found.append(clustering)
     return found
 
 
-def _adopt_(task: _Task, found: Clustering, count: int) -> None:
+def _adopt_(task: _Task, found: Clustering) -> None:
     """Give the unit its new clusters and every cluster its new exemplars; one without points keeps the old ones."""
     unit, clusters_now = task.unit, len(found.centres)
     added = clusters_now - unit.clusters
     old = [torch.nonzero(unit.owners == q).flatten() for q in range(unit.clusters)] + [torch.zeros(0).long()] * added
     # The exemplars are the first maps of the dictionary, so an old exemplar's index there is its own.
-    chosen = [new if len(new) else old[q] for q, new in enumerate(clusters.nearest(found, count))]
+    chosen = [new if len(new) else old[q] for q, new in enumerate(clusters.nearest(found, clusters.EXEMPLARS))]
     unit.owners = torch.repeat_interleave(torch.tensor([len(one) for one in chosen]))
     unit.exemplars = task.dictionary[torch.cat(chosen).to(unit.device)]
     unit.table = tables.add_columns(unit.table, clusters_now)
@@ -200,12 +187,12 @@ def _assign(task: _Task, found: Clustering) -> Tensor:
     return torch.cat(labels)
 
 
-def _count_(task: _Task, labels: Tensor, settings: AdapNetSettings) -> None:
+def _count_(task: _Task, labels: Tensor) -> None:
     """Add the period's labels to the unit's table."""
     unit = task.unit
     filters = torch.nonzero(task.fired)[:, 0]
     new = tables.count_labels(filters, labels, unit.filters, unit.clusters)
-    unit.table = settings.dist_decay * unit.table + new
+    unit.table = unit.table + new
     unit.boundaries += 1
     received = new.sum(0)
-    unit.idle = torch.where(received < settings.retire_share * received.sum(), unit.idle + 1, 0)
+    unit.idle = torch.where(received < clusters.RETIRE_SHARE * received.sum(), unit.idle + 1, 0)

@@ -1,7 +1,6 @@
 """Soft pruning: filters that are to go do not change for one period, while everything around them trains on.
 
 Reference: AdapNet, section 3.2; the paper's "will not be updated" is taken by the word, so the output keeps flowing.
-With `zero` it does not, as in soft filter pruning (He et al.); with `fade` it falls linearly to zero over the period.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,32 +10,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.graph.channels import Channels
-from compressor.pruning.adapnet.settings import Freezing
 
 
 class Held:
     """The rows of frozen filters, in every parameter that makes them, and of the optimizer's state for these."""
 
-    def __init__(self, rows: Iterable[tuple[Tensor, int, int]], mode: Freezing) -> None:
+    def __init__(self, rows: Iterable[tuple[Tensor, int, int]]) -> None:
         """`rows` are (tensor, dimension, position)."""
         self._rows = list(rows)
-        self._fades = mode == "fade"
         self._values = [tensor.detach().select(dim, at).clone() for tensor, dim, at in self._rows]
-        if mode == "zero":
-            self._values = [torch.zeros_like(value) for value in self._values]
         self._views: list[Tensor] = []
         self._memory: list[int] = []
 
-    def restore_(self, remaining: int = 0) -> None:
-        """Put the rows back as they were; to be called after every step of the optimizer.
-
-        With the mode "fade" they are scaled down instead, so that after as many more steps as `remaining` nothing is
-        left of them.
-        """
+    def restore_(self) -> None:
+        """Put the rows back as they were; to be called after every step of the optimizer."""
         if not self._rows:
             return
-        if self._fades:
-            self._values = list(torch._foreach_mul(self._values, remaining / (remaining + 1)))
         memory = [tensor.data_ptr() for tensor, _, _ in self._rows]
         if memory != self._memory:  # tensors may have moved, to a device or into another memory format
             self._views = [tensor.detach().select(dim, at) for tensor, dim, at in self._rows]
@@ -50,12 +39,8 @@ def hold(
     optimizer: Optimizer | None,
     channels: Channels,
     frozen: Mapping[str, Iterable[int]],
-    mode: Freezing = "hold",
 ) -> Held:
-    """Take down the rows of the frozen channels, given by group: weights, biases, affine factors and their momentum.
-
-    With the mode "zero" the rows become zero at once, in place; with "fade", step by step.
-    """
+    """Take down the rows of the frozen channels, given by group: weights, biases, affine factors and their momentum."""
     parameters = dict(model.named_parameters())
     rows: list[tuple[Tensor, int, int]] = []
     for name, identities in frozen.items():
@@ -68,7 +53,4 @@ def hold(
             companions = [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
             for at in channels.positions(place, chosen).ravel().tolist():
                 rows.extend((tensor, place.dim, at) for tensor in (parameter, *companions))
-    held = Held(rows, mode)
-    if mode == "zero":
-        held.restore_()
-    return held
+    return Held(rows)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.pruning.adapnet.settings import AdapNetSettings
+ACTIVE_SHARE, ACTIVE_MASS = 0.3, 0.7  # of the concepts, that may hold so much of a filter's activity (algorithm 4)
+
 
 FEWEST_CONCEPTS = 4  # the smallest number of which one is less than 30 %
 SHRINK = 1.5
@@ -33,7 +34,7 @@ class Need:
         return torch.nonzero((self.p1 > 0) | (self.p2 > 0)).flatten().tolist()
 
 
-def need(shares: Tensor, judged: Tensor, settings: AdapNetSettings) -> Need:
+def need(shares: Tensor, judged: Tensor) -> Need:
     """How far the filters are from having 70 % of their activity on 30 % of the concepts.
 
     Shapes: shares (filters, concepts), judged (filters,). A row's largest drop, in falling order, divides active from
@@ -47,7 +48,7 @@ def need(shares: Tensor, judged: Tensor, settings: AdapNetSettings) -> Need:
     ordered = shares.sort(dim=1, descending=True).values
     active = (ordered[:, :-1] - ordered[:, 1:]).argmax(1) + 1
     mass = ordered.cumsum(1).gather(1, active[:, None] - 1)[:, 0]
-    share, hold = settings.active_share, settings.active_mass
+    share, hold = ACTIVE_SHARE, ACTIVE_MASS
     p1, p2 = active / concepts - share, hold - mass
     p1 = torch.where(p1 > 0, p1 / (1 - share), p1 / share)
     p2 = torch.where(p2 > 0, p2 / hold, p2 / (1 - hold))

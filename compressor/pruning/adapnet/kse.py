@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+NEIGHBOURS = 5  # that a kernel's density looks at
+ROWS = 256  # kernels of the next layer that are looked at
 # Distances of that many kernel pairs at a time: 32 MiB in single precision.
 PAIRS_AT_ONCE = 2**23
 
@@ -31,7 +33,7 @@ def kernel_densities(kernels: Tensor, neighbours: int) -> Tensor:
     return torch.cat(sums)
 
 
-def indicator(weight: Tensor, neighbours: int, rows: int, generator: torch.Generator) -> Tensor:
+def indicator(weight: Tensor, generator: torch.Generator, neighbours: int = NEIGHBOURS, rows: int = ROWS) -> Tensor:
     """v of every channel, 0..1, from one reader's weight (readers, channels, elements): (channels,), on the host.
 
     1 (never below a threshold) for channels whose kernels are all alike, and for all when one kernel reads them or all
@@ -62,11 +64,3 @@ def _minmax(values: Tensor) -> Tensor:
 def combine(indicators: Sequence[Tensor]) -> Tensor:
     """The indicator of channels with several readers: the largest, since one reader that needs a channel is enough."""
     return torch.stack(list(indicators)).amax(0)
-
-
-def quantiles(values: Tensor) -> Tensor:
-    """The share of channels with a smaller value, 0..1: the other reading of the paper's "60 % threshold"."""
-    order = values.argsort(stable=True)
-    ranks = torch.empty_like(values)
-    ranks[order] = torch.arange(len(values), dtype=values.dtype)
-    return ranks / len(values)

@@ -14,17 +14,19 @@ from torch import Tensor
 
 from compressor.training.distributed import largest, summed
 
+REC_BATCHES = 8  # batches of a period that are recorded
+REC_MAPS = 3  # of each filter and recorded batch, at least
+COSINE_IMAGES = 16  # of a recorded batch, that similarities come from
+
 FIRED = 1e-6  # a map whose range is below this has no pattern
 SIDES = (8, 32)
 
 
-def map_size(height: int, width: int, fixed: int | None = None) -> int:
+def map_size(height: int, width: int) -> int:
     """The side S that maps of this size are resized to for DSC-Net: the next power of two, 8 to 32.
 
     Upsampling a 4x4 map to DSC-Net's own 32x32 would add no information and cost 16 times as much.
     """
-    if fixed is not None:
-        return fixed
     power = 1 << (max(height, width) - 1).bit_length()
     return int(min(max(power, SIDES[0]), SIDES[1]))
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from compressor.pruning.adapnet.settings import AdapNetSettings
 
+GAMMA2_FACTOR, GAMMA2_CAP = 2.0, 0.95  # how alike maps are, by the mean similarity and at most (algorithm 3)
+GAMMA3 = 0.8  # distance of their concepts below which filters are alike
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -23,11 +26,11 @@ class Pair:
     gamma3: float
 
 
-def cosine_threshold(similarity: Tensor, settings: AdapNetSettings) -> float:
+def cosine_threshold(similarity: Tensor) -> float:
     """Twice the mean cosine of all pairs of different filters, at most `gamma2_cap` so that duplicates can merge."""
     count = len(similarity)
     mean = (similarity.sum() - similarity.trace()) / (count * (count - 1))
-    return min(settings.gamma2_factor * float(mean), settings.gamma2_cap)
+    return min(GAMMA2_FACTOR * float(mean), GAMMA2_CAP)
 
 
 def pairs(similarity: Tensor, shares: Tensor, eligible: Tensor, room: int, settings: AdapNetSettings) -> list[Pair]:
@@ -39,7 +42,7 @@ def pairs(similarity: Tensor, shares: Tensor, eligible: Tensor, room: int, setti
     count = len(similarity)
     if shares.shape[1] < 2 or int(eligible.sum()) < 2 or room < 1:
         return []
-    threshold = cosine_threshold(similarity, settings)
+    threshold = cosine_threshold(similarity)
     allowed = torch.triu(similarity > threshold, diagonal=1) & eligible[:, None] & eligible[None, :]
     first, second = torch.nonzero(allowed, as_tuple=True)
     order = similarity[first, second].argsort(descending=True, stable=True)
@@ -50,8 +53,8 @@ def pairs(similarity: Tensor, shares: Tensor, eligible: Tensor, room: int, setti
         if len(found) == limit:
             break
         distance = float((shares[keep] - shares[drop]).abs().max())
-        if keep in taken or drop in taken or distance >= settings.gamma3:
+        if keep in taken or drop in taken or distance >= GAMMA3:
             continue
         taken |= {keep, drop}
-        found.append(Pair(keep, drop, float(similarity[keep, drop]), threshold, distance, settings.gamma3))
+        found.append(Pair(keep, drop, float(similarity[keep, drop]), threshold, distance, GAMMA3))
     return found

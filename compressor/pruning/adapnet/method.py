@@ -4,7 +4,6 @@ Reference: Ahmadluei, Faez, Masoumi, "Adaptive Pruning of Convolutional Neural N
 shape: whoever trains carries out the plans, in their order, and calls this between them.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +17,7 @@ from compressor.pruning.adapnet import schedule
 from compressor.pruning.adapnet.boundary import Boundary
 from compressor.pruning.adapnet.concepts import useless
 from compressor.pruning.adapnet.freeze import Held, hold
-from compressor.pruning.adapnet.governor import Governor
-from compressor.pruning.adapnet.maps import map_size, maps_per_batch
+from compressor.pruning.adapnet.maps import REC_BATCHES, REC_MAPS, map_size, maps_per_batch
 from compressor.pruning.adapnet.neighbours import makers
 from compressor.pruning.adapnet.observe import Means, Watch, reader_inputs, views
 from compressor.pruning.adapnet.settings import AdapNetSettings
@@ -41,7 +39,6 @@ class AdapNet:
         self.classes = classes
         self.lsep = schedule.period_steps(settings, steps_per_epoch)
         self.generator = torch.Generator().manual_seed(seed)
-        self.governor = Governor(settings)
         self.means = Means(settings.reconstruct)
         self.units: dict[str, Unit] = {}  # by the group's name, in topological order
         self.locked: dict[str, str] = {}  # groups that the engine could edit and AdapNet does not -> why
@@ -52,8 +49,6 @@ class AdapNet:
         self.epoch = 0  # epochs done in this phase
         self.removed: list[int] = []  # filters frozen, merged away or dead, by period
         self.rows: list[dict[str, Any]] = []  # what the last boundary found in every judged group, plain data
-        self.notes: list[str] = []  # lines for the user
-        self._since = 0.0
 
     @property
     def beta(self) -> float:
@@ -73,13 +68,12 @@ class AdapNet:
             self._begin()
             self.means.begin(channels)
         seen = {name: views(model, channels, channels.group(name)) for name in self.units}
-        recorded = schedule.recording_steps(self.lsep, self.settings.rec_batches)
+        recorded = schedule.recording_steps(self.lsep, REC_BATCHES)
 
         def slot() -> int | None:
             return recorded.index(self.step) if self.step in recorded else None
 
         watch = Watch(self.units, seen, self.means, self.settings, self.generator, slot)
-        self._since = time.perf_counter()
         with watch.on(model, reader_inputs(model, channels)):
             yield
 
@@ -103,22 +97,18 @@ class AdapNet:
         `current` gives the channels as they stand: the caller carries out a plan before it asks for the next, or leaves
         the channels as they are and so refuses it. `admit` may take edits out of a plan before it is offered.
         """
-        started = time.perf_counter()
         judged = [self.units[name] for name in self.due if name in self.units]
         boundary = Boundary(self, model, current, judged, admit)
         yield from boundary.plans()
         self.removed.append(boundary.removed)
         self.rows = boundary.rows()
-        now = time.perf_counter()
-        note = self.governor.passed(list(self.units), len(judged), started - self._since, now - started)
-        self.notes += [note] if note else []
         self.means = Means(self.settings.reconstruct)
         self.period += 1
         self.step = 0
 
     def hold(self, model: nn.Module, channels: Channels, optimizer: Optimizer | None) -> Held:
         """The rows of the filters that are frozen now, to be restored after every step of the period."""
-        return hold(model, optimizer, channels, self.frozen, self.settings.freeze_mode)
+        return hold(model, optimizer, channels, self.frozen)
 
     @property
     def frozen(self) -> dict[str, list[int]]:
@@ -136,10 +126,9 @@ class AdapNet:
         return {
             "units": {name: unit.state_dict() for name, unit in self.units.items()},
             "generator": self.generator.get_state(),
-            "governor": self.governor.state_dict(),
             "means": self.means.state_dict(),
             **{name: getattr(self, name) for name in ("period", "step", "epoch")},
-            **{name: list(getattr(self, name)) for name in ("due", "removed", "notes")},
+            **{name: list(getattr(self, name)) for name in ("due", "removed")},
         }
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module, channels: Channels) -> None:
@@ -148,10 +137,9 @@ class AdapNet:
         for name, kept in state["units"].items():
             self.units[name].load_state_dict(kept)
         self.generator.set_state(state["generator"].cpu())
-        self.governor.load_state_dict(state["governor"])
         self.means.load_state_dict(state["means"], _device(model))
         self.period, self.step, self.epoch = state["period"], state["step"], state["epoch"]
-        self.due, self.removed, self.notes = (list(state[name]) for name in ("due", "removed", "notes"))
+        self.due, self.removed = list(state["due"]), list(state["removed"])
 
     def adopt(self, model: nn.Module, channels: Channels) -> None:
         """Make the state of every group that can be judged, once, and say in `locked` why the others cannot."""
@@ -164,13 +152,11 @@ class AdapNet:
                 self.locked[group.name] = reason
                 continue
             seen = views(model, channels, group)
-            size = map_size(max(view.height for view in seen), max(view.width for view in seen), self.settings.dsc_size)
+            size = map_size(max(view.height for view in seen), max(view.width for view in seen))
             autoencoder = new_autoencoder(self.generator, _device(model))
             self.units[group.name] = Unit(group.name, group.ids.tolist(), size, autoencoder)
 
     def _lock(self, model: nn.Module, channels: Channels, group: Group) -> str | None:
-        if self.settings.coupled == "skip" and group.name in self.coupled:
-            return "its channels are coupled by additions, and these are skipped (coupled=skip)"
         if any(isinstance(model.get_submodule(name), nn.Linear) for name in makers(model, group)):
             return "a linear layer makes it: AdapNet changes convolutions"
         if not views(model, channels, group):
@@ -178,10 +164,10 @@ class AdapNet:
         return None
 
     def _begin(self) -> None:
-        self.due = self.governor.due(list(self.units))
+        self.due = list(self.units)
         for name in self.due:
-            unit, batches = self.units[name], self.settings.rec_batches
-            each = maps_per_batch(unit.filters, self.settings.rec_maps, batches, self.settings.dict_size)
+            unit, batches = self.units[name], REC_BATCHES
+            each = maps_per_batch(unit.filters, REC_MAPS, batches, self.settings.dict_size)
             unit.start_recording(batches * each)
 
 

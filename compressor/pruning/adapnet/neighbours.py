@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from compressor.graph.channels import Channels, Group, Place
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.adapnet import insert, kse
-from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.scores import filters, tensors_of
 
 
@@ -25,18 +24,10 @@ def readers(model: nn.Module, channels: Channels, group: Group) -> Iterator[Tens
             yield kernels.permute(2, 0, 1, 3).flatten(2)
 
 
-def indicators(
-    model: nn.Module, channels: Channels, group: Group, settings: AdapNetSettings, generator: torch.Generator
-) -> Tensor:
+def indicators(model: nn.Module, channels: Channels, group: Group, generator: torch.Generator) -> Tensor:
     """The KSE indicator of every channel of the group: (channels,), on the host."""
-    found = [
-        kse.indicator(kernels, settings.kse_k, settings.kse_rows, generator)
-        for kernels in readers(model, channels, group)
-    ]
-    if not found:
-        return torch.ones(group.size, dtype=torch.float64)
-    values = kse.combine(found)
-    return kse.quantiles(values) if settings.kse_mode == "quantile" else values
+    found = [kse.indicator(kernels, generator) for kernels in readers(model, channels, group)]
+    return kse.combine(found) if found else torch.ones(group.size, dtype=torch.float64)
 
 
 def strength(model: nn.Module, channels: Channels, group: Group) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group, Site
 from compressor.pruning.adapnet import heirs
-from compressor.pruning.adapnet.maps import Part, draw_images
+from compressor.pruning.adapnet.maps import COSINE_IMAGES, REC_BATCHES, Part, draw_images
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.unit import Unit
 from compressor.training.distributed import place_of, summed
@@ -265,15 +265,15 @@ class Watch:
                 self._record(self.units[name], its_views[number], tensor)
 
     def _record(self, unit: Unit, view: View, tensor: Tensor) -> None:
-        recording, settings = unit.recording, self.settings
+        recording = unit.recording
         if recording is None or recording.full():
             return
         positions = torch.tensor(view.positions, device=tensor.device)
         maps = tensor.detach().index_select(1, positions)
-        each = recording.maps.shape[1] // settings.rec_batches
+        each = recording.maps.shape[1] // REC_BATCHES
         part = Part(*place_of(len(tensor)))
         images = draw_images(unit.filters, each, part.whole, self.generator)
-        recording.add(maps, images, settings.cosine_images, unit.frozen, part)
+        recording.add(maps, images, COSINE_IMAGES, unit.frozen, part)
 
     def _reader(self, weight: str, dim: int) -> Callable[[nn.Module, Any], None]:
         def given(_module: nn.Module, inputs: Any) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.settings import AdapNetSettings
-from compressor.pruning.adapnet.tables import row_uniformity
+from compressor.pruning.adapnet.tables import ROW_MIN, row_uniformity
+
+GAMMA1 = 0.6  # the KSE indicator below which a filter may go (algorithm 2)
 
 DEAD_PERIODS = 2
 
@@ -71,16 +73,16 @@ def candidates(
     if len(concepts) < 2 or room < 1:
         return []
     p_values = row_uniformity(table, concepts, settings.chi_s)
-    passing = (p_values > beta) & eligible & (table.sum(1) >= settings.row_min)
+    passing = (p_values > beta) & eligible & (table.sum(1) >= ROW_MIN)
     if not bool(passing.any()):
         return []
     values = kse()
-    passing &= values < settings.gamma1
+    passing &= values < GAMMA1
     ranks = rank() if rank is not None else None
     ordered = (-p_values if ranks is None else ranks).argsort(stable=True)
     order = [i for i in ordered.tolist() if passing[i]]
     limit = min(math.ceil(settings.prune_cap * len(table)), room)
-    return [Candidate(i, float(p_values[i]), beta, float(values[i]), settings.gamma1) for i in order[:limit]]
+    return [Candidate(i, float(p_values[i]), beta, float(values[i]), GAMMA1) for i in order[:limit]]
 
 
 def dead(silent: Tensor, protected: Tensor, room: int) -> list[int]:

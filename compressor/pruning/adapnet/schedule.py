@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from compressor.pruning.adapnet.settings import AdapNetSettings
 
+BETA_FLOOR = 0.18  # of the threshold (table 2)
+STOP_FILTERS, STOP_PERIODS = 3, 2  # fewer filters in each of so many periods: the structure is done
 # The paper's ratio on CIFAR-10: 391 steps an epoch, periods of 150.
 PERIODS_PER_EPOCH = 2.6
 
@@ -33,8 +35,8 @@ def beta(settings: AdapNetSettings, epoch: int) -> float:
 
     Reference: table 2. A shorter second phase takes the paper's twelve steps faster, so that it too reaches the floor.
     """
-    every = settings.beta_every or max(1, round(settings.max_epochs / 12))
-    return max(settings.beta_floor, settings.beta_start - settings.beta_step * (epoch // every))
+    every = max(1, round(settings.max_epochs / 12))
+    return max(BETA_FLOOR, settings.beta_start - settings.beta_step * (epoch // every))
 
 
 def first_epoch(settings: AdapNetSettings, *, trained: bool) -> int:
@@ -48,14 +50,14 @@ def milestones(settings: AdapNetSettings, last_epoch: int) -> tuple[int, ...]:
 
 
 def should_stop(settings: AdapNetSettings, removed: Sequence[int], epoch: int) -> bool:
-    """Whether the second phase ends: fewer than `stop_k` filters removed in each of the last `stop_n` periods.
+    """Whether the second phase ends: fewer than three filters removed in each of the last two periods.
 
     `removed` counts, per period so far, the filters newly frozen, merged away or found dead. Inserted filters are not
-    subtracted. The rule is asked only after `min_epochs`, because at the first thresholds next to nothing qualifies.
+    subtracted. The rule is asked only after a quarter of the epochs: at the first thresholds next to nothing qualifies.
     Reference: section 3.
     """
     if epoch >= settings.max_epochs:
         return True
-    armed = math.ceil(settings.max_epochs / 4) if settings.min_epochs is None else settings.min_epochs
-    recent = removed[-settings.stop_n :]
-    return epoch >= armed and len(recent) == settings.stop_n and all(count < settings.stop_k for count in recent)
+    recent = removed[-STOP_PERIODS:]
+    still = len(recent) == STOP_PERIODS and all(count < STOP_FILTERS for count in recent)
+    return still and epoch >= math.ceil(settings.max_epochs / 4)

@@ -16,6 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EPOCHS, BATCH, LEARNING_RATE = 2, 128, 1e-3  # of the autoencoders, in every period
+LAMBDA1, LAMBDA2 = 1.0, 30.0  # of equation (2): DSC-Net's values for COIL100
+ALPHA = 0.2  # share of a column's coefficients that the affinity keeps
+TAU = 0.1  # connects the graph
+
 CHANNELS = 50
 KERNEL = 5
 # TensorFlow's "same" padding for a 5x5 kernel of stride 2 on an even side: one before, two after.
@@ -24,7 +29,6 @@ WEIGHTS = ("encode_weight", "encode_bias", "decode_weight", "decode_bias")
 ADAM_DECAY = (0.9, 0.999)
 
 Autoencoder = dict[str, Tensor]
-Express = Callable[[Tensor], Tensor]  # Gram matrices -> coefficients
 
 
 def new_autoencoder(generator: torch.Generator, device: torch.device) -> Autoencoder:
@@ -90,56 +94,27 @@ def reconstruction_loss(autoencoder: Autoencoder, maps: Tensor, valid: Tensor) -
     return 0.5 * (errors.square().sum((2, 3)) * valid).sum(1)
 
 
-def expression_loss(autoencoder: Autoencoder, maps: Tensor, valid: Tensor, wanted: Tensor) -> Tensor:
-    """Half the squared distance of each unit's latents from `wanted` (units, maps, d), summed over its maps: (units,).
-
-    Reference: equation (2), third term.
-    """
-    return 0.5 * ((unit_latents(autoencoder, maps) - wanted).square().sum(2) * valid).sum(1)
-
-
 def train_(
     autoencoder: Autoencoder,
     maps: Tensor,
     valid: Tensor,
     generator: torch.Generator,
     *,
-    epochs: int,
-    batch: int,
-    lr: float,
-    joint: Express | None = None,
-    weight: float = 0.0,
+    epochs: int = EPOCHS,
+    batch: int = BATCH,
+    lr: float = LEARNING_RATE,
 ) -> None:
-    """Train the stacked autoencoder in place for `epochs` over each unit's maps (units, maps, side, side).
-
-    With `joint`, which gives coefficients for a Gram matrix, the third term of equation (2), weighted by `weight`
-    (lambda2), is part of the loss; what the latents are compared with is held fixed for an epoch.
-    """
+    """Train the stacked autoencoder in place for `epochs` over each unit's maps (units, maps, side, side)."""
     units, count = valid.shape
     sizes = valid.sum(1)
     for _ in range(epochs):
-        wanted = None if joint is None else _expressed(autoencoder, maps, valid, joint)
         keys = torch.rand(units, count, generator=generator, device=generator.device).to(maps.device)
         order = (keys + 2.0 * ~valid).argsort(1)  # each unit's maps in random order, its padding last
         for start in range(0, count, batch):
             chosen = order[:, start : start + batch]
             inside = torch.arange(start, start + chosen.shape[1], device=maps.device)[None] < sizes[:, None]
             some = maps.gather(1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:]))
-            there = None if wanted is None else wanted.gather(1, chosen[..., None].expand(-1, -1, wanted.shape[2]))
-            loss = partial(_loss, maps=some, valid=inside, wanted=there, weight=weight)
-            _step_(autoencoder, loss, inside.any(1), lr)
-
-
-def _loss(weights: Autoencoder, maps: Tensor, valid: Tensor, wanted: Tensor | None, weight: float) -> Tensor:
-    lost = reconstruction_loss(weights, maps, valid)
-    return lost if wanted is None else lost + weight * expression_loss(weights, maps, valid, wanted)
-
-
-@torch.no_grad()
-def _expressed(autoencoder: Autoencoder, maps: Tensor, valid: Tensor, express: Express) -> Tensor:
-    """Every map's latent (units, maps, d) as the others express it."""
-    latents = unit_latents(autoencoder, maps) * valid[..., None]
-    return express(latents @ latents.transpose(1, 2)).transpose(1, 2) @ latents
+            _step_(autoencoder, partial(reconstruction_loss, maps=some, valid=inside), inside.any(1), lr)
 
 
 def _step_(autoencoder: Autoencoder, loss: Callable[[Autoencoder], Tensor], active: Tensor, lr: float) -> None:
@@ -159,11 +134,11 @@ def _step_(autoencoder: Autoencoder, loss: Callable[[Autoencoder], Tensor], acti
         autoencoder[name] = autoencoder[name] - active * lr * (mean / (1 - first**steps)) / scale
 
 
-def self_expression(gram: Tensor, mu: float) -> tuple[Tensor, Tensor]:
+def self_expression(gram: Tensor, mu: float = 2 * LAMBDA1 / LAMBDA2) -> tuple[Tensor, Tensor]:
     """Coefficients that express every map by the others, and the inverse they come from: both (units, maps, maps).
 
     The exact minimum of lambda1 |C|^2 + lambda2/2 |Z - Z C|^2 under diag(C) = 0, where `gram` holds the products of the
-    latents and `mu` is 2 lambda1 / lambda2; column j expresses map j. Padding (zero rows of `gram`) expresses nothing.
+    latents column j expresses map j. Padding (zero rows of `gram`) expresses nothing.
 
     Reference: equation (2), second and third term, with p = 2.
     """
@@ -174,23 +149,7 @@ def self_expression(gram: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     return coefficients * (1 - eye), inverse
 
 
-def sparse_expression(gram: Tensor, lambda1: float, lambda2: float, steps: int = 50) -> Tensor:
-    """Coefficients (units, maps, maps) under the norm p = 1: the minimum of lambda1 |C|_1 + lambda2/2 |Z - Z C|^2 with
-    diag(C) = 0, approached by `steps` of iterative shrinkage.
-
-    Reference: equation (2) with p = 1; Daubechies, Defrise and De Mol, "An iterative thresholding algorithm for linear
-    inverse problems with a sparsity constraint".
-    """
-    off_diagonal = 1 - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    rate = 1 / (lambda2 * torch.linalg.eigvalsh(gram)[:, -1].clamp(min=1e-12))[:, None, None]
-    found = torch.zeros_like(gram)
-    for _ in range(steps):
-        moved = found - rate * lambda2 * (gram @ found - gram)
-        found = moved.sign() * (moved.abs() - rate * lambda1).clamp(min=0) * off_diagonal
-    return found
-
-
-def affinity(coefficients: Tensor, valid: Tensor, *, alpha: float, tau: float) -> Tensor:
+def affinity(coefficients: Tensor, valid: Tensor, *, alpha: float = ALPHA, tau: float = TAU) -> Tensor:
     """Symmetric affinity (units, maps, maps) of the maps, zero at padding.
 
     Each column keeps its largest coefficients until their sum first exceeds `alpha` of the column's; `tau` times the

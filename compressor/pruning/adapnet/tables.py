@@ -7,6 +7,8 @@ on the host. Edits return new tables, so that rows always match the filters and 
 import torch
 from torch import Tensor
 
+ROW_MIN = 40  # maps seen before a filter is judged
+
 
 def cluster_shares(table: Tensor) -> Tensor:
     """Each filter's distribution over all clusters; a row without counts stays zero."""

@@ -89,7 +89,7 @@ class Running:
         functional.cross_entropy(self.model(self.images[chosen]), self.labels[chosen]).backward()
         self.optimizer.step()
         assert self.held is not None
-        self.held.restore_(self.method.lsep - self.method.step - 1)
+        self.held.restore_()
         self.step += 1
 
     def _change(self) -> None:

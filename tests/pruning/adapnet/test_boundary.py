@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph import Channels, capture
-from compressor.pruning.adapnet import boundary
+from compressor.pruning.adapnet import boundary, merge, prune
 from compressor.pruning.adapnet.boundary import UNIFORM, Boundary
 from compressor.pruning.adapnet.clusters import Clustering
 from compressor.pruning.adapnet.method import AdapNet
@@ -17,8 +17,17 @@ from compressor.pruning.adapnet.unit import Unit
 from compressor.surgery import Edit, Insert, Merge, Plan, Prune
 
 FILTERS, CONCEPTS = 8, 4
+
+
 # Every filter that is uniform may go, every two that look alike may merge.
-SETTINGS = AdapNetSettings(beta_start=0.5, gamma1=2.0, gamma3=2.0, min_share=0.0, max_width=2.0)
+@pytest.fixture(autouse=True)
+def all_that_is_uniform_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels and the distance of concepts keep no filter back."""
+    monkeypatch.setattr(prune, "GAMMA1", 2.0)
+    monkeypatch.setattr(merge, "GAMMA3", 2.0)
+
+
+SETTINGS = AdapNetSettings(beta_start=0.5, min_share=0.0, max_width=2.0)
 UNIFORM_ROW = [25.0] * CONCEPTS
 SPECIAL_ROWS = [[97.0 if concept == i % CONCEPTS else 1.0 for concept in range(CONCEPTS)] for i in range(FILTERS)]
 GROUP = "0"
@@ -96,12 +105,12 @@ def test_protected_filters_and_those_with_little_data_are_not_merged(monkeypatch
 
 
 def test_a_group_that_can_only_be_pruned_is_neither_merged_nor_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(replace(SETTINGS, prune_dead=False), norm=nn.GroupNorm)
+    stage = Stage(SETTINGS, norm=nn.GroupNorm)
     assert stage.channels.group(GROUP).prune_only is not None
     stage.unit.table[:] = torch.tensor(UNIFORM_ROW)  # asks for another filter
     stage.alike((0, 1, 0.99))
     assert not stage.edits(monkeypatch)
-    free = Stage(replace(SETTINGS, prune_dead=False))
+    free = Stage(SETTINGS)
     free.unit.table[:] = torch.tensor(UNIFORM_ROW)
     free.alike((6, 7, 0.99))
     assert [edit.kind for edit in free.edits(monkeypatch)] == ["merge", "insert"]  # the control
@@ -146,7 +155,7 @@ def test_frozen_filters_that_never_fire_go_once_and_count_once(monkeypatch: pyte
 
 
 def test_silence_is_counted_from_the_last_time_that_a_filter_fired(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(replace(SETTINGS, insert=False, merge=False, prune_dead=False))
+    stage = Stage(replace(SETTINGS, insert=False, merge=False))
     stage.silent(1, 2)
     stage.unit.silent[5] = 7
     stage.edits(monkeypatch)
@@ -174,7 +183,7 @@ def recorded(stage: Stage, images: Tensor) -> Tensor:
 def test_means_of_removed_filters_are_what_their_stand_ins_leave_over(
     gone: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = Stage(replace(SETTINGS, reconstruct=True, prune_dead=False, insert=False, merge=False))
+    stage = Stage(replace(SETTINGS, reconstruct=True, insert=False, merge=False))
     rows = recorded(stage, torch.rand(16, 2, 6, 6) + 0.5)
     stage.unit.frozen[gone] = True
     edits = stage.edits(monkeypatch)
@@ -195,7 +204,7 @@ def test_means_of_removed_filters_are_what_their_stand_ins_leave_over(
 def test_all_filters_but_the_least_may_go_and_none_has_a_stand_in_that_goes(
     reconstruct: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = Stage(replace(SETTINGS, reconstruct=reconstruct, prune_dead=False, insert=False, merge=False))
+    stage = Stage(replace(SETTINGS, reconstruct=reconstruct, insert=False, merge=False))
     rows = recorded(stage, torch.rand(16, 2, 6, 6))
     stage.unit.frozen[:7] = True
     for edit in stage.edits(monkeypatch):
@@ -204,17 +213,6 @@ def test_all_filters_but_the_least_may_go_and_none_has_a_stand_in_that_goes(
         if not reconstruct:
             place = stage.unit.ids.index(edit.channels[0])
             assert edit.means[0] == pytest.approx(float(rows[:, place].mean()), abs=1e-5)
-
-
-@pytest.mark.parametrize("change", [{"compensate": False}, {"freeze_mode": "fade"}])
-def test_without_compensation_no_means_are_handed_on(
-    change: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = Stage(replace(SETTINGS, prune_dead=False, insert=False, merge=False, **change))  # type: ignore[arg-type]
-    recorded(stage, torch.rand(4, 2, 6, 6))
-    stage.unit.frozen[3] = True
-    [edit] = stage.edits(monkeypatch)
-    assert isinstance(edit, Prune) and edit.means is None
 
 
 def test_the_longest_share_that_may_be_pruned_is_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,5 +139,5 @@ def test_new_clusters_without_points_are_not_kept() -> None:
 
 def test_clusters_retire_only_when_idle_no_concept_and_room_is_needed() -> None:
     idle = torch.tensor([5, 9, 0, 6])
-    assert clusters.retired(idle, [1], clusters=4, limit=4, after=5) == [0, 3]
-    assert clusters.retired(idle, [1], clusters=4, limit=16, after=5) == []
+    assert clusters.retired(idle, [1], clusters=4, limit=4) == [0, 3]
+    assert clusters.retired(idle, [1], clusters=4, limit=16) == []

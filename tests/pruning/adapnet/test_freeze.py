@@ -1,7 +1,5 @@
 """Freezing: bit for bit, momentum included, and nothing else stands still."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -74,14 +72,6 @@ def test_the_readers_of_a_frozen_filter_go_on_learning(model: nn.Sequential) -> 
     assert not torch.equal(model[4].weight, before)
 
 
-def test_zeroed_filters_are_silent_at_once(model: nn.Sequential) -> None:
-    channels = captured(model)
-    hold(model, None, channels, {"0": channels.group("0").ids[[2]].tolist()}, mode="zero")
-    model.train()
-    assert not model[:3](torch.randn(4, 3, 4, 4))[:, 2].any()
-    assert not model[:4](torch.randn(4, 3, 4, 4))[:, 2].any()
-
-
 def test_rows_are_found_again_after_the_memory_moved(model: nn.Sequential) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     channels = captured(model)
@@ -96,32 +86,3 @@ def test_rows_are_found_again_after_the_memory_moved(model: nn.Sequential) -> No
 
 def test_nothing_frozen_costs_nothing(model: nn.Sequential) -> None:
     hold(model, None, captured(model), {}).restore_()
-
-
-def test_a_fading_filter_falls_linearly_to_nothing_over_the_period(model: nn.Sequential) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    channels = captured(model)
-    held = hold(model, optimizer, channels, {"0": channels.group("0").ids[[2]].tolist()}, mode="fade")
-    images, first = torch.randn(4, 3, 4, 4), model[:3]
-    first.train()
-    whole, shares = first(images)[:, 2].detach(), []
-    for remaining in (3, 2, 1, 0):
-        step_(model, optimizer)
-        held.restore_(remaining)
-        faded = first(images)[:, 2].detach()
-        share = float((faded * whole).sum() / whole.square().sum())
-        torch.testing.assert_close(faded, share * whole, atol=1e-3, rtol=1e-3)
-        shares.append(share)
-    assert shares == pytest.approx([0.75, 0.5, 0.25, 0.0], abs=1e-3)
-
-
-def test_a_fade_that_is_taken_up_half_way_goes_on_to_the_same_bits(model: nn.Sequential) -> None:
-    channels = captured(model)
-    other = copy.deepcopy(model)
-    frozen = {"0": channels.group("0").ids[[2]].tolist()}
-    straight, resumed = (hold(one, None, channels, frozen, mode="fade") for one in (model, other))
-    for remaining in (3, 2, 1):
-        straight.restore_(remaining)
-        resumed.restore_(remaining)
-        resumed = hold(other, None, channels, frozen, mode="fade")
-        assert torch.equal(model[0].weight, other[0].weight)

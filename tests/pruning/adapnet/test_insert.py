@@ -18,7 +18,7 @@ def generator() -> torch.Generator:
 
 
 def need_of(rows: torch.Tensor, judged: list[bool] | None = None) -> insert.Need:
-    return insert.need(rows.double(), torch.tensor(judged or [True] * len(rows)), SETTINGS)
+    return insert.need(rows.double(), torch.tensor(judged or [True] * len(rows)))
 
 
 def test_known_row_gives_the_known_demand() -> None:

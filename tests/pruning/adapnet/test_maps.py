@@ -21,7 +21,6 @@ def generator() -> torch.Generator:
 )
 def test_map_size_is_the_next_power_of_two_within_8_and_32(height: int, width: int, expected: int) -> None:
     assert map_size(height, width) == expected
-    assert map_size(height, width, fixed=32) == 32
 
 
 @pytest.mark.parametrize("size", [8, 16])

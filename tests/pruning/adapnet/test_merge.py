@@ -38,8 +38,8 @@ def test_most_alike_pairs_first_and_each_filter_once() -> None:
 def test_threshold_is_twice_the_mean_of_the_other_pairs_and_capped() -> None:
     matrix = torch.rand(7, 7, generator=torch.Generator().manual_seed(0)).double()
     mean = sum(float(matrix[i, j]) for i in range(7) for j in range(7) if i != j) / 42
-    assert cosine_threshold(matrix, replace(SETTINGS, gamma2_cap=9.0)) == pytest.approx(2 * mean)
-    assert cosine_threshold(torch.ones(3, 3).double(), SETTINGS) == 0.95
+    assert cosine_threshold(matrix / 2) == pytest.approx(mean)
+    assert cosine_threshold(torch.ones(3, 3).double()) == 0.95
 
 
 def test_filters_of_different_concepts_do_not_merge() -> None:
@@ -49,8 +49,9 @@ def test_filters_of_different_concepts_do_not_merge() -> None:
     found = pairs(similarity(6, p01=0.9, p23=0.8), shares, all_of(6), 9, SETTINGS)
     assert [(pair.keep, pair.drop) for pair in found] == [(2, 3)]
     assert found[0].chebyshev == 0.0
-    loose = pairs(similarity(6, p01=0.9), shares, all_of(6), 9, replace(SETTINGS, gamma3=0.95))
-    assert loose[0].chebyshev == pytest.approx(0.9)
+    shares[1] = torch.tensor([0.25, 0.75, 0, 0])
+    near = pairs(similarity(6, p01=0.9), shares, all_of(6), 9, SETTINGS)
+    assert near[0].chebyshev == pytest.approx(0.75)  # below 0.8
 
 
 def test_limits_hold() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from compressor.graph.capture import capture
 from compressor.graph.channels import Channels
+from compressor.pruning.adapnet import observe
 from compressor.pruning.adapnet.observe import Means, View, Watch, reader_inputs, views
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.subspace import new_autoencoder
@@ -113,6 +114,11 @@ def test_functional_activations_are_seen_at_the_reader() -> None:
     assert places(model, channels, "conv2") == [("conv2", 0, False)]  # its reader takes no maps
 
 
+@pytest.fixture(autouse=True)
+def two_batches_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe, "REC_BATCHES", 2)
+
+
 def watched(
     model: nn.Module, channels: Channels, names: list[str], slots: list[int | None]
 ) -> tuple[dict[str, Unit], Means]:
@@ -124,7 +130,7 @@ def watched(
     seen: dict[str, tuple[View, ...]] = {n: views(model, channels, channels.group(n)) for n in names}
     means, asked = Means(), iter(slots)
     means.begin(channels)
-    watch = Watch(units, seen, means, AdapNetSettings(rec_batches=2), generator, lambda: next(asked))
+    watch = Watch(units, seen, means, AdapNetSettings(), generator, lambda: next(asked))
     model.train()
     with watch.on(model, reader_inputs(model, channels)):
         for _ in slots:

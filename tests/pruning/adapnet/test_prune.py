@@ -43,19 +43,19 @@ def test_a_filter_whose_kernels_tell_the_next_layer_much_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("eligible", "room", "cap", "row_min", "expected"),
+    ("eligible", "room", "cap", "seen", "expected"),
     [
-        ([False] + [True] * 9, 5, 1.0, 40, [1]),
-        ([True] * 10, 1, 1.0, 40, [0]),
-        ([True] * 10, 0, 1.0, 40, []),
-        ([True] * 10, 5, 0.1, 40, [0]),
-        ([True] * 10, 5, 1.0, 101, []),
+        ([False] + [True] * 9, 5, 1.0, 1.0, [1]),
+        ([True] * 10, 1, 1.0, 1.0, [0]),
+        ([True] * 10, 0, 1.0, 1.0, []),
+        ([True] * 10, 5, 0.1, 1.0, [0]),
+        ([True] * 10, 5, 1.0, 0.3, []),
     ],
     ids=["protected", "room for one", "no room", "cap of a tenth", "too little data"],
 )
-def test_limits_hold(eligible: list[bool], room: int, cap: float, row_min: int, expected: list[int]) -> None:
-    settings = replace(SETTINGS, prune_cap=cap, row_min=row_min)
-    found = candidates(table(), CONCEPTS, torch.tensor(eligible), room, 0.9, low, settings)
+def test_limits_hold(eligible: list[bool], room: int, cap: float, seen: float, expected: list[int]) -> None:
+    settings = replace(SETTINGS, prune_cap=cap)
+    found = candidates(seen * table(), CONCEPTS, torch.tensor(eligible), room, 0.9, low, settings)
     assert [one.filter for one in found] == expected
 
 
@@ -102,7 +102,7 @@ def test_costs_are_what_the_network_saves_without_one_channel(measure: Measure, 
 
 def test_the_parameters_bias_moves_the_threshold_by_layer() -> None:
     torch.manual_seed(0)
-    settings = AdapNetSettings(lsep=10, row_min=20, dict_size=96, beta_start=0.5, params_bias=1.0)
+    settings = AdapNetSettings(lsep=10, dict_size=96, beta_start=0.5, params_bias=1.0)
     running = Running(settings, small_net())
     running.train(60)
     found = {

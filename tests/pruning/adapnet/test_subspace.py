@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import Lasso
 from sklearn.manifold import spectral_embedding
 
 from compressor.pruning.adapnet import subspace
@@ -189,73 +188,3 @@ def test_spectrum_spans_scikit_learns_embedding(generator: torch.Generator) -> N
     theirs /= np.linalg.norm(theirs, axis=0)
     overlap = np.abs(np.sum(theirs * vectors[0].numpy(), axis=0))
     np.testing.assert_allclose(overlap, 1.0, atol=1e-5)
-
-
-def test_sparse_coefficients_are_the_lasso_on_the_other_maps(generator: torch.Generator) -> None:
-    rows = unit_rows(generator, 12, 6)
-    coefficients = subspace.sparse_expression((rows @ rows.T)[None], 1.0, 30.0, steps=3000)[0].numpy()
-    z = rows.numpy()
-    for j in range(12):
-        others = np.delete(np.arange(12), j)
-        # scikit-learn divides the squares by the number of samples, here the dimensions.
-        lasso = Lasso(alpha=1.0 / 30.0 / 6, fit_intercept=False, tol=1e-12, max_iter=100_000)
-        expected = lasso.fit(z[others].T, z[j]).coef_
-        np.testing.assert_allclose(coefficients[others, j], expected, atol=1e-5)
-    assert not np.diagonal(coefficients).any()
-
-
-def test_fifty_steps_of_shrinkage_come_near_the_sparse_minimum(generator: torch.Generator) -> None:
-    gram = (rows := unit_rows(generator, 40, 20)) @ rows.T
-
-    def loss(found: torch.Tensor) -> float:
-        return float(found.abs().sum() + 15 * (rows.T - rows.T @ found).square().sum())
-
-    best = loss(subspace.sparse_expression(gram[None], 1.0, 30.0, steps=5000)[0])
-    near = loss(subspace.sparse_expression(gram[None], 1.0, 30.0)[0])
-    assert best <= near < best + 0.01 * (loss(torch.zeros_like(gram)) - best)
-
-
-def test_padding_has_no_sparse_coefficients(generator: torch.Generator) -> None:
-    rows = unit_rows(generator, 10, 6)
-    rows[7:] = 0
-    found = subspace.sparse_expression((rows @ rows.T)[None], 1.0, 30.0)[0]
-    assert not found[7:].any() and not found[:, 7:].any() and found[:7, :7].any()
-
-
-def test_joint_training_is_adam_on_both_terms_with_the_targets_held(generator: torch.Generator) -> None:
-    net = {name: value.double() for name, value in stacked(generator, 1).items()}
-    maps = torch.rand(1, 12, 8, 8, generator=generator, dtype=torch.float64)
-    valid = torch.ones(1, 12, dtype=torch.bool)
-    weights = {name: net[name].clone().requires_grad_() for name in subspace.WEIGHTS}
-
-    def joint(gram: torch.Tensor) -> torch.Tensor:
-        return subspace.self_expression(gram, MU)[0]
-
-    subspace.train_(net, maps, valid, generator, epochs=2, batch=12, lr=1e-3, joint=joint, weight=30.0)
-    adam = torch.optim.Adam(weights.values(), lr=1e-3)
-    for _ in range(2):
-        fixed = subspace.unit_latents(weights, maps)[0].detach().numpy()
-        wanted = torch.from_numpy(joint(torch.from_numpy(fixed @ fixed.T)[None])[0].numpy().T @ fixed)
-        adam.zero_grad()
-        latents = subspace.unit_latents(weights, maps)[0]
-        loss = subspace.reconstruction_loss(weights, maps, valid).sum() + 15 * (latents - wanted).square().sum()
-        loss.backward()
-        adam.step()
-    for name in subspace.WEIGHTS:
-        torch.testing.assert_close(net[name], weights[name].detach())
-
-
-def test_joint_training_lowers_what_the_others_do_not_express(generator: torch.Generator) -> None:
-    maps, valid = torch.rand(1, 64, 8, 8, generator=generator), torch.ones(1, 64, dtype=torch.bool)
-
-    def joint(gram: torch.Tensor) -> torch.Tensor:
-        return subspace.self_expression(gram, MU)[0]
-
-    left = []
-    for weight in (0.0, 30.0):
-        net = stacked(torch.Generator().manual_seed(1), 1)
-        draws = torch.Generator().manual_seed(2)
-        subspace.train_(net, maps, valid, draws, epochs=5, batch=32, lr=1e-3, joint=joint, weight=weight)
-        z = subspace.unit_latents(net, maps)[0]
-        left.append(float((z.T - z.T @ joint((z @ z.T)[None])[0]).square().sum()))
-    assert left[1] < left[0]

@@ -20,6 +20,7 @@ from compressor.runs.folder import REPORT, file_sha256, read_settings
 from compressor.runs.jobs import (
     AdaptJob,
     DetachJob,
+    FinetuneJob,
     PruneJob,
     ReplaceJob,
     RouteJob,
@@ -38,6 +39,7 @@ JOBS: dict[type, Callable[..., Any]] = {
     PruneJob: prune,
     AdaptJob: adapt,
     TrainJob: train,
+    FinetuneJob: train,
     ReplaceJob: replace_early,
     DetachJob: detach,
     RouteJob: route,

@@ -6,6 +6,7 @@ import shutil
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,8 +14,20 @@ import torch
 import compressor
 from compressor.errors import FileError, UsageError
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, TrainJob, flat, job_of
+from compressor.runs.jobs import (
+    VERBS,
+    AdaptJob,
+    DetachJob,
+    LongJob,
+    PruneJob,
+    ReplaceJob,
+    SweepJob,
+    TrainJob,
+    flat,
+    job_of,
+)
 from compressor.runs.prune import prune
+from compressor.runs.restart import JOBS
 from compressor.runs.resume import resume
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.runs.train import train
@@ -144,3 +157,10 @@ def test_settings_go_to_json_and_back(job):
         # AdapNet's own learning rate stands under the name that training has too, and is the one that counts.
         differing.remove("training")
     assert not differing
+
+
+@pytest.mark.parametrize(
+    "kind", {kind for kinds in VERBS.values() for kind in kinds if issubclass(kind, get_args(LongJob))}
+)
+def test_whatever_leaves_a_run_can_go_on(kind):
+    assert kind in {*JOBS, SweepJob}

@@ -25,7 +25,7 @@ Json = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Say what would be done and its cost; write nothing.", rich_help_panel="Output"),
+    typer.Option("--dry-run", help="Say what would be done and its cost; change nothing.", rich_help_panel="Output"),
 ]
 
 

@@ -1,5 +1,7 @@
 """`compressor prune`."""
 
+from pathlib import Path
+
 from compressor.cli.options import DryRun, Json
 from compressor.cli.results import show_run
 from compressor.cli.terminal import Terminal
@@ -35,4 +37,6 @@ def prune(job: PruneJob | AdaptJob, dry_run: DryRun = False, json: Json = False)
             from compressor.runs import prune as oneshot
 
             report = oneshot.dry_run(job, tell) if dry_run else oneshot.prune(job, tell)
-    show_run(terminal, report, job.output.out, dry_run=dry_run, trained=trained)
+    wrote = dry_run and job.output.out is not None and not isinstance(job, AdaptJob)
+    plan = Path(str(job.output.out)) / "plan.json" if wrote else None
+    show_run(terminal, report, job.output.out, dry_run=dry_run, trained=trained, plan=plan)

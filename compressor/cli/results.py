@@ -21,8 +21,12 @@ def show_run(
     dry_run: bool,
     trained: bool,
     more: Mapping[str, Any] | None = None,
+    plan: Path | None = None,
 ) -> None:
-    """Whether the result is faster, tables, the files that were made and what to do next; `more` joins the JSON."""
+    """Whether the result is faster, tables, the files that were made and what to do next; `more` joins the JSON.
+
+    `plan` is the file that a dry run left.
+    """
     from compressor.report.comparison import speed
     from compressor.report.tables import before_after_table, filters_table, frozen_table
 
@@ -35,7 +39,10 @@ def show_run(
         terminal.show(frozen_table(report))
     if dry_run:
         terminal.show(Text("\n".join(_predicted(report))))
-        terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
+        if plan is None:
+            terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
+        else:
+            terminal.made({str(plan): "what would go, to read and edit"}, f"compressor prune MODEL --plan {plan}")
         return
     terminal.show(before_after_table(report))
     assert out is not None

@@ -12,6 +12,7 @@ from compressor.files.paths import write_whole
 from compressor.runs import tensorboard
 from compressor.runs.lock import NAME as LOCK
 from compressor.runs.lock import FolderLock
+from compressor.runs.plans import NAME as PLAN
 from compressor.runs.settings import OutputSettings
 from compressor.runs.stages import Heard, PeriodEvent, Tell
 from compressor.training import checkpoint, distributed
@@ -91,7 +92,7 @@ class RunFolder:
     def _check_free(self) -> None:
         if self._may_replace or not self.path.is_dir() or not distributed.first():
             return
-        if {entry.name for entry in self.path.iterdir()} - {LOCK, *(scrap.name for scrap in self._scraps())}:
+        if {entry.name for entry in self.path.iterdir()} - {LOCK, PLAN, *(scrap.name for scrap in self._scraps())}:
             raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
 
     def _scraps(self) -> list[Path]:

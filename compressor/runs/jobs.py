@@ -26,6 +26,10 @@ _DATA: dict[str, Any] = {
 _EXIT: dict[str, Any] = {"text": "Only this exit of a model or package that has several.", "metavar": "N"}
 
 
+# Settings that choose what goes.
+_DECIDING = ("method", "ratio", "target_macs", "allocate", "round_to", "min_channels", "ratio_for", "score_images")
+
+
 class ModelJob(Job):
     """A job on a network of a file, or of an architecture with random weights."""
 
@@ -68,6 +72,9 @@ class PruneJob(ModelJob):
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = FINETUNE
     distilling: DistillSettings = field(default_factory=DistillSettings)
+    plan: str | None = setting(
+        None, "Carry out a plan that --dry-run left with --out, edited or not.", "FILE", panel="Pruning"
+    )
     command: str = "compressor prune"  # as it was typed
     chosen: tuple[str, ...] = ()  # which settings a person chose
 
@@ -83,6 +90,9 @@ class PruneJob(ModelJob):
             raise UsageError(
                 "`ratio` and `target_macs` exclude each other: the ratio that meets a target is searched for"
             )
+        deciding = [name for name in self.chosen if name in _DECIDING]
+        if self.plan is not None and deciding:
+            raise UsageError(f"`plan` says what goes, `{deciding[0]}` would decide it anew: leave one of them out")
         check_pruning(self.choice, has_data=self.data is not None)
         for name in ("epochs", "distill"):
             if self.data is None and name in self.chosen:

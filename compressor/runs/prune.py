@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import PruneJob, flat
 from compressor.runs.measuring import filters, filters_after, in_words, layer_sizes, measure
 from compressor.runs.oneshot import apply_plan_
+from compressor.runs.plans import read_plan, write_plan
 from compressor.runs.results import write_results
 from compressor.runs.stages import PartEvent, Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, calibration_inputs, open_subject, refuse_routed, score_batches
@@ -90,6 +92,8 @@ def plan(job: PruneJob, tell: Tell = silent) -> Planned:
     tell(Stage("finding which channels belong together"))
     channels = capture(subject.module, subject.example, keep=job.choice.keep, also=job.choice.also)
     note_all(channels.notes, tell)
+    if job.plan is not None:
+        return Planned(subject, channels, read_plan(job.plan, channels))
     batches = score_batches(subject, job.choice.score_images, job.choice.seed)
     choice = job.choice
     looks = looks_at_inputs(choice)
@@ -107,7 +111,10 @@ def _resolved(job: PruneJob) -> PruneJob:
 
 
 def dry_run(job: PruneJob, tell: Tell = silent) -> Report:
-    """The report of what `prune` would do, with the costs that the plan predicts; nothing is changed and written."""
+    """The report of what `prune` would do, with the costs that the plan predicts; nothing is changed.
+
+    Where the job names a folder the plan is written there, and nothing else.
+    """
     job = _resolved(job)
     planned = plan(job, tell)
     channels, selection = planned.channels, planned.selection
@@ -116,6 +123,8 @@ def dry_run(job: PruneJob, tell: Tell = silent) -> Report:
     before = Measurements(macs=channels.macs(), params=channels.params(), reasons=reason)
     after = Measurements(macs=selection.macs, params=selection.params, reasons=reason)
     predicted = filters_after(widths, channels, selection.plan.removed)
+    if job.output.out is not None:
+        write_plan(Path(job.output.out).expanduser(), selection, channels, overwrite=job.output.overwrite)
     return replace(_report(job, planned, before, after), layers=layer_sizes(widths, predicted))
 
 

@@ -134,7 +134,9 @@ def test_prune_dry_run_as_json(compressor):
     out = compressor.folder / "run"
     data = data_of(compressor("prune", DIGITS, "--out", out, "--dry-run", "--json"))
     assert data["dry_run"] and data["after"]["macs"] < data["before"]["macs"] and data["edits"]
-    assert not out.exists()
+    assert [each.name for each in out.iterdir()] == ["plan.json"]
+    again = data_of(compressor("prune", DIGITS, "--plan", out / "plan.json", "--dry-run", "--json"))
+    assert [edit["channels"] for edit in again["edits"]] == [edit["channels"] for edit in data["edits"]]
 
 
 def test_prune_one_shot(compressor):

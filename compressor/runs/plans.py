@@ -1,0 +1,108 @@
+"""A plan as a file: `prune --dry-run --out FOLDER` leaves it, a person may edit it, `prune --plan` carries it out.
+
+A group of coupled channels stands on a line, with the positions of those that go among its channels, counted from 0.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import FileError, UsageError, did_you_mean, shown
+from compressor.files.paths import write_whole
+from compressor.graph.channels import Channels, Group
+from compressor.pruning.selection import Selection
+from compressor.surgery import Plan, Prune
+
+FORMAT, VERSION, NAME = "compressor plan", 1, "plan.json"
+_LONGEST = 1 << 26  # characters
+
+
+def write_plan(folder: Path, selection: Selection, channels: Channels, *, overwrite: bool) -> Path:
+    """Write the plan into a folder, which is made; every group that may be pruned is in it.
+
+    Raises:
+        UsageError: there is a plan already.
+        FileError: it cannot be written.
+    """
+    path = folder / NAME
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
+    gone = {edit.group: set(edit.channels) for edit in selection.plan.edits}
+    lines = [_line(group, gone.get(group.name, set())) for group in channels.free]
+    head = {"format": FORMAT, "version": VERSION, "macs": selection.macs, "params": selection.params}
+    about = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
+    return write_whole(path, "{\n" + about + '  "groups": {\n' + ",\n".join(lines) + "\n  }\n}\n")
+
+
+def _line(group: Group, gone: set[int]) -> str:
+    at = [position for position, identity in enumerate(group.ids.tolist()) if identity in gone]
+    return f"    {json.dumps(group.name)}: {json.dumps({'channels': group.size, 'remove': at})}"
+
+
+def read_plan(path: str, channels: Channels) -> Selection:
+    """What a plan, edited or not, takes away from this network, and what is left.
+
+    Raises:
+        FileError: the file cannot be read or is no plan.
+        UsageError: a line does not fit the network; nothing would go.
+    """
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"--plan {path} cannot be read ({getattr(error, 'strerror', error)})") from error
+    try:
+        content = json.loads(text) if len(text) <= _LONGEST else None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("groups"), dict):
+        raise FileError(f"{path} is no plan: `compressor prune MODEL --dry-run --out FOLDER` writes one")
+    if content.get("version") != VERSION:
+        raise FileError(f"{path} is a plan of version {content.get('version')!r}, this compressor reads {VERSION}")
+    edits = []
+    for name, wanted in content["groups"].items():
+        try:
+            edit = _edit(name, wanted, channels)
+        except UsageError as error:
+            raise UsageError(f"{path}, line {_line_of(name, text)}: {error}") from error
+        edits += [] if edit is None else [edit]
+    if not edits:
+        raise UsageError(f"{path} removes nothing")
+    plan = Plan(tuple(edits))
+    touched = {edit.group for edit in edits}
+    left = {group.name: "the plan takes nothing of it" for group in channels.free if group.name not in touched}
+    return Selection(plan, channels.macs(plan.removed), channels.params(plan.removed), left)
+
+
+def _edit(name: str, wanted: Any, channels: Channels) -> Prune | None:
+    """The edit of one line; None where it removes nothing.
+
+    Raises UsageError.
+    """
+    groups = {group.name: group for group in channels.groups}
+    if name not in groups:
+        raise UsageError(f"the network has no group {shown(name)}{did_you_mean(name, groups)}")
+    group = groups[name]
+    gone = wanted.get("remove") if isinstance(wanted, Mapping) else None
+    if not isinstance(gone, list) or not all(type(each) is int for each in gone):
+        raise UsageError('a group is written {"channels": 64, "remove": [0, 5]}')
+    if wanted.get("channels") != group.size:
+        raise UsageError(f"{name} has {group.size} channels here, and not {wanted.get('channels')!r}")
+    if not gone:
+        return None
+    if group.frozen is not None:
+        raise UsageError(f"{name} is frozen: {group.frozen}")
+    odd = [each for each in gone if not 0 <= each < group.size]
+    if odd:
+        raise UsageError(f"{name} has channels 0 to {group.size - 1}, and no {odd[0]}")
+    if len(set(gone)) < len(gone):
+        raise UsageError(f"{name} removes a channel twice")
+    if len(gone) == group.size:
+        raise UsageError(f"{name} would lose all its channels: one has to stay")
+    return Prune(name, tuple(sorted(group.ids[gone].tolist())), "by the plan that was given")
+
+
+def _line_of(name: str, text: str) -> int:
+    """Where a group stands in the file."""
+    return text[: max(text.find(f"{json.dumps(name)}:"), 0)].count("\n") + 1

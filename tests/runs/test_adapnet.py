@@ -10,6 +10,7 @@ import torch
 
 import compressor
 from compressor.errors import CompressorError, ModelError, UsageError
+from compressor.pruning.adapnet import boundary, concepts, prune, schedule
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.report.report import Report
 from compressor.runs.adapnet import adapt, dry_run
@@ -34,6 +35,16 @@ SETTINGS = replace(
     dict_size=96,
     lr=0.05,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images():
+    """Filters are judged by fewer maps than usual, and the changes of structure take all their epochs."""
+    with pytest.MonkeyPatch.context() as patched:
+        for room in (boundary, concepts, prune):
+            patched.setattr(room, "ROW_MIN", 20)
+        patched.setattr(schedule, "STOP_FILTERS", 0)
+        yield
 
 
 def job(out, goals=None, model=None, distilling=None, **changes):

@@ -34,6 +34,9 @@ class About:
     read: Callable[[str], Any] | None = None  # how a text is read; None: as its type says
 
 
+_SILENT = About("")
+
+
 def setting(
     default: Any,
     text: str,
@@ -52,7 +55,7 @@ class Known:
 
     hint: Any
     default: Any
-    about: About
+    about: About  # of a field that is no setting, and stands in a run's record only, without a word
     panel: str
     homes: tuple[str, ...]  # fields of the job whose classes have it; "": it is the job's own
 
@@ -62,6 +65,8 @@ class Job:
 
     # Settings that it has no use for, of its classes or of the verb's other jobs -> what to do instead.
     LACKS: ClassVar[Mapping[str, str]] = {}
+    # What `--help` shows where its settings are many; the others only by `--help-all`. Empty: as each setting says.
+    SHOWS: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def takes(cls, given: Mapping[str, Any]) -> bool:
@@ -84,11 +89,16 @@ class Job:
 
 def known_to(kind: type[Job]) -> dict[str, Known]:
     """The settings of a job by name, those of its classes included; the first class that has one tells its default."""
-    return {name: known for name, known in recorded_of(kind).items() if name not in kind.LACKS}
+    known = {name: each for name, each in recorded_of(kind).items() if name not in kind.LACKS and each.about.text}
+    rare = {name for name in known if kind.SHOWS and name not in kind.SHOWS}
+    return {
+        name: replace(each, about=replace(each.about, rare=True)) if name in rare else each
+        for name, each in known.items()
+    }
 
 
 def recorded_of(kind: type[Job]) -> dict[str, Known]:
-    """The same with those that it has no use for, which stand in a run's record too."""
+    """The same with those that it has no use for and fields that nobody is asked for: a run's record holds all."""
     if kind not in _KNOWN:
         _KNOWN[kind] = _found(kind)
     return _KNOWN[kind]
@@ -337,7 +347,7 @@ def _settings_in(defaults: Any, kind: type, home: str, entries: Iterable[Any] | 
     """The settings among a class's fields."""
     hints, found = get_type_hints(kind), {}
     for entry in fields(kind) if entries is None else entries:
-        about = entry.metadata.get("about")
+        about = entry.metadata.get("about", None if home == "" else _SILENT)
         if about is not None:
             default = entry.default if defaults is kind else getattr(defaults, entry.name)
             panel = about.panel or getattr(kind, "PANEL", "Other")

@@ -39,8 +39,8 @@ from compressor.training.state import Saving
 ALWAYS_WHOLE = 2.0  # a threshold above any probability
 BY_HEART = 0.05  # training accuracy above validation's by more than this: training images teach a router little
 ROUTER_TRAINING = TrainSettings(
-    optimizer="rmsprop", lr=1e-3, rho=0.9, eps=1e-7, weight_decay=0.0, schedule="constant", augment="none",
-    evaluate_every=0,
+    optimizer="rmsprop", lr=1e-3, optimizer_arg=(("alpha", 0.9), ("eps", 1e-7)), weight_decay=0.0,
+    schedule="constant", augment="none", evaluate_every=0,
 )  # fmt: skip
 
 

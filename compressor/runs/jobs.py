@@ -30,6 +30,23 @@ _EXIT: dict[str, Any] = {"text": "Only this exit of a model or package that has 
 _DECIDING = ("method", "ratio", "target_macs", "allocate", "round_to", "min_channels", "ratio_for", "score_images")
 
 
+# The flags of prune that most people need.
+_SHOWN = frozenset((
+    "model", "arch", "input", "trust", "data", "method", "ratio", "target_macs", "round_to", "keep", "plan", "preset",
+    "max_epochs", "finetune_epochs", "lsep", "max_drop", "epochs", "batch_size", "lr", "seed", "device", "distill",
+    "out", "overwrite", "latency", "onnx",
+))  # fmt: skip
+
+
+def _with_optimizer(training: TrainSettings, given: Mapping[str, Any]) -> TrainSettings:
+    """A paper's training, without the arguments of its optimizer where another one was chosen."""
+    return (
+        training
+        if given.get("optimizer", training.optimizer) == training.optimizer
+        else replace(training, optimizer_arg=())
+    )
+
+
 class ModelJob(Job):
     """A job on a network of a file, or of an architecture with random weights."""
 
@@ -64,6 +81,8 @@ class InspectJob(ModelJob):
 @dataclass(frozen=True)
 class PruneJob(ModelJob):
     """One-shot pruning, and with data fine-tuning and accuracy."""
+
+    SHOWS: ClassVar[frozenset[str]] = _SHOWN
 
     model: ModelSettings
     output: OutputSettings = field(default_factory=OutputSettings)
@@ -103,6 +122,8 @@ class PruneJob(ModelJob):
 @dataclass(frozen=True)
 class AdaptJob(ModelJob):
     """AdapNet: pruning, merging and inserting filters while the network trains."""
+
+    SHOWS: ClassVar[frozenset[str]] = _SHOWN
 
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
@@ -202,6 +223,11 @@ class ReplaceJob(ModelJob):
     command: str = "compressor replace"
     chosen: tuple[str, ...] = ()
 
+    @classmethod
+    def bases(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The paper's training."""
+        return {"training": _with_optimizer(REPRESENTATION, given)}
+
     def completed(self) -> Self:
         """The job itself."""
         super().completed()
@@ -249,7 +275,9 @@ class RouteJob(ModelJob):
     @classmethod
     def bases(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The paper's letter in the paper's mode."""
-        return {"choice": paper(given), "training": PAPER_TRAINING} if given.get("mode") == "paper" else {}
+        if given.get("mode") != "paper":
+            return {}
+        return {"choice": paper(given), "training": _with_optimizer(PAPER_TRAINING, given)}
 
     def completed(self) -> Self:
         """The job itself."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import ModelError, UsageError, first_line
 from compressor.training.settings import TrainSettings
 
 
@@ -24,13 +24,8 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     }
     if settings.optimizer not in kinds:
         raise UsageError(f"unknown optimizer {settings.optimizer!r}: choose {', '.join(kinds)}")
-    own: dict[str, Any] = {"eps": settings.eps}
-    if settings.optimizer == "sgd":
-        own = {"momentum": settings.momentum, "nesterov": settings.nesterov}
-    elif settings.optimizer == "rmsprop":
-        own["alpha"] = settings.rho
-    else:
-        own["betas"] = (settings.beta1, settings.beta2)
+    own: dict[str, Any] = {"momentum": settings.momentum} if settings.optimizer == "sgd" else {}
+    own |= dict(settings.optimizer_arg)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ModelError("the model has no parameters to train: they are frozen or quantized, or there are none")
@@ -38,8 +33,8 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
         optimizer: torch.optim.Optimizer = kinds[settings.optimizer](
             parameters, lr=start_lr(settings), weight_decay=settings.weight_decay, **own
         )
-    except ValueError as error:
-        raise UsageError(f"{settings.optimizer}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{settings.optimizer}: {first_line(error)}") from error
     return optimizer
 
 

@@ -3,7 +3,7 @@ command line can read it for `--help`.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from compressor.settings import setting
 
@@ -56,37 +56,35 @@ class TrainSettings:
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = setting("sgd", "What turns gradients into steps.", "NAME")
     lr: float | None = setting(None, "Learning rate at the start of the schedule.", "RATE", 0)
     momentum: float = setting(0.9, "Of sgd.", "X", 0, 1, rare=True)
-    nesterov: bool = setting(False, "Nesterov's momentum, for sgd.", rare=True)
-    beta1: float = setting(0.9, "Of adam and adamw.", "X", 0, 1, rare=True)
-    beta2: float = setting(0.999, "Of adam and adamw.", "X", 0, 1, rare=True)
-    rho: float = setting(0.99, "Of rmsprop.", "X", 0, 1, rare=True)
-    eps: float = setting(1e-8, "Of adam, adamw and rmsprop.", "X", 0, rare=True)
+    optimizer_arg: tuple[tuple[str, Any], ...] = setting(
+        (), "Of the optimizer, by torch's name, such as eps=1e-7. Repeatable.", "KEY=VALUE", rare=True, many=True
+    )
     weight_decay: float = setting(5e-4, "On all parameters.", "X", 0)
 
     schedule: Literal["cosine", "step", "constant"] = setting("cosine", "How the learning rate falls.", "NAME")
     milestones: tuple[int, ...] = setting(
         (), "Epochs at which step multiplies the rate by gamma, such as 30,60.", "EPOCHS", rare=True
     )
-    gamma: float = setting(0.1, "Factor of the step schedule.", "X", 0, rare=True)
+    gamma: float = 0.1  # of "step"
     warmup_epochs: float = setting(0.0, "Linear rise from nothing to the learning rate.", "N", 0, rare=True)
 
     label_smoothing: float = setting(0.0, "Share of the label spread over all classes.", "SHARE", 0, 1, rare=True)
     augment: Literal["auto", "none", "flip", "crop", "crop+flip"] = setting(
         "auto", "Random changes to training images; auto is what suits the data.", "NAME"
     )
-    crop_padding: int = setting(4, "Black pixels around an image before the random crop.", "N", 0, rare=True)
+    crop_padding: int = 4  # pixels of black on every side, of which the random crop takes some
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:NUMBER.", "DEVICE")
     amp: bool = setting(True, "bfloat16 on GPUs that have it.", rare=True)
-    channels_last: bool = setting(True, "Memory layout with the channels last, if the model takes it.", rare=True)
+    channels_last: bool = True  # the layout convolutions are fastest in, while the phase lasts; if the model takes it
     compile: bool = setting(False, "Use torch.compile; every change of structure compiles again.", rare=True)
     sync_bn: bool = setting(False, "Under torchrun, batch norm over the batches of all processes.", rare=True)
     deterministic: bool = setting(False, "The same weights from the same run on a GPU too; slower.", rare=True)
-    autotune: bool = setting(True, "Let cuDNN try its algorithms on every new shape.", rare=True)
+    autotune: bool = True  # let cuDNN try its algorithms on every new shape; off where shapes change often
 
     on_nan: Literal["stop", "rollback"] = setting(
         "stop", "A loss that is not finite: stop, or go back with half the rate.", "WHAT", rare=True
     )
-    max_rollbacks: int = setting(3, "How often to go back.", "N", 0, rare=True)
+    max_rollbacks: int = 3
     evaluate_every: int = setting(1, "Epochs between looks at the validation set; 0: never.", "N", 0, rare=True)
-    log_seconds: float = setting(0.5, "Seconds between progress lines.", "SECONDS", 0, rare=True)
+    log_seconds: float = 0.5  # between progress events; each reads the loss from the device once

@@ -41,6 +41,20 @@ def test_constant_is_constant():
     assert {lr_at(TrainSettings(lr=0.3, schedule="constant"), epoch / 7) for epoch in range(70)} == {0.3}
 
 
+OWN = {
+    "sgd": (("nesterov", True),),
+    "rmsprop": (("alpha", 0.9), ("eps", 1e-7)),
+    **dict.fromkeys(("adam", "adamw"), (("betas", (0.99, 0.999)), ("eps", 1e-7))),
+}
+
+
+def test_an_argument_that_the_optimizer_does_not_take_is_one_line():
+    settings = TrainSettings(optimizer="sgd", optimizer_arg=(("betas", (0.9, 0.99)),))
+    with pytest.raises(UsageError, match=r"^sgd: .*betas") as error:
+        make_optimizer(small_net(), settings)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "lr"),
     [
@@ -51,12 +65,12 @@ def test_constant_is_constant():
     ],
 )
 def test_optimizer_by_name(name, kind, lr):
-    settings = TrainSettings(optimizer=name, beta1=0.99, rho=0.9, eps=1e-7, momentum=0.8, weight_decay=0.01)
+    settings = TrainSettings(optimizer=name, optimizer_arg=OWN[name], momentum=0.8, weight_decay=0.01)
     optimizer = make_optimizer(small_net(), settings)
     group = optimizer.param_groups[0]
     assert type(optimizer) is kind
     assert (group["lr"], group["weight_decay"]) == (lr, 0.01)
-    expected = {"sgd": {"momentum": 0.8}, "rmsprop": {"alpha": 0.9, "eps": 1e-7}}
+    expected = {"sgd": {"momentum": 0.8, "nesterov": True}, "rmsprop": {"alpha": 0.9, "eps": 1e-7}}
     for key, value in expected.get(name, {"betas": (0.99, 0.999), "eps": 1e-7}).items():
         assert group[key] == value
 

@@ -23,7 +23,7 @@ class AdapNetSettings:
     startup_epochs: int | None = setting(
         None, "Epochs before the structure changes. [0 for a trained network, else 50]", "N", 0
     )
-    startup_untrained: int = setting(50, "What that is for an untrained network.", "N", 0, rare=True)
+    startup_untrained: int = 50  # what that is for an untrained network
     max_epochs: int = setting(60, "Most epochs in which the structure changes.", "N", 1)
     finetune_epochs: int = setting(10, "Epochs afterwards.", "N", 0)
     lsep: int | None = setting(150, "Steps of a period, at whose end the structure changes.", "STEPS", 1)
@@ -31,7 +31,7 @@ class AdapNetSettings:
     # Training (paper, section 4).
     lr: float = setting(0.025, "Learning rate at the start of the schedule.", "RATE", 0)
     lr_halve_every: int = setting(15, "Epochs between halvings of the learning rate.", "N", 1, rare=True)
-    lr_trained_epoch: int = setting(50, "Epoch of that schedule at which a trained network enters.", "N", 0, rare=True)
+    lr_trained_epoch: int = 50  # of that schedule, at which a trained network enters
     weight_decay: float = setting(0.01, "On all parameters.", "X", 0)
     batch_size: int = setting(128, "Images per step.", "N", 1)
 

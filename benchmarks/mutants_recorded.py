@@ -50,7 +50,7 @@ KNOWN = (
     Fault("pruning/adapnet/maps.py", "math.ceil(dict_size / (filters * rec_batches))", "0"),
     Fault("pruning/adapnet/method.py", "self.settings.rec_maps, batches, self.settings.dict_size)",
           "self.settings.rec_maps, batches, 0)"),
-    # subnets
+    # exits
     Fault("exits/stepdown.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride:"),
     Fault("exits/stepdown.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride + 2:"),
     # routing
@@ -117,7 +117,7 @@ OWN = (
     Fault("routing/costs.py", "asked = [sum(gates[: depth + 1])", "asked = [sum(gates[:depth])"),
     Fault("routing/labels.py", "return right | ~right[:, -1:]", "return right"),
     Fault("routing/router.py", "return probabilities.cumsum(1)[:, :-1]", "return probabilities[:, :-1]"),
-    # subnets
+    # exits
     Fault("exits/pairs.py", "yield layer, 1 / 2 if last else 1.0", "yield layer, 1 / 2"),
     Fault("exits/pairs.py", "dampening=momentum)", "dampening=0)"),
     Fault("exits/losses.py", "backward(weight * loss)", "backward(loss)"),

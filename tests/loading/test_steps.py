@@ -18,7 +18,7 @@ from tests.equivalence import half_plan
 from tests.exits.nets import SHAPE, Plain, images
 from tests.loading.checkpoints import change, header_of
 
-NETWORK = f"{Path(__file__).parents[1] / 'subnets' / 'nets.py'}:Plain"
+NETWORK = f"{Path(__file__).parents[1] / 'exits' / 'nets.py'}:Plain"
 
 
 @pytest.fixture

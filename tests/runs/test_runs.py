@@ -170,10 +170,10 @@ def test_a_pruned_model_goes_on(pruned, tmp_path):
 # -- dry runs
 
 
-def test_a_dry_run_predicts_and_writes_nothing(tmp_path):
+def test_a_dry_run_predicts_and_writes_the_plan_alone(tmp_path):
     job = PruneJob(DIGITS, out(tmp_path / "run", onnx=False), PruneSettings(ratio=0.3))
     predicted = pruning.dry_run(job)
-    assert not (tmp_path / "run").exists()
+    assert [each.name for each in (tmp_path / "run").iterdir()] == ["plan.json"]
     done = pruning.prune(job)
     assert (predicted.after.macs, predicted.after.params) == (done.after.macs, done.after.params)
     assert (predicted.edits, predicted.layers) == (done.edits, done.layers)

@@ -39,7 +39,7 @@ class PruneSettings:
     also: tuple[str, ...] = setting(
         (), "A method of the model that is followed too, such as embed. Repeatable.", "METHOD", rare=True, many=True
     )
-    score_images: int = setting(512, "Training images that taylor looks at.", "N", 1, rare=True)
+    score_images: int = 512  # training images that methods which need labels look at
     reconstruct: bool = setting(True, "With data, refit what reads pruned channels by least squares. [adapnet: off]")
     seed: int = setting(0, "Of everything that is drawn by chance.", "N")
 

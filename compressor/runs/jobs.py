@@ -27,7 +27,7 @@ _EXIT: dict[str, Any] = {"text": "Only this exit of a model or package that has 
 
 
 # Settings that choose what goes.
-_DECIDING = ("method", "ratio", "target_macs", "allocate", "round_to", "min_channels", "ratio_for", "score_images")
+_DECIDING = ("method", "ratio", "target_macs", "allocate", "round_to", "min_channels", "ratio_for")
 
 
 # The flags of prune that most people need.
@@ -127,7 +127,7 @@ class AdaptJob(ModelJob):
 
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            ("ratio", "allocate", "min_channels", "ratio_for", "score_images"),
+            ("ratio", "allocate", "min_channels", "ratio_for"),
             "it decides itself how much goes; `target_macs` or `target_params` end it sooner",
         ),
         **dict.fromkeys(

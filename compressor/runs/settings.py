@@ -64,7 +64,7 @@ class GoalSettings:
     round_to: int | Literal["auto"] = setting(
         PruneSettings.round_to, "Make widths that change multiples of this; auto: of what the chip likes. [auto]", "N"
     )
-    fill: bool = False  # fine-tuning takes the epochs that changes of structure left over, for equal budgets
+    fill: bool = setting(False, "Fine-tune through the epochs that are left when the changes end early.", rare=True)
 
 
 @dataclass(frozen=True)

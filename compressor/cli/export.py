@@ -26,4 +26,5 @@ def export(job: ExportJob, json: Json = False) -> None:
         from compressor.report.exits import exits_table
 
         terminal.show(exits_table(made.manifest))
-    terminal.made(made.files, f"compressor profile {made.model} --latency")
+    package = made.manifest is not None
+    terminal.made(made.files, f"compressor {f'verify {job.out}' if package else f'profile {made.model} --latency'}")

@@ -18,7 +18,7 @@ from compressor.report import units
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
-from compressor.runs.exits import Row, exits_section, measured_rows, variants
+from compressor.runs.exits import Row, exits_section, hardly_smaller, measured_rows, variants
 from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import DetachJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure
@@ -88,9 +88,11 @@ def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Deta
 
     tell(Stage("measuring every model"))
     rows = tuple(measured_rows(subject, model, references, latency=job.output.latency))
+    hardly = hardly_smaller(rows)
+    note_all(hardly, tell)
     after = _with_thop_of(rows[0], measure(subject, latency=job.output.latency))
     report = replace(
-        _report(job, subject, before, after, [*notes, *history.notes]),
+        _report(job, subject, before, after, [*notes, *history.notes, *hardly]),
         layers=layer_sizes(widths, filters(model.detach(0))),
         rows=tuple(history.rows),
         sections=(exits_section(rows),),
@@ -107,8 +109,10 @@ def dry_run(job: DetachJob, tell: Tell = silent) -> Detached:
     model, notes = _cut(job, subject, tell)
     rows = tuple(Row(cost) for cost in model_costs(model, subject.example, partial(profile, layers=False)))
     base = rows[0].cost
+    hardly = hardly_smaller(rows)
+    note_all(hardly, tell)
     size = Measurements(base.macs, base.macs_thop, base.params, reasons={**base.reasons, **missing})
-    report = replace(_report(job, subject, size, size, notes), layers=layer_sizes(widths, widths))
+    report = replace(_report(job, subject, size, size, [*notes, *hardly]), layers=layer_sizes(widths, widths))
     return Detached(replace(report, sections=(exits_section(rows),)), rows)
 
 

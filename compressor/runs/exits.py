@@ -16,6 +16,8 @@ from compressor.runs.subject import Subject
 from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 
+_HARDLY = 0.95  # of the base's multiply-adds: a sub-model above it is not worth its accuracy
+
 
 @dataclass(frozen=True)
 class Row:
@@ -50,6 +52,17 @@ def exit_parts(subject: Subject, *, latency: bool) -> dict[str, Any]:
         return {}
     rows = tuple(measured_rows(subject, subject.module, latency=latency))
     return {"sections": (exits_section(rows),), "variants": variants(rows)}
+
+
+def hardly_smaller(rows: Sequence[Row]) -> list[str]:
+    """A line for every sub-model that saves next to nothing."""
+    base = rows[0].cost.macs
+    return [
+        f"exit {row.cost.exit} has {row.cost.macs / base:.0%} of the base's multiply-adds and saves next to nothing: "
+        "give --at or --targets for another place"
+        for row in rows[1:]
+        if row.cost.macs > _HARDLY * base
+    ]
 
 
 def variants(rows: Sequence[Row]) -> dict[str, Measurements]:

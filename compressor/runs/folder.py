@@ -93,7 +93,11 @@ class RunFolder:
         if self._may_replace or not self.path.is_dir() or not distributed.first():
             return
         if {entry.name for entry in self.path.iterdir()} - {LOCK, PLAN, *(scrap.name for scrap in self._scraps())}:
-            raise UsageError(f"{self.path} is not empty: give another --out, or --overwrite to replace the run in it")
+            begun = (self.path / SETTINGS).is_file() and not (self.path / REPORT).exists()
+            resume = f"go on with its run: compressor resume {self.path}; else " if begun else ""
+            raise UsageError(
+                f"{self.path} is not empty: {resume}give another --out, or --overwrite to replace the run in it"
+            )
 
     def _scraps(self) -> list[Path]:
         """What a run that was killed in the middle of writing left behind."""

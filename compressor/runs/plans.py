@@ -22,17 +22,18 @@ def write_plan(folder: Path, selection: Selection, channels: Channels, *, overwr
     """Write the plan into a folder, which is made; every group that may be pruned is in it.
 
     Raises:
-        UsageError: there is a plan already.
+        UsageError: another plan is there, which a person may have edited.
         FileError: it cannot be written.
     """
     path = folder / NAME
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
     gone = {edit.group: set(edit.channels) for edit in selection.plan.edits}
     lines = [_line(group, gone.get(group.name, set())) for group in channels.free]
     head = {"format": FORMAT, "version": VERSION, "macs": selection.macs, "params": selection.params}
     about = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
-    return write_whole(path, "{\n" + about + '  "groups": {\n' + ",\n".join(lines) + "\n  }\n}\n")
+    text = "{\n" + about + '  "groups": {\n' + ",\n".join(lines) + "\n  }\n}\n"
+    if path.exists() and not overwrite and path.read_bytes() != text.encode():
+        raise UsageError(f"{path} holds another plan: give another --out, or --overwrite to replace it")
+    return write_whole(path, text)
 
 
 def _line(group: Group, gone: set[int]) -> str:

@@ -108,6 +108,8 @@ def _place(spec: str, download: bool) -> tuple[str, Path]:
     if kind not in ("digits", "folder", *NAMED_SETS) or (kind == "digits") != (place == ""):
         kinds = {known.partition(":")[0] for known in SPECS}
         hint = "" if kind in kinds else did_you_mean(kind, kinds)
+        if place == "" and Path(spec).expanduser().is_dir():
+            hint = f" (did you mean folder:{spec}?)"
         raise UsageError(f"unknown data {spec!r}{hint}: choose {', '.join(SPECS)}")
     root = Path(place).expanduser()
     if place and not download and not root.is_dir():

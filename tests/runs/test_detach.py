@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.detach import detach
+from compressor.runs.detach import detach, dry_run
 from compressor.runs.jobs import DetachJob, PruneJob, TrainJob
 from compressor.runs.models import open_model
 from compressor.runs.prune import prune
@@ -104,3 +104,10 @@ def test_training_is_the_papers_where_nobody_chose():
     short = falling("cnsn", CNSN)
     assert (short.schedule, short.milestones, short.lr) == ("cosine", (), 0.01)
     assert (CNSN.batch_size, CNSN.lr, CNSN.weight_decay, NSN.batch_size) == (32, 0.01, 6e-4, 128)
+
+
+def test_a_sub_model_that_saves_next_to_nothing_is_named(tmp_path):
+    """Of the sample's two sub-models the first has 0.99 of the multiply-adds, the second a third."""
+    done = dry_run(job(DIGITS, tmp_path, exits=2))
+    [note] = [note for note in done.report.notes if "next to nothing" in note]
+    assert note.startswith("exit 1 has 99% of the base's multiply-adds")

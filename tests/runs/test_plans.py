@@ -117,7 +117,8 @@ def test_a_plan_and_what_would_decide_it_anew_exclude_each_other(planned: Path, 
 
 def test_a_plan_is_replaced_only_where_that_is_allowed(planned: Path) -> None:
     before = planned.read_text()
-    with pytest.raises(UsageError, match="exists"):
+    dry_run(job(planned.parent))  # the same again
+    with pytest.raises(UsageError, match="holds another plan"):
         dry_run(job(planned.parent, choice=PruneSettings(ratio=0.25)))
     assert planned.read_text() == before
 

@@ -14,6 +14,7 @@ import torch
 import compressor
 from compressor.errors import FileError, UsageError
 from compressor.pruning.settings import PruneSettings
+from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import (
     VERBS,
     AdaptJob,
@@ -165,3 +166,9 @@ RECORDED = [kind for kinds in VERBS.values() for kind in kinds if issubclass(kin
 @pytest.mark.parametrize("kind", RECORDED)
 def test_whatever_leaves_a_run_can_go_on(kind):
     assert kind in {*JOBS, SweepJob}
+
+
+def test_a_folder_with_a_run_that_was_broken_off_says_how_to_go_on(tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"go on with its run: compressor resume {tmp_path}; else give another --out"):
+        RunFolder(OutputSettings(str(tmp_path)))

@@ -309,3 +309,10 @@ def test_given_normalisation_is_laid_over_the_datas_and_the_models(mean, std):
 def test_normalisation_that_does_not_fit_is_wrong_use(mean, std, says):
     with pytest.raises(UsageError, match=says):
         open_data("digits", DataSettings(mean=mean, std=std), input_shape=(3, 8, 8))
+
+
+def test_a_folder_alone_is_told_how_to_write_it(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"unknown data 'images' \(did you mean folder:images\?\)"):
+        open_data("images")

@@ -57,18 +57,21 @@ def _peer_failures(result: Result) -> str:
 
 
 def speed(result: Result) -> str:
-    """Seconds of both tools on the networks that one looks for, and the range over all."""
+    """Seconds of both tools on the networks that one looks for and on the hard ones, and the range over all."""
     rows = result["networks"]
     lines = ["| network | ours | Torch-Pruning | times faster |", "|---|---|---|---|"]
-    named = ("resnet50", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "vgg11_bn", "convnext_tiny")
-    for name in (name for name in named if name in rows):
-        row = rows[name]
-        lines.append(f"| {name} | {row['ours']:.2f} s | {row['torch_pruning']:.2f} s | {row['ratio']:.1f} |")
-    ratios = [row["ratio"] for row in rows.values() if "torch_pruning_error" not in row]
-    slower = [name for name, row in rows.items() if row["ratio"] < 1 and "torch_pruning_error" not in row]
+    named = ("resnet50", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "vgg11_bn", "convnext_tiny",
+             "hrnet_w18_small", "convnext_atto", "Unet", "PSPNet")  # fmt: skip
+    for name, row in rows.items():
+        if name.partition(":")[2] in named:
+            seconds = f"{row['ours']:.2f} s | {row['torch_pruning']:.2f} s | {row['ratio']:.1f}"
+            lines.append(f"| {name.partition(':')[2]} | {seconds} |")
+    both = {name: row for name, row in rows.items() if "torch_pruning_error" not in row}
+    slower = [f"{name.partition(':')[2]} ({row['ratio']:.1f})" for name, row in both.items() if row["ratio"] < 1]
     lines.append(
-        f"\nMeasured on {len(rows)} of torchvision's {result['of']} CNNs below 100 million parameters; on the "
-        f"{len(ratios)} on which both succeed the median is {median(ratios):.1f} times; "
+        f"\nMeasured on {len(rows)} of the {result['of']} networks of torchvision, timm and "
+        f"segmentation_models_pytorch in benchmarks/networks.py; on the {len(both)} on which both succeed the median "
+        f"is {median(row['ratio'] for row in both.values()):.1f} times; "
         f"slower on {', '.join(slower) if slower else 'none'}. Medians of {result['rounds']} rounds. {where(result)}"
     )
     if "editing" in result:

@@ -93,10 +93,6 @@ def counts_channels(path: str) -> bool:
 
 def value_at(owner: Any, path: str) -> Any:
     """What stands at a path; None where nothing does."""
-    return _at(owner, path)
-
-
-def _at(owner: Any, path: str) -> Any:
     for part in path.split(".") if path else ():
         owner = _entry(owner, part)
     return owner
@@ -135,16 +131,24 @@ def write_(values: Iterable[tuple[nn.Module, str, int]]) -> None:
         fresh.append((module, head, made[key]))
     for module, head, new in fresh:
         try:
-            setattr(module, head, new)
+            put_(module, head, new)
         except Exception as error:  # the user's class may refuse it in any way
             why = f"{type(module).__name__} does not let {head}, which counts channels, be changed ({error})"
             raise ModelError(f"{why}: make it an attribute that can be set, or keep that layer") from error
 
 
+def put_(module: nn.Module, name: str, value: Any) -> None:
+    """Set an integer or what holds some, where torch's own `__setattr__` would, which looks for parameters first."""
+    if type(module).__setattr__ is nn.Module.__setattr__ and name in vars(module):
+        vars(module)[name] = value
+    else:
+        setattr(module, name, value)
+
+
 def can_write(held: Any, path: str, value: int) -> bool:
     """Whether what a module holds can be had with another value at a path."""
     try:
-        return bool(_at(_with(held, path, value), path) == value)
+        return bool(value_at(_with(held, path, value), path) == value)
     except Exception:  # the user's classes may refuse to be copied or changed in any way
         return False
 

@@ -5,7 +5,7 @@ dimension that holds channels, one identity per position; the rules say how an o
 it ties together. Ties are collected as pairs of arrays and resolved once at the end.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -224,6 +224,11 @@ class Propagation:
         if len(known) < len(present):
             self.freeze(known[0], reason)
         return known[0]
+
+    def joined(self, refs: Sequence[TensorRef], dims: Iterable[int], op: Op) -> Track:
+        """The channels of tensors of one rank, tied along some dimensions."""
+        found = {dim: self.join([self.held(ref, dim) for ref in refs], untracked(op)) for dim in dims}
+        return {dim: ids for dim, ids in found.items() if ids is not None}
 
     def contract(self, a: tuple[TensorRef, int], b: tuple[TensorRef, int], op: Op) -> None:
         """Tie the two dimensions that a product sums over; the weight's side becomes the reading side."""

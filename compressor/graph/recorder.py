@@ -186,19 +186,16 @@ class Recorder(_Watching):
             output = self._given(func, args, kwargs or {})
         finally:
             self._running = False
-        made = tuple([self._ref(leaf, made=True) for leaf in _leaves(output)])
+        made = self.refs(output, made=True)
         if not self._on_meta:
             self.result.found.append(() if func._schema.is_mutable else tuple(map(_exact, _leaves(output))))
         called = func, lookup(func), plain_name(func)
         self.result.ops.append(Op(*called, arguments, options, tuple(seen), made, self._module))
         return output
 
-    def refs(self, values: Any) -> tuple[TensorRef, ...]:
-        return tuple([self._ref(leaf) for leaf in _leaves(values)])
-
-    def given(self, values: Any) -> tuple[TensorRef, ...]:
-        """The tensors of the example."""
-        return tuple([self._ref(leaf, made=True) for leaf in _leaves(values)])
+    def refs(self, values: Any, made: bool = False) -> tuple[TensorRef, ...]:
+        """Of all tensors in a value; `made` says that they come from something seen: an operator, the example."""
+        return tuple([self._ref(leaf, made) for leaf in _leaves(values)])
 
     def read(self, tensor: Tensor) -> None:
         """Python reads the data, which torch does not tell of."""

@@ -320,11 +320,7 @@ class Refinement:
         """Alternatives of attributes that may hold what an operator used, by their names."""
         path = walk.trace.ops[number].module.split(".")
         module = ".".join(path[: max(0, len(path) - outwards)])
-        found: dict[tuple[str, ...], list[RawSize]] = {}
-        for alternative in trial.stored_sizes(number, walk, self.model.get_submodule(module), self.model):
-            sizes = [RawSize(module, name if at is None else f"{name}.{at}", ids) for name, at, ids in alternative]
-            found.setdefault(tuple(size.attribute for size in sizes), sizes)
-        return found
+        return trial.stored_sizes(number, walk, module, self.model.get_submodule(module), self.model)
 
     def _keeping(self, found: Map, known: Known, size: RawSize) -> Known:
         """With a size, or with its channels tied to those that it is known to count; unchanged where that is old."""

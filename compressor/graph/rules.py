@@ -2,7 +2,7 @@
 
 from compressor.graph.channels import Ids
 from compressor.graph.propagate import Propagation, Track, untracked, where, without
-from compressor.graph.records import Op, TensorRef, argument
+from compressor.graph.records import Op, argument
 from compressor.graph.rules_shapes import like
 
 
@@ -12,7 +12,8 @@ def elementwise(w: Propagation, op: Op) -> None:
         rank = len(out.shape)
         track: Track = {}
         for dim in range(rank):
-            operands = [_operand(w, ref, dim - rank) for ref in op.inputs if len(ref.shape) >= rank - dim]
+            aligned = ((ref, dim - rank + len(ref.shape)) for ref in op.inputs)
+            operands = [w.held(ref, at) for ref, at in aligned if at >= 0]
             ids = w.join(operands, untracked(op))
             if ids is not None and out.shape[dim] == len(ids):
                 track[dim] = ids
@@ -22,10 +23,6 @@ def elementwise(w: Propagation, op: Op) -> None:
 def drawn(w: Propagation, op: Op) -> None:
     """normal, uniform, poisson ...: random numbers, perhaps about those that stand in several tensors."""
     (elementwise if len(op.inputs) > 1 else like)(w, op)
-
-
-def _operand(w: Propagation, ref: TensorRef, dim: int) -> tuple[Ids | None, int]:
-    return w.held(ref, dim + len(ref.shape))
 
 
 def along(w: Propagation, op: Op) -> None:

@@ -206,12 +206,12 @@ def attention(w: Propagation, op: Op) -> None:
     if op.kwargs.get("scale") is None:
         for ref in (q, k):
             w.freeze(w.track(ref).get(rank - 1), "attention divides by the root of their number")
-    beside = {dim: w.join([w.held(ref, dim) for ref in (q, k, v)], untracked(op)) for dim in range(rank - 2)}
+    beside = w.joined((q, k, v), range(rank - 2), op)
     for ref in (k, v):
         w.freeze(w.track(ref).get(rank - 2), f"{where(op)} attends to channels")
     for ref in op.inputs[3:]:
         w.freeze_all(w.track(ref).values(), f"{where(op)} adds it to the scores of its attention")
-    given = beside | {rank - 2: w.track(q).get(rank - 2), rank - 1: w.track(v).get(rank - 1)}
+    given = {**beside, rank - 2: w.track(q).get(rank - 2), rank - 1: w.track(v).get(rank - 1)}
     for ref in op.outputs:  # behind the result the sums of the scores
         held = {dim: ids for dim, ids in given.items() if ids is not None and dim < len(ref.shape)}
         w.bind(ref, {dim: ids for dim, ids in held.items() if len(ids) == ref.shape[dim]})

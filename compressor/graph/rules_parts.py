@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from compressor.graph.channels import Ids
-from compressor.graph.propagate import Propagation, Track, untracked, where, without
+from compressor.graph.propagate import Propagation, where, without
 from compressor.graph.records import Op, TensorRef, argument, dimension
 
 
@@ -43,7 +43,7 @@ def cat(w: Propagation, op: Op) -> None:
     tensors = [ref for ref in op.args[0] if ref.shape != (0,)]
     out = op.outputs[0]
     at = dimension(op, out)
-    track = _joined(w, tensors, at, op)
+    track = w.joined(tensors, (dim for dim in range(len(out.shape)) if dim != at), op)
     if any(at in w.track(ref) for ref in tensors):
         track[at] = np.concatenate([_known(w, ref, at, f"{where(op)} concatenates it untracked") for ref in tensors])
     elif len(set(tensors)) == 1 < len(tensors) and tensors[0].shape[at] == 1:
@@ -56,21 +56,10 @@ def _known(w: Propagation, ref: TensorRef, dim: int, reason: str) -> Ids:
     return w.constant(ref.shape[dim], reason) if ids is None else ids
 
 
-def _joined(w: Propagation, tensors: list[TensorRef], skipped: int, op: Op) -> Track:
-    """Tie tensors of one rank along every dimension but one."""
-    track: Track = {}
-    for dim in range(len(tensors[0].shape)):
-        if dim != skipped:
-            ids = w.join([w.held(ref, dim) for ref in tensors], untracked(op))
-            if ids is not None:
-                track[dim] = ids
-    return track
-
-
 def stack(w: Propagation, op: Op) -> None:
     """(tensors, dim): a new dimension, so the tensors are tied."""
     at = dimension(op, op.outputs[0])
-    track = _joined(w, list(op.args[0]), -1, op)
+    track = w.joined(op.args[0], range(len(op.args[0][0].shape)), op)
     w.bind(op.outputs[0], {dim + (dim >= at): ids for dim, ids in track.items()})
 
 
@@ -131,16 +120,10 @@ def numbered(w: Propagation, op: Op) -> None:
     x, at = op.args[0], dimension(op, op.args[0])
     aligned = [ref for ref in op.inputs if len(ref.shape) == len(x.shape) > 1]
     reason = f"{op.name} in {where(op)} picks channels by number"
-    track: Track = {}
-    for dim in range(len(x.shape)):
-        if dim != at and len({ref.shape[dim] for ref in aligned}) == 1:
-            ids = w.join([w.held(ref, dim) for ref in aligned], untracked(op))
-            if ids is not None:
-                track[dim] = ids
-        else:
-            w.freeze_all((w.track(ref)[dim] for ref in aligned if dim in w.track(ref)), reason)
-    w.freeze_all((ids for ref in op.inputs if ref not in aligned for ids in w.track(ref).values()), reason)
-    w.bind(op.outputs[0], track)
+    beside = [dim for dim in range(len(x.shape)) if dim != at and len({ref.shape[dim] for ref in aligned}) == 1]
+    w.bind(op.outputs[0], w.joined(aligned, beside, op))
+    held = ((ref, dim, ids) for ref in op.inputs for dim, ids in w.track(ref).items())
+    w.freeze_all((ids for ref, dim, ids in held if ref not in aligned or dim not in beside), reason)
 
 
 def index(w: Propagation, op: Op) -> None:

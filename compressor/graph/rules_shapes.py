@@ -165,9 +165,9 @@ def spatial(w: Propagation, op: Op, dims: int) -> None:
     for ref in op.inputs:
         inside = (ids for dim, ids in w.track(ref).items() if dim >= beside or ref not in aligned)
         w.freeze_all(inside, f"{op.name} in {where(op)} runs over channels")
-    joined = {dim: w.join([w.held(ref, dim) for ref in aligned], untracked(op)) for dim in range(beside)}
+    joined = w.joined(aligned, range(beside), op)
     for out in op.outputs:
-        w.bind(out, {dim: ids for dim, ids in joined.items() if ids is not None})
+        w.bind(out, joined)
 
 
 def grid_sampler(w: Propagation, op: Op) -> None:

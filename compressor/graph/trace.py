@@ -94,7 +94,7 @@ def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:
     with alike(replica, way, recorder), recorder.watching():
         try:
             arguments, keywords = _ready(replica, way)
-            result.inputs = recorder.given((arguments, keywords))
+            result.inputs = recorder.refs((arguments, keywords), made=True)
             draws = Draws()
             with recorder:
                 output = way.called(replica.model)(*arguments, **keywords)

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.graph.attributes import write_
+from compressor.graph.attributes import put_, write_
 from compressor.graph.channels import Counts, Group, Ids, Key, Size
-from compressor.graph.propagate import Propagation, Unions, where
+from compressor.graph.propagate import Propagation, RawSize, Unions, where
 from compressor.graph.records import Found, argument, dimension
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Op, Ran, Trace, Way, cause, outline
@@ -101,7 +101,7 @@ def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size
         for name, data in whole.items():
             replica.tensors[name].data = data
         for module, attribute, value in kept:
-            setattr(module, attribute, value)
+            put_(module, attribute, value)
 
 
 def _taken(data: Tensor, dims: Mapping[int, Copies]) -> Tensor:
@@ -361,34 +361,36 @@ def _parts(op: Op, walk: Propagation) -> list[Ids | None]:
 
 
 def stored_sizes(
-    number: int, walk: Propagation, module: nn.Module, model: nn.Module
-) -> list[list[tuple[str, int | None, Ids]]]:
-    """Attributes of a running module that may hold the sizes this operator used: alternatives to try, simplest first.
+    number: int, walk: Propagation, name: str, module: nn.Module, model: nn.Module
+) -> dict[tuple[str, ...], list[RawSize]]:
+    """Attributes of a running module, called `name`, that may hold the sizes this operator used.
 
-    An alternative names at most one attribute for each size, or one list that holds several.
+    By their paths: alternatives to try, simplest first, of at most one attribute for each size, or one list that holds
+    several.
     """
     op, held = walk.trace.ops[number], vars(module)
     nearest = sorted(_call(number, walk, model), key=lambda other: abs(other - number), reverse=True)
     counted = {len(ids): ids for each in nearest for ids in _counted(walk.trace.ops[each], walk)}
-    exact: list[list[tuple[str, int | None, Ids]]] = [
-        [(name, index, ids) for index, ids in enumerate(_parts(op, walk)) if ids is not None]
-        for name, value in held.items()
-        if isinstance(value, list | tuple) and list(value) == argument(op, "split_sizes")
+    lists = {path: value for path, value in held.items() if isinstance(value, list | tuple)}
+    exact = [
+        [(f"{path}.{index}", ids) for index, ids in enumerate(_parts(op, walk)) if ids is not None]
+        for path, value in lists.items()
+        if list(value) == argument(op, "split_sizes")
     ]
-    lists: list[list[tuple[str, int | None, Ids]]] = [
-        [(name, index, counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]
-        for name, value in held.items()
-        if isinstance(value, list | tuple)
+    entries = [
+        [(f"{path}.{index}", counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]
+        for path, value in lists.items()
     ]
-    choices = [
-        [None, *(name for name, value in held.items() if value == size and _is_size(value, counted))]
-        for size in counted
+    sizes = {path: value for path, value in held.items() if _is_size(value, counted)}
+    choices = [[None, *(path for path, value in sizes.items() if value == size)] for size in counted]
+    mixed = [
+        [(path, counted[held[path]]) for path in paths if path is not None]
+        for paths in itertools.islice(itertools.product(*choices), _MOST_ALTERNATIVES)
     ]
-    mixed: list[list[tuple[str, int | None, Ids]]] = [
-        [(name, None, counted[held[name]]) for name in names if name is not None]
-        for names in itertools.islice(itertools.product(*choices), _MOST_ALTERNATIVES)
-    ]
-    return [*exact, *sorted((found for found in (*lists, *mixed) if found), key=len)]
+    found: dict[tuple[str, ...], list[RawSize]] = {}
+    for each in (*exact, *sorted(filter(None, (*entries, *mixed)), key=len)):
+        found.setdefault(tuple(path for path, _ in each), [RawSize(name, path, ids) for path, ids in each])
+    return found
 
 
 _MOST_ALTERNATIVES = 64

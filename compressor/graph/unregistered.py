@@ -3,6 +3,7 @@
 An edit does not reach it, so what has the shapes of edited layers is named.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from compressor.graph.held import reached
 from compressor.graph.tensors import has_data, named_modules, named_tensors
 
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
+_HOLDERS = frozenset({dict, OrderedDict, list, set, tuple})
 _MOST = 10_000  # objects of one attribute
 
 
@@ -35,7 +37,10 @@ def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterato
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for path, module in named_modules(model).items():
         for name, value in vars(module).items():
-            if _may_hold(value) and name not in _REGISTERED and _holds(value, wanted, own):
+            kind = type(value)
+            if kind in CONSTANTS or name in _REGISTERED or (kind in _HOLDERS and not value):  # as most
+                continue
+            if _may_hold(value) and _holds(value, wanted, own):
                 names.append(f"{path}.{name}".removeprefix("."))
     if names:
         yield f"not edited, though of the shapes of edited layers: {', '.join(names)}; make them anew after an edit"
@@ -43,9 +48,9 @@ def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterato
 
 def _may_hold(value: Any) -> bool:
     """Whether a module's attribute is neither a constant, a tensor nor empty."""
-    if type(value) in CONSTANTS or (isinstance(value, dict | list | tuple) and not value):
-        return False
-    return not (is_constant(value) or isinstance(value, Tensor))
+    return not (
+        is_constant(value) or isinstance(value, Tensor) or (isinstance(value, dict | list | tuple) and not value)
+    )
 
 
 def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int]) -> bool:

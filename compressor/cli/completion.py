@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from compressor.pruning.catalogue import ABOUT, TRAINED
+from compressor.training.settings import SPECS
 
 METHODS = (*ABOUT, *TRAINED)
-SETS = ("digits", "mnist:", "fashion-mnist:", "cifar10:", "cifar100:", "svhn:", "folder:")
+SETS = tuple(spec.removesuffix("DIR") for spec in SPECS)
 _HOMES = ("torchvision:", "timm:")
 
 

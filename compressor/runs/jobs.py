@@ -15,11 +15,11 @@ from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSet
 from compressor.routing.settings import check as check_routing
 from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, OutputSettings, SweepSettings
 from compressor.settings import Job, fits, plain, read, recorded_of, setting
-from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
+from compressor.training.settings import SPECS, DataSettings, DistillSettings, TrainSettings
 
 # What a data set is called, for the verbs that cannot do without one and for those that can.
 _DATA: dict[str, Any] = {
-    "text": "digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, svhn:DIR or folder:DIR.",
+    "text": f"{', '.join(SPECS[:-1])} or {SPECS[-1]}.",
     "metavar": "DATA",
     "panel": "Data",
 }

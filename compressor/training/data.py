@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from compressor.errors import DataError, UsageError, did_you_mean
+from compressor.training import named_sets
 from compressor.training.folders import open_splits, scan
-from compressor.training.named_sets import NAMED_SETS, read_digits
 from compressor.training.resizing import describe_fit, preparation_for
 from compressor.training.sets import ImageSet, split_indices
-from compressor.training.settings import DataSettings
+from compressor.training.settings import NAMED_SETS, SPECS, DataSettings
 from compressor.training.streaming import FolderSet
 from compressor.vision.preparation import Preparation
 
 AnySet = ImageSet | FolderSet
-SPECS = ("digits", *(f"{name}:DIR" for name in NAMED_SETS), "folder:DIR")
 
 # Channel means and deviations of ImageNet's photographs, for sets too large to measure.
 PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -82,7 +81,7 @@ def open_data(
         splits, prepared = open_splits(folder, input_shape, preparation)
         classes, suits = folder.classes, "crop+flip"
     else:
-        named = read_digits() if kind == "digits" else NAMED_SETS[kind](root, loading.download)
+        named = _named(kind, root, loading.download)
         splits, classes, suits = {"train": named.train, "test": named.test}, named.classes, named.suits
         prepared = preparation or Preparation((0.0,), (1.0,))
     if "validation" not in splits:
@@ -100,6 +99,13 @@ def open_data(
     if input_shape is not None:
         data = with_input_shape(data, input_shape, preparation)
     return replace(data, preparation=with_normalisation(data.preparation, loading, data.input_shape[0]))
+
+
+def _named(kind: str, root: Path, download: bool) -> named_sets.NamedSet:
+    if kind == "digits":
+        return named_sets.read_digits()
+    found: named_sets.NamedSet = getattr(named_sets, NAMED_SETS[kind])(root, download)
+    return found
 
 
 def _place(spec: str, download: bool) -> tuple[str, Path]:

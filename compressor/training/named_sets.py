@@ -81,15 +81,6 @@ def read_svhn(root: Path, download: bool) -> NamedSet:
     return NamedSet(sets[0], sets[1], DIGITS, "crop")  # a mirrored digit is another or none
 
 
-NAMED_SETS: dict[str, Callable[[Path, bool], NamedSet]] = {
-    "mnist": read_mnist,
-    "fashion-mnist": read_fashion_mnist,
-    "cifar10": read_cifar10,
-    "cifar100": read_cifar100,
-    "svhn": read_svhn,
-}
-
-
 def read_idx(path: Path) -> Tensor:
     """The bytes of an IDX file, gzip-packed or not, as a uint8 tensor of the shape its header states.
 

@@ -7,6 +7,16 @@ from typing import Any, ClassVar, Literal
 
 from compressor.settings import setting
 
+# Data sets by their names -> the function of `named_sets` that reads one from its folder.
+NAMED_SETS = {
+    "mnist": "read_mnist",
+    "fashion-mnist": "read_fashion_mnist",
+    "cifar10": "read_cifar10",
+    "cifar100": "read_cifar100",
+    "svhn": "read_svhn",
+}
+SPECS = ("digits", *(f"{name}:DIR" for name in NAMED_SETS), "folder:DIR")  # how data are named
+
 
 @dataclass(frozen=True)
 class DataSettings:

@@ -7,6 +7,7 @@ red. Which ones these are is measured first, which takes as long as the tests; b
 
     python -m benchmarks.mutants --only 20        # the first faults that have no result yet
     python -m benchmarks.mutants --again          # try once more what no test noticed
+    python -m benchmarks.mutants --near --seconds 30 --file compressor/routing   # by file names, nothing is measured
 
 The table is in the README; survivors stand in the result file, with the reason why they are harmless, where one is.
 """
@@ -19,11 +20,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.mutants_drawn import Mutant, draw
-from benchmarks.mutants_measured import choose_tests, lines_of, measured
+from benchmarks.mutants_measured import choose_tests, lines_of, measured, near_tests
 from benchmarks.mutants_recorded import HARMLESS, KNOWN, OWN
 from benchmarks.mutants_run import RED, ROOT, WORK, Job, import_heavy, run, testing
 
@@ -79,11 +81,13 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="try what was not noticed once more")
     parser.add_argument("--measure", action="store_true", help="measure anew what every test runs")
     parser.add_argument("--room", action="append", help="measure these folders of tests only, and go by what is known")
+    parser.add_argument("--near", action="store_true", help="measure nothing: run tests of the same names and room")
+    parser.add_argument("--file", action="append", default=[], help="faults in these files and folders only")
     given = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with what has been started
     import_heavy()
-    known = measured(WATCHED, given.workers, given.measure, given.room)
+    known = [] if given.near else measured(WATCHED, given.workers, given.measure, given.room)
     kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     held = {row["key"]: row for row in kept if row["noticed"] or not given.again}
     rows: dict[str, dict[str, Any]] = {}
@@ -91,8 +95,9 @@ def main() -> None:
     for kind, mutant in planned(given.drawn, given.seed):
         row = row_of(kind, mutant)
         rows[row["key"]] = (held[row["key"]] | row) if row["key"] in held else row
-        if row["key"] not in held and (given.only is None or len(jobs) < given.only):
-            jobs.append(_job(mutant, row, known, given.seconds))
+        wanted = mutant.path.startswith(tuple(given.file) or "")
+        if row["key"] not in held and wanted and (given.only is None or len(jobs) < given.only):
+            jobs.append((_near if given.near else partial(_job, known=known))(mutant, row, seconds=given.seconds))
     for number, job in enumerate(run(jobs, given.workers), 1):
         row = rows[job.name]
         row |= _outcome(job)
@@ -100,9 +105,16 @@ def main() -> None:
         print(
             f"{number}/{len(jobs)} {row['file']}:{row['line']} {row['after']} | {said} {job.seconds:.0f} s", flush=True
         )
-        _write(rows, given.seed)
-    _write(rows, given.seed)
+        _write(rows, given.seed, given.near)
+    _write(rows, given.seed, given.near)
     print(summary([row for row in rows.values() if "noticed" in row]))
+
+
+def _near(mutant: Mutant, row: dict[str, Any], seconds: float) -> Job:
+    source, tests = (ROOT / mutant.path).read_text(), near_tests(mutant.path)
+    row["tests"] = f"up to {seconds:g} s of {len(tests)} files"
+    job = Job(row["key"], testing(tests, _told(row["key"]), seconds), _PATIENCE * seconds, mutant.path)
+    return replace(job, text=source[: mutant.start] + mutant.new + source[mutant.end :])
 
 
 def _job(mutant: Mutant, row: dict[str, Any], known: list[Any], seconds: float) -> Job:
@@ -129,11 +141,12 @@ def _outcome(job: Job) -> dict[str, Any]:
     return {"noticed": job.code != 0, "by": ended, "seconds": round(job.seconds, 1)}
 
 
-def _write(rows: dict[str, dict[str, Any]], seed: int) -> None:
+def _write(rows: dict[str, dict[str, Any]], seed: int, near: bool) -> None:
     machine = f"{platform.system()}, {platform.machine()}, Python {platform.python_version()}"
     versions = {name: importlib.metadata.version(name) for name in ("torch", "pytest", "coverage")}
     done = [row for row in rows.values() if "noticed" in row]
-    content = {"command": "python -m benchmarks.mutants", "machine": machine, "versions": versions, "seed": seed}
+    command = "python -m benchmarks.mutants" + " --near" * near
+    content = {"command": command, "machine": machine, "versions": versions, "seed": seed}
     RESULT.write_text(json.dumps(content | {"planned": len(rows), "rows": done}, indent=1) + "\n")
 
 

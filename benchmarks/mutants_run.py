@@ -136,10 +136,15 @@ def _forked(job: Job, tree: Path) -> int:
 
 
 class _Red:
-    """A pytest plugin: the first test, or file of tests, that is not green."""
+    """A pytest plugin: the first test, or file of tests, that is not green; after so many seconds no more are run."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         self.by = ""
+        self.seconds = seconds
+
+    def pytest_runtest_setup(self) -> None:
+        if time.process_time() > self.seconds:
+            pytest.skip("the time is over")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.by = self.by or (report.nodeid if report.failed else "")
@@ -148,11 +153,11 @@ class _Red:
         self.by = self.by or (report.nodeid if report.failed else "")
 
 
-def testing(tests: list[str], told: Path) -> Callable[[Path], int]:
-    """Run these tests until one is red, whose name is then in the file `told`."""
+def testing(tests: list[str], told: Path, seconds: float = float("inf")) -> Callable[[Path], int]:
+    """Run these tests, at most so long, until one is red, whose name is then in the file `told`."""
 
     def work(_: Path) -> int:
-        red = _Red()
+        red = _Red(seconds)
         told.unlink(missing_ok=True)
         code = int(pytest.main([*ARGUMENTS, "-x", *tests], plugins=[red]))
         if code == pytest.ExitCode.USAGE_ERROR:  # the fault has changed the tests' names

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from compressor.errors import ModelError, UsageError
+from compressor.graph.generators import random_states, restore_random_states_
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,10 +49,12 @@ def neutral() -> Iterator[None]:
 def afresh() -> Iterator[None]:
     """Meanwhile torch is as in a new process: in `neutral()`, and tensors are made on the CPU and in float32.
 
+    The global random generators go on afterwards where they were.
+
     Raises:
         UsageError: as in `neutral()`.
     """
-    kind = torch.get_default_dtype()
+    kind, generators = torch.get_default_dtype(), random_states()
     with neutral(), ExitStack() as stack:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -60,6 +63,7 @@ def afresh() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(kind)
+            restore_random_states_(generators)
 
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")

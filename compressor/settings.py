@@ -121,7 +121,7 @@ def _found(kind: Any) -> dict[str, Known]:
     return found
 
 
-def filled(room: R, given: Mapping[str, Any], spell: Callable[[str], str] = str) -> R:
+def filled(room: R, given: Mapping[str, Any]) -> R:
     """The settings of one class with values by name, each checked.
 
     Raises:
@@ -131,7 +131,7 @@ def filled(room: R, given: Mapping[str, Any], spell: Callable[[str], str] = str)
     for name in given:
         if name not in known:
             raise UsageError(unknown(name, known))
-    return replace(room, **{name: checked(name, value, known[name], spell) for name, value in given.items()})
+    return replace(room, **{name: checked(name, value, known[name]) for name, value in given.items()})
 
 
 def read(
@@ -154,7 +154,7 @@ def read(
         chosen: names of the settings that a person chose; None: all that are given.
         whole: whole classes of settings, by the job's field, in place of its bases.
         recorded: the values are a run's record.
-        inside: fields of the job that are no settings, such as `command`.
+        inside: fields that are no settings, such as `command`, for jobs that have them.
 
     Raises:
         UsageError: a name is unknown, a value has another type or is out of range, or values do not go together.
@@ -173,7 +173,7 @@ def read(
                 f"{spell(name)} is missing: give {one.about.text[0].lower()}{one.about.text[1:].rstrip('.')}"
             )
     hints = get_type_hints(kind)
-    parts: dict[str, Any] = dict(inside or {})
+    parts = {name: value for name, value in (inside or {}).items() if name in hints}
     if "chosen" in hints:
         parts["chosen"] = tuple(values if chosen is None else chosen)
     for entry in fields(kind):  # type: ignore[arg-type]

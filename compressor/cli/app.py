@@ -47,8 +47,6 @@ TOGETHER = ("train", "finetune", "prune", "detach", "route", "replace", "resume"
 HELP = "Make a CNN cheaper to run, and say what that cost in accuracy."
 EXAMPLE = "compressor demo"
 
-_SETTINGS = {name for kinds in VERBS.values() for kind in kinds for name in known_to(kind)}
-
 app = typer.Typer(
     name="compressor",
     help=HELP,
@@ -156,7 +154,8 @@ def _fail(message: str, code: int) -> NoReturn:
     A setting that stands in backquotes is written as it is typed: `target_macs` is --target-macs.
     """
     line = printable(" ".join(message.split()))
-    line = re.sub(r"`(\w+)`", lambda found: flag(found[1]) if found[1] in _SETTINGS else found[0], line)
+    settings = {name for kinds in VERBS.values() for kind in kinds for name in known_to(kind)}
+    line = re.sub(r"`(\w+)`", lambda found: flag(found[1]) if found[1] in settings else found[0], line)
     if line:
         sys.stderr.write(f"error: {line}\n")
     sys.exit(code)

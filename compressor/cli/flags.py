@@ -6,7 +6,7 @@ setting of these instead, under its name and with its default, and gives the com
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -41,14 +41,13 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             if given.get("config") is not None:
                 values = {**read_config(Path(given["config"]).expanduser(), ctx, kinds), **values}
             chosen = {name for name in values if on_command_line(ctx, name)} | ctx.meta.get(CHOSEN, set())
-            inside = {"command": typed(ctx)} if any("command" in _names(kind) for kind in kinds) else {}
             given["job"] = read(
                 kinds,
                 values,
                 verb=ctx.command_path,
                 spell=flag,
                 chosen=[n for n in known if n in chosen],
-                inside=inside,
+                inside={"command": typed(ctx)},
             )
         command(**{name: given[name] for name in parameters})
 
@@ -73,10 +72,6 @@ def flag(name: str) -> str:
 
 def _kinds(annotation: Any) -> tuple[type[Job], ...]:
     return (annotation,) if isinstance(annotation, type) else get_args(annotation)
-
-
-def _names(kind: type[Job]) -> set[str]:
-    return {each.name for each in fields(kind)}  # type: ignore[arg-type]
 
 
 def _option(name: str, known: Known) -> inspect.Parameter:

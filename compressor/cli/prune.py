@@ -37,6 +37,8 @@ def prune(job: PruneJob | AdaptJob, dry_run: DryRun = False, json: Json = False)
             from compressor.runs import prune as oneshot
 
             report = oneshot.dry_run(job, tell) if dry_run else oneshot.prune(job, tell)
+    from compressor.runs.plans import NAME
+
     wrote = dry_run and job.output.out is not None and not isinstance(job, AdaptJob)
-    plan = Path(str(job.output.out)) / "plan.json" if wrote else None
+    plan = Path(str(job.output.out)) / NAME if wrote else None
     show_run(terminal, report, job.output.out, dry_run=dry_run, trained=trained, plan=plan)

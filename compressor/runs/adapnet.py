@@ -11,7 +11,6 @@ from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
-from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.adapnet_section import section
@@ -22,7 +21,7 @@ from compressor.runs.jobs import AdaptJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, check, check_period, hints
-from compressor.runs.results import write_results
+from compressor.runs.results import report_of, write_results
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, open_subject, refuse_routed
 from compressor.runs.training_phases import TrainingPhases
@@ -137,14 +136,11 @@ def _reasons(channels: Channels, method: AdapNet, most: int = 4) -> str:
 
 def _report(job: AdaptJob, subject: Subject, periods: Periods, before: Measurements, after: Measurements) -> Report:
     method = periods.method
-    return Report(
-        command=job.command,
-        settings=flat(job),
-        seed=job.training.seed,
-        versions=versions(),
-        device=device_words(subject.device),
-        before=before,
-        after=after,
+    return report_of(
+        job,
+        subject,
+        before,
+        after,
         frozen={**periods.channels.frozen, **method.locked},
         refused=dict(periods.refused),
         notes=(*subject.notes, *periods.channels.notes, *hints(job.adapnet, subject.module)),

@@ -15,7 +15,6 @@ from compressor.exits.learning import recalibrated, training_of
 from compressor.exits.points import legal_points
 from compressor.exporting.latency import profile
 from compressor.report import units
-from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.exits import Row, exits_section, hardly_smaller, measured_rows, variants
@@ -23,7 +22,7 @@ from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import DetachJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure
 from compressor.runs.models import transformed
-from compressor.runs.results import write_results
+from compressor.runs.results import report_of, write_results
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, open_subject, refuse_routed
 from compressor.training import distributed
@@ -191,13 +190,10 @@ def _name(exit: int) -> str:
 
 
 def _report(job: DetachJob, subject: Subject, before: Measurements, after: Measurements, notes: list[str]) -> Report:
-    return Report(
-        command=job.command,
-        settings=flat(job),
-        seed=job.training.seed,
-        versions=versions(),
-        device=device_words(subject.device),
-        before=before,
-        after=after,
+    return report_of(
+        job,
+        subject,
+        before,
+        after,
         notes=(*subject.notes, *notes),
     )

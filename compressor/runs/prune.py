@@ -12,7 +12,6 @@ from compressor.graph.channels import Channels
 from compressor.pruning.oneshot import rank
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import check, looks_at_inputs, resolved
-from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.criterion import criterion
@@ -22,7 +21,7 @@ from compressor.runs.jobs import PruneJob, flat
 from compressor.runs.measuring import filters, filters_after, in_words, layer_sizes, measure
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.plans import read_plan, write_plan
-from compressor.runs.results import write_results
+from compressor.runs.results import report_of, write_results
 from compressor.runs.stages import PartEvent, Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, calibration_inputs, open_subject, refuse_routed, score_batches
 from compressor.runs.tuning import finetune_, step_for, validation_top1
@@ -174,14 +173,12 @@ def _seen(job: PruneJob, subject: Subject) -> str:
 
 
 def _report(job: PruneJob, planned: Planned, before: Measurements, after: Measurements) -> Report:
-    return Report(
-        command=job.command,
-        settings=flat(job),
+    return report_of(
+        job,
+        planned.subject,
+        before,
+        after,
         seed=job.choice.seed,
-        versions=versions(),
-        device=device_words(planned.subject.device),
-        before=before,
-        after=after,
         edits=tuple(planned.selection.plan.rows()),
         frozen=planned.channels.frozen,
         refused=dict(planned.selection.refused),

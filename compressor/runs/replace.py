@@ -19,7 +19,6 @@ from compressor.primenet.place import Early, Place
 from compressor.primenet.section import remarks, section
 from compressor.profiling.macs import count_macs
 from compressor.report import units
-from compressor.report.environment import device_words, versions
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.report.report import Report
 from compressor.report.sections import Section
@@ -27,7 +26,7 @@ from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import ReplaceJob, flat
 from compressor.runs.measuring import filters, in_words, measure
 from compressor.runs.models import transformed
-from compressor.runs.results import write_results
+from compressor.runs.results import report_of, write_results
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, open_subject, refuse_routed
 from compressor.training.batching import InputTransform
@@ -188,13 +187,10 @@ def _layers(before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, .
 
 
 def _report(job: ReplaceJob, planned: Planned, before: Measurements, after: Measurements) -> Report:
-    return Report(
-        command=job.command,
-        settings=flat(job),
-        seed=job.training.seed,
-        versions=versions(),
-        device=device_words(planned.subject.device),
-        before=before,
-        after=after,
+    return report_of(
+        job,
+        planned.subject,
+        before,
+        after,
         notes=(*planned.subject.notes, _place_in_words(planned.place)),
     )

@@ -1,17 +1,39 @@
 """Write what a run leaves: the model, its checked ONNX file, the report as data and as a page."""
 
 from dataclasses import replace
+from typing import Any
 
 from compressor.errors import CompressorError
 from compressor.exporting.onnx import export_onnx
-from compressor.report.measurements import OnnxCheck
+from compressor.report.environment import device_words, versions
+from compressor.report.measurements import Measurements, OnnxCheck
 from compressor.report.report import Report, write_page
 from compressor.runs.folder import MODEL, ONNX, RunFolder
+from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob, flat
 from compressor.runs.models import save_model
 from compressor.runs.settings import OutputSettings
 from compressor.runs.stages import Stage, Tell, note_all
 from compressor.runs.subject import Subject, card_of
 from compressor.training import distributed
+
+
+def report_of(
+    job: PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | RouteJob,
+    subject: Subject,
+    before: Measurements,
+    after: Measurements,
+    **more: Any,
+) -> Report:
+    """What the report of every run says; `more` are fields that only some have."""
+    return Report(
+        command=job.command,
+        settings=flat(job),
+        versions=versions(),
+        device=device_words(subject.device),
+        before=before,
+        after=after,
+        **{"seed": job.training.seed, **more},
+    )
 
 
 def write_results(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Tell) -> Report:

@@ -14,7 +14,6 @@ from compressor.errors import CompressorError, UsageError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.chain import Chain
-from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.routing.costs import Costs, costs
@@ -43,7 +42,7 @@ from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import RouteJob, flat
 from compressor.runs.measuring import file_bytes, filters, in_words, layer_sizes, measure
 from compressor.runs.models import transformed
-from compressor.runs.results import write_results
+from compressor.runs.results import report_of, write_results
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, open_subject
 from compressor.training import distributed
@@ -274,14 +273,11 @@ def _timing(found: Findings, network: str) -> dict[str, Any]:
 
 
 def _report(job: RouteJob, planned: Planned, before: Measurements, after: Measurements) -> Report:
-    return Report(
-        command=job.command,
-        settings=flat(job),
-        seed=job.training.seed,
-        versions=versions(),
-        device=device_words(planned.subject.device),
-        before=before,
-        after=after,
+    return report_of(
+        job,
+        planned.subject,
+        before,
+        after,
         frozen=planned.units.refused,
         notes=tuple(planned.subject.notes),
     )

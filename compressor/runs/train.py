@@ -10,7 +10,6 @@ from compressor.exporting.latency import profile
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import REPRESENTATION
 from compressor.report import units
-from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.exits import exit_parts
@@ -18,7 +17,7 @@ from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import FinetuneJob, TrainJob, flat
 from compressor.runs.measuring import filters, layer_sizes, measure
 from compressor.runs.replace import train_primenet
-from compressor.runs.results import write_results
+from compressor.runs.results import report_of, write_results
 from compressor.runs.stages import Stage, Tell, note_all, silent
 from compressor.runs.subject import Subject, open_subject
 from compressor.runs.tuning import finetune_, step_for, validation_top1
@@ -128,14 +127,11 @@ def _open(job: TrainJob, tell: Tell) -> Subject:
 
 def _report(job: TrainJob, subject: Subject, before: Measurements, after: Measurements) -> Report:
     widths = filters(subject.module)
-    return Report(
-        command=job.command,
-        settings=flat(job),
-        seed=job.training.seed,
-        versions=versions(),
-        device=device_words(subject.device),
-        before=before,
-        after=after,
+    return report_of(
+        job,
+        subject,
+        before,
+        after,
         layers=layer_sizes(widths, widths),
         notes=tuple(subject.notes),
     )

@@ -359,5 +359,4 @@ def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **give
     changed = (entry.name for each in settings for entry in fields(each) if getattr(each, entry.name) != entry.default)
     chosen = tuple(dict.fromkeys((*changed, *values)))
     called = f"compressor {verb} in Python: " + ", ".join(f"{name}={value!r}" for name, value in values.items())
-    inside = {"command": called} if "command" in get_type_hints(kind) else {}
-    return read(VERBS[verb], values, verb=f"compressor.{verb}", chosen=chosen, whole=whole, inside=inside)
+    return read(VERBS[verb], values, verb=f"compressor.{verb}", chosen=chosen, whole=whole, inside={"command": called})

@@ -1,19 +1,26 @@
 """A network as a graph of ATen operators that runs, trains and can be cut, sharing the parameters it was made from."""
 
 import contextlib
+import copy
 import logging
 import operator
-from collections.abc import Iterator
+import warnings
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map
 
 from compressor.errors import ModelError
 from compressor.graph.operators import lookup
 from compressor.graph.records import Operator, plain_name
+from compressor.graph.signature import signature
 from compressor.graph.trace import cause, trace
+
+_KEPT = 8  # graphs that are remembered
 
 
 def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -21,14 +28,19 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
     `example` is (batch, channels, height, width); the batch may have any size afterwards. Parameters and buffers
     are the model's own, under the model's names. What only a training run does (auxiliary heads, stochastic depth)
-    is not in it.
+    is not in it. Networks of one signature are exported once: a run builds the one that it saves several times.
 
     Raises:
         ModelError: the model does not run on the example, or cannot be written as one graph.
     """
     training = model.training
     model.eval()
+    known = signature(model)
+    key = None if known is None else (known, tuple(example.shape[1:]), example.dtype, example.device)
     try:
+        if key in _graphs:
+            _graphs.move_to_end(key)
+            return fx.GraphModule(model, _copied(_graphs[key]))
         doubled = example if example.shape[0] > 1 else example.expand(2, *example.shape[1:])
         with _unlogged():
             exported = with_free_batch(model, doubled)
@@ -38,7 +50,28 @@ def program(model: nn.Module, example: Tensor) -> fx.GraphModule:
         raise ModelError(text) from error
     finally:
         model.train(training)
-    return trainable(exported)
+    made = trainable(exported)
+    if key is not None and _is_own(model, made):
+        _graphs[key] = _copied(made.graph)
+        while len(_graphs) > _KEPT:
+            _graphs.popitem(last=False)
+    return made
+
+
+_graphs: OrderedDict[Hashable, fx.Graph] = OrderedDict()  # the latest last; without weights
+
+
+def _is_own(model: nn.Module, made: fx.GraphModule) -> bool:
+    """Whether all that a graph reads are the model's tensors, by their names, so that it fits another such model."""
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    targets = {str(node.target) for node in made.graph.nodes if node.op in ("get_attr", "call_module")} - {"training"}
+    return all(name in own and operator.attrgetter(name)(made) is own[name] for name in targets)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own descriptions of arguments
+        return copy.deepcopy(graph)
 
 
 def with_free_batch(model: nn.Module, images: Tensor) -> ExportedProgram:
@@ -88,8 +121,19 @@ def trainable_graph(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
                 node.update_arg(flag, graph.create_node("get_attr", "training"))
             elif known.kind == "convolution" and (groups := _place(node, "groups")) and node.args[groups] != 1:
                 node.update_arg(groups, _groups(graph, node, groups))
+    for node in graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = tree_map(_outlined, node.meta["val"])
     graph.lint()
     return fx.GraphModule(root, graph)
+
+
+def _outlined(value: Any) -> Any:
+    """What an exporter noted of a result, by its shape alone: its own notes refer to the weights it was made from."""
+    if isinstance(value, Tensor):
+        sizes = [_outlined(size) for size in value.shape]
+        return torch.empty(sizes, dtype=value.dtype, device="meta")
+    return value.node.hint if isinstance(value, torch.SymInt) else value
 
 
 def _always_of_batch(node: fx.Node) -> bool:

@@ -28,20 +28,22 @@ from compressor.graph.neutral import neutral
 from compressor.graph.skeleton import skeleton
 from compressor.graph.trace import call_arguments
 from compressor.pruning.l1 import l1
-from compressor.pruning.reconstruction.calibration import Draw, draws, in_parts
+from compressor.pruning.reconstruction.calibration import Draw, draws, fewer, in_parts
 from compressor.pruning.reconstruction.fold import cells
 from compressor.pruning.reconstruction.gram import RIDGE, Gram, Rows, pulled
 from compressor.pruning.reconstruction.products import Product
 from compressor.pruning.reconstruction.readers import Reader, View, readers, survey, unknown_ids
 from compressor.pruning.reconstruction.replay import Hook, Replay, plain_attention
-from compressor.pruning.reconstruction.solve import LARGEST
 from compressor.pruning.scores import Given
 from compressor.training.evaluate import evaluating
 
 _STEPS = 64  # in which a group's channels go at most
 _LEVELS = (0.25, 0.5)  # shares of a group's channels at which a curve is calibrated
 _PROBED = 128  # images whose derivatives are looked at,
-_PROBED_VALUES = 1 << 20  # so many values of them at once
+_PROBED_VALUES = 1 << 20  # so many values of them at once,
+_PROBED_IN_ALL = 1 << 22  # and in all: about 30 images of 3x224x224
+_JUDGED_VALUES = 1 << 24  # of the images by which channels are judged: about 130 of these
+_WIDE = 1500  # unknowns of a layer, from which on the places of a channel share their moments
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def consumers(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> li
     """Every layer that reads channels of a free group, from one pass over the inputs."""
     free = np.concatenate([group.ids for group in channels.free])
     with neutral(), torch.no_grad():
-        replay = Replay(model, inputs)
+        replay = Replay(model, judged := fewer(inputs, _JUDGED_VALUES))
         tensors, ops = replay.tensors, replay.program.ops
         layers = readers(replay.program)
         views = survey(replay, layers)
@@ -92,9 +94,9 @@ def consumers(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> li
             if ids is not None and np.isin(ids, free).any():
                 known[reader.start] = ids
         layers = [reader for reader in layers if reader.start in known]
-        places = {start: cells(ids) if len(ids) > LARGEST else None for start, ids in known.items()}
+        places = {start: cells(ids) if len(ids) > _WIDE else None for start, ids in known.items()}
         grams = {reader.start: Gram(constant=True) for reader in layers}
-        for batch, draw in enumerate(draws(inputs)):
+        for batch, draw in enumerate(draws(judged)):
             hooks: dict[int, list[Hook]] = {}
             for reader in layers:
                 for call in reader.calls:
@@ -179,7 +181,7 @@ def _derivatives(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[dict
             layer.register_forward_hook(partial(ran, f"{name}.weight" if name else "weight"))
     source = torch.Generator().manual_seed(0)
     with neutral(), evaluating(copied), plain_attention(), torch.enable_grad():
-        for given in in_parts(inputs, _PROBED, _PROBED_VALUES):
+        for given in in_parts(fewer(inputs, _PROBED_IN_ALL), _PROBED, _PROBED_VALUES):
             given = tree_map(lambda leaf: leaf.detach().clone().requires_grad_() if _is_float(leaf) else leaf, given)
             outputs = [leaf for leaf in _outputs(copied, given) if leaf.requires_grad]
             if not outputs:

@@ -40,7 +40,7 @@ class PruneSettings:
         (), "A method of the model that is followed too, such as embed. Repeatable.", "METHOD", rare=True, many=True
     )
     score_images: int = 512  # training images that methods which need labels look at
-    reconstruct: bool = setting(True, "With data, refit what reads pruned channels by least squares. [adapnet: off]")
+    reconstruct: bool = setting(True, "Refit what reads pruned channels by least squares. [adapnet: off]")
     seed: int = setting(0, "Of everything that is drawn by chance.", "N")
 
 

@@ -1,7 +1,7 @@
 """Prune a module in place, in one call from Python: `compressor.prune_`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.oneshot import decide
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
+from compressor.pruning.reconstruction.synthetic import synthetic_inputs, used_to
 from compressor.pruning.scores import Score
 from compressor.pruning.settings import PruneSettings, check, resolved
 from compressor.report.cost import Profile
@@ -49,7 +50,7 @@ def prune_(
     also: Iterable[str] | Mapping[str, Any] = PruneSettings.also,
     seed: int = PruneSettings.seed,
     batches: Iterable[tuple[Tensor, Tensor]] = (),
-    data: Iterable[Any] | None = None,
+    data: Iterable[Any] | Literal["synthetic"] | None = None,
     optimizer: Optimizer | None = None,
     latency: bool = False,
 ) -> Report:
@@ -77,7 +78,8 @@ def prune_(
         batches: images and labels, normalised as the module takes them, for methods that look at data ("taylor").
         data: a loader, whose batches are inputs as the module takes them, or tuples or dicts that hold these; needs no
             labels. Channels are chosen by them, and layers that read what was pruned are refitted by least squares to
-            what the module gave.
+            what the module gave. "synthetic": there are none; layers are refitted on images made up, where the module
+            takes one tensor of images, signals or volumes.
         optimizer: one of the module's parameters, whose state is edited alike.
         latency: also measure milliseconds before and after, which takes some ten seconds.
 
@@ -98,6 +100,10 @@ def prune_(
         min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
     )  # fmt: skip
     images = _labelled(batches)
+    synthetic = isinstance(data, str)
+    if synthetic and data != "synthetic":
+        raise UsageError(f'data is {data!r}: give a loader, or "synthetic" where there are no images')
+    data = None if synthetic else data
     choice = resolved(choice, has_inputs=data is not None)
     check(choice, has_data=bool(images) or (data is not None and choice.method == "obs"))
     module = bare(module)
@@ -108,7 +114,9 @@ def prune_(
     missing = {"top1": "no data was given"}
     widths = filters(module)
     before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)
-    cost, refit = apply_plan_(module, selection.plan, channels, example, optimizer, inputs=inputs, latency=latency)
+    cost, refit = apply_plan_(
+        module, selection.plan, channels, example, optimizer, inputs=inputs, synthetic=synthetic, latency=latency
+    )
     after = Measurements.of(cost, reasons=missing)
     return Report(
         command="compressor.prune_",
@@ -134,35 +142,57 @@ def apply_plan_(
     optimizer: Optimizer | None = None,
     *,
     inputs: Sequence[Any] = (),
+    synthetic: bool = False,
     progress: Progress = no_progress,
     latency: bool = False,
 ) -> tuple[Profile, Reconstruction]:
     """Carry out a plan, first on a copy that has to run on the example; returns the cost of the edited network.
 
     With inputs the copy is refitted to the module, which then takes its weights; also returns what became of that.
+    Without, and with `synthetic`, it is refitted on images made up.
 
     Raises:
         ModelError: the edited network does not run, which `capture` should have foreseen; the module is as it was.
     """
-    copied = skeleton(module, real=True)
+    dense, found = module, Reconstruction()
+    if synthetic and not inputs:
+        dense, inputs, found = _without_data(module, example)
+    copied = skeleton(dense, real=True)
     operate_(copied, plan, channels)
     try:
         cost = profile(copied, example, latency=latency, layers=False)
     except ModelError as error:
         touched = ", ".join(edit.group for edit in plan.edits[:4])
         raise ModelError(f"the pruned network would not run: keep some of {touched} as they are ({error})") from error
-    found = reconstruct_(copied, module, channels, plan, inputs, progress) if inputs else Reconstruction()
+    cut = {name: tensor.detach().clone() for name, tensor in named_tensors(copied).items()} if inputs else {}
+    if inputs:
+        found = replace(reconstruct_(copied, dense, channels, plan, inputs, progress), images_are=found.images_are)
     before = Snapshot.of(module, optimizer, copies=False)
     try:
         operate_(module, plan, channels, optimizer)
         refitted = named_tensors(copied) if found.layers else {}
         for name, tensor in named_tensors(module).items():
-            if name in refitted and not torch.equal(tensor, refitted[name]):
-                assign_(tensor, refitted[name].detach())
+            if name in refitted and not torch.equal(cut[name], refitted[name]):
+                new = refitted[name] if dense is module else tensor + (refitted[name] - cut[name])
+                assign_(tensor, new.detach())
     except BaseException:
         before.restore_()
         raise
     return cost, found
+
+
+def _without_data(module: nn.Module, example: Any) -> tuple[nn.Module, Sequence[Tensor], Reconstruction]:
+    """The module with statistics of images made up, these, and what is to be said of them; no images where they are of
+    no use.
+
+    Weights and constants that are solved for with these statistics are right by how far they moved: the module's own
+    statistics stay.
+    """
+    inputs = synthetic_inputs(example)
+    used = used_to(module, inputs) if inputs else "none are made up for what this network takes"
+    if isinstance(used, str):
+        return module, (), Reconstruction(notes=[f"not refitted, give data: {used}"])
+    return used, inputs, Reconstruction(images_are="images made up, there being no data")
 
 
 def _checked(**given: Any) -> PruneSettings:

@@ -128,14 +128,16 @@ def dry_run(job: PruneJob, tell: Tell = silent) -> Report:
 
 
 def _cut_(job: PruneJob, planned: Planned, tell: Tell) -> tuple[str, ...]:
-    """Carry out the plan and fit what is left to the network as it was, where there are data; returns what to report.
+    """Carry out the plan and fit what is left to the network as it was; returns what to report.
 
-    By least squares; where that is not wished or impossible, by batch-norm statistics measured anew.
+    By least squares, without data on images made up; where that is not wished or impossible and there are data, by
+    batch-norm statistics measured anew.
     """
     subject = planned.subject
     inputs = planned.inputs or calibration_inputs(subject, job.choice.seed) if job.choice.reconstruct else ()
     _, found = apply_plan_(
         subject.module, planned.selection.plan, planned.channels, subject.example, inputs=inputs,
+        synthetic=job.choice.reconstruct and subject.data is None,
         progress=lambda done, total: tell(PartEvent("least squares", done, total)),
     )  # fmt: skip
     note_all(found.words(), tell)

@@ -80,5 +80,5 @@ class SweepSettings:
     control: bool = setting(True, "Also train the model itself on with the same budget, to compare.")
     lsep: int | None = setting(None, "Steps of a period, at whose end the structure changes.", "STEPS", 1)
     reconstruct: bool = setting(
-        PruneSettings.reconstruct, "With data, refit what reads pruned channels by least squares. [adapnet: off]"
+        PruneSettings.reconstruct, "Refit what reads pruned channels by least squares. [adapnet: off]"
     )

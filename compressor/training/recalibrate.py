@@ -1,7 +1,9 @@
 """Batch-norm statistics measured anew, which a network needs after its filters have changed."""
 
+from collections.abc import Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.training.batching import InputTransform, easy_batch_size
@@ -21,14 +23,19 @@ def recalibrate_(
 
     Reference: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (precise statistics).
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not layers:
-        return 0
     device = device_of(model)
     order = torch.randperm(len(image_set), generator=generator(torch.device("cpu"), seed, "recalibrate"))
     size = min(batch_size or easy_batch_size(data), len(image_set))
     chosen = [part for part in order.split(size)[:batches] if len(part) == size]
     prepare = InputTransform.of(data, device)
+    return remeasure_(model, (prepare(images) for images, _ in image_set.read(chosen, device)))
+
+
+def remeasure_(model: nn.Module, inputs: Iterable[Tensor]) -> int:
+    """The same over batches of inputs as the model takes them; none is read where the model has no such layer."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return 0
     momenta = [layer.momentum for layer in layers]
     with evaluating(model), torch.no_grad():
         for layer in layers:
@@ -36,8 +43,8 @@ def recalibrate_(
             layer.momentum = None  # torch's sign for the cumulative average
             layer.train()
         try:
-            for images, _ in image_set.read(chosen, device):
-                model(prepare(images))
+            for given in inputs:
+                model(given)
         finally:
             for layer, momentum in zip(layers, momenta):
                 layer.momentum = momentum

@@ -146,7 +146,7 @@ def test_a_layer_with_very_many_inputs_is_looked_at_channel_by_channel(monkeypat
     with torch.no_grad():
         model[3].weight.view(4, 6, 25)[:, 2] = 0  # nothing reads this one
     whole = curves(model, channels, consumers(model, channels, [x]))["0"]
-    monkeypatch.setattr("compressor.pruning.obs.LARGEST", 100)
+    monkeypatch.setattr("compressor.pruning.obs._WIDE", 100)
     parted = curves(model, channels, consumers(model, channels, [x]))["0"]
     assert whole.ids[0] == parted.ids[0] == channels.group("0").ids[2]
     assert parted.errors[1] == pytest.approx(0, abs=1e-6) and not any(parted.levels.values())

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from compressor.graph.channels import Channels, Group
-from compressor.pruning.adapnet import clusters, concepts, heirs, insert, merge, prune, tables
+from compressor.pruning.adapnet import clusters, concepts, insert, merge, prune, tables
 from compressor.pruning.adapnet.extract import extract
 from compressor.pruning.adapnet.neighbours import indicators, newcomer, strength
 from compressor.pruning.adapnet.observe import Means
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.tables import ROW_MIN
 from compressor.pruning.adapnet.unit import Unit
+from compressor.pruning.reconstruction.fold import shares
 from compressor.surgery.edits import Edit, Insert, Merge, Plan, Prune
 
 PROTECTION = 2  # periods in which a new filter is not judged
@@ -124,7 +125,7 @@ class Boundary:
         covariance = self.owner.means.covariance(group) if self.settings.reconstruct else None
         if covariance is None or len(gone) == unit.filters:
             return [{} for _ in gone]
-        staying, parts = heirs.shares(covariance, gone)
+        staying, parts = shares(covariance, gone)
         return [{unit.ids[i]: (part,) for i, part in zip(staying, column)} for column in parts.T.tolist()]
 
     def _prunes_and_merges(self) -> list[Edit]:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group, Site
-from compressor.pruning.adapnet import heirs
 from compressor.pruning.adapnet.maps import COSINE_IMAGES, REC_BATCHES, Part, draw_images
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.unit import Unit
+from compressor.pruning.reconstruction.fold import residuals
 from compressor.training.distributed import place_of, summed
 
 # A map of fewer places has no pattern once it is normalised.
@@ -182,7 +182,7 @@ class Means:
             if not set(ids) <= moments.keys():
                 return None
             variance = torch.tensor([moments[i][1] - moments[i][0] ** 2 for i in ids], dtype=torch.float64)
-            variance = variance if joint is None else heirs.residuals(joint)
+            variance = variance if joint is None else residuals(joint)
             squares = tensors[place.tensor].detach().movedim(place.dim, 0).flatten(1).double().square().sum(1).cpu()
             change = variance.clamp(min=0) * squares[torch.from_numpy(channels.positions(place, ids))].sum(1)
             totals += change / change.sum().clamp(min=1e-300)

@@ -57,6 +57,17 @@ def first_images(inputs: Any, count: int) -> Any:
     return _taken(inputs, slice(count), None)
 
 
+def fewer(batches: Sequence[Any], values: int) -> list[Any]:
+    """The first batches, until they hold so many values."""
+    found: list[Any] = []
+    for given in batches:
+        if values <= 0:
+            break
+        found.append(given)
+        values -= max(leaf.numel() for leaf in _tensors(given))
+    return found
+
+
 def in_parts(batches: Sequence[Any], images: int, values: int) -> Iterator[Any]:
     """The first images of batches, in parts of so many values at most."""
     for given in batches:

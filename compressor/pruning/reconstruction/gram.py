@@ -10,7 +10,7 @@ RIDGE = 1e-3  # of the mean square of a layer's inputs
 _RIDGES = (1e-6, RIDGE, 1e-2, 1e-1)
 _SWEEPS = 2  # in which targets follow what an activation cuts off
 _LARGE = 2000  # unknowns, from which on one ridge has to do
-_KEPT_BYTES = 3 << 28  # of rows that are kept for further sweeps
+_KEPT_BYTES = 1 << 29  # of rows that are kept for further sweeps
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,10 @@ class Way:
                 found.append((number, position, summand_factor(op, position)))
         return found
 
+    def same_layout(self, end: int) -> bool:
+        """Whether values behind operator `end` lie as the layer's outputs do."""
+        return all(self.program.ops[number].operator.keeps != "layout" for number in self.call.path if number <= end)
+
     def back(self, values: Tensor, end: int, *, shift: bool) -> Tensor:
         """Values behind operator `end` as the layer's output of which they are a scale (and, with `shift`, a shift).
 

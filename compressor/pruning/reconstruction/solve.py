@@ -48,6 +48,7 @@ class Reconstruction:
     """What became of every layer whose input pruning changed."""
 
     images: int = 0
+    images_are: str = "images"
     layers: list[Refit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # layers that could not be solved, and why
 
@@ -59,8 +60,8 @@ class Reconstruction:
         worst = max(self.layers, key=lambda layer: layer.after)
         done = (
             f"{len(self.layers) - len(kept)} of {len(self.layers)} layers that read pruned channels are refitted by "
-            f"least squares on {self.images:,} images; {worst.name} misses most of its output's variance on images "
-            f"held back: {worst.after:.1%}, {worst.before:.1%} as cut"
+            f"least squares on {self.images:,} {self.images_are}; {worst.name} misses most of its output's variance on "
+            f"images held back: {worst.after:.1%}, {worst.before:.1%} as cut"
         )
         as_cut = (f"left as they were cut, no solution being better on images held back: {', '.join(kept)}",)
         return (done, *(as_cut if kept else ()), *self.notes)
@@ -124,6 +125,21 @@ class Sample:
     values: Tensor = field(default_factory=_empty)  # where the outputs are compared
     scale: Tensor = field(default_factory=_empty)  # of the outputs there
 
+    def back(self, way: Way, values: Tensor, end: int, kept: Tensor | None, *, shift: bool) -> Tensor:
+        """(1, rows, outputs): what `way.back` makes of values behind operator `end`, at the rows of this sample.
+
+        It is a scale and a shift: where the layout stays, those of one image do, at the places of the rows.
+        """
+        product, one = way.call.product, values[:1]
+        if way.same_layout(end) and len(values) and self.count % len(values) == 0:
+            scale = way.back(torch.ones_like(one), end, shift=False)
+            if scale.shape == one.shape:
+                places = self.rows % (self.count // len(values))
+                found = product.outputs(values, self.rows, kept, 1) * product.outputs(scale, places, kept, 1)
+                origin = way.back(torch.zeros_like(one), end, shift=True) if shift else None
+                return found if origin is None else found + product.outputs(origin, places, kept, 1)
+        return product.outputs(way.back(values, end, shift=shift), self.rows, kept, 1)
+
     def grouped(self, groups: int, clip: tuple[float, float] | None) -> Rows:
         """With the outputs of each group by themselves."""
         if clip is None:
@@ -151,13 +167,12 @@ def watch(way: Way, draw: Draw, after: dict[int, list[Hook]], kept: Tensor | Non
 
     def compared(_: Sequence[Any], result: Any) -> None:
         values = result if isinstance(result, Tensor) else result[0]
-        sample.y = product.outputs(way.back(values, call.end, shift=True), sample.rows, kept, 1)
-        inverse = way.back(torch.ones_like(values), call.end, shift=False)
-        inverse = product.outputs(inverse, sample.rows[:1], kept, 1)
+        sample.y = sample.back(way, values, call.end, kept, shift=True)
+        inverse = sample.back(way, values.new_ones(()).expand_as(values), call.end, kept, shift=False)[:, :1]
         sample.scale = torch.where(inverse == 0, 0, 1 / inverse)
         if call.clip is not None:
-            origin = way.back(torch.zeros_like(values), call.end, shift=True)
-            sample.values = sample.scale * (sample.y - product.outputs(origin, sample.rows, kept, 1))
+            origin = sample.back(way, values.new_zeros(()).expand_as(values), call.end, kept, shift=True)
+            sample.values = sample.scale * (sample.y - origin)
 
     after[call.at].append(ran)
     after[call.end].append(compared)
@@ -300,7 +315,6 @@ class _Solver:
             def subtract(
                 args: Sequence[Any], _: Any, number: int = number, position: int = position, factor: float = factor
             ) -> None:
-                other = way.back(args[position] * factor, number, shift=False)
-                sample.y = sample.y - product.outputs(other, sample.rows, None, 1)
+                sample.y = sample.y - factor * sample.back(way, args[position], number, None, shift=False)
 
             before[number].append(subtract)

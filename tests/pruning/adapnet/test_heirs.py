@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from compressor.graph import capture
-from compressor.pruning.adapnet import heirs
 from compressor.pruning.adapnet.observe import Means
+from compressor.pruning.reconstruction import fold
+from compressor.pruning.reconstruction.fold import FEW_RIDGE, Fold, residuals, shares
+from compressor.pruning.reconstruction.gram import Rows
 from compressor.surgery import Prune
 from tests.pruning.adapnet.running import Running, small_net
 from tests.pruning.adapnet.test_method import pruning_only
@@ -24,17 +26,33 @@ def samples(count: int = 4000) -> torch.Tensor:
 
 def test_shares_are_the_least_squares_of_what_goes_on_what_stays() -> None:
     values = samples()
-    staying, found = heirs.shares(torch.cov(values.T), [4, 1])
+    staying, found = shares(torch.cov(values.T), [4, 1])
     assert staying == [0, 2, 3, 5]
     centred = (values - values.mean(0)).numpy()
-    ridge = np.sqrt(heirs.RIDGE * values.var(0).mean().item() * (len(values) - 1))
+    ridge = np.sqrt(FEW_RIDGE * values[:, staying].var(0).mean().item() * (len(values) - 1))
     design = np.concatenate([centred[:, staying], ridge * np.eye(4)])
     wanted, *_ = np.linalg.lstsq(design, np.concatenate([centred[:, [4, 1]], np.zeros((4, 2))]), rcond=None)
     assert np.allclose(found.numpy(), wanted, atol=1e-8)
 
 
+def test_shares_are_what_a_reconstruction_predicts_of_a_network_that_has_not_changed_yet(monkeypatch) -> None:
+    """Columns handed on by shares are those of the fold: AdapNet's reconstruction is its special case."""
+    monkeypatch.setattr(fold, "RIDGE", FEW_RIDGE)
+    values, removed = samples() - samples().mean(0), [1, 4]
+    matrix = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    staying, parts = shares(torch.cov(values.T, correction=0), removed)
+    folded = Fold(np.arange(6), np.array(removed), constant=False)
+    targets = values @ matrix
+    held = torch.arange(len(values)) % 8 == 7
+    held[:] = False
+    held[-1] = True  # one row only judges
+    folded.add(Rows(values[None, :, staying], targets[None]), values[None], held)
+    found = folded.best(torch.zeros(1, 4, 3, dtype=torch.float64), matrix[None]).matrix
+    torch.testing.assert_close(found[0], matrix[staying] + parts @ matrix[removed], atol=1e-3, rtol=0)
+
+
 def test_residuals_are_small_for_channels_that_others_predict() -> None:
-    left = heirs.residuals(torch.cov(samples().T)) / samples().var(0)
+    left = residuals(torch.cov(samples().T)) / samples().var(0)
     assert float(left[[2, 5]].max()) < 0.1 and float(left[4]) < 0.1 and float(left[3]) > 0.9
 
 

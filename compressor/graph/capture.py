@@ -18,9 +18,9 @@ from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.refine import Map, Refinement
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Way, cause, refused, run
+from compressor.graph.trace import Trace, Way, cause, refused, run
 from compressor.graph.unregistered import in_one_memory, unregistered
-from compressor.graph.ways import Also, Run, entered, entries, further, same_wiring, unreached, unused
+from compressor.graph.ways import MODELESS, Also, Run, entered, entries, further, same_wiring, unreached, unused
 
 
 @neutrally
@@ -49,7 +49,7 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         runs = [*usual, *further(first.replica, usual)]
         never = unused(first.replica.tensors, runs)
         notes = [*first.notes, *unreached(model, unused(first.replica.tensors, usual), never)]
-        if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0]):
+        if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0], first.replica.modules):
             del runs[1]
         refinement = Refinement(model, first.replica, runs, never)
         refined, more = refinement.refine(kept)
@@ -91,7 +91,7 @@ def _channels(refinement: Refinement, refined: Map, batch: int, notes: Iterable[
 
 @dataclass(frozen=True)
 class _FirstRuns:
-    """A replica of the model, and how it ran: in evaluation mode first, then in training mode if it does."""
+    """A replica of the model, and how it ran: in evaluation mode first."""
 
     replica: Replica
     runs: list[Run]
@@ -99,33 +99,51 @@ class _FirstRuns:
 
 
 def _first_runs(model: nn.Module, example: Any, ways: list[Way]) -> _FirstRuns:
-    """Run a replica in both modes and in further ways: on shapes alone if it can, else on a copy with data.
+    """Run a replica in every way that its code may tell apart: on shapes alone if it can, else on a copy with data.
 
     Raises:
         ModelError: it does not run in evaluation mode, or not in one of the ways.
     """
     best, failure = None, None
-    evaluating, training = Way(example), Way(with_tensors(example, _at_least_two), training=True)
     for real in (False, True):
         replica = Replica(model, real=real)
-        evaluated = run(replica, evaluating)
+        evaluated, other = _evaluated(replica, example)
         if evaluated.error is not None:
             failure = evaluated.error
             continue
         try:
-            more = entered(replica, ways)
+            runs = [(evaluated, Way(example)), *entered(replica, ways)]
         except ModelError as error:
             failure = error
             continue
-        trained = run(replica, training)
+        if other is None:
+            return _FirstRuns(replica, runs)
+        trained = run(replica, other)
         if trained.error is None:
-            return _FirstRuns(replica, [(evaluated, evaluating), (trained, training), *more])
-        reason = f"not captured in training mode, in which it fails: {cause(trained.error)}"
-        best = best or _FirstRuns(replica, [(evaluated, evaluating), *more], (reason,))
+            return _FirstRuns(replica, [runs[0], (trained, other), *runs[1:]])
+        mode = "in training mode, in" if other.training else "on two inputs at once, on"
+        best = best or _FirstRuns(replica, runs, (f"not captured {mode} which it fails: {cause(trained.error)}",))
     if best is None:
         assert failure is not None
         raise refused(example, failure) from failure
     return best
+
+
+def _evaluated(replica: Replica, example: Any) -> tuple[Trace, Way | None]:
+    """A run in evaluation mode, and the way in which the code may run otherwise, if there is one.
+
+    In training mode, if it asks for the mode. Else with more than one input, if something was not used: it may be for
+    these.
+    """
+    several = with_tensors(example, _at_least_two)
+    with replica.evaluating() as asked:
+        trace = run(replica, Way(example))
+    if asked is None or trace.error is not None or not asked <= MODELESS:
+        trace = run(replica, Way(example)) if trace.error is not None and asked is not None else trace
+        return trace, Way(several, training=True)
+    unread = unused(replica.tensors, [(trace, Way(example))])
+    left = any(isinstance(replica.tensors[name], nn.Parameter) for name in unread)
+    return trace, Way(several) if left else None
 
 
 def _at_least_two(tensor: Tensor) -> Tensor:

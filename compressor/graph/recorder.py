@@ -163,7 +163,7 @@ class Recorder(_Watching):
         self._placed = 0  # how many of these stand in `_lying`
         self._watched: dict[int, _Watched] = {}
         self._lying: dict[int, tuple[Any, TensorRef]] = {}  # by its memory, whose number is taken as long as it is held
-        self._count = len(replica.references)
+        self._count = self.result.own = len(replica.references)
         self._module = ""
         self._running = False  # whether an operator is, whose own code may look at memory
         for tensor, ref in replica.references:

@@ -91,6 +91,7 @@ class Trace:
     """What ran, in order. `error` holds the exception that ended an incomplete trace."""
 
     parameters: dict[int, str] = field(default_factory=dict)  # tensor number -> name in the state dict
+    own: int = 0  # lower numbers are those of tensors that the model holds before it runs
     inputs: tuple[TensorRef, ...] = ()
     outputs: tuple[TensorRef, ...] = ()
     gave: tuple[tuple[int, ...], ...] = ()  # the shapes of what the model returned

@@ -1,5 +1,8 @@
 """A copy of a model that may be edited and run freely, without its data or with it."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +29,7 @@ class Replica:
         self.values = Values(() if real else readable)
         self.state = State(self.model)
         self._training: bool | None = None  # the mode of the last run
+        self._keeps_mode = all(_keeps_mode(module) for module in self.modules.values())
 
     @cached_property
     def references(self) -> list[tuple[Tensor, TensorRef]]:
@@ -43,11 +47,54 @@ class Replica:
         if training == self._training:
             return
         self._training = training
-        if any(type(module).train is not nn.Module.train for module in self.modules.values()):
-            set_mode(self.model, training)
-        else:  # the same, without a search for the children of each
+        if self._keeps_mode:  # without a search for the children of each
             for module in self.modules.values():
                 vars(module)["training"] = training
+        else:
+            set_mode(self.model, training)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[set[str] | None]:
+        """Meanwhile it is in evaluation mode, and Python modules whose code asks for the mode are noted.
+
+        None where that cannot be seen: torch's scripts and a `train()` of the user's keep it elsewhere.
+        """
+        self.set_mode(False)
+        if not self._keeps_mode:
+            yield None
+            return
+        asked: set[str] = set()
+        whole = [(space, space["_modules"]) for space in map(vars, self.modules.values())]
+        for space, inner in whole:
+            space["_modules"] = _Asked(inner, asked)
+            del space["training"]
+        try:
+            yield asked
+        finally:
+            for space, inner in whole:
+                space["_modules"], space["training"] = inner, False
+
+
+class _Asked(dict[str, Any]):
+    """The submodules of a module without a mode: torch looks for `training` here last, and whose code asked is noted."""
+
+    def __init__(self, inner: dict[str, Any], asked: set[str]) -> None:
+        super().__init__(inner)
+        self._asked = asked
+
+    def __contains__(self, name: object) -> bool:
+        return name == "training" or super().__contains__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        if name != "training":
+            return super().__getitem__(name)
+        self._asked.add(sys._getframe(2).f_globals.get("__name__", ""))  # behind `nn.Module.__getattr__`
+        return False
+
+
+def _keeps_mode(module: nn.Module) -> bool:
+    """Whether a module's mode is its attribute `training` and nothing else."""
+    return type(module).train is nn.Module.train and not isinstance(module, torch.jit.ScriptModule)
 
 
 def set_mode(model: nn.Module, training: bool) -> None:

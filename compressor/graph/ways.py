@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, did_you_mean
 from compressor.graph.recorder import Answer
@@ -120,30 +120,47 @@ def _ending(answer: Answer) -> Answer:
     return tell
 
 
-def same_wiring(one: Trace, other: Trace) -> bool:
+# Python modules whose code does the same with channels in either mode; what drops out gives what it is given.
+_DROPS = frozenset({"torch.nn.modules.dropout", "timm.layers.drop", "torchvision.ops.stochastic_depth"})
+MODELESS = _DROPS | {"torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm", "timm.layers.norm_act"}
+
+
+def same_wiring(one: Trace, other: Trace, modules: Mapping[str, nn.Module]) -> bool:
     """Whether two runs are the same operators of the same modules on the same tensors, for two images or one.
 
-    What counts batches is left out, and so is what a norm gives that nothing reads.
+    What counts batches or drops out is left out, and so are the statistics that a batch norm gives.
     """
-    return (one.parameters, one.left, _wiring(one)) == (other.parameters, other.left, _wiring(other))
+    return _wiring(one, modules) == _wiring(other, modules)
 
 
-def _wiring(trace: Trace) -> list[Any]:
-    read = {ref.index for op in trace.ops for ref in op.inputs} | {ref.index for ref in trace.outputs}
-    return [
-        (op.name, op.module, _places(op.inputs), _places(ref for ref in op.outputs if ref.index in read))
-        for op in trace.ops
-        if any(ref.shape for ref in (*op.inputs, *op.outputs))
-    ] + [_places(trace.outputs)]
+def _wiring(trace: Trace, modules: Mapping[str, nn.Module]) -> list[Any]:
+    gone, given = set[int](), dict[int, int]()  # operators that drop out, and for what they give what they are given
+    for call in trace.calls:
+        if type(modules.get(call.module)).__module__ in _DROPS and len(call.inputs) == len(call.outputs) == 1:
+            gone.update(range(call.start, call.end))
+            given[call.outputs[0].index] = given.get(call.inputs[0].index, call.inputs[0].index)
+    ops = [op for number, op in enumerate(trace.ops) if number not in gone]
+    numbers: dict[int, int] = {}
+
+    def place(ref: TensorRef) -> Any:
+        """The number of one of the model's tensors, else in the order in which they come up; a shape without batch."""
+        number = given.get(ref.index, ref.index)
+        number = number if number < trace.own else numbers.setdefault(number, trace.own + len(numbers))
+        return number, ref.shape[:1] if ref.shape[:1] > (2,) else (), ref.shape[1:]
+
+    found: list[Any] = [*map(place, trace.inputs)]
+    for op in ops:
+        if any(ref.shape for ref in (*op.inputs, *op.outputs)):
+            made = op.outputs[:1] if op.operator.kind == "batch norm" else op.outputs
+            found += [(op.name, op.module), *map(place, op.inputs), *map(place, made)]
+    return [*found, *((where, place(ref)) for ref, where in trace.left), *map(place, trace.outputs)]
 
 
-def _places(refs: Iterable[TensorRef]) -> list[Any]:
-    """Numbers and shapes, without that of a batch."""
-    return [(ref.index, ref.shape[:1] if ref.shape[:1] > (2,) else (), ref.shape[1:]) for ref in refs]
+def unused(tensors: Mapping[str, Tensor], runs: Iterable[Run]) -> frozenset[str]:
+    """Of a model's parameters and buffers, by name, those that no operator of any run read or wrote.
 
-
-def unused(tensors: Iterable[str], runs: Iterable[Run]) -> frozenset[str]:
-    """Of a model's parameters and buffers, by name, those that no operator of any run read or wrote."""
+    Single numbers in buffers are left out: batch norm counts its batches there.
+    """
     used = {
         trace.parameters[ref.index]
         for trace, _ in runs
@@ -151,7 +168,8 @@ def unused(tensors: Iterable[str], runs: Iterable[Run]) -> frozenset[str]:
         for ref in op.inputs
         if ref.index in trace.parameters
     }
-    return frozenset(tensors) - used
+    whole = (name for name, tensor in tensors.items() if tensor.ndim or isinstance(tensor, nn.Parameter))
+    return frozenset(whole) - used
 
 
 def idle(model: nn.Module, names: frozenset[str]) -> list[str]:

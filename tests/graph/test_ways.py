@@ -1,6 +1,7 @@
 """What the example does not reach: followed where a way there is found, and named where none is."""
 
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import compressor
 from compressor.graph import Channels, capture
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Way, run
+from compressor.graph.trace import Trace, Way, run
 from compressor.graph.ways import same_wiring
 
 X = torch.randn(2, 3, 8, 8)
@@ -167,6 +168,81 @@ def test_what_is_handed_out_in_training_alone_keeps_its_width() -> None:
     assert [group.name for group in channels.free] == ["body"] and "neck" in channels.frozen
 
 
+class Asking(nn.Module):
+    """Calls `ask` with its batch norm before it runs; more than one input go through another layer."""
+
+    def __init__(self, ask: Callable[[nn.Module], Any] = bool, wide: bool = False) -> None:
+        super().__init__()
+        self.ask, self.wide = ask, wide
+        self.body, self.norm, self.drop, self.head = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout2d(), nn.Conv2d(8, 4, 1)
+        self.several = nn.Conv2d(8, 8, 1) if wide else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.ask(self.norm)
+        y = self.drop(self.norm(self.body(x)))
+        return self.head(self.several(y) if self.wide and len(x) > 1 else y)
+
+
+def _modes(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """Of every run of a capture that is written down, the mode and the number of inputs."""
+    seen: list[tuple[bool, int]] = []
+
+    def noted(replica: Replica, way: Way, *rest: Any) -> Trace:
+        seen.append((way.training, len(way.example)))
+        return run(replica, way, *rest)
+
+    monkeypatch.setattr(sys.modules["compressor.graph.capture"], "run", noted)
+    assert not capture(model, X[:1]).frozen.keys() & {"body", "several"}
+    return seen
+
+
+def _ask_without_torch(norm: nn.Module) -> None:
+    vars(norm)["training"]
+
+
+class OwnMode(Asking):
+    """Its `train()` is its own."""
+
+    def train(self, mode: bool = True) -> "OwnMode":
+        super().train(mode)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("model", "runs"),
+    [
+        (Asking(), [(False, 1)]),
+        (Asking(wide=True), [(False, 1), (False, 2)]),
+        (Asking(lambda norm: norm.training), [(False, 1), (True, 2)]),
+        (Asking(lambda norm: hasattr(norm, "training")), [(False, 1), (True, 2)]),
+        (Asking(nn.Module.eval), [(False, 1), (False, 1), (True, 2)]),  # which cannot be noted, so it runs once more
+        (Asking(_ask_without_torch), [(False, 1), (False, 1), (True, 2)]),
+        (OwnMode(), [(False, 1), (True, 2)]),
+    ],
+)
+def test_only_code_that_asks_for_the_mode_runs_in_both(
+    model: nn.Module, runs: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _modes(model, monkeypatch) == runs
+
+
+def test_modules_have_their_mode_again_after_they_ran_without() -> None:
+    replica = Replica(Asking())
+    before = [(list(module._modules), type(module._modules), module.training) for module in replica.modules.values()]
+    with replica.evaluating() as asked:
+        run(replica, Way(X))
+    after = [(list(module._modules), type(module._modules), module.training) for module in replica.modules.values()]
+    assert [each[:2] for each in before] == [each[:2] for each in after] and not any(mode for *_, mode in after)
+    assert asked == {"torch.nn.modules.batchnorm", "torch.nn.modules.dropout"}
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout(), nn.Dropout(inplace=True), nn.Dropout2d(), nn.AlphaDropout()])
+def test_what_drops_out_is_no_other_wiring(drop: nn.Module) -> None:
+    replica = Replica(nn.Sequential(nn.Conv2d(3, 8, 1), drop, nn.ReLU(), drop, nn.Conv2d(8, 4, 1)))
+    evaluated, trained = run(replica, Way(X[:1])), run(replica, Way(X, training=True))
+    assert len(trained.ops) > len(evaluated.ops) and same_wiring(evaluated, trained, replica.modules)
+
+
 class Swapped(nn.Module):
     """Runs the same operators in both modes; with `apart` on another weight of the same shape."""
 
@@ -186,7 +262,7 @@ def test_a_mode_is_the_same_where_its_operators_read_the_same_tensors(apart: boo
     replica = Replica(Swapped(apart))
     evaluated, trained = run(replica, Way(X[:1])), run(replica, Way(X, training=True))
     assert [op.name for op in trained.ops if op.name != "add"] == [op.name for op in evaluated.ops]
-    assert same_wiring(evaluated, trained) is not apart
+    assert same_wiring(evaluated, trained, replica.modules) is not apart
     channels = capture(Swapped(apart), X[:1])
     readers = {place.tensor for place in channels.group("first").places if place.role == "column"}
     assert readers == ({"one", "other"} if apart else {"one"})

@@ -1,4 +1,4 @@
-"""Capture a model: follow its channels through one run in evaluation mode and one in training mode, and try the map."""
+"""Capture a model: follow its channels through its runs in evaluation mode and, where it asks, in training mode."""
 
 import gc
 from collections.abc import Iterable
@@ -51,7 +51,7 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         notes = [*first.notes, *unreached(model, unused(first.replica.tensors, usual), never)]
         if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0], first.replica.modules):
             del runs[1]
-        refinement = Refinement(model, first.replica, runs, never)
+        refinement = Refinement(first.replica, runs, never)
         refined, more = refinement.refine(kept)
         found = _channels(refinement, refined, batch_of(runs[0][0]), [*notes, *more])
         found = _with_kept(replace(found, names=names), patterns)

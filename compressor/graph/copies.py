@@ -35,11 +35,8 @@ def copied(value: Any, memo: Memo) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
-    if kind in _HOLDERS:  # what most modules are made of
-        if not value:
-            return kind()
-        if kind is dict and all(id(held) in memo or held is None for held in value.values()):  # parameters, submodules
-            return {key: memo.get(id(held)) for key, held in value.items()}
+    if kind is dict and all(id(held) in memo or held is None for held in value.values()):  # parameters, submodules
+        return {key: memo.get(id(held)) for key, held in value.items()}
     if isinstance(value, Tensor):
         return _kept(value, _tensor(value), memo)
     copier = _COPIERS.get(kind)
@@ -59,11 +56,16 @@ HAVE_CODE = (fx.GraphModule, torch.jit.ScriptModule)  # modules that are more th
 
 def attributes(value: Any, memo: Memo) -> dict[str, Any]:
     """Copies of an object's attributes; what a module was compiled to in place is left out, as it runs the original."""
-    return {
-        key: each if type(each) in CONSTANTS else copied(each, memo)
-        for key, each in vars(value).items()
-        if key != "_compiled_call_impl"
-    }
+    made: dict[str, Any] = {}
+    for key, each in vars(value).items():
+        kind = type(each)
+        if kind in CONSTANTS:
+            made[key] = each
+        elif kind in _HOLDERS and not each:  # as most: hooks of which there are none
+            made[key] = kind()
+        elif key != "_compiled_call_impl":
+            made[key] = copied(each, memo)
+    return made
 
 
 def _kept(value: Any, result: Any, memo: Memo) -> Any:

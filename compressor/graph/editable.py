@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph.held import tensors_in
-from compressor.graph.tensors import named_modules, named_tensors
+from compressor.graph.tensors import named_tensors
 
 
 def check_model(model: Any) -> None:
@@ -26,7 +26,7 @@ def check_model(model: Any) -> None:
         raise UsageError(f"a torch.nn.Module is needed, not {given}; compressor.load makes one of a file")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
-    kinds = {type(module): name for name, module in named_modules(model).items()}
+    kinds = {type(module): name for name, module in model.named_modules()}
     for kind, name in kinds.items():
         if not {"FakeQuantizeBase", "ObserverBase"}.isdisjoint(each.__name__ for each in kind.__mro__):
             raise ModelError(f"{name} prepares the model for quantization: prune first, then prepare what is left")

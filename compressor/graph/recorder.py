@@ -158,15 +158,15 @@ class Recorder(_Watching):
         self.result = Trace()
         self._modules = replica.modules
         self.result.parameters = dict(enumerate(replica.tensors))
-        self._known: dict[int, TensorRef] = {}
-        self._alive: list[tuple[Tensor, TensorRef]] = []
+        self._known = {id(tensor): ref for tensor, ref in replica.references}
+        self._alive = list(replica.references) if self._on_meta else []
         self._placed = 0  # how many of these stand in `_lying`
         self._watched: dict[int, _Watched] = {}
         self._lying: dict[int, tuple[Any, TensorRef]] = {}  # by its memory, whose number is taken as long as it is held
         self._count = self.result.own = len(replica.references)
         self._module = ""
         self._running = False  # whether an operator is, whose own code may look at memory
-        for tensor, ref in replica.references:
+        for tensor, ref in () if self._on_meta else replica.references:
             self._hold(tensor, ref)
 
     def __torch_dispatch__(
@@ -195,6 +195,8 @@ class Recorder(_Watching):
 
     def refs(self, values: Any, made: bool = False) -> tuple[TensorRef, ...]:
         """Of all tensors in a value; `made` says that they come from something seen: an operator, the example."""
+        if type(values) is Tensor:  # as most
+            return (self._ref(values, made),)
         return tuple([self._ref(leaf, made) for leaf in _leaves(values)])
 
     def read(self, tensor: Tensor) -> None:
@@ -291,7 +293,7 @@ class Recorder(_Watching):
             if isinstance(value, Tensor):
                 value = self._ref(value)
                 seen.append(value)
-            elif isinstance(value, list | tuple):
+            elif isinstance(value, list | tuple) and type(value[0] if value else 0) is not int:
                 value = self._written(value, seen)
             written.append(value)
         return tuple(written) if type(values) is tuple else type(values)(written)

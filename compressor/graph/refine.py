@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from compressor.graph import groups, trial
 from compressor.graph.channels import KEPT, Group, Ids, Key, Size
@@ -19,7 +18,6 @@ from compressor.graph.kept_sizes import kept_sizes
 from compressor.graph.names import labels
 from compressor.graph.propagate import Propagation, RawSize, Unions
 from compressor.graph.skeleton import Replica
-from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.trace import Trace, Way
 from compressor.graph.trial import Copies, Mismatch
 from compressor.graph.ways import beside, left_over
@@ -85,20 +83,18 @@ class Attempt:
 class Refinement:
     """One capture: propagation through the traces of both modes over a shared set of ties, and the search for a map."""
 
-    def __init__(
-        self, model: nn.Module, replica: Replica, runs: list[tuple[Trace, Way]], never: frozenset[str]
-    ) -> None:
+    def __init__(self, replica: Replica, runs: list[tuple[Trace, Way]], never: frozenset[str]) -> None:
         """`runs` holds traces of the replica: in evaluation mode first, then in training mode if it ran.
 
         `never` are the tensors that no run used.
         """
-        self.model = model
-        self.beside = beside(model, never)  # modules of which nothing is edited that others share, and why
+        self.model = replica.model
+        self.beside = beside(self.model, never)  # modules of which nothing is edited that others share, and why
         self.keep: frozenset[str] = frozenset()
         self.runs = runs
         self.replica = replica
-        self.tensors = named_tensors(model)
-        self.modules = {n: m for n, m in named_modules(model).items() if not isinstance(m, torch.jit.ScriptModule)}
+        self.tensors = replica.tensors
+        self.modules = {n: m for n, m in replica.modules.items() if not isinstance(m, torch.jit.ScriptModule)}
         self.order = trial.first_use(runs[0][0], {name: place for place, name in enumerate(self.tensors)})
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}

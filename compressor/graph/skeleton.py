@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from compressor.graph.copies import CONSTANTS, HAVE_CODE, attributes, copied
 from compressor.graph.records import TensorRef
 from compressor.graph.state import State
-from compressor.graph.tensors import named_modules, named_tensors
+from compressor.graph.tensors import named_tensors
 from compressor.graph.values import Values, may_be_read
 
 
@@ -23,7 +23,7 @@ class Replica:
     def __init__(self, model: nn.Module, *, real: bool = False) -> None:
         readable: list[tuple[Tensor, Tensor]] = []
         self.model = skeleton(model, real=real, readable=readable)
-        self.modules = named_modules(self.model)
+        self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
         self.tensors = named_tensors(self.model)
         self.device = next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
         self.values = Values(() if real else readable)
@@ -76,7 +76,7 @@ class Replica:
 
 
 class _Asked(dict[str, Any]):
-    """The submodules of a module without a mode: torch looks for `training` here last, and whose code asked is noted."""
+    """The submodules of a module without a mode: torch looks for `training` here last, and who asked is noted."""
 
     def __init__(self, inner: dict[str, Any], asked: set[str]) -> None:
         super().__init__(inner)

@@ -33,7 +33,7 @@ class State:
     def __init__(self, model: nn.Module) -> None:
         self._seen: dict[int, Any] = {}
         self._undo: list[_Undo] = []
-        self._spaces: list[dict[str, Any]] = []  # attributes of modules and objects
+        self._spaces: list[dict[str, Any]] = []  # attributes of modules and objects, and plain dicts
         self._empty: list[Any] = []
         self._kinds: set[type] = set()
         self._tensors: list[Tensor] = []  # buffers and other tensors that are no parameters
@@ -101,10 +101,13 @@ class State:
         held = vars(module)
         self._spaces.append(held)
         for name, value in held.items():
-            if type(value) in CONSTANTS or is_constant(value):
+            kind = type(value)
+            if kind in CONSTANTS:
                 continue
-            if type(value) in _PLAIN and not value:
+            if kind in _PLAIN and not value:
                 self._empty.append(value)
+            elif is_constant(value):
+                continue
             elif name in ("_parameters", "_buffers", "_modules"):
                 self._spaces.append(value)
                 if name != "_parameters":
@@ -116,6 +119,10 @@ class State:
             self._waiting.append(type(module))
 
     def _container(self, one: Any) -> None:
+        if type(one) is dict and len(one) <= _LARGE:
+            self._spaces.append(one)
+            self._waiting.extend(one.values())
+            return
         base = next(kind for kind in _BASES if isinstance(one, kind))  # what the user's class makes of it is not asked
         if base.__len__(one) > _LARGE:
             return
@@ -159,15 +166,16 @@ class State:
         if not _is_users(function):
             return
         self._waiting.append(vars(function))
-        names = _names(function.__code__)
+        names, stored = _names(function.__code__), _stored(function.__code__)
         spaces = [function.__globals__]
         spaces += [vars(v) for v in map(function.__globals__.get, names) if _is_users_module(v)]
         for space in spaces:
             for name in names:
-                place = (id(space), name)
-                if hash(place) not in self._seen and (name in space or name in _stored(function.__code__)):
-                    self._seen[hash(place)] = space
-                    self._global(space, name)
+                if name in space or name in stored:
+                    place = hash((id(space), name))
+                    if place not in self._seen:
+                        self._seen[place] = space
+                        self._global(space, name)
 
     def _global(self, space: dict[str, Any], name: str) -> None:
         value = space.get(name, _MISSING)
@@ -213,7 +221,9 @@ def _noted_as(kind: type) -> _Noted | None:
 
 _MISSING = object()
 _BASES: tuple[Any, ...] = (collections.OrderedDict, dict, list, set, collections.deque)
-_PLAIN = (dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter)
+_PLAIN = frozenset(
+    {dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter}
+)
 _LIBRARIES = {"torch", "torchvision", "timm", "numpy", "compressor", "huggingface_hub", "safetensors", "PIL", "scipy"}
 _NOT_USERS = _LIBRARIES | sys.stdlib_module_names - {"__main__"}
 

@@ -4,34 +4,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 
-def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """What `model.named_modules()` gives, whose generators within generators take longer than many a network's run."""
-    found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-    waiting = [("", model)]
-    while waiting:
-        path, module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            found[path] = module
-            dot = f"{path}." if path else ""
-            inner = [(dot + name, each) for name, each in module._modules.items() if each is not None]
-            waiting.extend(reversed(inner))
-    return found
-
-
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers (those that are not saved too), each under its first name; one walk over the modules."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for path, module in named_modules(model).items():
-        dot = f"{path}." if path else ""
+    for path, module in model.named_modules():
         for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
             for name, tensor in held.items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    found[dot + name] = tensor
+                    found[f"{path}.{name}" if path else name] = tensor
     return parameters | buffers
 
 
@@ -48,7 +31,7 @@ def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that are not in the state dict."""
     return {
         f"{path}.{name}".lstrip("."): buffer
-        for path, module in named_modules(model).items()
+        for path, module in model.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name in module._non_persistent_buffers_set
     }

@@ -14,7 +14,6 @@ from compressor.errors import ModelError, UsageError, did_you_mean
 from compressor.graph.recorder import Answer
 from compressor.graph.records import TensorRef, Trace
 from compressor.graph.skeleton import Replica
-from compressor.graph.tensors import named_modules
 from compressor.graph.trace import Way, cause, run
 
 Run = tuple[Trace, Way]
@@ -183,7 +182,7 @@ def idle(model: nn.Module, names: frozenset[str]) -> list[str]:
     whole = {path for path, count in missed.items() if count == inside[path]}
     if "" in whole:
         return [""]
-    found = [path for path in named_modules(model) if path in whole and whole.isdisjoint(_outer(path))]
+    found = [path for path, _ in model.named_modules() if path in whole and whole.isdisjoint(_outer(path))]
     return [*found, *sorted(name for name in own if name in names and whole.isdisjoint(around[name]))]
 
 
@@ -196,7 +195,7 @@ def beside(model: nn.Module, never: frozenset[str]) -> dict[str, str]:
     """Used modules that stand in a list or dict of modules beside one of their class that no run used -> why what
     joins them to the rest is left as it is: what feeds the one may feed the other.
     """
-    modules = named_modules(model) if never else {}
+    modules = dict(model.named_modules()) if never else {}
     idle_ones = [name for name in idle(model, never) if name in modules]
     found = {}
     for name in idle_ones:

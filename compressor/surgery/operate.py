@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from compressor.errors import ModelError
 from compressor.graph.attributes import write_
 from compressor.graph.channels import Channels, Place
-from compressor.graph.tensors import named_modules, named_tensors
+from compressor.graph.tensors import named_tensors
 from compressor.surgery.assign import assign_, check_no_reducer
 from compressor.surgery.companions import edited, edited_state, forget_, in_format_of
 from compressor.surgery.compensation import compensate_
@@ -41,7 +41,7 @@ def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimi
     renumbering = Renumbering.of(plan, channels)
     edits = _edited(tensors, plan, channels, renumbering, {} if optimizer is None else optimizer.state)
     updated = renumbering.apply(channels)
-    modules = named_modules(model)
+    modules = dict(model.named_modules())
     before = Snapshot.of(model, optimizer, copies=False)
     try:
         for edit in edits:

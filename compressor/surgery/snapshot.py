@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compressor.graph.tensors import named_modules, named_tensors
+from compressor.graph.tensors import named_tensors
 from compressor.surgery.assign import assign_
 
 
@@ -31,7 +31,7 @@ class Snapshot:
         return Snapshot(
             optimizer,
             tuple((each, take(each.detach()), take(each.grad)) for each in named_tensors(model).values()),
-            tuple((module, dict(vars(module))) for module in named_modules(model).values()),
+            tuple((module, dict(vars(module))) for module in model.modules()),
             {} if optimizer is None else _state(optimizer.state, take),
             copies,
         )

@@ -26,7 +26,7 @@ def test_nothing_objects_to_the_map_that_is_found_and_the_replica_is_as_before(n
     replica = Replica(model)
     shapes = {key: tensor.shape for key, tensor in replica.tensors.items()}
     way = Way(model.example())
-    search = Refinement(model, replica, [(run(replica, way), way)], frozenset())
+    search = Refinement(replica, [(run(replica, way), way)], frozenset())
     found, _ = search.refine(frozenset())
     assert search._tried(found).objection is None
     assert {key: tensor.shape for key, tensor in replica.tensors.items()} == shapes
@@ -36,7 +36,7 @@ def test_nothing_objects_to_the_map_that_is_found_and_the_replica_is_as_before(n
 def test_what_is_kept_by_request_is_frozen():
     model = NETWORKS["Plain"]().eval()
     replica, way = Replica(model), Way(model.example())
-    search = Refinement(model, replica, [(run(replica, way), way)], frozenset())
+    search = Refinement(replica, [(run(replica, way), way)], frozenset())
     free = [group.name for group in search.refine(frozenset())[0].groups if group.frozen is None]
     kept, _ = search.refine(frozenset(free[:1]))
     assert [group.name for group in kept.groups if group.frozen is None] == free[1:]

@@ -56,7 +56,10 @@ CALLS = {
     "addition of types": (aten.add.Tensor, (meta(*MAP), meta(4, 1, 1, dtype=torch.float64))),
     "concatenation": (aten.cat.default, ([meta(*MAP), meta(2, 1, 5, 7)], -3)),
     "mean": (aten.mean.dim, (meta(*MAP), [-1, 2], True)),
-    "activation of strides": (aten.relu.default, (meta(*MAP).contiguous(memory_format=torch.channels_last),)),
+    "activation of strides": (aten.relu.default, (LAST,)),
+    "activation of permuted dimensions": (aten.relu.default, (meta(*MAP).permute(3, 0, 2, 1),)),
+    "activation of every other pixel": (aten.relu.default, (meta(*MAP).permute(0, 2, 1, 3)[:, ::2],)),
+    "activation of one image over and over": (aten.relu.default, (meta(1, 4, 5).expand(3, 4, 5),)),
 }
 REFUSED = {
     "affine": (aten.addmm.default, (meta(3), meta(*ROWS), meta(5, 3))),
@@ -75,6 +78,14 @@ REFUSED = {
 def test_quick_rule_agrees_with_torch(name):
     func, args = CALLS[name]
     assert described(run_on_shapes(func, args, {}, Values())) == described(func(*args))
+
+
+def test_batch_norm_takes_no_statistics_in_evaluation_as_on_data():
+    """Torch's own rule gives them one number a channel."""
+    args = (LAST, None, meta(4), meta(4), meta(4), False, 0.1, 1e-5)
+    data = (torch.ones_like(each, device="cpu") if isinstance(each, torch.Tensor) else each for each in args)
+    func = aten.native_batch_norm.default
+    assert described(run_on_shapes(func, args, {}, Values())) == described(func(*data))
 
 
 @pytest.mark.parametrize("name", REFUSED)

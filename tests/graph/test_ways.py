@@ -174,7 +174,8 @@ class Asking(nn.Module):
     def __init__(self, ask: Callable[[nn.Module], Any] = bool, wide: bool = False) -> None:
         super().__init__()
         self.ask, self.wide = ask, wide
-        self.body, self.norm, self.drop, self.head = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout2d(), nn.Conv2d(8, 4, 1)
+        self.body, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.norm, self.drop = nn.BatchNorm2d(8), nn.Dropout2d()
         self.several = nn.Conv2d(8, 8, 1) if wide else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,34 +1,40 @@
 """`compressor tune`."""
 
-from typing import Annotated
-
-import typer
-
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
+from compressor.errors import UsageError
+from compressor.runs.jobs import TuneJob
 
 HELP = (
     "Make a package fast and small in memory on this machine: write a graph with the weights as this processor wants "
-    "them beside the portable one. Run it on the device."
+    "them beside the portable one. Run it on the device. With --kit: write what times a model's layers on another "
+    "machine, for prune --target-ms."
 )
 EXAMPLE = "compressor tune deploy"
 
 
-def tune(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="The folder that `compressor export` made.")],
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of an operator, while it is timed.")] = 1,
-    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure each exit before and after.")] = True,
-    json: Json = False,
-) -> None:
+def tune(job: TuneJob, json: Json = False) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
+    if job.kit is not None:
+        from compressor.runs.kit import kit
+
+        with terminal.progress() as tell:
+            count = kit(job, tell)
+        terminal.print_json({"kit": job.kit, "samples": count})
+        words = {f"{job.kit}/measure.py": f"times {count} layers; copy the folder to the device and run it there"}
+        terminal.made(words, f"prune MODEL --target-ms MS --table {job.kit}/table.json")
+        return
     from compressor.exporting.tune import tune_package
     from compressor.report.exits import tuned_table
     from compressor.report.manifest import TUNED_MODEL, TUNED_WEIGHTS
 
-    manifest = tune_package(folder, threads=threads, latency=latency)
+    folder = job.model.model
+    if folder is None:
+        raise UsageError("tune takes the folder that `compressor export` made; a model needs --kit FOLDER")
+    manifest = tune_package(folder, threads=job.threads, latency=job.latency)
     terminal.print_json({"folder": folder, **manifest.to_json()})
-    if latency:
+    if job.latency:
         terminal.show(tuned_table(manifest))
     words = {
         f"{folder}/{TUNED_MODEL}": "for this processor and this ONNX Runtime only: open it with ORT_DISABLE_ALL",

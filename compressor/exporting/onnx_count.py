@@ -32,7 +32,7 @@ def counted(source: str, folder: str, most_gib: float) -> dict[str, Any]:
         raise FileError(f"{file} leaves its image size open, so it has no one cost; export it for a fixed size")
     proto = _portable(file, taken)
     try:
-        graph = _with_one_image(proto, model.input_name).graph
+        graph = with_one_image(proto, model.input_name).graph
     except MemoryError:
         raise
     except Exception as error:  # protobuf and onnx each have their own kinds
@@ -61,11 +61,13 @@ def _portable(file: Path, taken: Taken) -> Any:
     return take_in(portable, folder).proto
 
 
-def _with_one_image(proto: Any, input_name: str) -> Any:
-    """The model with the shape of every tensor inferred, for one image unless the file fixes another batch."""
+def with_one_image(proto: Any, input_name: str | None = None) -> Any:
+    """The model with the shape of every tensor inferred, for one image unless the file fixes another batch; of several
+    inputs the named one has the images.
+    """
     import onnx
 
-    image = next(entry for entry in proto.graph.input if entry.name == input_name)
+    image = next(entry for entry in proto.graph.input if input_name in (None, entry.name))
     free = image.type.tensor_type.shape.dim[0].dim_param
     for graph in graphs_in(proto.graph):
         for entry in (*graph.input, *graph.output, *graph.value_info):

@@ -1,7 +1,7 @@
 """How many channels each group loses: in what order those of all groups go, so that every target costs least error."""
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,20 +9,25 @@ from numpy.typing import NDArray
 
 from compressor.graph.channels import Channels
 from compressor.pruning.obs import Curve
+from compressor.pruning.price import Price, macs_price
 from compressor.pruning.scores import Values, in_order
 
 _AHEAD = 6  # cuts that are looked at, each twice as far, where the first of them alone would seem expensive
 
 
 def ranks(
-    channels: Channels, curves: Mapping[str, Curve], cuts: Mapping[str, Sequence[int]] | None = None
+    channels: Channels,
+    curves: Mapping[str, Curve],
+    cuts: Mapping[str, Sequence[int]] | None = None,
+    price: Price | None = None,
 ) -> dict[str, Values]:
     """For each group the place of every one of its `ids` in the order in which all channels go.
 
-    Step by step the group goes on that adds the least error for each multiply-add that it saves, at the widths that are
-    left. `cuts` says how many channels of each group may be gone, rising from 0; any number where it is left out.
+    Step by step the group goes on that adds the least error for what it saves of the price (multiply-adds where it is
+    left out), at the widths that are left. `cuts` says how many channels of each group may be gone, rising from 0; any
+    number where it is left out.
     """
-    widths = Widths(channels)
+    widths = Widths(channels, price or macs_price(channels))
     numbers = {group.name: number for number, group in enumerate(channels.free)}
     found = {name: np.full(len(curve.ids), np.inf) for name, curve in curves.items()}
     groups = {
@@ -74,49 +79,51 @@ class _Group:
         places = [at for at in (self.at + (1 << power) for power in range(_AHEAD)) if at < len(self.cuts)]
         slopes = [
             (self.errors[self.cuts[at]] - self.errors[self.gone])
-            / max(widths.saved(self.number, self.cuts[at] - self.gone), 1)
+            / max(widths.saved(self.number, self.cuts[at] - self.gone), widths.least)
             for at in places
         ]
         return min(zip(map(float, slopes), places, strict=True), default=(np.inf, self.at))
 
 
 class Widths:
-    """Multiply-adds while groups, by their numbers among the free ones, lose channels."""
+    """The price while groups, by their numbers among the free ones, lose channels."""
 
-    def __init__(self, channels: Channels) -> None:
-        owner = np.full(channels.next_id, -1, dtype=np.int64)
+    def __init__(self, channels: Channels, price: Price) -> None:
+        most = max(
+            [channels.next_id, *(int(axis.max()) + 1 for term in price.terms for axis in term.axes if axis.size)]
+        )
+        owner = np.full(most, -1, dtype=np.int64)
         first = np.zeros(len(channels.free), dtype=np.int64)
         for number, group in enumerate(channels.free):
             owner[group.ids], first[number] = number, group.ids[0]
-        self._factors: list[int] = []
-        self._counts: list[list[int]] = []  # of each cost, how many channels its axes hold
+        self.least = 1e-9 * price.whole()  # that a step is taken to save: where it saves nothing, it goes last
+        self._costs: list[Callable[..., float]] = []
+        self._counts: list[list[int]] = []  # of each term, how many channels its axes hold
         self._times: list[list[dict[int, int]]] = []  # and how often each channel of a group
-        self._costs: list[list[int]] = [[] for _ in channels.free]
-        for number, cost in enumerate(channels.costs):
-            self._factors.append(cost.factor)
-            self._counts.append([len(axis) for axis in cost.axes])
+        self._terms: list[list[int]] = [[] for _ in channels.free]
+        for number, term in enumerate(price.terms):
+            self._costs.append(term.cost)
+            self._counts.append([len(axis) for axis in term.axes])
             self._times.append(
                 [
                     {held: int(np.count_nonzero(axis == first[held])) for held in set(owner[axis].tolist()) - {-1}}
-                    for axis in cost.axes
+                    for axis in term.axes
                 ]
             )
             for held in {group for times in self._times[-1] for group in times}:
-                self._costs[held].append(number)
+                self._terms[held].append(number)
 
-    def saved(self, group: int, count: int) -> int:
-        """How many multiply-adds go with so many more channels of a group."""
-        saved = 0
-        for number in self._costs[group]:
-            before = after = self._factors[number]
-            for held, times in zip(self._counts[number], self._times[number], strict=True):
-                before *= held
-                after *= held - count * times.get(group, 0)
-            saved += before - after
+    def saved(self, group: int, count: int) -> float:
+        """How much of the price goes with so many more channels of a group."""
+        saved = 0.0
+        for number in self._terms[group]:
+            counts, times = self._counts[number], self._times[number]
+            after = [held - count * each.get(group, 0) for held, each in zip(counts, times, strict=True)]
+            saved += self._costs[number](*counts) - self._costs[number](*after)
         return saved
 
     def remove(self, group: int, count: int) -> None:
         """Take channels of a group away."""
-        for number in self._costs[group]:
+        for number in self._terms[group]:
             for axis, times in enumerate(self._times[number]):
                 self._counts[number][axis] -= count * times.get(group, 0)

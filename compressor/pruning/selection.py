@@ -1,6 +1,6 @@
 """From scores to a plan: which channels go, under a ratio or a target, and in words and numbers why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from compressor.profiling.chip import preferred_multiple
 from compressor.pruning.allocate import ranks
 from compressor.pruning.catalogue import ABOUT, About
 from compressor.pruning.obs import Curve
+from compressor.pruning.price import Goal, combined, in_words, macs_price, size_price
 from compressor.pruning.removal import BLOCKS, Unit, by_score, by_share, cuts, narrowed, together, units, up_to
 from compressor.pruning.scores import Scores, Values
 from compressor.pruning.settings import PruneSettings
@@ -28,41 +29,45 @@ class Selection:
     params: int
     refused: Mapping[str, str]  # groups that could be edited but were not scored, or had no channel to give -> why
     notes: tuple[str, ...] = ()
-    off: float = 0.0  # how far a target of multiply-adds is missed, as a share of it; 0: within the tolerance
+    off: float = 0.0  # how far a target is missed, as a share of it; 0: within the tolerance
     round_to: int = 1  # widths that changed are multiples of this, unless layers are narrow
 
 
 def select(
-    channels: Channels, scores: Scores, settings: PruneSettings, curves: Mapping[str, Curve] | None = None
+    channels: Channels,
+    scores: Scores,
+    settings: PruneSettings,
+    curves: Mapping[str, Curve] | None = None,
+    goals: Sequence[Goal] | None = None,
 ) -> Selection:
     """Choose the channels with the lowest scores.
 
     Where `allocate` is uniform every group loses the same share; with "global" the lowest scores of the whole network
-    go, with "error" those whose going costs the least error, by `curves`, for each multiply-add. A target replaces the
-    ratio: the same order is followed until the multiply-adds are met; where multiples of `round_to` do not reach it,
-    half of that is tried, and so on. With "auto" widths are multiples of the blocks in which this machine convolves, of
-    smaller ones in narrow layers and where a target is not met within its tolerance.
+    go, with "error" those whose going costs the least error, by `curves`, for what it saves. A target replaces the
+    ratio: the same order is followed until it is met (`goals`, by default those of the settings); where multiples of
+    `round_to` do not reach it, half of that is tried, and so on. With "auto" widths are multiples of the blocks in
+    which this machine convolves, of smaller ones in narrow layers and where a target is not met within its tolerance.
 
     Raises:
         UsageError: settings that leave nothing to prune, a target above what the model has, a pattern without layers.
         ModelError: nothing may be pruned, or the target cannot be reached.
     """
-    auto = settings.round_to == "auto"
+    auto, goals = settings.round_to == "auto", goals_of(channels, settings) if goals is None else goals
     wanted, why = preferred_multiple() if settings.round_to == "auto" else (settings.round_to, "")
     tried: list[Selection] = []
     multiple = wanted
     while not tried or (multiple and auto and tried[-1].off):
         blocks = {group.name: narrowed(multiple, group) if auto else multiple for group in channels.free}
         try:
-            tried.append(replace(_select(channels, scores, settings, curves, blocks), round_to=multiple))
+            tried.append(replace(_select(channels, scores, settings, curves, goals, blocks), round_to=multiple))
         except (ModelError, UsageError):
-            if not tried and (multiple == 1 or not (auto or settings.target_macs is not None)):
+            if not tried and (multiple == 1 or not (auto or goals)):
                 raise
         multiple //= 2
     found = min(tried, key=lambda each: each.off)
     note = f"widths are multiples of {found.round_to}"
     if found.round_to < wanted:
-        note += f": with multiples of {wanted} the {'ratio' if settings.target_macs is None else 'target'} is not met"
+        note += f": with multiples of {wanted} the {'target' if goals else 'ratio'} is not met"
     elif auto and wanted > 1:
         note += f" where layers are {BLOCKS * wanted} wide and more, and of less in narrower ones: {why}"
     else:
@@ -75,37 +80,49 @@ def _select(
     scores: Scores,
     settings: PruneSettings,
     curves: Mapping[str, Curve] | None,
+    goals: Sequence[Goal],
     blocks: Mapping[str, int],
 ) -> Selection:
     if not channels.free:
         raise ModelError(f"nothing was pruned: every layer is frozen; {_listed(channels.frozen)}")
     ratios = _own_ratios(channels, settings)
     across = settings.allocate != "uniform"
-    stepwise = settings.target_macs is not None or across
+    stepwise = bool(goals) or across
     groups = [group for group in channels.free if group.name in scores.values]
     share = {group.name: ratios.get(group.name, 1 if stepwise else settings.ratio) for group in groups}
     steps = {
         group.name: cuts(group, channels, blocks[group.name], settings.min_channels, share[group.name])
         for group in groups
     }
-    places = scores.values if curves is None else ranks(channels, curves, steps)
+    places = scores.values if curves is None else ranks(channels, curves, steps, combined(goals))
     queues = {
         group.name: (units if stepwise else together)(group, places[group.name], steps[group.name]) for group in groups
     }
     fixed = [unit for name, queue in queues.items() if name in ratios for unit in queue]
     open_queues = {name: queue for name, queue in queues.items() if name not in ratios}
-    off, notes = 0.0, []
-    if settings.target_macs is not None:
-        order = by_score(open_queues) if across else by_share(open_queues)
-        met = meet(channels, fixed, order, settings.target_macs)
-        taken, off = met.taken, met.off
-        notes = [met.note] if met.note else []
+    off, notes = 0.0, tuple[str, ...]()
+    if goals:
+        met = meet(channels, fixed, by_score(open_queues) if across else by_share(open_queues), goals)
+        taken, off, notes = met.taken, met.off, met.notes
     elif across:
         total = sum(channels.group(name).size for name in open_queues)
         taken = up_to(by_score(open_queues), settings.ratio * total)
     else:
         taken = [unit for queue in open_queues.values() for unit in queue]
-    return replace(_selection(channels, scores, settings, [*fixed, *taken]), off=off, notes=tuple(notes))
+    return replace(_selection(channels, scores, settings, [*fixed, *taken], goals), off=off, notes=notes)
+
+
+def goals_of(channels: Channels, settings: PruneSettings) -> list[Goal]:
+    """What the settings want, but for milliseconds, of which only a measurement knows.
+
+    Raises UsageError for a target that the network meets as it is.
+    """
+    goals = []
+    if settings.target_macs is not None:
+        goals.append(Goal.of(macs_price(channels), settings.target_macs))
+    if settings.target_mb is not None:
+        goals.append(Goal.at(size_price(channels), settings.target_mb))
+    return goals
 
 
 def _own_ratios(channels: Channels, settings: PruneSettings) -> dict[str, float]:
@@ -122,14 +139,16 @@ def _own_ratios(channels: Channels, settings: PruneSettings) -> dict[str, float]
     return ratios
 
 
-def _selection(channels: Channels, scores: Scores, settings: PruneSettings, taken: list[Unit]) -> Selection:
+def _selection(
+    channels: Channels, scores: Scores, settings: PruneSettings, taken: list[Unit], goals: Sequence[Goal]
+) -> Selection:
     gone: dict[str, list[int]] = {}
     for unit in taken:
         gone.setdefault(unit.group, []).extend(unit.ids.tolist())
-    if not gone and settings.target_macs is not None:
+    if not gone and goals:
+        has = in_words(goals[0].price.whole(), goals[0].price.unit)
         raise UsageError(
-            f"nothing was pruned: the model has {channels.macs():,} MACs, nearer to the target than with any channel "
-            "gone; ask for fewer"
+            f"nothing was pruned: the model has {has}, nearer to the target than with any channel gone; ask for less"
         )
     if not gone:
         raise _nothing(channels, scores, settings)

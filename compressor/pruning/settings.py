@@ -23,6 +23,17 @@ class PruneSettings:
     target_macs: float | None = setting(
         None, "Instead of a ratio, the MACs that stay: 0.5 for half, 2e8 for 200 million.", "MACS"
     )
+    target_ms: float | None = setting(
+        None, "Instead of a ratio, milliseconds for one image in onnxruntime on this machine.", "MS"
+    )
+    speedup: float | None = setting(
+        None, "Instead of a ratio, how many times as fast, by the same measure: 2.", "TIMES", rare=True
+    )
+    threads: int = setting(1, "CPU threads that times are measured with.", "N", 1, rare=True)
+    table: str | None = setting(
+        None, "Times of another machine, from its kit (compressor tune --kit).", "FILE", rare=True
+    )
+    target_mb: float | None = setting(None, "Instead of a ratio, megabytes of float32 weights.", "MB", rare=True)
     allocate: Literal["auto", "error", "uniform", "global"] = setting(
         "auto", "Of each layer: what costs least error, the same share, or the lowest scores of all.", "HOW"
     )
@@ -54,6 +65,11 @@ def resolved(settings: PruneSettings, *, has_inputs: bool) -> PruneSettings:
     return replace(settings, method=method, allocate=allocate)
 
 
+def in_time(settings: PruneSettings) -> bool:
+    """Whether there is a target of time, so that layers have to be timed."""
+    return settings.target_ms is not None or settings.speedup is not None
+
+
 def looks_at_inputs(settings: PruneSettings) -> bool:
     """Whether what was resolved needs images, without labels, to judge channels."""
     return settings.method == "obs" or settings.allocate == "error"
@@ -80,5 +96,7 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
             raise UsageError(f"the {name} is {ratio:g}; give a share of the channels from 0 to below 1, such as 0.5")
     if settings.target_macs is not None and not settings.target_macs > 0:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.5, or a number of MACs")
+    if settings.speedup is not None and not settings.speedup > 1:
+        raise UsageError(f"the speedup is {settings.speedup:g}; give more than 1, such as 2 for half of the time")
     if settings.round_to != "auto" and (not isinstance(settings.round_to, int) or settings.round_to < 1):
         raise UsageError(f"round_to is {settings.round_to}; give 1 or more, or auto")

@@ -1,12 +1,13 @@
-"""Find how much of an order of removal meets a target of multiply-adds, predicted without touching the model."""
+"""Find how much of an order of removal meets a target, predicted without touching the model."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels
+from compressor.pruning.price import Goal, in_words, unreachable
 from compressor.pruning.removal import Unit
 
 TOLERANCE = 0.01  # of the target: how near counts as met
@@ -15,76 +16,106 @@ _PAIRED_GROUPS = 40  # of networks with more than that no pairs are tried: they 
 
 @dataclass(frozen=True)
 class Met:
-    """What to take, the multiply-adds that remain, and a line for the user where that is off the target."""
+    """What to take, a line for the user for each goal that it is off, and how far: the largest share of a target."""
 
     taken: list[Unit]
-    macs: int
-    note: str | None = None
-    off: float = 0.0  # how far, as a share of the target
+    notes: tuple[str, ...] = ()
+    off: float = 0.0
 
 
-def meet(channels: Channels, fixed: Sequence[Unit], order: Sequence[Unit], target: float) -> Met:
-    """The units of `order` that come nearest to the target when the `fixed` ones are gone as well.
+def meet(channels: Channels, fixed: Sequence[Unit], order: Sequence[Unit], goals: Sequence[Goal]) -> Met:
+    """The units of `order` that come nearest to a goal when the `fixed` ones are gone as well; of several goals, those
+    after which all are met.
 
-    `target` is a share of the model's multiply-adds up to 1, a number of them above.
-
-    Raises:
-        UsageError: the model has no more than that already.
-        ModelError: it has more even when all units are gone.
+    Raises ModelError where one is missed even when all units are gone.
     """
-    search = _Search(channels, fixed)
-    whole = channels.macs()
-    wanted = target * whole if target <= 1 else target
-    if wanted >= whole:
-        raise UsageError(f"the model has {whole:,} MACs, no more than the target of {wanted:,.0f}: ask for fewer")
-    least = search.macs(order)
-    if least > wanted * (1 + TOLERANCE):
-        raise ModelError(
-            f"{wanted:,.0f} MACs ({wanted / whole:.1%}) cannot be reached: with everything gone that may be pruned "
-            f"{least:,} ({least / whole:.1%}) remain; ask for more, or loosen min_channels, keep or single "
-            "layers' ratios"
-        )
-    taken, macs = search.nearest(order, wanted)
-    off = macs / wanted - 1
-    if abs(off) <= TOLERANCE:
-        return Met(taken, macs)
-    return Met(
-        taken,
-        macs,
-        f"the target of {wanted:,.0f} MACs is not met within {TOLERANCE:.0%}: channels go in whole units, and "
-        f"the nearest found is {macs:,} ({off:+.1%})",
-        abs(off),
-    )
+    searches = [_Search(goal, fixed) for goal in goals]
+    for search in searches:
+        least = search.cost(order)
+        if least > search.goal.wanted * (1 + TOLERANCE):
+            raise unreachable(search.goal, least, _reasons(channels))
+    if len(searches) == 1:
+        taken = searches[0].nearest(order)
+    else:
+        taken = max((search.first(order) for search in searches), key=len)
+    missed = {}
+    for search in searches:
+        found, wanted, unit = search.cost(taken), search.goal.wanted, search.goal.price.unit
+        off = found / wanted - 1
+        if off > TOLERANCE or (off < -TOLERANCE and len(searches) == 1):
+            missed[abs(off)] = (
+                f"the target of {in_words(wanted, unit)} is not met within {TOLERANCE:.0%}: channels go in whole "
+                f"units, and the nearest found is {in_words(found, unit)} ({off:+.1%})"
+            )
+    return Met(taken, tuple(missed.values()), max(missed, default=0.0))
+
+
+def _reasons(channels: Channels, most: int = 3) -> list[str]:
+    """Why the largest frozen groups stay."""
+    frozen = sorted((group for group in channels.groups if group.frozen), key=lambda group: -group.size)
+    return [f"{group.name}: {group.frozen}" for group in frozen[:most]]
 
 
 class _Search:
-    """Costs of parts of an order, on top of what is gone anyway."""
+    """What parts of an order cost, on top of what is gone anyway, and how far a goal is."""
 
-    def __init__(self, channels: Channels, fixed: Sequence[Unit]) -> None:
-        self._channels = channels
+    def __init__(self, goal: Goal, fixed: Sequence[Unit]) -> None:
+        self.goal = goal
         self._fixed = removed(fixed)
 
-    def macs(self, taken: Iterable[Unit]) -> int:
-        return self._channels.macs(np.concatenate([self._fixed, removed(taken)]).tolist())
+    def cost(self, taken: Iterable[Unit]) -> float:
+        return self.goal.price.without(np.concatenate([self._fixed, removed(taken)]).tolist())
 
-    def nearest(self, order: Sequence[Unit], wanted: float) -> tuple[list[Unit], int]:
-        """The first units of the order, as many as come nearest; where that is not near enough, some more or fewer.
+    def first(self, order: Sequence[Unit]) -> list[Unit]:
+        """The fewest first units that meet the goal, or come within the tolerance."""
+        return list(order[: bisect_left(range(len(order)), True, key=lambda count: self._met(order[:count]))])
 
-        Fewer and more is tried one unit of a group at a time, then one group's against another's, as long as it helps.
+    def _met(self, taken: Sequence[Unit]) -> bool:
+        return self.cost(taken) <= self.goal.wanted * (1 + TOLERANCE)
+
+    def nearest(self, order: Sequence[Unit]) -> list[Unit]:
+        """The first units of the order, as many as come within the tolerance or nearest from below; where that is not
+        near enough, some more or fewer.
+
+        Fewer and more is tried one unit of a group at a time, then one group's against another's, as long as it helps:
+        on either side of the target, then below it.
         """
+        wanted = self.goal.wanted
         low, high = 0, len(order)  # `high` units are below what is wanted, `low` are not
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.macs(order[:middle]) >= wanted else (low, middle)
-        best = min((list(order[:low]), list(order[:high])), key=lambda taken: abs(self.macs(taken) - wanted))
-        macs = self.macs(best)
-        while abs(macs - wanted) > TOLERANCE * wanted:
-            moves = [(taken, self.macs(taken)) for taken in _moves(order, best)]
-            taken, found = min(moves, key=lambda move: abs(move[1] - wanted), default=(best, macs))
-            if abs(found - wanted) >= abs(macs - wanted):
+            low, high = (middle, high) if self.cost(order[:middle]) >= wanted else (low, middle)
+        near = min((order[:low], order[:high]), key=lambda taken: self._distance(taken)[1])
+        found = [self._moved(order, near, below=False)]
+        if self._distance(found[0])[0]:
+            found.append(self._moved(order, order[:high], below=True))
+            found.append(self._moved(order, found[0], below=True))
+        return min(found, key=self._distance)
+
+    def _moved(self, order: Sequence[Unit], start: Sequence[Unit], *, below: bool) -> list[Unit]:
+        """What moves lead to that come nearer, one after the other."""
+
+        def distance(taken: Sequence[Unit]) -> tuple[bool, float]:
+            above, far = self._distance(taken)
+            return above and below, far
+
+        best = list(start)
+        reached = distance(best)
+        while reached[1] > TOLERANCE * self.goal.wanted:
+            found, taken = min(
+                ((distance(move), move) for move in _moves(order, best)),
+                key=lambda each: each[0],
+                default=(reached, best),
+            )
+            if found >= reached:
                 break
-            best, macs = taken, found
-        return best, macs
+            best, reached = taken, found
+        return best
+
+    def _distance(self, taken: Sequence[Unit]) -> tuple[bool, float]:
+        """Whether it costs too much, and how far it is from what is wanted."""
+        cost, wanted = self.cost(taken), self.goal.wanted
+        return cost > wanted * (1 + TOLERANCE), abs(cost - wanted)
 
 
 def _moves(order: Sequence[Unit], taken: Sequence[Unit]) -> Iterator[list[Unit]]:

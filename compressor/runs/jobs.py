@@ -27,14 +27,15 @@ _EXIT: dict[str, Any] = {"text": "Only this exit of a model or package that has 
 
 
 # Settings that choose what goes.
-_DECIDING = ("method", "ratio", "target_macs", "allocate", "round_to", "min_channels", "ratio_for")
+_TARGETS = ("target_macs", "target_ms", "speedup", "target_mb")
+_DECIDING = ("method", "ratio", *_TARGETS, "table", "allocate", "round_to", "min_channels", "ratio_for")
 
 
 # The flags of prune that most people need.
 _SHOWN = frozenset((
-    "model", "arch", "input", "trust", "data", "method", "ratio", "target_macs", "round_to", "keep", "plan", "preset",
-    "max_epochs", "finetune_epochs", "lsep", "max_drop", "epochs", "batch_size", "lr", "seed", "device", "distill",
-    "out", "overwrite", "latency", "onnx",
+    "model", "arch", "input", "trust", "data", "method", "ratio", "target_macs", "target_ms", "round_to", "keep",
+    "plan", "preset", "max_epochs", "finetune_epochs", "max_drop", "epochs", "batch_size", "lr", "seed", "device",
+    "distill", "out", "overwrite", "latency", "onnx",
 ))  # fmt: skip
 
 
@@ -105,9 +106,10 @@ class PruneJob(ModelJob):
     def completed(self) -> Self:
         """The job itself."""
         super().completed()
-        if {"ratio", "target_macs"} <= set(self.chosen):
+        target = next((name for name in _TARGETS if name in self.chosen), None)
+        if target is not None and "ratio" in self.chosen:
             raise UsageError(
-                "`ratio` and `target_macs` exclude each other: the ratio that meets a target is searched for"
+                f"`ratio` and `{target}` exclude each other: the ratio that meets a target is searched for"
             )
         deciding = [name for name in self.chosen if name in _DECIDING]
         if self.plan is not None and deciding:
@@ -127,7 +129,7 @@ class AdaptJob(ModelJob):
 
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            ("ratio", "allocate", "min_channels", "ratio_for"),
+            ("ratio", "allocate", "min_channels", "ratio_for", "target_ms", "speedup", "target_mb", "threads", "table"),
             "it decides itself how much goes; `target_macs` or `target_params` end it sooner",
         ),
         **dict.fromkeys(
@@ -324,6 +326,18 @@ class ProfileJob(ModelJob):
 
 
 @dataclass(frozen=True)
+class TuneJob(ModelJob):
+    """A package made fast on this machine, or what another machine times a model's layers with."""
+
+    model: ModelSettings
+    kit: str | None = setting(
+        None, "Of a model: write a folder that times its layers on another machine, for prune --table.", "FOLDER"
+    )
+    threads: int = setting(1, "Of an operator, while it is timed.", "N", 1)
+    latency: bool = setting(True, "Measure each exit before and after.")
+
+
+@dataclass(frozen=True)
 class ExportJob(ModelJob):
     """A model as a file for another runtime."""
 
@@ -349,7 +363,7 @@ class ExportJob(ModelJob):
 
 
 LongJob = PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | RouteJob | SweepJob  # what can be resumed
-AnyJob = LongJob | EvaluateJob | ProfileJob | ExportJob | InspectJob
+AnyJob = LongJob | EvaluateJob | ProfileJob | ExportJob | InspectJob | TuneJob
 
 # What each verb may be asked to do.
 VERBS: dict[str, tuple[type[Job], ...]] = {
@@ -364,6 +378,7 @@ VERBS: dict[str, tuple[type[Job], ...]] = {
     "profile": (ProfileJob,),
     "inspect": (InspectJob,),
     "export": (ExportJob,),
+    "tune": (TuneJob,),
 }
 
 

@@ -16,16 +16,17 @@ from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
-from compressor.pruning.oneshot import decide
+from compressor.pruning.oneshot import decide, rank
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.pruning.reconstruction.synthetic import synthetic_inputs, used_to
 from compressor.pruning.scores import Score
-from compressor.pruning.settings import PruneSettings, check, resolved
+from compressor.pruning.settings import PruneSettings, check, in_time, resolved
 from compressor.report.cost import Profile
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.criterion import criterion, in_words
+from compressor.runs.latency_goal import select_in_ms
 from compressor.runs.measuring import filters, layer_sizes
 from compressor.settings import filled
 from compressor.surgery import Plan, operate_
@@ -42,6 +43,9 @@ def prune_(
     ratio: float = PruneSettings.ratio,
     *,
     target_macs: float | None = PruneSettings.target_macs,
+    target_ms: float | None = PruneSettings.target_ms,
+    speedup: float | None = PruneSettings.speedup,
+    target_mb: float | None = PruneSettings.target_mb,
     allocate: str = PruneSettings.allocate,
     round_to: int | Literal["auto"] = PruneSettings.round_to,
     min_channels: int = PruneSettings.min_channels,
@@ -65,6 +69,10 @@ def prune_(
             function `(model, channels, given) -> Scores` of your own, or "FILE.py:score".
         ratio: share of the channels that go, 0 to below 1: of every layer where `allocate` is uniform, else of all.
         target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
+        target_ms: the same in milliseconds for one image, in ONNX Runtime on one thread of this machine. Layers are
+            timed, once and for all networks that have them, and the plan is measured. Several targets are all met.
+        speedup: in place of a ratio, how many times as fast, by the same measure.
+        target_mb: the same in megabytes of float32 weights.
         allocate: how much of each layer goes: "uniform" (the same share), "global" (the lowest scores of the whole
             network), "error" (the least error of the outputs for each multiply-add saved; needs `data`); "auto": by
             error with `data`, uniform without.
@@ -96,8 +104,8 @@ def prune_(
     score = criterion(method)
     choice = _checked(
         method=method if isinstance(method, str) else in_words(method), ratio=ratio,
-        target_macs=target_macs, allocate=allocate, round_to=round_to,
-        min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
+        target_macs=target_macs, target_ms=target_ms, speedup=speedup, target_mb=target_mb, allocate=allocate,
+        round_to=round_to, min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
     )  # fmt: skip
     images = _labelled(batches)
     synthetic = isinstance(data, str)
@@ -110,7 +118,11 @@ def prune_(
     channels = capture(module, example, keep=choice.keep, also=also)
     _check_can_be_edited(module, optimizer)
     inputs = () if data is None else inputs_of(data, example, device_of(module))
-    selection = decide(module, channels, choice, images, inputs, score)
+    if not in_time(choice):
+        selection = decide(module, channels, choice, images, inputs, score)
+    else:
+        ranked = rank(module, channels, choice, images, inputs, score)
+        selection = select_in_ms(module, example, channels, ranked, choice)
     missing = {"top1": "no data was given"}
     widths = filters(module)
     before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)

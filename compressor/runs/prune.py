@@ -11,13 +11,14 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.oneshot import rank
 from compressor.pruning.selection import Selection, select
-from compressor.pruning.settings import check, looks_at_inputs, resolved
+from compressor.pruning.settings import check, in_time, looks_at_inputs, resolved
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.criterion import criterion
 from compressor.runs.exits import exit_parts
 from compressor.runs.folder import RunFolder
 from compressor.runs.jobs import PruneJob, flat
+from compressor.runs.latency_goal import select_in_ms
 from compressor.runs.measuring import filters, filters_after, in_words, layer_sizes, measure
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.plans import read_plan, write_plan
@@ -100,7 +101,13 @@ def plan(job: PruneJob, tell: Tell = silent) -> Planned:
     if looks:
         tell(Stage("measuring what every channel is worth"))
     ranked = distributed.from_first(lambda: rank(subject.module, channels, choice, batches, inputs, own))
-    selection = select(channels, ranked.scores, choice, ranked.curves)
+    if not in_time(choice):
+        selection = select(channels, ranked.scores, choice, ranked.curves)
+    else:
+        selection = select_in_ms(
+            subject.module, subject.example, channels, ranked, choice,
+            tell=lambda text: tell(Stage(text)), progress=lambda done, total: tell(PartEvent("layers", done, total)),
+        )  # fmt: skip
     note_all(selection.notes, tell)
     return Planned(subject, channels, selection, inputs)
 

@@ -122,6 +122,7 @@ def prune(
     method: str | None = None,
     ratio: float | None = None,
     target_macs: float | None = None,
+    target_ms: float | None = None,
     keep: Sequence[str] | None = None,
     preset: Literal["paper", "quick", "short"] | None = None,
     distill: bool | None = None,
@@ -136,6 +137,7 @@ def prune(
         model: a file; None: `arch` with random weights.
         ratio: share of the channels that go.
         target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
+        target_ms: in place of a ratio, milliseconds for one image in ONNX Runtime on this machine.
         preset: of AdapNet.
 
     Raises:
@@ -150,7 +152,7 @@ def prune(
     """
     job = _job(
         "prune", settings, keywords, model=model, data=data, out=out, method=method, ratio=ratio,
-        target_macs=target_macs, keep=keep, preset=preset, distill=distill,
+        target_macs=target_macs, target_ms=target_ms, keep=keep, preset=preset, distill=distill,
     )  # fmt: skip
     if method == "adapnet":
         from compressor.runs.adapnet import adapt

@@ -14,6 +14,7 @@ from compressor.graph import capture
 from compressor.pruning.allocate import Widths, ranks
 from compressor.pruning.obs import Curve, Downdated, calibrated, consumers, curve, curves
 from compressor.pruning.oneshot import sensitivity
+from compressor.pruning.price import macs_price
 from compressor.surgery.edits import Plan, Prune
 from compressor.training.batching import batches
 from compressor.training.data import open_data
@@ -57,7 +58,7 @@ def test_what_a_width_saves_is_what_surgery_saves(net, images):
     group = channels.group("0")
     gone = tuple(group.ids[:2].tolist())
     assert Plan((Prune("0", gone, "a test"),)).removed == gone
-    assert Widths(channels).saved(0, 2) == channels.macs() - channels.macs(gone) == 2 * (5 + 4)
+    assert Widths(channels, macs_price(channels)).saved(0, 2) == channels.macs() - channels.macs(gone) == 2 * (5 + 4)
 
 
 def test_channels_go_by_their_error_for_each_multiply_add(images):

@@ -1,0 +1,145 @@
+"""A target in milliseconds: plan by the times of layers, measure what the plan really takes, and plan again."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.errors import UsageError
+from compressor.exporting.layer_times import LayerTimes, layer_times, without
+from compressor.exporting.onnx import export_onnx
+from compressor.exporting.side_by_side import Compared, side_by_side
+from compressor.graph.channels import Channels
+from compressor.graph.skeleton import skeleton
+from compressor.profiling.timetable import Timetable
+from compressor.pruning.oneshot import Ranked
+from compressor.pruning.price import Goal, Price, scaled
+from compressor.pruning.selection import Selection, goals_of, select
+from compressor.pruning.settings import PruneSettings
+from compressor.surgery import operate_
+
+TOLERANCE = 0.05  # of the target: how near counts as met
+_CORRECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A plan, what it was predicted to take, and what it takes, in ms."""
+
+    selection: Selection
+    predicted: float
+    found: Compared | None  # None: of another machine's times
+
+    @property
+    def ms(self) -> float:
+        return self.predicted if self.found is None else self.found.after
+
+
+def select_in_ms(
+    module: nn.Module,
+    example: Any,
+    channels: Channels,
+    ranked: Ranked,
+    choice: PruneSettings,
+    tell: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Selection:
+    """Choose what goes so that the network takes the time that the settings want for one image in ONNX Runtime.
+
+    On this machine each plan is timed beside the network as it came, since a machine is not always as fast; where it is
+    off by more than a twentieth, the next plan asks for as much more or less. With a table of another machine the
+    prediction is all there is.
+
+    Raises:
+        UsageError: the network is that fast already, or takes several inputs.
+        ModelError: the target cannot be reached, or torch cannot export the network.
+    """
+    if not isinstance(example, Tensor):
+        raise UsageError("a target of time is for models of one input")
+    given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
+    with tempfile.TemporaryDirectory(prefix="compressor-") as place:
+        folder, one = Path(place), example[:1]
+        tell("exporting the network as it came")
+        export_onnx(module, one, folder / "before.onnx")
+        tell("timing its layers")
+        times = layer_times(folder / "before.onnx", channels, threads=choice.threads, given=given, tell=progress)
+        price = times.price(channels)
+        if given is not None:
+            target = _target(choice, price.whole())
+            return _noted(_planned(channels, ranked, choice, price, target), times, target)
+
+        def measured(after: Path) -> Compared:
+            files = (folder / "before.onnx", after)
+            return Compared.of(side_by_side(files, tuple(one.shape), choice.threads))
+
+        before = measured(folder / "before.onnx").before
+        price = scaled(price, before / price.whole())  # what a profile adds to every operator taken out
+        target = _target(choice, before)
+        wanted, best = target, None
+        for number in range(1 + _CORRECTIONS):
+            attempt = _planned(channels, ranked, choice, price, wanted)
+            tell(f"timing plan {number + 1}, which should take {attempt.predicted:.3g} ms")
+            found = measured(_written(times, channels, attempt, module, one, folder))
+            attempt = replace(attempt, found=replace(found, before=before, after=found.ratio * before))
+            best = min((each for each in (best, attempt) if each), key=lambda each: _off(each.ms, target))
+            off = attempt.ms / target
+            if abs(off - 1) <= TOLERANCE or not 0 < wanted / off < price.whole():
+                break
+            wanted /= off
+        assert best is not None
+        return _noted(best, times, target)
+
+
+def _target(choice: PruneSettings, whole: float) -> float:
+    """Milliseconds that the settings want of a network that takes so many."""
+    wanted = [whole / choice.speedup] if choice.speedup else []
+    return min([*wanted, *([choice.target_ms] if choice.target_ms else [])])
+
+
+def _written(
+    times: LayerTimes, channels: Channels, attempt: Attempt, module: nn.Module, example: Tensor, folder: Path
+) -> Path:
+    """The graph after a plan: the one before it with its weights cut, or where that does not run, exported anew."""
+    import onnx
+
+    plan, file = attempt.selection.plan, folder / "after.onnx"
+    onnx.save(without(times.proto, channels, plan.removed), file)
+    try:
+        side_by_side([file], tuple(example.shape), 1, rounds=1)
+    except Exception:  # onnxruntime's exceptions share no class of their own
+        edited = skeleton(module, real=True)
+        operate_(edited, plan, channels)
+        export_onnx(edited, example, file)
+    return file
+
+
+def _off(ms: float, target: float) -> tuple[bool, float]:
+    return ms > target * (1 + TOLERANCE), abs(ms - target)
+
+
+def _planned(channels: Channels, ranked: Ranked, choice: PruneSettings, price: Price, wanted: float) -> Attempt:
+    goals = [*goals_of(channels, choice), Goal.at(price, wanted)]
+    selection = select(channels, ranked.scores, choice, ranked.curves, goals)
+    return Attempt(selection, price.without(selection.plan.removed), None)
+
+
+def _noted(attempt: Attempt, times: LayerTimes, target: float) -> Selection:
+    """The selection with what a user should know of its time."""
+    notes = list(attempt.selection.notes)
+    machine = times.table.machine
+    if attempt.found is None:
+        notes.append(f"{attempt.predicted:.3g} ms are predicted for {machine.chip}; nothing was timed here")
+    else:
+        found = attempt.found
+        notes.append(
+            f"{found.after:.3g} ms for one image where it took {found.before:.3g} ({1 / found.ratio:.2f} times as "
+            f"fast, 90% of {1 / found.high:.2f} to {1 / found.low:.2f}); predicted were {attempt.predicted:.3g} ms"
+        )
+        if _off(found.after, target) > (False, TOLERANCE * target):
+            notes.append(f"the target of {target:.3g} ms is not met within {TOLERANCE:.0%}")
+    if not times.complete:
+        notes.append("a minute was not enough to time all layers at all widths; the next run goes on with what lacks")
+    return replace(attempt.selection, notes=tuple(notes))

@@ -1,0 +1,130 @@
+"""A target in milliseconds is met by measuring and planning again; the machine is a formula here."""
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from compressor import prune_
+from compressor.errors import ModelError, UsageError
+from compressor.exporting import layer_times
+from compressor.graph import capture
+from compressor.profiling.timetable import Timetable
+from compressor.pruning.oneshot import rank
+from compressor.pruning.settings import PruneSettings, resolved
+from compressor.runs import latency_goal
+from compressor.runs.latency_goal import select_in_ms
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    ).eval()  # fmt: skip
+    example = torch.zeros(1, 3, 16, 16)
+    return model, example, capture(model, example)
+
+
+def alone(layer, widths):
+    """Ten microseconds a layer and a nanosecond for each product."""
+    return 0.01 + 1e-6 * widths[0] * widths[1] * np.prod(layer.size) * 9
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Layers take what `alone` says; whole graphs that to a power, which no table knows."""
+    made = SimpleNamespace(power=1.0, timed=0)
+
+    def in_graph(file):
+        proto = onnx.load(file)
+        sizes = [tuple(t.dims) for t in proto.graph.initializer if len(t.dims) == 4]
+        layer = SimpleNamespace(size=(16, 16))
+        return sum(alone(layer, (dims[1], dims[0])) for dims in sizes) ** made.power
+
+    def side_by_side(files, shape, threads, rounds=3):
+        made.timed += len(files) - 1
+        return [[in_graph(file) for file in files]] * rounds
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency_goal, "side_by_side", side_by_side)
+    defaults = layer_times.layer_times.__kwdefaults__ | {"time_layer": lambda layer, widths, _: alone(layer, widths)}
+    monkeypatch.setattr(layer_times.layer_times, "__kwdefaults__", defaults)
+    monkeypatch.setattr(layer_times, "profile_whole", lambda file, *_: layer_times.Timed(in_graph(file), 0.0))
+    made.of = in_graph
+    return made
+
+
+def chosen(net, **given):
+    model, example, channels = net
+    choice = resolved(PruneSettings(round_to=1, **given), has_inputs=False)
+    return select_in_ms(model, example, channels, rank(model, channels, choice), choice)
+
+
+@pytest.mark.parametrize(("share", "power"), list(itertools.product((0.75, 0.5, 0.35), (1.0, 0.7, 1.4))))
+def test_a_target_is_met_though_the_table_is_wrong(net, machine, share, power):
+    machine.power = power
+    whole = latency_goal_dense(net, machine)
+    selection = chosen(net, target_ms=share * whole)
+    note = next(note for note in selection.notes if "times as fast" in note)
+    found = float(note.split()[0])
+    assert found == pytest.approx(share * whole, rel=0.055)
+    assert not any("is not met" in note for note in selection.notes)
+    assert machine.timed <= 1 + 1 + 3 if power != 1 else machine.timed == 2
+
+
+def latency_goal_dense(net, machine):
+    import tempfile
+
+    from compressor.exporting.onnx import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "net.onnx"
+        export_onnx(net[0], net[1], file)
+        return machine.of(file)
+
+
+def test_milliseconds_and_multiply_adds_can_be_wanted_at_once(net, machine):
+    channels = net[2]
+    selection = chosen(net, target_ms=0.9 * latency_goal_dense(net, machine), target_macs=0.4)
+    assert selection.macs <= 0.404 * channels.macs()
+
+
+def test_what_is_impossible_says_the_least_that_can_be_reached(net, machine):
+    with pytest.raises(ModelError, match=r"1e-05 ms .* cannot be reached: .* ms \(.*\) remain.*frozen: 8: output"):
+        chosen(net, target_ms=1e-5)
+    with pytest.raises(UsageError, match=r"the model has .* ms, no more than the target of 1e\+06 ms"):
+        chosen(net, target_ms=1e6)
+
+
+def test_another_machines_times_are_a_prediction_and_nothing_is_timed(net, machine, tmp_path):
+    whole = latency_goal_dense(net, machine)
+    chosen(net, target_ms=0.5 * whole)
+    table = Timetable.read(next((tmp_path / "cache" / "compressor" / "times").iterdir()))
+    table.whole = {"Conv": 100.0}
+    table.write(tmp_path / "table.json")
+    machine.timed = 0
+    selection = chosen(net, target_ms=50.0, table=str(tmp_path / "table.json"))
+    assert machine.timed == 0
+    assert any("are predicted for" in note and "nothing was timed here" in note for note in selection.notes)
+
+
+def test_models_of_several_inputs_are_refused(net, machine):
+    model, example, channels = net
+    choice = resolved(PruneSettings(target_ms=1.0), has_inputs=False)
+    with pytest.raises(UsageError, match="models of one input"):
+        select_in_ms(model, (example, example), channels, rank(model, channels, choice), choice)
+
+
+def test_a_speedup_is_a_share_of_what_the_network_takes(net, machine):
+    selection = chosen(net, speedup=2.0)
+    note = next(note for note in selection.notes if "times as fast" in note)
+    assert float(note.split("(")[1].split()[0]) == pytest.approx(2.0, rel=0.06)
+    with pytest.raises(UsageError, match="give more than 1"):
+        prune_(net[0], net[1], speedup=0.5)

@@ -25,14 +25,13 @@ from torch.nn import functional
 
 from benchmarks.adapnet_small import subset
 from benchmarks.resumable import opened
-from compressor import prune_
 from compressor.files.paths import write_json
 from compressor.graph import capture
 from compressor.graph.channels import Channels
-from compressor.pruning.oneshot import decide, sensitivity
+from compressor.pruning.oneshot import decide, rank, sensitivity
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.oneshot import apply_plan_
-from compressor.surgery import operate_
+from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batching import drawn_batches, examples
 from compressor.training.data import Data, open_data, with_input_shape
 from compressor.training.evaluate import evaluate
@@ -232,7 +231,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     data = with_input_shape(subset(open_data(arguments.data), TRAIN, 0, TEST), (1, SIDE, SIDE))
-    told = {"data": data.name, "side": SIDE, "train_images": TRAIN, "test_images": TEST, "epochs": arguments.epochs}
+    name = arguments.data.partition(":")[0]
+    told = {"data": name, "side": SIDE, "train_images": TRAIN, "test_images": TEST, "epochs": arguments.epochs}
     result = opened(arguments.out, told, "cpu", torch.get_num_threads())
     done = {row["network"] for row in result["rows"]}
     for name in arguments.networks:
@@ -291,10 +291,13 @@ def _moved(
 ) -> tuple[list[float], list[float]]:
     """How far the outputs go, in shares of their variance, for every group and share: predicted and really."""
     before, predicted, found = dense(test), [], []
+    scores = rank(dense, channels, PruneSettings(method="obs", allocate="uniform"), inputs=inputs).scores.values
     for name, moved in sensitivity(dense, channels, inputs).items():
+        group = channels.group(name)
         for share, error in moved.items():
-            small, kept = copy.deepcopy(dense), {group.name for group in channels.free} - {name}
-            prune_(small, example, ratio=share, keep=kept, allocate="uniform", data=inputs, round_to=1)
+            gone = group.ids[scores[name].argsort()[: max(1, round(share * group.size))]]
+            small = copy.deepcopy(dense)
+            apply_plan_(small, Plan((Prune(name, tuple(gone.tolist()), ""),)), channels, example, inputs=inputs)
             predicted.append(error)
             found.append(float((small(test) - before).square().sum() / (before - before.mean(0)).square().sum()))
     return predicted, found

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import adapnet_small, pareto_show, real_show, surgery_show
+from benchmarks import adapnet_small, kinds, pareto_show, real_show, surgery_show, without_data
 from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import nsn as nsn_benchmark
@@ -285,6 +285,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "export": export,
     "real": real,
     "widths": widths,
+    "without_data": lambda: without_data.table(_read("without_data.json")),
+    "kinds": lambda: kinds.table(_read("kinds.json")),
     "adapnet": adapnet,
     "adapnet_trained": adapnet_trained,
     "adapnet_tables": adapnet_tables,

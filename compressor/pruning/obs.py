@@ -312,37 +312,46 @@ class Downdated:
         while failed.any():  # of few images, sums of float32 products may lie below zero somewhere
             factor, failed = torch.linalg.cholesky_ex(consumer.covariance + torch.diag_embed(ridge))
             ridge = 10 * ridge
-        self.inverse = torch.cholesky_inverse(factor)
-        self.matrix = consumer.matrix * consumer.scale
-        self.consumer = consumer
         held = np.flatnonzero(np.isin(consumer.ids, ids))
         found = held[cells(consumer.ids[held])]  # in the order of their numbers
-        self.cells = torch.from_numpy(found[np.argsort(np.argsort(ids))])  # (channels, unknowns of each)
+        found = found[np.argsort(np.argsort(ids))]
+        self.channels, self.each = found.shape
+        # Unknowns of one channel follow each other here, those of other groups come last.
+        rest = np.setdiff1d(np.arange(len(consumer.ids)), held)
+        self.places = torch.from_numpy(np.concatenate([found.ravel(), rest])).to(factor.device)
+        self.inverse = torch.cholesky_inverse(factor)[:, self.places][:, :, self.places]
+        self.matrix = (consumer.matrix * consumer.scale)[:, self.places]
+        self.consumer = consumer
 
     def costs(self) -> NDArray[np.float64]:
         """Of every channel: how much error its removal adds; of those that are gone, anything."""
-        own = self.inverse[:, self.cells[:, :, None], self.cells[:, None, :]]
+        size, shape = self.channels * self.each, (self.channels, self.each)
+        own = self.inverse[:, :size, :size].unflatten(2, shape).unflatten(1, shape).diagonal(dim1=1, dim2=3)
+        own = own.movedim(3, 1)  # (groups, channels, unknowns of each, unknowns of each)
         own = own + torch.diag_embed((own.diagonal(dim1=2, dim2=3) == 0).to(own))
-        columns = self.matrix[:, self.cells]
-        found: NDArray[np.float64] = (columns * torch.linalg.solve(own, columns)).sum((0, 2, 3)).cpu().numpy()
+        columns = self.matrix[:, :size].unflatten(1, shape)
+        moved = columns / own if self.each == 1 else torch.linalg.inv(own) @ columns
+        found: NDArray[np.float64] = moved.mul_(columns).sum((0, 2, 3)).cpu().numpy()
         return found
 
     def remove(self, chosen: list[int]) -> float:
         """Take channels away; returns how much error that adds."""
-        gone = self.cells[chosen].flatten()
+        gone = torch.tensor(chosen, device=self.places.device)[:, None] * self.each
+        gone = (gone + torch.arange(self.each, device=gone.device)).flatten()
         rows, columns = self.inverse[:, gone], self.matrix[:, gone]
         step = torch.linalg.solve(rows[:, :, gone], torch.cat([columns, rows], 2))
         moved, downdate = step.split([columns.shape[2], rows.shape[2]], 2)
         cost = float((columns * moved).sum())
-        self.matrix -= rows.mT @ moved
-        self.inverse -= rows.mT @ downdate
+        self.matrix.baddbmm_(rows.mT, moved, alpha=-1)
+        self.inverse.baddbmm_(rows.mT, downdate, alpha=-1)
         self.matrix[:, gone], self.inverse[:, gone], self.inverse[:, :, gone] = 0, 0, 0
         return max(cost, 0.0)
 
     def change(self) -> Change:
         """What the layer is without the channels that are gone, less what it was; they stay, and nothing reads them."""
         consumer = self.consumer
-        moved = torch.where(consumer.scale == 0, 0, self.matrix / consumer.scale - consumer.matrix).to(consumer.weight)
+        matrix = torch.empty_like(self.matrix).index_copy_(1, self.places, self.matrix)
+        moved = torch.where(consumer.scale == 0, 0, matrix / consumer.scale - consumer.matrix).to(consumer.weight)
         weight = torch.zeros_like(consumer.weight)
         consumer.reader.product.write_(consumer.view.on(weight), moved)
         return Change(consumer.reader.name, weight, -(consumer.mean.to(moved) @ moved).flatten())

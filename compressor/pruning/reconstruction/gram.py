@@ -123,11 +123,11 @@ class Gram:
         Candidates are `before`, solutions with a pull towards it, each stronger than the last, and the best of these
         with targets that the activation tells no difference to.
         """
-        solvers = self._solvers(before)
-        fits = self._fits(before, solvers)
+        solvers, first = self._solvers(before), self._as_cut(before)
+        fits = [*first, *(solve(self.cross) for solve in solvers)]
         chosen, errors = choose(fits, self.held)
-        pulls = errors[-len(solvers) :].argmin(0)
-        swept = self._swept(solvers, pulls, _gathered(fits[-len(solvers) :], pulls))
+        pulls = errors[len(first) :].argmin(0)
+        swept = self._swept(solvers, pulls, _gathered(fits[len(first) :], pulls))
         if swept:
             errors = torch.cat([errors, choose(swept, self.held)[1]])
             chosen = errors.argmin(0)
@@ -136,17 +136,18 @@ class Gram:
         if self.kept is not None:
             self.kept.extend(self.held)
         solvers = self._solvers(before)
-        fits = self._fits(before, solvers)
-        swept = self._swept(solvers, pulls, _gathered(fits[-len(solvers) :], pulls))
-        return Solution(_gathered([*fits, *swept], chosen), errors[0], errors.gather(0, chosen[None])[0])
+        solved = _solved(solvers, pulls, self.cross)
+        found = [*self._as_cut(before), solved, *self._swept(solvers, pulls, solved)]
+        of_found = torch.where(chosen < len(first), chosen, (chosen - len(solvers) + 1).clamp(min=len(first)))
+        return Solution(_gathered(found, of_found), errors[0], errors.gather(0, chosen[None])[0])
 
     def _solvers(self, before: Tensor) -> list["Ridge"]:
         ridges = _RIDGES if before.shape[1] < _LARGE else (RIDGE,)
         return [Ridge(self.inner, before, ridge, self.constant) for ridge in ridges]
 
-    def _fits(self, before: Tensor, solvers: Sequence["Ridge"]) -> list[Tensor]:
-        """The matrix as it was, where outputs may be shifted also with its mean error taken away, and solutions."""
-        return [before, *([_shifted(self, before)] if self.constant else []), *(solve(self.cross) for solve in solvers)]
+    def _as_cut(self, before: Tensor) -> list[Tensor]:
+        """The matrix as it was, and where outputs may be shifted also with its mean error taken away."""
+        return [before, *([_shifted(self, before)] if self.constant else [])]
 
     def _swept(self, solvers: Sequence["Ridge"], pulls: Tensor, matrix: Tensor) -> list[Tensor]:
         """Solutions whose targets follow the last one where the activation cuts off; each output has its own pull."""
@@ -154,7 +155,7 @@ class Gram:
         for _ in range(_SWEEPS if self.kept else 0):
             cross = sum(rows.summed(rows.reached(matrix), self.constant) for rows in self.kept or ())
             assert isinstance(cross, Tensor)
-            matrix = _gathered([solve(cross) for solve in solvers], pulls)
+            matrix = _solved(solvers, pulls, cross)
             found.append(matrix)
         return found
 
@@ -163,6 +164,17 @@ def _gathered(matrices: Sequence[Tensor], chosen: Tensor) -> Tensor:
     """One matrix (groups, unknowns, outputs), each output out of the one that is chosen (groups, outputs) for it."""
     stacked = torch.stack(list(matrices))
     return stacked.gather(0, chosen[None, :, None].expand(-1, -1, stacked.shape[2], -1))[0]
+
+
+def _solved(solvers: Sequence["Ridge"], pulls: Tensor, cross: Tensor) -> Tensor:
+    """Each output's solution with the pull that is chosen (groups, outputs) for it."""
+    if len(cross) > 1:
+        return _gathered([solve(cross) for solve in solvers], pulls)
+    found = torch.empty_like(cross)
+    for number, solve in enumerate(solvers):
+        own = torch.nonzero(pulls[0] == number).flatten()
+        found[:, :, own] = solve(cross[:, :, own], own)
+    return found
 
 
 def _shifted(gram: Gram, before: Tensor) -> Tensor:
@@ -204,7 +216,8 @@ class Ridge:
         self.factor, self.failed = torch.linalg.cholesky_ex(inner + torch.diag_embed(pull))
         self.added = pull[..., None] * before
 
-    def __call__(self, cross: Tensor) -> Tensor:
-        """The solution for X'Y (..., unknowns, outputs); not numbers where there is none."""
-        solved = torch.cholesky_solve(cross + self.added, self.factor)
+    def __call__(self, cross: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """The solution for X'Y (..., unknowns, outputs), of all outputs or of some; not numbers where there is none."""
+        added = self.added if outputs is None else self.added[..., outputs]
+        solved = torch.cholesky_solve(cross + added, self.factor)
         return solved.masked_fill((self.failed > 0)[..., None, None], torch.nan)

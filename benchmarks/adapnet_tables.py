@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from compressor.graph import capture
+from compressor.graph.tensors import device_of
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.oneshot import decide
@@ -28,7 +29,7 @@ from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import operate_
 from compressor.training.batching import batches, steps_per_epoch
 from compressor.training.data import Data, with_input_shape
-from compressor.training.evaluate import device_of, evaluating
+from compressor.training.evaluate import evaluating
 from compressor.training.events import EpochEvent
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import seed_everything_

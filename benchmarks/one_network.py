@@ -17,10 +17,18 @@ import torch
 
 from benchmarks.networks import build
 from compressor.graph import capture
-from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import Edit
-from tests.equivalence import duplicate_, half_plan, left_out, masked_outputs, outputs, randomise_, relative_error
+from tests.equivalence import (
+    duplicate_,
+    half_plan,
+    left_out,
+    masked_outputs,
+    outputs,
+    randomise_,
+    relative_error,
+    same_map,
+)
 
 
 def ours(name: str) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph import capture
+from compressor.graph.tensors import device_of
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.phases import Phases
 from compressor.training.batching import drawn_batches
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
-from compressor.training.evaluate import device_of
 from compressor.training.loop import fit
 from compressor.training.microbatches import Step
 from compressor.training.settings import DistillSettings, TrainSettings

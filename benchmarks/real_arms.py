@@ -17,7 +17,7 @@ from benchmarks.adapnet import TRAINED
 from benchmarks.pareto_peers import HALVINGS, SPARSE, copy_with_gradients, regularised
 from compressor.graph import capture
 from compressor.graph.channels import Channels
-from compressor.graph.tensors import named_tensors
+from compressor.graph.tensors import device_of, named_tensors
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.oneshot import decide
 from compressor.pruning.reconstruction.calibration import enough_images
@@ -33,7 +33,7 @@ from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batching import drawn_batches, steps_per_epoch
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
-from compressor.training.evaluate import device_of, evaluating
+from compressor.training.evaluate import evaluating
 from compressor.training.loop import cross_entropy, fit
 from compressor.training.microbatches import Step
 from compressor.training.recalibrate import recalibrate_

@@ -17,6 +17,11 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
+def cause(error: BaseException) -> str:
+    """The first line of what an error says; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class CompressorError(Exception):
     """A run that cannot go on for a reason outside the code; the message is one line: what is wrong, what to do."""
 

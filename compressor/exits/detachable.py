@@ -13,7 +13,7 @@ from compressor.errors import FileError, ModelError
 from compressor.exits.once import store_once_, tie_
 from compressor.exits.points import Survey
 from compressor.exits.stepdown import StepDown, StepDownPlan, plan_step_down
-from compressor.graph.tail import Norms, tail
+from compressor.graph.cuts import Norms, tail
 
 KIND = "detach"  # of the entry among a checkpoint's steps
 

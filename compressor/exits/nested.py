@@ -15,8 +15,8 @@ from compressor.errors import FileError, ModelError, UsageError
 from compressor.exits.once import store_once_, tie_
 from compressor.exits.points import Survey, begins
 from compressor.exits.settings import DetachSettings
+from compressor.graph.cuts import Norms, tail
 from compressor.graph.operators import LAYERS, of_kind
-from compressor.graph.tail import Norms, tail
 
 _REFUSED = (ModelError, UsageError)
 KIND = "nsn"  # of the entry among a checkpoint's steps

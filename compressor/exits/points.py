@@ -11,11 +11,10 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import ModelError
 from compressor.exits.stepdown import StepDown, StepDownPlan, plan_step_down
-from compressor.graph.chain import Chain, Cut
+from compressor.graph.cuts import Chain, Cut
 from compressor.graph.operators import CONVOLUTIONS
 from compressor.graph.program import module_of, name_of, operator_of
-from compressor.graph.trace import trace
-from compressor.profiling.macs import count_macs
+from compressor.profiling.macs import macs_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class Survey:
         if math.prod(self.input_shape) > LARGEST_INPUT:
             raise ModelError(f"an input of shape {self.input_shape} is too large to cut a network for")
         self.like = next(base.parameters(), torch.zeros(0))  # has the device and the type of what is added
-        self.chain = Chain(base, self._blank(self.input_shape))
+        image = torch.zeros(1, *self.input_shape, device=self.like.device, dtype=self.like.dtype)
+        self.chain = Chain(base, image)
         self.end = len(self.chain.cuts) - 1  # index of the last cut, the output
 
     @cached_property
@@ -85,7 +85,7 @@ class Survey:
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of the base for one image."""
-        return self._macs(self.base, self.input_shape)
+        return macs_of(self.base, self.input_shape)
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
@@ -99,7 +99,7 @@ class Survey:
             layer = StepDown(plan).to(self.like)
             own = sum(parameter.numel() for parameter in layer.parameters())
             kept = {key: size for _, params in costs[place:] for key, size in params.items()}
-            macs = self._macs(layer, self.input_shape) + sum(macs for macs, _ in costs[place:])
+            macs = macs_of(layer, self.input_shape) + sum(macs for macs, _ in costs[place:])
             found.append(Point(self.names[index], cut, plan, macs, own + sum(kept.values()), own))
         return tuple(found)
 
@@ -123,13 +123,7 @@ class Survey:
         """Multiply-adds between two cuts, and the parameters there: identity -> size."""
         part = self.chain.segment(start, end)
         params = {id(parameter): parameter.numel() for parameter in part.parameters()}
-        return self._macs(part, self.chain.cuts[start].shape), params
-
-    def _macs(self, module: nn.Module, shape: Sequence[int]) -> int:
-        return count_macs(trace(module, self._blank(shape))).total
-
-    def _blank(self, shape: Sequence[int]) -> Tensor:
-        return torch.zeros(1, *shape, device=self.like.device, dtype=self.like.dtype)
+        return macs_of(part, self.chain.cuts[start].shape), params
 
     def _plan(self, cut: Cut) -> StepDownPlan:
         """The step-down to a cut, with the batch norm and activation that the base has before it."""

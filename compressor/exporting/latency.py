@@ -1,8 +1,7 @@
 """Latency of a model on torch and, after an export, on ONNX Runtime, for one image and for a larger batch."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from compressor.exporting.runtime import OnnxModel
 from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
 from compressor.graph.neutral import bare, neutrally
-from compressor.graph.skeleton import set_mode
 from compressor.graph.state import State
+from compressor.graph.tensors import device_of
 from compressor.graph.trace import call_arguments
 from compressor.profiling.latency import measure
 from compressor.profiling.model_profile import profile as profile_costs
 from compressor.report.cost import Profile
 from compressor.report.manifest import Array
+from compressor.training.evaluate import evaluating
 
 LARGER_BATCH = 16
 Timing = dict[str, Any]  # median and p95 in ms, batch, runs, threads; and the same under "larger"
@@ -97,7 +97,7 @@ def _onnx_timing(model: OnnxModel, input_shape: tuple[int, ...]) -> Timing:
 
 
 def _torch_timing(module: nn.Module, example: Any) -> Timing:
-    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    device = device_of(module)
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
     threads = torch.get_num_threads()
 
@@ -113,15 +113,3 @@ def _torch_timing(module: nn.Module, example: Any) -> Timing:
 
 def _repeated(tensor: Tensor, batch: int, device: torch.device) -> Tensor:
     return tensor[torch.arange(batch, device=tensor.device) % len(tensor)].to(device) if tensor.dim() else tensor
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode inside, and in its own mode again afterwards."""
-    modes = [(layer, layer.training) for layer in module.modules()]
-    set_mode(module, training=False)
-    try:
-        yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError, shown
+from compressor.exporting.weights import branches, graphs_in
 from compressor.files.limits import LARGEST_GIB, allow, check_size
 from compressor.files.paths import beside, copied, real_file
 
@@ -94,41 +95,26 @@ def _parsed(copy: Path, source: Path) -> Any:
 
 def _tensors(proto: Any) -> Iterator[Any]:
     """Every tensor of a model, also in the branches of an If, in functions and in training graphs."""
-    for graph in (proto.graph, *(g for each in proto.training_info for g in (each.algorithm, each.initialization))):
-        yield from _tensors_of_graph(graph)
-    for function in proto.functions:
-        yield from _tensors_of_attributes(function.attribute_proto)
-        yield from _tensors_of_nodes(function.node)
-
-
-def _tensors_of_graph(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _tensors_of_nodes(graph.node)
-
-
-def _tensors_of_nodes(nodes: Any) -> Iterator[Any]:
-    for node in nodes:
-        yield from _tensors_of_attributes(node.attribute)
-
-
-def _tensors_of_attributes(attributes: Any) -> Iterator[Any]:
+    attributes = [each for function in proto.functions for each in function.attribute_proto]
+    training = [graph for each in proto.training_info for graph in (each.algorithm, each.initialization)]
+    for outer in (proto.graph, *training, *proto.functions, *branches(attributes)):
+        for graph in graphs_in(outer):
+            attributes += [each for node in graph.node for each in node.attribute]
+            yield from getattr(graph, "initializer", ())
+            yield from _dense(getattr(graph, "sparse_initializer", ()))
     for attribute in attributes:
         yield from attribute.tensors
         if attribute.HasField("t"):
             yield attribute.t
-        for sparse in (
-            *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else ()),
-            *attribute.sparse_tensors,
-        ):
-            yield from (sparse.values, sparse.indices)
-        for graph in _graphs_of(attribute):
-            yield from _tensors_of_graph(graph)
+        yield from _dense(attribute.sparse_tensors)
+        if attribute.HasField("sparse_tensor"):
+            yield from _dense([attribute.sparse_tensor])
 
 
-def _graphs_of(attribute: Any) -> list[Any]:
-    return [*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs]
+def _dense(tensors: Any) -> Iterator[Any]:
+    """The tensors that sparse ones are made of."""
+    for each in tensors:
+        yield from (each.values, each.indices)
 
 
 def _check_nodes(proto: Any, source: Path) -> None:
@@ -141,7 +127,7 @@ def _check_nodes(proto: Any, source: Path) -> None:
         for node in nodes:
             called = (node.domain, node.op_type)
             total += 1 + (inside(called) if called in functions else 0)
-            total += sum(count(graph.node) for attribute in node.attribute for graph in _graphs_of(attribute))
+            total += sum(count(graph.node) for graph in branches(node.attribute))
         return total
 
     def inside(called: tuple[str, str]) -> int:

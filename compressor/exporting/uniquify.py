@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.exporting.weights import branches
+
 
 def uniquify(graph: Any) -> int:
     """Rename values of inner graphs whose names are taken, here or in another branch; returns how many.
@@ -27,9 +29,7 @@ def _rename(graph: Any, outer: Mapping[str, str], taken: set[str]) -> int:
     for node in graph.node:
         for values in (node.input, node.output):
             values[:] = [names.get(value, value) for value in values]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                changed += _rename(attribute.g, names, taken)
+        changed += sum(_rename(branch, names, taken) for branch in branches(node.attribute))
     return changed
 
 

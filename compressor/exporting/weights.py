@@ -66,12 +66,16 @@ class WeightsFile:
 
 
 def graphs_in(graph: Any) -> Iterator[Any]:
-    """A graph and the branches in it, at any depth."""
+    """A graph (or a function, which has nodes too) and the branches in it, at any depth."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from graphs_in(attribute.g)
+        for branch in branches(node.attribute):
+            yield from graphs_in(branch)
+
+
+def branches(attributes: Any) -> list[Any]:
+    """The graphs that a node's attributes hold."""
+    return [graph for each in attributes for graph in (*([each.g] if each.HasField("g") else ()), *each.graphs)]
 
 
 def tensor_bytes(tensor: Any, folder: Path) -> memoryview:

@@ -1,6 +1,5 @@
 """Capture a model: follow its channels through its runs in evaluation mode and, where it asks, in training mode."""
 
-import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,17 +7,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, cause
 from compressor.graph import groups
-from compressor.graph.batch import batch_of
 from compressor.graph.channels import KEPT, Channels
 from compressor.graph.editable import check_example, check_model
 from compressor.graph.held import with_tensors
 from compressor.graph.names import groups_named, matching, names_of
-from compressor.graph.neutral import bare, neutrally
+from compressor.graph.neutral import bare, neutrally, uncollected
 from compressor.graph.refine import Map, Refinement
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Trace, Way, cause, refused, run
+from compressor.graph.trace import Trace, Way, refused, run
 from compressor.graph.unregistered import in_one_memory, unregistered
 from compressor.graph.ways import MODELESS, Also, Run, entered, entries, further, same_wiring, unreached, unused
 
@@ -41,9 +39,7 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
     model = bare(model)
     patterns, names = (keep,) if isinstance(keep, str) else tuple(keep), names_of(model)
     kept = frozenset(name for pattern in patterns for name in matching(pattern, names, "keep"))
-    collecting = gc.isenabled()
-    gc.disable()  # nothing here is worth collecting, and one full collection takes as long as the whole capture
-    try:
+    with uncollected():
         first = _first_runs(model, example, entries(model, also, example))
         usual = [(trace, replace(way, reads=tuple(trace.reads))) for trace, way in first.runs]
         runs = [*usual, *further(first.replica, usual)]
@@ -53,13 +49,10 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
             del runs[1]
         refinement = Refinement(first.replica, runs, never)
         refined, more = refinement.refine(kept)
-        found = _channels(refinement, refined, batch_of(runs[0][0]), [*notes, *more])
+        found = _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more])
         found = _with_kept(replace(found, names=names), patterns)
         edited = {found.shapes[place.tensor] for group in found.free for place in group.places}
         return replace(found, notes=(*found.notes, *unregistered(model, edited), *in_one_memory(model)))
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _with_kept(channels: Channels, patterns: Iterable[str]) -> Channels:

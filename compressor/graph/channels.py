@@ -224,32 +224,3 @@ def _product(factors: Iterable[int]) -> int:
     for factor in factors:
         result *= factor
     return result
-
-
-def same_map(one: Channels, other: Channels) -> str | None:
-    """None when two maps say the same of a model up to the numbering of identities; else the first difference.
-
-    What holds a single channel holds nothing to edit, so a map may name it or not.
-    """
-    ours, theirs = ({key for key, ids in c.identities.items() if len(ids) > 1} for c in (one, other))
-    if ours != theirs:
-        return f"places differ: {sorted(ours ^ theirs)[:4]}"
-    forth: dict[int, int] = {}
-    back: dict[int, int] = {}
-    for key in ours:
-        ids, others = one.identities[key], other.identities[key]
-        if len(ids) != len(others):
-            return f"{key} holds {len(ids)} channels against {len(others)}"
-        for here, there in zip(ids.tolist(), others.tolist(), strict=True):
-            if forth.setdefault(here, there) != there or back.setdefault(there, here) != here:
-                return f"{key} ties different channels"
-    different = _described(one, forth) ^ _described(other, {i: i for i in back})
-    return f"groups differ: {sorted(map(str, different))[:2]}" if different else None
-
-
-def _described(channels: Channels, rename: Mapping[int, int]) -> set[tuple[frozenset[int], bool]]:
-    return {
-        (frozenset(rename[identity] for identity in group.ids.tolist()), group.frozen is None)
-        for group in channels.groups
-        if group.size > 1
-    }

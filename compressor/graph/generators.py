@@ -52,8 +52,7 @@ def _states() -> tuple[Any, Any, torch.Tensor]:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every global generator starts at `seed`; afterwards each goes on where it was."""
-    python, numpy, torchs = _states()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    before = random_states()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  the global one is what users' code may draw from
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU that is not in use yet, for good
@@ -62,8 +61,4 @@ def seeded(seed: int) -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(torchs)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        restore_random_states_(before)

@@ -11,6 +11,7 @@ from torch import nn
 from compressor.graph.attributes import value_at
 from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Ids, Key, Place, Site, Size, owner
 from compressor.graph.propagate import Propagation, RawSize, Unions
+from compressor.graph.records import Trace
 from compressor.graph.rules_layers import KERNEL
 from compressor.graph.rules_shapes import permute
 
@@ -130,33 +131,23 @@ def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tup
     """Identities that occur equally often in the same places, found by hashing; frozen and free ones never mix."""
     generator = np.random.default_rng(0)
     signatures = np.zeros(count, dtype=np.uint64)
+    nothing = np.zeros(0, dtype=np.int64)
+    arrays = [nothing, *held.values(), *map(np.unique, apart)]
+    marks = generator.integers(1, 2**63, size=len(arrays), dtype=np.uint64)  # a number of each place, added up
+    np.add.at(signatures, np.concatenate(arrays), np.repeat(marks, [*map(len, arrays)]))
+    every = np.concatenate([nothing, *held.values()])
     first = np.full(count, -1, dtype=np.int64)
-    different = {id(ids): ids for ids in held.values()}
-    marks = dict.fromkeys(different, np.uint64(0))  # a number of every place, added up where places hold the same
-    with np.errstate(over="ignore"):
-        for ids in held.values():
-            marks[id(ids)] += generator.integers(1, 2**63, dtype=np.uint64)
-    offset = 0
-    for name, ids in different.items():
-        lowest = int(ids.min(initial=count))
-        times = np.bincount(ids - lowest).astype(np.uint64)
-        signatures[lowest : lowest + len(times)] += times * marks[name]
-        unseen, where = np.unique(ids, return_index=True)
-        new = first[unseen] < 0
-        first[unseen[new]] = offset + where[new]
-        offset += len(ids)
-    for ids in apart:
-        signatures[np.unique(ids)] += generator.integers(1, 2**63, dtype=np.uint64)
+    first[every[::-1]] = np.arange(len(every))[::-1]
     seen = np.flatnonzero(first >= 0)
     seen = seen[np.argsort(first[seen], kind="stable")]
     _, inverse = np.unique(signatures[seen], return_inverse=True)
     order = np.argsort(inverse, kind="stable")
-    runs = np.split(seen[order], np.flatnonzero(np.diff(inverse[order])) + 1)
+    runs = np.split(seen[order], np.flatnonzero(np.diff(inverse[order])) + 1) if len(seen) else []
     runs.sort(key=lambda run: int(first[run[0]]))
     members: dict[int, list[Key]] = {int(run[0]): [] for run in runs}
     leads = np.zeros(count, dtype=bool)
     leads[list(members)] = True
-    led = {name: dict.fromkeys(ids[leads[ids]].tolist()) for name, ids in different.items()}
+    led = {id(ids): dict.fromkeys(ids[leads[ids]].tolist()) for ids in held.values()}
     for key, ids in held.items():
         for identity in led[id(ids)]:
             members[identity].append(key)
@@ -209,6 +200,25 @@ def sizes(found: Iterable[RawSize], modules: Mapping[str, nn.Module], numbered: 
 
 
 _COUNTS = ("num_features", "num_channels", "num_parameters")  # of modules whose weight is one number per channel
+
+
+def batch_of(trace: Trace) -> int:
+    """How many images the first input holds: 1 where its first dimension is read by weights."""
+    first = next((ref for ref in trace.inputs if ref.shape), None)
+    if first is None or first.shape[0] == 1:
+        return 1
+    # torch gives an image without a batch a dimension of its own in front of the operator that wants one.
+    alone = any(op.operator.kind == "convolution" and op.args[0].shape[0] == 1 for op in trace.ops)
+    if len(first.shape) > 1 and not alone:
+        return first.shape[0]
+    ties = Unions()
+    walk = Propagation(trace, ties)
+    own = ties.fresh(first.shape[0])
+    walk.bind(first, {0: own})
+    walk.follow()
+    roots = roots_of(ties)
+    read = np.concatenate([roots[ids] for ids in ties.blocks.values()] or [roots[:0]])
+    return 1 if np.isin(roots[own], read).any() else first.shape[0]
 
 
 def costs(walk: Propagation, numbered: Numbered, batch: int) -> tuple[Cost, ...]:

@@ -5,7 +5,7 @@ import gc
 import io
 import types
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,15 @@ def tensors_in(value: Any, *, exhaust: bool = False, besides: Collection[nn.Modu
     if isinstance(value, Tensor) and type(value) in (Tensor, nn.Parameter) and not vars(value):
         return [value]
     return [one for one in reached(value, exhaust=exhaust, besides=besides) if isinstance(one, Tensor)]
+
+
+def leaves(values: Any) -> Sequence[Tensor]:
+    """The same of what an operator gives: most are one, or a plain tuple of them."""
+    if isinstance(values, Tensor):
+        return (values,)
+    if type(values) is tuple and all(isinstance(value, Tensor) for value in values):
+        return values
+    return tensors_in(values)
 
 
 def reached(

@@ -1,8 +1,8 @@
 """Names of layers as a person writes them: a layer, a block, a parameter, a pattern, with the prefix of a wrapper."""
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,21 +15,10 @@ _WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put i
 
 def names_of(model: nn.Module) -> dict[str, str]:
     """Every name of every module, parameter and buffer -> its first name; what is shared has several."""
-    modules: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
-    buffers: dict[str, Any] = {}
-    waiting = [("", model)]
-    while waiting:
-        path, module = waiting.pop()
-        modules[path] = module
-        dot = f"{path}." if path else ""
-        for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
-            found.update((dot + name, each) for name, each in held.items() if each is not None)
-        inner = [(dot + name, each) for name, each in module._modules.items() if each is not None]
-        waiting.extend(reversed(inner))
     first: dict[int, str] = {}
-    named = ((name, each) for found in (modules, parameters, buffers) for name, each in found.items() if name)
-    return {name: first.setdefault(id(each), name) for name, each in named}
+    every = (model.named_modules, model.named_parameters, model.named_buffers)
+    named = itertools.chain.from_iterable(each(remove_duplicate=False) for each in every)
+    return {name: first.setdefault(id(one), name) for name, one in named if name}
 
 
 def matching(pattern: str, names: Mapping[str, str], what: str) -> frozenset[str]:

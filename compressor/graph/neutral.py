@@ -1,6 +1,7 @@
 """The user's modes of torch, left for the time of a call, and wrappers around a model, opened."""
 
 import functools
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,18 @@ def neutral() -> Iterator[None]:
         if torch._C._len_torch_dispatch_stack():
             stack.enter_context(_disable_current_modes())
         yield
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Meanwhile Python collects no garbage: one full collection takes as long as a whole capture."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, cause
 from compressor.graph.operators import lookup
 from compressor.graph.records import Operator, plain_name
 from compressor.graph.signature import signature
-from compressor.graph.trace import cause, trace
+from compressor.graph.trace import trace
 
 _KEPT = 8  # graphs that are remembered
 

@@ -3,7 +3,7 @@
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.errors import ModelError
 from compressor.graph.copies import CONSTANTS
-from compressor.graph.held import tensors_in
+from compressor.graph.held import leaves, tensors_in
 from compressor.graph.operators import lookup
 from compressor.graph.records import Found, ModuleCall, Op, Ran, TensorRef, Trace, plain_name
 from compressor.graph.shapes import run_on_shapes
@@ -88,7 +88,7 @@ class Outline(_Watching):
             self._next += 1
             told, found = self._found[self._next - 1] if self._next <= len(self._found) else ("", ())
             output = _replaced(output, found) if told == name else output
-        shapes = tuple([leaf.shape for leaf in _leaves(output)])
+        shapes = tuple([leaf.shape for leaf in leaves(output)])
         self.ops.append(Ran(operator, name, plain, shapes))
         return output
 
@@ -125,15 +125,6 @@ def _storage(tensor: Tensor) -> Any:
 
 
 _UNTYPED = torch._C.TensorBase.untyped_storage
-
-
-def _leaves(values: Any) -> Iterable[Tensor]:
-    """The tensors of a value: most are one, or a plain tuple of them."""
-    if isinstance(values, Tensor):
-        return (values,)
-    if type(values) is tuple and all(isinstance(value, Tensor) for value in values):
-        return values
-    return tensors_in(values)
 
 
 def _exact(tensor: Tensor) -> Tensor | None:
@@ -188,7 +179,7 @@ class Recorder(_Watching):
             self._running = False
         made = self.refs(output, made=True)
         if not self._on_meta:
-            self.result.found.append(() if func._schema.is_mutable else tuple(map(_exact, _leaves(output))))
+            self.result.found.append(() if func._schema.is_mutable else tuple(map(_exact, leaves(output))))
         called = func, lookup(func), plain_name(func)
         self.result.ops.append(Op(*called, arguments, options, tuple(seen), made, self._module))
         return output
@@ -197,7 +188,7 @@ class Recorder(_Watching):
         """Of all tensors in a value; `made` says that they come from something seen: an operator, the example."""
         if type(values) is Tensor:  # as most
             return (self._ref(values, made),)
-        return tuple([self._ref(leaf, made) for leaf in _leaves(values)])
+        return tuple([self._ref(leaf, made) for leaf in leaves(values)])
 
     def read(self, tensor: Tensor) -> None:
         """Python reads the data, which torch does not tell of."""

@@ -1,21 +1,15 @@
 """The tensors of a model by their names in the state dict, which may hold other values besides."""
 
+import itertools
+
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, then buffers (those that are not saved too), each under its first name; one walk over the modules."""
-    parameters: dict[str, Tensor] = {}
-    buffers: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
-            for name, tensor in held.items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[f"{path}.{name}" if path else name] = tensor
-    return parameters | buffers
+    """Parameters, then buffers (those that are not saved too), each under its first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def saved_tensors(model: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:
@@ -40,3 +34,9 @@ def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
 def has_data(tensor: Tensor) -> bool:
     """Whether a tensor is more than its shape."""
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU for a model with neither."""
+    held = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in held), torch.device("cpu"))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, cause
 from compressor.files.limits import lacks_memory, within_memory
 from compressor.graph.generators import Draws, seeded
 from compressor.graph.held import tensors_in, with_tensors
@@ -77,11 +77,6 @@ def refused(example: Any, error: Exception) -> ModelError:
     return ModelError(
         f"the model does not run on an input of shape {shapes} ({cause(error)}); give the right one with --input"
     )
-
-
-def cause(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def run(replica: Replica, way: Way, answer: Answer | None = None) -> Trace:

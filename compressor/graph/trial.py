@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compressor.errors import cause
 from compressor.graph.attributes import put_, write_
 from compressor.graph.channels import Counts, Group, Ids, Key, Size
 from compressor.graph.propagate import Propagation, RawSize, Unions, where
 from compressor.graph.records import Found, argument, dimension
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Op, Ran, Trace, Way, cause, outline
+from compressor.graph.trace import Op, Ran, Trace, Way, outline
 
 Copies = NDArray[np.int64]  # of every identity in a trial: 0 where it is removed, 2 where it stands twice
 
@@ -83,9 +84,10 @@ def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size
             changes.setdefault(name, {})[dim] = copies[ids]
     whole = {name: replica.tensors[name].data for name in changes}
     values = dict(replica.values.held)
+    blanks: dict[Any, Tensor] = {}
     for name, dims in changes.items():
         tensor = replica.tensors[name]
-        tensor.data = _taken(tensor.data, dims)
+        tensor.data = _blank(tensor, dims, blanks) if tensor.is_meta else _taken(tensor.data, dims)
         if id(tensor) in values:
             blank, data = values[id(tensor)]
             replica.values.held[id(tensor)] = blank, _taken(data, dims)
@@ -104,11 +106,16 @@ def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size
             put_(module, attribute, value)
 
 
+def _blank(tensor: Tensor, dims: Mapping[int, Copies], known: dict[Any, Tensor]) -> Tensor:
+    """The same without data; tensors of one shape share theirs."""
+    shape = tuple(int(dims[dim].sum()) if dim in dims else size for dim, size in enumerate(tensor.shape))
+    if (shape, tensor.dtype) not in known:
+        known[shape, tensor.dtype] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return known[shape, tensor.dtype]
+
+
 def _taken(data: Tensor, dims: Mapping[int, Copies]) -> Tensor:
     """The data with so many of every position of some dimensions."""
-    if data.is_meta:
-        shape = [int(dims[dim].sum()) if dim in dims else size for dim, size in enumerate(data.shape)]
-        return torch.empty(shape, dtype=data.dtype, device="meta")
     for dim, times in dims.items():
         data = data.index_select(dim, torch.from_numpy(np.repeat(np.arange(len(times)), times)).to(data.device))
     return data

@@ -40,17 +40,10 @@ def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterato
             kind = type(value)
             if kind in CONSTANTS or name in _REGISTERED or (kind in _HOLDERS and not value):  # as most
                 continue
-            if _may_hold(value) and _holds(value, wanted, own):
+            if not (is_constant(value) or isinstance(value, Tensor)) and _holds(value, wanted, own):
                 names.append(f"{path}.{name}".removeprefix("."))
     if names:
         yield f"not edited, though of the shapes of edited layers: {', '.join(names)}; make them anew after an edit"
-
-
-def _may_hold(value: Any) -> bool:
-    """Whether a module's attribute is neither a constant, a tensor nor empty."""
-    return not (
-        is_constant(value) or isinstance(value, Tensor) or (isinstance(value, dict | list | tuple) and not value)
-    )
 
 
 def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.graph.held import leaves
 from compressor.graph.tensors import has_data
 
 MOST = 16_384  # elements; more than this nobody reads
@@ -78,7 +79,7 @@ class Values:
             first = first[0]
         if isinstance(first, Tensor) and id(first) not in self._known and id(first) not in self.held and first.is_meta:
             return
-        made = _tensors(output)
+        made = leaves(output)
         if not any(leaf.is_meta for leaf in made) or sum(leaf.numel() for leaf in made) > MOST:
             if func._schema.is_mutable and isinstance(first, Tensor) and not all(map(self._is_known, made)):
                 self._lose(first)
@@ -88,7 +89,7 @@ class Values:
             if func._schema.is_mutable and isinstance(first, Tensor):
                 self._lose(first)
             return
-        for leaf, value in zip(made, _tensors(worked_out), strict=True):
+        for leaf, value in zip(made, leaves(worked_out), strict=True):
             self._known[id(leaf)] = leaf, value if leaf.shape == value.shape else None
 
     def _is_known(self, tensor: Tensor) -> bool:
@@ -105,7 +106,7 @@ class Values:
         except Exception:  # something is not known; or what objects to the data did not object to the shapes
             return None
         if "empty" in func.__name__:
-            for tensor in _tensors(result):
+            for tensor in leaves(result):
                 tensor.zero_()
         return result
 
@@ -186,10 +187,3 @@ class Values:
             return
         if value.shape == made.shape:
             self._known[id(made)] = made, value
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    """Of what an operator gives: a tensor, or some in a list or tuple."""
-    if isinstance(values, Tensor):
-        return [values]
-    return [one for item in values for one in _tensors(item)] if isinstance(values, list | tuple) else []

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.errors import ModelError, UsageError, did_you_mean
+from compressor.errors import ModelError, UsageError, cause, did_you_mean
 from compressor.graph.recorder import Answer
 from compressor.graph.records import TensorRef, Trace
 from compressor.graph.skeleton import Replica
-from compressor.graph.trace import Way, cause, run
+from compressor.graph.trace import Way, run
 
 Run = tuple[Trace, Way]
 Also = Iterable[str] | Mapping[str, Any]

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.graph.tensors import device_of
 from compressor.primenet.network import PrimeNetwork
 from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import device_of, evaluating
+from compressor.training.evaluate import evaluating
 
 
 def local_losses(network: PrimeNetwork, image_set: AnySet, data: Data, batch_size: int = 512) -> dict[int, float]:

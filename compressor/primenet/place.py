@@ -9,16 +9,15 @@ import torch
 from torch import nn
 
 from compressor.errors import ModelError, UsageError, did_you_mean
-from compressor.graph.chain import Chain, Cut
+from compressor.graph.cuts import Chain, Cut, tail
 from compressor.graph.names import module_named, names_of
 from compressor.graph.operators import CONVOLUTIONS, LAYERS
 from compressor.graph.program import module_of
-from compressor.graph.tail import tail
-from compressor.graph.trace import trace
+from compressor.graph.tensors import device_of
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.primenet.stage import PrimeStage, build_stage
-from compressor.profiling.macs import count_macs
+from compressor.profiling.macs import macs_of
 
 PAYS = 2.0  # the automatic choice wants this many times the block's multiply-adds gone
 _NAMED_AT_MOST = 12  # places listed in a message
@@ -61,7 +60,7 @@ class Early:
         if len(image) != 3:
             raise ModelError(f"the network takes inputs of shape {image}, the block images (channels, height, width)")
         self.model, self.image, self.classes, self.settings = model, tuple(image), classes, settings
-        self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        self.device = device_of(model)
         self.chain = Chain(model, torch.zeros(1, *image, device=self.device))
         self.end = len(self.chain.cuts) - 1
         first = next((name for name in self.chain.operators(0, self.end) if name in LAYERS), "nothing that learns")
@@ -86,8 +85,8 @@ class Early:
         removed = sum(self._segment_macs[: cut.index])
         with torch.device("meta"):  # a cost takes no memory and no random numbers
             stage = self.stage(cut)
-        capsules = {scale: _macs(stage.block.capsules[str(scale)], self.image) for scale in stage.block.scales}
-        projection = _macs(stage.projection, self.image)
+        capsules = {scale: macs_of(stage.block.capsules[str(scale)], self.image) for scale in stage.block.scales}
+        projection = macs_of(stage.projection, self.image)
         block = {scale: capsule + projection for scale, capsule in capsules.items()}
         return Place(self._name(cut), cut, removed, block)
 
@@ -185,7 +184,7 @@ class Early:
 
     @cached_property
     def _segment_macs(self) -> list[int]:
-        return [_macs(self.chain.segment(i, i + 1), self.chain.cuts[i].shape) for i in range(self.end)]
+        return [macs_of(self.chain.segment(i, i + 1), self.chain.cuts[i].shape) for i in range(self.end)]
 
     def _name(self, cut: Cut) -> str:
         """The outermost module that ends at the cut."""
@@ -202,10 +201,6 @@ class Early:
         if not any(names):
             names = [self._name(cut) for cut in self.chain.cuts[1 : self.end] if self._ends_here(cut)]
         return f"it may end at {_listed(filter(None, names))}"
-
-
-def _macs(module: nn.Module, shape: tuple[int, ...]) -> int:
-    return count_macs(trace(module, torch.zeros(1, *shape))).total
 
 
 def _within(name: str, outer: str) -> bool:

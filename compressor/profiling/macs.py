@@ -8,9 +8,13 @@ FlopCounterMode, which reports two operations for one multiply-add.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.graph.trace import Trace
+import torch
+from torch import nn
+
+from compressor.graph.trace import Trace, trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +38,9 @@ def count_macs(trace: Trace) -> MacCount:
             sizes = (axis if isinstance(axis, int) else axis[0].shape[axis[1]] for axis in axes)
             by_module[op.module] += math.prod(sizes)
     return MacCount(by_module.total(), dict(by_module), dict(uncounted))
+
+
+def macs_of(module: nn.Module, shape: Sequence[int]) -> int:
+    """Multiply-adds of a module for one input of `shape` (without the batch), of the type of its parameters."""
+    like = next(module.parameters(), torch.zeros(0))
+    return count_macs(trace(module, torch.zeros(1, *shape, dtype=like.dtype, device=like.device))).total

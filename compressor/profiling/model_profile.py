@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import ModelError
-from compressor.graph.batch import batch_of
+from compressor.graph.groups import batch_of
 from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.trace import ModuleCall, TensorRef, Trace, trace

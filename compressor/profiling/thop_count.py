@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from compressor.errors import cause
 from compressor.graph.held import with_tensors
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, alike, call_arguments
@@ -36,7 +37,7 @@ def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:
             with _silence(), alike(replica, Way(example)):
                 return _run_thop(replica, arguments), None
         except Exception as error:  # thop and the user's own code may fail in any way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = cause(error)
     return None, f"thop failed: {reason}"
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import DataError
+from compressor.errors import DataError, cause
 from compressor.graph.channels import Channels, Group
-from compressor.graph.trace import cause
 from compressor.pruning.scores import Given, Scores, as_values, in_means, slices
 from compressor.training.evaluate import evaluating, first_output
 

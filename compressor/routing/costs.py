@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.trace import trace
-from compressor.profiling.macs import count_macs
+from compressor.profiling.macs import macs_of
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter
 
@@ -61,7 +61,7 @@ class _Piece(nn.Module):
 
 
 def _macs(routed: Routed, call: Callable[[Routed, Tensor], Tensor], shape: tuple[int, ...]) -> int:
-    return count_macs(trace(_Piece(routed, call), torch.zeros(1, *shape))).total
+    return macs_of(_Piece(routed, call), shape)
 
 
 def _shape_after(routed: Routed, depth: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from compressor.errors import DataError
+from compressor.graph.tensors import device_of
 from compressor.routing.network import Routed
 from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import device_of, evaluating
+from compressor.training.evaluate import evaluating
 
 MAPS = 10  # feature maps looked at in every layer, as in the paper
 TOP = 10  # images chosen for every feature map, as in the paper

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
+from compressor.graph.tensors import device_of
 from compressor.routing.labels import as_good, outcome_labels
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter
@@ -82,7 +83,7 @@ def fit_gates(
 
     Raises DataError with fewer than two batches' worth of images.
     """
-    device = next(gates.parameters()).device
+    device = device_of(gates)
     batch = min(256, len(suffices) // 2)
     if batch < 2:
         raise DataError(f"the gates cannot learn from {len(suffices)} images: give more training data")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import UsageError
-from compressor.graph.chain import Chain
+from compressor.graph.cuts import Chain
 from compressor.routing.router import Gates, ImageRouter, Router
 from compressor.routing.shortcuts import ExitHead, Skippable
 from compressor.routing.units import Unit

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.graph.tensors import device_of
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter, sureness
 from compressor.training import distributed
 from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import device_of, evaluating
+from compressor.training.evaluate import evaluating
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError
+from compressor.graph.tensors import device_of
 from compressor.routing.labels import (
     Balance,
     activation_labels,
@@ -25,7 +26,7 @@ from compressor.routing.settings import RouteSettings
 from compressor.training import checkpoint, distributed
 from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import device_of, evaluating
+from compressor.training.evaluate import evaluating
 from compressor.training.events import Event, NoteEvent
 from compressor.training.loop import fit
 from compressor.training.microbatches import Step

@@ -1,11 +1,13 @@
 """Milliseconds of networks that take a different time for every image: one image at a time, on the same images."""
 
-import gc
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+
+from compressor.graph.neutral import uncollected
+from compressor.profiling.latency import once
 
 _WARM = 3  # images that are run before anything is measured
 
@@ -30,18 +32,11 @@ def time_images(
     for call in calls.values():
         for number in range(min(_WARM, images)):
             call(number)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with uncollected():
         for number in range(images):
             for turn in range(repeats):
                 for name, call in calls.items():
-                    start = time.perf_counter()
-                    call(number)
-                    taken[name][number, turn] = 1e3 * (time.perf_counter() - start)
-    finally:
-        if collecting:
-            gc.enable()
+                    taken[name][number, turn] = 1e3 * once(partial(call, number))
     return {name: _summary(np.median(times, axis=1), images * repeats, threads) for name, times in taken.items()}
 
 

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
-import torch
-from torch import fx, nn
+from torch import fx
 
 from compressor.errors import ModelError
-from compressor.graph.chain import Chain
+from compressor.graph.cuts import Chain
 from compressor.graph.program import module_of, operator_of
-from compressor.graph.trace import trace
-from compressor.profiling.macs import count_macs
+from compressor.profiling.macs import macs_of
 from compressor.routing.shortcuts import is_layer, own_shortcut, shortcut_fits, shortcut_text
 
 
@@ -68,11 +66,6 @@ def find_units(chain: Chain) -> Units:
         found_few = "one convolution" if found else "no convolution"
         raise ModelError(f"the network has nothing to skip: there is {found_few} or block before its head{reasons}")
     return Units(tuple(found), refused)
-
-
-def macs_of(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-adds of a module for one input of `shape` (without the batch)."""
-    return count_macs(trace(module, torch.zeros(1, *shape))).total
 
 
 def _start_of_head(chain: Chain) -> int:

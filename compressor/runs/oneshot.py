@@ -15,7 +15,7 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
-from compressor.graph.tensors import named_tensors
+from compressor.graph.tensors import device_of, named_tensors
 from compressor.pruning.oneshot import decide, rank
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.pruning.reconstruction.synthetic import synthetic_inputs, used_to
@@ -32,7 +32,6 @@ from compressor.settings import filled
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import assign_, check_no_reducer
 from compressor.surgery.snapshot import Snapshot
-from compressor.training.evaluate import device_of
 
 
 @neutrally

@@ -11,13 +11,12 @@ from compressor.errors import ModelError
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
 from compressor.exporting.latency import profile
-from compressor.graph.trace import trace
 from compressor.primenet.memory import TrainingMemory, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
 from compressor.primenet.phases import Learnt, train_in_two_phases
 from compressor.primenet.place import Early, Place
 from compressor.primenet.section import remarks, section
-from compressor.profiling.macs import count_macs
+from compressor.profiling.macs import macs_of
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.report.report import Report
@@ -159,7 +158,7 @@ def _replaced(planned: Planned) -> Subject:
 def _stage_macs(network: PrimeNetwork, scale: int, image: tuple[int, ...]) -> int:
     stage = copy.deepcopy(network.stage)
     stage.block.settle_((scale,))
-    return count_macs(trace(stage, torch.zeros(1, *image))).total
+    return macs_of(stage, image)
 
 
 def _memory(subject: Subject, network: PrimeNetwork, batch_size: int) -> TrainingMemory:

@@ -13,7 +13,7 @@ from torch import nn
 from compressor.errors import CompressorError, UsageError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
-from compressor.graph.chain import Chain
+from compressor.graph.cuts import Chain
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.routing.costs import Costs, costs

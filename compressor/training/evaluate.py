@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
 from compressor.graph.skeleton import set_mode
+from compressor.graph.tensors import device_of
 from compressor.training.batching import batches, examples
 from compressor.training.data import AnySet, Data
 
@@ -112,13 +113,6 @@ def first_output(outputs: Any) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise ModelError(f"the model gives {type(outputs).__name__} where scores (batch, classes) are expected")
     return outputs
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU for a model with neither."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 @contextmanager

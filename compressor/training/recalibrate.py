@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compressor.graph.tensors import device_of
 from compressor.training.batching import InputTransform, easy_batch_size
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import device_of, evaluating
+from compressor.training.evaluate import evaluating
 from compressor.training.randomness import generator
 
 

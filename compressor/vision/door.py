@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import UsageError, did_you_mean
+from compressor.errors import UsageError, cause, did_you_mean
 from compressor.vision.preparation import Preparation
 
 # The two operators that torchvision registers fake kernels for at import; the rest it only touches when it has them.
@@ -94,8 +94,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
     try:
         module: nn.Module = models.get_model(name, weights=None, **arguments)
     except Exception as error:  # torchvision checks its arguments with whatever fails first
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"torchvision:{name} cannot be built with {arguments}: {first}") from error
+        raise UsageError(f"torchvision:{name} cannot be built with {arguments}: {cause(error)}") from error
     return module
 
 

@@ -12,12 +12,11 @@ from compressor.errors import FileError
 from compressor.exits.detachable import make_detachable, rebuild, with_own_statistics
 from compressor.exits.points import Survey
 from compressor.graph import capture
-from compressor.graph.channels import same_map
 from compressor.surgery import operate_
 from compressor.surgery.structure import apply_, describe
 from compressor.training.loop import cross_entropy
 from sample_models import vgg16_cifar
-from tests.equivalence import half_plan, randomise_, relative_error
+from tests.equivalence import half_plan, randomise_, relative_error, same_map
 from tests.exits.nets import CONVOLUTIONAL, SHAPE, Plain, Residual, detachable, images, storages
 
 MODES = ("stats", "switchable", "shared")

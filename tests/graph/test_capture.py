@@ -8,7 +8,7 @@ from torch import nn
 
 from compressor.errors import ModelError
 from compressor.graph import capture
-from compressor.graph.channels import same_map
+from tests.equivalence import same_map
 from tests.networks import NETWORKS, Plain, Residual
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph import capture
-from compressor.graph.channels import SINGLE, same_map
+from compressor.graph.channels import SINGLE
 from compressor.surgery import operate_
-from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
+from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error, same_map
 
 
 class Reshaping(nn.Module):

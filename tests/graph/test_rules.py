@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.graph import Channels, capture
-from compressor.graph.channels import same_map
 from compressor.surgery import Plan, Prune, operate_
-from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
+from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error, same_map
 
 Function = Callable[[Tensor], Tensor]
 

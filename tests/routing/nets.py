@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from compressor.graph.chain import Chain
+from compressor.graph.cuts import Chain
 from compressor.routing.network import Layout, Routed
 from compressor.routing.rebuild import survey
 from compressor.routing.units import Units

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.graph.chain import Chain
+from compressor.graph.cuts import Chain
 from compressor.routing.shortcuts import (
     Adapter,
     ExitHead,

@@ -9,10 +9,9 @@ from torch import nn
 
 from compressor.errors import ModelError
 from compressor.graph import Channels, capture
-from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.structure import apply_, describe
-from tests.equivalence import duplicate_, half_plan, masked_outputs, move, outputs, randomise_, relative_error
+from tests.equivalence import duplicate_, half_plan, masked_outputs, move, outputs, randomise_, relative_error, same_map
 from tests.networks import NETWORKS, Grouped, Plain, Residual
 
 TOLERANCE = 1e-10  # in float64

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.graph import Channels, Group, capture
-from compressor.graph.channels import SINGLE, same_map
+from compressor.graph.channels import SINGLE
 from compressor.surgery import Edit, Insert, Merge, Plan, Prune, operate_
-from tests.equivalence import left_out, masked_outputs, outputs, randomise_, relative_error
+from tests.equivalence import left_out, masked_outputs, outputs, randomise_, relative_error, same_map
 
 Step = tuple[str, int, int]  # what to do, and two small numbers it reads its sizes from
 STEPS = ["conv", "deep", "grouped", "norm", "relu", "pool", "add", "cat", "excite", "shuffle", "gate", "twice", "group"]

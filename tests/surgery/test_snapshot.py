@@ -7,10 +7,10 @@ import torch
 
 from compressor.errors import FileError
 from compressor.graph import capture
-from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import plan_of
 from compressor.surgery.snapshot import Snapshot
+from tests.equivalence import same_map
 from tests.pruning.nets import NETS, batches
 
 

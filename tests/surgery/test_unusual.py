@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError
 from compressor.graph import capture
-from compressor.graph.channels import same_map
 from compressor.surgery import Insert, Plan, operate_
-from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
+from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error, same_map
 from tests.networks import Network, conv
 
 

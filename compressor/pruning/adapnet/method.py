@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from compressor.graph.channels import Channels, Group
+from compressor.graph.tensors import device_of
 from compressor.pruning.adapnet import schedule
 from compressor.pruning.adapnet.boundary import Boundary
 from compressor.pruning.adapnet.concepts import useless
@@ -137,7 +138,7 @@ class AdapNet:
         for name, kept in state["units"].items():
             self.units[name].load_state_dict(kept)
         self.generator.set_state(state["generator"].cpu())
-        self.means.load_state_dict(state["means"], _device(model))
+        self.means.load_state_dict(state["means"], device_of(model))
         self.period, self.step, self.epoch = state["period"], state["step"], state["epoch"]
         self.due, self.removed = list(state["due"]), list(state["removed"])
 
@@ -153,7 +154,7 @@ class AdapNet:
                 continue
             seen = views(model, channels, group)
             size = map_size(max(view.height for view in seen), max(view.width for view in seen))
-            autoencoder = new_autoencoder(self.generator, _device(model))
+            autoencoder = new_autoencoder(self.generator, device_of(model))
             self.units[group.name] = Unit(group.name, group.ids.tolist(), size, autoencoder)
 
     def _lock(self, model: nn.Module, channels: Channels, group: Group) -> str | None:
@@ -169,7 +170,3 @@ class AdapNet:
             unit, batches = self.units[name], REC_BATCHES
             each = maps_per_batch(unit.filters, REC_MAPS, batches, self.settings.dict_size)
             unit.start_recording(batches * each)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from compressor.graph.capture import capture
-from compressor.graph.channels import same_map
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.surgery import Insert, Merge, Prune
+from tests.equivalence import same_map
 from tests.pruning.adapnet.running import Running, small_net
 
 SETTINGS = AdapNetSettings(lsep=10, max_epochs=6, dict_size=96)

@@ -161,14 +161,14 @@ class View:
 
 
 def survey(replay: Replay, layers: Sequence[Reader]) -> dict[int, View]:
-    """Where each layer's weight lies in its parameter, by the operator of its first call, from a run on one batch."""
+    """Where each layer's weight lies in its parameter, by the operator of its first call, from a run on two images."""
     views: dict[int, View] = {}
 
     def look(args: Sequence[Any], _: Any, reader: Reader) -> None:
         views[reader.start] = View.of(reader.name, args[reader.product.weight_at], replay.tensors[reader.name])
 
     hooks: dict[int, list[Hook]] = {reader.start: [partial(look, reader=reader)] for reader in layers}
-    replay.run(0, hooks, {}, max(hooks, default=0))
+    replay.run(None, hooks, {}, max(hooks, default=0))
     return views
 
 

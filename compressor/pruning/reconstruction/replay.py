@@ -184,18 +184,22 @@ class Replay:
             raise refused(first, trace.error) from trace.error
         self.program = Program(trace)
         specs: dict[tuple[Any, ...], dict[int, list[tuple[Any, ...]]]] = {}
+        self.first = _Batch(*call_arguments(first), {})
         self.batches = []
         for given in inputs:
             shapes = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
             self.batches.append(_Batch(*call_arguments(given), specs.setdefault(shapes, {})))
 
-    def run(self, number: int, before: Hooks, after: Hooks, stop: int | None = None, store: int | None = None) -> Any:
+    def run(
+        self, number: int | None, before: Hooks, after: Hooks, stop: int | None = None, store: int | None = None
+    ) -> Any:
         """Run batch `number` from where it was stored last until operator `stop` is done, calling the hooks on the way.
+        None: the first two images.
 
         With `store` the activations behind that operator are stored, and the next run starts there. Without `stop` the
         network runs to its end; returns its output then.
         """
-        batch = self.batches[number]
+        batch = self.first if number is None else self.batches[number]
         arguments, keywords = batch.arguments, batch.keywords
         if self.program.changes_inputs:
             arguments, keywords = tree_map(_cloned, (arguments, keywords))

@@ -251,6 +251,8 @@ def absorbers(walk: Propagation) -> dict[str, Absorber]:
             found[made[op.args[2].index]] = Absorber("bias", names[op.args[0].index])
         elif known.kind == "product" and known.bias is None and made.get(op.args[1].index):
             made[op.outputs[0].index] = made[op.args[1].index]
-        elif known.kind == "batch norm" and made.get(op.args[0].index) and op.args[3] is not None:
-            found.setdefault(made[op.args[0].index], Absorber("running_mean", names[op.args[3].index]))
+        elif known.kind == "batch norm" and made.get(op.args[0].index):
+            mean = names.get(op.args[3].index) if op.args[3] is not None else None
+            if mean is not None:  # else it is computed
+                found.setdefault(made[op.args[0].index], Absorber("running_mean", mean))
     return found

@@ -57,7 +57,7 @@ class Replica:
     def evaluating(self) -> Iterator[set[str] | None]:
         """Meanwhile it is in evaluation mode, and Python modules whose code asks for the mode are noted.
 
-        None where that cannot be seen: torch's scripts and a `train()` of the user's keep it elsewhere.
+        None where that cannot be seen: torch's scripts and classes with a `train()` or `training` keep it elsewhere.
         """
         self.set_mode(False)
         if not self._keeps_mode:
@@ -93,8 +93,9 @@ class _Asked(dict[str, Any]):
 
 
 def _keeps_mode(module: nn.Module) -> bool:
-    """Whether a module's mode is its attribute `training` and nothing else."""
-    return type(module).train is nn.Module.train and not isinstance(module, torch.jit.ScriptModule)
+    """Whether a module's mode is its own attribute `training` and nothing else."""
+    own = hasattr(type(module), "training") or isinstance(module, torch.jit.ScriptModule)
+    return getattr(module.train, "__func__", None) is nn.Module.train and not own
 
 
 def set_mode(model: nn.Module, training: bool) -> None:

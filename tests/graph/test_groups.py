@@ -1,9 +1,13 @@
 """Ties become one identity per channel, and channels in the same places become a group."""
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
 
+from compressor.graph import capture
 from compressor.graph.groups import Numbered, Reasons, connected, grouped, roots_of
 from compressor.graph.propagate import Unions
 
@@ -56,3 +60,21 @@ def test_the_first_reason_counts():
     numbered = Numbered(np.arange(3))
     reasons = Reasons([(np.array([1]), "first"), (np.array([1, 2]), "second")], numbered)
     assert [reasons.of(each) for each in range(3)] == [None, "first", "second"]
+
+
+class Renormed(nn.Module):
+    """Normalises by statistics that it computes from its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 1)
+        self.norm = nn.BatchNorm2d(8, affine=False)
+
+    def forward(self, x):
+        mean, variance = self.norm.running_mean * 0.9, self.norm.running_var * 0.9
+        return self.head(functional.batch_norm(self.body(x), mean, variance))
+
+
+def test_statistics_that_are_computed_take_up_no_shift():
+    channels = capture(Renormed(), torch.randn(1, 3, 4, 4))
+    assert channels.group("body").frozen is None and set(channels.absorbers) == {"head.weight"}

@@ -3,6 +3,7 @@
 import random
 import sys
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -209,10 +210,24 @@ class OwnMode(Asking):
         return self
 
 
+def _with_train_of_its_own() -> nn.Module:
+    model = Asking()
+    vars(model)["train"] = MethodType(lambda self, mode=True: nn.Module.train(self, mode), model)
+    return model
+
+
+class ClassMode(Asking):
+    """Its class has a mode too, which is found where an instance has none."""
+
+    training = True
+
+
 @pytest.mark.parametrize(
     ("model", "runs"),
     [
         (Asking(), [(False, 1)]),
+        (ClassMode(), [(False, 1), (True, 2)]),
+        (_with_train_of_its_own(), [(False, 1), (True, 2)]),
         (Asking(wide=True), [(False, 1), (False, 2)]),
         (Asking(lambda norm: norm.training), [(False, 1), (True, 2)]),
         (Asking(lambda norm: hasattr(norm, "training")), [(False, 1), (True, 2)]),

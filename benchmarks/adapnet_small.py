@@ -119,7 +119,7 @@ def _adapnet(trial: Trial, model: nn.Module) -> tuple[nn.Module, Periods, int]:
         steps_per_epoch=steps_per_epoch(data, phases.training),
         seed=trial.training.seed,
     )
-    guard = Guard(trial.goals.max_drop, lambda: evaluate(model, data.validation, data).top1)
+    guard = Guard(trial.goals.undo_drop, lambda: evaluate(model, data.validation, data).top1)
     periods = Periods(model, channels, method, Target.of(trial.goals, channels), guard, silent)
     training = TrainingPhases(model, data, periods, phases, DistillSettings(), trained=True)
     training.run()

@@ -77,7 +77,7 @@ FAULTS = (
         (f"{_BAD}::test_numbers_that_go_bad", f"{_BAD}::test_rollback"),
     ),
     Fault(
-        "plan that costs more than `--max-drop`",
+        "plan that costs more than `--undo-drop`",
         "undone and reported",
         ("tests/runs/test_adapnet.py::test_a_plan_that_costs_too_much_is_undone_and_reported",),
     ),

@@ -98,7 +98,7 @@ def known_to(kind: type[Job]) -> dict[str, Known]:
 
 
 def recorded_of(kind: type[Job]) -> dict[str, Known]:
-    """The same with those that it has no use for and fields that nobody is asked for: a run's record holds all."""
+    """The same with those that it has no use for and fields that are no settings: a run's record holds all."""
     if kind not in _KNOWN:
         _KNOWN[kind] = _found(kind)
     return _KNOWN[kind]
@@ -198,9 +198,9 @@ def checked(name: str, given: Any, known: Known, spell: Callable[[str], str] = s
     if not fits(value, known.hint):
         value = _from_text(name, given, value, known, spell)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if known.about.least is not None and value < known.about.least:
+        if known.about.least is not None and not value >= known.about.least:
             raise UsageError(f"{spell(name)} is {value:g}, and has to be {known.about.least:g} or more")
-        if known.about.most is not None and value > known.about.most:
+        if known.about.most is not None and not value <= known.about.most:
             raise UsageError(f"{spell(name)} is {value:g}, and has to be {known.about.most:g} or less")
     return value
 

@@ -24,7 +24,7 @@ def test_every_flag_of_every_command_exists(page, line):
     from compressor.cli.app import app
 
     verb, *words = shlex.split(line)[1:]
-    command = get_command(app).commands[verb]
+    command = get_command(app).get_command(None, verb)
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("--")} <= known | {"--help", "--help-all"}
 

@@ -37,11 +37,11 @@ def test_there_are_commands_to_run():
 
 
 def test_every_command_that_exists_is_shown():
-    from compressor.cli.app import app
+    from compressor.runs.jobs import VERBS
 
     shown = {line.split()[1] for line in commands()} | set(re.findall(r"`compressor (\w+)`", README))
     made = {line.split()[-1] for line in re.findall(r"^ {4}(make \w+)", README, flags=re.MULTILINE)}
-    assert {command.name for command in app.registered_commands} <= shown | made
+    assert VERBS.keys() <= shown | made
 
 
 @pytest.mark.slow

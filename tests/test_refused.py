@@ -256,7 +256,7 @@ REFUSED = {
     "replace-until": "replace MODEL --data digits --until nowhere",
     "replace-scales": "replace MODEL --data digits --until 0 --scales 4",
     "sweep-methods": "sweep MODEL --data digits --methods nowhere",
-    "sweep-ratios": "sweep MODEL --data digits --ratios 2",
+    "sweep-targets": "sweep MODEL --data digits --targets 2",
     "model": "prune nowhere.safetensors",
 }
 

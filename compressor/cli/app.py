@@ -6,34 +6,17 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, NoReturn
+from importlib import import_module
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from compressor.cli import (
-    compare,
-    demo,
-    detach,
-    doctor,
-    evaluate,
-    export,
-    finetune,
-    inspect,
-    profile,
-    prune,
-    replace,
-    resume,
-    route,
-    sweep,
-    train,
-    tune,
-    verify,
-)
 from compressor.cli.flags import flag, with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.cli.stopping import INTERRUPTED, stopping
 from compressor.cli.terminal import Terminal
 from compressor.errors import CompressorError, Elsewhere, UsageError, printable
+from compressor.runs.job import RunJob
 from compressor.runs.jobs import VERBS
 from compressor.settings import known_to
 
@@ -41,41 +24,46 @@ from compressor.settings import known_to
 _WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-# Commands that several processes can carry out together.
-TOGETHER = ("train", "finetune", "prune", "detach", "route", "replace", "resume")
-
-HELP = "Make a CNN cheaper to run, and say what that cost in accuracy."
+HELP = "Make a CNN cheaper to run, and measure what that costs in accuracy."
 EXAMPLE = "compressor demo"
+
+
+class Commands(HelpfulGroup):
+    """The verbs, each in a file of its name; only the one that is asked for is imported and gets its options built."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = cast(Any, dict.fromkeys(VERBS))  # whose names are suggested for a mistyped one
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """As `--help` lists them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; None for an unknown one."""
+        if cmd_name not in VERBS:
+            return None
+        module = import_module(f"{__package__}.{cmd_name}")
+        alone = typer.Typer(rich_markup_mode=None, add_completion=False)
+        described = alone.command(cmd_name, cls=HelpfulCommand, help=module.HELP, epilog=module.EXAMPLE)
+        described(with_settings(getattr(module, cmd_name)))
+        return typer.main.get_command(alone)
+
+    def summary(self, name: str) -> str:
+        """What a command does, in a sentence."""
+        text: str = import_module(f"{__package__}.{name}").HELP
+        return text.split("\n\n")[0]
+
 
 app = typer.Typer(
     name="compressor",
     help=HELP,
     epilog=EXAMPLE,
-    cls=HelpfulGroup,
+    cls=Commands,
     rich_markup_mode=None,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command, module in (
-    ("profile", profile.profile, profile),
-    ("inspect", inspect.inspect, inspect),
-    ("train", train.train, train),
-    ("evaluate", evaluate.evaluate, evaluate),
-    ("prune", prune.prune, prune),
-    ("detach", detach.detach, detach),
-    ("replace", replace.replace, replace),
-    ("route", route.route, route),
-    ("finetune", finetune.finetune, finetune),
-    ("resume", resume.resume, resume),
-    ("sweep", sweep.sweep, sweep),
-    ("compare", compare.compare, compare),
-    ("export", export.export, export),
-    ("tune", tune.tune, tune),
-    ("verify", verify.verify, verify),
-    ("doctor", doctor.doctor, doctor),
-    ("demo", demo.demo, demo),
-):
-    app.command(name, cls=HelpfulCommand, help=module.HELP, epilog=module.EXAMPLE)(with_settings(command))
 
 
 @app.callback(invoke_without_command=True)
@@ -133,8 +121,9 @@ def _among_processes(given: Sequence[str]) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    if not given or given[0] not in TOGETHER:
-        raise UsageError(f"only {', '.join(TOGETHER)} run in several processes: leave torchrun away")
+    together = [name for name, kinds in VERBS.items() if any(issubclass(kind, RunJob) and kind.RUN for kind in kinds)]
+    if not given or given[0] not in (*together, "resume"):
+        raise UsageError(f"only {', '.join(together)} and resume run in several processes: run it without torchrun")
     from compressor.training.distributed import joined
 
     with joined():
@@ -143,9 +132,7 @@ def _among_processes(given: Sequence[str]) -> Iterator[None]:
 
 def _where(given: Sequence[str]) -> str:
     """The command whose help page helps."""
-    return (
-        f"compressor {given[0]}" if given[0] in [command.name for command in app.registered_commands] else "compressor"
-    )
+    return f"compressor {given[0]}" if given[0] in VERBS else "compressor"
 
 
 def _fail(message: str, code: int) -> NoReturn:

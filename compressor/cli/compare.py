@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compressor.report.run_comparison import RunComparison
 
 HELP = (
-    "Put runs side by side: what each network costs and how well it does, and which of them no other beats.\n\n"
+    "Compare runs: cost and accuracy of every network, and the Pareto front.\n\n"
     "The networks that the runs started from are in the table, and so are the sub-models of runs that made some. "
     "--out also writes a page with accuracy against MACs, latency and file size."
 )
@@ -32,7 +32,7 @@ def compare(
     ] = False,
     latency: Annotated[
         bool,
-        typer.Option("--latency", rich_help_panel="Output", help="Time the runs' ONNX files anew, in turn."),
+        typer.Option("--latency", rich_help_panel="Output", help="Time the runs' ONNX files again, in turn."),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -59,6 +59,7 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     terminal.show(comparison_table(compared))
     page, data = Path(out) / "comparison.html", Path(out) / "comparison.json"
     files = {str(page): "the comparison, to look at in a browser", str(data): "the same as data"}
-    on_front = [compared.points[number - 1].run for number in compared.fronts["macs"]]
-    best = next((run for run in on_front if (Path(run) / MODEL).exists()), "RUN")
+    most = max(point.macs or 0 for point in compared.points)
+    smaller = [point for point in compared.points if (point.macs or 0) < most and (Path(point.run) / MODEL).exists()]
+    best = max(smaller, key=lambda point: point.top1 or 0.0).run if smaller else "RUN"
     terminal.made(files, f"compressor export {Path(best) / MODEL} --data DATA --out deploy")

@@ -1,7 +1,7 @@
 """Settings from a file: `--config run.toml`, or the settings.json of a run; flags win.
 
 A file has the names of flags on one level, `target_macs = 0.5`. A settings.json gives the same run again, but for two
-things that a person has to say anew: --overwrite, and --trust.
+things that a person has to give again: --overwrite, and --trust.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from compressor.errors import CompressorError, FileError, UsageError
-from compressor.settings import Job, checked, known_to, stranger
+from compressor.settings import Job, known_to, stranger
 
 CHOSEN = "compressor.chosen"  # in the context: what a file said that a person might have typed
 # What of a run's settings.json is never taken over.
@@ -23,11 +23,11 @@ _SAME_COMMAND = {"demo": "prune"}
 
 
 def read_config(path: Path, ctx: typer.Context, kinds: Sequence[type[Job]]) -> dict[str, Any]:
-    """The settings in a file, checked; what counts as chosen is noted in `ctx`.
+    """The settings in a file by name; what counts as chosen is noted in `ctx`.
 
     Raises:
         FileError: the file cannot be read.
-        UsageError: a name is unknown, a value has another type or is out of range, or the file is of another command.
+        UsageError: a name is unknown, or the file is of another command.
     """
     known = {name: each for kind in reversed(kinds) for name, each in known_to(kind).items()}
     content = _content(path)
@@ -37,15 +37,11 @@ def read_config(path: Path, ctx: typer.Context, kinds: Sequence[type[Job]]) -> d
         _check_command(path, content, str(ctx.command.name))
         own = known_to(next(kind for kind in kinds if kind.takes(content)))
         content = {name: value for name, value in content.items() if name in own and name not in _ASKED_ANEW}
-    found = {}
-    try:
-        for given, value in content.items():
-            name = given.replace("-", "_")
-            if name not in known:
-                raise UsageError(f"{stranger(given, value, known)}; {ctx.command_path} knows {', '.join(known)}")
-            found[name] = checked(name, value, known[name])
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+    found = {name.replace("-", "_"): value for name, value in content.items()}
+    for name, given in zip(found, content):
+        if name not in known:
+            odd = stranger(given, content[given], known)
+            raise UsageError(f"{path}: {odd}; {ctx.command_path} knows {', '.join(known)}")
     if recorded:
         _check_code(path, found, ctx)
     ctx.meta[CHOSEN] = chosen if recorded else set(found)
@@ -85,9 +81,9 @@ def _check_code(path: Path, found: Mapping[str, Any], ctx: typer.Context) -> Non
 
     allowed = {"arch": lambda text: was_named(parse_arch(text)), "method": may_run}
     for name, may in allowed.items():
-        if found.get(name) is None or on_command_line(ctx, name):
+        if not isinstance(found.get(name), str) or on_command_line(ctx, name):
             continue
-        with suppress(CompressorError):  # whoever opens it says what is wrong
+        with suppress(CompressorError):  # opening it says what is wrong
             if not may(found[name]):
                 break
     else:

@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from compressor.cli.options import DryRun, Json, typed
-from compressor.cli.results import show_run
-from compressor.cli.terminal import Terminal
+from compressor.cli.results import carry_out
 
 HELP = (
     "Show the whole job in about a minute: a small CNN that reads digits is profiled, brought to half its MACs by "
@@ -27,11 +26,6 @@ def demo(
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
-    terminal = Terminal(as_json=json)
-    from compressor.runs import adapnet as runs
     from compressor.runs.demo import demo_job
 
-    with terminal.progress() as tell:
-        job = demo_job(out, overwrite, typed(ctx))
-        report = runs.dry_run(job, tell) if dry_run else runs.adapt(job, tell)
-    show_run(terminal, report, out, dry_run=dry_run, trained=True)
+    carry_out(demo_job(out, overwrite, typed(ctx)), dry_run=dry_run, json=json)

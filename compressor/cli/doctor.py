@@ -9,7 +9,7 @@ from compressor.cli import completion
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
 
-HELP = "Say what is installed, which device is used, and whether folders and data can be read; 1 where something lacks."
+HELP = "Check what is installed, the device, folders and data; exit code 1 where something is missing."
 EXAMPLE = "compressor doctor --data digits"
 
 

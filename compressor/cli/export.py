@@ -2,7 +2,7 @@
 
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
-from compressor.runs.jobs import ExportJob
+from compressor.runs.looking import ExportJob
 
 HELP = (
     "Write a model for another runtime, after it gave the same outputs there.\n\n"
@@ -17,9 +17,9 @@ EXAMPLE = "compressor export sample_models/digits_cnn.safetensors --to onnx --da
 def export(job: ExportJob, json: Json = False) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    from compressor.runs.export import export as run
-
     with terminal.progress() as tell:
+        from compressor.runs.export import export as run
+
         made = run(job, tell)
     terminal.print_json({"format": job.to, **made.facts})
     if made.manifest is not None:

@@ -1,8 +1,7 @@
 """`compressor finetune`."""
 
 from compressor.cli.options import DryRun, Json
-from compressor.cli.results import show_run
-from compressor.cli.terminal import Terminal
+from compressor.cli.results import carry_out
 from compressor.runs.jobs import FinetuneJob
 
 HELP = "Train a model further, gently: after pruning, or on other data."
@@ -11,9 +10,4 @@ EXAMPLE = "compressor finetune runs/small/model.safetensors --data digits --epoc
 
 def finetune(job: FinetuneJob, dry_run: DryRun = False, json: Json = False) -> None:
     """Parse, run, print."""
-    terminal = Terminal(as_json=json)
-    from compressor.runs import train as runs
-
-    with terminal.progress() as tell:
-        report = runs.dry_run(job, tell) if dry_run else runs.train(job, tell)
-    show_run(terminal, report, job.output.out, dry_run=dry_run, trained=True)
+    carry_out(job, dry_run=dry_run, json=json)

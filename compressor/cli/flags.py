@@ -38,14 +38,16 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         VERBOSITY.set(-1 if given["quiet"] else int(given["verbose"]))
         if kinds:
             values = {name: given[name] for name in known if on_command_line(ctx, name) and name not in parameters}
-            if given.get("config") is not None:
-                values = {**read_config(Path(given["config"]).expanduser(), ctx, kinds), **values}
+            file = None if given.get("config") is None else Path(given["config"]).expanduser()
+            read_there = {} if file is None else read_config(file, ctx, kinds)
+            there = read_there.keys() - values.keys()
+            values = {**read_there, **values}
             chosen = {name for name in values if on_command_line(ctx, name)} | ctx.meta.get(CHOSEN, set())
             given["job"] = read(
                 kinds,
                 values,
                 verb=ctx.command_path,
-                spell=flag,
+                spell=lambda name: f"{file}: {name}" if name in there else flag(name),
                 chosen=[n for n in known if n in chosen],
                 inside={"command": typed(ctx)},
             )
@@ -56,7 +58,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     if "onnx" in known:  # a run that leaves its files in a folder
         shown["config"] = inspect.Parameter("config", _KEYWORD, default=None, annotation=Config)
     if any(each.about.rare for each in known.values()):
-        everything = typer.Option("--help-all", is_eager=True, callback=show_all, help="Show every flag there is.")
+        everything = typer.Option("--help-all", is_eager=True, callback=show_all, help="Show all flags.")
         switch = inspect.Parameter("help_all", _KEYWORD, default=False, annotation=Annotated[bool, everything])
         shown["help_all"] = switch
 

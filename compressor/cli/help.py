@@ -75,7 +75,7 @@ def _group_page(group: Any, ctx: Any) -> Iterator[RenderableType]:
     yield from _paragraphs(group.help or "")
     yield from _example(group.epilog)
     yield _heading("Commands")
-    yield _columns((name, command.help.split("\n\n")[0]) for name, command in group.commands.items())
+    yield _columns((name, group.summary(name)) for name in group.list_commands(ctx))
     yield _heading("Other")
     options = [parameter for parameter in (*group.params, group.get_help_option(ctx)) if not parameter.hidden]
     yield _columns((_names(parameter), _words(parameter)) for parameter in options)

@@ -8,7 +8,7 @@ import typer
 from compressor.cli.options import Json, named
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.runs.jobs import InspectJob
+from compressor.runs.looking import InspectJob
 
 HELP = "Show which channels of a model belong together, which can be edited, and why others cannot."
 EXAMPLE = "compressor inspect --arch torchvision:resnet18 --picture coupling.svg"
@@ -20,7 +20,7 @@ def inspect(
     picture: Annotated[
         str | None, typer.Option("--picture", metavar="FILE", help="Draw the coupling: .svg, .png or .pdf.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="FILE may exist.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
@@ -28,10 +28,11 @@ def inspect(
         _check_picture(Path(picture), overwrite)
     terminal = Terminal(as_json=json)
     from compressor.report.coupling import draw_coupling, groups_table
-    from compressor.runs.inspect import inspect as run
-    from compressor.runs.inspect import measure_sensitivity
 
     with terminal.progress() as tell:
+        from compressor.runs.inspect import inspect as run
+        from compressor.runs.inspect import measure_sensitivity
+
         coupling = (measure_sensitivity(job, tell) if job.sensitivity else run(job, tell)).to_json()
     terminal.print_json(coupling)
     terminal.show(groups_table(coupling))

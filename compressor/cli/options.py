@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from compressor.errors import UsageError
 from compressor.runs.settings import ModelSettings
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel="Other", help="Print results and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel="Other", help="Print more of what happens.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel="Other", help="Print more details.")]
 Config = Annotated[
     str | None,
     typer.Option(
@@ -17,7 +16,7 @@ Config = Annotated[
         metavar="FILE",
         show_default=False,
         rich_help_panel="Other",
-        help="Settings from a TOML file, or a run's settings.json. Flags win.",
+        help="Settings from a TOML file, or a run's settings.json; flags override them.",
     ),
 ]
 Json = Annotated[
@@ -25,7 +24,9 @@ Json = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Say what would be done and its cost; change nothing.", rich_help_panel="Output"),
+    typer.Option(
+        "--dry-run", help="Predict costs, wall time and memory; write and change nothing.", rich_help_panel="Output"
+    ),
 ]
 
 
@@ -47,9 +48,3 @@ def named(model: ModelSettings) -> str:
 def is_onnx(model: ModelSettings) -> bool:
     """Whether a file is called what .onnx files are called, for the choice of the next command only."""
     return (model.model or "").endswith(".onnx")
-
-
-def needed(data: str | None) -> None:
-    """Raise UsageError where a command that needs data for what it is to do now has none."""
-    if data is None:
-        raise UsageError("`data` is missing: give digits (built in), folder:DIR, cifar10:DIR or another data set")

@@ -6,9 +6,9 @@ import typer
 
 from compressor.cli.options import Json, is_onnx, named
 from compressor.cli.terminal import Terminal
-from compressor.runs.jobs import ProfileJob
+from compressor.runs.looking import ProfileJob
 
-HELP = "Say what a model, or an .onnx file, costs to run: MACs, parameters, memory, time."
+HELP = "Measure what a model, or an .onnx file, costs to run: MACs, parameters, memory, latency."
 EXAMPLE = "compressor profile --arch torchvision:resnet18 --layers --latency"
 
 
@@ -19,9 +19,9 @@ def profile(
 ) -> None:
     """Parse, run, print."""
     terminal = Terminal(as_json=json)
-    from compressor.runs.profile import profile as run
-
     with terminal.progress() as tell:
+        from compressor.runs.profile import profile as run
+
         result = run(job, tell)
     from compressor.report.tables import layers_table, profile_table
 

@@ -9,10 +9,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from compressor.runs.stages import Heard, PartEvent, PeriodEvent, PeriodStep, Stage
+from compressor.report import units
+from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent, Stage
 from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
 
 SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_PICTURES = 0.1
 
 
 class Lines:
@@ -24,9 +26,15 @@ class Lines:
         self._last = time.monotonic()
         self._epochs = 0
 
-    def tell(self, event: Heard) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to clean up."""
+
+    def tell(self, event: RunEvent) -> None:
         """Print what is worth a line."""
-        if isinstance(event, PeriodStep):
+        if isinstance(event, PeriodStep) or (isinstance(event, PartEvent) and not event.done):
             return
         early = time.monotonic() - self._last < SECONDS_BETWEEN_LINES and not self._verbose
         if early and isinstance(event, BatchEvent | PartEvent):
@@ -47,19 +55,15 @@ class Bars:
     """Progress as one line for the stage, or a bar for the epochs, one for the batches of the epoch, and one for the
     steps of a method's period with what the last one decided.
 
-    Drawn anew at every event and not by a thread of its own, which would disturb what is being timed.
+    Drawn at every event and not by a thread of its own, which would disturb what is being timed.
     """
 
     def __init__(self, console: Console, *, verbose: bool = False) -> None:
         self._console = console
         self._verbose = verbose
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=14),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-        )
+        self._bars, self._parts = _bars(console), _bars(console)
+        self._counted = self._parts.add_task("", total=None, figures="")
+        self._part, self._part_began, self._drawn, self._done = "", (0.0, 0), 0.0, 0
         self._epoch = self._bars.add_task("epoch", total=None, figures="")
         self._batch = self._bars.add_task("batch", total=None, figures="")
         self._period = self._bars.add_task("period", total=None, figures="", visible=False)
@@ -68,6 +72,7 @@ class Bars:
 
     def __enter__(self) -> Self:
         self._live.start()
+        self.tell(Stage("starting"))  # torch takes seconds to import
         return self
 
     def __exit__(
@@ -75,7 +80,7 @@ class Bars:
     ) -> None:
         self._live.stop()
 
-    def tell(self, event: Heard) -> None:
+    def tell(self, event: RunEvent) -> None:
         """Show where the run stands; epochs and notes leave a line."""
         if isinstance(event, Stage):
             self._epochs = event.epochs
@@ -83,14 +88,14 @@ class Bars:
             self._live.update(Text(f"{event.text} ...", style="dim"), refresh=True)
             return
         if isinstance(event, PartEvent):
-            self._live.update(Text(_line(event, self._epochs), style="dim"), refresh=True)
+            self._show_part(event)
             return
         if isinstance(event, PeriodStep):  # shown with the next batch event: a picture each step would take time
             self._bars.update(self._period, total=event.steps, completed=event.step, visible=True)
             return
         if isinstance(event, BatchEvent):
             self._epochs = event.epochs
-            left = f"{_clock(event.seconds_left)} left"
+            left = f"{units.duration(event.seconds_left)} left"
             self._bars.update(self._epoch, total=event.epochs, completed=event.epoch, figures=left)
             self._bars.update(self._batch, total=event.batches, completed=event.batch, figures=_short(event))
             self._live.update(self._bars, refresh=True)
@@ -99,9 +104,36 @@ class Bars:
             self._bars.update(self._epoch, completed=event.row["epoch"] + 1)
         if isinstance(event, PeriodEvent):
             self._bars.update(self._period, figures=_decided(event.row))
-        self._console.print(Text(_line(event, self._epochs)), soft_wrap=True)
+        self._console.print(Text(_line(event, self._epochs)), overflow="ignore", crop=False)
         if self._verbose:
             _print_layers(self._console, event)
+
+    def _show_part(self, event: PartEvent) -> None:
+        """A bar with rate and time left, drawn ten times a second at most: what is counted may be quick."""
+        now = time.monotonic()
+        if event.text != self._part or event.done < self._done:
+            self._part, self._part_began, self._drawn = event.text, (now, event.done), 0.0
+        self._done = event.done
+        if now - self._drawn < _SECONDS_BETWEEN_PICTURES and event.done < event.total:
+            return
+        self._drawn = now
+        began, first = self._part_began
+        pace = ""
+        if event.done > first and now - began > _SECONDS_BETWEEN_PICTURES:
+            rate = (event.done - first) / (now - began)
+            pace = f"{rate:,.3g}/s  {units.duration((event.total - event.done) / rate)} left"
+        self._parts.update(self._counted, description=event.text, total=event.total, completed=event.done, figures=pace)
+        self._live.update(self._parts, refresh=True)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=14),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+    )
 
 
 def _decided(row: dict[str, Any]) -> str:
@@ -111,7 +143,7 @@ def _decided(row: dict[str, Any]) -> str:
     return f"last: {told or 'no change'}"
 
 
-def _print_layers(console: Console, event: Heard) -> None:
+def _print_layers(console: Console, event: RunEvent) -> None:
     """What a period found in each layer that it judged."""
     for each in event.row.get("groups", ()) if isinstance(event, PeriodEvent) else ():
         rest = "  ".join(f"{name} {value}" for name, value in each.items() if name != "group")
@@ -136,7 +168,7 @@ def _line(event: EpochEvent | NoteEvent | Stage | PartEvent | PeriodEvent, epoch
 
 
 def _figures(event: BatchEvent) -> str:
-    return f"{_short(event)}  {_clock(event.seconds_left)} left"
+    return f"{_short(event)}  {units.duration(event.seconds_left)} left"
 
 
 def _short(event: BatchEvent) -> str:
@@ -151,9 +183,3 @@ def _top1(name: str, value: float | None) -> str:
 def _epoch(epoch: int, epochs: int) -> str:
     of = f"/{epochs}" if epochs else ""
     return f"epoch {epoch + 1:>{len(str(epochs))}}{of}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

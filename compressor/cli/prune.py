@@ -1,15 +1,12 @@
 """`compressor prune`."""
 
-from pathlib import Path
-
 from compressor.cli.options import DryRun, Json
-from compressor.cli.results import show_run
-from compressor.cli.terminal import Terminal
+from compressor.cli.results import carry_out
 from compressor.pruning.catalogue import ABOUT, TRAINED
 from compressor.runs.jobs import AdaptJob, PruneJob
 
 HELP = (
-    "Make a model smaller by removing the channels that it can best do without.\n\n"
+    "Make a model smaller by removing its least important channels.\n\n"
     "Without --data this is one-shot: nothing is trained, and no accuracy is known; l1 chooses, and the same share of "
     "every layer goes. With --data obs chooses, widths follow the error, layers that read pruned channels are refitted "
     "by least squares, and the smaller network is fine-tuned and measured.\n\n"
@@ -26,19 +23,4 @@ EXAMPLE = (
 
 def prune(job: PruneJob | AdaptJob, dry_run: DryRun = False, json: Json = False) -> None:
     """Parse, run, print."""
-    terminal = Terminal(as_json=json)
-    trained = job.data is not None
-    with terminal.progress() as tell:
-        if isinstance(job, AdaptJob):
-            from compressor.runs import adapnet
-
-            report = adapnet.dry_run(job, tell) if dry_run else adapnet.adapt(job, tell)
-        else:
-            from compressor.runs import prune as oneshot
-
-            report = oneshot.dry_run(job, tell) if dry_run else oneshot.prune(job, tell)
-    from compressor.runs.plans import NAME
-
-    wrote = dry_run and job.output.out is not None and not isinstance(job, AdaptJob)
-    plan = Path(str(job.output.out)) / NAME if wrote else None
-    show_run(terminal, report, job.output.out, dry_run=dry_run, trained=trained, plan=plan)
+    carry_out(job, dry_run=dry_run, json=json)

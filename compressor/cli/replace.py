@@ -1,8 +1,7 @@
 """`compressor replace`."""
 
 from compressor.cli.options import DryRun, Json
-from compressor.cli.results import show_run
-from compressor.cli.terminal import Terminal
+from compressor.cli.results import carry_out
 from compressor.runs.jobs import ReplaceJob
 
 HELP = (
@@ -19,9 +18,4 @@ EXAMPLE = (
 
 def replace(job: ReplaceJob, dry_run: DryRun = False, json: Json = False) -> None:
     """Parse, run, print."""
-    terminal = Terminal(as_json=json)
-    from compressor.runs import replace as runs
-
-    with terminal.progress() as tell:
-        report = runs.dry_run(job, tell) if dry_run else runs.replace_early(job, tell)
-    show_run(terminal, report, job.output.out, dry_run=dry_run, trained=True)
+    carry_out(job, dry_run=dry_run, json=json)

@@ -1,53 +1,67 @@
 """What a command that changed a model prints at its end."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from compressor.cli.terminal import Terminal
 from compressor.report import units
+from compressor.runs.jobs import PruneJob
 
 if TYPE_CHECKING:
     from compressor.report.report import Report
+    from compressor.runs.job import RunJob
 
 
-def show_run(
-    terminal: Terminal,
-    report: "Report",
-    out: str | None,
-    *,
-    dry_run: bool,
-    trained: bool,
-    more: Mapping[str, Any] | None = None,
-    plan: Path | None = None,
-) -> None:
-    """Whether the result is faster, tables, the files that were made and what to do next; `more` joins the JSON.
+def carry_out(job: "RunJob", *, dry_run: bool, json: bool) -> None:
+    """What every command does that leaves a run: carry its job out, or only say what would be done, and print that."""
+    terminal = Terminal(as_json=json)
+    with terminal.progress() as tell:
+        from compressor.runs import run as runs
 
-    `plan` is the file that a dry run left.
-    """
-    from compressor.report.comparison import speed
-    from compressor.report.tables import before_after_table, filters_table, frozen_table
+        report = runs.dry_run(job, tell) if dry_run else runs.run(job, tell)
+    if not dry_run:
+        show_run(terminal, report, job.output.out)
+        return
+    terminal.print_json({"dry_run": True, **report.to_json()})
+    _show_details(terminal, report, planned=True)
+    terminal.show(Text("\n".join(_predicted(report))))
+    if job.output.out is not None and isinstance(job, PruneJob):
+        from compressor.runs.plans import NAME
 
-    terminal.print_json({"dry_run": dry_run, **report.to_json(), **(more or {})})
-    if not dry_run and (answer := speed(report.before, report.after, report.settings.get("round_to"))) is not None:
-        terminal.show(Text(answer))
-    if report.edits and (dry_run or terminal.verbosity > 0):
+        plan = Path(job.output.out) / NAME
+        terminal.made({str(plan): "what would go, to read and edit"}, f"compressor prune MODEL --plan {plan}")
+    else:
+        terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
+
+
+def show_run(terminal: Terminal, report: "Report", out: str | None) -> None:
+    """The answer, then tables, the files that were made and what to do next."""
+    from compressor.report.comparison import answers
+    from compressor.report.tables import before_after_table
+    from compressor.runs.folder import MODEL
+
+    terminal.print_json({"dry_run": False, **report.to_json()})
+    folder = Path(str(out))
+    said = answers(report.before, report.after, report.settings.get("round_to"))
+    terminal.answer(str(folder / MODEL), said)
+    terminal.show(before_after_table(report))
+    _show_details(terminal, report, planned=False)
+    terminal.made(_files(folder, report), _following(folder, report))
+
+
+def _show_details(terminal: Terminal, report: "Report", *, planned: bool) -> None:
+    """A row for every sub-model or way of using the network, what is changed and what is not."""
+    from compressor.report.tables import filters_table, frozen_table, section_table
+
+    if planned or report.variants:
+        terminal.show(*(section_table(section.tables[0]) for section in report.sections))
+    if report.edits and (planned or terminal.verbosity > 0):
         terminal.show(filters_table(report))
     if report.frozen or report.refused:
         terminal.show(frozen_table(report))
-    if dry_run:
-        terminal.show(Text("\n".join(_predicted(report))))
-        if plan is None:
-            terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
-        else:
-            terminal.made({str(plan): "what would go, to read and edit"}, f"compressor prune MODEL --plan {plan}")
-        return
-    terminal.show(before_after_table(report))
-    assert out is not None
-    folder = Path(out)
-    terminal.made(_files(folder, report), _following(folder, trained))
 
 
 def _predicted(report: "Report") -> Iterator[str]:
@@ -57,6 +71,11 @@ def _predicted(report: "Report") -> Iterator[str]:
             yield f"{name:<12}{write(before)} -> {report.after.reasons[key]}"
         else:
             yield f"{name:<12}{write(before)} -> {write(after)}  ({units.ratio(before, after)})"
+    expected = report.details.get("estimate")
+    if expected is not None:
+        yield f"{'wall time':<12}about {units.duration(expected['seconds'])} on this machine: an estimate"
+        if expected["peak_bytes"] is not None:
+            yield f"{'memory':<12}about {units.size(expected['peak_bytes'])} at most: an estimate"
 
 
 def _files(folder: Path, report: "Report") -> dict[str, str]:
@@ -70,9 +89,9 @@ def _files(folder: Path, report: "Report") -> dict[str, str]:
     return files
 
 
-def _following(folder: Path, trained: bool) -> str:
+def _following(folder: Path, report: "Report") -> str:
     from compressor.runs.folder import MODEL
 
-    if trained:
-        return f"compressor profile {folder / MODEL} --layers"
+    if report.settings["data"] is not None:
+        return f"compressor export {folder / MODEL} --data {report.settings['data']} --out deploy"
     return f"compressor finetune {folder / MODEL} --data DATA --epochs 10 --out {folder}-finetuned"

@@ -29,7 +29,7 @@ class Stopped:
 
 @contextmanager
 def stopping() -> Iterator[Stopped]:
-    """Take SIGTERM like Ctrl-C, so that unfinished files are cleared away; a SIGTERM that is ignored stays ignored."""
+    """Take SIGTERM like Ctrl-C, so that unfinished files are removed; a SIGTERM that is ignored stays ignored."""
     stopped = Stopped(earlier=len(_begun()))
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

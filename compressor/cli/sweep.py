@@ -7,14 +7,14 @@ from compressor.cli.terminal import Terminal
 from compressor.runs.jobs import SweepJob
 
 HELP = (
-    "Prune a trained model by several methods at several ratios, each with the same data, epochs, batch size and "
-    "seed, and compare what they come to.\n\n"
-    "A ratio is the share of the MACs that goes. AdapNet changes the structure in three quarters of the epochs and "
+    "Prune a trained model by several methods to several targets, each with the same data, epochs, batch size and "
+    "seed, and compare the results.\n\n"
+    "A target is the share of the MACs to keep. AdapNet changes the structure in three quarters of the epochs and "
     "fine-tunes in the rest. The same command again, or `compressor resume FOLDER`, does what is missing; more methods "
-    "and ratios may join."
+    "and targets may be added."
 )
 EXAMPLE = (
-    "compressor sweep sample_models/digits_cnn.safetensors --methods l1,taylor --ratios 0.3,0.5,0.7 --data digits "
+    "compressor sweep sample_models/digits_cnn.safetensors --methods l1,taylor --targets 0.7,0.5,0.3 --data digits "
     "--epochs 5 --out runs/sweep"
 )
 

@@ -2,20 +2,21 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
 from rich.segment import Segment
 from rich.text import Text
 
 from compressor.errors import printable
 
 if TYPE_CHECKING:
-    from compressor.runs.stages import Tell
+    from compressor.runs.stages import Callback
 
 WIDTH = 80
 # -1 with --quiet, 1 with --verbose; set for the command that runs.
@@ -43,6 +44,14 @@ class Terminal:
                 self.out.print()
                 self.out.print(result)
 
+    def answer(self, path: str, lines: Iterable[tuple[str, bool]]) -> None:
+        """What a run came to, before everything else: where it lies, and lines that are good or not."""
+        if not self.as_json:
+            self.out.print()
+            self.out.print(Text(path, "bold"), soft_wrap=True)
+            for line, good in lines:
+                self.out.print(Padding(Text(line, "green" if good else "yellow"), (0, 0, 0, 2)))
+
     def say(self, *lines: str) -> None:
         """Remarks, one a line, never cut or wrapped in the middle of a path; with --quiet none."""
         for line in lines if self.verbosity >= 0 else ():
@@ -60,20 +69,21 @@ class Terminal:
             self.out.file.write(json.dumps(data, indent=1) + "\n")
 
     @contextmanager
-    def progress(self) -> Iterator["Tell"]:
-        """Someone to tell what a run is doing: bars where there is a terminal, else lines; with --quiet nobody."""
+    def progress(self) -> Iterator["Callback"]:
+        """A callback for the events of a run: bars on a terminal, else lines; nothing with --quiet."""
         from compressor.cli.progress import Bars, Lines
-        from compressor.runs.stages import silent
+        from compressor.report.progress import listening
+        from compressor.runs.stages import PartEvent, silent
 
         verbose = self.verbosity > 0
         if self.verbosity < 0:
             yield silent
             return
-        if not self.err.is_terminal:
-            yield Lines(self.err, verbose=verbose).tell
-            return
-        with Bars(self.err, verbose=verbose) as bars:
-            yield bars.tell
+        with (
+            Bars(self.err, verbose=verbose) if self.err.is_terminal else Lines(self.err, verbose=verbose) as listener,
+            listening(lambda what, done, total: listener.tell(PartEvent(what, done, total))),
+        ):
+            yield listener.tell
 
 
 class _Console(Console):

@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from compressor.cli.options import DryRun, Json
-from compressor.cli.results import show_run
-from compressor.cli.terminal import Terminal
+from compressor.cli.results import carry_out
 from compressor.errors import UsageError
 from compressor.runs.jobs import TrainJob
 
@@ -26,9 +25,4 @@ def train(
     json: Json = False,
 ) -> None:
     """Parse, run, print."""
-    terminal = Terminal(as_json=json)
-    from compressor.runs import train as runs
-
-    with terminal.progress() as tell:
-        report = runs.dry_run(job, tell) if dry_run else runs.train(job, tell)
-    show_run(terminal, report, job.output.out, dry_run=dry_run, trained=True)
+    carry_out(job, dry_run=dry_run, json=json)

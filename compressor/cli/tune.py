@@ -3,7 +3,7 @@
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.runs.jobs import TuneJob
+from compressor.runs.looking import TuneJob
 
 HELP = (
     "Make a package fast and small in memory on this machine: write a graph with the weights as this processor wants "

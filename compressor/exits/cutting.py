@@ -31,7 +31,7 @@ def cut(base: nn.Module, example: Tensor, settings: DetachSettings) -> tuple[Det
     points = choose_points(found, settings)
     notes = [f"{point.at}: {point.plan.note}" for point in points if point.plan.note is not None]
     notes += [f"{point.at}: its sub-model costs no less than the base" for point in points if point.macs >= found.macs]
-    return make_detachable(found, {point.at: point.plan for point in points}, settings.bn), notes
+    return make_detachable(found, {point.at: point.plan for point in points}, settings.norms), notes
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def recalibrated(model: Detaching, data: Data, seed: int = 0) -> Detaching:
     if isinstance(model, Detachable):
         model = with_own_statistics(model)
     elif model.norms == "shared" and model.exits:
-        raise UsageError("statistics that nested models share cannot fit all of them: leave --bn shared away")
+        raise UsageError("statistics that nested models share cannot fit all of them: leave `bn` shared out")
     for exit in range(model.exits + 1):
         recalibrate_(model.detach(exit), data.train, data, seed=seed)
     return model

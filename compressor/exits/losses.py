@@ -31,9 +31,10 @@ def multi_model_step(exits: int, settings: DetachSettings | None = None, label_s
             f"loss weights {', '.join(f'{w:g}' for w in weights)}: give {exits + 1}, the base's (above 0) first, then "
             "one for each sub-model"
         )
-    if not 0 <= settings.distill <= 1 or settings.temperature <= 0:
+    if not 0 <= settings.distill <= 1 or settings.distill_temperature <= 0:
         raise UsageError(
-            f"distill={settings.distill:g}, temperature={settings.temperature:g}: a share in 0..1, above 0"
+            f"distill is {settings.distill:g} and has to be a share in 0..1, distill_temperature is "
+            f"{settings.distill_temperature:g} and has to be above 0"
         )
 
     def step(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +51,9 @@ def multi_model_step(exits: int, settings: DetachSettings | None = None, label_s
                 for further in outputs[1:] if isinstance(outputs, tuple) else ():
                     loss = loss + AUXILIARY_WEIGHT * functional.cross_entropy(further.float(), y)
             elif settings.distill and teacher is not None:
-                loss = torch.lerp(loss, distillation_loss(scores, teacher, settings.temperature), settings.distill)
+                loss = torch.lerp(
+                    loss, distillation_loss(scores, teacher, settings.distill_temperature), settings.distill
+                )
             backward(weight * loss)
             total = total + weight * loss.detach()
         return total, right

@@ -174,7 +174,7 @@ def make_nested(found: Survey, settings: DetachSettings) -> Nested:
             "input_shape": list(found.input_shape),
             "at": [found.names[index] for index in run.cuts[: exits + 1]],
             "layers": run.layers,
-            "bn": settings.bn,
+            "bn": settings.norms,
             "keep": [settings.keep_input, settings.keep_hidden] if plain else [1.0, 1.0],
         },
     )

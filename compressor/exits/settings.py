@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from compressor.settings import setting
-from compressor.training.settings import TrainSettings
+from compressor.training.settings import DistillSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -21,19 +21,27 @@ class DetachSettings:
     targets: tuple[float, ...] = setting(
         (), "MACs of each sub-model as shares of the base's, such as 0.5,0.25.", "SHARES"
     )
-    bn: Literal["stats", "switchable", "shared"] = setting(
-        "stats", "What each model has of its own in batch norm.", "MODE"
+    bn: Literal["stats", "switchable", "shared", "recalibrated"] = setting(
+        "stats", "What each model has of its own in batch norm; recalibrated: stats, measured again at the end.", "MODE"
     )
-    recalibrate: bool = setting(False, "After training, measure every model's batch-norm statistics anew.")
-    loss_weights: tuple[float, ...] = setting((), "Of the base and each sub-model, such as 1,0.5,0.5.", "WEIGHTS")
-    distill: float = setting(0.0, "Share of a sub-model's loss that follows the base's scores.", "SHARE", 0, 1)
-    temperature: float = setting(4.0, "Of the scores that distillation compares.", "X", 0, rare=True)
-    keep_input: float = setting(0.8, "nsn: probability that dropout keeps an input.", "X", 0, 1, rare=True)
-    keep_hidden: float = setting(0.5, "nsn: probability that dropout keeps a hidden unit.", "X", 0, 1, rare=True)
+    loss_weights: tuple[float, ...] = setting(
+        (), "Loss weights of the base and each sub-model, such as 1,0.5,0.5.", "WEIGHTS"
+    )
+    distill: float = setting(0.0, "Share of distillation from the base in a sub-model's loss.", "SHARE", 0, 1)
+    distill_temperature: float = setting(
+        DistillSettings.distill_temperature, "Softmax temperature of distillation.", "X", 0, rare=True
+    )
+    keep_input: float = setting(0.8, "nsn: keep probability of input dropout.", "X", 0, 1, rare=True)
+    keep_hidden: float = setting(0.5, "nsn: keep probability of hidden dropout.", "X", 0, 1, rare=True)
     l2: float | None = setting(
         None, "nsn: penalty on the base's weights. [9e-5; 9e-6 with one hidden layer]", "X", 0, rare=True
     )
     baseline: bool = setting(False, "Also train every model alone with the same budget, to compare.")
+
+    @property
+    def norms(self) -> Literal["stats", "switchable", "shared"]:
+        """What each model has of its own in batch norm while all of them train."""
+        return "stats" if self.bn == "recalibrated" else self.bn
 
 
 # How the papers train (CNSN: section 3; NSN: section 4), apart from the number of epochs. CNSN's paper lets the rate
@@ -45,7 +53,7 @@ _FALLS = {"cnsn": (1 / 6, 1 / 3, 1 / 2), "nsn": (1 / 3, 2 / 3)}  # of the epochs
 
 
 def falling(method: str, settings: TrainSettings) -> TrainSettings:
-    """The training of a method whose rate falls in steps: where nobody said, at the paper's shares of the epochs."""
+    """The training of a method whose rate falls in steps: by default, at the paper's shares of the epochs."""
     if settings.milestones or settings.schedule != "step":
         return settings
     places = {max(1, round(share * settings.epochs)) for share in _FALLS[method]}

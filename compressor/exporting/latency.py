@@ -23,6 +23,7 @@ from compressor.profiling.latency import measure
 from compressor.profiling.model_profile import profile as profile_costs
 from compressor.report.cost import Profile
 from compressor.report.manifest import Array
+from compressor.report.progress import progress
 from compressor.training.evaluate import evaluating
 
 LARGER_BATCH = 16
@@ -91,7 +92,9 @@ def _onnx_timing(model: OnnxModel, input_shape: tuple[int, ...]) -> Timing:
         images: Array = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)
         return lambda: model(images)
 
+    progress("timing ONNX Runtime, batch", 0, 2)
     first = measure(calling(1), batch=1, threads=threads)
+    progress("timing ONNX Runtime, batch", 1, 2)
     larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads)
     return {**asdict(first), "larger": asdict(larger)}
 
@@ -106,7 +109,9 @@ def _torch_timing(module: nn.Module, example: Any) -> Timing:
         return lambda: module(*arguments, **keywords)
 
     with State(module).kept(), seeded(0), evaluating(module), torch.inference_mode():
+        progress("timing torch, batch", 0, 2)
         first = measure(calling(1), batch=1, threads=threads, wait=wait)
+        progress("timing torch, batch", 1, 2)
         larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads, wait=wait)
     return {**asdict(first), "larger": asdict(larger)}
 

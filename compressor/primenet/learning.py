@@ -13,6 +13,9 @@ from compressor.training import checkpoint
 from compressor.training.distributed import add_up_
 from compressor.training.loop import backward
 
+# Each capsule's own Adam, besides its learning rate (section 4.1; Keras's epsilon).
+LOCAL_BETAS, LOCAL_EPS = (0.99, 0.999), 1e-7
+
 
 class LocalLearning:
     """The step of `training.loop.fit` for a network whose block is learning; holds each capsule's own Adam.
@@ -33,8 +36,8 @@ class LocalLearning:
             self.optimizers[name] = torch.optim.Adam(
                 part.parameters(),
                 lr=settings.local_lr,
-                betas=(settings.local_beta1, settings.local_beta2),
-                eps=settings.local_eps,
+                betas=LOCAL_BETAS,
+                eps=LOCAL_EPS,
             )
         self._begin_epoch()
 

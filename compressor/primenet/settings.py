@@ -22,21 +22,18 @@ class PrimeNetSettings:
     scales: tuple[int, ...] = setting(
         (3, 5, 7), "Kernel sizes of the block's parallel convolutions, of 1, 3, 5 and 7.", "N,N,..."
     )
-    reduced: int = setting(32, "Channels that each of them reads, after a 1x1 convolution.", "N", 1, rare=True)
+    reduced: int = setting(32, "Input channels of each of them, after a 1x1 convolution.", "N", 1, rare=True)
     fit: Literal["pool", "stride"] = setting(
-        "pool", "How the block's maps shrink: pooled behind it, or by a stride, which is cheaper.", "HOW"
+        "pool", "How the block downsamples: pooling behind it, or a stride, which is cheaper.", "HOW"
     )
     inference: Literal["static", "entropy"] = setting(
-        "static", "Keep the scale that did best on validation data, or let each image choose.", "HOW"
+        "static", "Keep the scale that is best on validation images, or choose by entropy for each image.", "HOW"
     )
-    local_lr: float = setting(2e-4, "Learning rate of each scale's own Adam.", "RATE", 0)
-    local_beta1: float = setting(0.99, "Of these Adams.", "X", 0, 1, rare=True)
-    local_beta2: float = setting(0.999, "Of these Adams.", "X", 0, 1, rare=True)
-    local_eps: float = setting(1e-7, "Of these Adams.", "X", 0, rare=True)
+    local_lr: float = setting(2e-4, "Learning rate of the local losses' Adam.", "RATE", 0)
     retrain: Literal["rest", "head"] = setting(
-        "rest", "What learns in phase two: all behind the block, or the last layer.", "PART", rare=True
+        "rest", "What phase two trains: everything behind the block, or the last layer.", "PART", rare=True
     )
-    retrain_epochs: int = setting(50, "Epochs of the second phase, in which the block is held.", "N", 0)
+    retrain_epochs: int = setting(50, "Epochs of the second phase, with the block frozen.", "N", 0)
     retrain_batch_size: int = setting(32, "Images per step of the second phase.", "N", 1, rare=True)
 
 

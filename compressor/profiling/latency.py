@@ -9,6 +9,7 @@ import numpy as np
 
 from compressor.graph.neutral import uncollected
 
+BUDGET_SECONDS = 1.0  # that are measured, after the warm-up
 _WARM_RUNS, _WARM_SECONDS = 2, 0.2  # both are reached before anything is measured
 _MIN_RUNS, _FEW_RUNS = 10, 3  # the second is enough once a measurement takes five times its budget
 
@@ -30,7 +31,7 @@ def measure(
     batch: int = 1,
     threads: int = 1,
     wait: Callable[[], object] | None = None,
-    seconds: float = 1.0,
+    seconds: float = BUDGET_SECONDS,
 ) -> Latency:
     """Time `call` again and again for about `seconds`, after a warm-up, with garbage collection held off.
 

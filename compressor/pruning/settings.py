@@ -17,11 +17,11 @@ class PruneSettings:
     PANEL: ClassVar[str] = "Pruning"
 
     method: str = setting(
-        "auto", "How channels are chosen, see above, or FILE.py:score; auto: obs with data, else l1.", "METHOD"
+        "auto", "Pruning criterion, see above, or FILE.py:score; auto: obs with data, else l1.", "METHOD"
     )
-    ratio: float = setting(0.5, "Share of the channels that go.", "SHARE", 0, 1)
+    ratio: float = setting(0.5, "Share of the channels to remove.", "SHARE", 0, 1)
     target_macs: float | None = setting(
-        None, "Instead of a ratio, the MACs that stay: 0.5 for half, 2e8 for 200 million.", "MACS"
+        None, "Instead of a ratio, the MACs to keep: 0.5 for half, 2e8 for 200 million.", "MACS"
     )
     target_ms: float | None = setting(
         None, "Instead of a ratio, milliseconds for one image in onnxruntime on this machine.", "MS"
@@ -35,24 +35,24 @@ class PruneSettings:
     )
     target_mb: float | None = setting(None, "Instead of a ratio, megabytes of float32 weights.", "MB", rare=True)
     allocate: Literal["auto", "error", "uniform", "global"] = setting(
-        "auto", "Of each layer: what costs least error, the same share, or the lowest scores of all.", "HOW"
+        "auto", "How pruning is shared out: least error for each MAC, the same share a layer, or lowest scores.", "HOW"
     )
     round_to: int | Literal["auto"] = setting(
-        "auto", "Make widths that change multiples of this; auto: of what the chip likes. [auto]", "N"
+        "auto", "Round pruned widths to a multiple of N; auto: the processor's vector width. [auto]", "N", 1
     )
-    min_channels: int = setting(1, "Channels that stay in every layer.", "N", 1)
+    min_channels: int = setting(1, "Least number of channels to keep in every layer.", "N", 1)
     ratio_for: tuple[tuple[str, float], ...] = setting(
-        (), "A ratio for some layers only, such as 'layer1.*=0.2'. Repeatable.", "LAYER=SHARE", many=True
+        (), "Ratio of some layers only, such as 'layer1.*=0.2'. Repeatable.", "LAYER=SHARE", many=True
     )
-    keep: tuple[str, ...] = setting(
-        (), "Layers that stay as they are, such as 'layer4.*'. Repeatable.", "LAYER", many=True
-    )
+    keep: tuple[str, ...] = setting((), "Layers to leave unpruned, such as 'layer4.*'. Repeatable.", "LAYER", many=True)
     also: tuple[str, ...] = setting(
-        (), "A method of the model that is followed too, such as embed. Repeatable.", "METHOD", rare=True, many=True
+        (), "Method of the model to trace besides forward, such as embed. Repeatable.", "METHOD", rare=True, many=True
     )
     score_images: int = 512  # training images that methods which need labels look at
-    reconstruct: bool = setting(True, "Refit what reads pruned channels by least squares. [adapnet: off]")
-    seed: int = setting(0, "Of everything that is drawn by chance.", "N")
+    reconstruct: bool = setting(
+        True, "Least-squares reconstruction of layers that read pruned channels. [adapnet: off]"
+    )
+    seed: int = setting(0, "Random seed.", "N")
 
 
 def resolved(settings: PruneSettings, *, has_inputs: bool) -> PruneSettings:
@@ -98,5 +98,3 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.5, or a number of MACs")
     if settings.speedup is not None and not settings.speedup > 1:
         raise UsageError(f"the speedup is {settings.speedup:g}; give more than 1, such as 2 for half of the time")
-    if settings.round_to != "auto" and (not isinstance(settings.round_to, int) or settings.round_to < 1):
-        raise UsageError(f"round_to is {settings.round_to}; give 1 or more, or auto")

@@ -9,6 +9,8 @@ from compressor.report.measurements import Measurements
 from compressor.report.units import NOTHING
 
 _NOTICEABLE = 1.05  # as fast; less lies within what two measurements differ by
+ACCURACY = "test top-1"  # the label of the row that is always shown
+_LOST = 0.01  # of top-1: more is shown as a loss
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Line:
     before: str
     after: str
     change: str
+    better: bool | None = None  # None: nobody can say, or it is about the same
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,29 @@ def compare(before: Measurements, after: Measurements, *, larger: bool = False) 
     return Comparison(tuple(lines), (*remarks, *_latency_remarks(after)))
 
 
-def speed(before: Measurements, after: Measurements, round_to: int | str | None = None) -> str | None:
-    """Whether a network with fewer multiply-adds is faster in ONNX Runtime; None where that was not measured."""
+def answers(before: Measurements, after: Measurements, round_to: int | str | None = None) -> list[tuple[str, bool]]:
+    """What a run came to, a line each: what got smaller, what got faster, what it cost; and whether that is good."""
+    said = []
+    if before.macs and after.macs and before.macs != after.macs:
+        span = f"{units.macs(before.macs)} to {units.macs(after.macs)}"
+        costs = f"{units.ratio(before.macs, after.macs)} of the MACs ({span})"
+        if before.params and after.params:
+            costs += f", {units.ratio(before.params, after.params)} of the parameters"
+        said.append((costs, after.macs < before.macs))
     old, new = (_timing("onnxruntime")(side) for side in (before, after))
-    if old is None or new is None or before.macs is None or after.macs is None or after.macs >= before.macs:
-        return None
-    times = (
-        f"{units.milliseconds(old)} to {units.milliseconds(new)}, {units.ratio(before.macs, after.macs)} of the MACs"
-    )
-    if old / new > _NOTICEABLE:
-        return f"{old / new:.2f} times as fast in ONNX Runtime: {times}"
-    return f"not faster in ONNX Runtime: {times}{_help(round_to)}"
+    if said and old is not None and new is not None:
+        times = f"{units.milliseconds(old)} to {units.milliseconds(new)}"
+        if old / new > _NOTICEABLE:
+            said.append((f"{old / new:.2f} times as fast in ONNX Runtime: {times}", True))
+        else:
+            said.append((f"not faster in ONNX Runtime: {times}{_help(round_to)}", False))
+    if after.top1 is not None:
+        top1 = f"test top-1 {units.percent(after.top1)}"
+        if before.top1 is not None:
+            top1 = f"test top-1 {units.percent(before.top1)} to {units.percent(after.top1)}"
+            top1 += f" ({units.points(before.top1, after.top1)})"
+        said.append((top1, before.top1 is None or after.top1 > before.top1 - _LOST))
+    return said
 
 
 def _help(round_to: int | str | None) -> str:
@@ -74,18 +89,18 @@ def _measured(
     before: Measurements, after: Measurements, larger: bool
 ) -> Iterator[tuple[str, str, Value, Callable[[float], str]]]:
     """Label, key of the reason, how to read the value, how to write it."""
+    yield ACCURACY, "top1", lambda side: side.top1, units.percent
     yield "MACs", "macs", lambda side: side.macs, units.macs
-    yield "MACs (thop)", "macs_thop", lambda side: side.macs_thop, units.macs
     yield "parameters", "params", lambda side: side.params, units.amount
     yield "file size", "file_bytes", lambda side: side.file_bytes, units.size
-    for engine, name in (("torch", "torch"), ("onnxruntime", "ONNX Runtime")):
+    for engine, name in (("onnxruntime", "ONNX Runtime"), ("torch", "torch")):
         key = f"latency_ms.{engine}"
         yield f"latency {name}", key, _timing(engine), units.milliseconds
         timings = [_engine(side, engine) for side in (before, after)]
         batch = next((timing["larger"]["batch"] for timing in timings if timing and timing.get("larger")), None)
         if larger and batch is not None:
             yield f"latency {name}, batch {batch}", key, _timing(engine, "larger"), units.milliseconds
-    yield "test top-1", "top1", lambda side: side.top1, units.percent
+    yield "MACs (thop)", "macs_thop", lambda side: side.macs_thop, units.macs
 
 
 def _engine(side: Measurements, engine: str) -> dict[str, Any] | None:
@@ -107,14 +122,18 @@ def _reason(side: Measurements, key: str) -> str:
 
 
 def _line(label: str, before: float | None, after: float | None, write: Callable[[float], str]) -> Line:
-    change = ""
+    change, better = "", None
     if before is not None and after is not None:
-        change = units.points(before, after) if write is units.percent else units.ratio(before, after)
+        accuracy = write is units.percent
+        change = units.points(before, after) if accuracy else units.ratio(before, after)
+        gain = (after - before) / _LOST if accuracy else (before - after) / (before or 1) / (_NOTICEABLE - 1)
+        better = None if abs(gain) < 1 else gain > 0
     return Line(
         label,
         before=NOTHING if before is None else write(before),
         after=NOTHING if after is None else write(after),
         change=change,
+        better=better,
     )
 
 

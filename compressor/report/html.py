@@ -56,9 +56,13 @@ def _gallery(gallery: Gallery) -> dict[str, Any]:
 
 
 def _table(table: Table) -> dict[str, Any]:
-    numbers = [index for index in range(1, len(table.columns)) if _of_numbers([row[index] for row in table.rows])]
     rows = [tuple(written(cell) for cell in row) for row in table.rows]
-    return {"columns": table.columns, "rows": rows, "caption": table.caption, "numbers": numbers}
+    return {"columns": table.columns, "rows": rows, "caption": table.caption, "numbers": number_columns(table)}
+
+
+def number_columns(table: Table) -> list[int]:
+    """Which columns hold numbers, to be set flush right; the first never does."""
+    return [index for index in range(1, len(table.columns)) if _of_numbers([row[index] for row in table.rows])]
 
 
 def _of_numbers(cells: list[str | float | None]) -> bool:

@@ -51,6 +51,7 @@ class Report:
     export: OnnxCheck | None = None
     sections: tuple[Section, ...] = ()
     variants: dict[str, Measurements] = field(default_factory=dict)  # sub-models on the same weights, by name
+    details: dict[str, Any] = field(default_factory=dict)  # what else the verb found, as plain data
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain types; a number that is not finite becomes None."""

@@ -55,7 +55,7 @@ class RunComparison:
     engine: str | None  # that latency was measured on
     in_turn: str | None = None  # the device on which all were timed in turn; None: each run's own figure
     notes: tuple[str, ...] = ()  # what makes the comparison less than fair
-    failed: dict[str, str] = field(default_factory=dict)  # runs that came to nothing -> why
+    failed: dict[str, str] = field(default_factory=dict)  # runs that failed -> why
 
     @property
     def fronts(self) -> dict[str, tuple[int, ...]]:
@@ -114,7 +114,7 @@ def comparison_table(compared: RunComparison) -> RenderableType:
         cells = (_marked(_cost(point, cost), number in fronts[cost]) for cost in ("macs", "file_bytes", "latency"))
         table.add_row(Text(f"{number} {_name(point, shared)}"), Text(point.method), *cells, _top1(point))
     remarks = [LEGEND, _latency_remark(compared), *compared.notes]
-    remarks += [f"{name} came to nothing: {why}" for name, why in compared.failed.items()]
+    remarks += [f"{name} failed: {why}" for name, why in compared.failed.items()]
     return Group(table, *(Text(remark, style="dim") for remark in remarks if remark))
 
 

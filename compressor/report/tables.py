@@ -9,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.report import units
-from compressor.report.comparison import compare
+from compressor.report.comparison import ACCURACY, compare
+from compressor.report.html import number_columns, written
 from compressor.report.report import Report
 from compressor.report.units import NOTHING
 
 if TYPE_CHECKING:
+    from compressor.report import sections
     from compressor.report.cost import Profile, Shapes
 
 WIDTH = 80
@@ -21,12 +23,18 @@ _ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
 
 
 def before_after_table(report: Report) -> RenderableType:
-    """What the run changed: costs and accuracy before -> after, with a line below for everything not measured."""
+    """What the run changed, with lines below for what stayed as it was and for everything not measured."""
     comparison = compare(report.before, report.after)
     table = plain_table("", ("before", "right"), ("after", "right"), ("change", "right"))
+    same = []
     for line in comparison.lines:
-        table.add_row(line.label, line.before, line.after, line.change)
-    return with_remarks(table, *comparison.remarks)
+        if line.before == line.after and (line.label != ACCURACY or line.before == NOTHING):
+            same += [] if line.before == NOTHING else [f"{line.label} {line.before}"]
+            continue
+        style = {True: "green", False: "yellow", None: ""}[line.better]
+        table.add_row(line.label, line.before, line.after, Text(line.change, style))
+    unchanged = f"unchanged: {', '.join(same)}" if same else ""
+    return with_remarks(table, unchanged, *comparison.remarks)
 
 
 def filters_table(report: Report) -> RenderableType:
@@ -106,10 +114,20 @@ def findings_table(findings: Sequence[tuple[str, bool | None, str]]) -> Renderab
     return table
 
 
-def plain_table(first: str, *others: tuple[str, str]) -> Table:
-    """A table whose first column takes long names by wrapping; numbers never wrap."""
+def section_table(table: "sections.Table") -> Table:
+    """A table of a report's section."""
+    numbers = number_columns(table)
+    sides = ("right" if index in numbers else "left" for index in range(1, len(table.columns)))
+    drawn = plain_table(table.columns[0], *zip(table.columns[1:], sides), least=0)
+    for row in table.rows:
+        drawn.add_row(*(Text(written(cell)) for cell in row))
+    return drawn
+
+
+def plain_table(first: str, *others: tuple[str, str], least: int = 12) -> Table:
+    """A table whose first column, at least `least` wide, takes long names by wrapping; numbers never wrap."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold", min_width=12)
+    table.add_column(first, overflow="fold", min_width=least)
     for title, justify in others:
         if justify == "right":
             table.add_column(title, justify="right", no_wrap=True)
@@ -120,7 +138,7 @@ def plain_table(first: str, *others: tuple[str, str]) -> Table:
 
 def with_remarks(table: Table, *remarks: str) -> RenderableType:
     texts = [Text(remark, style="dim") for remark in remarks if remark]
-    return Group(table, *texts) if texts else table
+    return Group(*([table] if table.row_count or not texts else []), *texts)
 
 
 def _shape(shapes: "Shapes") -> str:

@@ -25,6 +25,13 @@ def milliseconds(value: float) -> str:
     return f"{value:.{digits}f} ms"
 
 
+def duration(seconds: float) -> str:
+    """A time as a clock shows it: 75 -> "1:15", 3700 -> "1:01:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def percent(fraction: float) -> str:
     """A fraction in 0..1: 0.932 -> "93.20 %"."""
     return f"{100 * fraction:.2f} %"

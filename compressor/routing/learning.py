@@ -13,8 +13,10 @@ from compressor.training.loop import backward
 from compressor.training.microbatches import Step
 from compressor.training.randomness import derive_seed, generator
 
+EARLY_WEIGHT = 0.3  # of each earlier depth's loss; the last one's is 1
 
-def all_depths(routed: Routed, *, early_weight: float = 0.3, joint: bool = False) -> Step:
+
+def all_depths(routed: Routed, *, early_weight: float = EARLY_WEIGHT, joint: bool = False) -> Step:
     """Every image at every depth: the cross-entropy of the last depth, plus the earlier ones' times a weight.
 
     With `joint` the router learns from what the depths get right in this very batch; its gradient stays its own.

@@ -38,7 +38,8 @@ from compressor.training.settings import TrainSettings
 from compressor.training.state import Saving
 
 ALWAYS_WHOLE = 2.0  # a threshold above any probability
-BY_HEART = 0.05  # training accuracy above validation's by more than this: training images teach a router little
+OVERFITTED = 0.05  # training accuracy above validation's by more than this: training images teach a router little
+ROUTER_IMAGES = 100_000  # the most that teach it
 ROUTER_TRAINING = TrainSettings(
     optimizer="rmsprop", lr=1e-3, optimizer_arg=(("alpha", 0.9), ("eps", 1e-7)), weight_decay=0.0,
     schedule="constant", augment="none", evaluate_every=0,
@@ -95,7 +96,7 @@ class Teacher:
         if known is not None:
             taught.rows += known["rows"]
         elif self.training.epochs:
-            step = all_depths(routed, early_weight=settings.early_weight, joint=settings.joint)
+            step = all_depths(routed, joint=settings.joint)
             taught.rows += self._fit(data, step, self.training, "all-depths")
         if settings.label_epochs:
             labels = outcome_labels(observe(routed, data.train, data).right) if known is None else known["labels"]
@@ -176,23 +177,19 @@ class Teacher:
 
     def _router_set(self, taught: Taught) -> AnySet:
         """The images whose outcomes teach the router; where they are validation images, the rest calibrate."""
-        data, settings = self.data, self.settings
+        data = self.data
         source = generator(torch.device("cpu"), self.training.seed, "router")
-        order = torch.randperm(len(data.train), generator=source)[: settings.router_images]
+        order = torch.randperm(len(data.train), generator=source)[:ROUTER_IMAGES]
         learn = data.train.take(order.sort().values)
-        by_heart = False
-        if settings.router_set == "auto":
-            few = learn.take(torch.arange(min(len(learn), max(1, len(data.validation)))))
-            lead = _top1(self.routed, few, data) - _top1(self.routed, data.validation, data)
-            by_heart = lead > BY_HEART
-            if by_heart:
-                self._note(
-                    taught,
-                    f"training images are right {lead:.1%} more often than validation images: the router learns from "
-                    "half of the validation images",
-                )
-        if not by_heart and settings.router_set != "validation":
+        few = learn.take(torch.arange(min(len(learn), max(1, len(data.validation)))))
+        lead = _top1(self.routed, few, data) - _top1(self.routed, data.validation, data)
+        if lead <= OVERFITTED:
             return learn
+        self._note(
+            taught,
+            f"training images are right {lead:.1%} more often than validation images: the router learns from half of "
+            "the validation images",
+        )
         taught.calibration, held = _halves(data.validation, self.training.seed)
         return held
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from compressor.report import units as written
 from compressor.report.sections import Curve, Plot, Section, Table
+from compressor.routing.costs import Costs
 from compressor.routing.curve import Point
 from compressor.routing.phases import Taught
 from compressor.routing.settings import RouteSettings
@@ -127,6 +128,16 @@ def section(found: Findings, said: Sequence[str]) -> Section:
     if found.times:
         tables.insert(1, _times(found))
     return Section("Layer-skip routing", " ".join((_TEXT, *said)), tables=tuple(tables), plots=(_curves(found),))
+
+
+def planned_section(units: Sequence[Unit], leave_after: Sequence[int], counted: Costs) -> Section:
+    """What a dry run shows: where images may leave, and what an image costs that does."""
+    rows: list[tuple[str | float | None, ...]] = []
+    for depth, (unit, cost) in enumerate(zip(leave_after, counted.routed)):
+        rows.append((depth, units[unit].name, written.macs(cost), written.ratio(counted.whole, cost)))
+    return Section(
+        "Layer-skip routing", tables=(Table(("depth", "behind", "an image costs", "of the whole"), tuple(rows)),)
+    )
 
 
 def _ways(found: Findings) -> Table:

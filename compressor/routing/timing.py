@@ -8,6 +8,7 @@ import numpy as np
 
 from compressor.graph.neutral import uncollected
 from compressor.profiling.latency import once
+from compressor.report.progress import counted
 
 _WARM = 3  # images that are run before anything is measured
 
@@ -33,7 +34,7 @@ def time_images(
         for number in range(min(_WARM, images)):
             call(number)
     with uncollected():
-        for number in range(images):
+        for number in counted("timing images", range(images), images):
             for turn in range(repeats):
                 for name, call in calls.items():
                     taken[name][number, turn] = 1e3 * once(partial(call, number))

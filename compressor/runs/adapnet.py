@@ -7,120 +7,104 @@ from dataclasses import replace
 from functools import partial
 
 from compressor.errors import ModelError
-from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.report.measurements import Measurements
-from compressor.report.report import Report
 from compressor.runs.adapnet_section import section
 from compressor.runs.concept_pictures import galleries
-from compressor.runs.folder import RunFolder
 from compressor.runs.goals import Guard, Target
-from compressor.runs.jobs import AdaptJob, flat
-from compressor.runs.measuring import filters, in_words, layer_sizes, measure
+from compressor.runs.jobs import AdaptJob
 from compressor.runs.periods import Periods
-from compressor.runs.phases import Phases, check, check_period, hints
-from compressor.runs.results import report_of, write_results
-from compressor.runs.stages import Stage, Tell, note_all, silent
-from compressor.runs.subject import Subject, open_subject, refuse_routed
+from compressor.runs.phases import Phases, check_period, hints
+from compressor.runs.run import UNMEASURED, Run
+from compressor.runs.stages import Stage
+from compressor.runs.subject import Subject, refuse_routed
 from compressor.runs.training_phases import TrainingPhases
 from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
 
-
-def adapt(job: AdaptJob, tell: Tell = silent, *, resume: bool = False) -> Report:
-    """Open, measure, train while the structure changes, fine-tune, measure again, write; returns the written report.
-
-    With `resume` the run in the job's folder goes on from its last checkpoint, to what it would have come to.
-
-    Raises:
-        CompressorError: anything the user can mend.
-    """
-    folder = RunFolder(job.output, model=job.model.model, resume=resume)
-    subject, periods, phases = _prepare(job, tell)
-    assert subject.data is not None
-    trained = job.model.model is not None
-    training = TrainingPhases(subject.module, subject.data, periods, phases, job.distilling, trained)
-    tell(Stage("measuring the model as it came"))
-    before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
-    tell(NoteEvent(in_words(before)))
-    folder.begin(flat(job))
-
-    record = folder.recording(tell)
-    periods.tell = record
-    training.run(folder.path, record, resume=resume)
-
-    tell(Stage("measuring the result"))
-    after = measure(subject, latency=job.output.latency)
-    edits = [row for plan in periods.plans for row in plan]
-    report = replace(
-        _report(job, subject, periods, before, after),
-        layers=layer_sizes(widths, filters(subject.module)),
-        edits=tuple(edits),
-        rows=tuple(training.rows),
-        sections=section(periods.rows, edits, galleries(periods.method.units.values())),
-    )
-    report = replace(report, notes=(*report.notes, *training.notes))
-    missed = periods.target.shortfall(periods.channels)
-    if missed is not None:
-        tell(NoteEvent(missed))
-        report = replace(report, refused={**report.refused, "target": missed})
-    return write_results(subject, report, folder, job.output, tell)
+_TRIED_STEPS = 10  # of a period, for an estimate
 
 
-def dry_run(job: AdaptJob, tell: Tell = silent) -> Report:
-    """The report of what `adapt` would train and judge; what it will cut depends on the training and is not told."""
-    subject, periods, phases = _prepare(job, tell)
-    cost = profile(subject.module, subject.example, layers=False)
-    reasons = dict.fromkeys(("file_bytes", "latency_ms", "top1"), "not measured in a dry run")
-    size = Measurements.of(cost, reasons=reasons)
-    open_ends = dict.fromkeys(("macs", "macs_thop", "params"), "AdapNet decides while it trains")
-    report = _report(job, subject, periods, size, Measurements(reasons={**reasons, **open_ends}))
-    widths, outlook = filters(subject.module), _outlook(periods, phases)
-    note_all(outlook, tell)
-    return replace(report, layers=layer_sizes(widths, widths), notes=(*report.notes, *outlook))
+class AdaptRun(Run[AdaptJob]):
+    """AdapNet's three phases: before, while and after the structure changes."""
 
+    channels: Channels
+    method: AdapNet
+    periods: Periods
+    phases: Phases
 
-def _outlook(periods: Periods, phases: Phases) -> list[str]:
-    """What would be trained and judged, in lines for the user."""
-    method, settings = periods.method, phases.settings
-    units = list(method.units.values())
-    return [
-        f"would train {phases.startup} epochs without changes, up to {settings.max_epochs} in which every "
-        f"{method.lsep} steps the structure changes, and {settings.finetune_epochs} more",
-        f"would judge {sum(unit.filters for unit in units)} filters in {len(units)} groups: "
-        f"{', '.join(f'{unit.name} ({unit.filters})' for unit in units)}",
-    ]
+    def plan(self) -> None:
+        """Give every group of channels that may change to AdapNet; what it cuts depends on the training."""
+        job, subject, data, notes = self.job, self.subject, self.data, self.note
+        refuse_routed(subject, "prune")
+        self.phases = Phases.of(job.adapnet, job.training, trained=self._trained, fill=job.goals.fill)
+        steps = steps_per_epoch(data, self.phases.training)
+        check_period(job.adapnet, steps)
+        self.tell(Stage("finding which channels belong together"))
+        channels = capture(subject.module, subject.example, keep=job.keep, also=job.also)
+        notes(*channels.notes, *hints(job.adapnet, subject.module))
+        self.method = AdapNet(job.adapnet, classes=len(data.classes), steps_per_epoch=steps, seed=job.training.seed)
+        self.method.adopt(subject.module, channels)
+        self.phases_steps, self.period_steps = steps, self.method.lsep
+        if not self.method.units:
+            raise ModelError(f"there is nothing that AdapNet could change: {_reasons(channels, self.method)}")
+        guard = Guard(job.goals.undo_drop, partial(_top1, subject))
+        target = Target.of(job.goals, channels)
+        self.periods = Periods(subject.module, channels, self.method, target, guard, self.tell, job.goals.round_to)
+        self.training = TrainingPhases(subject.module, data, self.periods, self.phases, job.distilling, self._trained)
+        self.facts["frozen"] = {**channels.frozen, **self.method.locked}
 
+    @property
+    def _trained(self) -> bool:
+        return self.job.model.model is not None
 
-def _prepare(job: AdaptJob, tell: Tell) -> tuple[Subject, Periods, Phases]:
-    """Open what the job names and look at it; nothing is changed and nothing written."""
-    check(job.adapnet, job.goals)
-    tell(Stage("opening the model and the data"))
-    subject = open_subject(job.model, job.data, job.loading, job.training.device)
-    refuse_routed(subject, "prune")
-    note_all(subject.notes, tell)
-    data = subject.data
-    assert data is not None
-    phases = Phases.of(job.adapnet, job.training, trained=job.model.model is not None, fill=job.goals.fill)
-    steps = steps_per_epoch(data, phases.training)
-    check_period(job.adapnet, steps)
-    note_all(hints(job.adapnet, subject.module), tell)
-    tell(Stage("finding which channels belong together"))
-    channels = capture(subject.module, subject.example, keep=job.keep, also=job.also)
-    note_all(channels.notes, tell)
-    method = AdapNet(job.adapnet, classes=len(data.classes), steps_per_epoch=steps, seed=job.training.seed)
-    method.adopt(subject.module, channels)
-    if not method.units:
-        raise ModelError(f"there is nothing that AdapNet could change: {_reasons(channels, method)}")
-    target = Target.of(job.goals, channels)
-    top1 = partial(_top1, subject)
-    periods = Periods(
-        subject.module, channels, method, target, Guard(job.goals.max_drop, top1), tell, job.goals.round_to
-    )
-    return subject, periods, phases
+    def predicted(self) -> tuple[Measurements, Measurements]:
+        """The costs before; those after are known when it has trained."""
+        settings, units = self.job.adapnet, list(self.method.units.values())
+        self.note(
+            f"would train {self.phases.startup} epochs without changes, up to {settings.max_epochs} in which every "
+            f"{self.method.lsep} steps the structure changes, and {settings.finetune_epochs} more",
+            f"would judge {sum(unit.filters for unit in units)} filters in {len(units)} groups: "
+            f"{', '.join(f'{unit.name} ({unit.filters})' for unit in units)}",
+        )
+        open_ends = dict.fromkeys(("macs", "macs_thop", "params"), "AdapNet decides while it trains")
+        return self.size, Measurements(reasons={**UNMEASURED, **open_ends})
+
+    def epochs(self) -> float:
+        """Of all three phases, at most: a target may end the second one sooner."""
+        settings = self.job.adapnet
+        return self.phases.startup + settings.max_epochs + settings.finetune_epochs
+
+    def changes(self) -> float:
+        """At most."""
+        return self.job.adapnet.max_epochs * self.phases_steps / self.period_steps
+
+    def shorten(self) -> None:
+        """Into the second phase at once, with short periods."""
+        self.training.phases = replace(self.phases, startup=0)
+        self.method.lsep = min(self.method.lsep, _TRIED_STEPS)
+
+    def train(self) -> None:
+        """All three phases, on one optimizer."""
+        self.periods.tell = self.record
+        self.training.run(self.folder.path, self.record, resume=self.folder.resuming)
+        self.rows, periods = self.training.rows, self.periods
+        self.notes += self.training.notes
+        edits = tuple(row for plan in periods.plans for row in plan)
+        pictures = galleries(self.method.units.values())
+        self.facts |= {
+            "edits": edits,
+            "frozen": {**periods.channels.frozen, **self.method.locked},
+            "refused": dict(periods.refused),
+            "sections": section(periods.rows, edits, pictures),
+        }
+        missed = periods.target.shortfall(periods.channels)
+        if missed is not None:
+            self.tell(NoteEvent(missed))
+            self.facts["refused"]["target"] = missed
 
 
 def _top1(subject: Subject) -> float:
@@ -132,16 +116,3 @@ def _reasons(channels: Channels, method: AdapNet, most: int = 4) -> str:
     reasons = {**channels.frozen, **method.locked}
     more = f" and {len(reasons) - most} more" if len(reasons) > most else ""
     return ", ".join(f"{name} ({why})" for name, why in list(reasons.items())[:most]) + more
-
-
-def _report(job: AdaptJob, subject: Subject, periods: Periods, before: Measurements, after: Measurements) -> Report:
-    method = periods.method
-    return report_of(
-        job,
-        subject,
-        before,
-        after,
-        frozen={**periods.channels.frozen, **method.locked},
-        refused=dict(periods.refused),
-        notes=(*subject.notes, *periods.channels.notes, *hints(job.adapnet, subject.module)),
-    )

@@ -22,13 +22,13 @@ def compare(
     overwrite: bool = False,
     latency: bool = False,
 ) -> RunComparison:
-    """Read the reports in the runs' folders and compare what they came to.
+    """Read the reports in the runs' folders and compare their results.
 
     Args:
         runs: folders of finished runs, or their report.json files.
         out: a folder for `comparison.html` and `comparison.json`; None: nothing is written.
         overwrite: the folder may hold an earlier comparison.
-        latency: time the runs' ONNX files anew, in turn, in place of what each run measured in its own time.
+        latency: time the runs' ONNX files again, in turn, in place of each run's own measurement.
 
     Raises:
         UsageError: a run is named twice, or there is a comparison in `out` already.

@@ -29,7 +29,7 @@ def demo_job(out: str, overwrite: bool, command: str) -> AdaptJob:
         ModelSettings(str(_MODEL)),
         "digits",
         OutputSettings(out, overwrite=overwrite or _holds_demo(Path(out))),
-        GoalSettings(target_macs=0.5, round_to=8),  # the same on every machine
+        goals=GoalSettings(target_macs=0.5, round_to=8),  # the same on every machine
         preset="quick",
         adapnet=_SETTINGS,
         command=command,

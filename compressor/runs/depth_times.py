@@ -30,7 +30,7 @@ def depth_times(routed: Routed, example: Tensor) -> tuple[float, ...]:
 
 
 def in_time(found: Findings, depth_ms: Sequence[float]) -> Iterator[str]:
-    """A line on what the budget in milliseconds came to; nothing where there was none."""
+    """A line on how the budget in milliseconds was met; nothing without a budget."""
     if not depth_ms:
         return
     each = ", ".join(f"depth {depth} {ms:.3g} ms" for depth, ms in enumerate(depth_ms))

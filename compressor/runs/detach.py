@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,123 +16,118 @@ from compressor.exits.points import legal_points
 from compressor.exporting.latency import profile
 from compressor.report import units
 from compressor.report.measurements import Measurements
-from compressor.report.report import Report
-from compressor.runs.exits import Row, exits_section, hardly_smaller, measured_rows, variants
-from compressor.runs.folder import RunFolder
-from compressor.runs.jobs import DetachJob, flat
-from compressor.runs.measuring import filters, in_words, layer_sizes, measure
+from compressor.runs.exits import Row, hardly_smaller, measured_rows, parts_of
+from compressor.runs.jobs import DetachJob
+from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
-from compressor.runs.results import report_of, write_results
-from compressor.runs.stages import Stage, Tell, note_all, silent
-from compressor.runs.subject import Subject, open_subject, refuse_routed
+from compressor.runs.run import Run
+from compressor.runs.stages import Callback, Stage, silent
+from compressor.runs.subject import Subject, refuse_routed
 from compressor.training import distributed
 from compressor.training.evaluate import evaluate
-from compressor.training.events import NoteEvent
 from compressor.training.loop import fit
 from compressor.training.randomness import seed_everything_
-from compressor.training.state import Saving
 
 
-@dataclass(frozen=True)
-class Detached:
-    """What a run did: its report, and a row for the base and each sub-model."""
+class DetachRun(Run[DetachJob]):
+    """A base and its sub-models, cut and trained together."""
 
-    report: Report
-    rows: tuple[Row, ...]
+    model: Detaching
 
-    def to_json(self) -> dict[str, Any]:
-        """The report with `base` and `exits` beside what every report has."""
-        return {**self.report.to_json(), **self.models()}
+    def open(self) -> None:
+        """As every run does; NSN's paper has plain pixels, for a network without a past."""
+        super().open()
+        refuse_routed(self.subject, "detach")
+        if self.job.choice.method == "nsn" and self.job.model.model is None:
+            self.subject = _with_plain_pixels(self.subject)
 
-    def models(self) -> dict[str, Any]:
-        """The rows: `base`, and `exits` from the largest sub-model on."""
-        base, *exits = (row.to_json() for row in self.rows)
-        return {"base": base, "exits": exits}
+    def plan(self) -> None:
+        """Cut the sub-models out; the network itself stays as it is."""
+        self.tell(Stage("finding where the network may be cut"))
+        seed_everything_(self.job.training.seed)  # of the step-downs' weights
+        self.model, said = cut(self.subject.module, self.subject.example, self.job.choice)
+        self.note(*said, *_stored(self.model))
+        if self.subject.data is not None:
+            self.step, self.optimizer = training_of(self.model, self.job.choice, self.job.training)
+
+    def predicted(self) -> tuple[Measurements, Measurements]:
+        """What each model costs; the base stays as it is."""
+        costs = model_costs(self.model, self.subject.example, partial(profile, layers=False))
+        self._found(tuple(map(Row, costs)))
+        return self.size, self.size
+
+    def _found(self, rows: tuple[Row, ...]) -> None:
+        self.note(*hardly_smaller(rows))
+        self.facts |= parts_of(rows)
+
+    def epochs(self) -> float:
+        """Training every model alone takes about as long as all of them together."""
+        return super().epochs() * (2 if self.job.choice.baseline else 1)
+
+    def change(self) -> None:
+        """The network with its sub-models takes the place of the network."""
+        opened = transformed(self.subject.opened, self.model, self.model.step())
+        self.subject = replace(self.subject, opened=opened)
+        self.alone = [copy.deepcopy(each) for each in self.model.learners()] if self.job.choice.baseline else []
+
+    def train(self) -> None:
+        """All models together; then, where it is wished, each alone to compare."""
+        job, data = self.job, self.data
+        self.tell(Stage(f"training the base and {units.counted(self.model.exits, 'sub-model')} together"))
+        self.learned(
+            fit(
+                self.model, data, job.training, step=self.step, optimizer=self.optimizer, on_event=self.record,
+                saving=self.saving(phase="detach"),
+            )
+        )  # fmt: skip
+        if job.choice.bn == "recalibrated":
+            self.tell(Stage("recalibrating the batch norm of every model"))
+            self.model = recalibrated(self.model, data, job.loading.seed)
+            opened = self.subject.opened
+            steps = (*opened.steps[:-1], self.model.step())
+            self.subject = replace(self.subject, opened=replace(opened, module=self.model, steps=steps))
+        self.model.eval()
+        self.references = [self._trained_alone(exit, module) for exit, module in enumerate(self.alone)]
+
+    def _trained_alone(self, exit: int, module: nn.Module) -> float:
+        """Test accuracy of one model that learns from the same start with the same budget, and shares nothing."""
+        self.tell(Stage(f"training {f'sub-model {exit}' if exit else 'the base'} alone, to compare"))
+        fit(module, self.data, self.job.training, on_event=self.tell)
+        return distributed.from_first(lambda: evaluate(module, self.data.test, self.data).top1)
+
+    def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
+        """Every model; thop cannot count layers that stand in several, so its figure is the base's."""
+        rows = tuple(measured_rows(self.subject, self.model, self.references, latency=self.job.output.latency))
+        self._found(rows)
+        before, after = super().measured_after(before)
+        base = rows[0].cost
+        reasons = {name: why for name, why in after.reasons.items() if name != "macs_thop"}
+        if "macs_thop" in base.reasons:
+            reasons["macs_thop"] = base.reasons["macs_thop"]
+        return before, replace(after, macs_thop=base.macs_thop, reasons=reasons)
+
+    def widths(self) -> dict[str, int]:
+        """Filters of the base."""
+        module = self.subject.module
+        return filters(module.detach(0) if isinstance(module, Detaching) else module)
 
 
-def detach(job: DetachJob, tell: Tell = silent, *, resume: bool = False) -> Detached:
-    """Open, cut, train all models together, measure each, write; returns the report that was written.
-
-    With `resume` the training goes on from the folder's last checkpoint.
+def list_points(job: DetachJob, tell: Callback = silent) -> dict[str, Any]:
+    """The base's cost, and for every legal cut point what a sub-model from there costs; nothing is changed.
 
     Raises:
-        CompressorError: anything the user can mend.
+        UsageError: the method cuts at no points.
     """
-    folder = RunFolder(job.output, model=job.model.model, resume=resume)
-    subject = _open(job, tell)
-    data = subject.data
-    if data is None:
-        raise UsageError("detach trains the sub-models, which needs --data; without data there is --dry-run and --list")
-    model, notes = _cut(job, subject, tell)
-    step, optimizer = training_of(model, job.choice, job.training)
-    tell(Stage("measuring the model as it came"))
-    before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
-    tell(NoteEvent(in_words(before)))
-    subject = replace(subject, opened=transformed(subject.opened, model, model.step()))
-    alone = [copy.deepcopy(each) for each in model.learners()] if job.choice.baseline else []
-    folder.begin(flat(job))
-
-    tell(Stage(f"training the base and {units.counted(model.exits, 'sub-model')} together"))
-    saving = Saving(folder.path, phase="detach", resume=resume)
-    history = fit(
-        model, data, job.training, step=step, optimizer=optimizer, on_event=folder.recording(tell), saving=saving
-    )
-    if job.choice.recalibrate:
-        tell(Stage("recalibrating the batch norm of every model"))
-        model = recalibrated(model, data, job.loading.seed)
-        steps = (*subject.opened.steps[:-1], model.step())
-        subject = replace(subject, opened=replace(subject.opened, module=model, steps=steps))
-    model.eval()
-    references = [_trained_alone(job, subject, module, exit, tell) for exit, module in enumerate(alone)]
-
-    tell(Stage("measuring every model"))
-    rows = tuple(measured_rows(subject, model, references, latency=job.output.latency))
-    hardly = hardly_smaller(rows)
-    note_all(hardly, tell)
-    after = _with_thop_of(rows[0], measure(subject, latency=job.output.latency))
-    report = replace(
-        _report(job, subject, before, after, [*notes, *history.notes, *hardly]),
-        layers=layer_sizes(widths, filters(model.detach(0))),
-        rows=tuple(history.rows),
-        sections=(exits_section(rows),),
-        variants=variants(rows),
-    )
-    return Detached(write_results(subject, report, folder, job.output, tell), rows)
-
-
-def dry_run(job: DetachJob, tell: Tell = silent) -> Detached:
-    """The report of what `detach` would make, with what each model costs; nothing is trained and written."""
-    subject = _open(job, tell)
-    widths = filters(subject.module)
-    missing = dict.fromkeys(("file_bytes", "latency_ms", "top1"), "not measured in a dry run")
-    model, notes = _cut(job, subject, tell)
-    rows = tuple(Row(cost) for cost in model_costs(model, subject.example, partial(profile, layers=False)))
-    base = rows[0].cost
-    hardly = hardly_smaller(rows)
-    note_all(hardly, tell)
-    size = Measurements(base.macs, base.macs_thop, base.params, reasons={**base.reasons, **missing})
-    report = replace(_report(job, subject, size, size, [*notes, *hardly]), layers=layer_sizes(widths, widths))
-    return Detached(replace(report, sections=(exits_section(rows),)), rows)
-
-
-def list_points(job: DetachJob, tell: Tell = silent) -> dict[str, Any]:
-    """The base's cost, and for every legal cut point what a sub-model from there costs; nothing is changed."""
-    subject = _open(job, tell)
+    if job.choice.method == "nsn":
+        raise UsageError("--list is for cnsn: with nsn every hidden layer comes off, one by one")
+    run = DetachRun(job, tell)
+    run.open()
     tell(Stage("finding where the network may be cut"))
-    found = legal_points(subject.module, subject.example)
-    params = sum(parameter.numel() for parameter in subject.module.parameters())
+    module = run.subject.module
+    found = legal_points(module, run.subject.example)
+    params = sum(parameter.numel() for parameter in module.parameters())
     points = [point.to_json() for point in found.points]
     return {"base": {"macs": found.macs, "params": params}, "points": points}
-
-
-def _open(job: DetachJob, tell: Tell) -> Subject:
-    tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
-    subject = open_subject(job.model, job.data, job.loading, job.training.device)
-    refuse_routed(subject, "detach")
-    if job.choice.method == "nsn" and job.model.model is None:
-        subject = _with_plain_pixels(subject)
-    note_all(subject.notes, tell)
-    return subject
 
 
 def _with_plain_pixels(subject: Subject) -> Subject:
@@ -146,15 +141,6 @@ def _with_plain_pixels(subject: Subject) -> Subject:
     return replace(subject, opened=opened, data=data)
 
 
-def _cut(job: DetachJob, subject: Subject, tell: Tell) -> tuple[Detaching, list[str]]:
-    tell(Stage("finding where the network may be cut"))
-    seed_everything_(job.training.seed)  # of the step-downs' weights
-    model, notes = cut(subject.module, subject.example, job.choice)
-    notes += _stored(model)
-    note_all(notes, tell)
-    return model, notes
-
-
 def _stored(model: Detaching) -> Iterator[str]:
     """What the sub-models share and what they have of their own."""
     own = {
@@ -164,36 +150,5 @@ def _stored(model: Detaching) -> Iterator[str]:
     }
     steps, norms = added_bytes(model)
     if any(isinstance(layer, _BatchNorm) for layer in model.base.modules()):
-        yield f"--bn {model.norms}: in batch norm every sub-model has {own[model.norms]}"
+        yield f"batch norm: every sub-model has {own[model.norms]}"
     yield f"stored beyond the base: {units.size(steps)} of step-downs, {units.size(norms)} of batch norm"
-
-
-def _with_thop_of(base: Row, whole: Measurements) -> Measurements:
-    """thop cannot count layers that stand in several models, so its figure is the base's, with what it lacks."""
-    reasons = {name: why for name, why in whole.reasons.items() if name != "macs_thop"}
-    if "macs_thop" in base.cost.reasons:
-        reasons["macs_thop"] = base.cost.reasons["macs_thop"]
-    return replace(whole, macs_thop=base.cost.macs_thop, reasons=reasons)
-
-
-def _trained_alone(job: DetachJob, subject: Subject, module: nn.Module, exit: int, tell: Tell) -> float:
-    """Test accuracy of one model that learns from the same start with the same budget, and shares nothing."""
-    assert subject.data is not None
-    tell(Stage(f"training {_name(exit)} alone, to compare"))
-    fit(module, subject.data, job.training, on_event=tell)
-    data = subject.data
-    return distributed.from_first(lambda: evaluate(module, data.test, data).top1)
-
-
-def _name(exit: int) -> str:
-    return f"sub-model {exit}" if exit else "the base"
-
-
-def _report(job: DetachJob, subject: Subject, before: Measurements, after: Measurements, notes: list[str]) -> Report:
-    return report_of(
-        job,
-        subject,
-        before,
-        after,
-        notes=(*subject.notes, *notes),
-    )

@@ -69,7 +69,7 @@ def _operators() -> Finding:
         said = "there" if compiled else "missing: classifiers work, detection does not"
         return Finding("torchvision's operators", None, f"{said}; {len(vision.classifiers())} classifiers")
     except Exception as error:  # whatever is broken in the installation
-        return Finding("torchvision's operators", False, f"torchvision does not work ({error}): install it anew")
+        return Finding("torchvision's operators", False, f"torchvision does not work ({error}): reinstall it")
 
 
 def _folders() -> Iterator[Finding]:

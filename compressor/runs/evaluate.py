@@ -6,8 +6,8 @@ from pathlib import Path
 from compressor.errors import UsageError
 from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.report.manifest import card_inside, feeds_of, manifest_inside, packaged
-from compressor.runs.jobs import EvaluateJob
-from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.looking import EvaluateJob
+from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import class_numbers, open_subject, unsaid
 from compressor.training.data import AnySet, Data, fit_to_model, open_data
 from compressor.training.evaluate import evaluate as evaluate_on
@@ -24,9 +24,10 @@ class Evaluated:
     loss: float  # mean cross-entropy in nats
     count: int  # images
     notes: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()  # the commands that made the model, the last one last
 
 
-def evaluate(job: EvaluateJob, tell: Tell = silent) -> Evaluated:
+def evaluate(job: EvaluateJob, tell: Callback = silent) -> Evaluated:
     """Top-1 and loss on the chosen split of the data.
 
     Raises:
@@ -42,13 +43,15 @@ def evaluate(job: EvaluateJob, tell: Tell = silent) -> Evaluated:
     tell(Stage(f"evaluating on {len(_images(job, subject.data)):,} images"))
     result = evaluate_on(subject.way(job.exit), _images(job, subject.data), subject.data)
     name = job.model.model or str(job.model.arch)
-    return Evaluated(name, job.data, job.split, result.top1, result.loss, result.count, tuple(subject.notes))
+    figures = (result.top1, result.loss, result.count)
+    history = tuple(subject.opened.history)
+    return Evaluated(name, job.data, job.split, *figures, tuple(subject.notes), history)
 
 
-def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Tell) -> Evaluated:
+def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
     """A package's graph says what its classes and normalisation are; of any other file the data's own are taken."""
     if job.model.arch is not None:
-        raise UsageError(f"{path} is an ONNX model and brings its architecture: leave --arch away")
+        raise UsageError(f"{path} is an ONNX model and brings its architecture: leave --arch out")
     model = OnnxModel(path, most_gib=job.model.max_size)
     manifest = manifest_inside(model.metadata, str(path))
     if job.exit is not None:

@@ -50,8 +50,14 @@ def exit_parts(subject: Subject, *, latency: bool) -> dict[str, Any]:
     """The parts of a report for a network that is detachable, by their names; none for another."""
     if not isinstance(subject.module, Detachable | Nested):
         return {}
-    rows = tuple(measured_rows(subject, subject.module, latency=latency))
-    return {"sections": (exits_section(rows),), "variants": variants(rows)}
+    return parts_of(tuple(measured_rows(subject, subject.module, latency=latency)))
+
+
+def parts_of(rows: tuple[Row, ...]) -> dict[str, Any]:
+    """The parts of a report that these rows make, by their names."""
+    base, *exits = (row.to_json() for row in rows)
+    details = {"base": base, "exits": exits}
+    return {"sections": (exits_section(rows),), "variants": variants(rows), "details": details}
 
 
 def hardly_smaller(rows: Sequence[Row]) -> list[str]:
@@ -80,10 +86,12 @@ def variants(rows: Sequence[Row]) -> dict[str, Measurements]:
 
 def exits_section(rows: tuple[Row, ...]) -> Section:
     """The rows as a table, and accuracy against multiply-adds as a plot."""
-    columns = ("model", "starts at", "MACs", "MACs (thop)", "parameters", "shared", "own", "latency", "top-1", "alone")
+    columns = ("model", "starts at", "MACs", "params", "own", "latency", "top-1", "alone")
     shown = len(columns) if any(row.alone_top1 is not None for row in rows) else -1
     cells = tuple(_cells(row)[:shown] for row in rows)
     table = Table(columns[:shown], cells, "Sub-models: what each costs and how well it does.")
+    counted = tuple((_name(row), _macs(row.cost.macs_thop), units.amount(row.cost.shared_params)) for row in rows)
+    shared = Table(("model", "MACs (thop)", "parameters shared with the base"), counted)
     curves = []
     for label, field in (("together", "top1"), ("each trained alone", "alone_top1")):
         known = [(row.cost.macs / 1e6, getattr(row, field)) for row in reversed(rows)]
@@ -94,7 +102,7 @@ def exits_section(rows: tuple[Row, ...]) -> Section:
     text = "Exit 0 is the base; every sub-model is a step-down and the base's remaining layers, on the same weights."
     lacking = {_name(row): row.cost.reasons["macs_thop"] for row in rows if "macs_thop" in row.cost.reasons}
     text = " ".join((text, *(f"MACs (thop) of {name}: {why}." for name, why in lacking.items())))
-    return Section("Sub-models", text, (table,), plots)
+    return Section("Sub-models", text, (table, shared), plots)
 
 
 def _cells(row: Row) -> tuple[str | float | None, ...]:
@@ -104,14 +112,16 @@ def _cells(row: Row) -> tuple[str | float | None, ...]:
         _name(row),
         cost.at,
         units.macs(cost.macs),
-        None if cost.macs_thop is None else units.macs(cost.macs_thop),
         units.amount(cost.params),
-        units.amount(cost.shared_params),
         units.amount(cost.own_params),
         None if timing is None else units.milliseconds(timing["median"]),
         None if row.top1 is None else units.percent(row.top1),
         None if row.alone_top1 is None else units.percent(row.alone_top1),
     )
+
+
+def _macs(count: int | None) -> str | None:
+    return None if count is None else units.macs(count)
 
 
 def _name(row: Row) -> str:

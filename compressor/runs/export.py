@@ -16,8 +16,8 @@ from compressor.exporting.package import PackageSettings, check_target, export_p
 from compressor.exporting.program import export_program
 from compressor.exporting.proof import PROOF_IMAGES
 from compressor.report.manifest import MANIFEST, MODEL, PREPARATION, RUNNER, WEIGHTS, Array, Manifest, chosen
-from compressor.runs.jobs import ExportJob
-from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.looking import ExportJob
+from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import Subject, card_of, open_subject
 from compressor.training.batching import examples
 from compressor.training.data import Data
@@ -35,7 +35,7 @@ class Exported:
     notes: tuple[str, ...] = field(default=())
 
 
-def export(job: ExportJob, tell: Tell = silent) -> Exported:
+def export(job: ExportJob, tell: Callback = silent) -> Exported:
     """Write one .onnx file, or a package where `out` is a folder, after comparing ONNX Runtime with torch.
 
     Raises:
@@ -90,7 +90,7 @@ def _check(job: ExportJob, path: Path, single: bool) -> None:
     if job.to == "int8" and (single or job.data is None):
         raise UsageError("--to int8 writes a package and calibrates on data: give --out FOLDER and --data")
     if job.max_drop is not None and job.to != "int8":
-        raise UsageError("--max-drop is what --to int8 may cost: leave it away")
+        raise UsageError("--max-drop is what --to int8 may cost: leave it out")
     if job.opset is not None:
         check_opset(job.opset)
     if not single:

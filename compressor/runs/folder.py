@@ -14,7 +14,7 @@ from compressor.runs.lock import NAME as LOCK
 from compressor.runs.lock import FolderLock
 from compressor.runs.plans import NAME as PLAN
 from compressor.runs.settings import OutputSettings
-from compressor.runs.stages import Heard, PeriodEvent, Tell
+from compressor.runs.stages import Callback, PeriodEvent, RunEvent
 from compressor.training import checkpoint, distributed
 from compressor.training.events import EpochEvent
 
@@ -103,12 +103,12 @@ class RunFolder:
         """What a run that was killed in the middle of writing left behind."""
         return [entry for pattern in SCRAPS for entry in self.path.glob(pattern)]
 
-    def recording(self, tell: Tell) -> Tell:
+    def recording(self, tell: Callback) -> Callback:
         """`tell`, with every epoch's and period's row written down as well."""
 
         events = tensorboard.EventFiles(self.path) if self._tensorboard and distributed.first() else None
 
-        def record(event: Heard) -> None:
+        def record(event: RunEvent) -> None:
             if isinstance(event, EpochEvent | PeriodEvent) and distributed.first():
                 self._append(json.dumps(event.row))
                 if events is not None:

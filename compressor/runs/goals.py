@@ -72,28 +72,28 @@ def _wanted(flag: str, value: float | None, whole: int, what: str) -> float | No
 
 @dataclass
 class Guard:
-    """Refuses plans after which the network does worse by more than `max_drop` on the validation set."""
+    """Refuses plans after which the network does worse by more than `undo_drop` on the validation set."""
 
-    max_drop: float | None  # of top-1, in 0..1; None: every plan passes and nothing is evaluated
+    undo_drop: float | None  # of top-1, in 0..1; None: every plan passes and nothing is evaluated
     measure: Callable[[], float]  # top-1 on the validation set, as the network stands
     before: float | None = None
 
     def ready(self) -> None:
         """Measure the network ahead of a plan, unless that was done after the plan before."""
-        if self.max_drop is not None and self.before is None:
+        if self.undo_drop is not None and self.before is None:
             self.before = self.measure()
 
     def passes(self) -> tuple[bool, str]:
         """Whether the plan that was just carried out may stay, and what was measured."""
-        if self.max_drop is None or self.before is None:
+        if self.undo_drop is None or self.before is None:
             return True, ""
         after = self.measure()
         text = f"validation top-1 fell from {self.before:.1%} to {after:.1%}"
-        if self.before - after > self.max_drop:
+        if self.before - after > self.undo_drop:
             return False, text
         self.before = after
         return True, text
 
     def trained(self) -> None:
-        """The network has learnt since: what was measured no longer holds."""
+        """The network was trained since: the measurement no longer holds."""
         self.before = None

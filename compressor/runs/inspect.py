@@ -5,12 +5,12 @@ from typing import Any
 
 from compressor.graph import Channels, capture
 from compressor.pruning.oneshot import sensitivity
-from compressor.runs.jobs import InspectJob
-from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.looking import InspectJob
+from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import Subject, calibration_inputs, open_subject
 
 
-def inspect(job: InspectJob, tell: Tell = silent) -> Channels:
+def inspect(job: InspectJob, tell: Callback = silent) -> Channels:
     """Open the model and find its groups of channels.
 
     Raises:
@@ -33,7 +33,7 @@ class Sensitivity:
         return data
 
 
-def measure_sensitivity(job: InspectJob, tell: Tell = silent) -> Sensitivity:
+def measure_sensitivity(job: InspectJob, tell: Callback = silent) -> Sensitivity:
     """Open model and data, and predict what pruning each group costs.
 
     Raises:
@@ -44,9 +44,9 @@ def measure_sensitivity(job: InspectJob, tell: Tell = silent) -> Sensitivity:
     return Sensitivity(channels, sensitivity(subject.module, channels, calibration_inputs(subject, job.loading.seed)))
 
 
-def _inspected(job: InspectJob, tell: Tell) -> tuple[Subject, Channels]:
+def _inspected(job: InspectJob, tell: Callback) -> tuple[Subject, Channels]:
     tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
     subject = open_subject(job.model, job.data, job.loading, "cpu")
     note_all(subject.notes, tell)
-    tell(Stage("finding who is tied to whom"))
+    tell(Stage("finding which channels belong together"))
     return subject, capture(subject.module, subject.example, keep=job.keep, also=job.also)

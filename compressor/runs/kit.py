@@ -8,13 +8,13 @@ from compressor.exporting.layer_times import write_kit
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.staging import folder_beside, move_folder
 from compressor.graph import capture
-from compressor.runs.jobs import TuneJob
-from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.looking import TuneJob
+from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import open_subject
 from compressor.training.settings import DataSettings
 
 
-def kit(job: TuneJob, tell: Tell = silent) -> int:
+def kit(job: TuneJob, tell: Callback = silent) -> int:
     """Write the kit; returns how often a layer will be timed. The folder appears whole or not at all.
 
     Raises:

@@ -49,7 +49,7 @@ class FolderLock:
 
 
 def begun_folders() -> list[Path]:
-    """Folders that runs of this process wrote to, for whoever has to say what to go on with."""
+    """Folders that runs of this process wrote to, for the message of how to resume."""
     return list(_begun)
 
 
@@ -68,7 +68,7 @@ def _taken(folder: Path) -> int:
             os.truncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
             return descriptor
-        os.close(descriptor)  # the run before took its file away between our opening and locking it
+        os.close(descriptor)  # the run before removed its file between our opening and locking it
 
 
 def _is_still(descriptor: int, path: Path) -> bool:

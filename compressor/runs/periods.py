@@ -15,7 +15,7 @@ from compressor.pruning.adapnet.freeze import Held
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.rounding import rounded
 from compressor.runs.goals import Guard, Target
-from compressor.runs.stages import PeriodEvent, PeriodStep, Tell, note_all
+from compressor.runs.stages import Callback, PeriodEvent, PeriodStep, note_all
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of
 from compressor.surgery.snapshot import Snapshot
@@ -38,7 +38,7 @@ class Periods:
         method: AdapNet,
         target: Target,
         guard: Guard,
-        tell: Tell,
+        tell: Callback,
         round_to: int | Literal["auto"] = 1,
     ) -> None:
         self.model, self.channels, self.method = model, channels, method
@@ -141,7 +141,7 @@ class Periods:
 
     def _carry_out(self, plan: Plan, optimizer: Optimizer) -> bool:
         """Edit model, optimizer and channels; take it back where it does too much harm."""
-        if self.guard.max_drop is None:
+        if self.guard.undo_drop is None:
             self.channels = operate_(self.model, plan, self.channels, optimizer)
             return True
         distributed.from_first(self.guard.ready)
@@ -154,7 +154,7 @@ class Periods:
         before.restore_()
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(edit.kind for edit in plan.edits).items())
         name = f"period {plan.period}: {kinds} of {', '.join(dict.fromkeys(edit.group for edit in plan.edits))}"
-        self.refused[name] = f"{measured}, more than --max-drop allows: undone"
+        self.refused[name] = f"{measured}, more than --undo-drop allows: undone"
         note_all([f"{name}: {self.refused[name]}"], self.tell)
         return False
 

@@ -9,7 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressor.errors import UsageError
 from compressor.pruning.adapnet import schedule
 from compressor.pruning.adapnet.settings import AdapNetSettings
-from compressor.runs.settings import GoalSettings
 from compressor.training.settings import TrainSettings
 
 Phase = Literal["startup", "periods", "finetune"]
@@ -56,19 +55,6 @@ class Phases:
             gamma=0.5,
             autotune=self.training.autotune and phase != "periods",  # every change of structure has new shapes
         )
-
-
-def check(settings: AdapNetSettings, goals: GoalSettings) -> None:
-    """Raise UsageError for values that make no sense for any network."""
-    for name in ("max_epochs", "batch_size", "dict_size", "lr_halve_every"):
-        if getattr(settings, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {getattr(settings, name)}: give 1 or more")
-    if settings.lsep is not None and settings.lsep < 1:
-        raise UsageError(f"--lsep is {settings.lsep}: give the steps of a period, 1 or more")
-    if goals.round_to != "auto" and goals.round_to < 1:
-        raise UsageError(f"--round-to is {goals.round_to}: give 1 or more, or auto")
-    if goals.max_drop is not None and not 0 <= goals.max_drop < 1:
-        raise UsageError(f"--max-drop is {goals.max_drop:g}: give a share of the images, such as 0.02 for two points")
 
 
 def hints(settings: AdapNetSettings, model: nn.Module) -> list[str]:

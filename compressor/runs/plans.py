@@ -18,8 +18,10 @@ FORMAT, VERSION, NAME = "compressor plan", 1, "plan.json"
 _LONGEST = 1 << 26  # characters
 
 
-def write_plan(folder: Path, selection: Selection, channels: Channels, *, overwrite: bool) -> Path:
-    """Write the plan into a folder, which is made; every group that may be pruned is in it.
+def write_plan(
+    folder: Path, selection: Selection, channels: Channels, expected: Mapping[str, Any], *, overwrite: bool
+) -> Path:
+    """Write the plan into a folder, which is made; every group that may be pruned is in it, and what a run `expected`.
 
     Raises:
         UsageError: another plan is there, which a person may have edited.
@@ -29,11 +31,17 @@ def write_plan(folder: Path, selection: Selection, channels: Channels, *, overwr
     gone = {edit.group: set(edit.channels) for edit in selection.plan.edits}
     lines = [_line(group, gone.get(group.name, set())) for group in channels.free]
     head = {"format": FORMAT, "version": VERSION, "macs": selection.macs, "params": selection.params}
+    head |= {name: value and round(value) for name, value in expected.items()}
     about = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
     text = "{\n" + about + '  "groups": {\n' + ",\n".join(lines) + "\n  }\n}\n"
-    if path.exists() and not overwrite and path.read_bytes() != text.encode():
+    if path.exists() and not overwrite and _groups(path.read_text(encoding="utf-8")) != _groups(text):
         raise UsageError(f"{path} holds another plan: give another --out, or --overwrite to replace it")
     return write_whole(path, text)
+
+
+def _groups(text: str) -> str:
+    """The groups of a plan: its text without the head, whose estimate differs each time."""
+    return text[text.find('"groups"') :]
 
 
 def _line(group: Group, gone: set[int]) -> str:
@@ -42,7 +50,7 @@ def _line(group: Group, gone: set[int]) -> str:
 
 
 def read_plan(path: str, channels: Channels) -> Selection:
-    """What a plan, edited or not, takes away from this network, and what is left.
+    """The channels that a plan, edited or not, removes from this network, and the costs that are left.
 
     Raises:
         FileError: the file cannot be read or is no plan.

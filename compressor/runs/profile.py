@@ -6,12 +6,12 @@ from pathlib import Path
 from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.runtime import onnx_at
 from compressor.report.cost import Profile
-from compressor.runs.jobs import ProfileJob
-from compressor.runs.stages import Stage, Tell, note_all, silent
+from compressor.runs.looking import ProfileJob
+from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.training.settings import DataSettings
 
 
-def profile(job: ProfileJob, tell: Tell = silent) -> Profile:
+def profile(job: ProfileJob, tell: Callback = silent) -> Profile:
     """Multiply-adds, parameters, memory, file size and, if asked, latency.
 
     Raises:
@@ -25,7 +25,7 @@ def profile(job: ProfileJob, tell: Tell = silent) -> Profile:
     return _profile_module(job, tell)
 
 
-def _profile_module(job: ProfileJob, tell: Tell) -> Profile:
+def _profile_module(job: ProfileJob, tell: Callback) -> Profile:
     from compressor.exporting.latency import profile as profile_module
     from compressor.runs.subject import open_subject  # with torch, for which an .onnx file need not wait
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,146 +13,106 @@ from compressor.exits.nested import Nested
 from compressor.exporting.latency import profile
 from compressor.primenet.memory import TrainingMemory, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
-from compressor.primenet.phases import Learnt, train_in_two_phases
+from compressor.primenet.phases import train_in_two_phases
 from compressor.primenet.place import Early, Place
 from compressor.primenet.section import remarks, section
 from compressor.profiling.macs import macs_of
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
-from compressor.report.report import Report
-from compressor.report.sections import Section
-from compressor.runs.folder import RunFolder
-from compressor.runs.jobs import ReplaceJob, flat
-from compressor.runs.measuring import filters, in_words, measure
+from compressor.runs.jobs import ReplaceJob
+from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
-from compressor.runs.results import report_of, write_results
-from compressor.runs.stages import Stage, Tell, note_all, silent
-from compressor.runs.subject import Subject, open_subject, refuse_routed
+from compressor.runs.run import UNMEASURED, Run
+from compressor.runs.stages import Stage
+from compressor.runs.subject import Subject, refuse_routed
 from compressor.training.batching import InputTransform
 from compressor.training.evaluate import count_outputs
 from compressor.training.events import NoteEvent
-from compressor.training.settings import TrainSettings
-from compressor.training.state import Saving
 
 MEASURED_PIXELS = 1 << 20  # of the images in the step whose memory is measured: no more, however large the batch
 
 
-@dataclass(frozen=True)
-class Planned:
-    """Which stage goes, of what."""
+class ReplaceRun(Run[ReplaceJob]):
+    """The block in the place of the early stage, trained by its own losses with everything behind it."""
 
-    subject: Subject
     early: Early
     place: Place
 
+    def plan(self) -> None:
+        """Find the stage that goes."""
+        job, subject = self.job, self.subject
+        refuse_routed(subject, "replace the early stage of")
+        if isinstance(subject.module, Detachable | Nested):
+            raise ModelError(
+                "the network has sub-models, which would be lost: replace its early stage first, then detach"
+            )
+        self.tell(Stage("looking for the stage to replace"))
+        outputs = count_outputs(subject.module, self.data)
+        self.early = Early(subject.module, self.data.input_shape, outputs, job.primenet)
+        self.place = self.early.choose() if job.until is None else self.early.place(self.early.find(job.until))
+        self.note(_place_in_words(self.place))
 
-def replace_early(job: ReplaceJob, tell: Tell = silent, *, resume: bool = False) -> Report:
-    """Open, measure, put the block in, train in two phases, measure again, write; returns the report that was written.
+    def predicted(self) -> tuple[Measurements, Measurements]:
+        """With the scales that will be left, as far as they are known."""
+        network, entropy = self.early.replaced(self.place.cut), self.job.primenet.inference == "entropy"
+        scales = network.stage.block.scales
+        network.stage.block.settle_(scales if entropy else (scales[len(scales) // 2],))
+        cost = profile(network, self.subject.example, layers=False)
+        after = Measurements(macs=cost.macs, params=cost.params, reasons=UNMEASURED)
+        self.note(*remarks(self.size, after, self.job.primenet.fit))
+        if not entropy:
+            self.note("the cost after is that of the middle scale; training chooses")
+        self.facts["layers"] = self.layers(self.widths(), filters(network))
+        return self.size, after
 
-    With `resume` the training of the run in the job's folder goes on from its last checkpoint.
+    def epochs(self) -> float:
+        """Of both phases."""
+        return super().epochs() + self.job.primenet.retrain_epochs
 
-    Raises:
-        CompressorError: anything the user can mend; the folder is as it was when the stage cannot be replaced.
-    """
-    folder = RunFolder(job.output, model=job.model.model, resume=resume)
-    planned = plan(job, tell)
-    widths = filters(planned.subject.module)
-    tell(Stage("measuring the model as it came"))
-    before = measure(planned.subject, latency=job.output.latency)
-    tell(NoteEvent(in_words(before)))
-    subject = _replaced(planned)
-    folder.begin(flat(job))
+    def change(self) -> None:
+        """Put the block in; a network that could not be saved is refused."""
+        network = self.early.replaced(self.place.cut)
+        self.subject = replace(self.subject, opened=transformed(self.subject.opened, network, network.step()))
 
-    subject, learnt, part = train_primenet(subject, job.training, folder, tell)
-    tell(Stage("measuring the result"))
-    after = measure(subject, latency=job.output.latency)
-    said = remarks(before, after, job.primenet.fit)
-    note_all(said, tell)
-    report = replace(
-        _report(job, planned, before, after),
-        layers=_layers(widths, filters(subject.module)),
-        rows=tuple(learnt.rows),
-        sections=(replace(part, text=" ".join((part.text, *said))),),
-    )
-    report = replace(report, notes=(*report.notes, *said))
-    return write_results(subject, report, folder, job.output, tell)
+    def train(self) -> None:
+        """Both phases."""
+        train_primenet(self)
 
+    def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
+        """With a remark where the network did not become cheaper."""
+        before, after = super().measured_after(before)
+        said = remarks(before, after, self.job.primenet.fit)
+        self.note(*said)
+        [part] = self.facts["sections"]
+        self.facts["sections"] = (replace(part, text=" ".join((part.text, *said))),)
+        return before, after
 
-def plan(job: ReplaceJob, tell: Tell = silent) -> Planned:
-    """Open what the job names and find the stage that goes; nothing is changed and nothing written.
-
-    Raises:
-        CompressorError: the model or the data cannot be opened, or there is no such stage.
-    """
-    tell(Stage("opening the model and the data"))
-    subject = open_subject(job.model, job.data, job.loading, job.training.device)
-    refuse_routed(subject, "replace the early stage of")
-    note_all(subject.notes, tell)
-    assert subject.data is not None
-    if isinstance(subject.module, Detachable | Nested):
-        raise ModelError("the network has sub-models, which would be lost: replace its early stage first, then detach")
-    tell(Stage("looking for the stage to replace"))
-    outputs = count_outputs(subject.module, subject.data)
-    early = Early(subject.module, subject.data.input_shape, outputs, job.primenet)
-    place = early.choose() if job.until is None else early.place(early.find(job.until))
-    tell(NoteEvent(_place_in_words(place)))
-    return Planned(subject, early, place)
-
-
-def dry_run(job: ReplaceJob, tell: Tell = silent) -> Report:
-    """The report of what `replace` would do; nothing is trained and written."""
-    planned = plan(job, tell)
-    reasons = dict.fromkeys(("macs_thop", "file_bytes", "latency_ms", "top1"), "not measured in a dry run")
-    cost = profile(planned.subject.module, planned.subject.example, layers=False)
-    before = Measurements(macs=cost.macs, params=cost.params, reasons=reasons)
-    network = planned.early.replaced(planned.place.cut)
-    scales = network.stage.block.scales
-    network.stage.block.settle_(scales if job.primenet.inference == "entropy" else (scales[len(scales) // 2],))
-    cost = profile(network, planned.subject.example, layers=False)
-    after = Measurements(macs=cost.macs, params=cost.params, reasons=reasons)
-    report = _report(job, planned, before, after)
-    guess = "the cost after is that of the middle scale; training chooses" if job.primenet.inference == "static" else ""
-    said = [text for text in (*remarks(before, after, job.primenet.fit), guess) if text]
-    return replace(
-        report,
-        layers=_layers(filters(planned.subject.module), filters(network)),
-        notes=(*report.notes, *said),
-    )
+    def layers(self, before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:
+        """Layers that went, with nothing after; the block's, with nothing before; and the others, whose names grew."""
+        found = [LayerSize(name, count, after.get(f"rest.{name}", 0)) for name, count in before.items()]
+        kept = {f"rest.{name}" for name in before}
+        return (*found, *(LayerSize(name, 0, count) for name, count in after.items() if name not in kept))
 
 
-def train_primenet(
-    subject: Subject, training: TrainSettings, folder: RunFolder, tell: Tell
-) -> tuple[Subject, Learnt, Section]:
-    """Both phases for a subject whose module is a PrimeNetwork that is learning.
-
-    Returns the subject as it is now, which a checkpoint can be made of, what was learnt, and its part of the report.
-    """
-    network, data, opened = subject.module, subject.data, subject.opened
-    assert isinstance(network, PrimeNetwork) and data is not None
+def train_primenet(run: Run[Any]) -> None:
+    """Both phases for a run whose network is a PrimeNetwork that is learning; its subject becomes what is left."""
+    subject, data, training = run.subject, run.data, run.job.training
+    network, opened = subject.module, subject.opened
+    assert isinstance(network, PrimeNetwork)
     costs = {scale: _stage_macs(network, scale, data.input_shape) for scale in network.stage.block.scales}
-    tell(Stage("measuring the memory that a step of training takes"))
+    run.tell(Stage("measuring the memory that a step of training takes"))
     memory = _memory(subject, network, training.batch_size)
-    tell(Stage("training every scale by its own loss, and the rest behind them; then the rest alone"))
-    saving = Saving(folder.path, resume=folder.resuming)
-    learnt = train_in_two_phases(network, data, training, on_event=folder.recording(tell), saving=saving)
-    tell(NoteEvent(f"kept for inference: {', '.join(f'{scale}x{scale}' for scale in learnt.kept)}"))
+    run.tell(Stage("training every scale by its own loss, and the rest behind them; then the rest alone"))
+    learned = train_in_two_phases(network, data, training, on_event=run.record, saving=run.saving())
+    run.tell(NoteEvent(f"kept for inference: {', '.join(f'{scale}x{scale}' for scale in learned.kept)}"))
     earlier = tuple(step for step in opened.steps if not _is_of_learning(step))
-    subject = replace(subject, opened=replace(opened, steps=(*earlier, network.step())))
-    return subject, learnt, section(learnt, costs, memory)
+    run.subject = replace(subject, opened=replace(opened, steps=(*earlier, network.step())))
+    run.rows += learned.rows
+    run.facts["sections"] = (section(learned, costs, memory),)
 
 
 def _is_of_learning(step: Mapping[str, Any]) -> bool:
     return step["kind"] == KIND and bool(step["learning"])
-
-
-def _replaced(planned: Planned) -> Subject:
-    """The subject with the block in the place of the stage.
-
-    Raises:
-        UsageError: the model could not be saved, for want of an architecture.
-    """
-    network = planned.early.replaced(planned.place.cut)
-    return replace(planned.subject, opened=transformed(planned.subject.opened, network, network.step()))
 
 
 def _stage_macs(network: PrimeNetwork, scale: int, image: tuple[int, ...]) -> int:
@@ -176,20 +136,3 @@ def _place_in_words(place: Place) -> str:
     if len(cheaper) == len(place.block):
         return text
     return f"{text}: MACs fall only if {' or '.join(cheaper)} stays" if cheaper else f"{text}: MACs will rise"
-
-
-def _layers(before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:
-    """Layers that went, with nothing after; the block's, with nothing before; and the others, whose names grew."""
-    found = [LayerSize(name, count, after.get(f"rest.{name}", 0)) for name, count in before.items()]
-    kept = {f"rest.{name}" for name in before}
-    return (*found, *(LayerSize(name, 0, count) for name, count in after.items() if name not in kept))
-
-
-def _report(job: ReplaceJob, planned: Planned, before: Measurements, after: Measurements) -> Report:
-    return report_of(
-        job,
-        planned.subject,
-        before,
-        after,
-        notes=(*planned.subject.notes, _place_in_words(planned.place)),
-    )

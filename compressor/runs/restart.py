@@ -12,56 +12,38 @@ from typing import Any
 
 from compressor.errors import UsageError
 from compressor.loading.arch import parse_arch, was_named
+from compressor.report.report import Report
 from compressor.report.run_comparison import PAGE as COMPARISON
-from compressor.runs.adapnet import adapt
 from compressor.runs.criterion import may_run
-from compressor.runs.detach import detach
 from compressor.runs.folder import REPORT, file_sha256, read_settings
-from compressor.runs.jobs import (
-    AdaptJob,
-    DetachJob,
-    FinetuneJob,
-    PruneJob,
-    ReplaceJob,
-    RouteJob,
-    TrainJob,
-    job_of,
-)
-from compressor.runs.prune import prune
-from compressor.runs.replace import replace_early
-from compressor.runs.route import route
+from compressor.runs.job import RunJob
+from compressor.runs.jobs import PruneJob, job_of
+from compressor.runs.run import run
 from compressor.runs.settings import ModelSettings
-from compressor.runs.stages import Tell
-from compressor.runs.train import train
+from compressor.runs.stages import Callback
 from compressor.training import distributed
 
-JOBS: dict[type, Callable[..., Any]] = {
-    PruneJob: prune,
-    AdaptJob: adapt,
-    TrainJob: train,
-    FinetuneJob: train,
-    ReplaceJob: replace_early,
-    DetachJob: detach,
-    RouteJob: route,
-}
+
+def from_checkpoint(job: RunJob, tell: Callback) -> Report:
+    """Go on with a run."""
+    return run(job, tell, resume=True)
 
 
 def restart(
     path: str,
-    tell: Tell,
-    jobs: Mapping[type, Callable[..., Any]] = JOBS,
+    tell: Callback,
+    go_on: Callable[[RunJob, Callback], Any] = from_checkpoint,
     *,
     trust: bool = False,
     arch: str | None = None,
 ) -> Any:
     """Finish the run in a folder, which may have been moved; returns what the run itself would have returned.
 
-    `jobs` are the functions that go on with each kind of run, called with the job, `tell` and `resume=True`. `trust`
-    and `arch` are what `resume` takes.
+    `go_on` carries out what is left of the job. `trust` and `arch` are what `resume` takes.
 
     Raises:
         FileError: there is no run in the folder, or its settings are damaged.
-        UsageError: the run is finished, or would run code that nobody here asked for, or the model has changed.
+        UsageError: the run is finished, or would run code that was not named on this machine, or the model has changed.
         CompressorError: anything else the user can mend.
     """
     folder = Path(path).expanduser().resolve()
@@ -80,7 +62,7 @@ def restart(
     with contextlib.chdir(cwd) if cwd.is_dir() else contextlib.nullcontext():
         model = _allowed(job.model, path, trust=trust, arch=arch)
         _check_unchanged(model, settings)
-        return jobs[type(job)](replace(job, model=model), tell, resume=True)
+        return go_on(replace(job, model=model), tell)
 
 
 def _is_finished(folder: Path) -> bool:
@@ -88,7 +70,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _allowed(model: ModelSettings, path: str, *, trust: bool, arch: str | None) -> ModelSettings:
-    """The model's settings as far as somebody here stands for them."""
+    """The model's settings, with code only where it was named on this machine."""
     if model.trust and not trust:
         raise UsageError(
             f"the run in {path} began with --trust, which lets its model file run code: give --trust again if you know "

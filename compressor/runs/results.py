@@ -1,42 +1,22 @@
 """Write what a run leaves: the model, its checked ONNX file, the report as data and as a page."""
 
 from dataclasses import replace
-from typing import Any
 
 from compressor.errors import CompressorError
 from compressor.exporting.onnx import export_onnx
-from compressor.report.environment import device_words, versions
-from compressor.report.measurements import Measurements, OnnxCheck
+from compressor.report.measurements import OnnxCheck
 from compressor.report.report import Report, write_page
 from compressor.runs.folder import MODEL, ONNX, RunFolder
-from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob, flat
 from compressor.runs.models import save_model
 from compressor.runs.settings import OutputSettings
-from compressor.runs.stages import Stage, Tell, note_all
+from compressor.runs.stages import Callback, Stage, note_all
 from compressor.runs.subject import Subject, card_of
 from compressor.training import distributed
 
 
-def report_of(
-    job: PruneJob | AdaptJob | TrainJob | ReplaceJob | DetachJob | RouteJob,
-    subject: Subject,
-    before: Measurements,
-    after: Measurements,
-    **more: Any,
+def write_results(
+    subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Callback
 ) -> Report:
-    """What the report of every run says; `more` are fields that only some have."""
-    return Report(
-        command=job.command,
-        settings=flat(job),
-        versions=versions(),
-        device=device_words(subject.device),
-        before=before,
-        after=after,
-        **{"seed": job.training.seed, **more},
-    )
-
-
-def write_results(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Tell) -> Report:
     """Fill the folder, each file whole, the report last; returns the report with the check of the ONNX file.
 
     Of several processes the first writes.
@@ -48,7 +28,7 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, output: O
     return distributed.from_first(lambda: _written(subject, report, folder, output, tell))
 
 
-def _written(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Tell) -> Report:
+def _written(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Callback) -> Report:
     tell(Stage(f"writing {folder.path}"))
     left_out = save_model(
         subject.opened,
@@ -74,7 +54,7 @@ def _written(subject: Subject, report: Report, folder: RunFolder, output: Output
     return report
 
 
-def _export(subject: Subject, folder: RunFolder, tell: Tell) -> tuple[OnnxCheck | None, CompressorError | None]:
+def _export(subject: Subject, folder: RunFolder, tell: Callback) -> tuple[OnnxCheck | None, CompressorError | None]:
     tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
     try:
         return export_onnx(

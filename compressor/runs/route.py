@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,6 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
 from compressor.report.measurements import Measurements
-from compressor.report.report import Report
 from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
     check_time,
@@ -31,179 +30,155 @@ from compressor.routing.curve import (
 )
 from compressor.routing.network import Routed
 from compressor.routing.observing import observe
-from compressor.routing.phases import Taught, Teacher
+from compressor.routing.phases import Teacher
 from compressor.routing.rebuild import make_routed, survey
-from compressor.routing.section import Findings, Way, doubts, remarks, section
+from compressor.routing.section import Findings, Way, doubts, planned_section, remarks, section
 from compressor.routing.settings import RouteSettings, check, every_unit
 from compressor.routing.timing import ImageTimes, time_images
 from compressor.routing.units import Units
 from compressor.runs.depth_times import depth_times, in_time
-from compressor.runs.folder import RunFolder
-from compressor.runs.jobs import RouteJob, flat
-from compressor.runs.measuring import file_bytes, filters, in_words, layer_sizes, measure
+from compressor.runs.jobs import RouteJob
+from compressor.runs.measuring import file_bytes, filters
 from compressor.runs.models import transformed
-from compressor.runs.results import report_of, write_results
-from compressor.runs.stages import Stage, Tell, note_all, silent
-from compressor.runs.subject import Subject, open_subject
+from compressor.runs.run import UNMEASURED, Run
+from compressor.runs.stages import Callback, Stage, silent
+from compressor.runs.subject import Subject
 from compressor.training import distributed
 from compressor.training.batching import examples
-from compressor.training.events import NoteEvent
-from compressor.training.state import Saving
 
 _TIMED_IMAGES = 100
 
 
-@dataclass(frozen=True)
-class RoutedRun:
-    """What a run did: its report, and what it found out."""
+class RouteRun(Run[RouteJob]):
+    """A network with early exits and its router, taught and measured."""
 
-    report: Report
-    findings: Findings
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A network with ways out, not yet trained."""
-
-    subject: Subject
     routed: Routed
     units: Units
     settings: RouteSettings
     costs: Costs
     depth_ms: tuple[float, ...] = ()  # of an image that leaves at each depth, where milliseconds are asked for
 
+    def plan(self) -> None:
+        """Give the network its early exits; refused where no route could meet the target."""
+        job = self.job
+        check(job.choice)
+        chain = self.survey()
+        self.settings = every_unit(job.choice, len(self.units.units))
+        self.routed = make_routed(chain, self.units.units, self.settings)
+        self.costs = costs(self.routed)
+        if self.settings.target_macs is not None:
+            within(self.settings.target_macs, self.costs.routed[0], self.costs.whole)
+        if self.settings.target_ms is not None:
+            self.tell(Stage("timing every depth on ONNX Runtime"))
+            self.depth_ms = distributed.from_first(lambda: depth_times(self.routed, self.subject.example))
+            check_time(self.depth_ms, self.settings.target_ms)
 
-def route(job: RouteJob, tell: Tell = silent, *, resume: bool = False) -> RoutedRun:
-    """Open, find what can be skipped, teach network and router, choose the threshold, measure, write.
+    def survey(self) -> Chain:
+        """Find what can be skipped."""
+        subject = self.subject
+        assert subject.opened.input_shape is not None
+        if any(isinstance(module, Routed) for module in subject.module.modules()):
+            raise UsageError(
+                "this network is routed already: give the one that it was made of, and another --out; a cheaper "
+                "threshold needs no training: set_threshold_"
+            )
+        self.tell(Stage("finding what can be skipped"))
+        chain, self.units = survey(subject.module, subject.opened.input_shape)
+        self.facts["frozen"] = self.units.refused
+        return chain
 
-    With `resume` the training goes on from the folder's last checkpoint.
+    def predicted(self) -> tuple[Measurements, Measurements]:
+        """What each depth costs; how many images stop there the training decides."""
+        before = Measurements(macs=self.costs.whole, params=_params(self.subject.module), reasons=UNMEASURED)
+        least, most = self.costs.routed[0], self.costs.routed[-1]
+        span = f"{least / 1e6:.3g} to {most / 1e6:.3g} MMAC an image, as the router decides"
+        places = self.routed.layout.leave_after
+        self.facts["sections"] = (planned_section(self.units.units, places, self.costs),)
+        self.facts["details"] = {"costs": asdict(self.costs), "leave_after": list(places)}
+        return before, Measurements(params=_params(self.routed), reasons={**UNMEASURED, "macs": span})
 
-    Raises:
-        CompressorError: anything the user can mend; the folder is as it was when the network cannot be routed.
-    """
-    folder = RunFolder(job.output, model=job.model.model, resume=resume)
-    planned = plan(job, tell)
-    subject, routed = planned.subject, planned.routed
-    data = subject.data
-    if data is None:
-        raise UsageError("route trains the ways out and the router, which needs --data; without there is --list")
-    tell(Stage("measuring the model as it came"))
-    before, widths = measure(subject, latency=job.output.latency), filters(subject.module)
-    tell(NoteEvent(in_words(before)))
-    result = replace(subject, opened=transformed(subject.opened, routed, routed.step()))
-    size = file_bytes(result.opened)  # a network that could not be saved is refused before it is trained
-    whole = copy.deepcopy(subject.module).eval()  # to be timed beside what becomes of it
-    folder.begin(flat(job))
+    def epochs(self) -> float:
+        """Of the network; its router learns from what was observed once."""
+        return super().epochs() + self.settings.label_epochs
 
-    tell(Stage("teaching the network and its router"))
-    teacher = Teacher(
-        subject.module, routed, data, job.training, planned.settings,
-        tell=folder.recording(tell), saving=Saving(folder.path, resume=resume),
-    )  # fmt: skip
-    taught = teacher.teach()
-    tell(Stage("choosing the threshold on validation images, measuring on test images"))
-    found = _measured(planned, taught)
-    found = replace(found, before_top1=before.top1 or 0.0)
-    if job.output.latency:
-        tell(Stage("timing single images"))
-        found = replace(found, times=distributed.from_first(lambda: _times(result, whole)))
-        before = replace(before, latency_ms=_timing(found, "whole"))  # on the same images, at the same time
-    after = _after(result, found, size)
-    said = (*doubts(len(taught.calibration), planned.settings), *remarks(found), *in_time(found, planned.depth_ms))
-    note_all(said, tell)
-    report = _report(job, planned, before, after)
-    report = replace(
-        report,
-        layers=layer_sizes(widths, widths),
-        rows=tuple(taught.rows),
-        notes=(*report.notes, *taught.notes, *said),
-        sections=(section(found, said),),
-        variants=_other_ways(found),
-    )
-    return RoutedRun(write_results(result, report, folder, job.output, tell), found)
+    def change(self) -> None:
+        """The network with its exits takes the place of the network; one that could not be saved is refused."""
+        self.whole = copy.deepcopy(self.subject.module).eval()  # to be timed beside what becomes of it
+        self.base = self.subject.module
+        opened = transformed(self.subject.opened, self.routed, self.routed.step())
+        self.subject = replace(self.subject, opened=opened)
+        self.size_bytes = file_bytes(opened)
 
-
-def plan(job: RouteJob, tell: Tell = silent) -> Planned:
-    """Open what the job names and give the network its ways out; nothing is trained and nothing written.
-
-    Raises:
-        CompressorError: it cannot be opened, nothing can be skipped, or no route could meet the target.
-    """
-    subject, chain, units = _surveyed(job, tell)
-    check(job.choice)
-    settings = every_unit(job.choice, len(units.units))
-    routed = make_routed(chain, units.units, settings)
-    counted = costs(routed)
-    if settings.target_macs is not None:
-        within(settings.target_macs, counted.routed[0], counted.whole)
-    if settings.target_ms is None:
-        return Planned(subject, routed, units, settings, counted)
-    tell(Stage("timing every depth on ONNX Runtime"))
-    depth_ms = distributed.from_first(lambda: depth_times(routed, subject.example))
-    check_time(depth_ms, settings.target_ms)
-    return Planned(subject, routed, units, settings, counted, depth_ms)
-
-
-def list_units(job: RouteJob, tell: Tell = silent) -> Units:
-    """What of a network can be skipped, for `--list`; nothing is changed."""
-    return _surveyed(job, tell)[2]
-
-
-def dry_run(job: RouteJob, tell: Tell = silent) -> tuple[Report, Planned]:
-    """The report of what `route` would do, and what each depth would cost; nothing is trained and written."""
-    planned = plan(job, tell)
-    reasons = dict.fromkeys(("macs_thop", "file_bytes", "latency_ms", "top1"), "not measured in a dry run")
-    params = sum(each.numel() for each in planned.subject.module.parameters())
-    before = Measurements(macs=planned.costs.whole, params=params, reasons=reasons)
-    cheapest, dearest = planned.costs.routed[0], planned.costs.routed[-1]
-    span = f"{cheapest / 1e6:.3g} to {dearest / 1e6:.3g} MMAC an image, as the router decides"
-    params = sum(each.numel() for each in planned.routed.parameters())
-    after = Measurements(params=params, reasons={**reasons, "macs": span})
-    return _report(job, planned, before, after), planned
-
-
-def _surveyed(job: RouteJob, tell: Tell) -> tuple[Subject, Chain, Units]:
-    tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
-    subject = open_subject(job.model, job.data, job.loading, job.training.device)
-    note_all(subject.notes, tell)
-    assert subject.opened.input_shape is not None
-    if any(isinstance(module, Routed) for module in subject.module.modules()):
-        raise UsageError(
-            "this network is routed already: give the one that it was made of, and another --out; a cheaper threshold "
-            "needs no training: set_threshold_"
+    def train(self) -> None:
+        """The network at all its depths, then its router."""
+        self.tell(Stage("teaching the network and its router"))
+        teacher = Teacher(
+            self.base, self.routed, self.data, self.job.training, self.settings, tell=self.record, saving=self.saving()
         )
-    tell(Stage("finding what can be skipped"))
-    chain, units = survey(subject.module, subject.opened.input_shape)
-    return subject, chain, units
+        self.taught = teacher.teach()
+        self.rows += self.taught.rows
+        self.notes += self.taught.notes
+
+    def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
+        """Means over the test images at the threshold that validation images choose, and single images timed."""
+        found = replace(self._chosen(), before_top1=before.top1 or 0.0)
+        if self.job.output.latency:
+            self.tell(Stage("timing single images"))
+            found = replace(found, times=distributed.from_first(lambda: _times(self.subject, self.whole)))
+            before = replace(before, latency_ms=_timing(found, "whole"))  # on the same images, at the same time
+        settings, images = self.settings, len(self.taught.calibration)
+        said = (*doubts(images, settings), *remarks(found), *in_time(found, self.depth_ms))
+        self.note(*said)
+        self.facts |= {
+            "sections": (section(found, said),),
+            "variants": _other_ways(found),
+            "details": found.to_json(),
+        }
+        return before, _after(self.subject, found, self.size_bytes)
+
+    def widths(self) -> dict[str, int]:
+        """Routing changes none."""
+        return filters(getattr(self, "base", self.subject.module))
+
+    def _chosen(self) -> Findings:
+        """Choose on validation images, set the thresholds, and look at the test set."""
+        routed, counted, settings, data = self.routed, self.costs, self.settings, self.data
+        self.tell(Stage("choosing the threshold on validation images, measuring on test images"))
+        seen, test = observe(routed, self.taught.calibration, data), observe(routed, data.test, data)
+        curve = routed_points(seen, counted)
+        if settings.target_ms is not None:
+            chosen = choose_in_time(curve, self.depth_ms, settings.target_ms)
+        elif settings.threshold is None:
+            chosen = choose(curve, counted, target_macs=settings.target_macs, max_drop=settings.max_drop)
+        else:
+            chosen = point_at(seen, counted, settings.threshold)
+        routed.set_threshold_(chosen.setting)
+        ways = [Way("the router", point_at(test, counted, chosen.setting))]
+        confident = early_exit_points(seen, counted)
+        equal = min(confident, key=lambda point: abs(point.macs - chosen.macs))
+        ways.append(Way("early exit by confidence", early_exit_at(test, counted, equal.setting)))
+        for depth, point in enumerate(fixed_points(test, counted)):
+            name = "all layers" if depth == routed.depths - 1 else f"always depth {depth}"
+            ways.append(Way(name, point))
+        curves = {
+            "router": thinned(curve),
+            "early exit": thinned(confident),
+            "fixed depth": fixed_points(seen, counted),
+        }
+        units, places = self.units.units, routed.layout.leave_after
+        return Findings(units, places, counted.whole, 0.0, tuple(ways), curves, self.taught, {})
 
 
-def _measured(planned: Planned, taught: Taught) -> Findings:
-    """Choose on validation images, set the thresholds, and look at the test set."""
-    routed, counted, settings, data = planned.routed, planned.costs, planned.settings, planned.subject.data
-    assert data is not None
-    seen, test = observe(routed, taught.calibration, data), observe(routed, data.test, data)
-    curve = routed_points(seen, counted)
-    if settings.target_ms is not None:
-        chosen = choose_in_time(curve, planned.depth_ms, settings.target_ms)
-    elif settings.threshold is None:
-        chosen = choose(curve, counted, target_macs=settings.target_macs, max_drop=settings.max_drop)
-    else:
-        chosen = point_at(seen, counted, settings.threshold)
-    routed.set_threshold_(chosen.setting)
-    measured = point_at(test, counted, chosen.setting)
-    ways = [Way("the router", measured)]
-    confident = early_exit_points(seen, counted)
-    equal = min(confident, key=lambda point: abs(point.macs - chosen.macs))
-    ways.append(Way("early exit by confidence", early_exit_at(test, counted, equal.setting)))
-    for depth, point in enumerate(fixed_points(test, counted)):
-        name = "all layers" if depth == routed.depths - 1 else f"always depth {depth}"
-        ways.append(Way(name, point))
-    curves = {
-        "router": thinned(curve),
-        "early exit": thinned(confident),
-        "fixed depth": fixed_points(seen, counted),
-    }
-    return Findings(planned.units.units, routed.layout.leave_after, counted.whole, 0.0, tuple(ways), curves, taught, {})
+def list_units(job: RouteJob, tell: Callback = silent) -> Units:
+    """What of a network can be skipped, for `--list`; nothing is changed."""
+    run = RouteRun(job, tell)
+    run.open()
+    run.survey()
+    return run.units
+
+
+def _params(module: nn.Module) -> int:
+    return sum(each.numel() for each in module.parameters())
 
 
 def _times(subject: Subject, whole: nn.Module) -> dict[str, dict[str, ImageTimes]]:
@@ -251,7 +226,7 @@ def _after(subject: Subject, found: Findings, size: int) -> Measurements:
         reasons["latency_ms"] = "left out by --no-latency"
     return Measurements(
         macs=round(found.routed.macs),
-        params=sum(each.numel() for each in subject.module.parameters()),
+        params=_params(subject.module),
         file_bytes=size,
         latency_ms=timing,
         top1=found.routed.top1,
@@ -270,14 +245,3 @@ def _other_ways(found: Findings) -> dict[str, Measurements]:
 
 def _timing(found: Findings, network: str) -> dict[str, Any]:
     return {engine: asdict(both[network]) for engine, both in found.times.items()}
-
-
-def _report(job: RouteJob, planned: Planned, before: Measurements, after: Measurements) -> Report:
-    return report_of(
-        job,
-        planned.subject,
-        before,
-        after,
-        frozen=planned.units.refused,
-        notes=tuple(planned.subject.notes),
-    )

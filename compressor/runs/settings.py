@@ -28,9 +28,7 @@ class ModelSettings:
     input: tuple[int, ...] | None = setting(
         None, "Shape of the images, such as 3x224x224, where the model does not say.", "CxHxW", read=shape
     )
-    weights: str | None = setting(
-        None, "Which weights of a file that has several, such as model_ema.", "KEY", rare=True
-    )
+    weights: str | None = setting(None, "Which weights of a file with several, such as model_ema.", "KEY", rare=True)
     trust: bool = setting(
         False, "Let a pickled model or a program run code while it is opened. Only for files of your own."
     )
@@ -45,9 +43,9 @@ class OutputSettings:
 
     out: str | None = setting(None, "Folder for the results.", "FOLDER")
     overwrite: bool = setting(False, "Replace the run that is in the folder.")
-    latency: bool = setting(True, "Measure milliseconds on torch and ONNX Runtime.")
+    latency: bool = setting(True, "Measure latency with torch and ONNX Runtime.")
     onnx: bool = setting(True, "Export the result to ONNX and check it.")
-    tensorboard: bool = setting(False, "Write the metrics as event files for TensorBoard, too.")
+    tensorboard: bool = setting(False, "Also write the metrics as TensorBoard event files.")
 
 
 @dataclass(frozen=True)
@@ -57,28 +55,36 @@ class GoalSettings:
     PANEL: ClassVar[str] = "AdapNet"
 
     target_macs: float | None = setting(
-        None, "Instead of a ratio, the MACs that stay: 0.5 for half, 2e8 for 200 million.", "MACS"
+        None, "Instead of a ratio, the MACs to keep: 0.5 for half, 2e8 for 200 million.", "MACS"
     )
-    target_params: float | None = setting(None, "Like --target-macs, of the parameters; adapnet only.", "PARAMS")
-    max_drop: float | None = setting(None, "Undo a plan that costs more validation top-1, such as 0.02.", "SHARE", 0, 1)
+    target_params: float | None = setting(None, "Parameters to keep, like --target-macs; adapnet only.", "PARAMS")
+    undo_drop: float | None = setting(
+        None, "Undo a pruning step that costs more validation top-1 than this, such as 0.02.", "SHARE", 0, 1
+    )
     round_to: int | Literal["auto"] = setting(
-        PruneSettings.round_to, "Make widths that change multiples of this; auto: of what the chip likes. [auto]", "N"
+        PruneSettings.round_to,
+        "Round pruned widths to a multiple of N; auto: the processor's vector width. [auto]",
+        "N",
+        1,
     )
-    fill: bool = setting(False, "Fine-tune through the epochs that are left when the changes end early.", rare=True)
+    fill: bool = setting(False, "Use epochs left over by pruning for fine-tuning.", rare=True)
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Which runs a sweep is made of: every method at every ratio."""
+    """Which runs a sweep is made of: every method at every target."""
 
     PANEL: ClassVar[str] = "Grid"
 
     methods: tuple[str, ...] = setting(
-        ("obs", "taylor", "adapnet"), "Of pruning, see `compressor prune --help`. [obs,taylor,adapnet]", "NAME,NAME,..."
+        ("obs", "taylor", "adapnet"),
+        "Pruning methods, see `compressor prune --help`. [obs,taylor,adapnet]",
+        "NAME,NAME,...",
     )
-    ratios: tuple[float, ...] = setting((0.3, 0.5, 0.7), "Shares of the MACs that go. [0.3,0.5,0.7]", "SHARE,...")
-    control: bool = setting(True, "Also train the model itself on with the same budget, to compare.")
-    lsep: int | None = setting(None, "Steps of a period, at whose end the structure changes.", "STEPS", 1)
+    targets: tuple[float, ...] = setting((0.7, 0.5, 0.3), "Shares of the MACs to keep. [0.7,0.5,0.3]", "SHARE,...")
+    control: bool = setting(True, "Also fine-tune the unpruned model with the same budget, to compare.")
+    lsep: int | None = setting(None, "Optimizer steps between pruning steps.", "STEPS", 1)
     reconstruct: bool = setting(
-        PruneSettings.reconstruct, "Refit what reads pruned channels by least squares. [adapnet: off]"
+        PruneSettings.reconstruct,
+        "Least-squares reconstruction of layers that read pruned channels. [adapnet: off]",
     )

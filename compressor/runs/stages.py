@@ -1,4 +1,4 @@
-"""What a run tells whoever listens, beside what training tells."""
+"""Events of a run, besides those of training, and the callback that gets them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Stage:
     """Something begins that takes a while, in a few words."""
 
     text: str
-    epochs: int = 0  # of the training that begins; 0: it is none, or nobody knows
+    epochs: int = 0  # of the training that begins; 0: not known
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class PartEvent:
     total: int
 
 
-Heard = Event | Stage | PeriodEvent | PeriodStep | PartEvent
-Tell = Callable[[Heard], None]
+RunEvent = Event | Stage | PeriodEvent | PeriodStep | PartEvent
+Callback = Callable[[RunEvent], None]
 
 
-def silent(event: Heard) -> None:
-    """Tell nobody."""
+def silent(event: RunEvent) -> None:
+    """Ignore the event."""
 
 
-def note_all(notes: list[str] | tuple[str, ...], tell: Tell) -> None:
-    """Tell every line."""
+def note_all(notes: list[str] | tuple[str, ...], tell: Callback) -> None:
+    """Report every line."""
     for text in notes:
         tell(NoteEvent(text))

@@ -96,7 +96,7 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
 
 
 def unsaid(model: str, preparation: Preparation | None, data: str, loading: DataSettings) -> list[str]:
-    """A note where nobody says how a model's images are normalised."""
+    """A note where the normalisation of a model's images is not known."""
     if preparation is not None or loading.mean is not None:
         return []
     return [
@@ -177,9 +177,9 @@ def _images(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def refuse_routed(subject: Subject, verb: str) -> None:
-    """Raises UsageError for a routed network, whose ways out are fitted to its layers as they are."""
+    """Raises UsageError for a routed network, whose early exits are fitted to its layers."""
     if any(isinstance(module, Routed) for module in subject.module.modules()):
         raise UsageError(
-            f"this network is routed, and its ways out and router read its layers as they are: {verb} the network that "
+            f"this network is routed, and its early exits and router are fitted to its layers: {verb} the network that "
             "it was made of, then route the result"
         )

@@ -1,4 +1,4 @@
-"""Run several methods at several ratios with one budget, and compare what they come to: `compressor sweep`."""
+"""Run several methods at several targets with one budget, and compare the results: `compressor sweep`."""
 
 import json
 import re
@@ -16,61 +16,61 @@ from compressor.pruning.settings import PruneSettings, check
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import compare_runs
-from compressor.runs.adapnet import adapt
 from compressor.runs.compare import timed_in_turn
 from compressor.runs.folder import REPORT, SETTINGS, file_sha256, read_settings
-from compressor.runs.jobs import AdaptJob, FinetuneJob, PruneJob, SweepJob, TrainJob, flat
+from compressor.runs.job import RunJob, flat
+from compressor.runs.jobs import AdaptJob, FinetuneJob, PruneJob, SweepJob
 from compressor.runs.lock import FolderLock
-from compressor.runs.prune import prune
 from compressor.runs.restart import restart
+from compressor.runs.run import run
 from compressor.runs.settings import GoalSettings
-from compressor.runs.stages import Stage, Tell, silent
-from compressor.runs.train import train
+from compressor.runs.stages import Callback, Stage, silent
 from compressor.training.events import NoteEvent
 from compressor.training.interrupt import Interrupted
 
 CONTROL = "control"
-# A sweep that goes on may have other methods and ratios than it began with, and these have no part in its results.
-_MAY_CHANGE = {"typed", "out", "overwrite", "methods", "ratios", "control", "cwd", "chosen", "device"}
+# A sweep that goes on may have other methods and targets than it began with, and these have no part in its results.
+_MAY_CHANGE = {"typed", "out", "overwrite", "methods", "targets", "control", "cwd", "chosen", "device"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One cell of the grid."""
+class Cell:
+    """One run of the grid."""
 
     name: str  # also its folder's
-    job: PruneJob | AdaptJob | TrainJob
+    job: RunJob
 
 
-def sweep(job: SweepJob, tell: Tell = silent) -> RunComparison:
+def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
     """Do the runs of the grid that are not done yet, finish those that were broken off, and compare all of them.
 
-    A run that comes to nothing, because a target is out of reach for instance, is told and does not end the sweep.
+    A run that fails, because a target is out of reach for instance, is told and does not end the sweep.
 
     Raises:
         UsageError: the grid makes no sense, or the folder holds something else.
         FileError, DataError: files cannot be read or written.
-        CompressorError: no run came to a result.
+        CompressorError: every run failed.
         Interrupted: a signal came.
     """
-    runs = plan(job)
+    cells = plan(job)
     folder = _begin(job)
     lock = FolderLock(folder)
     failed: dict[str, str] = {}
-    for number, run in enumerate(runs, 1):
-        tell(Stage(f"run {number} of {len(runs)}: {run.name}"))
+    for number, cell in enumerate(cells, 1):
+        tell(NoteEvent(f"run {number} of {len(cells)}: {cell.name}"))
         try:
-            _do(run, folder / run.name, job, tell)
+            _do(cell, folder / cell.name, job, tell)
         except Interrupted as stop:
             raise Interrupted(stop.signal, f"{stop}; with the whole sweep: compressor resume {folder}") from stop
         except (FileError, DataError):
             raise
         except CompressorError as error:
-            failed[run.name] = str(error)
-            tell(NoteEvent(f"{run.name} came to nothing: {error}"))
-    done = {str(folder / run.name): Report.load(folder / run.name) for run in runs if run.name not in failed}
+            failed[cell.name] = str(error)
+            tell(NoteEvent(f"{cell.name} failed: {error}"))
+    names = [cell.name for cell in cells if cell.name not in failed]
+    done = {str(folder / name): Report.load(folder / name) for name in names}
     if not done:
-        raise CompressorError(f"no run came to a result: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
+        raise CompressorError(f"every run failed: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     timed = None
     if job.output.latency and job.output.onnx:
         tell(Stage("timing the results in turn"))
@@ -81,50 +81,49 @@ def sweep(job: SweepJob, tell: Tell = silent) -> RunComparison:
     return compared
 
 
-def plan(job: SweepJob) -> list[Run]:
+def plan(job: SweepJob) -> list[Cell]:
     """The runs of the grid, in their order.
 
     Raises:
-        UsageError: there is no trained model, or a method or ratio makes no sense.
+        UsageError: a method or target makes no sense.
     """
-    if job.model.model is None:
-        raise UsageError("a sweep starts from a trained model: give its file, after compressor train made it")
     if job.output.out is None:
         raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
     grid = job.grid
-    for each, what in ((grid.methods, "method"), (grid.ratios, "ratio")):
+    for each, what in ((grid.methods, "method"), (grid.targets, "target")):
         if not each or len(set(each)) < len(each):
             raise UsageError(f"a sweep needs every {what} once: give --{what}s as a list, without repetition")
-    for ratio in grid.ratios:
-        if not 0 < ratio < 1:
-            raise UsageError(f"the ratio {ratio:g} is no share of the MACs: give numbers between 0 and 1, such as 0.3")
+    for target in grid.targets:
+        if not 0 < target < 1:
+            raise UsageError(
+                f"the target {target:g} is no share of the MACs: give numbers between 0 and 1, such as 0.5"
+            )
     for method in grid.methods:
         if method not in TRAINED:
             check(PruneSettings(method=method), has_data=True)
     return list(_runs(job))
 
 
-def _runs(job: SweepJob) -> Iterator[Run]:
+def _runs(job: SweepJob) -> Iterator[Cell]:
     if job.grid.control:
-        yield Run(
+        yield Cell(
             CONTROL, FinetuneJob(**_common(job, CONTROL), training=job.training, command=_command(job, CONTROL, {}))
         )
     for method in job.grid.methods:
-        for ratio in job.grid.ratios:
-            name = re.sub(r"[^\w.-]+", "-", f"{method}-{ratio:g}")
-            stays = round(1 - ratio, 6)
+        for target in job.grid.targets:
+            name = re.sub(r"[^\w.-]+", "-", f"{method}-{target:g}")
             if method in TRAINED:
-                yield Run(name, _adapnet(job, name, stays))
+                yield Cell(name, _adapnet(job, name, target))
                 continue
-            given: dict[str, Any] = {"method": method, "target_macs": stays}
+            given: dict[str, Any] = {"method": method, "target_macs": target}
             given |= {} if job.grid.reconstruct else {"reconstruct": False}
             choice = PruneSettings(**given, seed=job.training.seed)
             command = _command(job, name, given)
             job_of_cell = PruneJob(**_common(job, name), choice=choice, training=job.training, command=command)
-            yield Run(name, job_of_cell)
+            yield Cell(name, job_of_cell)
 
 
-def _adapnet(job: SweepJob, name: str, stays: float) -> AdaptJob:
+def _adapnet(job: SweepJob, name: str, target: float) -> AdaptJob:
     """AdapNet with the same number of epochs, of which it may change the structure in three quarters."""
     training = job.training
     fine = max(1, training.epochs // 4)
@@ -133,10 +132,10 @@ def _adapnet(job: SweepJob, name: str, stays: float) -> AdaptJob:
     changed |= {"batch_size": training.batch_size, "max_epochs": max(1, training.epochs - fine)}
     changed |= {"finetune_epochs": fine, "startup_epochs": 0, "lsep": job.grid.lsep}
     changed = {key: value for key, value in changed.items() if value is not None or key == "lsep"}
-    typed = {"method": "adapnet", "preset": "quick", "target_macs": stays, "fill": True}
+    typed = {"method": "adapnet", "preset": "quick", "target_macs": target, "fill": True}
     return AdaptJob(
         **_common(job, name),
-        goals=GoalSettings(target_macs=stays, fill=True),
+        goals=GoalSettings(target_macs=target, fill=True),
         training=training,
         preset="quick",
         adapnet=replace(PRESETS["quick"], **changed),
@@ -199,7 +198,7 @@ def _begin(job: SweepJob) -> Path:
 
 
 def _check_same(folder: Path, settings: dict[str, Any]) -> None:
-    """Only the same sweep, with more or fewer methods and ratios, may go on in a folder."""
+    """Only the same sweep, with more or fewer methods and targets, may go on in a folder."""
     if not (folder / SETTINGS).exists():
         raise UsageError(f"{folder} is not empty and holds no sweep: give another --out")
     before = read_settings(folder)
@@ -213,19 +212,12 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
         raise UsageError(f"{folder} holds a sweep with other settings ({was}): give another --out, or --overwrite")
 
 
-def _do(run: Run, folder: Path, job: SweepJob, tell: Tell) -> None:
+def _do(cell: Cell, folder: Path, job: SweepJob, tell: Callback) -> None:
     """Do one run, or what is missing of it."""
     overwrite = job.output.overwrite
     if (folder / REPORT).exists() and not overwrite:
-        tell(NoteEvent(f"{run.name} is done already"))
-        return
-    if (folder / SETTINGS).exists() and not overwrite:
+        tell(NoteEvent(f"{cell.name} is done already"))
+    elif (folder / SETTINGS).exists() and not overwrite:
         restart(str(folder), tell, trust=job.model.trust, arch=job.model.arch)
-        return
-    match run.job:
-        case AdaptJob():
-            adapt(run.job, tell)
-        case PruneJob():
-            prune(run.job, tell)
-        case TrainJob():
-            train(run.job, tell)
+    else:
+        run(cell.job, tell)

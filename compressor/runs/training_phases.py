@@ -33,7 +33,7 @@ class TrainingPhases:
     def __init__(
         self, model: nn.Module, data: Data, periods: Periods, phases: Phases, distill: DistillSettings, trained: bool
     ) -> None:
-        """Raises UsageError when there is nobody to learn from, or settings are out of their range."""
+        """Raises UsageError when distillation has no teacher, or settings are out of their range."""
         self.model, self.data, self.periods, self.phases = model, data, periods, phases
         self.optimizer = make_optimizer(model, phases.training)  # one for all phases
         self.rows: list[dict[str, Any]] = []  # of the phases that are over

@@ -8,7 +8,7 @@ from torch import nn
 from compressor.errors import UsageError
 from compressor.exits.learning import step_of
 from compressor.report import units
-from compressor.runs.stages import Stage, Tell
+from compressor.runs.stages import Callback, Stage
 from compressor.runs.subject import Subject
 from compressor.training import distributed
 from compressor.training.distillation import distilling
@@ -21,7 +21,7 @@ from compressor.training.state import History, Saving
 
 
 def finetune_(
-    subject: Subject, training: TrainSettings, step: Step | None, saving: Saving, tell: Tell, before: float | None
+    subject: Subject, training: TrainSettings, step: Step | None, saving: Saving, tell: Callback, before: float | None
 ) -> History:
     """Train the subject's network in place; its weights stay as they are where validation top-1 falls below `before`.
 

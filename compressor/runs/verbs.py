@@ -18,9 +18,10 @@ from compressor.primenet.settings import PrimeNetSettings
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
 from compressor.routing.settings import RouteSettings
-from compressor.runs.jobs import VERBS, EvaluateJob, ExportJob, InspectJob
+from compressor.runs.jobs import VERBS
+from compressor.runs.looking import EvaluateJob, ExportJob, InspectJob
 from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings, SweepSettings
-from compressor.runs.stages import Tell, silent
+from compressor.runs.stages import Callback, silent
 from compressor.settings import filled, read, settings_of
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
@@ -71,11 +72,11 @@ class Common(TypedDict, total=False):
 
 
 @_afresh
-def train(*settings: Settings, data: str, out: Path, tell: Tell = silent, **keywords: Unpack[Common]) -> "Report":
+def train(*settings: Settings, data: str, out: Path, tell: Callback = silent, **keywords: Unpack[Common]) -> "Report":
     """Train an architecture from random weights.
 
     Args:
-        data: digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, svhn:DIR or folder:DIR.
+        data: digits (built in), folder:DIR or another data set, as `compressor train --help` lists them.
         out: folder of the run.
         keywords: `arch` (torchvision:NAME, timm:NAME or FILE.py:FUNCTION) and others, see `Common`.
 
@@ -87,9 +88,7 @@ def train(*settings: Settings, data: str, out: Path, tell: Tell = silent, **keyw
         report = compressor.train(arch="sample_models/digits_cnn.py:build", data="digits", epochs=2, out="runs/digits")
         report.after.top1
     """
-    from compressor.runs.train import train as run
-
-    return run(_job("train", settings, keywords, data=data, out=out), tell)
+    return _run(tell, "train", settings, keywords, data=data, out=out)
 
 
 @_afresh
@@ -99,7 +98,7 @@ def finetune(
     data: str,
     out: Path,
     distill: bool | None = None,
-    tell: Tell = silent,
+    tell: Callback = silent,
     **keywords: Unpack[Common],
 ) -> "Report":
     """Train a model further, gently: at a learning rate of 0.01 unless `lr` says otherwise.
@@ -108,9 +107,7 @@ def finetune(
         report = compressor.finetune("runs/digits/model.safetensors", data="digits", epochs=1, out="runs/tuned")
         report.before.top1, report.after.top1
     """
-    from compressor.runs.train import train as run
-
-    return run(_job("finetune", settings, keywords, model=model, data=data, out=out, distill=distill), tell)
+    return _run(tell, "finetune", settings, keywords, model=model, data=data, out=out, distill=distill)
 
 
 @_afresh
@@ -126,7 +123,7 @@ def prune(
     keep: Sequence[str] | None = None,
     preset: Literal["paper", "quick", "short"] | None = None,
     distill: bool | None = None,
-    tell: Tell = silent,
+    tell: Callback = silent,
     **keywords: Unpack[Common],
 ) -> "Report":
     """Make a model smaller: in one shot, with data also fine-tuned, or by AdapNet while it trains (method="adapnet").
@@ -150,17 +147,10 @@ def prune(
         )
         report.after.macs / report.before.macs
     """
-    job = _job(
-        "prune", settings, keywords, model=model, data=data, out=out, method=method, ratio=ratio,
+    return _run(
+        tell, "prune", settings, keywords, model=model, data=data, out=out, method=method, ratio=ratio,
         target_macs=target_macs, target_ms=target_ms, keep=keep, preset=preset, distill=distill,
     )  # fmt: skip
-    if method == "adapnet":
-        from compressor.runs.adapnet import adapt
-
-        return adapt(job, tell)
-    from compressor.runs.prune import prune as run
-
-    return run(job, tell)
 
 
 @_afresh
@@ -173,7 +163,7 @@ def detach(
     exits: int | None = None,
     at: Sequence[str] | None = None,
     targets: Sequence[float] | None = None,
-    tell: Tell = silent,
+    tell: Callback = silent,
     **keywords: Unpack[Common],
 ) -> "Report":
     """Make one network of several sizes, whose sub-models share its weights.
@@ -184,10 +174,8 @@ def detach(
         )
         report.variants["exit 1"].macs, report.variants["exit 1"].top1
     """
-    from compressor.runs.detach import detach as run
-
     own = {"method": method, "exits": exits, "at": at, "targets": targets}
-    return run(_job("detach", settings, keywords, model=model, data=data, out=out, **own), tell).report
+    return _run(tell, "detach", settings, keywords, model=model, data=data, out=out, **own)
 
 
 @_afresh
@@ -201,7 +189,7 @@ def route(
     target_ms: float | None = None,
     max_drop: float | None = None,
     router_epochs: int | None = None,
-    tell: Tell = silent,
+    tell: Callback = silent,
     **keywords: Unpack[Common],
 ) -> "Report":
     """Let each image run only the layers it needs.
@@ -212,10 +200,8 @@ def route(
         )
         report.after.macs      # the mean over the test images
     """
-    from compressor.runs.route import route as run
-
     own = {"target_macs": target_macs, "target_ms": target_ms, "max_drop": max_drop, "router_epochs": router_epochs}
-    return run(_job("route", settings, keywords, model=model, data=data, out=out, mode=mode, **own), tell).report
+    return _run(tell, "route", settings, keywords, model=model, data=data, out=out, mode=mode, **own)
 
 
 @_afresh
@@ -227,7 +213,7 @@ def replace_early(
     until: str | None = None,
     fit: Literal["pool", "stride"] | None = None,
     retrain_epochs: int | None = None,
-    tell: Tell = silent,
+    tell: Callback = silent,
     **keywords: Unpack[Common],
 ) -> "Report":
     """Replace the first layers by PrimeNet's block, which learns by local losses: `compressor replace`.
@@ -238,10 +224,8 @@ def replace_early(
         )
         report.after.macs
     """
-    from compressor.runs.replace import replace_early as run
-
     own = {"until": until, "fit": fit, "retrain_epochs": retrain_epochs}
-    return run(_job("replace", settings, keywords, model=model, data=data, out=out, **own), tell)
+    return _run(tell, "replace", settings, keywords, model=model, data=data, out=out, **own)
 
 
 @_afresh
@@ -251,24 +235,25 @@ def sweep(
     data: str,
     out: Path,
     methods: Sequence[str] | None = None,
-    ratios: Sequence[float] | None = None,
-    tell: Tell = silent,
+    targets: Sequence[float] | None = None,
+    tell: Callback = silent,
     **keywords: Unpack[Common],
 ) -> "RunComparison":
-    """Prune by several methods at several ratios with one budget, and compare; called again, it does what is missing.
+    """Prune by several methods to several targets with one budget, and compare; called again, it does what is missing.
 
     Args:
-        ratios: shares of the model's multiply-adds that go.
+        targets: shares of the model's multiply-adds to keep.
 
     Example:
         compared = compressor.sweep(
-            "runs/digits/model.safetensors", methods=["l1"], ratios=[0.5], data="digits", epochs=1, out="runs/sweep"
+            "runs/digits/model.safetensors", methods=["l1"], targets=[0.5], data="digits", epochs=1, out="runs/sweep"
         )
         [(point.run, point.macs, point.top1) for point in compared.points]
     """
     from compressor.runs.sweep import sweep as run
 
-    return run(_job("sweep", settings, keywords, model=model, data=data, out=out, methods=methods, ratios=ratios), tell)
+    own = {"methods": methods, "targets": targets}
+    return run(_job("sweep", settings, keywords, model=model, data=data, out=out, **own), tell)
 
 
 @_afresh
@@ -279,7 +264,7 @@ def evaluate(
     split: Literal["test", "validation", "train"] = EvaluateJob.split,
     exit: int | None = None,
     device: str = EvaluateJob.device,
-    tell: Tell = silent,
+    tell: Callback = silent,
     **keywords: Any,
 ) -> "Evaluated":
     """Top-1 and loss of a model, or of an .onnx file.
@@ -300,7 +285,7 @@ def inspect(
     arch: str | None = None,
     keep: Sequence[str] = InspectJob.keep,
     also: Sequence[str] = InspectJob.also,
-    tell: Tell = silent,
+    tell: Callback = silent,
     **keywords: Any,
 ) -> "Channels":
     """Which channels of a model belong together, which can be edited, and why others cannot.
@@ -326,7 +311,7 @@ def export(
     chip: Literal["x86", "x86-old", "arm", "npu"] = ExportJob.chip,
     max_drop: float | None = None,
     overwrite: bool = False,
-    tell: Tell = silent,
+    tell: Callback = silent,
     **keywords: Any,
 ) -> "Exported":
     """Write a model for another runtime, after it gave the same outputs there: a file (NAME.onnx) or a package.
@@ -344,11 +329,17 @@ def export(
     return run(_job("export", settings, keywords, model=model, out=out, overwrite=overwrite, **own), tell)
 
 
+def _run(tell: Callback, verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **given: Any) -> "Report":
+    from compressor.runs.run import run
+
+    return run(_job(verb, settings, keywords, **given), tell)
+
+
 def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **given: Any) -> Any:
     """The job of a verb; keywords that are None are not given.
 
     Raises:
-        UsageError: a name is unknown, a value has another type, or an object of settings is none of the verb's.
+        UsageError: a name is unknown, a value has another type, or an object of settings is not of the verb.
     """
     values = {**{name: value for name, value in given.items() if value is not None}, **keywords}
     kind = next(kind for kind in VERBS[verb] if kind.takes(values))
@@ -356,7 +347,7 @@ def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **give
     for each in settings:
         if type(each) not in homes:
             known = ", ".join(sorted(hint.__name__ for hint in homes if hint in get_args(Settings)))
-            raise UsageError(f"{type(each).__name__} is none of the settings of compressor.{verb}: these are {known}")
+            raise UsageError(f"{type(each).__name__} is not a settings class of compressor.{verb}: these are {known}")
     whole = {homes[type(each)]: filled(each, settings_of(each)) for each in settings}
     changed = (entry.name for each in settings for entry in fields(each) if getattr(each, entry.name) != entry.default)
     chosen = tuple(dict.fromkeys((*changed, *values)))

@@ -15,6 +15,7 @@ from torch.nn import functional
 from compressor.errors import DataError, ModelError
 from compressor.graph.skeleton import set_mode
 from compressor.graph.tensors import device_of
+from compressor.report.progress import counted
 from compressor.training.batching import batches, examples
 from compressor.training.data import AnySet, Data
 
@@ -48,7 +49,8 @@ def evaluate(model: nn.Module | Predict, image_set: AnySet, data: Data, batch_si
     loss = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
     with evaluating(model), torch.no_grad():
-        for x, y in batches(image_set, data, batch_size, device, layout):
+        looked_at = batches(image_set, data, batch_size, device, layout)
+        for x, y in counted("evaluating images", looked_at, len(image_set), lambda batch: len(batch[1])):
             scores = first_output(predict(x))
             if scores.ndim != 2 or len(scores) != len(y) or scores.shape[1] < len(data.classes):
                 shape = tuple(scores.shape)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from compressor.errors import DataError
+from compressor.report.progress import counted
 from compressor.training.decoding import decode
 from compressor.training.sets import IN_MEMORY_BYTES, ImageSet
 from compressor.training.streaming import FolderSet, processor_count
@@ -198,7 +199,8 @@ def _decode_all(folder: Folder, files: Files, shape: tuple[int, int, int], prepa
     # Pillow lets go of the interpreter lock while it decodes, so threads are enough and nothing has to be copied.
     with warnings.catch_warnings(), ThreadPoolExecutor(processor_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what cannot be read is reported
-        for index, reason in enumerate(pool.map(decode_one, range(len(files)))):
+        decoded = counted("decoding images", pool.map(decode_one, range(len(files))), len(files))
+        for index, reason in enumerate(decoded):
             if reason is not None:
                 folder.report(str(files.paths[index]), reason)
     if not good.any():

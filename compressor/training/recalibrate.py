@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.graph.tensors import device_of
+from compressor.report.progress import counted
 from compressor.training.batching import InputTransform, easy_batch_size
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
@@ -29,7 +30,8 @@ def recalibrate_(
     size = min(batch_size or easy_batch_size(data), len(image_set))
     chosen = [part for part in order.split(size)[:batches] if len(part) == size]
     prepare = InputTransform.of(data, device)
-    return remeasure_(model, (prepare(images) for images, _ in image_set.read(chosen, device)))
+    read = counted("recalibrating on batches", image_set.read(chosen, device), len(chosen))
+    return remeasure_(model, (prepare(images) for images, _ in read))
 
 
 def remeasure_(model: nn.Module, inputs: Iterable[Tensor]) -> int:

@@ -24,20 +24,20 @@ class DataSettings:
 
     PANEL: ClassVar[str] = "Data"
 
-    validation: float = setting(0.1, "Share of the training set that decisions look at.", "SHARE", 0, 1, rare=True)
-    seed: int = setting(0, "Of everything that is drawn by chance.", "N")
-    download: bool = setting(False, "Fetch a data set that is missing.")
+    validation: float = setting(0.1, "Share of the training set held out for validation.", "SHARE", 0, 1, rare=True)
+    seed: int = setting(0, "Random seed.", "N")
+    download: bool = setting(False, "Download a data set that is missing.")
     bad_images: Literal["skip", "stop"] = setting(
-        "skip", "An image that cannot be read: leave it out and name it, or stop.", "WHAT", rare=True
+        "skip", "Where an image cannot be read: skip and report it, or stop.", "WHAT", rare=True
     )
     mean: tuple[float, ...] | None = setting(
         None, "Mean of each channel of pixels in 0..1, such as 0.485,0.456,0.406.", "NUMBERS", rare=True
     )
     std: tuple[float, ...] | None = setting(
-        None, "Standard deviation of each channel. Both are kept in the model.", "NUMBERS", rare=True
+        None, "Standard deviation of each channel. Mean and deviation are saved with the model.", "NUMBERS", rare=True
     )
     classes: str | None = setting(
-        None, "File that says which output each class folder has, of a network with more classes.", "FILE"
+        None, "JSON or text file that maps class folders to outputs of a network with more classes.", "FILE"
     )
 
 
@@ -47,8 +47,8 @@ class DistillSettings:
 
     PANEL: ClassVar[str] = "Training"
 
-    distill: bool = setting(False, "Distill from the network as it came, beside the labels.")
-    distill_weight: float = setting(0.5, "Share of the loss that follows the teacher.", "SHARE", 0, 1, rare=True)
+    distill: bool = setting(False, "Distill from the original network, besides the labels.")
+    distill_weight: float = setting(0.5, "Share of the distillation loss.", "SHARE", 0, 1, rare=True)
     distill_temperature: float = setting(4.0, "Softmax temperature of distillation.", "X", 0, rare=True)
 
 
@@ -58,43 +58,46 @@ class TrainSettings:
 
     PANEL: ClassVar[str] = "Training"
 
-    epochs: int = setting(10, "Times through the training set.", "N", 0)
+    epochs: int = setting(10, "Number of training epochs.", "N", 0)
     first_epoch: int = 0  # the phase's place in a longer run: data order, draws and `milestones` count from epoch 0
     batch_size: int = setting(128, "Images per step.", "N", 1)
-    seed: int = setting(0, "Of everything that is drawn by chance.", "N")
+    seed: int = setting(0, "Random seed.", "N")
 
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = setting("sgd", "What turns gradients into steps.", "NAME")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = setting("sgd", "Optimizer.", "NAME")
     lr: float | None = setting(None, "Learning rate at the start of the schedule.", "RATE", 0)
-    momentum: float = setting(0.9, "Of sgd.", "X", 0, 1, rare=True)
+    momentum: float = setting(0.9, "SGD momentum.", "X", 0, 1, rare=True)
     optimizer_arg: tuple[tuple[str, Any], ...] = setting(
-        (), "Of the optimizer, by torch's name, such as eps=1e-7. Repeatable.", "KEY=VALUE", rare=True, many=True
+        (), "Optimizer argument by torch's name, such as eps=1e-7. Repeatable.", "KEY=VALUE", rare=True, many=True
     )
-    weight_decay: float = setting(5e-4, "On all parameters.", "X", 0)
+    weight_decay: float = setting(5e-4, "Weight decay, on all parameters.", "X", 0)
 
-    schedule: Literal["cosine", "step", "constant"] = setting("cosine", "How the learning rate falls.", "NAME")
+    schedule: Literal["cosine", "step", "constant"] = setting("cosine", "Learning-rate schedule.", "NAME")
     milestones: tuple[int, ...] = setting(
-        (), "Epochs at which step multiplies the rate by gamma, such as 30,60.", "EPOCHS", rare=True
+        (), "Epochs at which schedule step lowers the learning rate, such as 30,60.", "EPOCHS", rare=True
     )
     gamma: float = 0.1  # of "step"
-    warmup_epochs: float = setting(0.0, "Linear rise from nothing to the learning rate.", "N", 0, rare=True)
+    warmup_epochs: float = setting(0.0, "Epochs of linear warm-up from zero to the learning rate.", "N", 0, rare=True)
 
-    label_smoothing: float = setting(0.0, "Share of the label spread over all classes.", "SHARE", 0, 1, rare=True)
+    label_smoothing: float = setting(0.0, "Label smoothing.", "SHARE", 0, 1, rare=True)
     augment: Literal["auto", "none", "flip", "crop", "crop+flip"] = setting(
-        "auto", "Random changes to training images; auto is what suits the data.", "NAME"
+        "auto", "Data augmentation; auto: what suits the data set.", "NAME"
     )
     crop_padding: int = 4  # pixels of black on every side, of which the random crop takes some
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:NUMBER.", "DEVICE")
-    amp: bool = setting(True, "bfloat16 on GPUs that have it.", rare=True)
+    amp: bool = True  # bfloat16 on GPUs that have it
     channels_last: bool = True  # the layout convolutions are fastest in, while the phase lasts; if the model takes it
-    compile: bool = setting(False, "Use torch.compile; every change of structure compiles again.", rare=True)
-    sync_bn: bool = setting(False, "Under torchrun, batch norm over the batches of all processes.", rare=True)
-    deterministic: bool = setting(False, "The same weights from the same run on a GPU too; slower.", rare=True)
+    compile: bool = setting(False, "Use torch.compile; every change of the architecture compiles again.", rare=True)
+    sync_bn: bool = setting(False, "Synchronized batch norm under torchrun.", rare=True)
+    deterministic: bool = setting(False, "Deterministic algorithms on a GPU, which are slower.", rare=True)
     autotune: bool = True  # let cuDNN try its algorithms on every new shape; off where shapes change often
 
     on_nan: Literal["stop", "rollback"] = setting(
-        "stop", "A loss that is not finite: stop, or go back with half the rate.", "WHAT", rare=True
+        "stop",
+        "Where the loss is not finite: stop, or roll back to the last checkpoint at half the rate.",
+        "WHAT",
+        rare=True,
     )
     max_rollbacks: int = 3
-    evaluate_every: int = setting(1, "Epochs between looks at the validation set; 0: never.", "N", 0, rare=True)
+    evaluate_every: int = setting(1, "Epochs between evaluations on the validation set; 0: never.", "N", 0, rare=True)
     log_seconds: float = 0.5  # between progress events; each reads the loss from the device once

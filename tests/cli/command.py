@@ -15,9 +15,11 @@ RENEW = bool(os.environ.get("RENEW_GOLDEN"))  # write the files anew instead of 
 # What depends on the machine, its speed, or the last bits of a sum.
 VARIES: Patterns = (
     (r"^epoch .* left\n", ""),  # a line within an epoch, where that takes long
+    (r"^[a-zA-Z ,]+ \d+/\d+\n", ""),  # one within a step
     (r"[\d,]+ images/s", "N images/s"),
     (r"\d\.?\d*e-\d\d", "E"),
     (r"[\d.]+ ms\b", "T ms"),
+    (r"about [\d:]+ on", "about T on"),
     (r"[\d.]+ [kM]B\b", "SIZE"),
     (r"[\d,]+ bytes", "SIZE"),
     (r"loss [\d.]+", "loss L"),

@@ -16,16 +16,16 @@ PRUNE = ("prune", DIGITS, "--method", "adapnet")
 @pytest.fixture
 def jobs(monkeypatch):
     """The jobs that the command would have run."""
-    from compressor.runs import adapnet
+    from compressor.runs import run
 
     seen = []
 
     def instead(job, tell):
         seen.append(job)
-        return adapnet_dry_run(job, tell)
+        return dry_run(job, tell)
 
-    adapnet_dry_run = adapnet.dry_run
-    monkeypatch.setattr(adapnet, "dry_run", instead)
+    dry_run = run.dry_run
+    monkeypatch.setattr(run, "dry_run", instead)
     return seen
 
 
@@ -47,12 +47,12 @@ def test_a_preset_gives_what_was_not_typed(compressor, jobs):
 
 
 def test_goals_and_shared_flags_reach_the_job(compressor, jobs):
-    goals = ["--target-macs", "0.5", "--target-params", "0.6", "--max-drop", "0.02", "--distill"]
+    goals = ["--target-macs", "0.5", "--target-params", "0.6", "--undo-drop", "0.02", "--distill"]
     shared = ["--seed", "7", "--keep", "3", "--augment", "flip"]
     ran = compressor(*PRUNE, "--data", "digits", "--preset", "quick", "--dry-run", "--json", *goals, *shared)
     assert ran.code == 0
     (job,) = jobs
-    assert job.goals == GoalSettings(target_macs=0.5, target_params=0.6, max_drop=0.02) and job.distilling.distill
+    assert job.goals == GoalSettings(target_macs=0.5, target_params=0.6, undo_drop=0.02) and job.distilling.distill
     assert (job.training.seed, job.training.augment, job.keep) == (7, "flip", ("3",))
     printed = json.loads(ran.out)
     assert printed["settings"]["method"] == "adapnet" and printed["settings"]["lsep"] is None

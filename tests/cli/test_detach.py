@@ -46,7 +46,7 @@ def test_dry_run_predicts_the_papers_costs(capsys):
     code, out, _ = run(capsys, "--arch", VGG, "--at", "features.7,features.24", "--dry-run", "--json")
     found = json.loads(out)
     assert code == 0 and found["dry_run"]
-    models = [found["base"], *found["exits"]]
+    models = [found["details"]["base"], *found["details"]["exits"]]
     assert [model["macs"] for model in models] == [313_201_664, 273_880_064, 123_474_944]
     assert [round(model["macs_thop"] / 1e9, 3) for model in models] == [0.314, 0.275, 0.124]
     assert [model["at"] for model in models] == [None, "features.7", "features.24"]
@@ -55,7 +55,7 @@ def test_dry_run_predicts_the_papers_costs(capsys):
 
 def test_dry_run_of_nested_networks_has_the_papers_sizes(capsys):
     code, out, _ = run(capsys, "--arch", MLP, "--method", "nsn", "--dry-run", "--json")
-    found = json.loads(out)
+    found = json.loads(out)["details"]
     assert code == 0
     assert [model["params"] for model in (found["base"], *found["exits"])] == [1_238_730, 623_290, 7_850]
 
@@ -65,7 +65,7 @@ def test_trains_saves_and_opens_again(capsys, tmp_path):
     flags = ("--exits", "1", "--data", "digits", "--epochs", "1", "--batch-size", "256", "--lr", "0.05")
     code, printed, err = run(capsys, DIGITS, *flags, "--no-latency", "--baseline", "--json", "--out", str(out))
     assert code == 0, err
-    found = json.loads(printed)
+    found = json.loads(printed)["details"]
     opened = open_model(out / "model.safetensors")
     data = open_data("digits")
     for exit, row in enumerate((found["base"], *found["exits"])):
@@ -81,9 +81,9 @@ def test_trains_saves_and_opens_again(capsys, tmp_path):
     assert any("statistics of its own" in note for note in report.notes)
 
 
-def test_shared_statistics_are_recalibrated_into_own_ones(capsys, tmp_path):
-    flags = ("--exits", "1", "--data", "digits", "--epochs", "1", "--batch-size", "256", "--bn", "shared")
-    more = ("--recalibrate", "--no-latency", "--no-onnx", "--out", str(tmp_path / "run"))
+def test_every_models_statistics_are_measured_again(capsys, tmp_path):
+    flags = ("--exits", "1", "--data", "digits", "--epochs", "1", "--batch-size", "256")
+    more = ("--bn", "recalibrated", "--no-latency", "--no-onnx", "--out", str(tmp_path / "run"))
     code, _, err = run(capsys, DIGITS, *flags, *more)
     assert code == 0, err
     module = open_model(tmp_path / "run" / "model.safetensors").module

@@ -73,7 +73,7 @@ def test_what_trains(compressor, command, flags):
 @pytest.mark.slow
 def test_sweep_and_resume(compressor):
     out = compressor.folder / "sweep"
-    arguments = ["sweep", DIGITS, "--methods", "l1,taylor", "--ratios", "0.5", *QUICK, "--out", out]
+    arguments = ["sweep", DIGITS, "--methods", "l1,taylor", "--targets", "0.5", *QUICK, "--out", out]
     check_golden("sweep", compressor(*arguments), compressor.folder, TRAINED)
     for done in (out / "l1-0.5" / "report.json", out / "comparison.html"):  # as if it had been broken off
         done.unlink()

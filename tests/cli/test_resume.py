@@ -48,7 +48,7 @@ def test_the_tables_are_those_of_the_run(command, tmp_path, capsys, monkeypatch)
             run(MODEL, out=tmp_path / name, tell=stop, **COMMON, **choice)
     assert "top-1" in whole and _without_sizes(printed(capsys, "resume", tmp_path / "text")) == _without_sizes(whole)
     found = json.loads(printed(capsys, "resume", tmp_path / "json", "--json"))
-    assert all(found[key] for key in keys)
+    assert all(found["details"][key] for key in keys)
 
 
 def _without_sizes(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from compressor.routing.network import Routed
 from compressor.routing.settings import RouteSettings
 from compressor.runs.jobs import RouteJob
 from compressor.runs.resume import resume
-from compressor.runs.route import route
+from compressor.runs.run import run as run_job
 from compressor.runs.settings import ModelSettings, OutputSettings
 from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate
@@ -133,7 +133,7 @@ def test_opened_again_a_threshold_trades_accuracy_for_macs_without_training(rout
 def test_target_is_met_on_validation_images(tmp_path, capsys):
     assert run("route", MODEL, *QUICK, "--target-macs", "0.5", "--out", tmp_path / "run", "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    way = told["ways"][0]
+    way = told["details"]["ways"][0]
     assert way["kind"] == "router" and way["macs"] <= 0.6 * told["before"]["macs"]  # test images are others
     assert sum(way["shares"]) == pytest.approx(1)
 
@@ -150,12 +150,13 @@ def test_budget_in_milliseconds_is_met_or_refused_before_training(tmp_path, caps
 
 
 def test_paper_mode_follows_the_paper_and_says_what_it_is_worth(tmp_path, capsys):
-    flags = ["--mode", "paper", "--skip-set", "paper", "--init", "scratch"]
+    flags = ["--mode", "paper", "--init", "scratch"]
     assert run("route", MODEL, *QUICK, *flags, "--out", tmp_path / "run", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["settings"]["optimizer"] == "rmsprop"
-    assert len(told["labels"]) == 3 and sum(told["labels"]) <= 300
-    assert 0 <= told["router_top1"] <= 1 and told["labelled_top1"] is not None
+    found = told["details"]
+    assert len(found["labels"]) == 3 and sum(found["labels"]) <= 300
+    assert 0 <= found["router_top1"] <= 1 and found["labelled_top1"] is not None
     assert any("commonest label alone" in note for note in told["notes"])
     network = compressor.load(tmp_path / "run" / "model.safetensors")
     assert network.layout.router == "argmax" and network.layout.heads == "shared"
@@ -176,8 +177,8 @@ def test_a_pruned_network_can_be_routed_and_a_routed_one_finetuned(tmp_path):
 def test_a_dry_run_names_costs_and_writes_nothing(tmp_path, capsys):
     assert run("route", MODEL, "--data", "digits", "--out", tmp_path / "run", "--dry-run", "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["dry_run"] and told["costs"]["whole"] == told["before"]["macs"] == 1_788_544
-    assert told["leave_after"] == [0, 1, 2]
+    assert told["dry_run"] and told["details"]["costs"]["whole"] == told["before"]["macs"] == 1_788_544
+    assert told["details"]["leave_after"] == [0, 1, 2]
     assert not (tmp_path / "run").exists()
 
 
@@ -205,7 +206,7 @@ def test_a_folder_with_something_in_it_is_left_alone(capsys, tmp_path):
 def job(folder: Path, **choice: object) -> RouteJob:
     return RouteJob(
         ModelSettings(arch=f"{ROOT}/sample_models/digits_cnn.py:build", arch_arg=(("width", 0.25),)), "digits",
-        OutputSettings(str(folder), latency=False, onnx=False), RouteSettings(router_epochs=2, **choice),
+        OutputSettings(str(folder), latency=False, onnx=False), choice=RouteSettings(router_epochs=2, **choice),
         chosen=("router_epochs",), training=TrainSettings(epochs=2, device="cpu", log_seconds=0.0),
     )  # fmt: skip
 
@@ -216,9 +217,9 @@ def test_a_broken_run_goes_on_to_the_same_network(choice, epoch, tmp_path):
         if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (epoch, 3):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    route(job(tmp_path / "whole", **choice))
+    run_job(job(tmp_path / "whole", **choice))
     with pytest.raises(Interrupted):
-        route(job(tmp_path / "broken", **choice), stop)
+        run_job(job(tmp_path / "broken", **choice), stop)
     report = resume(str(tmp_path / "broken"))
     first, second = (compressor.load(tmp_path / n / "model.safetensors").state_dict() for n in ("whole", "broken"))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -12,7 +12,7 @@ QUICK = ["--data", "digits", "--epochs", "1", "--no-latency", "--no-onnx", "--de
 
 
 def test_dry_run_says_every_command(compressor):
-    arguments = ["--methods", "l1,adapnet", "--ratios", "0.5", "--data", "digits", "--epochs", "8", "--lr", "0.02"]
+    arguments = ["--methods", "l1,adapnet", "--targets", "0.5", "--data", "digits", "--epochs", "8", "--lr", "0.02"]
     ran = compressor("sweep", DIGITS, *arguments, "--out", "runs/sweep", "--dry-run")
     check_golden("sweep-dry-run", ran, compressor.folder)
 
@@ -20,7 +20,7 @@ def test_dry_run_says_every_command(compressor):
 def test_every_command_of_a_dry_run_is_one(compressor):
     """The commands of the cells say what the cells do."""
     ran = compressor(
-        "sweep", DIGITS, "--ratios", "0.5", *QUICK, "--out", compressor.folder / "s", "--dry-run", "--json"
+        "sweep", DIGITS, "--targets", "0.5", *QUICK, "--out", compressor.folder / "s", "--dry-run", "--json"
     )
     for command in json.loads(ran.out)["commands"]:
         words = command.split()[1:]
@@ -31,26 +31,26 @@ def test_every_command_of_a_dry_run_is_one(compressor):
 @pytest.mark.slow
 def test_grid_goes_on_where_it_was_and_ends_in_the_comparison(compressor):
     out = compressor.folder / "sweep"
-    begin = ["sweep", DIGITS, "--methods", "l1", "--ratios", "0.3,0.9999", *QUICK, "--out", out]
+    begin = ["sweep", DIGITS, "--methods", "l1", "--targets", "0.7,0.0001", *QUICK, "--out", out]
     first = compressor(*begin, "--json")
     data = json.loads(first.out)
     assert first.code == 0
     assert [point["method"] for point in data["points"]] == ["finetune", "start", "l1"]
-    assert list(data["failed"]) == ["l1-0.9999"] and "cannot be reached" in data["failed"]["l1-0.9999"]
-    written = (out / "l1-0.3" / "report.json").stat().st_mtime_ns
+    assert list(data["failed"]) == ["l1-0.0001"] and "cannot be reached" in data["failed"]["l1-0.0001"]
+    written = (out / "l1-0.7" / "report.json").stat().st_mtime_ns
 
     (out / "control" / "report.json").unlink()
     (out / "comparison.html").unlink()  # as if it had been broken off
     resumed = compressor("resume", out)
-    assert resumed.code == 0 and "l1-0.3 is done already" in resumed.err and "comparison.html" in resumed.err
-    assert (out / "l1-0.3" / "report.json").stat().st_mtime_ns == written
+    assert resumed.code == 0 and "l1-0.7 is done already" in resumed.err and "comparison.html" in resumed.err
+    assert (out / "l1-0.7" / "report.json").stat().st_mtime_ns == written
 
-    wider = compressor("sweep", DIGITS, "--methods", "l1", "--ratios", "0.3,0.4", *QUICK, "--out", out)
-    assert wider.code == 0 and (out / "l1-0.4" / "report.json").exists()
+    wider = compressor("sweep", DIGITS, "--methods", "l1", "--targets", "0.7,0.6", *QUICK, "--out", out)
+    assert wider.code == 0 and (out / "l1-0.6" / "report.json").exists()
     other = compressor(*begin, "--seed", "4")
     assert other.code == 2 and "seed 0, now 4" in other.err
 
-    same = compressor("compare", out / "control", out / "l1-0.3", "--json")
+    same = compressor("compare", out / "control", out / "l1-0.7", "--json")
     points = json.loads(same.out)["points"]
     assert {point["macs"] for point in points} == {point["macs"] for point in data["points"]}
 
@@ -64,7 +64,7 @@ def test_stopped_sweep_says_how_to_go_on(compressor, monkeypatch):
     def stopped(job, tell):
         raise Interrupted(signal.SIGINT, "stopped by SIGINT after step 3")
 
-    monkeypatch.setattr(sweeping, "train", stopped)
+    monkeypatch.setattr(sweeping, "run", stopped)
     out = compressor.folder / "sweep"
     ran = compressor("sweep", DIGITS, "--methods", "l1", *QUICK, "--out", out)
     assert ran.code == 130 and ran.err.strip().endswith(f"with the whole sweep: compressor resume {out}")
@@ -73,12 +73,12 @@ def test_stopped_sweep_says_how_to_go_on(compressor, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([DIGITS, "--ratios", "1.5"], "no share of the MACs"),
+        ([DIGITS, "--targets", "1.5"], "no share of the MACs"),
         ([DIGITS, "--methods", "l1,l1"], "without repetition"),
         ([DIGITS, "--methods", "taylr"], "did you mean taylor"),
         (["--arch", "torchvision:resnet18"], "starts from a trained model"),
     ],
-    ids=["ratio", "twice", "method", "untrained"],
+    ids=["target", "twice", "method", "untrained"],
 )
 def test_grids_that_make_no_sense_are_refused(compressor, arguments, said):
     out = compressor.folder / "sweep"

@@ -10,7 +10,8 @@ import pytest
 
 from compressor.errors import CompressorError, FileError, UsageError
 from compressor.runs.folder import RunFolder
-from compressor.runs.jobs import TrainJob, flat
+from compressor.runs.job import flat
+from compressor.runs.jobs import TrainJob
 from compressor.runs.resume import resume
 from compressor.runs.settings import ModelSettings, OutputSettings
 from compressor.training.checkpoint import NAME

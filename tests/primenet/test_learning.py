@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from compressor.errors import UsageError
-from compressor.primenet.learning import LocalLearning
+from compressor.primenet.learning import LOCAL_BETAS, LOCAL_EPS, LocalLearning
 from compressor.primenet.memory import peak_bytes, training_memory
 from compressor.primenet.settings import PrimeNetSettings
 from tests.primenet.nets import batch, network
@@ -21,7 +21,7 @@ def test_every_capsule_takes_the_step_of_an_adam_of_its_own():
     reference = copy.deepcopy(net.stage.block)
     adams = {
         scale: torch.optim.Adam(
-            [*capsule.parameters(), *reference.heads[scale].parameters()], 0.01, (0.99, 0.999), settings.local_eps
+            [*capsule.parameters(), *reference.heads[scale].parameters()], 0.01, LOCAL_BETAS, LOCAL_EPS
         )
         for scale, capsule in reference.capsules.items()
     }

@@ -78,12 +78,12 @@ def test_concepts_are_tested_as_strictly_as_filters_unless_told() -> None:
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        (PrimeNetSettings(), {"scales": (3, 5, 7), "reduced": 32, "local_lr": 2e-4, "local_beta1": 0.99,
-                              "local_beta2": 0.999, "local_eps": 1e-7, "retrain_epochs": 50, "retrain_batch_size": 32}),
+        (PrimeNetSettings(), {"scales": (3, 5, 7), "reduced": 32, "local_lr": 2e-4,
+                              "retrain_epochs": 50, "retrain_batch_size": 32}),
         (REPRESENTATION, {"epochs": 100, "batch_size": 200, "optimizer": "adam", "lr": 2e-4,
                           "optimizer_arg": (("betas", (0.99, 0.999)), ("eps", 1e-7)), "weight_decay": 0.0,
                           "schedule": "constant", "augment": "none"}),
-        (DetachSettings(), {"loss_weights": (), "distill": 0.0, "temperature": 4.0, "keep_input": 0.8,
+        (DetachSettings(), {"loss_weights": (), "distill": 0.0, "distill_temperature": 4.0, "keep_input": 0.8,
                             "keep_hidden": 0.5}),
         (CNSN, {"batch_size": 32, "lr": 0.01, "momentum": 0.9,
                                                      "weight_decay": 6e-4, "warmup_epochs": 1}),
@@ -93,7 +93,7 @@ def test_concepts_are_tested_as_strictly_as_filters_unless_told() -> None:
         (PAPER_TRAINING, {"epochs": 20, "batch_size": 128, "optimizer": "rmsprop", "lr": 1e-3,
                           "optimizer_arg": (("alpha", 0.9), ("eps", 1e-7)),
                           "weight_decay": 0.0, "schedule": "constant", "augment": "none"}),
-        (RouteSettings(), {"early_weight": 0.3, "max_drop": 0.002, "depths": 4, "router_epochs": 30}),
+        (RouteSettings(), {"max_drop": 0.002, "depths": 4, "router_epochs": 30}),
     ],
     ids=["primenet", "primenet-training", "detach", "cnsn", "nsn", "routing-paper", "routing"],
 )  # fmt: skip

@@ -1,48 +1,34 @@
-"""The sentence that stands first: whether the result is faster."""
+"""The answer of a run: smaller, faster, what it cost; each said to be good or not."""
 
-from dataclasses import replace
-
-import pytest
-
-from compressor.report.comparison import speed
+from compressor.report.comparison import answers, compare
 from compressor.report.measurements import Measurements
-from compressor.report.report import Report
-from tests.report.reports import full_report, timing
 
 
-def measured(macs: int, milliseconds: float | None) -> Measurements:
-    found = None if milliseconds is None else {"torch": timing(9.0), "onnxruntime": timing(milliseconds)}
-    return Measurements(macs=macs, latency_ms=found)
+def side(macs: int, milliseconds: float, top1: float | None) -> Measurements:
+    timing = {"median": milliseconds, "p95": milliseconds, "batch": 1}
+    return Measurements(macs, None, macs // 10, None, {"onnxruntime": timing}, top1)
 
 
-def report(before: Measurements, after: Measurements, **settings: object) -> Report:
-    return replace(full_report(), before=before, after=after, settings=settings)
+def test_smaller_faster_and_as_good_are_good():
+    said = answers(side(1000, 2.0, 0.9), side(500, 1.0, 0.895))
+    assert [good for _, good in said] == [True, True, True]
+    assert said[0][0].startswith("0.50x of the MACs") and said[1][0].startswith("2.00 times as fast")
+    assert said[2][0] == "test top-1 90.00 % to 89.50 % (-0.50 pp)"
 
 
-def said_of(report: Report) -> str | None:
-    return speed(report.before, report.after, report.settings.get("round_to"))
+def test_not_faster_and_worse_are_not():
+    said = answers(side(1000, 1.0, 0.9), side(900, 1.2, 0.8), round_to=1)
+    assert [good for _, good in said] == [True, False, False]
+    assert "not faster" in said[1][0] and "--round-to auto" in said[1][0]
 
 
-def test_faster_is_said_with_both_times_and_the_share_of_macs() -> None:
-    said = said_of(report(measured(1000, 3.0), measured(500, 2.0)))
-    assert said is not None and said.startswith("1.50 times as fast in ONNX Runtime: ") and "0.50x of the MACs" in said
+def test_training_alone_answers_with_accuracy():
+    assert [line for line, _ in answers(side(9, 1.0, 0.1), side(9, 1.0, 0.9))] == [
+        "test top-1 10.00 % to 90.00 % (+80.00 pp)"
+    ]
 
 
-@pytest.mark.parametrize(
-    ("settings", "helps"), [({"round_to": 1}, "--round-to auto"), ({"round_to": "auto"}, "--target-macs")]
-)
-@pytest.mark.parametrize("after", [2.9, 4.0])
-def test_what_is_not_faster_says_what_would_help(settings: dict[str, object], helps: str, after: float) -> None:
-    said = said_of(report(measured(1000, 3.0), measured(500, after), **settings))
-    assert said is not None and said.startswith("not faster") and helps in said
-
-
-def test_flags_that_a_method_does_not_have_are_not_advised() -> None:
-    """AdapNet, routing and the rest take no --round-to."""
-    said = said_of(report(measured(1000, 3.0), measured(500, 3.0)))
-    assert said is not None and said.startswith("not faster") and "--" not in said
-
-
-@pytest.mark.parametrize("after", [measured(1000, 1.0), measured(500, None)])
-def test_nothing_is_said_of_what_was_not_made_smaller_or_not_measured(after: Measurements) -> None:
-    assert said_of(report(measured(1000, 3.0), after)) is None
+def test_rows_know_what_is_worse():
+    better = {line.label: line.better for line in compare(side(1000, 1.0, 0.9), side(500, 1.3, 0.88)).lines}
+    assert (better["MACs"], better["latency ONNX Runtime"], better["test top-1"]) == (True, False, False)
+    assert better["file size"] is None

@@ -98,7 +98,7 @@ def test_the_table_fits_a_terminal_whatever_runs_are_called():
     compared = compare_runs({name: full_report(), "b": run(313_201_664, 0.91)}, {"c": "out of reach"})
     text = shown(compared)
     assert max(map(len, text.splitlines())) <= 80
-    assert "c came to nothing: out of reach" in text
+    assert "c failed: out of reach" in text
 
 
 def test_the_page_has_a_plot_for_each_cost_and_every_number():

@@ -186,13 +186,10 @@ def test_papers_settings_are_the_papers():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"depths": 1}, "two or more places"),
         ({"target_macs": 0.0}, "share such as 0.6"),
         ({"target_macs": 0.5, "threshold": 0.5}, "not both"),
-        ({"early_weight": 0.0}, "learn nothing"),
-        ({"max_drop": 1.5}, "fraction of the images"),
         ({"labels": "paper"}, "--router image or argmax"),
-        ({"skip_set": "paper"}, "--labels paper"),
+        ({"skip_set": "paper"}, "`labels` paper"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_line(settings, line):

@@ -13,9 +13,9 @@ from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.pruning.adapnet import boundary, concepts, prune, schedule
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.report.report import Report
-from compressor.runs.adapnet import adapt, dry_run
 from compressor.runs.jobs import AdaptJob
 from compressor.runs.models import open_model
+from compressor.runs.run import dry_run, run
 from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings
 from compressor.runs.stages import PeriodEvent
 from compressor.training.events import BatchEvent, NoteEvent
@@ -52,7 +52,7 @@ def job(out, goals=None, model=None, distilling=None, **changes):
         model or ModelSettings(arch=ARCH, arch_arg=(("width", 0.25),)),
         "digits",
         OutputSettings(str(out), latency=False, onnx=False),
-        goals or GoalSettings(round_to=1),
+        goals=goals or GoalSettings(round_to=1),
         training=TrainSettings(log_seconds=0.0),
         preset="quick",
         adapnet=replace(SETTINGS, **changes),
@@ -64,7 +64,7 @@ def job(out, goals=None, model=None, distilling=None, **changes):
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     events = []
-    report = adapt(job(out), events.append)
+    report = run(job(out), events.append)
     return out, report, events
 
 
@@ -173,19 +173,19 @@ def test_a_broken_run_goes_on_to_the_same_network(when, whole, tmp_path):
     out, report, _ = whole
     broken = tmp_path / "broken"
     with pytest.raises(Interrupted, match="compressor resume"):
-        adapt(job(broken), interrupting(when))
-    assert_same_run(out, report, broken, adapt(job(broken), resume=True))
+        run(job(broken), interrupting(when))
+    assert_same_run(out, report, broken, run(job(broken), resume=True))
 
 
 def test_the_structure_stops_changing_when_the_target_is_met(tmp_path):
-    report = adapt(job(tmp_path / "run", GoalSettings(target_params=0.9, round_to=1), startup_epochs=1))
+    report = run(job(tmp_path / "run", GoalSettings(target_params=0.9, round_to=1), startup_epochs=1))
     assert 0.85 < report.after.params / report.before.params <= 0.9
     assert "target" not in report.refused
     assert sum(row["phase"] == "periods" for row in report.rows) < SETTINGS.max_epochs
 
 
 def test_widths_are_multiples_at_the_end_and_the_target_holds(tmp_path):
-    report = adapt(job(tmp_path / "run", GoalSettings(target_macs=0.8, round_to=4), startup_epochs=1))
+    report = run(job(tmp_path / "run", GoalSettings(target_macs=0.8, round_to=4), startup_epochs=1))
     changed = [layer for layer in report.layers if layer.after != layer.before]
     assert changed and all(layer.after % 4 == 0 for layer in changed)
     assert report.after.macs <= 0.8 * report.before.macs
@@ -195,7 +195,7 @@ def test_widths_are_multiples_at_the_end_and_the_target_holds(tmp_path):
 
 def test_a_target_out_of_reach_keeps_what_came_of_it_and_says_so(tmp_path):
     notes = []
-    report = adapt(
+    report = run(
         job(tmp_path / "run", GoalSettings(target_macs=0.05), startup_epochs=0, max_epochs=2, finetune_epochs=0),
         lambda event: notes.append(event.text) if isinstance(event, NoteEvent) else None,
     )
@@ -206,26 +206,26 @@ def test_a_target_out_of_reach_keeps_what_came_of_it_and_says_so(tmp_path):
 def test_a_plan_that_costs_too_much_is_undone_and_reported(tmp_path, monkeypatch):
     falling = iter([0.9 - 0.1 * number for number in range(1000)])
     monkeypatch.setattr("compressor.runs.adapnet._top1", lambda subject: next(falling))
-    report = adapt(job(tmp_path / "run", GoalSettings(max_drop=0.05), startup_epochs=0, max_epochs=3))
+    report = run(job(tmp_path / "run", GoalSettings(undo_drop=0.05), startup_epochs=0, max_epochs=3))
     assert report.edits == () and report.after.params == report.before.params
     assert len(report.refused) >= 2
-    assert all("more than --max-drop allows: undone" in reason for reason in report.refused.values())
+    assert all("more than --undo-drop allows: undone" in reason for reason in report.refused.values())
 
 
 def test_distilling_needs_somebody_to_learn_from(tmp_path):
     with pytest.raises(UsageError, match="--distill has no teacher"):
-        adapt(job(tmp_path / "run", distilling=DistillSettings(True), startup_epochs=0))
+        run(job(tmp_path / "run", distilling=DistillSettings(True), startup_epochs=0))
 
 
 def test_a_share_of_the_loss_above_one_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(UsageError, match="distill_weight=3.0 must lie"):
-        adapt(job(tmp_path / "run", distilling=DistillSettings(True, distill_weight=3.0)))
+    with pytest.raises(UsageError, match="distill_weight is 3, and has to be 1 or less"):
+        run(job(tmp_path / "run", distilling=DistillSettings(True, distill_weight=3.0)))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_untrained_network_learns_from_its_start_up_copy(tmp_path):
     short = {"startup_epochs": 1, "max_epochs": 2, "finetune_epochs": 1}
-    report = adapt(job(tmp_path / "run", distilling=DistillSettings(True), **short))
+    report = run(job(tmp_path / "run", distilling=DistillSettings(True), **short))
     assert report.after.top1 > 0.3
 
 
@@ -254,21 +254,21 @@ def test_the_papers_decay_is_remarked_on_where_no_batch_norm_makes_up_for_it(tmp
 
 def test_nothing_to_edit_is_an_error_with_reasons(tmp_path):
     with pytest.raises(ModelError, match="nothing that AdapNet could change: .*(kept|keep)"):
-        adapt(replace(job(tmp_path / "run"), keep=("*",)))
+        run(replace(job(tmp_path / "run"), keep=("*",)))
 
 
 @pytest.mark.parametrize(
     ("changes", "goals", "message"),
     [
         ({"lsep": 60}, {}, "fits 1 times into 4 epochs of 20 steps.*--lsep 26 or less, or --max-epochs 9 or more"),
-        ({"max_epochs": 0}, {}, "--max-epochs is 0"),
+        ({"max_epochs": 0}, {}, "max_epochs is 0, and has to be 1 or more"),
         ({}, {"target_macs": 2e9}, "no more than the 2,000,000,000 of --target-macs"),
         ({}, {"target_params": -1.0}, "--target-params -1"),
-        ({}, {"max_drop": 2.0}, "--max-drop is 2"),
+        ({}, {"undo_drop": 2.0}, "undo_drop is 2, and has to be 1 or less"),
     ],
     ids=["long period", "no epochs", "met already", "negative", "drop"],
 )
 def test_settings_that_make_no_sense_are_one_line_before_anything_is_written(changes, goals, message, tmp_path):
     with pytest.raises(CompressorError, match=message):
-        adapt(job(tmp_path / "run", GoalSettings(**goals), **changes))
+        run(job(tmp_path / "run", GoalSettings(**goals), **changes))
     assert not (tmp_path / "run").exists()

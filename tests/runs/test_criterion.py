@@ -12,7 +12,8 @@ from compressor.errors import UsageError
 from compressor.graph import capture
 from compressor.loading.opening import open_model
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.jobs import PruneJob, flat
+from compressor.runs.job import flat
+from compressor.runs.jobs import PruneJob
 from compressor.runs.resume import resume
 from compressor.runs.settings import ModelSettings, OutputSettings
 
@@ -124,7 +125,10 @@ def test_a_run_of_somebody_elses_does_not_run_code_unasked(mine, tmp_path):
 
     mine.write_text("open('ran', 'w')\n" + mine.read_text())
     job = PruneJob(
-        ModelSettings(str(DIGITS)), OutputSettings(str(tmp_path / "run")), PruneSettings(method=f"{mine}:largest")
+        ModelSettings(str(DIGITS)),
+        None,
+        OutputSettings(str(tmp_path / "run")),
+        choice=PruneSettings(method=f"{mine}:largest"),
     )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.json").write_text(json.dumps({**flat(job), "cwd": str(tmp_path)}))

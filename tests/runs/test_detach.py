@@ -9,13 +9,11 @@ from torch import nn
 
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.detach import detach, dry_run
 from compressor.runs.jobs import DetachJob, PruneJob, TrainJob
 from compressor.runs.models import open_model
-from compressor.runs.prune import prune
 from compressor.runs.resume import resume
+from compressor.runs.run import dry_run, run
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
-from compressor.runs.train import train
 from compressor.training.events import EpochEvent
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +30,7 @@ def job(model: ModelSettings, out: Path, **choice: object) -> DetachJob:
     settings = DetachSettings(**choice)
     training = falling(settings.method, replace(NSN if settings.method == "nsn" else CNSN, epochs=2, batch_size=256))
     output = OutputSettings(str(out), latency=False, onnx=False)
-    return DetachJob(model, "digits", output, settings, training=training)
+    return DetachJob(model, "digits", output, choice=settings, training=training)
 
 
 def dies_after_one_epoch(event: object) -> None:
@@ -47,27 +45,25 @@ def dies_after_one_epoch(event: object) -> None:
 )
 def test_a_broken_run_goes_on_to_the_same_weights(monkeypatch, tmp_path, model, choice):
     monkeypatch.chdir(ROOT)
-    whole = detach(job(model, tmp_path / "whole", **choice))
+    whole = run(job(model, tmp_path / "whole", **choice))
     with pytest.raises(Killed):
-        detach(job(model, tmp_path / "broken", **choice), dies_after_one_epoch)
+        run(job(model, tmp_path / "broken", **choice), dies_after_one_epoch)
     resume(str(tmp_path / "broken"))
     one, other = (open_model(tmp_path / name / "model.safetensors").module.state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    for row in whole.rows:
-        assert row.cost.shared_params + row.cost.own_params == row.cost.params
-    base, *exits = whole.rows
-    assert all(row.cost.own_params < row.cost.shared_params for row in exits)
-    assert all(row.cost.macs < base.cost.macs for row in exits)
+    base, exits = whole.details["base"], whole.details["exits"]
+    assert all(row["shared_params"] + row["own_params"] == row["params"] for row in (base, *exits))
+    assert all(row["own_params"] < row["shared_params"] and row["macs"] < base["macs"] for row in exits)
 
 
 @pytest.mark.slow
 def test_a_detached_model_is_pruned_and_trained_further_as_one(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    detach(job(DIGITS, tmp_path / "detached", exits=1))
+    run(job(DIGITS, tmp_path / "detached", exits=1))
     short = replace(FINETUNE, epochs=1, batch_size=256)
     output = OutputSettings(str(tmp_path / "pruned"), latency=False, onnx=False)
     model = ModelSettings(str(tmp_path / "detached" / "model.safetensors"))
-    report = prune(PruneJob(model, output, PruneSettings(ratio=0.25), "digits", training=short))
+    report = run(PruneJob(model, "digits", output, choice=PruneSettings(ratio=0.25), training=short))
     base, sub_model = report.sections[0].tables[0].rows
     assert (base[0], sub_model[1]) == ("base", "7")
     module = open_model(tmp_path / "pruned" / "model.safetensors").module
@@ -75,7 +71,7 @@ def test_a_detached_model_is_pruned_and_trained_further_as_one(monkeypatch, tmp_
     output = OutputSettings(str(tmp_path / "tuned"), latency=False, onnx=False)
     command = "compressor finetune"
     model = ModelSettings(str(tmp_path / "pruned" / "model.safetensors"))
-    tuned = train(TrainJob(model, "digits", output, training=short, command=command))
+    tuned = run(TrainJob(model, "digits", output, training=short, command=command))
     assert len(tuned.sections[0].tables[0].rows) == 2
     moved = open_model(tmp_path / "tuned" / "model.safetensors").module.state_dict()
     changed = {name for name, value in module.state_dict().items() if not torch.equal(value, moved[name])}
@@ -86,8 +82,8 @@ def test_a_pickled_network_is_detached_without_an_architecture(tmp_path):
     layers = [layer for c in (1, 8, 8) for layer in (nn.Conv2d(c, 8, 3), nn.BatchNorm2d(8), nn.ReLU())]
     torch.save(nn.Sequential(*layers, nn.Dropout(0.1), nn.Flatten(), nn.Linear(32, 10)), tmp_path / "net.pt")
     model = ModelSettings(str(tmp_path / "net.pt"), input=(1, 8, 8))
-    done = detach(job(model, tmp_path / "run", exits=1))
-    assert [row.cost.at for row in done.rows] == [None, "6"]
+    done = run(job(model, tmp_path / "run", exits=1))
+    assert [row["at"] for row in (done.details["base"], *done.details["exits"])] == [None, "6"]
     module = open_model(tmp_path / "run" / "model.safetensors").module
     base, sub_model = module.base.state_dict(), module.detach(1).tail.state_dict()
     assert base["7.running_mean"].any() and not torch.equal(base["7.running_mean"], sub_model["7.running_mean"])
@@ -109,5 +105,5 @@ def test_training_is_the_papers_where_nobody_chose():
 def test_a_sub_model_that_saves_next_to_nothing_is_named(tmp_path):
     """Of the sample's two sub-models the first has 0.99 of the multiply-adds, the second a third."""
     done = dry_run(job(DIGITS, tmp_path, exits=2))
-    [note] = [note for note in done.report.notes if "next to nothing" in note]
+    [note] = [note for note in done.notes if "next to nothing" in note]
     assert note.startswith("exit 1 has 99% of the base's multiply-adds")

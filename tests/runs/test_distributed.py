@@ -12,15 +12,10 @@ import compressor
 from compressor.errors import CompressorError
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.adapnet import adapt
-from compressor.runs.detach import detach
 from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob
-from compressor.runs.prune import prune
-from compressor.runs.replace import replace_early
 from compressor.runs.resume import resume
-from compressor.runs.route import route
+from compressor.runs.run import run as run_job
 from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, OutputSettings
-from compressor.runs.train import train
 from compressor.training import distributed
 from compressor.training.events import BatchEvent
 from compressor.training.settings import TrainSettings
@@ -43,8 +38,8 @@ def output(out):
 
 
 def adapnet_job(out):
-    goals = GoalSettings(max_drop=0.5)
-    return AdaptJob(MODEL, "digits", output(out), goals, training=TRAINING, preset="quick", adapnet=ADAPNET)
+    goals = GoalSettings(undo_drop=0.5)
+    return AdaptJob(MODEL, "digits", output(out), goals=goals, training=TRAINING, preset="quick", adapnet=ADAPNET)
 
 
 DOUBLE = """
@@ -75,7 +70,6 @@ INPUT_SHAPE = (1, 8, 8)
 
 def run(job, *, interrupt=None):
     """The report as plain data; with `interrupt` the last process receives SIGTERM in that epoch, and the message."""
-    kinds = {PruneJob: prune, AdaptJob: adapt, TrainJob: train, DetachJob: detach, RouteJob: route}
 
     def tell(event):
         late = isinstance(event, BatchEvent) and event.epoch == interrupt and event.batch == 3
@@ -83,10 +77,9 @@ def run(job, *, interrupt=None):
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        done = kinds.get(type(job), replace_early)(job, tell)
+        return run_job(job, tell).to_json()
     except CompressorError as error:
         return str(error)
-    return getattr(done, "report", done).to_json()
 
 
 def sizes(report):

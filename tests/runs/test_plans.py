@@ -14,7 +14,7 @@ from compressor.loading.opening import open_model
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.jobs import PruneJob
 from compressor.runs.plans import NAME
-from compressor.runs.prune import dry_run, prune
+from compressor.runs.run import dry_run, run
 from compressor.runs.settings import ModelSettings, OutputSettings
 
 DIGITS = str(Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors")
@@ -22,7 +22,7 @@ DIGITS = str(Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetenso
 
 def job(out: Path, **changes: object) -> PruneJob:
     output = OutputSettings(str(out), latency=False, onnx=False)
-    made = PruneJob(ModelSettings(DIGITS), output, PruneSettings(method="l2", ratio=0.5, round_to=1))
+    made = PruneJob(ModelSettings(DIGITS), None, output, choice=PruneSettings(method="l2", ratio=0.5, round_to=1))
     return replace(made, **changes)
 
 
@@ -39,8 +39,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_plan_carried_out_is_the_run_that_would_have_been(planned: Path, tmp_path: Path) -> None:
-    by_plan = prune(job(tmp_path / "a", choice=PruneSettings(), plan=str(planned)))
-    straight = prune(job(tmp_path / "b"))
+    by_plan = run(job(tmp_path / "a", choice=PruneSettings(), plan=str(planned)))
+    straight = run(job(tmp_path / "b"))
     assert by_plan.after.macs == straight.after.macs == json.loads(planned.read_text())["macs"]
     assert [edit["channels"] for edit in by_plan.edits] == [edit["channels"] for edit in straight.edits]
     ours, theirs = weights(tmp_path / "a"), weights(tmp_path / "b")
@@ -88,7 +88,7 @@ def test_a_line_that_does_not_fit_is_named_and_nothing_is_written(
 ) -> None:
     (tmp_path / NAME).write_text(broken(planned, change))
     with pytest.raises(UsageError, match=said) as error:
-        prune(job(tmp_path / "run", choice=PruneSettings(), plan=str(tmp_path / NAME)))
+        run(job(tmp_path / "run", choice=PruneSettings(), plan=str(tmp_path / NAME)))
     if said != "removes nothing":
         text = (tmp_path / NAME).read_text().splitlines()
         number = int(str(error.value).partition("line ")[2].partition(":")[0])
@@ -107,11 +107,11 @@ def test_a_line_that_does_not_fit_is_named_and_nothing_is_written(
 def test_what_is_no_plan_is_one_line(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / NAME).write_text(text)
     with pytest.raises(CompressorError, match=said):
-        prune(job(tmp_path / "run", choice=PruneSettings(), plan=str(tmp_path / NAME)))
+        run(job(tmp_path / "run", choice=PruneSettings(), plan=str(tmp_path / NAME)))
 
 
 def test_a_plan_and_what_would_decide_it_anew_exclude_each_other(planned: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`plan` says what goes, `ratio` would decide it anew"):
+    with pytest.raises(UsageError, match="`plan` and `ratio` both decide"):
         compressor.prune(DIGITS, out=tmp_path / "run", ratio=0.3, plan=str(planned))
 
 
@@ -124,5 +124,5 @@ def test_a_plan_is_replaced_only_where_that_is_allowed(planned: Path) -> None:
 
 
 def test_a_run_may_lie_beside_its_plan(planned: Path) -> None:
-    prune(job(planned.parent, choice=PruneSettings(), plan=str(planned)))
+    run(job(planned.parent, choice=PruneSettings(), plan=str(planned)))
     assert planned.exists() and (planned.parent / "model.safetensors").exists()

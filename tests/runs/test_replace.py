@@ -11,10 +11,9 @@ import torch
 import compressor
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.runs.jobs import ReplaceJob, TrainJob
-from compressor.runs.replace import replace_early
 from compressor.runs.resume import resume
+from compressor.runs.run import run
 from compressor.runs.settings import ModelSettings, OutputSettings
-from compressor.runs.train import train
 from compressor.training.events import BatchEvent
 from compressor.training.interrupt import Interrupted
 from compressor.training.settings import TrainSettings
@@ -35,20 +34,20 @@ def out(folder: Path) -> OutputSettings:
 def replacing(folder: Path) -> ReplaceJob:
     settings = PrimeNetSettings(fit="stride", retrain_epochs=1, retrain_batch_size=50)
     training = replace(REPRESENTATION, **CHOSEN)
-    return ReplaceJob(SMALL, "digits", "5", out(folder), settings, training=training)
+    return ReplaceJob(SMALL, "digits", out(folder), until="5", primenet=settings, training=training)
 
 
 def learning(folder: Path) -> TrainJob:
     return TrainJob(PAPERS, "digits", out(folder), training=TrainSettings(**CHOSEN), chosen=tuple(CHOSEN))
 
 
-RUNS = {"replace": (replace_early, replacing), "train": (train, learning)}
+RUNS = {"replace": replacing, "train": learning}
 
 
 @pytest.fixture(scope="module", params=RUNS)
 def whole(request, tmp_path_factory):
     """A run's name, the folder of one that was left alone, and its report."""
-    run, job = RUNS[request.param]
+    job = RUNS[request.param]
     folder = tmp_path_factory.mktemp("whole")
     return request.param, folder, run(job(folder))
 
@@ -56,7 +55,7 @@ def whole(request, tmp_path_factory):
 @pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["first phase", "second phase"])
 def test_a_run_that_was_broken_off_comes_to_the_same_end(whole, epoch, tmp_path):
     name, folder, expected = whole
-    run, job = RUNS[name]
+    job = RUNS[name]
 
     def stop(event: object) -> None:
         if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (epoch, 4):

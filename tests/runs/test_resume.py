@@ -6,7 +6,6 @@ import shutil
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -15,23 +14,11 @@ import compressor
 from compressor.errors import FileError, UsageError
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.folder import RunFolder
-from compressor.runs.jobs import (
-    VERBS,
-    AdaptJob,
-    DetachJob,
-    LongJob,
-    PruneJob,
-    ReplaceJob,
-    SweepJob,
-    TrainJob,
-    flat,
-    job_of,
-)
-from compressor.runs.prune import prune
-from compressor.runs.restart import JOBS
+from compressor.runs.job import RunJob, flat
+from compressor.runs.jobs import VERBS, AdaptJob, DetachJob, PruneJob, ReplaceJob, SweepJob, TrainJob, job_of
 from compressor.runs.resume import resume
+from compressor.runs.run import Run, run, run_class
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
-from compressor.runs.train import train
 from compressor.training.checkpoint import NAME, PREVIOUS
 from compressor.training.events import BatchEvent
 from compressor.training.interrupt import Interrupted
@@ -48,14 +35,14 @@ def out(folder):
 
 def pruning(folder):
     choice = PruneSettings(method="taylor", score_images=64)
-    return PruneJob(FRESH, out(folder), choice, "digits", training=THREE_EPOCHS)
+    return PruneJob(FRESH, "digits", out(folder), choice=choice, training=THREE_EPOCHS)
 
 
 def training(folder):
     return TrainJob(FRESH, "digits", out(folder), training=THREE_EPOCHS, command="compressor train --arch x")
 
 
-RUNS = {"prune": (prune, pruning), "train": (train, training)}
+RUNS = {"prune": pruning, "train": training}
 
 
 def breaking_off(epoch, batch):
@@ -74,7 +61,7 @@ def weights(folder):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_was_broken_off_comes_to_the_same_end(name, tmp_path):
-    run, job = RUNS[name]
+    job = RUNS[name]
     whole = run(job(tmp_path / "whole"))
     with pytest.raises(Interrupted, match="compressor resume"):
         run(job(tmp_path / "broken"), breaking_off(1, 4))
@@ -94,7 +81,7 @@ def test_a_run_that_was_broken_off_comes_to_the_same_end(name, tmp_path):
 
 def test_a_run_broken_off_before_its_first_checkpoint_begins_again(tmp_path):
     with pytest.raises(Interrupted):
-        train(training(tmp_path / "run"), breaking_off(0, 1))
+        run(training(tmp_path / "run"), breaking_off(0, 1))
     for name in (NAME, PREVIOUS):
         (tmp_path / "run" / name).unlink(missing_ok=True)
     assert len(resume(str(tmp_path / "run")).rows) == 3
@@ -107,14 +94,14 @@ def test_paths_are_those_of_the_folder_where_the_run_began(tmp_path, monkeypatch
     model = ModelSettings("model.safetensors", arch=f"{ROOT / 'sample_models' / 'digits_cnn.py'}:build")
     job = replace(pruning("run"), model=model, training=replace(THREE_EPOCHS, epochs=1))
     with pytest.raises(Interrupted):
-        prune(job, breaking_off(0, 2))
+        run(job, breaking_off(0, 2))
     monkeypatch.chdir(tmp_path)
     assert resume("here/run").after.top1 is not None
     assert Path.cwd() == tmp_path
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-    prune(replace(pruning(tmp_path / "run"), training=replace(THREE_EPOCHS, epochs=1)))
+    run(replace(pruning(tmp_path / "run"), training=replace(THREE_EPOCHS, epochs=1)))
     with pytest.raises(UsageError, match="finished"):
         resume(str(tmp_path / "run"))
 
@@ -142,11 +129,11 @@ def jobs():
     output = OutputSettings("runs/x", overwrite=True, latency=False)
     choice = PruneSettings(ratio_for=(("a", 0.5), ("b", 0.25)), keep=("c",), target_macs=0.3)
     training = replace(FINETUNE, milestones=(1, 2), epochs=7, lr=0.25)
-    yield PruneJob(DIGITS, output, choice, "digits", training=training, command="compressor prune a b")
+    yield PruneJob(DIGITS, "digits", output, choice=choice, training=training, command="compressor prune a b")
     yield TrainJob(FRESH, "digits", output, training=training, command="compressor train a", chosen=("lr",))
     yield TrainJob(DIGITS, "digits", output, command="compressor finetune a")
     yield AdaptJob(FRESH, "digits", output, keep=("a",), command="compressor prune --method adapnet")
-    yield ReplaceJob(DIGITS, "digits", "5", output, command="compressor replace a")
+    yield ReplaceJob(DIGITS, "digits", output, until="5", command="compressor replace a")
     yield DetachJob(DIGITS, "digits", output, command="compressor detach a")
 
 
@@ -160,12 +147,9 @@ def test_settings_go_to_json_and_back(job):
     assert not differing
 
 
-RECORDED = [kind for kinds in VERBS.values() for kind in kinds if issubclass(kind, get_args(LongJob))]
-
-
-@pytest.mark.parametrize("kind", RECORDED)
-def test_whatever_leaves_a_run_can_go_on(kind):
-    assert kind in {*JOBS, SweepJob}
+@pytest.mark.parametrize("kind", [kind for kinds in VERBS.values() for kind in kinds if issubclass(kind, RunJob)])
+def test_every_job_that_leaves_a_run_names_the_class_that_carries_it_out(kind):
+    assert kind is SweepJob or issubclass(run_class(kind), Run)
 
 
 def test_a_folder_with_a_run_that_was_broken_off_says_how_to_go_on(tmp_path):

@@ -12,13 +12,14 @@ from compressor.errors import CompressorError, UsageError
 from compressor.graph import capture
 from compressor.pruning.settings import PruneSettings
 from compressor.report.report import Report
-from compressor.runs import prune as pruning
-from compressor.runs import train as training
 from compressor.runs.evaluate import evaluate
 from compressor.runs.export import export
-from compressor.runs.jobs import EvaluateJob, ExportJob, ProfileJob, PruneJob, TrainJob, flat
+from compressor.runs.job import flat
+from compressor.runs.jobs import PruneJob, TrainJob
+from compressor.runs.looking import EvaluateJob, ExportJob, ProfileJob
 from compressor.runs.measuring import filters
 from compressor.runs.profile import profile
+from compressor.runs.run import dry_run, run
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.runs.stages import PartEvent, Stage
 from compressor.training.events import EpochEvent, NoteEvent
@@ -38,8 +39,8 @@ def out(folder, **more):
 def pruned(tmp_path_factory):
     """One run of pruning with data, what it told, and its folder."""
     folder, told = tmp_path_factory.mktemp("runs") / "pruned", []
-    job = PruneJob(DIGITS, out(folder), PruneSettings(target_macs=0.5), "digits", training=QUICK)
-    return folder, pruning.prune(job, told.append), told
+    job = PruneJob(DIGITS, "digits", out(folder), choice=PruneSettings(target_macs=0.5), training=QUICK)
+    return folder, run(job, told.append), told
 
 
 # -- the Python API
@@ -133,8 +134,8 @@ def test_least_squares_take_up_what_pruning_loses_without_training(tmp_path):
     for reconstruct in (True, False):
         choice = PruneSettings("l1", target_macs=0.3, reconstruct=reconstruct)
         output = out(tmp_path / str(reconstruct), onnx=False)
-        job = PruneJob(DIGITS, output, choice, "digits", training=replace(QUICK, epochs=0))
-        found[reconstruct] = pruning.prune(job, told.append)
+        job = PruneJob(DIGITS, "digits", output, choice=choice, training=replace(QUICK, epochs=0))
+        found[reconstruct] = run(job, told.append)
     assert found[True].after.top1 > 0.95 > 0.8 > found[False].after.top1
     stages = [event.text for event in told if isinstance(event, Stage)]
     assert stages.count("recalibrating batch norm") == 1
@@ -158,11 +159,11 @@ def test_the_checkpoint_remembers_the_command(pruned):
 def test_a_pruned_model_goes_on(pruned, tmp_path):
     """Prune, then fine-tune, then prune again."""
     model = ModelSettings(str(pruned[0] / "model.safetensors"))
-    tuned = training.train(
+    tuned = run(
         TrainJob(model, "digits", out(tmp_path / "tuned", onnx=False), training=QUICK, command="compressor finetune")
     )
     assert tuned.before.macs == tuned.after.macs == pruned[1].after.macs and not tuned.edits
-    again = pruning.prune(PruneJob(model, out(tmp_path / "again", onnx=False)))
+    again = run(PruneJob(model, None, out(tmp_path / "again", onnx=False)))
     assert again.after.macs < again.before.macs == pruned[1].after.macs
     assert again.rows == () and again.after.reasons["top1"] == "no --data was given"
 
@@ -171,16 +172,16 @@ def test_a_pruned_model_goes_on(pruned, tmp_path):
 
 
 def test_a_dry_run_predicts_and_writes_the_plan_alone(tmp_path):
-    job = PruneJob(DIGITS, out(tmp_path / "run", onnx=False), PruneSettings(ratio=0.3))
-    predicted = pruning.dry_run(job)
+    job = PruneJob(DIGITS, None, out(tmp_path / "run", onnx=False), choice=PruneSettings(ratio=0.3))
+    predicted = dry_run(job)
     assert [each.name for each in (tmp_path / "run").iterdir()] == ["plan.json"]
-    done = pruning.prune(job)
+    done = run(job)
     assert (predicted.after.macs, predicted.after.params) == (done.after.macs, done.after.params)
     assert (predicted.edits, predicted.layers) == (done.edits, done.layers)
 
 
 def test_a_dry_run_of_training_says_how_much_work_it_is(tmp_path):
-    report = training.dry_run(TrainJob(FRESH, "digits", out(tmp_path / "run")))
+    report = dry_run(TrainJob(FRESH, "digits", out(tmp_path / "run")))
     assert report.notes[-1] == "would train for 10 epochs of 10 steps on 1,295 images"
     assert not (tmp_path / "run").exists()
 
@@ -190,7 +191,7 @@ def test_a_dry_run_of_training_says_how_much_work_it_is(tmp_path):
 
 def test_training_fits_the_architecture_to_the_data(tmp_path):
     job = TrainJob(FRESH, "digits", out(tmp_path / "run", onnx=False), training=replace(TrainSettings(), epochs=2))
-    report = training.train(job)
+    report = run(job)
     assert report.after.top1 > max(report.before.top1, 0.3)
     assert compressor.load(tmp_path / "run" / "model.safetensors")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
@@ -199,7 +200,7 @@ def test_the_same_seed_trains_the_same_weights(tmp_path):
     weights = []
     for name in ("one", "two"):
         job = TrainJob(FRESH, "digits", out(tmp_path / name, onnx=False), training=replace(QUICK, seed=3))
-        training.train(job)
+        run(job)
         weights.append(compressor.load(tmp_path / name / "model.safetensors").state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -210,22 +211,22 @@ def test_the_same_seed_trains_the_same_weights(tmp_path):
 def test_a_folder_with_something_in_it_is_refused_before_any_work(tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
-        pruning.prune(PruneJob(ModelSettings("nowhere.pt"), out(tmp_path)))
+        run(PruneJob(ModelSettings("nowhere.pt"), None, out(tmp_path)))
 
 
 def test_overwriting_replaces_the_run_and_leaves_other_files(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "model.onnx").write_text("of an earlier run")
-    pruning.prune(PruneJob(DIGITS, out(tmp_path, overwrite=True, onnx=False)))
+    run(PruneJob(DIGITS, None, out(tmp_path, overwrite=True, onnx=False)))
     assert (tmp_path / "mine").read_text() == "mine"
     assert not (tmp_path / "model.onnx").exists(), "of another model than model.safetensors"
 
 
 def test_a_plan_that_fails_leaves_an_earlier_run_whole(tmp_path):
-    pruning.prune(PruneJob(DIGITS, out(tmp_path / "run", onnx=False)))
+    run(PruneJob(DIGITS, None, out(tmp_path / "run", onnx=False)))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(UsageError):
-        pruning.prune(PruneJob(DIGITS, out(tmp_path / "run", overwrite=True), PruneSettings(ratio=0.001)))
+        run(PruneJob(DIGITS, None, out(tmp_path / "run", overwrite=True), choice=PruneSettings(ratio=0.001)))
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
@@ -237,7 +238,7 @@ def test_an_export_that_fails_is_an_error_but_keeps_the_model(tmp_path, monkeypa
 
     monkeypatch.setattr(results, "export_onnx", failing)
     with pytest.raises(CompressorError, match=r"model\.safetensors is made, but not model\.onnx: outputs differ"):
-        pruning.prune(PruneJob(DIGITS, out(tmp_path / "run")))
+        run(PruneJob(DIGITS, None, out(tmp_path / "run")))
     assert Report.load(tmp_path / "run").refused["export to ONNX"] == "outputs differ"
     assert not (tmp_path / "run" / "model.onnx").exists()
 
@@ -275,6 +276,6 @@ def test_channels_and_profile_count_the_same():
 
 
 def test_settings_are_flat_and_plain():
-    settings = flat(PruneJob(DIGITS, out("runs/x"), PruneSettings(ratio_for=(("a", 0.5),))))
+    settings = flat(PruneJob(DIGITS, None, out("runs/x"), choice=PruneSettings(ratio_for=(("a", 0.5),))))
     assert settings["command"] == "prune" and settings["ratio_for"] == (("a", 0.5),) and settings["lr"] == 0.01
     assert json.loads(json.dumps(settings))

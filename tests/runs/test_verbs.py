@@ -126,7 +126,7 @@ def test_objects_of_settings_take_the_place_of_what_a_verb_begins_with(tmp_path)
     chosen = PruneSettings(ratio=0.25, round_to=1, seed=3), OutputSettings(latency=False, onnx=False)
     report = compressor.prune(small, *chosen, out=tmp_path / "run", seed=5)
     assert {"ratio": 0.25, "round_to": 1, "seed": 5, "latency": False}.items() <= report.settings.items()
-    with pytest.raises(UsageError, match="RouteSettings is none of the settings of compressor.prune"):
+    with pytest.raises(UsageError, match="RouteSettings is not a settings class of compressor.prune"):
         compressor.prune(small, RouteSettings(), out=tmp_path / "other")
 
 

@@ -21,49 +21,51 @@ class AdapNetSettings:
 
     # Phases (paper, section 3 and figure 1). A period (the paper's LSEP) is counted in optimizer steps.
     startup_epochs: int | None = setting(
-        None, "Epochs before the structure changes. [0 for a trained network, else 50]", "N", 0
+        None, "Epochs before pruning begins. [0 for a trained network, else 50]", "N", 0
     )
     startup_untrained: int = 50  # what that is for an untrained network
-    max_epochs: int = setting(60, "Most epochs in which the structure changes.", "N", 1)
-    finetune_epochs: int = setting(10, "Epochs afterwards.", "N", 0)
-    lsep: int | None = setting(150, "Steps of a period, at whose end the structure changes.", "STEPS", 1)
+    max_epochs: int = setting(60, "Most epochs of pruning.", "N", 1)
+    finetune_epochs: int = setting(10, "Epochs of fine-tuning afterwards.", "N", 0)
+    lsep: int | None = setting(150, "Optimizer steps between pruning steps.", "STEPS", 1)
 
     # Training (paper, section 4).
     lr: float = setting(0.025, "Learning rate at the start of the schedule.", "RATE", 0)
     lr_halve_every: int = setting(15, "Epochs between halvings of the learning rate.", "N", 1, rare=True)
     lr_trained_epoch: int = 50  # of that schedule, at which a trained network enters
-    weight_decay: float = setting(0.01, "On all parameters.", "X", 0)
+    weight_decay: float = setting(0.01, "Weight decay, on all parameters.", "X", 0)
     batch_size: int = setting(128, "Images per step.", "N", 1)
 
     # The falling threshold of both chi-square tests (paper, table 2).
-    beta_start: float = setting(0.9, "Threshold of the uniformity tests at first.", "P", 0, 1, rare=True)
-    beta_step: float = setting(0.06, "By how much it falls.", "P", 0, 1, rare=True)
+    beta_start: float = setting(0.9, "First threshold (p-value) of the chi-square tests.", "P", 0, 1, rare=True)
+    beta_step: float = setting(0.06, "How much the threshold falls at each step.", "P", 0, 1, rare=True)
 
     # Clusters of the feature maps of a period, and the tables of which filter is active on which.
-    dict_size: int = setting(256, "Feature maps that are clustered; more is steadier and slower.", "N", 32, rare=True)
-    chi_s: float = setting(20.0, "Strength: a filter's counts are scaled to this; smaller prunes more.", "X", 1)
+    dict_size: int = setting(256, "Feature maps to cluster; more is steadier and slower.", "N", 32, rare=True)
+    chi_s: float = setting(20.0, "What a filter's counts are scaled to in the test; smaller prunes more.", "X", 1)
     chi_s_concepts: float | None = setting(
         None, "The same for clusters; larger: more are concepts. [chi_s]", "X", 1, rare=True
     )
 
     # Prune (algorithm 2).
-    prune_cap: float = setting(0.10, "Most of a layer's filters that go in a period.", "SHARE", 0, 1, rare=True)
-    victims: Victims = setting("uniform", "Which of the filters that qualify go first.", "WHICH", rare=True)
-    min_share: float = setting(0.05, "Least of a layer's filters that stay.", "SHARE", 0, 1, rare=True)
-    freeze: bool = setting(True, "Hold a filter still for one period before it goes.")
+    prune_cap: float = setting(0.10, "Largest share of a layer's filters pruned in one step.", "SHARE", 0, 1, rare=True)
+    victims: Victims = setting("uniform", "Which of the candidates to prune first.", "WHICH", rare=True)
+    min_share: float = setting(0.05, "Smallest share of a layer's filters to keep.", "SHARE", 0, 1, rare=True)
+    freeze: bool = setting(True, "Freeze a filter for one interval before it is pruned.")
 
     # Merge (algorithm 3).
-    merge: bool = setting(True, "Make one filter of two that are alike.")
-    merge_cap: float = setting(0.05, "Most of a layer's filters that merge in a period.", "SHARE", 0, 1, rare=True)
+    merge: bool = setting(True, "Merge similar filters.")
+    merge_cap: float = setting(0.05, "Largest share of a layer's filters merged in one step.", "SHARE", 0, 1, rare=True)
 
     # Insert (algorithm 4).
     insert: bool = setting(True, "Add filters to layers that need more.")
-    max_width: float = setting(1.0, "Of a layer's first width, that insertion may reach.", "X", 0, rare=True)
+    max_width: float = setting(
+        1.0, "Largest width that insertion may reach, relative to the original.", "X", 0, rare=True
+    )
 
     # Ours, beyond the paper. With `params_bias` the prune threshold falls where a channel costs more parameters than
     # elsewhere, and rises where it costs fewer (below 0 the other way round).
-    reconstruct: bool = setting(False, "Filters that predict a removed one stand in for it.")
-    params_bias: float = setting(0.0, "Ours: how much sooner filters go that cost more parameters.", "X", rare=True)
+    reconstruct: bool = setting(False, "Least-squares reconstruction of pruned filters from the others.")
+    params_bias: float = setting(0.0, "Preference for pruning filters with more parameters.", "X", rare=True)
 
     @property
     def evidence(self) -> float:

@@ -1,0 +1,207 @@
+"""A run, told once: open, plan, measure, change, train, measure, report, export, check.
+
+A verb brings its plan and its middle: a subclass of `Run` in its own file, which its job names.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from compressor.errors import UsageError
+from compressor.exporting.latency import profile
+from compressor.report.environment import device_words, versions
+from compressor.report.measurements import LayerSize, Measurements
+from compressor.report.report import Report
+from compressor.runs.estimate import estimate
+from compressor.runs.folder import RunFolder
+from compressor.runs.job import RunJob, flat
+from compressor.runs.measuring import filters, in_words, layer_sizes, measure
+from compressor.runs.results import write_results
+from compressor.runs.stages import Callback, Stage, silent
+from compressor.runs.subject import Subject, open_subject
+from compressor.settings import filled, settings_of
+from compressor.training import distributed
+from compressor.training.data import Data
+from compressor.training.events import NoteEvent
+from compressor.training.state import History, Saving
+
+J = TypeVar("J", bound=RunJob)
+UNMEASURED = dict.fromkeys(("macs_thop", "file_bytes", "latency_ms", "top1"), "not measured in a dry run")
+
+
+def run(job: RunJob, tell: Callback = silent, *, resume: bool = False) -> Report:
+    """Carry out what a job asks for; returns the report that was written.
+
+    With `resume` the run in the job's folder goes on from its last checkpoint, to the result it would have had.
+
+    Raises:
+        CompressorError: anything the user can mend; the folder is as it was when the plan could not be carried out.
+    """
+    return run_class(type(job))(job, tell).run(resume=resume)
+
+
+def dry_run(job: RunJob, tell: Callback = silent) -> Report:
+    """The report of what `run` would do, with the costs that the plan predicts; nothing is changed."""
+    return run_class(type(job))(job, tell).predict()
+
+
+def run_class(kind: type[RunJob]) -> "type[Run[Any]]":
+    """The class that carries out such jobs."""
+    file, name = kind.RUN.split(".")
+    found: type[Run[Any]] = getattr(import_module(f"{__package__}.{file}"), name)
+    return found
+
+
+class Run(ABC, Generic[J]):
+    """One run of a verb, from its job to its report."""
+
+    NEEDS_DATA: ClassVar[bool] = True
+
+    subject: Subject
+    folder: RunFolder
+    record: Callback  # hears what training does, and writes it down as well
+
+    def __init__(self, job: J, tell: Callback = silent) -> None:
+        """Raises UsageError for settings that make no sense for any network, also where no reader saw them."""
+        for room in vars(job).values():
+            if is_dataclass(room) and not isinstance(room, type):
+                filled(room, settings_of(room))
+        self.job, self.tell = job, tell
+        self.began = time.perf_counter()
+        self.notes: list[str] = []
+        self.rows: list[dict[str, Any]] = []  # metrics, one row an epoch or period
+        self.facts: dict[str, Any] = {}  # other fields of the report
+
+    @abstractmethod
+    def plan(self) -> None:
+        """Find what will be done to the subject; nothing is changed and nothing written."""
+
+    @abstractmethod
+    def predicted(self) -> tuple[Measurements, Measurements]:
+        """The costs before, and those that the plan leads to."""
+
+    def change(self) -> None:
+        """Carry out what the plan says before anything is trained or written; what cannot be done is refused here."""
+
+    @abstractmethod
+    def train(self) -> None:
+        """The middle of the run: what is learned, and what is found out on the way."""
+
+    def run(self, *, resume: bool = False) -> Report:
+        """The whole story; see `run` above."""
+        job, tell = self.job, self.tell
+        if self.NEEDS_DATA and job.data is None:
+            raise UsageError("`data` is missing: give digits (built in), folder:DIR, cifar10:DIR or another data set")
+        self.folder = RunFolder(job.output, model=job.model.model, resume=resume)
+        self.open()
+        self.plan()
+        tell(Stage("measuring the model as it came"))
+        before, widths = self.measured_before(), self.widths()
+        self.change()
+        self.folder.begin(flat(job))
+        self.record = self.folder.recording(tell)
+        self.train()
+        tell(Stage("measuring the result"))
+        before, after = self.measured_after(before)
+        report = self.report(before, after, self.layers(widths, self.widths()))
+        return write_results(self.subject, report, self.folder, job.output, tell)
+
+    def predict(self) -> Report:
+        """The report of a dry run."""
+        self.open()
+        self.plan()
+        widths = self.widths()
+        before, after = self.predicted()
+        layers = self.facts.pop("layers", layer_sizes(widths, widths))
+        if self.job.data is not None and distributed.size() == 1:  # processes that stop apart would wait for ever
+            self.tell(Stage("trying a few steps of training"))
+            tell, notes = self.tell, list(self.notes)
+            found = estimate(self)
+            self.tell, self.notes, self.rows = tell, notes, []
+            self.facts["details"] = {**self.facts.get("details", {}), "estimate": asdict(found)}
+        report = self.report(before, after, layers)
+        self.leave_plan(report)
+        return report
+
+    def epochs(self) -> float:
+        """Epochs of training in all, for an estimate: at the pace of those that come first."""
+        return self.job.training.epochs
+
+    def changes(self) -> float:
+        """Changes of structure in all, for an estimate."""
+        return 0
+
+    def shorten(self) -> None:
+        """Before the middle is tried for an estimate: whatever gets to its training sooner."""
+
+    def leave_plan(self, report: Report) -> None:
+        """What a dry run leaves in the folder that was named."""
+
+    def open(self) -> None:
+        """Open the model, and the data where there are any."""
+        job = self.job
+        self.tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
+        self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
+        self.note(*self.subject.notes)
+
+    def measured_before(self) -> Measurements:
+        """The model as it came."""
+        found = measure(self.subject, latency=self.job.output.latency)
+        self.tell(NoteEvent(in_words(found)))
+        return found
+
+    def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
+        """Both sides of the report, once training is over."""
+        return before, measure(self.subject, latency=self.job.output.latency)
+
+    def widths(self) -> dict[str, int]:
+        """Filters of every layer, as the network stands."""
+        return filters(self.subject.module)
+
+    def layers(self, before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:
+        """Filters of every layer before and after."""
+        return layer_sizes(before, after)
+
+    def report(self, before: Measurements, after: Measurements, layers: Sequence[LayerSize]) -> Report:
+        """What was asked, done and found."""
+        own = {"seed": self.job.training.seed, "layers": tuple(layers), **self.facts}
+        return Report(
+            command=self.job.command,
+            settings=flat(self.job),
+            versions=versions(),
+            device=device_words(self.subject.device),
+            before=before,
+            after=after,
+            rows=tuple(self.rows),
+            notes=tuple(self.notes),
+            **own,
+        )
+
+    @property
+    def data(self) -> Data:
+        """The subject's data, for verbs that need some."""
+        return cast(Data, self.subject.data)
+
+    def saving(self, **more: Any) -> Saving:
+        """Where training leaves its checkpoints."""
+        return Saving(self.folder.path, resume=self.folder.resuming, **more)
+
+    def note(self, *texts: str) -> None:
+        """Report lines, and add them to the notes of the report."""
+        for text in texts:
+            self.tell(NoteEvent(text))
+        self.notes += texts
+
+    def learned(self, history: History) -> None:
+        """Take over what a phase of training found; its notes are told already."""
+        self.rows += history.rows
+        self.notes += history.notes
+
+    @cached_property
+    def size(self) -> Measurements:
+        """The costs of the subject as it stands, for a dry run."""
+        return Measurements.of(profile(self.subject.module, self.subject.example, layers=False), reasons=UNMEASURED)

@@ -33,7 +33,7 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_graphs", type(programs._graphs)())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", sorted(NETWORKS)[::4])
 def test_a_second_network_has_the_graph_of_the_first_and_its_own_weights(name: str) -> None:
     torch.manual_seed(0)
     first, second = NETWORKS[name]().eval(), randomise_(NETWORKS[name]()).float().eval()

@@ -49,7 +49,7 @@ def test_a_step_without_a_teacher_is_plain_cross_entropy_or_the_networks_own():
     assert step_for(module, copy.deepcopy(module), DistillSettings(False), training) is None
 
 
-@pytest.mark.parametrize("verb", ["prune", "finetune"])
+@pytest.mark.parametrize("verb", [pytest.param("prune", marks=pytest.mark.slow), "finetune"])
 def test_distillation_can_be_asked_for(verb, tmp_path):
     more = {"ratio": 0.5, "method": "l1", "reconstruct": False} if verb == "prune" else {}
     run = getattr(compressor, verb)

@@ -21,7 +21,8 @@ HELP = (
     "Let each image run only the layers it needs: the network gets early exits, and a router that chooses one.\n\n"
     "The network is trained at all its depths, images are labelled with the cheapest depth that does as well as the "
     "whole network, and gates learn to predict that depth. Then the threshold is chosen on validation images: the "
-    "cheapest within --max-drop, or the best within --target-macs.\n\n"
+    "cheapest that loses little of them, the best within --target-macs, or with --max-drop the cheapest that keeps "
+    "that promise on fresh images.\n\n"
     "--mode paper follows the paper instead: images are labelled by the layer that they activate most strongly, a "
     "small network predicts the label from the image, and layers beyond it are skipped."
 )

@@ -15,6 +15,7 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
 from compressor.report.measurements import Measurements
+from compressor.routing.certificate import certified_point, right_of
 from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
     check_time,
@@ -145,11 +146,16 @@ class RouteRun(Run[RouteJob]):
         routed, counted, settings, data = self.routed, self.costs, self.settings, self.data
         self.tell(Stage("choosing the threshold on validation images, measuring on test images"))
         seen, test = observe(routed, self.taught.calibration, data), observe(routed, data.test, data)
-        curve = routed_points(seen, counted)
+        curve, certificate = routed_points(seen, counted), None
         if settings.target_ms is not None:
             chosen = choose_in_time(curve, self.depth_ms, settings.target_ms)
+        elif settings.max_drop is not None:
+            before = right_of(self.whole, self.taught.calibration, data)
+            chosen, certificate = certified_point(
+                seen, counted, before, data.classes, drop=settings.max_drop, confidence=settings.confidence
+            )
         elif settings.threshold is None:
-            chosen = choose(curve, counted, target_macs=settings.target_macs, max_drop=settings.max_drop)
+            chosen = choose(curve, counted, target_macs=settings.target_macs)
         else:
             chosen = point_at(seen, counted, settings.threshold)
         routed.set_threshold_(chosen.setting)
@@ -166,7 +172,7 @@ class RouteRun(Run[RouteJob]):
             "fixed depth": fixed_points(seen, counted),
         }
         units, places = self.units.units, routed.layout.leave_after
-        return Findings(units, places, counted.whole, 0.0, tuple(ways), curves, self.taught, {})
+        return Findings(units, places, counted.whole, 0.0, tuple(ways), curves, self.taught, {}, certificate)
 
 
 def list_units(job: RouteJob, tell: Callback = silent) -> Units:

@@ -138,6 +138,22 @@ def test_target_is_met_on_validation_images(tmp_path, capsys):
     assert sum(way["shares"]) == pytest.approx(1)
 
 
+def test_a_promise_is_kept_or_said_to_be_none(tmp_path, capsys):
+    """On some hundred digits a third may be promised, two thousandths may not."""
+    for drop, kept in (("0.3", True), ("0.002", False)):
+        out = tmp_path / drop
+        assert run("route", MODEL, *QUICK, "--max-drop", drop, "--out", out, "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        found = told["details"]["certificate"]
+        assert found["kept"] is kept and found["confidence"] == 0.95
+        shares = told["details"]["ways"][0]["shares"]
+        [line] = [note for note in told["notes"] if "confidence" in note]
+        if kept:
+            assert found["drop"] <= 0.3 and line.startswith("Loses at most 30 points") and shares[-1] < 1
+        else:
+            assert line.startswith("No promise") and found["would_do"] is not None and shares[-1] == 1
+
+
 @pytest.mark.slow
 def test_budget_in_milliseconds_is_met_or_refused_before_training(tmp_path, capsys):
     out = ["--out", tmp_path / "run"]

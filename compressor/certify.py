@@ -1,0 +1,161 @@
+"""Promises that hold on fresh images: a smaller network loses at most so much accuracy, with so much confidence.
+
+Both networks answer the same images, none of which chose anything. An image counts as lost where only the larger
+network is right, as won where only the smaller one is; the drop is the share lost less the share won. Everything here
+is exact for any number of independent images: nothing is approximated by a normal distribution.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from compressor.report.certificate import CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How two networks differ on the same images."""
+
+    images: int
+    lost: int  # only the larger network is right
+    won: int = 0  # only the smaller one is
+
+    def __post_init__(self) -> None:
+        if not (self.images >= 0 and self.lost >= 0 and self.won >= 0 and self.lost + self.won <= self.images):
+            raise ValueError(f"{self.lost} lost and {self.won} won of {self.images} images")
+
+    @classmethod
+    def of(cls, larger: Iterable[bool], smaller: Iterable[bool]) -> "Paired":
+        """From which images each network has right."""
+        big, small = np.asarray(list(larger), bool), np.asarray(list(smaller), bool)
+        return cls(len(big), int((big & ~small).sum()), int((~big & small).sum()))
+
+    @property
+    def drop(self) -> float:
+        """On these images, as a share of them."""
+        return (self.lost - self.won) / self.images if self.images else 0.0
+
+
+def p_value(paired: Paired, drop: float) -> float:
+    """How likely a difference as small as this is at most, where the drop is larger than promised.
+
+    Where few images may be lost (`images * drop` below 8, known before one looks) the binomial tail of the images lost:
+    the drop is no more than their share. Else the tail of the images lost less those won, at the largest share
+    won that is in line with what was won (below the mean it grows with that share, as the spread does), plus the chance
+    that the share is larger still.
+
+    References: Clopper and Pearson 1934; Berger and Boos 1994, "P values maximized over a confidence set for the
+    nuisance parameter"; Suissa and Shuster 1991 (the unconditional test of paired shares).
+    """
+    if not 0 <= drop < 1:
+        raise ValueError(f"a drop of {drop} is no share from 0 to below 1")
+    if paired.images * drop < _FEW:
+        return float(stats.binom.cdf(paired.lost, paired.images, drop))
+    n, won = paired.images, paired.won
+    highest = float(stats.beta.ppf(1 - _BESIDE, won + 1, n - won)) if won < n else 1.0
+    return min(1.0, _tail(paired, drop, min(highest, (1 - drop) / 2)) + _BESIDE)
+
+
+_FEW = 8.0  # images that a promise leaves to be lost
+_BESIDE = 0.002  # chance that the share won is above what is looked at
+
+
+def _tail(paired: Paired, drop: float, share: float) -> float:
+    """The probability that lost less won is no more than it is, where `share` of all images is won, more is lost."""
+    n, difference = paired.images, paired.lost - paired.won
+    reach = stats.binom.ppf([1e-12, 1 - 1e-12], n, share).astype(int)
+    won = np.arange(reach[0], reach[1] + 1)
+    lost = stats.binom.cdf(difference + won, n - won, (drop + share) / (1 - share))
+    return float((stats.binom.pmf(won, n, share) * lost).sum())
+
+
+def bound(paired: Paired, confidence: float = CONFIDENCE) -> float:
+    """The largest drop that these images leave possible at this confidence, to a thousandth of a point: 1 where they
+    say nothing.
+    """
+    low, high = 0.0, 1.0  # the promise of `high` is kept, that of `low` is not
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        low, high = (low, middle) if p_value(paired, middle) <= 1 - confidence else (middle, high)
+    return high
+
+
+def certified(candidates: Sequence[Paired], drop: float, confidence: float = CONFIDENCE) -> int:
+    """How many candidates, from the first, keep the promise; they come from the safest to the cheapest.
+
+    Their order is chosen before these images are looked at. The first that fails ends it, so that
+    all of them together break the promise in no more than 1 - confidence of all draws.
+
+    Reference: Angelopoulos et al. 2021, "Learn then Test", section 3 (fixed sequence testing).
+    """
+    for number, paired in enumerate(candidates):
+        if p_value(paired, drop) > 1 - confidence:
+            return number
+    return len(candidates)
+
+
+def images_needed(drop: float, confidence: float = CONFIDENCE, share_lost: float = 0.0) -> int:
+    """Images that would do if this share of them were lost and none won: without a single loss the fewest that can
+    promise it.
+
+    Raises ValueError where no number would: as many are lost as may be.
+
+    Example: `images_needed(0.002)` is 1497.
+    """
+    if not 0 <= share_lost < drop < 1:
+        raise ValueError(f"with {share_lost:g} of the images lost no number of them promises {drop:g}")
+
+    def enough(images: int) -> bool:
+        return p_value(Paired(images, math.floor(share_lost * images)), drop) <= 1 - confidence
+
+    low, high = 0, 1
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def worst_class(labels: Sequence[int], larger: Iterable[bool], smaller: Iterable[bool]) -> tuple[int, float, int]:
+    """The class that loses most, its drop, and how many images it has: what an average hides."""
+    classes = np.asarray(labels)
+    differences = np.asarray(list(larger), float) - np.asarray(list(smaller), float)
+    found = [(float(differences[classes == each].mean()), int(each)) for each in np.unique(classes)]
+    drop, number = max(found, key=lambda pair: (pair[0], -pair[1]))
+    return number, drop, int((classes == number).sum())
+
+
+@dataclass
+class Watch:
+    """Whether a promise still holds, by images that come one after the other: at any time, not only at the end.
+
+    `add` an image's outcome; `broken` once there is this much evidence that the drop is larger than promised. Where the
+    promise holds it is ever said in at most 1 - confidence of all streams.
+
+    Reference: Waudby-Smith and Ramdas 2024, section 4; Ville's inequality.
+    """
+
+    drop: float
+    confidence: float = CONFIDENCE
+    log_capital: float = 0.0
+    seen: int = 0
+    _sum: float = 0.0
+    _squares: float = 0.25
+
+    def add(self, larger: bool, smaller: bool) -> None:
+        """One image on which both networks ran."""
+        difference = float(larger) - float(smaller)
+        mean, variance = self._sum / (self.seen + 1), self._squares / (self.seen + 1)
+        stake = min(max((mean - self.drop) / variance, 0.0), 0.5 / (1 + self.drop))
+        self.log_capital += math.log1p(stake * (difference - self.drop))
+        self.seen, self._sum = self.seen + 1, self._sum + difference
+        self._squares += (difference - self._sum / self.seen) ** 2
+
+    @property
+    def broken(self) -> bool:
+        """Whether the promise does not hold."""
+        return self.log_capital >= -math.log(1 - self.confidence)

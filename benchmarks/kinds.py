@@ -306,8 +306,8 @@ def _moved(
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        f"{len(result['rows'])} of {len(NETWORKS)} kinds of networks on {result['data']} at {SIDE} x {SIDE} pixels, half "
-        "of the multiply-adds gone, not "
+        f"{len(result['rows'])} of {len(NETWORKS)} kinds of networks on {result['data']} at {SIDE} x {SIDE} pixels, "
+        "half of the multiply-adds gone, not "
         f"trained afterwards: top-1 in per cent on {TEST:,} test images. {result['machine']}.",
         "",
         "| network | dense | batch norm anew | least squares | l1, no data: as cut | refitted | rank correlation |",

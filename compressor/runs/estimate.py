@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +18,6 @@ from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import BatchEvent, EpochEvent
 from compressor.training.interrupt import Interrupted
-
-if TYPE_CHECKING:
-    from compressor.runs.run import Run
 
 _SECONDS = 2.0  # of training, and of every stage in parts, that are timed
 _LATENCIES = 4  # of a model: batch 1 and a larger one, on torch and on ONNX Runtime
@@ -91,8 +88,10 @@ class Pace:
         return (self._last[0] - self._first[0]) / (self._last[1] - self._first[1])
 
 
-def estimate(run: "Run[Any]") -> Estimate:
-    """Try the middle of a planned run, whose network is not to be used afterwards; nothing of the user's is touched."""
+def estimate(run: Any) -> Estimate:
+    """Try the middle of a planned `runs.run.Run`, whose network is not to be used afterwards; nothing of the user's is
+    touched.
+    """
     output, pace, data = run.job.output, Pace(), run.data
     image_seconds = _image_seconds(run.subject.module, data)
     tested, validated = len(data.test), len(data.validation)

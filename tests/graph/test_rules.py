@@ -193,6 +193,35 @@ def test_channels_pass_what_leaves_them_alone(kind: dict[str, Function]) -> None
     assert not {name: what for name, what in found.items() if what != passed}
 
 
+TIED = {  # which of the eight channels go together
+    "every second": (lambda x: torch.cat([x[:, ::2], x[:, ::2]], 1), "00112233"),
+    "every second from the second": (lambda x: torch.cat([x[:, 1::2], x[:, 1::2]], 1), "00112233"),
+    "every fourth": (lambda x: torch.cat([x[:, 3::4]] * 4, 1), "00001111"),
+    "pixel_shuffle": (lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2), "00001111"),
+    "channel_shuffle": (lambda x: F.channel_shuffle(x, 2), "01230123"),
+    "channel_shuffle of four": (lambda x: F.channel_shuffle(x, 4), "01010101"),
+    "fold": (lambda x: F.fold(x.flatten(2).unsqueeze(1).flatten(1, 2)[:, :, :16], (5, 5), 2).repeat(1, 4, 1, 1),
+             "00001111"),
+    "equal parts": (lambda x: torch.cat([sum(x.chunk(2, 1))] * 2, 1), "01230123"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_channels_go_together_exactly_where_they_have_to(name: str) -> None:
+    function, together = TIED[name]
+    channels, error = pruned(function)
+    held = channels.identities["a.weight", 0].tolist()
+    numbers = {identity: str(number) for number, identity in enumerate(dict.fromkeys(held))}
+    assert "".join(numbers[identity] for identity in held) == together
+    assert channels.frozen.get("a") is None and error < 1e-9
+
+
+@pytest.mark.parametrize("start", [2, 3])
+def test_every_second_channel_from_behind_the_first_run_is_frozen(start: int) -> None:
+    channels = capture(Between(lambda x: torch.cat([x[:, start::2]] * 8, 1)[:, :8]), torch.randn(2, 3, 8, 8))
+    assert "takes every 2th channel" in channels.frozen["a"]
+
+
 MIXED = {
     "cumsum": (lambda x: x.cumsum(1), "cumsum in the model runs over channels"),
     "sort": (lambda x: x.sort(1).values, "sort in the model runs over channels"),

@@ -216,10 +216,10 @@ def test_channels_go_together_exactly_where_they_have_to(name: str) -> None:
     assert channels.frozen.get("a") is None and error < 1e-9
 
 
-@pytest.mark.parametrize("start", [2, 3])
-def test_every_second_channel_from_behind_the_first_run_is_frozen(start: int) -> None:
-    channels = capture(Between(lambda x: torch.cat([x[:, start::2]] * 8, 1)[:, :8]), torch.randn(2, 3, 8, 8))
-    assert "takes every 2th channel" in channels.frozen["a"]
+@pytest.mark.parametrize(("start", "step"), [(2, 2), (3, 2), (0, 3)])
+def test_a_slice_that_takes_no_whole_runs_is_frozen(start: int, step: int) -> None:
+    channels = capture(Between(lambda x: torch.cat([x[:, start::step]] * 8, 1)[:, :8]), torch.randn(2, 3, 8, 8))
+    assert f"takes every {step}th channel" in channels.frozen["a"]
 
 
 MIXED = {

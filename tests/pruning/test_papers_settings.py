@@ -93,7 +93,7 @@ def test_concepts_are_tested_as_strictly_as_filters_unless_told() -> None:
         (PAPER_TRAINING, {"epochs": 20, "batch_size": 128, "optimizer": "rmsprop", "lr": 1e-3,
                           "optimizer_arg": (("alpha", 0.9), ("eps", 1e-7)),
                           "weight_decay": 0.0, "schedule": "constant", "augment": "none"}),
-        (RouteSettings(), {"max_drop": 0.002, "depths": 4, "router_epochs": 30}),
+        (RouteSettings(), {"depths": 4, "router_epochs": 30}),
     ],
     ids=["primenet", "primenet-training", "detach", "cnsn", "nsn", "routing-paper", "routing"],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Flags that several commands share and that belong to no settings."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,5 +47,5 @@ def named(model: ModelSettings) -> str:
 
 
 def is_onnx(model: ModelSettings) -> bool:
-    """Whether a file is called what .onnx files are called, for the choice of the next command only."""
-    return (model.model or "").endswith(".onnx")
+    """Whether a file is called what .onnx files are called, or is a package: to choose the next command only."""
+    return (model.model or "").endswith(".onnx") or Path(model.model or "no file").is_dir()

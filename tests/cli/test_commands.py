@@ -244,3 +244,10 @@ def test_the_next_command_names_the_model_as_it_was_opened(compressor):
     assert f"prune {weights} {' '.join(how)} --data digits" in following
     words = following.replace("runs/small", str(compressor.folder / "small")).split()[2:]
     assert compressor(*words, "--dry-run").code == 0
+
+
+def test_a_package_is_not_to_be_pruned_next(tmp_path):
+    from compressor.cli.options import is_onnx
+    from compressor.runs.settings import ModelSettings
+
+    assert [is_onnx(ModelSettings(model=name)) for name in (str(tmp_path), "a.onnx", "a.pt", None)] == [1, 1, 0, 0]

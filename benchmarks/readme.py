@@ -21,6 +21,7 @@ from rich.console import Console
 from benchmarks import adapnet_small, kinds, pareto_show, real_show, surgery_show, without_data
 from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
+from benchmarks import latency as latency_targets
 from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
 from benchmarks import routing as routing_benchmark
@@ -59,6 +60,11 @@ def speed() -> str:
 def real() -> str:
     """Trained networks of others, cut by ours, AdapNet and the peer."""
     return "\n\n".join(real_show.table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("real-*.json")))
+
+
+def latency() -> str:
+    """What targets of time reach."""
+    return latency_targets.table(_read("latency.json"))
 
 
 def widths() -> str:
@@ -285,6 +291,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "export": export,
     "real": real,
     "widths": widths,
+    "latency": latency,
     "without_data": lambda: without_data.table(_read("without_data.json")),
     "kinds": lambda: kinds.table(_read("kinds.json")),
     "adapnet": adapnet,

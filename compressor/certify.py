@@ -6,10 +6,11 @@ is exact for any number of independent images: nothing is approximated by a norm
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from compressor.report.certificate import CONFIDENCE
@@ -28,9 +29,9 @@ class Paired:
             raise ValueError(f"{self.lost} lost and {self.won} won of {self.images} images")
 
     @classmethod
-    def of(cls, larger: Iterable[bool], smaller: Iterable[bool]) -> "Paired":
+    def of(cls, larger: ArrayLike, smaller: ArrayLike) -> "Paired":
         """From which images each network has right."""
-        big, small = np.asarray(list(larger), bool), np.asarray(list(smaller), bool)
+        big, small = np.asarray(larger, bool), np.asarray(smaller, bool)
         return cls(len(big), int((big & ~small).sum()), int((~big & small).sum()))
 
     @property
@@ -120,10 +121,10 @@ def images_needed(drop: float, confidence: float = CONFIDENCE, share_lost: float
     return high
 
 
-def worst_class(labels: Sequence[int], larger: Iterable[bool], smaller: Iterable[bool]) -> tuple[int, float, int]:
+def worst_class(labels: ArrayLike, larger: ArrayLike, smaller: ArrayLike) -> tuple[int, float, int]:
     """The class that loses most, its drop, and how many images it has: what an average hides."""
     classes = np.asarray(labels)
-    differences = np.asarray(list(larger), float) - np.asarray(list(smaller), float)
+    differences = np.asarray(larger, float) - np.asarray(smaller, float)
     found = [(float(differences[classes == each].mean()), int(each)) for each in np.unique(classes)]
     drop, number = max(found, key=lambda pair: (pair[0], -pair[1]))
     return number, drop, int((classes == number).sum())

@@ -7,7 +7,7 @@ from compressor.certify import Paired, bound, certified, images_needed, worst_cl
 from compressor.graph.tensors import device_of
 from compressor.report.certificate import Certificate
 from compressor.routing.costs import Costs
-from compressor.routing.curve import Point, point_at
+from compressor.routing.curve import Point, leaving, point_at, right_at
 from compressor.routing.observing import Observation
 from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
@@ -33,16 +33,12 @@ def certified_point(
         seen: what the network does with images that have chosen nothing so far.
         before: which of them the network had right as it came, bool (images,).
     """
-    depths = torch.arange(seen.right.shape[1])
-    rows = []
-    for threshold in THRESHOLDS:
-        leaves = torch.cat([seen.suffices >= threshold, torch.ones(len(seen), 1, dtype=torch.bool)], 1)
-        rows.append(seen.right[leaves.int().argmax(1)[:, None] == depths])
-    pairs = [Paired.of(before.tolist(), right.tolist()) for right in rows]
+    rows = [right_at(seen, leaving(seen, threshold)) for threshold in THRESHOLDS]
+    pairs = [Paired.of(before, right) for right in rows]
     count = certified(pairs, drop, confidence)
     at = max(count - 1, 0)
     lost = max(pairs[at].drop, 0.0)
-    number, worst, images = worst_class(seen.classes.tolist(), before.tolist(), rows[at].tolist())
+    number, worst, images = worst_class(seen.classes, before, rows[at])
     certificate = Certificate(
         drop=bound(pairs[at], confidence) if count else 1.0,
         confidence=confidence,

@@ -31,8 +31,17 @@ class Point:
 def point_at(seen: Observation, costs: Costs, threshold: float | Sequence[float]) -> Point:
     """The router at a threshold, or at one for each depth but the last."""
     limit = torch.as_tensor(threshold, dtype=torch.float32)
-    depths = _first(seen.suffices >= limit)
-    return _point("router", float(limit.flatten()[0]), depths, seen, costs.routed)
+    return _point("router", float(limit.flatten()[0]), leaving(seen, limit), seen, costs.routed)
+
+
+def leaving(seen: Observation, threshold: float | Tensor) -> Tensor:
+    """The depth at which the router lets each image leave, int64 (images,)."""
+    return _first(seen.suffices >= torch.as_tensor(threshold, dtype=torch.float32))
+
+
+def right_at(seen: Observation, depths: Tensor) -> Tensor:
+    """Which images are right where they leave, bool (images,)."""
+    return seen.right.gather(1, depths[:, None])[:, 0]
 
 
 def routed_points(seen: Observation, costs: Costs) -> list[Point]:
@@ -152,7 +161,7 @@ def _first(leaves: Tensor) -> Tensor:
 
 def _point(kind: str, setting: float, depths: Tensor, seen: Observation, costs: Sequence[int]) -> Point:
     macs = torch.tensor(costs, dtype=torch.float64)[depths].mean()
-    right = seen.right.gather(1, depths[:, None]).double().mean()
+    right = right_at(seen, depths).double().mean()
     shares = torch.bincount(depths, minlength=len(costs)).double() / len(depths)
     return Point(kind, setting, float(macs), float(right), tuple(shares.tolist()))
 

@@ -89,14 +89,15 @@ def main() -> None:
     import_heavy()
     known = [] if given.near else measured(WATCHED, given.workers, given.measure, given.room)
     kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
-    held = {row["key"]: row for row in kept if row["noticed"] or not given.again}
+    held = {row["key"]: row for row in kept}  # what is tried again is kept until it has been
+    done = {key for key, row in held.items() if row["noticed"] or not given.again}
     rows: dict[str, dict[str, Any]] = {}
     jobs = []
     for kind, mutant in planned(given.drawn, given.seed):
         row = row_of(kind, mutant)
         rows[row["key"]] = (held[row["key"]] | row) if row["key"] in held else row
         wanted = mutant.path.startswith(tuple(given.file) or "")
-        if row["key"] not in held and wanted and (given.only is None or len(jobs) < given.only):
+        if row["key"] not in done and wanted and (given.only is None or len(jobs) < given.only):
             jobs.append((_near if given.near else partial(_job, known=known))(mutant, row, seconds=given.seconds))
     for number, job in enumerate(run(jobs, given.workers), 1):
         row = rows[job.name]

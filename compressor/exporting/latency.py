@@ -6,13 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.runtime import OnnxModel
+from compressor.exporting.runtime import OnnxModel, noise
 from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
 from compressor.graph.neutral import bare, neutrally
@@ -89,7 +88,7 @@ def _onnx_timing(model: OnnxModel, input_shape: tuple[int, ...]) -> Timing:
     threads = torch.get_num_threads()
 
     def calling(batch: int) -> Callable[[], object]:
-        images: Array = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)
+        images = noise((batch, *input_shape))
         return lambda: model(images)
 
     progress("timing ONNX Runtime, batch", 0, 2)

@@ -1,6 +1,5 @@
 """The price of a network in milliseconds: its exported graph's layers, each timed by the runtime at some widths."""
 
-import os
 import re
 import shutil
 import time
@@ -10,19 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compressor.errors import FileError
 from compressor.exporting import measure
 from compressor.exporting.measure import PASSES, layer_ms, machine, profiled
 from compressor.exporting.onnx_count import with_one_image
 from compressor.exporting.onnx_layers import Placed, others, placed, samples, shapes_of, single
-from compressor.files.paths import write_json
+from compressor.exporting.runtime import noise
+from compressor.files.paths import own_folder, write_json
 from compressor.graph.channels import Channels
 from compressor.profiling.chip import preferred_multiple
 from compressor.profiling.timetable import FORMAT, Grid, Layer, Machine, Timetable, Widths
 from compressor.pruning.price import Price, Term
-from compressor.report.manifest import Array
+from compressor.report.progress import progress
 
 _SECONDS = 60.0  # that all timing may take together
 
@@ -47,7 +45,6 @@ def timed(
     table: Timetable,
     time_layer: Callable[[Layer, Widths, Machine], float],
     clock: Callable[[], float],
-    tell: Callable[[int, int], None],
 ) -> bool:
     """Add to a table what it lacks, the least of two passes; False where a minute was not enough for all widths, of
     which every layer's own are timed in any case.
@@ -62,7 +59,7 @@ def timed(
                 continue
             ms = time_layer(layer, widths, table.machine)
             table.add(layer, widths, min(ms, table.samples.get(layer, {}).get(widths, ms)))
-            tell(passed * len(missing) + number + 1, PASSES * len(missing))
+            progress("layers", passed * len(missing) + number + 1, PASSES * len(missing))
     return all(widths in table.samples.get(layer, {}) for layer, widths in missing)
 
 
@@ -74,8 +71,7 @@ def time_here(layer: Layer, widths: Widths, on: Machine) -> float:
 
 def profile_whole(file: Path, name: str, shape: tuple[int, ...], threads: int) -> Timed:
     """What a graph takes, by layers and everything else."""
-    image: Array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return sorted_times(profiled(str(file), {name: image}, threads, 1.0))
+    return sorted_times(profiled(str(file), {name: noise(shape)}, threads, 1.0))
 
 
 def sorted_times(times: dict[str, float]) -> Timed:
@@ -143,7 +139,6 @@ def layer_times(
     *,
     threads: int,
     given: Timetable | None = None,
-    tell: Callable[[int, int], None] = lambda done, total: None,
     time_layer: Callable[[Layer, Widths, Machine], float] = time_here,
     clock: Callable[[], float] = time.monotonic,
 ) -> LayerTimes:
@@ -170,7 +165,7 @@ def layer_times(
     place = cache_file(on)
     table = Timetable.read(place) if place.is_file() else Timetable(on)
     before = sum(map(len, table.samples.values()))
-    complete = timed(layers, table, time_layer, clock, tell)
+    complete = timed(layers, table, time_layer, clock)
     measured = sum(map(len, table.samples.values())) - before
     if measured:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -181,9 +176,8 @@ def layer_times(
 
 def cache_file(on: Machine) -> Path:
     """Where the times of a machine are kept."""
-    folder = os.environ.get("XDG_CACHE_HOME")
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in (on.chip, on.runtime, f"{on.threads} threads"))
-    return (Path(folder) if folder else Path.home() / ".cache") / "compressor" / "times" / f"{name}.json"
+    return own_folder("XDG_CACHE_HOME", ".cache") / "times" / f"{name}.json"
 
 
 def write_kit(file: Path, channels: Channels, folder: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.graph.channels import Channels, Ids
+from compressor.graph.channels import Channels, Ids, Key
 from compressor.profiling.timetable import Layer, Widths
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of a layer's channels at which it is timed
@@ -76,6 +76,12 @@ def _layer(
     diagonal = groups == ins == outs and groups > 1
     layer = Layer(node.op_type, given[2:], settings, 0 if diagonal else groups)
     return layer, (first, first) if diagonal else (taken, made), (ins, outs)
+
+
+def _makes(node: Any) -> Key:
+    """Where the channels of a layer's output stand: its weight, and the dimension."""
+    across = any(each.name == "transB" and each.i for each in node.attribute)
+    return node.input[1], int(node.op_type == "ConvTranspose" or (node.op_type == "Gemm" and not across))
 
 
 def _repeated(ids: Ids | None, groups: int) -> Ids | None:
@@ -146,9 +152,7 @@ def without(proto: Any, channels: Channels, removed: Iterable[int]) -> Any:
     stays = {key: ~np.isin(ids, gone) for key, ids in channels.identities.items()}
     biases: dict[str, NDArray[np.bool_]] = {}
     for node in cut.graph.node:
-        if node.op_type not in _OPERATORS or len(node.input) < 2:
-            continue
-        made = stays.get((node.input[1], 1 if node.op_type == "ConvTranspose" else 0))
+        made = stays.get(_makes(node)) if node.op_type in _OPERATORS else None
         group = next((each for each in node.attribute if each.name == "group"), None)
         if made is None:
             continue
@@ -179,9 +183,8 @@ def others(proto: Any, channels: Channels) -> Iterator[tuple[Ids, float]]:
     for node in proto.graph.node:
         name = node.output[0]
         shape = shapes.get(name, ())
-        if node.op_type in _OPERATORS and len(node.input) > 1 and node.input[1] in weights:
-            dim = 1 if node.op_type == "ConvTranspose" else 0
-            ids = channels.identities.get((node.input[1], dim))
+        if node.op_type in _OPERATORS and node.input[1] in weights:
+            ids = channels.identities.get(_makes(node))
         else:
             ids = _carried(node, [held.get(each) for each in node.input], shape)
             if ids is not None and len(shape) > 1:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -156,6 +156,12 @@ def _any_image(session: Any) -> dict[str, Array] | None:
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return None
     return {entry.name: np.random.default_rng(0).standard_normal(sizes, np.float32).astype(_DTYPES[entry.type])}
+
+
+def noise(shape: Sequence[int]) -> Array:
+    """Normal noise to time or compare on, float32, the same in every run."""
+    values: Array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    return values
 
 
 def open_session(

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from compressor.exporting.runtime import open_session
-from compressor.report.manifest import Array
+from compressor.exporting.runtime import noise, open_session
+from compressor.graph.neutral import uncollected
+from compressor.profiling.latency import once
 
 ROUNDS = 9
 _SECONDS = 0.1  # that a graph runs in each round, once at least
@@ -36,33 +38,27 @@ class Compared:
 
 
 def side_by_side(
-    files: Sequence[Path], shape: tuple[int, ...], threads: int, rounds: int = ROUNDS,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[list[float]]:  # fmt: skip
+    files: Sequence[Path], shape: tuple[int, ...], threads: int, rounds: int = ROUNDS
+) -> list[list[float]]:
     """Milliseconds of each graph in every round, the shortest of some runs.
 
     Args:
         shape: of the one input of each, the batch included.
-        threads: CPU threads that an operator may use. With one it is the processor's time that counts, which others on
-            the machine do not lengthen by waiting.
+        threads: CPU threads that an operator may use.
     """
-    if clock is None:
-        clock = time.process_time if threads == 1 else time.perf_counter
-    image: Array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    image = noise(shape)
     sessions = [open_session(file, threads=threads) for file in files]
-    feeds = [{session.get_inputs()[0].name: image} for session in sessions]
-    for session, feed in zip(sessions, feeds, strict=True):
+    calls = [partial(session.run, None, {session.get_inputs()[0].name: image}) for session in sessions]
+    for call in calls:
         for _ in range(_WARM):
-            session.run(None, feed)
-    found = []
-    for _ in range(rounds):
-        row = []
-        for session, feed in zip(sessions, feeds, strict=True):
-            began, best = clock(), float("inf")
-            while best == float("inf") or clock() - began < _SECONDS:
-                start = clock()
-                session.run(None, feed)
-                best = min(best, clock() - start)
-            row.append(1e3 * best)
-        found.append(row)
-    return found
+            call()
+    with uncollected():
+        return [[1e3 * _shortest(call) for call in calls] for _ in range(rounds)]
+
+
+def _shortest(call: Callable[[], object]) -> float:
+    """Seconds of the shortest of the runs that fit into a round."""
+    began, best = time.perf_counter(), once(call)
+    while time.perf_counter() - began < _SECONDS:
+        best = min(best, once(call))
+    return best

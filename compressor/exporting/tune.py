@@ -15,12 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compressor.errors import CompressorError, FileError, first_line
 from compressor.exporting.parity import largest_difference
 from compressor.exporting.proof import Runner, executed
-from compressor.exporting.runtime import open_session, private_copy, session_options
+from compressor.exporting.runtime import noise, open_session, private_copy, session_options
 from compressor.exporting.staging import folder_beside, move_files
 from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import check_package, read_portable
@@ -158,5 +156,4 @@ def _facts(place: Path, staging: Path, manifest: Manifest, threads: int | None) 
 
 
 def _images(manifest: Manifest, count: int) -> Array:
-    images: Array = np.random.default_rng(0).standard_normal((count, *manifest.input["shape"])).astype(np.float32)
-    return images
+    return noise((count, *manifest.input["shape"]))

@@ -138,6 +138,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def own_folder(variable: str, usual: str) -> Path:
+    """Our folder of a kind in the user's home, as the XDG base directories name it; it may not exist yet."""
+    folder = os.environ.get(variable)
+    return (Path(folder) if folder else Path.home() / usual) / "compressor"
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     """Write plain data so that the file is there whole or not at all.
 

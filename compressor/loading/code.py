@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 import traceback
 import types
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import FileError, UsageError, first_line, shown
-from compressor.files.paths import write_whole
+from compressor.files.paths import own_folder, write_whole
 from compressor.loading import imports
 
 _LARGEST_SOURCE = 10 << 20  # bytes of a file of code
@@ -121,8 +120,7 @@ def is_known(path: Path, function: str, sha256: str) -> bool:
 
 def state_folder() -> Path:
     """Where this machine's list is kept; it may not exist yet."""
-    folder = os.environ.get("XDG_STATE_HOME")
-    return (Path(folder) if folder else Path.home() / ".local" / "state") / "compressor"
+    return own_folder("XDG_STATE_HOME", ".local/state")
 
 
 def _store() -> Path:

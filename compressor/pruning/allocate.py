@@ -89,10 +89,7 @@ class Widths:
     """The price while groups, by their numbers among the free ones, lose channels."""
 
     def __init__(self, channels: Channels, price: Price) -> None:
-        most = max(
-            [channels.next_id, *(int(axis.max()) + 1 for term in price.terms for axis in term.axes if axis.size)]
-        )
-        owner = np.full(most, -1, dtype=np.int64)
+        owner = np.full(max(channels.next_id, price.next_id), -1, dtype=np.int64)
         first = np.zeros(len(channels.free), dtype=np.int64)
         for number, group in enumerate(channels.free):
             owner[group.ids], first[number] = number, group.ids[0]

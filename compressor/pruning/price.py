@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from compressor.errors import ModelError, UsageError
-from compressor.graph.channels import Channels, Ids
+from compressor.graph.channels import Channels, Counts, Ids
 
 BYTES = 4  # of a float32
 
@@ -30,10 +30,10 @@ class Price:
     fixed: float = 0.0
 
     @cached_property
-    def _axes(self) -> tuple[dict[int, Ids], int]:
-        """Every array of channels once, by its id, and the largest channel."""
+    def next_id(self) -> int:
+        """Above every channel of its axes."""
         axes = {id(axis): axis for term in self.terms for axis in term.axes}
-        return axes, max((int(axis.max()) for axis in axes.values() if axis.size), default=0)
+        return 1 + max((int(axis.max()) for axis in axes.values() if axis.size), default=-1)
 
     def whole(self) -> float:
         """Of the network as it is."""
@@ -42,11 +42,10 @@ class Price:
     def without(self, removed: Iterable[int]) -> float:
         """Of the network without these channels."""
         gone = np.fromiter(removed, dtype=np.int64)
-        axes, most = self._axes
-        stays = np.ones(most + 1, dtype=np.int64)
-        stays[gone[gone <= most]] = 0
-        counts = {number: int(stays[axis].sum()) for number, axis in axes.items()}
-        return self.fixed + sum(term.cost(*(counts[id(axis)] for axis in term.axes)) for term in self.terms)
+        stays = np.ones(self.next_id, dtype=np.int64)
+        stays[gone[gone < self.next_id]] = 0
+        counts = Counts(stays)
+        return self.fixed + sum(term.cost(*map(counts.of, term.axes)) for term in self.terms)
 
 
 def macs_price(channels: Channels) -> Price:

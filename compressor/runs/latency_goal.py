@@ -20,7 +20,7 @@ from compressor.pruning.oneshot import Ranked
 from compressor.pruning.price import Goal, Price, scaled
 from compressor.pruning.selection import Selection, goals_of, select
 from compressor.pruning.settings import PruneSettings
-from compressor.surgery import operate_
+from compressor.surgery import Plan, operate_
 
 TOLERANCE = 0.05  # of the target: how near counts as met
 _CORRECTIONS = 3
@@ -32,11 +32,7 @@ class Attempt:
 
     selection: Selection
     predicted: float
-    found: Compared | None  # None: of another machine's times
-
-    @property
-    def ms(self) -> float:
-        return self.predicted if self.found is None else self.found.after
+    found: Compared | None = None  # None: by another machine's times, or not yet
 
 
 def select_in_ms(
@@ -46,7 +42,6 @@ def select_in_ms(
     ranked: Ranked,
     choice: PruneSettings,
     tell: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Selection:
     """Choose what goes so that the network takes the time that the settings want for one image in ONNX Runtime.
 
@@ -58,6 +53,8 @@ def select_in_ms(
         UsageError: the network is that fast already, or takes several inputs.
         ModelError: the target cannot be reached, or torch cannot export the network.
     """
+    import onnx
+
     if not isinstance(example, Tensor):
         raise UsageError("a target of time is for models of one input")
     given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
@@ -66,55 +63,48 @@ def select_in_ms(
         tell("exporting the network as it came")
         export_onnx(module, one, folder / "before.onnx")
         tell("timing its layers")
-        times = layer_times(folder / "before.onnx", channels, threads=choice.threads, given=given, tell=progress)
+        times = layer_times(folder / "before.onnx", channels, threads=choice.threads, given=given)
         price = times.price(channels)
         if given is not None:
             target = _target(choice, price.whole())
             return _noted(_planned(channels, ranked, choice, price, target), times, target)
 
-        def measured(after: Path) -> Compared:
-            files = (folder / "before.onnx", after)
-            return Compared.of(side_by_side(files, tuple(one.shape), choice.threads))
+        def measured(file: Path) -> Compared:
+            return Compared.of(side_by_side((folder / "before.onnx", file), tuple(one.shape), choice.threads))
+
+        def after(plan: Plan) -> Compared:
+            """The graph with its weights cut, or where that does not run, the edited network exported anew."""
+            file = folder / "after.onnx"
+            onnx.save(without(times.proto, channels, plan.removed), file)
+            try:
+                return measured(file)
+            except Exception:  # onnxruntime's exceptions share no class of their own
+                edited = skeleton(module, real=True)
+                operate_(edited, plan, channels)
+                export_onnx(edited, one, file)
+            return measured(file)
 
         before = measured(folder / "before.onnx").before
         price = scaled(price, before / price.whole())  # what a profile adds to every operator taken out
         target = _target(choice, before)
-        wanted, best = target, None
+        wanted, tried = target, []
         for number in range(1 + _CORRECTIONS):
             attempt = _planned(channels, ranked, choice, price, wanted)
             tell(f"timing plan {number + 1}, which should take {attempt.predicted:.3g} ms")
-            found = measured(_written(times, channels, attempt, module, one, folder))
-            attempt = replace(attempt, found=replace(found, before=before, after=found.ratio * before))
-            best = min((each for each in (best, attempt) if each), key=lambda each: _off(each.ms, target))
-            off = attempt.ms / target
+            found = after(attempt.selection.plan)
+            ms = found.ratio * before
+            tried.append((_off(ms, target), replace(attempt, found=replace(found, before=before, after=ms))))
+            off = ms / target
             if abs(off - 1) <= TOLERANCE or not 0 < wanted / off < price.whole():
                 break
             wanted /= off
-        assert best is not None
-        return _noted(best, times, target)
+        return _noted(min(tried, key=lambda each: each[0])[1], times, target)
 
 
 def _target(choice: PruneSettings, whole: float) -> float:
     """Milliseconds that the settings want of a network that takes so many."""
     wanted = [whole / choice.speedup] if choice.speedup else []
     return min([*wanted, *([choice.target_ms] if choice.target_ms else [])])
-
-
-def _written(
-    times: LayerTimes, channels: Channels, attempt: Attempt, module: nn.Module, example: Tensor, folder: Path
-) -> Path:
-    """The graph after a plan: the one before it with its weights cut, or where that does not run, exported anew."""
-    import onnx
-
-    plan, file = attempt.selection.plan, folder / "after.onnx"
-    onnx.save(without(times.proto, channels, plan.removed), file)
-    try:
-        side_by_side([file], tuple(example.shape), 1, rounds=1)
-    except Exception:  # onnxruntime's exceptions share no class of their own
-        edited = skeleton(module, real=True)
-        operate_(edited, plan, channels)
-        export_onnx(edited, example, file)
-    return file
 
 
 def _off(ms: float, target: float) -> tuple[bool, float]:
@@ -124,7 +114,7 @@ def _off(ms: float, target: float) -> tuple[bool, float]:
 def _planned(channels: Channels, ranked: Ranked, choice: PruneSettings, price: Price, wanted: float) -> Attempt:
     goals = [*goals_of(channels, choice), Goal.at(price, wanted)]
     selection = select(channels, ranked.scores, choice, ranked.curves, goals)
-    return Attempt(selection, price.without(selection.plan.removed), None)
+    return Attempt(selection, price.without(selection.plan.removed))
 
 
 def _noted(attempt: Attempt, times: LayerTimes, target: float) -> Selection:

@@ -74,10 +74,8 @@ class PruneRun(Run[PruneJob]):
         if not in_time(choice):
             return select(channels, ranked.scores, choice, ranked.curves)
         return select_in_ms(
-            subject.module, subject.example, channels, ranked, choice,
-            tell=lambda text: self.tell(Stage(text)),
-            progress=lambda done, total: self.tell(PartEvent("layers", done, total)),
-        )  # fmt: skip
+            subject.module, subject.example, channels, ranked, choice, lambda text: self.tell(Stage(text))
+        )
 
     def predicted(self) -> tuple[Measurements, Measurements]:
         """By the map of channels."""

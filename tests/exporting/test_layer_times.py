@@ -10,6 +10,7 @@ from torch import nn
 
 from compressor.errors import FileError
 from compressor.exporting import layer_times as times
+from compressor.exporting import onnx_layers
 from compressor.exporting.layer_times import Timed, cache_file, here, layer_times, price, timed, write_kit
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_count import with_one_image
@@ -17,6 +18,7 @@ from compressor.exporting.onnx_layers import placed, samples, single, without
 from compressor.exporting.runtime import open_session
 from compressor.graph import capture
 from compressor.profiling.timetable import Layer, Timetable
+from compressor.report.progress import listening
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, outputs, randomise_
 from tests.networks import NETWORKS
@@ -167,7 +169,7 @@ def test_of_two_passes_the_least_counts(exported):
     jobs = samples(layers)
     numbers = iter(range(len(jobs), -len(jobs), -1))
     table = Timetable(here(1))
-    assert timed(layers, table, lambda *_: float(next(numbers)), lambda: 0.0, lambda *_: None)
+    assert timed(layers, table, lambda *_: float(next(numbers)), lambda: 0.0)
     assert [table.samples[layer][widths] for layer, widths in jobs] == [float(-n) for n in range(len(jobs))]
 
 
@@ -181,11 +183,12 @@ def test_after_a_minute_every_layer_has_a_time_and_the_rest_waits(exported):
         return cost(layer, widths)
 
     told: list[tuple[int, int]] = []
-    assert not timed(layers, table, timer, lambda: clock[0], lambda done, total: told.append((done, total)))
+    with listening(lambda what, done, total: told.append((done, total))):
+        assert not timed(layers, table, timer, lambda: clock[0])
     assert all(each.dense in table.samples[each.layer] for each in layers)
     assert sum(map(len, table.samples.values())) < len(jobs)
     assert price(proto, layers, channels, table, Timed(1.0, 0.0)).whole() == pytest.approx(1.0)
-    assert timed(layers, table, lambda *each: cost(*each), lambda: 0.0, lambda *_: None)
+    assert timed(layers, table, lambda *each: cost(*each), lambda: 0.0)
     assert told[0][1] == 2 * len(jobs)
 
 
@@ -214,3 +217,18 @@ def test_a_kit_says_all_that_the_other_machine_has_to_time(exported, tmp_path, m
     assert sum(map(len, table.samples.values())) == count and table.whole
     found = layer_times(file, channels, threads=1, given=table)
     assert found.measured == 0 and found.price(channels).whole() == pytest.approx(sum(table.whole.values()))
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "dim"),
+    [
+        ("Conv", {}, 0),
+        ("ConvTranspose", {}, 1),
+        ("Gemm", {"transB": 1}, 0),
+        ("Gemm", {"transB": 0}, 1),
+        ("Gemm", {}, 1),
+    ],
+)
+def test_a_layers_output_channels_stand_where_the_operator_says(operator, attributes, dim):
+    node = onnx.helper.make_node(operator, ["x", "w"], ["y"], **attributes)
+    assert onnx_layers._makes(node) == ("w", dim)

@@ -4,7 +4,16 @@ from functools import cache
 
 import typer
 
+from compressor.profiling.latency import measure
+from compressor.runs import estimate
+
 
 def once() -> None:
     """Have Typer make the commands from their functions once; it does so for every line, which takes a tenth second."""
     typer.main.get_command = cache(typer.main.get_command)
+
+
+def briefly() -> None:
+    """Latency is measured for a tenth second and a dry run tries two steps; others test what such figures are worth."""
+    measure.__kwdefaults__["seconds"] = 0.1
+    estimate._SECONDS = 0.0

@@ -1,4 +1,4 @@
-"""What every test gets: one seed, a state folder of its own instead of the one in the person's home, little waiting."""
+"""What every test gets: one seed, folders of its own instead of those in the person's home, little waiting."""
 
 import gc
 import os
@@ -6,14 +6,16 @@ import os
 import pytest
 import torch
 
-from tests.commands import once
+from tests.commands import briefly, once
 
 once()
+briefly()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_state_folder(tmp_path_factory):
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+def _own_folders(tmp_path_factory):
+    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        os.environ[name] = str(tmp_path_factory.mktemp(name))
 
 
 @pytest.fixture(autouse=True)

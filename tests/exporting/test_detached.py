@@ -158,7 +158,7 @@ def test_the_outputs_are_those_of_weights_in_the_outer_graph(
         pytest.param(lambda: detachable(CONVOLUTIONAL["grouped"](), "shared"), marks=pytest.mark.slow),
         pytest.param(lambda: detachable(CONVOLUTIONAL["residual"](), "switchable"), marks=pytest.mark.slow),
         pytest.param(lambda: detachable(CONVOLUTIONAL["bare"](), "stats"), marks=pytest.mark.slow),
-        lambda: nested(),
+        pytest.param(lambda: nested(), marks=pytest.mark.slow),
         pytest.param(lambda: nested(deep(), SHAPE, at=("2",), exits=2, bn="stats"), marks=pytest.mark.slow),
     ],
     ids=["folded norms", "own scales", "functions", "perceptron", "nested blocks"],

@@ -100,9 +100,10 @@ def test_branches_hold_their_own_weights(made: Made) -> None:
         assert all(set(node.input[1:]) <= names for node in graph.node if node.op_type == "Conv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
-    [{"router": "image"}, pytest.param({"router": "argmax", "heads": "own"}, marks=pytest.mark.slow)],
+    [{"router": "image"}, {"router": "argmax", "heads": "own"}],
     ids=["image router", "argmax, own heads"],
 )
 def test_other_routers_export(layout: dict[str, str], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from compressor.errors import FileError
 from tests.faults.apart import apart, check
 from tests.faults.test_fuzz import fuzz
 
-QUICK, LONG = 60, 3000
+QUICK, LONG = 25, 3000
 _IMAGE = 1 << 20  # values of the largest image that a damaged file is run on
 
 

@@ -131,7 +131,7 @@ def check_names(canary: Path, step: int) -> None:
 
 
 def test_thousands_of_names_in_all_spellings_do_nothing(tmp_path: Path) -> None:
-    check_names(tmp_path / "canary", 5)
+    check_names(tmp_path / "canary", 15)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.runtime import Level, open_session
 from compressor.exporting.tune import tune_package
 from compressor.report.environment import device_words, versions
-from compressor.report.manifest import TUNED_MODEL, ExitFacts, Manifest, feeds_of
+from compressor.report.manifest import TUNED_MODEL, ExitFacts, Manifest, fed
 from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.settings import RouteSettings
 from compressor.vision import door as vision
@@ -127,8 +127,8 @@ def ways_of(place: Path, file: Path, each: ExitFacts, shape: tuple[int, ...]) ->
     """One exit by its flat file, by the package, and by the tuned package."""
     return {
         "flat": runner(file, {}, shape),
-        "package": runner(place / "model.onnx", feeds_of(each), shape),
-        "tuned": runner(place / TUNED_MODEL, feeds_of(each), shape),
+        "package": runner(place / "model.onnx", fed(each.feeds), shape),
+        "tuned": runner(place / TUNED_MODEL, fed(each.feeds), shape),
     }
 
 
@@ -155,7 +155,7 @@ def detach(scratch: Path, rounds: int) -> dict[str, Any]:
     for each, file in zip(manifest.exits, flat):
         ways = {
             **ways_of(place, file, each, shape),
-            "least memory": runner(place / "model.onnx", feeds_of(each), shape, level="extended"),
+            "least memory": runner(place / "model.onnx", fed(each.feeds), shape, level="extended"),
         }
         rows.append({"exit": each.name, "macs": each.macs, "ms": times(ways, rounds)})
     return {

@@ -98,7 +98,7 @@ def _run(run: fx.GraphModule, flows: Sequence[Tensor], maker: StageMaker) -> tup
 
 
 def one_graph(parts: Rungs) -> Any:
-    """All models in one graph, chosen by `start`: 0, the default, is the base."""
+    """All models in one graph, chosen by the input `start`: 0 is the base."""
     import onnx
 
     body = Body()
@@ -119,9 +119,8 @@ def one_graph(parts: Rungs) -> Any:
         return level.choose(late, (own, [made]), (longer, [grown]))[0]
 
     scores = _call(body, parts.runs[-1], before(body, last), row)
-    default = onnx.numpy_helper.from_array(np.asarray(0, np.int64), START)
-    body.graph.initializer.append(default)
-    inputs = [image_info(parts.stem or parts.runs[0]), onnx.helper.make_tensor_value_info(START, default.data_type, [])]
+    start_info = onnx.helper.make_tensor_value_info(START, onnx.TensorProto.INT64, [])
+    inputs = [image_info(parts.stem or parts.runs[0]), start_info]
     return body.model(inputs, {"logits": (scores, parts.runs[-1].model.graph.output[0])})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.errors import CompressorError
 from compressor.exporting.builds import flat_name
-from compressor.exporting.forms import Cost, Exit, Form, cost_of
+from compressor.exporting.forms import THRESHOLDS, Cost, Exit, Form, cost_of
 from compressor.exporting.proof import PROOF_IMAGES, Runner, count_layers, latencies, parity
 from compressor.exporting.routed import check_mixture
 from compressor.exporting.runtime import open_session
@@ -94,7 +94,7 @@ def routing_facts(form: Form, score: Score | None, folder: Path, exits: Sequence
     """How a routed model does with its calibrated thresholds on the test images; None for others, and without them."""
     if not isinstance(form.module, Routed) or score is None:
         return None
-    run = Runner(open_session(folder / MODEL), {})
+    run = Runner(open_session(folder / MODEL), {THRESHOLDS: form.module.thresholds.numpy()})
     left = np.zeros(len(exits), np.int64)
 
     def scores(batch: Array) -> Array:

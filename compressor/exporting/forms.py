@@ -55,7 +55,7 @@ class Form:
     kind: str  # "compact", "detachable", "nested" or "routed"
     module: nn.Module
     exits: tuple[Exit, ...]
-    choice: dict[str, Any] | None = None  # the input that chooses among them: its name, default and meaning
+    choice: dict[str, Any] | None = None  # the input that chooses among them: its name, meaning, value if none is asked
 
     def __post_init__(self) -> None:
         assert [each.number for each in self.exits] == list(range(len(self.exits)))

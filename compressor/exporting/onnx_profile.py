@@ -7,7 +7,7 @@ from typing import Any
 
 from compressor.files.limits import LARGEST_GIB, apart
 from compressor.report.cost import LayerCost, Profile
-from compressor.report.manifest import feeds_of, manifest_inside, packaged
+from compressor.report.manifest import fed, manifest_inside, packaged
 
 
 def profile_onnx(
@@ -36,7 +36,7 @@ def profile_onnx(
     if latency:
         from compressor.exporting.latency import onnx_latency  # torch takes seconds to import
 
-        timing = onnx_latency(file, tuple(found["input_shape"]), feeds_of(facts) if facts else {}, most_gib)
+        timing = onnx_latency(file, tuple(found["input_shape"]), fed(facts.feeds) if facts else {}, most_gib)
         timings = {"torch": None, "onnxruntime": timing}
         reasons["latency_ms.torch"] = "an .onnx file runs on ONNX Runtime"
     else:

@@ -65,7 +65,6 @@ class Parts:
     segments: tuple[Stage, ...]
     leaves: tuple[Stage, ...]  # scores, and with gates how sure
     plan: Stage | None  # of an image router
-    thresholds: Array
     classes: int
 
 
@@ -80,20 +79,17 @@ def parts_of(routed: Routed, images: Tensor, maker: StageMaker) -> Parts:
         segments.append(maker.make(segment, [(maps,)], ["x"], ["y"]))
         maps = outputs_of(segment, [(maps,)])[0]
         leaves.append(maker.make(leave, [(maps,)], ["x"], ["scores", "sure"] if leave.gated else ["scores"]))
-    thresholds = routed.thresholds.detach().cpu().float().numpy()
-    return Parts(tuple(segments), tuple(leaves), plan, thresholds, routed.layout.classes)
+    return Parts(tuple(segments), tuple(leaves), plan, routed.layout.classes)
 
 
 def routed_graph(parts: Parts) -> Any:
-    """The network with its router; `thresholds` is an input that has the calibrated ones as its default."""
+    """The network with its router, whose thresholds are an input."""
     import onnx
 
     builder = _Builder(parts)
     scores, ids = builder.whole()
     body = builder.body
-    default = onnx.numpy_helper.from_array(parts.thresholds, THRESHOLDS)
-    body.graph.initializer.append(default)
-    given = onnx.helper.make_tensor_value_info(THRESHOLDS, default.data_type, list(default.dims))
+    given = onnx.helper.make_tensor_value_info(THRESHOLDS, onnx.TensorProto.FLOAT, [len(parts.segments) - 1])
     like = parts.leaves[-1].model.graph.output[0]
     inputs = [image_info(parts.segments[0]), given]
     return body.model(inputs, {"logits": (scores, like), "exit": (ids, _exit_info(like))})

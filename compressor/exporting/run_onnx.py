@@ -70,11 +70,12 @@ def prepared(path: str) -> np.ndarray:
 
 def classify(path: str, leaving: int | None = None) -> list[tuple[str, float]]:
     """The names and probabilities of the classes, the likeliest first. Raises ValueError for what does not fit."""
-    exits = about()["exits"]
+    exits, choice = about()["exits"], about()["choice"]
     if leaving is not None and not 0 <= leaving < len(exits):
         raise ValueError(f"there is no exit {leaving}: the package has " + ", ".join(str(n) for n in range(len(exits))))
     feeds = {"input": prepared(path)[None]}
-    for name, value in ({} if leaving is None else exits[leaving]["feeds"]).items():
+    unasked = {} if choice is None else {choice["input"]: choice["default"]}
+    for name, value in (unasked if leaving is None else exits[leaving]["feeds"]).items():
         feeds[name] = np.asarray(value, np.int64 if isinstance(value, int) else np.float32)
     scores = session().run(None, feeds)[0][0]
     shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()

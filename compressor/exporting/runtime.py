@@ -13,7 +13,7 @@ from compressor.errors import CompressorError, FileError, first_line, shown
 from compressor.exporting.outside import take_in
 from compressor.files.limits import LARGEST_GIB, allow, apart
 from compressor.loading.content import Content, recognise
-from compressor.report.manifest import MANIFEST, MODEL, TUNED_MODEL, Array
+from compressor.report.manifest import MANIFEST, MODEL, TUNED_MODEL, Array, manifest_inside
 
 # ONNX Runtime's names of element types, as far as a model's input may have them.
 _DTYPES = {
@@ -45,8 +45,8 @@ def onnx_at(path: str | None, most_gib: float = LARGEST_GIB) -> Path | None:
 class OnnxModel:
     """An .onnx image classifier with one input, called with a batch of images.
 
-    A graph that was exported for one fixed batch size is fed in pieces of that size, the last one filled up. Inputs
-    with a default (which exit of a package) may be given as `feeds`.
+    A graph that was exported for one fixed batch size is fed in pieces of that size, the last one filled up. The input
+    of a package that chooses an exit has what its manifest says, or what `feeds` give.
 
     The file is first tried on one image in a process of its own with limited means; what is opened here is the copy
     that was tried. With `own` it is a file that this process wrote, opened as it is; `named` is what messages call it.
@@ -77,9 +77,9 @@ class OnnxModel:
         else:
             with private_copy(self.path, most_gib) as copy:
                 self.session = open_session(copy, threads=threads, named=self.path)
-        self.feeds = dict(feeds or {})
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
-        inputs = self.session.get_inputs()
+        self.feeds = {**_default(self.session, str(self.path)), **(feeds or {})}
+        inputs = [entry for entry in self.session.get_inputs() if entry.name not in self.feeds]
         if len(inputs) != 1:
             names = ", ".join(shown(entry.name, 40) for entry in inputs[:8]) or "none"
             raise FileError(f"{self.path} takes {len(inputs)} inputs ({names}); only files with one input can be run")
@@ -136,7 +136,7 @@ def tried(source: str, folder: str, most_gib: float) -> str:
     taken = take_in(Path(source), Path(folder), most_gib)
     allow(seconds=SECONDS)
     session = open_session(taken.copy, threads=1, named=Path(source))
-    image = _any_image(session)
+    image = _any_image(session, source)
     if image is not None:
         allow(seconds=SECONDS)
         try:
@@ -146,16 +146,27 @@ def tried(source: str, folder: str, most_gib: float) -> str:
     return str(taken.copy)
 
 
-def _any_image(session: Any) -> dict[str, Array] | None:
-    """Random numbers for the input, a batch of one where it is free; None where there are several inputs, or another
-    size is left open."""
-    entry, *others = session.get_inputs() or [None]
+def _any_image(session: Any, source: str) -> dict[str, Array] | None:
+    """Random numbers for the input, a batch of one where it is free, and of a package what chooses an exit; None where
+    there are several inputs, or another size is left open."""
+    default = _default(session, source)
+    entry, *others = [each for each in session.get_inputs() if each.name not in default] or [None]
     if entry is None or others or entry.type not in _DTYPES:
         return None
     sizes = [1 if not place and not isinstance(size, int) else size for place, size in enumerate(entry.shape)]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return None
-    return {entry.name: np.random.default_rng(0).standard_normal(sizes, np.float32).astype(_DTYPES[entry.type])}
+    return {
+        entry.name: np.random.default_rng(0).standard_normal(sizes, np.float32).astype(_DTYPES[entry.type]),
+        **default,
+    }
+
+
+def _default(session: Any, where: str) -> dict[str, Array]:
+    """What a package's manifest gives its graph besides the images. Raises FileError for a damaged manifest."""
+    manifest = manifest_inside(session.get_modelmeta().custom_metadata_map, where)
+    taken = {entry.name for entry in session.get_inputs()}
+    return {} if manifest is None else {name: value for name, value in manifest.default.items() if name in taken}
 
 
 def noise(shape: Sequence[int]) -> Array:

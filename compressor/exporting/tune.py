@@ -32,7 +32,7 @@ from compressor.report.manifest import (
     WEIGHTS,
     Array,
     Manifest,
-    feeds_of,
+    fed,
     file_facts,
 )
 
@@ -123,7 +123,7 @@ def _compare(place: Path, staging: Path, manifest: Manifest, threads: int) -> No
     """Outputs and executed convolutions, for each exit and for what the graph does unasked."""
     images, files = _images(manifest, _IMAGES), (place / MODEL, staging / TUNED_MODEL)
     sessions = [open_session(file, threads=threads) for file in files]
-    for feeds in ({}, *map(feeds_of, manifest.exits)):
+    for feeds in (manifest.default, *(fed(each.feeds) for each in manifest.exits)):
         for batch in (images[:1], images):
             before, after = (Runner(session, feeds)(batch) for session in sessions)
             _, relative = largest_difference(before, after)
@@ -149,7 +149,7 @@ def _facts(place: Path, staging: Path, manifest: Manifest, threads: int | None) 
     sessions = [open_session(file, threads=threads) for file in (place / MODEL, staging / TUNED_MODEL)]
     rows = []
     for each in manifest.exits:
-        runs = [partial(Runner(session, feeds_of(each)), image) for session in sessions]
+        runs = [partial(Runner(session, fed(each.feeds)), image) for session in sessions]
         found = [[measure(run, threads=threads, seconds=0.2).median for run in runs] for _ in range(_ROUNDS)]
         rows.append([min(times) for times in zip(*found)])
     return {**facts, "portable_ms": [row[0] for row in rows], "latency_ms": [row[1] for row in rows]}

@@ -99,6 +99,11 @@ class Manifest:
         """What it says of the model."""
         return Card(self.classes, _preparation(self.input), self.history)
 
+    @property
+    def default(self) -> dict[str, Array]:
+        """The inputs of the graph besides the images, as they are where no exit is asked for."""
+        return {} if self.choice is None else fed({self.choice["input"]: self.choice["default"]})
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, as it is written."""
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
@@ -140,14 +145,16 @@ def manifest_from(held: Any, where: str) -> Manifest:
         known = {key: held[key] for key in (each.name for each in fields(Manifest)) if key in held}
         exits = tuple(ExitFacts(**each) for each in known.pop("exits"))
         for each in exits:
-            feeds_of(each), int(each.macs), int(each.params)
+            fed(each.feeds), int(each.macs), int(each.params)
         files = {str(name): dict(facts) for name, facts in known.pop("files").items()}
         for facts in files.values():
             int(facts["bytes"]), str(facts["sha256"])
         classes = None if known.pop("classes") is None else tuple(map(str, held["classes"]))
         known["input"] = _input(held["input"])
         known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
-        return Manifest(**known, exits=exits, files=files, classes=classes)
+        manifest = Manifest(**known, exits=exits, files=files, classes=classes)
+        fed(manifest.default)
+        return manifest
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         reason = shown(f"{type(error).__name__}: {error}")
         raise FileError(f"{where} is damaged ({reason}): export the package again") from error
@@ -222,11 +229,10 @@ def packaged(manifest: Manifest | None, number: int, path: Path) -> ExitFacts:
     return chosen(manifest.exits, number)
 
 
-def feeds_of(leaving: ExitFacts) -> dict[str, Array]:
-    """The inputs that choose an exit, as ONNX Runtime takes them."""
+def fed(values: Mapping[str, Any]) -> dict[str, Array]:
+    """The inputs that choose an exit, from plain data to what a runtime takes: whole numbers int64, others float32."""
     return {
-        name: np.asarray(value, np.int64 if isinstance(value, int) else np.float32)
-        for name, value in leaving.feeds.items()
+        name: np.asarray(value, np.int64 if isinstance(value, int) else np.float32) for name, value in values.items()
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from compressor.errors import UsageError
 from compressor.exporting.runtime import OnnxModel, onnx_at
-from compressor.report.manifest import card_inside, feeds_of, manifest_inside, packaged
+from compressor.report.manifest import card_inside, fed, manifest_inside, packaged
 from compressor.runs.looking import EvaluateJob
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import class_numbers, open_subject, unsaid
@@ -55,7 +55,7 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
     model = OnnxModel(path, most_gib=job.model.max_size)
     manifest = manifest_inside(model.metadata, str(path))
     if job.exit is not None:
-        model.feeds = feeds_of(packaged(manifest, job.exit, path))
+        model.feeds = fed(packaged(manifest, job.exit, path).feeds)
     shape = job.model.input or tuple(size for size in model.input_shape if size is not None)
     whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
     card = card_inside(model.metadata, str(path))

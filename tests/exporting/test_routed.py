@@ -41,17 +41,21 @@ def test_every_image_leaves_where_it_does_in_torch(made: Made) -> None:
     with torch.no_grad():
         scores, depths = model.route(X)
     assert len(set(depths.tolist())) > 1, "the images part"
-    session = open_session(folder / "model.onnx")
+    session, default = open_session(folder / "model.onnx"), model.thresholds.numpy()
     for chosen in (slice(None), slice(0, 1), slice(3, 5)):
-        got = session.run(None, {"input": X[chosen].numpy()})
+        got = session.run(None, {"input": X[chosen].numpy(), "thresholds": default})
         np.testing.assert_array_equal(got[1], depths[chosen])
         np.testing.assert_allclose(got[0], scores[chosen], rtol=1e-4, atol=1e-5)
 
 
-def test_thresholds_are_an_input_with_the_calibrated_ones_as_default(made: Made) -> None:
+def test_thresholds_are_an_input_and_the_manifest_holds_the_calibrated_ones(made: Made) -> None:
     folder, manifest, model = made
-    assert manifest.choice["input"] == "thresholds"
-    np.testing.assert_allclose(manifest.choice["default"], model.thresholds)
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    assert [entry.name for entry in graph.input] == ["input", "thresholds"]
+    assert "thresholds" not in {tensor.name for tensor in graph.initializer}, "some runtimes make a constant of it"
+    np.testing.assert_allclose(manifest.default["thresholds"], model.thresholds)
+    with torch.no_grad():
+        np.testing.assert_allclose(OnnxModel(folder / "model.onnx")(X.numpy()), model.route(X)[0], rtol=1e-4, atol=1e-5)
     for depth in range(model.depths):
         feeds = {"input": X.numpy(), "thresholds": forced(model.depths, depth)}
         assert (open_session(folder / "model.onnx").run(None, feeds)[1] == depth).all()
@@ -112,7 +116,8 @@ def test_other_routers_export(layout: dict[str, str], tmp_path: Path) -> None:
         sure = model.router.suffices(X).sort(0).values
     model.set_threshold_(sure[5:7].mean(0).tolist())  # between two images, since rounding may turn one that is on it
     export_package(model, X[:1], tmp_path / "net", evidence=Evidence(X), settings=PackageSettings(latency=False))
-    got = open_session(tmp_path / "net" / "model.onnx").run(None, {"input": X.numpy()})
+    feeds = {"input": X.numpy(), "thresholds": model.thresholds.numpy()}
+    got = open_session(tmp_path / "net" / "model.onnx").run(None, feeds)
     with torch.no_grad():
         scores, depths = model.route(X)
     np.testing.assert_array_equal(got[1], depths)

@@ -23,7 +23,7 @@ from compressor.exporting.tune import tune_package
 from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import verify_package
 from compressor.exporting.weights import graphs_in
-from compressor.report.manifest import Manifest, feeds_of
+from compressor.report.manifest import Manifest, fed
 from tests.exits.nets import detachable, images
 from tests.exporting.nets import trained
 
@@ -72,9 +72,11 @@ def test_every_exit_gives_the_same_at_the_same_work(made: tuple[Path, Manifest])
     folder, manifest = made
     x = images(count=3).numpy()
     for each in manifest.exits:
-        before, after = (OnnxModel(folder / name, feeds=feeds_of(each))(x) for name in ("model.onnx", "model.cpu.onnx"))
+        before, after = (
+            OnnxModel(folder / name, feeds=fed(each.feeds))(x) for name in ("model.onnx", "model.cpu.onnx")
+        )
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
-        ran = executed(folder / "model.cpu.onnx", feeds_of(each), x[:1])
+        ran = executed(folder / "model.cpu.onnx", fed(each.feeds), x[:1])
         assert sum(count for name, count in ran.items() if "Conv" in name) == each.convolutions
 
 

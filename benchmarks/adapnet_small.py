@@ -30,7 +30,6 @@ from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import silent
 from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import Plan, Prune, operate_
-from compressor.training.batching import steps_per_epoch
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
@@ -116,7 +115,7 @@ def _adapnet(trial: Trial, model: nn.Module) -> tuple[nn.Module, Periods, int]:
     method = AdapNet(
         trial.settings,
         classes=len(data.classes),
-        steps_per_epoch=steps_per_epoch(data, phases.training),
+        steps_per_epoch=data.steps(phases.training),
         seed=trial.training.seed,
     )
     guard = Guard(trial.goals.undo_drop, lambda: evaluate(model, data.validation, data).top1)

@@ -27,7 +27,6 @@ from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import PeriodEvent
 from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import operate_
-from compressor.training.batching import batches, steps_per_epoch
 from compressor.training.data import Data, with_input_shape
 from compressor.training.evaluate import evaluating
 from compressor.training.events import EpochEvent
@@ -207,7 +206,7 @@ def _one(
     method = AdapNet(
         settings,
         classes=len(data.classes),
-        steps_per_epoch=steps_per_epoch(data, phases.training),
+        steps_per_epoch=data.steps(phases.training),
         seed=training.seed,
     )
 
@@ -248,7 +247,7 @@ def _top(model: nn.Module, data: Data) -> tuple[float, float]:
     """Top-1 and top-2 on the test set."""
     first = second = 0
     with evaluating(model), torch.no_grad():
-        for x, y in batches(data.test, data, device=device_of(model)):
+        for x, y in data.passing(data.test, device=device_of(model)):
             hits = model(x).topk(2, dim=1).indices == y[:, None]
             first += int(hits[:, 0].sum())
             second += int(hits.sum())

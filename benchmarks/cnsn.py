@@ -121,7 +121,7 @@ def measure(name: str, data: Data, bn: str, scale: Scale, seed: int, device: str
     count = {"none": 0, "base": 1, "all": model.exits + 1}[alone]
     learners = [copy.deepcopy(learner) for learner in model.learners()[:count]]
     costs = list(model_costs(model, torch.zeros(1, *data.input_shape), profile))
-    step, _ = training_of(model, settings, training)
+    step, _ = training_of(model, settings, training, data)
     start = time.perf_counter()
     fit(model, data, training, step=step, on_event=_show)
     row = {

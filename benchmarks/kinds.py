@@ -32,7 +32,6 @@ from compressor.pruning.oneshot import decide, rank, sensitivity
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.oneshot import apply_plan_
 from compressor.surgery import Plan, Prune, operate_
-from compressor.training.batching import drawn_batches, examples
 from compressor.training.data import Data, open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
@@ -251,7 +250,7 @@ def measure(build: Callable[[], nn.Module], data: Data, epochs: int) -> dict[str
     fit(dense, data, TrainSettings(epochs=epochs, device="cpu", evaluate_every=0, schedule="cosine"))
     dense.eval()
     example = torch.zeros(1, *data.input_shape)
-    inputs = [x for x, _ in drawn_batches(data, 512, 0, torch.device("cpu"))]
+    inputs = [x for x, _ in data.drawn(data.train, 512, 0, torch.device("cpu"))]
     channels = capture(dense, example)
 
     def top1(model: nn.Module) -> float:
@@ -275,7 +274,7 @@ def measure(build: Callable[[], nn.Module], data: Data, epochs: int) -> dict[str
         "as_cut_l1": top1(cut(by_weights)),
         "without_data_l1": top1(cut(by_weights, synthetic=True)),
     }
-    predicted, found = _moved(dense, channels, example, inputs[: INPUTS // 128], examples(data.test, data, 512))
+    predicted, found = _moved(dense, channels, example, inputs[: INPUTS // 128], data.examples(data.test, 512))
     return row | {
         "spearman": float(scipy.stats.spearmanr(predicted, found).statistic),
         "groups": len(channels.free),

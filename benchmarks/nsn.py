@@ -99,7 +99,7 @@ def measure(name: str, spec: str, layers: int, scale: Scale, seed: int, device: 
     training = falling("nsn", replace(NSN, epochs=scale.epochs, seed=seed, device=device))
     training = replace(training, evaluate_every=0, log_seconds=30.0)
     model = _nested(layers, scale, seed, settings).to(choose_device(device))
-    step, optimizer = training_of(model, settings, training)
+    step, optimizer = training_of(model, settings, training, data)
     start = time.perf_counter()
     fit(model, data, training, step=step, optimizer=optimizer, on_event=_show)
     seconds = time.perf_counter() - start

@@ -13,7 +13,6 @@ from compressor.graph.tensors import device_of
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.phases import Phases
-from compressor.training.batching import drawn_batches
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
 from compressor.training.loop import fit
@@ -66,11 +65,13 @@ class Case:
 
     def distilling(self) -> Step:
         """The step of `--distill`, with the start as the teacher."""
-        return distilling(copy.deepcopy(self.start), DistillSettings())
+        return distilling(copy.deepcopy(self.start), DistillSettings(), self.data)
 
     def score_batches(self) -> list[tuple[Tensor, Tensor]]:
         """The random training images, not augmented, that both Taylor scores look at."""
-        return drawn_batches(self.data, PruneSettings.score_images, self.training.seed, device_of(self.start))
+        return list(
+            self.data.drawn(self.data.train, PruneSettings.score_images, self.training.seed, device_of(self.start))
+        )
 
 
 @dataclass

@@ -15,7 +15,6 @@ from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import silent
 from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import operate_
-from compressor.training.batching import steps_per_epoch
 from compressor.training.recalibrate import recalibrate_
 from compressor.training.settings import DistillSettings
 
@@ -29,7 +28,7 @@ def adapnet(case: Case, share: float, *, distill: bool = False) -> Outcome:
     model, data = copy.deepcopy(case.start), case.data
     goals = GoalSettings(target_macs=share)
     whole, phases = capture(model, case.example), case.phases(0)
-    steps = steps_per_epoch(data, phases.training)
+    steps = data.steps(phases.training)
     method = AdapNet(case.settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.training.seed)
     periods = Periods(model, whole, method, Target.of(goals, whole), Guard(None, lambda: 0.0), silent)
     training = TrainingPhases(model, data, periods, phases, DistillSettings(distill), trained=True)

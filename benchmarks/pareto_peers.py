@@ -14,7 +14,7 @@ from torch_pruning.pruner.importance import GroupMagnitudeImportance, MagnitudeI
 
 from benchmarks.pareto_case import Arm, Case, Outcome
 from compressor.training.evaluate import evaluating
-from compressor.training.loop import cross_entropy
+from compressor.training.loop import plain
 from compressor.training.microbatches import Step
 from compressor.training.recalibrate import recalibrate_
 
@@ -49,7 +49,7 @@ def group_norm(case: Case, share: float) -> Outcome:
         GroupNormPruner, case, lambda: GroupMagnitudeImportance(p=2, normalizer="max"), global_pruning=True, reg=SPARSE
     )
     sparse = case.settings.max_epochs
-    case.train_(model, 0, sparse, regularised(cross_entropy(), make(model, 0.0)))
+    case.train_(model, 0, sparse, regularised(plain(case.data), make(model, 0.0)))
     return _cut_and_train(case, model, share, make, sparse)
 
 

@@ -30,11 +30,10 @@ from compressor.runs.settings import FINETUNE, GoalSettings
 from compressor.runs.stages import silent
 from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import Plan, Prune, operate_
-from compressor.training.batching import drawn_batches, steps_per_epoch
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
 from compressor.training.evaluate import evaluating
-from compressor.training.loop import cross_entropy, fit
+from compressor.training.loop import fit, plain
 from compressor.training.microbatches import Step
 from compressor.training.recalibrate import recalibrate_
 from compressor.training.settings import DistillSettings, TrainSettings
@@ -62,7 +61,9 @@ class Case:
 
     def step(self) -> Step:
         """What one batch does: cross-entropy, and where it is asked for the start's scores beside the labels."""
-        return distilling(copy.deepcopy(self.start), self.distill) if self.distill.distill else cross_entropy()
+        return (
+            distilling(copy.deepcopy(self.start), self.distill, self.data) if self.distill.distill else plain(self.data)
+        )
 
     def train_(self, model: nn.Module, epochs: int, first: int = 0, step: Step | None = None) -> None:
         """So many epochs, with a rate that falls along a cosine where they are the last ones."""
@@ -72,7 +73,7 @@ class Case:
 
     def images(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """Random training images, not augmented, with labels."""
-        return drawn_batches(self.data, count, self.seed, device_of(self.start))
+        return list(self.data.drawn(self.data.train, count, self.seed, device_of(self.start)))
 
     def inputs(self) -> list[Tensor]:
         """What reconstruction looks at."""
@@ -124,7 +125,7 @@ def adapnet(case: Case, share: float) -> Outcome:
     settings = replace(TRAINED, startup_epochs=0, finetune_epochs=0, max_epochs=case.epochs - 1)
     phases = Phases.of(settings, case.training, trained=True)
     goals, channels = GoalSettings(target_macs=share), capture(model, case.example)
-    steps = steps_per_epoch(data, phases.training)
+    steps = data.steps(phases.training)
     method = AdapNet(settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.seed)
     periods = Periods(model, channels, method, Target.of(goals, channels), Guard(None, lambda: 0.0), silent)
     training = TrainingPhases(model, data, periods, phases, case.distill, trained=True)

@@ -46,7 +46,6 @@ from compressor.routing.phases import Taught, Teacher, top1_at_labels
 from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings, every_unit, paper
 from compressor.routing.timing import time_images
-from compressor.training.batching import examples
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
@@ -267,7 +266,7 @@ def _between(points: list[Point], macs: float) -> float | None:
 
 def _latency(whole: nn.Module, routed: Routed, chosen: Point, data: Data, count: int) -> dict[str, Any]:
     """Mean milliseconds of single test images: the unrouted network, and the routed one at three thresholds."""
-    images = examples(data.test, data, count)
+    images = data.examples(data.test, count)
     settings = {"cheapest": -1.0, "chosen": chosen.setting, "all layers": 2.0}
     networks: dict[str, nn.Module] = {"unrouted": whole.cpu().eval()}
     for name, threshold in settings.items():

@@ -36,7 +36,6 @@ from compressor.runs.phases import Phases
 from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import silent
 from compressor.runs.training_phases import TrainingPhases
-from compressor.training.batching import train_batches
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
@@ -150,7 +149,7 @@ def measure(data: Data, device: torch.device, rounds: int, workers: int) -> dict
     width = 0.25 if device.type == "cpu" else 1.0
     settings = TrainSettings(epochs=1, evaluate_every=0, augment="crop+flip", device=str(device))
     start = vgg11.build(len(data.classes), data.input_shape[0], width).to(device)
-    ready = list(train_batches(data, replace(settings, augment="none"), 0, 0, device))
+    ready = list(data.training(replace(settings, augment="none"), 0, 0, device))
     loops: dict[str, Callable[[nn.Module], Any]] = {
         "ours": lambda model: ours(model, data, settings),
         "plain": lambda model: plain(model, data, settings, workers),

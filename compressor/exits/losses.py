@@ -3,24 +3,27 @@
 Reference: Fuengfusin and Tamukoh, "Convolutional Network with Sub-Networks", section 2.3, equation 1.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 from compressor.errors import UsageError
 from compressor.exits.settings import DetachSettings
-from compressor.training.evaluate import first_output
-from compressor.training.loop import AUXILIARY_WEIGHT, backward
+from compressor.training.loop import backward
 from compressor.training.microbatches import Step
+from compressor.training.task import Task
 
 
-def multi_model_step(exits: int, settings: DetachSettings | None = None, label_smoothing: float = 0.0) -> Step:
-    """The step that trains a base and its `exits` sub-models together.
+def multi_model_step(
+    task: Task, exits: int, settings: DetachSettings | None = None, label_smoothing: float = 0.0
+) -> Step:
+    """The step that trains a base and its `exits` sub-models together, each by the task's loss.
 
     The losses are back-propagated one after another into the same gradients, which gives those of their sum while the
     activations of one model at a time are held. The loss it returns is the sum, the right answers are the base's.
-    Beyond the paper: `loss_weights`, and `distill`, which lets sub-models follow the base's scores on the same batch
-    (Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", section 2).
+    Beyond the paper: `loss_weights`, and `distill`, which lets sub-models follow the base's outputs on the same batch.
 
     Raises UsageError for weights of another number and for a share of distillation outside 0..1.
     """
@@ -37,35 +40,32 @@ def multi_model_step(exits: int, settings: DetachSettings | None = None, label_s
             f"{settings.distill_temperature:g} and has to be above 0"
         )
 
-    def step(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        total = torch.zeros((), device=x.device)
-        right = torch.zeros((), dtype=torch.int64, device=x.device)
-        teacher: Tensor | None = None
+    def step(model: nn.Module, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
+        losses, right, wanted = [], None, None
         for exit, weight in enumerate(weights):
-            outputs = model(x, exit=exit)
-            scores = first_output(outputs).float()
-            loss = functional.cross_entropy(scores, y, label_smoothing=label_smoothing)
+            way = AtExit(model, exit)
+            loss, counted = task.loss(way, x, y, label_smoothing)
             if exit == 0:
-                right = (scores.detach().argmax(1) == y).sum()
-                teacher = scores.detach()
-                for further in outputs[1:] if isinstance(outputs, tuple) else ():
-                    loss = loss + AUXILIARY_WEIGHT * functional.cross_entropy(further.float(), y)
-            elif settings.distill and teacher is not None:
-                loss = torch.lerp(
-                    loss, distillation_loss(scores, teacher, settings.distill_temperature), settings.distill
-                )
+                right, wanted = counted, tree_map(lambda leaf: leaf.detach(), way.gave)
+            elif settings.distill:
+                imitation = task.imitation(way.gave, wanted, settings.distill_temperature)
+                loss = torch.lerp(loss, imitation, settings.distill)
             backward(weight * loss)
-            total = total + weight * loss.detach()
-        return total, right
+            losses.append(weight * loss.detach())
+        return torch.stack(losses).sum(), right
 
     return step
 
 
-def distillation_loss(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Divergence of a model's softened scores from a teacher's, both `(batch, classes)`, in nats.
+class AtExit:
+    """One model of a network that has several, as a loss calls it; `gave` is what it gave last."""
 
-    Times the temperature's square, so that its gradients weigh as much as those of the labels.
-    """
-    student = functional.log_softmax(scores / temperature, 1)
-    target = functional.log_softmax(teacher / temperature, 1)
-    return temperature**2 * functional.kl_div(student, target, reduction="batchmean", log_target=True)
+    def __init__(self, model: nn.Module, exit: int) -> None:
+        self.model, self.exit, self.gave = model, exit, None
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        self.gave = self.model(*arguments, exit=self.exit, **keywords)
+        return self.gave
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)

@@ -8,20 +8,21 @@ have the layer are ever seen. With one physical copy there is nothing to copy, a
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from compressor.exits.losses import AtExit
 from compressor.exits.nested import Nested, Stack
 from compressor.exits.settings import DetachSettings
-from compressor.training.evaluate import first_output
 from compressor.training.microbatches import Step
+from compressor.training.task import Task
 
 Shares = dict[nn.Parameter, float]
 
 
-def shared_gradient_step(model: Nested, settings: DetachSettings | None = None) -> Step:
+def shared_gradient_step(task: Task, model: Nested, settings: DetachSettings | None = None) -> Step:
     """The step that trains a base and its sub-models; returns the sum of their losses and the base's right answers.
 
     The L2 penalty is on the base's weights alone: `l2` times the weight is added to the base's gradient.
@@ -29,15 +30,13 @@ def shared_gradient_step(model: Nested, settings: DetachSettings | None = None) 
     shares = [gradient_shares(model, exit) for exit in range(model.exits + 1)]
     penalty = l2_of(model, settings or DetachSettings())
 
-    def step(running: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        total = torch.zeros((), device=x.device)
-        right = torch.zeros((), dtype=torch.int64, device=x.device)
+    def step(running: nn.Module, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
+        losses, right = [], None
         sums: dict[nn.Parameter, Tensor] = {}
         for exit, mine in enumerate(shares):
-            scores = first_output(running(x, exit=exit)).float()
-            loss = functional.cross_entropy(scores, y)
+            loss, counted = task.loss(AtExit(running, exit), x, y)
             wanted = list(mine)
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(loss.device.type, enabled=False):
                 gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
             for parameter, gradient in zip(wanted, gradients, strict=True):
                 if gradient is None:
@@ -46,12 +45,11 @@ def shared_gradient_step(model: Nested, settings: DetachSettings | None = None) 
                     gradient = gradient.add(parameter.detach(), alpha=penalty)
                 share = gradient * mine[parameter]
                 sums[parameter] = sums[parameter].add_(share) if parameter in sums else share
-            total = total + loss.detach()
-            if exit == 0:
-                right = (scores.detach().argmax(1) == y).sum()
+            losses.append(loss.detach())
+            right = counted if exit == 0 else right
         for parameter, gradient in sums.items():
             parameter.grad = gradient
-        return total, right
+        return torch.stack(losses).sum(), right
 
     return step
 

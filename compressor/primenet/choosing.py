@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from compressor.graph.tensors import device_of
 from compressor.primenet.network import PrimeNetwork
-from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
 
@@ -16,7 +15,7 @@ def local_losses(network: PrimeNetwork, image_set: AnySet, data: Data, batch_siz
     block, device = network.stage.block, device_of(network)
     sums = {scale: torch.zeros((), dtype=torch.float64, device=device) for scale in block.scales}
     with evaluating(network), torch.no_grad():
-        for x, y in batches(image_set, data, batch_size, device):
+        for x, y in data.passing(image_set, batch_size, device):
             for scale in block.scales:
                 scores = block.heads[str(scale)](block.capsules[str(scale)](x))
                 sums[scale] += functional.cross_entropy(scores.float(), y, reduction="sum")

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from compressor.primenet.learning import LocalLearning
 from compressor.primenet.network import PrimeNetwork
-from compressor.training.loop import cross_entropy
+from compressor.training.data import cross_entropy
+from compressor.training.loop import backward
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def training_memory(network: PrimeNetwork, x: Tensor, y: Tensor) -> TrainingMemo
     def plain(scale: int) -> Callable[[], Any]:
         one = copy.deepcopy(network).train()
         one.stage.block.settle_((scale,))
-        return lambda: cross_entropy()(one, x, y)
+        return lambda: backward(cross_entropy(one, x, y)[0])
 
     return TrainingMemory(
         batch=len(x),

@@ -9,7 +9,6 @@ from compressor.report.certificate import Certificate
 from compressor.routing.costs import Costs
 from compressor.routing.curve import Point, leaving, point_at, right_at
 from compressor.routing.observing import Observation
-from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating, first_output
 
@@ -59,6 +58,6 @@ def right_of(module: nn.Module, image_set: AnySet, data: Data) -> Tensor:
     """Which images of a set a network has right, bool (images,), on the CPU and in the set's order."""
     found = []
     with evaluating(module), torch.no_grad():
-        for x, y in batches(image_set, data, device=device_of(module)):
+        for x, y in data.passing(image_set, device=device_of(module)):
             found.append((first_output(module(x)).argmax(1) == y).cpu())
     return torch.cat(found)

@@ -11,7 +11,6 @@ from torch import Tensor
 from compressor.errors import DataError
 from compressor.graph.tensors import device_of
 from compressor.routing.network import Routed
-from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
 
@@ -54,7 +53,7 @@ def activations(routed: Routed, image_set: AnySet, data: Data, maps: int = MAPS,
     """
     rows = []
     with evaluating(routed), torch.no_grad():
-        for x, _ in batches(image_set, data, batch_size, device_of(routed)):
+        for x, _ in data.passing(image_set, batch_size, device_of(routed)):
             row = torch.zeros(len(x), routed.depths, maps)
             for depth in range(routed.depths):
                 x = routed.segment(depth, x)

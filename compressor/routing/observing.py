@@ -9,7 +9,6 @@ from compressor.graph.tensors import device_of
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter, sureness
 from compressor.training import distributed
-from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
 
@@ -40,7 +39,7 @@ def _observed(routed: Routed, image_set: AnySet, data: Data, keep_seen: bool, ba
     seen: list[list[Tensor]] = []
     router = routed.router
     with evaluating(routed), torch.no_grad():
-        for x, y in batches(image_set, data, batch_size, device_of(routed)):
+        for x, y in data.passing(image_set, batch_size, device_of(routed)):
             scores, maps = routed.all_scores(x)
             right = torch.stack([each.argmax(1) == y for each in scores], 1)
             entropy = torch.stack([-sureness(each)[1][:, 2] for each in scores], 1)

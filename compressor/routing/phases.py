@@ -24,7 +24,6 @@ from compressor.routing.observing import observe
 from compressor.routing.router import Gates, ImageRouter
 from compressor.routing.settings import RouteSettings
 from compressor.training import checkpoint, distributed
-from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
 from compressor.training.events import Event, NoteEvent
@@ -225,7 +224,7 @@ def router_labels(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
 def _named(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
     named = []
     with evaluating(routed), torch.no_grad():
-        for x, _ in batches(image_set, data, device=device_of(routed)):
+        for x, _ in data.passing(image_set, device=device_of(routed)):
             named.append(routed.router(x).argmax(1).cpu())
     return torch.cat(named)
 
@@ -234,7 +233,7 @@ def top1_at_labels(routed: Routed, image_set: AnySet, depths: Tensor, data: Data
     """Accuracy when every image leaves at a given depth, int64 (images,); a fraction."""
     right, done = 0, 0
     with evaluating(routed), torch.no_grad():
-        for x, y in batches(image_set, data, device=device_of(routed)):
+        for x, y in data.passing(image_set, device=device_of(routed)):
             scores = routed.scores_at(x, depths[done : done + len(x)].to(x.device))
             right += int((scores.argmax(1) == y).sum())
             done += len(x)

@@ -21,7 +21,6 @@ from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
 from compressor.runs.subject import Subject, refuse_routed
 from compressor.runs.training_phases import TrainingPhases
-from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
 
@@ -41,7 +40,7 @@ class AdaptRun(Run[AdaptJob]):
         job, subject, data, notes = self.job, self.subject, self.data, self.note
         refuse_routed(subject, "prune")
         self.phases = Phases.of(job.adapnet, job.training, trained=self._trained, fill=job.goals.fill)
-        steps = steps_per_epoch(data, self.phases.training)
+        steps = data.steps(self.phases.training)
         check_period(job.adapnet, steps)
         self.tell(Stage("finding which channels belong together"))
         channels = capture(subject.module, subject.example, keep=job.keep, also=job.also)

@@ -48,7 +48,7 @@ class DetachRun(Run[DetachJob]):
         self.model, said = cut(self.subject.module, self.subject.example, self.job.choice)
         self.note(*said, *_stored(self.model))
         if self.subject.data is not None:
-            self.step, self.optimizer = training_of(self.model, self.job.choice, self.job.training)
+            self.step, self.optimizer = training_of(self.model, self.job.choice, self.job.training, self.data)
 
     def predicted(self) -> tuple[Measurements, Measurements]:
         """What each model costs; the base stays as it is."""

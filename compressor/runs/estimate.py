@@ -13,7 +13,6 @@ from torch import nn
 from compressor.profiling.latency import BUDGET_SECONDS
 from compressor.runs.folder import RunFolder
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent
-from compressor.training.batching import easy_batch_size
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import BatchEvent, EpochEvent
@@ -125,7 +124,7 @@ def estimate(run: Any) -> Estimate:
 
 def _image_seconds(module: nn.Module, data: Data) -> float:
     """Seconds that evaluating one image takes."""
-    few = data.test.take(torch.arange(min(len(data.test), easy_batch_size(data))))
+    few = data.test.take(torch.arange(min(len(data.test), data.easy_batch_size)))
     evaluate(module, few, data)
     start = time.perf_counter()
     evaluate(module, few, data)

@@ -19,7 +19,6 @@ from compressor.report.manifest import MANIFEST, MODEL, PREPARATION, RUNNER, WEI
 from compressor.runs.looking import ExportJob
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import Subject, card_of, open_subject
-from compressor.training.batching import examples
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 
@@ -75,8 +74,8 @@ def evidence_of(subject: Subject, calibration_images: int = 0) -> Evidence:
     data = subject.data
     if data is None:
         return Evidence()
-    calibration = examples(data.train, data, calibration_images) if calibration_images else None
-    return Evidence(examples(data.validation, data, PROOF_IMAGES), calibration, partial(_top1, data))
+    calibration = data.examples(data.train, calibration_images) if calibration_images else None
+    return Evidence(data.examples(data.validation, PROOF_IMAGES), calibration, partial(_top1, data))
 
 
 def _check(job: ExportJob, path: Path, single: bool) -> None:

@@ -63,7 +63,7 @@ class Periods:
     def step(self, inner: Step, optimizer: Optimizer) -> Step:
         """`inner`, with the watch set up before the first batch of a period, also after resuming within one."""
 
-        def watched(model: nn.Module, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        def watched(model: nn.Module, x: Any, y: Any) -> Tensor | tuple[Tensor, Tensor | None]:
             if self._held is None and not self.over:
                 self._hooks.enter_context(self.method.watch(self.model, self.channels))
                 self._held = self.method.hold(self.model, self.channels, optimizer)

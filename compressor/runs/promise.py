@@ -18,7 +18,6 @@ from compressor.graph.tensors import device_of
 from compressor.report.certificate import Certificate
 from compressor.runs.settings import PromiseSettings
 from compressor.training import distributed
-from compressor.training.batching import batches
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import Predict, evaluating, first_output
 from compressor.training.sets import split_indices
@@ -71,7 +70,7 @@ def _right(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
     found = []
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     with evaluating(model), torch.no_grad():
-        for x, y in batches(image_set, data, device=device):
+        for x, y in data.passing(image_set, device=device):
             scores = first_output(model(x)) if isinstance(model, nn.Module) else torch.as_tensor(model(x.numpy()))
             found.append((scores.argmax(1) == y).cpu())
     return torch.cat(found)

@@ -132,7 +132,7 @@ class PruneRun(Run[PruneJob]):
         self.tell(NoteEvent(f"{figures}{self._seen()}"))
         if job.training.epochs == 0:
             return
-        step = step_for(subject.module, self.teacher, job.distilling, job.training)
+        step = step_for(subject.module, self.teacher, job.distilling, job.training, self.data)
         # The validation top-1 of the base alone says little of sub-models.
         candidate = top1 if step is None or self.teacher is not None else None
         self.learned(finetune_(subject, job.training, step, self.saving(phase="finetune"), self.record, candidate))

@@ -25,8 +25,7 @@ from compressor.runs.models import transformed
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
 from compressor.runs.subject import Subject, refuse_routed
-from compressor.training.batching import InputTransform
-from compressor.training.evaluate import count_outputs
+from compressor.training.data import count_outputs
 from compressor.training.events import NoteEvent
 
 MEASURED_PIXELS = 1 << 20  # of the images in the step whose memory is measured: no more, however large the batch
@@ -126,7 +125,7 @@ def _memory(subject: Subject, network: PrimeNetwork, batch_size: int) -> Trainin
     pixels = subject.data.input_shape[1] * subject.data.input_shape[2]
     count = min(batch_size, len(subject.data.train), max(2, MEASURED_PIXELS // pixels))
     images, labels = next(subject.data.train.read([torch.arange(count)], subject.device))
-    return training_memory(network, InputTransform.of(subject.data, subject.device)(images), labels)
+    return training_memory(network, subject.data.transform(subject.device)(images), labels)
 
 
 def _place_in_words(place: Place) -> str:

@@ -45,7 +45,6 @@ from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject
 from compressor.training import distributed
-from compressor.training.batching import examples
 
 _TIMED_IMAGES = 100
 
@@ -191,7 +190,7 @@ def _times(subject: Subject, whole: nn.Module) -> dict[str, dict[str, ImageTimes
     """Both networks on single test images, on torch and on ONNX Runtime where both export."""
     data, routed = subject.data, subject.module
     assert data is not None
-    images = examples(data.test, data, _TIMED_IMAGES, subject.device)
+    images = data.examples(data.test, _TIMED_IMAGES, subject.device)
     threads = torch.get_num_threads()
     wait = torch.cuda.synchronize if subject.device.type == "cuda" else None
 

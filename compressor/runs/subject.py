@@ -17,10 +17,8 @@ from compressor.routing.network import Routed
 from compressor.runs.models import open_model
 from compressor.runs.settings import ModelSettings
 from compressor.training import distributed
-from compressor.training.batching import drawn_batches, examples
 from compressor.training.class_numbers import read_class_numbers
-from compressor.training.data import Data, fit_to_model, open_data, with_input_shape, with_normalisation
-from compressor.training.evaluate import count_outputs
+from compressor.training.data import Data, count_outputs, fit_to_model, open_data, with_input_shape, with_normalisation
 from compressor.training.numerics import choose_device
 from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DataSettings
@@ -60,7 +58,7 @@ class Subject:
     @property
     def real_images(self) -> Tensor | None:
         """Some images of the validation set as the model takes them; None without data."""
-        return None if self.data is None else examples(self.data.validation, self.data, _CHECKED_IMAGES)
+        return None if self.data is None else self.data.examples(self.data.validation, _CHECKED_IMAGES)
 
 
 def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, device: str) -> Subject:
@@ -114,7 +112,7 @@ def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32
     """Random training images, not augmented, for methods that take gradients; none without data."""
     if subject.data is None:
         return ()
-    return drawn_batches(subject.data, images, seed, subject.device, batch_size)
+    return list(subject.data.drawn(subject.data.train, images, seed, subject.device, batch_size))
 
 
 def calibration_inputs(subject: Subject, seed: int) -> list[Tensor]:

@@ -18,7 +18,6 @@ from compressor.runs.stages import Stage
 from compressor.runs.subject import Subject
 from compressor.runs.tuning import finetune_, step_for, validation_top1
 from compressor.training import distributed
-from compressor.training.batching import steps_per_epoch
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.settings import DistillSettings, TrainSettings
@@ -38,7 +37,7 @@ class TrainRun(Run[TrainJob]):
     def predicted(self) -> tuple[Measurements, Measurements]:
         """Training changes no cost."""
         training = self.job.training
-        steps = steps_per_epoch(self.data, training)
+        steps = self.data.steps(training)
         self.note(f"would train for {training.epochs} epochs of {steps} steps on {len(self.data.train):,} images")
         return self.size, self.size
 
@@ -56,7 +55,7 @@ class TrainRun(Run[TrainJob]):
             return
         distill = job.distilling if isinstance(job, FinetuneJob) else DistillSettings()
         teacher = copy.deepcopy(module) if distill.distill else None
-        step = step_for(module, teacher, distill, job.training)
+        step = step_for(module, teacher, distill, job.training, self.data)
         saving = self.saving(phase=job.command.split()[1])
         if job.model.model is None:
             self.tell(Stage(f"training for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))

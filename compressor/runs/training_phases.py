@@ -14,7 +14,7 @@ from compressor.runs.stages import Stage
 from compressor.training import checkpoint
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
-from compressor.training.loop import cross_entropy, fit
+from compressor.training.loop import fit, plain
 from compressor.training.microbatches import Step
 from compressor.training.schedule import make_optimizer
 from compressor.training.settings import DistillSettings, TrainSettings
@@ -47,7 +47,7 @@ class TrainingPhases:
                     "or --startup-epochs"
                 )
             self.teacher = copy.deepcopy(model)
-            self._distil = distilling(self.teacher, distill)
+            self._distil = distilling(self.teacher, distill, data)
 
     def run(
         self, folder: Path | None = None, on_event: Callable[[Any], None] | None = None, *, resume: bool = False
@@ -80,7 +80,7 @@ class TrainingPhases:
             ended = self._close(phase, history)
 
     def _step(self, phase: Phase, settings: TrainSettings) -> Step:
-        step = cross_entropy(settings.label_smoothing)
+        step = plain(self.data, settings.label_smoothing)
         if self.teacher is not None and phase != "startup":
             step = self._distil
         return self.periods.step(step, self.optimizer) if phase == "periods" else step

@@ -18,6 +18,7 @@ from compressor.training.loop import fit
 from compressor.training.microbatches import Step
 from compressor.training.settings import DistillSettings, TrainSettings
 from compressor.training.state import History, Saving
+from compressor.training.task import Task
 
 
 def finetune_(
@@ -45,7 +46,7 @@ def finetune_(
 
 
 def step_for(
-    module: nn.Module, teacher: nn.Module | None, settings: DistillSettings, training: TrainSettings
+    module: nn.Module, teacher: nn.Module | None, settings: DistillSettings, training: TrainSettings, task: Task
 ) -> Step | None:
     """What one batch does: follow the teacher beside the labels, train all exits of a detachable network, or (None)
     cross-entropy alone.
@@ -53,12 +54,12 @@ def step_for(
     Raises:
         UsageError: a detachable network is to be distilled, or a setting is out of its range.
     """
-    own = step_of(module, training.label_smoothing)
+    own = step_of(module, task, training.label_smoothing)
     if teacher is None or not settings.distill:
         return own
     if own is not None:
         raise UsageError("a network with sub-models has losses of its own: leave out distill")
-    return distilling(teacher, settings)
+    return distilling(teacher, settings, task)
 
 
 def validation_top1(subject: Subject) -> float:

@@ -1,19 +1,29 @@
 """Opening a data set by its spec, `digits` or `cifar10:DIR`, and fitting it to a model."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
 
-from compressor.errors import DataError, UsageError, did_you_mean
-from compressor.training import named_sets
+from compressor.errors import DataError, ModelError, UsageError, did_you_mean
+from compressor.graph.tensors import device_of
+from compressor.training import distributed, named_sets
+from compressor.training.augment import choose_augmentation
+from compressor.training.batching import InputTransform
+from compressor.training.evaluate import evaluating, first_output, modes_kept
 from compressor.training.folders import open_splits, scan
+from compressor.training.randomness import generator
 from compressor.training.resizing import describe_fit, preparation_for
-from compressor.training.sets import ImageSet, split_indices
-from compressor.training.settings import NAMED_SETS, SPECS, DataSettings
+from compressor.training.sets import Draws, ImageSet, split_indices
+from compressor.training.settings import NAMED_SETS, SPECS, DataSettings, TrainSettings
 from compressor.training.streaming import FolderSet
+from compressor.training.task import Model, Pair, Task
 from compressor.vision.preparation import Preparation
 
 AnySet = ImageSet | FolderSet
@@ -22,9 +32,17 @@ AnySet = ImageSet | FolderSet
 PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+# Weight of every further output in training, such as GoogLeNet's two (Szegedy et al. 2015, section 5).
+AUXILIARY_WEIGHT = 0.3
+
+
 @dataclass(frozen=True, eq=False)
-class Data:
-    """A data set in three parts: train to learn from, validation for every decision, test for the final number."""
+class Data(Task):
+    """Labelled images and the task of classifying them: train to learn from, validation for every decision, test for
+    the final number."""
+
+    figures = ("top1", "loss")
+    unit = "images"
 
     name: str  # the spec
     train: AnySet
@@ -37,15 +55,139 @@ class Data:
     notes: list[str]  # lines to tell the user: what was resized, split, left out
     problems: list[tuple[str, str]]  # (path, reason) of images left out; grows while a large folder is being read
 
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Of each channel, in 0..1."""
-        return self.preparation.mean
+    def transform(self, device: torch.device, channels_last: bool = False) -> InputTransform:
+        """What makes stored images into the network's inputs."""
+        return InputTransform.of(self.input_shape, self.preparation, device, channels_last)
+
+    def steps(self, settings: TrainSettings) -> int:
+        """As in `Task`. Raises UsageError for a batch size below 1 for each process."""
+        if settings.batch_size < 1:
+            raise UsageError(f"batch_size={settings.batch_size} must be at least 1")
+        if min(settings.batch_size, len(self.train)) < distributed.size():
+            raise UsageError(
+                f"{distributed.size()} processes share every batch: give a larger --batch-size, or start fewer"
+            )
+        return max(1, len(self.train) // settings.batch_size)
+
+    def training(self, settings: TrainSettings, epoch: int, start: int, device: torch.device) -> Iterator[Pair]:
+        """As in `Task`, shuffled and augmented.
+
+        A last batch that is not full is left out (other images each epoch), unless it is the only one.
+        """
+        augmentation = choose_augmentation(settings.augment, self.suits, settings.crop_padding)
+        order = _order(self.train, settings.seed, "order", epoch)
+        indices = order.split(settings.batch_size)[: self.steps(settings)]
+        draws = Draws(augmentation, settings.seed, epoch, start, distributed.own_part)
+        prepare = self.transform(device, settings.channels_last)
+        for images, labels in self.train.read(indices[start:], device, draws):
+            yield prepare(images), labels
+
+    def passing(
+        self,
+        part: AnySet,
+        batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As in `Task`: float `(batch, *input_shape)` and labels; without a batch size it is `easy_batch_size`."""
+        return self._read(part, torch.arange(len(part)), batch_size or self.easy_batch_size, device, channels_last)
+
+    def drawn(
+        self, part: AnySet, count: int, seed: int, device: torch.device, batch_size: int = 128
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As in `Task`."""
+        return self._read(part, _order(part, seed, "score")[:count], batch_size, device)
+
+    def alike(
+        self, part: AnySet, batches: int, batch_size: int | None, seed: int, device: torch.device
+    ) -> Iterator[Pair]:
+        """As in `Task`."""
+        size = min(batch_size or self.easy_batch_size, len(part))
+        count = min(batches, len(part) // size) * size
+        return self._read(part, _order(part, seed, "recalibrate")[:count], size, device)
+
+    def examples(self, part: AnySet, count: int = 8, device: torch.device | str = "cpu") -> Tensor:
+        """Up to `count` images spread evenly over a part, as the network takes them: `(count, *input_shape)`."""
+        spread = torch.linspace(0, len(part) - 1, min(count, len(part))).long()
+        return next(self._read(part, spread, count, device))[0]
+
+    def _read(
+        self, part: AnySet, chosen: Tensor, size: int, device: torch.device | str, channels_last: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        place = torch.device(device)
+        prepare = self.transform(place, channels_last)
+        for images, labels in part.read(chosen.split(size), place):
+            yield prepare(images), labels
 
     @property
-    def std(self) -> tuple[float, ...]:
-        """Of each channel, in 0..1."""
-        return self.preparation.std
+    def easy_batch_size(self) -> int:
+        """A batch that needs no thought where nothing is learnt: 512 images of 3x64x64 and below, 41 of 3x224x224."""
+        return max(1, min(512, 512 * 3 * 64 * 64 // math.prod(self.input_shape)))
+
+    def count_in(self, pair: Pair) -> int:
+        """Images."""
+        return len(pair[1])
+
+    def loss(self, model: Model, x: Tensor, y: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """See `cross_entropy`."""
+        return cross_entropy(model, x, y, smoothing)
+
+    def measure(self, model: Model, pairs: Iterable[Pair]) -> dict[str, float]:
+        """The share of images whose largest score is their class's, and the mean cross-entropy.
+
+        Raises ModelError when the scores have another shape.
+        """
+        right: Tensor | int = 0
+        loss: Tensor | int = 0
+        count = 0
+        for x, y in pairs:
+            scores = first_output(model(x))
+            if scores.ndim != 2 or len(scores) != len(y) or scores.shape[1] < len(self.classes):
+                shape = tuple(scores.shape)
+                raise ModelError(f"the model gives {shape} for {len(y)} images of {len(self.classes)} classes")
+            right = right + (scores.argmax(1) == y).sum()
+            loss = loss + functional.cross_entropy(scores.float(), y, reduction="sum").double()
+            count += len(y)
+        return {"top1": int(right) / count, "loss": float(loss) / count}
+
+    def imitation(self, given: Any, wanted: Any, temperature: float) -> Tensor:
+        """Divergence of softened scores from the teacher's in nats, times the temperature's square.
+
+        Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", section 2.
+        """
+        student = functional.log_softmax(first_output(given).float() / temperature, dim=1)
+        target = functional.log_softmax(first_output(wanted).float() / temperature, dim=1)
+        return functional.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+    def takes_channels_last(self, model: nn.Module, *, training: bool = False) -> bool:
+        """As in `Task`, in eval mode and, if asked for, in training mode too; its statistics and the random generators
+        stay as they are.
+
+        One that reads its maps with `view` does not: their rows no longer follow each other. Two black images are
+        tried; a model that cannot take them in any layout says so where it is used.
+        """
+        images = torch.zeros(2, *self.input_shape, device=device_of(model))
+        images = images.contiguous(memory_format=torch.channels_last)
+        gpu = [images.device] if images.is_cuda else []
+        with modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=gpu):
+            try:
+                for mode in (False, True)[: 1 + training]:
+                    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+                    functional_call(model.train(mode), kept, (images,))
+            except (RuntimeError, ValueError):  # batch norm over a single value
+                return False
+        return True
+
+
+def cross_entropy(model: Model, x: Tensor, y: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a model's scores in nats, with a share of that of its further outputs; and the right answers."""
+    outputs = model(x)
+    scores = first_output(outputs)
+    loss = functional.cross_entropy(scores.float(), y, label_smoothing=smoothing)
+    if isinstance(outputs, tuple):
+        for further in outputs[1:]:
+            loss = loss + AUXILIARY_WEIGHT * functional.cross_entropy(further.float(), y)
+    return loss, (scores.detach().argmax(1) == y).sum()
 
 
 def open_data(
@@ -193,6 +335,26 @@ def fit_to_model(
     return data
 
 
+def count_outputs(model: nn.Module, data: Data) -> int:
+    """How many scores the model gives for an image of the data set; the example is one of the validation set's.
+
+    Raises DataError when the model cannot take images of this shape, ModelError when it gives no scores for them.
+    """
+    with evaluating(model), torch.no_grad():
+        x = data.examples(data.validation, 2, device_of(model))
+        try:
+            scores = first_output(model(x))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            shape = "x".join(str(size) for size in data.input_shape)
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"the model cannot take {shape} images ({reason}): give its own shape with --input"
+            ) from error
+    if scores.ndim != 2 or len(scores) != len(x):
+        raise ModelError(f"the model gives {tuple(scores.shape)} for {len(x)} images, not scores (batch, classes)")
+    return int(scores.shape[1])
+
+
 def _numbered(data: Data, outputs: int, classes: Sequence[str] | None, numbers: Mapping[str, int]) -> Data:
     lacking = [name for name in data.classes if name not in numbers]
     beyond = [name for name in data.classes if numbers.get(name, 0) >= outputs]
@@ -212,6 +374,10 @@ def _relabelled(data: Data, numbers: list[int], classes: Sequence[str]) -> Data:
     number = torch.tensor(numbers)
     sets = {name: getattr(data, name) for name in ("train", "validation", "test")}
     return replace(data, classes=tuple(classes), **{n: s.with_labels(number[s.labels]) for n, s in sets.items()})
+
+
+def _order(part: AnySet, seed: int, *purpose: str | int) -> Tensor:
+    return torch.randperm(len(part), generator=generator(torch.device("cpu"), seed, *purpose))
 
 
 def _stored_shape(image_set: AnySet) -> tuple[int, int, int]:

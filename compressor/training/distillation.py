@@ -1,22 +1,22 @@
-"""A step that learns from a teacher beside the labels."""
+"""A step that learns from a teacher beside the task's own loss."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressor.errors import UsageError
-from compressor.training.evaluate import first_output
 from compressor.training.loop import backward
 from compressor.training.microbatches import Step
 from compressor.training.settings import DistillSettings
+from compressor.training.task import Task, called
 
 
-def distilling(teacher: nn.Module, settings: DistillSettings) -> Step:
-    """A step whose loss is (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), both softened by T.
+def distilling(teacher: nn.Module, settings: DistillSettings, task: Task, smoothing: float = 0.0) -> Step:
+    """A step whose loss is (1 - weight) * the task's + weight * how far the outputs are from the teacher's.
 
-    The teacher, on the model's device, is put into eval mode and never changed otherwise.
-
-    Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", section 2.
+    The teacher, on the model's device, is put into eval mode and never changed otherwise. Scores of classes are
+    softened by the temperature (see `Data.imitation`); of a user's task all tensors that the model returns count.
 
     Raises UsageError for a weight outside 0..1 or a temperature of 0 or below.
     """
@@ -27,14 +27,17 @@ def distilling(teacher: nn.Module, settings: DistillSettings) -> Step:
         raise UsageError(f"distill_temperature={temperature} must be above 0")
     teacher.eval().requires_grad_(False)
 
-    def step(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def step(model: nn.Module, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
+        given: list[Any] = []
         with torch.no_grad():
-            wanted = functional.log_softmax(first_output(teacher(x)).float() / temperature, dim=1)
-        scores = first_output(model(x)).float()
-        given = functional.log_softmax(scores / temperature, dim=1)
-        imitation = functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
-        loss = (1 - weight) * functional.cross_entropy(scores, y) + weight * imitation
+            wanted = called(teacher, x)
+        hook = model.register_forward_hook(lambda _, __, outputs: given.append(outputs))
+        try:
+            own, right = task.loss(model, x, y, smoothing)
+        finally:
+            hook.remove()
+        loss = (1 - weight) * own + weight * task.imitation(given[-1], wanted, temperature)
         backward(loss)
-        return loss.detach(), (scores.detach().argmax(1) == y).sum()
+        return loss.detach(), right
 
     return step

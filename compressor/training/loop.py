@@ -4,18 +4,16 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressor.errors import CompressorError, DataError, UsageError
 from compressor.files.limits import lacks_memory
 from compressor.training.batch_norm import synchronised
-from compressor.training.batching import train_batches
-from compressor.training.data import Data
 from compressor.training.distributed import add_up_
-from compressor.training.evaluate import first_output, modes_kept
+from compressor.training.evaluate import modes_kept
 from compressor.training.events import BatchEvent, EpochEvent, Event
 from compressor.training.interrupt import deferred_signals
 from compressor.training.microbatches import Step
@@ -24,14 +22,12 @@ from compressor.training.run import Run
 from compressor.training.schedule import set_lr_
 from compressor.training.settings import TrainSettings
 from compressor.training.state import AfterStep, Diverged, History, Saving
-
-# Weight of every further output in training, such as GoogLeNet's two (Szegedy et al. 2015, section 5).
-AUXILIARY_WEIGHT = 0.3
+from compressor.training.task import Task, examples_in
 
 
 def fit(
     model: nn.Module,
-    data: Data,
+    task: Task,
     settings: TrainSettings,
     *,
     step: Step | None = None,
@@ -42,7 +38,7 @@ def fit(
 ) -> History:
     """Train the model in place for one phase, `settings.epochs` epochs; it stays on the settings' device.
 
-    `step(model, x, y)` makes the gradients of one batch (see `Step`; default: cross-entropy), `after_step(state)`
+    `step(model, x, y)` makes the gradients of one batch (see `Step`; default: of the task's loss), `after_step(state)`
     follows every step of the optimizer and ends the phase by returning True. The model may change its shape there, as
     long as the optimizer is changed with it. Nothing is printed: `on_event` is told. With `saving`, checkpoints are
     written, and a phase that was broken off goes on from the last one to the same weights, bit for bit on the CPU.
@@ -50,8 +46,8 @@ def fit(
     Raises Interrupted after SIGINT or SIGTERM, with a checkpoint written; CompressorError when the loss or a weight is
     no longer finite or memory is short of two images; DataError when images can no longer be read.
     """
-    run = Run.of(model, data, settings, on_event, optimizer, saving)
-    run = run.with_step(step or cross_entropy(settings.label_smoothing))
+    run = Run.of(model, task, settings, on_event, optimizer, saving)
+    run = run.with_step(step or plain(task, settings.label_smoothing))
     with (
         modes_kept(model),
         numerics(settings, run.device),
@@ -91,11 +87,13 @@ def train_epoch(run: Run, after_step: AfterStep | None) -> None:
     """One epoch, or the rest of one, and its row in the history."""
     model, optimizer, settings, state, meter = run.model, run.optimizer, run.settings, run.state, run.meter
     model.train()
-    for x, y in train_batches(run.data, settings, state.epoch, state.batch, run.device):
+    for x, y in run.task.training(settings, state.epoch, state.batch, run.device):
         state.lr = run.lr_now()
         set_lr_(optimizer, state.lr)
         loss, right = run.micro.run(run.forward, optimizer, x, y)
-        loss, right, images = add_up_(model, loss, right, len(y))  # with the other processes', where there are any
+        loss, right, images = add_up_(
+            model, loss, right, examples_in(x)
+        )  # with the other processes', where there are any
         optimizer.step()
 
         state.batch += 1
@@ -132,23 +130,18 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def cross_entropy(label_smoothing: float = 0.0) -> Step:
-    """The step of plain training: cross-entropy in nats against the labels.
+def plain(task: Task, smoothing: float = 0.0) -> Step:
+    """The step of plain training: the task's own loss.
 
     Raises UsageError for a label smoothing outside 0..1.
     """
-    if not 0 <= label_smoothing <= 1:
-        raise UsageError(f"label_smoothing={label_smoothing} must lie between 0 and 1")
+    if not 0 <= smoothing <= 1:
+        raise UsageError(f"label_smoothing={smoothing} must lie between 0 and 1")
 
-    def step(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = model(x)
-        scores = first_output(outputs)
-        loss = functional.cross_entropy(scores.float(), y, label_smoothing=label_smoothing)
-        if isinstance(outputs, tuple):
-            for further in outputs[1:]:
-                loss = loss + AUXILIARY_WEIGHT * functional.cross_entropy(further.float(), y)
+    def step(model: nn.Module, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
+        loss, right = task.loss(model, x, y, smoothing)
         backward(loss)
-        return loss.detach(), (scores.detach().argmax(1) == y).sum()
+        return loss.detach(), right
 
     return step
 

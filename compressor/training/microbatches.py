@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError
 from compressor.files.limits import lacks_memory
 from compressor.training import distributed
+from compressor.training.task import examples_in, taken
 
-# What one batch does: forward, loss, backward. Gradients are None when it is called; it leaves in `.grad` those of the
-# mean loss over the batch, and returns that loss, or the loss and the number of right answers, for the log.
-Step = Callable[[nn.Module, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+# What one batch, a task's pair, does: forward, loss, backward. Gradients are None when it is called; it leaves in
+# `.grad` those of the mean loss over the batch, and returns that loss, or the loss and the number of right answers.
+Step = Callable[[nn.Module, Any, Any], Tensor | tuple[Tensor, Tensor | None]]
 
 SMALLEST = 2  # images: batch-norm over one image has no variance where maps are 1x1
 
@@ -33,9 +35,7 @@ class MicroBatches:
     note: Callable[[str], None]
     size: int = 0  # images at once; 0: the whole batch
 
-    def run(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def run(self, model: nn.Module, optimizer: torch.optim.Optimizer, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
         """Leave the batch's gradients in `.grad`; returns its mean loss and right answers (None if not counted).
 
         Raises CompressorError when not even two images fit, or where other processes wait for the batch as it is.
@@ -48,29 +48,30 @@ class MicroBatches:
                     raise
                 if distributed.size() > 1:
                     raise CompressorError(
-                        f"out of memory with {len(x)} images in each process: give a smaller --batch-size, or more "
-                        "processes"
+                        f"out of memory with {examples_in(x)} images in each process: give a smaller --batch-size, or "
+                        "more processes"
                     ) from error
             # Outside the handler, where the error no longer holds on to the tensors of the pass that failed.
-            self._halve(len(x))
+            self._halve(examples_in(x))
             optimizer.zero_grad(set_to_none=True)
             gc.collect()
-            if x.device.type == "cuda":
+            if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
 
     def _in_pieces(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, x: Any, y: Any
     ) -> tuple[Tensor, Tensor | None]:
         optimizer.zero_grad(set_to_none=True)
-        if not self.size or self.size >= len(x):
+        count = examples_in(x)
+        if not self.size or self.size >= count:
             return self._once(model, x, y)
-        pieces = math.ceil(len(x) / self.size)
+        pieces = math.ceil(count / self.size)
         sums: dict[nn.Parameter, Tensor] = {}
         losses: list[Tensor] = []
         counts: list[Tensor | None] = []
-        for part, labels in zip(x.tensor_split(pieces), y.tensor_split(pieces)):
-            share = len(part) / len(x)
-            loss, right = self._once(model, part, labels)
+        for part in torch.arange(count).tensor_split(pieces):
+            share, here = len(part) / count, slice(int(part[0]), int(part[-1]) + 1)
+            loss, right = self._once(model, taken(x, here), taken(y, here))
             losses.append(loss * share)
             counts.append(right)
             _take_gradients(optimizer, share, sums)
@@ -79,7 +80,7 @@ class MicroBatches:
         known = [count for count in counts if count is not None]
         return torch.stack(losses).sum(), torch.stack(known).sum() if len(known) == pieces else None
 
-    def _once(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _once(self, model: nn.Module, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
         with self.autocast():
             result = self.step(model, x, y)
         loss, right = result if isinstance(result, tuple) else (result, None)

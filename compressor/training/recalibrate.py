@@ -1,21 +1,20 @@
 """Batch-norm statistics measured anew, which a network needs after its filters have changed."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.graph.tensors import device_of
 from compressor.report.progress import counted
-from compressor.training.batching import InputTransform, easy_batch_size
-from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
-from compressor.training.randomness import generator
+from compressor.training.task import Task, called
 
 
 def recalibrate_(
-    model: nn.Module, image_set: AnySet, data: Data, *, batches: int = 16, batch_size: int | None = None, seed: int = 0
+    model: nn.Module, part: Any, task: Task, *, batches: int = 16, batch_size: int | None = None, seed: int = 0
 ) -> int:
     """Re-estimate running means and variances in place, over `batches` random batches; returns the number of layers.
 
@@ -26,15 +25,12 @@ def recalibrate_(
     Reference: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (precise statistics).
     """
     device = device_of(model)
-    order = torch.randperm(len(image_set), generator=generator(torch.device("cpu"), seed, "recalibrate"))
-    size = min(batch_size or easy_batch_size(data), len(image_set))
-    chosen = [part for part in order.split(size)[:batches] if len(part) == size]
-    prepare = InputTransform.of(data, device)
-    read = counted("recalibrating on batches", image_set.read(chosen, device), len(chosen))
-    return remeasure_(model, (prepare(images) for images, _ in read))
+    drawn = task.alike(part, batches, batch_size, seed, device)
+    read = counted("recalibrating on batches", drawn, batches)
+    return remeasure_(model, (x for x, _ in read))
 
 
-def remeasure_(model: nn.Module, inputs: Iterable[Tensor]) -> int:
+def remeasure_(model: nn.Module, inputs: Iterable[Any]) -> int:
     """The same over batches of inputs as the model takes them; none is read where the model has no such layer."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
@@ -47,7 +43,7 @@ def remeasure_(model: nn.Module, inputs: Iterable[Tensor]) -> int:
             layer.train()
         try:
             for given in inputs:
-                model(given)
+                called(model, given)
         finally:
             for layer, momentum in zip(layers, momenta):
                 layer.momentum = momentum

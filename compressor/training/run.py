@@ -15,9 +15,7 @@ from compressor.errors import DataError, FileError, UsageError
 from compressor.files.limits import lacks_memory
 from compressor.graph.generators import random_states, restore_random_states_
 from compressor.training import checkpoint, distributed
-from compressor.training.batching import steps_per_epoch
-from compressor.training.data import Data
-from compressor.training.evaluate import evaluate, takes_channels_last
+from compressor.training.evaluate import evaluate
 from compressor.training.events import Event, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
 from compressor.training.meter import Meter
@@ -27,6 +25,7 @@ from compressor.training.randomness import derive_seed, seed_everything_
 from compressor.training.schedule import lr_at, make_optimizer
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Diverged, History, Saving, TrainState
+from compressor.training.task import Task
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Run:
     """A phase while it lasts."""
 
     model: nn.Module
-    data: Data
+    task: Task
     settings: TrainSettings
     device: torch.device
     optimizer: torch.optim.Optimizer
@@ -57,7 +56,7 @@ class Run:
     def of(
         cls,
         model: nn.Module,
-        data: Data,
+        task: Task,
         settings: TrainSettings,
         on_event: Callable[[Event], None] | None,
         optimizer: torch.optim.Optimizer | None,
@@ -70,13 +69,13 @@ class Run:
         model.to(device)
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if not takes_channels_last(model, data, training=True):
+            if not task.takes_channels_last(model, training=True):
                 model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
                 settings = replace(settings, channels_last=False)
         optimizer = optimizer or make_optimizer(model, settings)
-        state = TrainState(model, optimizer, settings.first_epoch, steps_per_epoch(data, settings))
+        state = TrainState(model, optimizer, settings.first_epoch, task.steps(settings))
         forward = cast(nn.Module, torch.compile(model)) if settings.compile else model
-        return cls(model, data, settings, device, optimizer, state, Meter(device), forward, saving, on_event)
+        return cls(model, task, settings, device, optimizer, state, Meter(device), forward, saving, on_event)
 
     def with_step(self, step: Step) -> "Run":
         """The same run, doing this with every batch."""
@@ -140,14 +139,13 @@ class Run:
             "lr": self.state.lr,
             "train_loss": loss,
             "train_top1": top1,
-            "validation_loss": None,
-            "validation_top1": None,
+            **{f"validation_{name}": None for name in self.task.figures},
             "seconds": seconds,
             "images_per_second": self.meter.images / max(seconds, 1e-9),
         }
         if every and (number % every == 0 or self.state.epoch + 1 == self.end or self.ended_early):
-            result = distributed.from_first(lambda: evaluate(self.model, self.data.validation, self.data))
-            row["validation_loss"], row["validation_top1"] = result.loss, result.top1
+            result = distributed.from_first(lambda: evaluate(self.model, self.task.validation, self.task))
+            row |= {f"validation_{name}": value for name, value in result.figures.items()}
         self.rows.append(row)
         self.state.epoch, self.state.batch, self.meter = self.state.epoch + 1, 0, Meter(self.device)
         return row
@@ -222,11 +220,9 @@ class Run:
             self.note(warning)
 
     def _take_over(self, saving: Saving, content: dict[str, Any]) -> None:
-        if content["train_images"] != len(self.data.train):
-            before, now = content["train_images"], len(self.data.train)
-            raise DataError(
-                f"the training set had {before} images when the run began, now {now}: resume with the same data"
-            )
+        before, now = content["trained_on"], self.task.amount(self.task.train)
+        if before != now:
+            raise DataError(f"the training set had {before} when the run began, now {now}: resume with the same data")
         if saving.restore is not None:
             saving.restore(content["structure"], content["method"])
         checkpoint.restore_model_(self.model, content["model"])
@@ -281,7 +277,7 @@ class Run:
             "rows": self.rows,
             "notes": self.notes,
             "settings": asdict(self.settings),
-            "train_images": len(self.data.train),
+            "trained_on": self.task.amount(self.task.train),
         }
 
     def _advice(self, what: str) -> str:

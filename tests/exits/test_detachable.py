@@ -14,10 +14,10 @@ from compressor.exits.points import Survey
 from compressor.graph import capture
 from compressor.surgery import operate_
 from compressor.surgery.structure import apply_, describe
-from compressor.training.loop import cross_entropy
 from sample_models import vgg16_cifar
 from tests.equivalence import half_plan, randomise_, relative_error, same_map
 from tests.exits.nets import CONVOLUTIONAL, SHAPE, Plain, Residual, detachable, images, storages
+from tests.training.small import cross_entropy
 
 MODES = ("stats", "switchable", "shared")
 EVERY = [  # each network once by default, one in all modes; the other pairs in the slow suite

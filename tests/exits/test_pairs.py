@@ -9,6 +9,7 @@ from torch.nn import functional
 from compressor.exits.pairs import damped_sgd, gradient_shares, l2_of, shared_gradient_step
 from compressor.exits.settings import DetachSettings
 from tests.exits.nets import FLAT, SHAPE, Residual, images, nested, perceptron
+from tests.training.small import small_data
 
 LABELS = torch.tensor([0, 1, 2, 3])
 PLAIN = {"keep_input": 1.0, "keep_hidden": 1.0, "l2": 0.0}
@@ -26,7 +27,7 @@ def by_model(model, x) -> list[dict[str, torch.Tensor]]:
 
 def run(model, settings):
     x = images(FLAT).double()
-    shared_gradient_step(model, settings)(model, x, LABELS)
+    shared_gradient_step(small_data(), model, settings)(model, x, LABELS)
     return by_model(model, x), {name: p.grad for name, p in model.base.named_parameters()}
 
 
@@ -56,7 +57,7 @@ def test_copying_and_averaging_as_the_paper_writes_it_gives_the_same():
     copies = [[copy.deepcopy(base[1 + 2 * j]) for j in range(k, 4)] for k in range(4)]  # copies[k]: input layer first
     for seed in range(3):
         x = images(FLAT, seed=seed).double()
-        shared_gradient_step(model, settings)(model, x, LABELS)
+        shared_gradient_step(small_data(), model, settings)(model, x, LABELS)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= 0.1 * parameter.grad
@@ -95,7 +96,7 @@ def test_penalty_is_the_bases_alone():
     settings = DetachSettings(method="nsn", **{**PLAIN, "l2": 0.5})
     model = nested(**PLAIN).double()
     x = images(FLAT).double()
-    shared_gradient_step(model, settings)(model, x, LABELS)
+    shared_gradient_step(small_data(), model, settings)(model, x, LABELS)
     each = by_model(model, x)
     first, second = model.base[1], model.base[3]
     torch.testing.assert_close(first.weight.grad, each[0]["1.weight"] + 0.5 * first.weight)
@@ -132,7 +133,7 @@ def test_what_every_model_has_takes_from_all():
 
 def test_models_stay_nested_after_every_step():
     model = nested().train()
-    optimizer, step = damped_sgd(model, 0.3), shared_gradient_step(model)
+    optimizer, step = damped_sgd(model, 0.3), shared_gradient_step(small_data(), model)
     for seed in range(3):
         step(model, images(FLAT, seed=seed), LABELS)
         optimizer.step()

@@ -20,7 +20,6 @@ from compressor.report.manifest import Card, Manifest, card_inside, input_facts
 from compressor.runs.evaluate import evaluate
 from compressor.runs.looking import EvaluateJob
 from compressor.runs.settings import ModelSettings
-from compressor.training.batching import batches
 from compressor.training.data import open_data
 from compressor.training.settings import DataSettings
 from compressor.vision.preparation import Preparation
@@ -130,7 +129,7 @@ def test_both_prepare_every_image_alike(
     write_runner(tmp_path)
     script = script_of(tmp_path)
     files = sorted(path for path in (folder / "test").rglob("*.*"))
-    for (x, _), path in zip(batches(data.test, data, 1), files, strict=True):
+    for (x, _), path in zip(data.passing(data.test, 1), files, strict=True):
         np.testing.assert_allclose(script.prepared(str(path)), x[0].numpy(), atol=2e-6, err_msg=path.name)
 
 

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from compressor.cli import main
-from compressor.training import loop, microbatches
+from compressor.training import microbatches
 from compressor.training.checkpoint import latest_checkpoint
-from compressor.training.loop import cross_entropy
+from compressor.training.data import Data
+from compressor.training.loop import plain
+from compressor.training.task import Task
 from tests.faults.killing import without_times
 from tests.faults.runs import RUNS
 from tests.training.test_folders import write_images
@@ -125,7 +127,7 @@ def test_data_gone_half_way_is_one_line_and_the_run_goes_on_when_they_are_back(c
             write_images(tmp_path / "data" / split / kind, 24)
     monkeypatch.setattr("compressor.training.folders.IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("compressor.training.streaming.processor_count", lambda: 0)
-    real = loop.train_batches
+    real = Data.training
     calls = [0]
 
     def vanish(*arguments: Any) -> Any:
@@ -134,7 +136,7 @@ def test_data_gone_half_way_is_one_line_and_the_run_goes_on_when_they_are_back(c
             (tmp_path / "data").rename(tmp_path / "gone")
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "train_batches", vanish)
+    monkeypatch.setattr(Data, "training", vanish)
     arch = ("--arch", RUNS["train"][2], "--arch-arg", "width=0.25", "--input", "1x8x8")
     command = ("train", *arch, "--data", f"folder:{tmp_path / 'data'}", "--epochs", "3", "--batch-size", "4")
     ran = compressor(*command, "--no-latency", "--no-onnx", "--device", "cpu", "--out", "run")
@@ -175,8 +177,8 @@ def test_rollback_ends_and_is_told(compressor):
 
 
 def test_memory_that_runs_out_halves_the_pieces_and_reaches_the_report(compressor, monkeypatch, tmp_path):
-    def scarce(label_smoothing: float = 0.0) -> microbatches.Step:
-        step = cross_entropy(label_smoothing)
+    def scarce(_: object, task: Task, label_smoothing: float = 0.0) -> microbatches.Step:
+        step = plain(task, label_smoothing)
 
         def attempt(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Any:
             if len(x) > 40:
@@ -185,7 +187,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_reaches_the_report(compresso
 
         return attempt
 
-    monkeypatch.setattr("compressor.runs.tuning.step_of", lambda module, smoothing: scarce(smoothing))
+    monkeypatch.setattr("compressor.runs.tuning.step_of", scarce)
     ran = compressor(*_QUICK, "--out", "run")
     assert ran.code == 0, ran.err
     notes = json.loads((tmp_path / "run" / "report.json").read_text())["notes"]

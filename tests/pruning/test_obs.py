@@ -16,7 +16,6 @@ from compressor.pruning.obs import Curve, Downdated, calibrated, consumers, curv
 from compressor.pruning.oneshot import sensitivity
 from compressor.pruning.price import macs_price
 from compressor.surgery.edits import Plan, Prune
-from compressor.training.batching import batches
 from compressor.training.data import open_data
 
 
@@ -124,7 +123,7 @@ def test_predicted_sensitivity_ranks_groups_as_pruning_them_does():
     """The sample network, each group alone at each share, cut and refitted: rank correlation of 0.9 and more."""
     data = open_data("digits")
     model = compressor.load("sample_models/digits_cnn.safetensors")
-    inputs = [x for x, _ in batches(data.train, data, 128, torch.device("cpu"))][:4]
+    inputs = [x for x, _ in data.passing(data.train, 128, torch.device("cpu"))][:4]
     channels = capture(model, inputs[0][:1])
     before = torch.cat([model(x) for x in inputs])
     predicted, found = [], []

@@ -5,7 +5,6 @@ import torch
 
 from compressor.errors import DataError
 from compressor.routing.labels import activation_labels, activations, balance, outcome_labels, paper_labels
-from compressor.training.batching import batches
 from tests.routing.nets import Residual, Three, routed, small_data
 
 
@@ -81,7 +80,7 @@ def test_balance_counts_and_finds_a_constant():
 def test_activations_are_mean_absolute_values_behind_each_unit(network):
     net, data = routed(network).eval(), small_data(20)
     strength = activations(net, data.train, data, batch_size=8)
-    x, _ = next(batches(data.train, data, 20))
+    x, _ = next(data.passing(data.train, 20))
     for depth in range(net.depths):
         x = net.segment(depth, x)
         count = min(10, x.shape[1])
@@ -94,7 +93,7 @@ def test_activations_of_maps_with_both_signs_do_not_cancel():
     for depth, end in enumerate(net._ends):
         net.parts[end - 1].register_forward_hook(lambda _m, _x, y, sign=(-1) ** depth: sign * (y - y.mean()))
     strength = activations(net.eval(), data.train, data, batch_size=8)
-    x, _ = next(batches(data.train, data, 8))
+    x, _ = next(data.passing(data.train, 8))
     x = net.segment(0, x)
     assert x.min() < 0 < x.max()
     torch.testing.assert_close(strength[:8, 0, :4], x.abs().mean((2, 3)).detach())

@@ -10,6 +10,7 @@ from compressor.errors import UsageError
 from compressor.runs.settings import ModelSettings
 from compressor.runs.subject import open_subject
 from compressor.runs.tuning import finetune_, step_for, validation_top1
+from compressor.training.data import open_data
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 from compressor.training.state import Saving
 
@@ -44,9 +45,9 @@ def test_what_fine_tuning_gains_is_kept(tmp_path):
 def test_a_step_without_a_teacher_is_plain_cross_entropy_or_the_networks_own():
     module = subject().module
     training = TrainSettings()
-    assert step_for(module, None, DistillSettings(), training) is None
-    assert step_for(module, copy.deepcopy(module), DistillSettings(True), training) is not None
-    assert step_for(module, copy.deepcopy(module), DistillSettings(False), training) is None
+    assert step_for(module, None, DistillSettings(), training, open_data("digits")) is None
+    assert step_for(module, copy.deepcopy(module), DistillSettings(True), training, open_data("digits")) is not None
+    assert step_for(module, copy.deepcopy(module), DistillSettings(False), training, open_data("digits")) is None
 
 
 @pytest.mark.parametrize("verb", [pytest.param("prune", marks=pytest.mark.slow), "finetune"])

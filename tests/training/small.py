@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.training.data import Data, open_data
+from compressor.training.loop import plain
+from compressor.training.microbatches import Step
 
 
 def small_net(classes: int = 10, seed: int = 0, dropout: float = 0.1, channels: int = 1) -> nn.Sequential:
@@ -50,6 +52,11 @@ def small_data(train: int = 96, held_out: int = 32) -> Data:
         validation=data.validation.take(torch.arange(held_out)),
         test=data.test.take(torch.arange(held_out)),
     )
+
+
+def cross_entropy(smoothing: float = 0.0) -> Step:
+    """The step of plain training."""
+    return plain(small_data(), smoothing)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

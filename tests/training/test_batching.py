@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from compressor.errors import UsageError
 from compressor.training.augment import Augmentation, augment, choose_augmentation
-from compressor.training.batching import batches, steps_per_epoch, train_batches
 from compressor.training.data import with_input_shape
 from compressor.training.randomness import generator
 from compressor.training.resizing import fit_shape
@@ -21,9 +20,9 @@ CPU = torch.device("cpu")
 
 def test_batches_are_the_normalised_set_in_its_order():
     data = small_data()
-    x = torch.cat([x for x, _ in batches(data.train, data, 40)])
-    y = torch.cat([y for _, y in batches(data.train, data, 40)])
-    expected = (data.train.images / 255 - data.mean[0]) / data.std[0]
+    x = torch.cat([x for x, _ in data.passing(data.train, 40)])
+    y = torch.cat([y for _, y in data.passing(data.train, 40)])
+    expected = (data.train.images / 255 - data.preparation.mean[0]) / data.preparation.std[0]
     assert torch.allclose(x, expected, atol=1e-6)
     assert torch.equal(y, data.train.labels)
 
@@ -31,7 +30,7 @@ def test_batches_are_the_normalised_set_in_its_order():
 def test_epoch_is_a_shuffle_without_repetition():
     data = small_data(train=100)
     settings = TrainSettings(batch_size=32, augment="none")
-    x = torch.cat([x for x, _ in train_batches(data, settings, 0, 0, CPU)]).flatten(1)
+    x = torch.cat([x for x, _ in data.training(settings, 0, 0, CPU)]).flatten(1)
     assert len(x) == 96  # the last 4 make no full batch
     assert len(x.unique(dim=0)) == 96
 
@@ -41,7 +40,7 @@ def test_order_depends_on_seed_and_epoch_only():
 
     def labels(seed: int, epoch: int) -> list[int]:
         settings = TrainSettings(batch_size=32, seed=seed)
-        return torch.cat([y for _, y in train_batches(data, settings, epoch, 0, CPU)]).tolist()
+        return torch.cat([y for _, y in data.training(settings, epoch, 0, CPU)]).tolist()
 
     assert labels(0, 0) == labels(0, 0)
     assert len({tuple(labels(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
@@ -50,8 +49,8 @@ def test_order_depends_on_seed_and_epoch_only():
 def test_batches_do_not_depend_on_where_the_epoch_was_taken_up():
     data = small_data()
     settings = TrainSettings(batch_size=16, augment="crop+flip")
-    whole = list(train_batches(data, settings, 3, 0, CPU))
-    rest = list(train_batches(data, settings, 3, 4, CPU))
+    whole = list(data.training(settings, 3, 0, CPU))
+    rest = list(data.training(settings, 3, 4, CPU))
     for (x, y), (again_x, again_y) in zip(whole[4:], rest, strict=True):
         assert torch.equal(x, again_x)
         assert torch.equal(y, again_y)
@@ -59,16 +58,16 @@ def test_batches_do_not_depend_on_where_the_epoch_was_taken_up():
 
 def test_set_smaller_than_a_batch_is_one_batch():
     data = small_data(train=20)
-    assert steps_per_epoch(data, TrainSettings(batch_size=64)) == 1
-    assert [len(y) for _, y in train_batches(data, TrainSettings(batch_size=64), 0, 0, CPU)] == [20]
+    assert data.steps(TrainSettings(batch_size=64)) == 1
+    assert [len(y) for _, y in data.training(TrainSettings(batch_size=64), 0, 0, CPU)] == [20]
 
 
 def test_channels_last_is_a_matter_of_layout_only():
     data = with_input_shape(small_data(), (3, 16, 16))
     settings = TrainSettings(batch_size=32)
     for (x, _), (last, _) in zip(
-        train_batches(data, settings, 0, 0, CPU),
-        train_batches(data, replace(settings, channels_last=True), 0, 0, CPU),
+        data.training(settings, 0, 0, CPU),
+        data.training(replace(settings, channels_last=True), 0, 0, CPU),
     ):
         assert torch.allclose(x, last, atol=1e-6)
         assert last.is_contiguous(memory_format=torch.channels_last)

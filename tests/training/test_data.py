@@ -72,8 +72,8 @@ def test_split_leaves_every_class_of_two_in_both_parts():
 def test_mean_and_deviation_are_those_of_the_training_pixels():
     data = open_data("digits")
     pixels = data.train.images.double() / 255
-    assert data.mean == pytest.approx((float(pixels.mean()),))
-    assert data.std == pytest.approx((float(pixels.std(correction=0)),))
+    assert data.preparation.mean == pytest.approx((float(pixels.mean()),))
+    assert data.preparation.std == pytest.approx((float(pixels.std(correction=0)),))
 
 
 @pytest.mark.parametrize("place", ["MNIST/raw", "raw", ""], ids=["torchvision", "raw", "flat"])
@@ -227,7 +227,7 @@ def test_validation_share_outside_0_and_1_is_wrong_use(share):
 def test_input_shape_is_told_in_a_note():
     data = open_data("digits", input_shape=(3, 32, 32))
     assert data.input_shape == (3, 32, 32)
-    assert len(data.mean) == len(data.std) == 3
+    assert len(data.preparation.mean) == len(data.preparation.std) == 3
     assert data.notes == ["images of 1x8x8 are given to the model as 3x32x32: resized (bilinear), grey repeated"]
 
 
@@ -265,7 +265,7 @@ def test_other_class_names_of_the_same_number_are_noted():
 
 def test_normalisation_of_the_model_wins():
     data = open_data("digits", preparation=Preparation(*PHOTOGRAPHS))
-    assert data.mean == pytest.approx((sum(PHOTOGRAPHS[0]) / 3,))
+    assert data.preparation.mean == pytest.approx((sum(PHOTOGRAPHS[0]) / 3,))
 
 
 def test_every_error_is_one_line(tmp_path):
@@ -289,8 +289,8 @@ def test_images_stay_put_where_the_device_has_no_room(monkeypatch):
 def test_given_normalisation_is_laid_over_the_datas_and_the_models(mean, std):
     for known in (None, Preparation((0.9,), (0.9,), crop_pct=0.5)):
         data = open_data("digits", DataSettings(mean=mean, std=std), input_shape=(3, 8, 8), preparation=known)
-        assert data.mean == (mean if len(mean) == 3 else mean * 3)
-        assert data.std == (std if len(std) == 3 else std * 3)
+        assert data.preparation.mean == (mean if len(mean) == 3 else mean * 3)
+        assert data.preparation.std == (std if len(std) == 3 else std * 3)
         assert data.preparation.crop_pct == (1.0 if known is None else 0.5)
 
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from compressor.errors import CompressorError, UsageError
 from compressor.training import checkpoint, distributed
-from compressor.training.batching import train_batches
 from compressor.training.distributed import add_up_
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
@@ -75,7 +74,7 @@ def test_synchronised_batch_norm_sees_the_whole_batch(tmp_path):
 
 def test_the_parts_of_a_batch_are_the_whole_batch(tmp_path):
     def batches():
-        found = train_batches(small_data(), SETTINGS, 1, 0, torch.device("cpu"))
+        found = small_data().training(SETTINGS, 1, 0, torch.device("cpu"))
         return [(x.clone(), y.clone()) for x, y in found]
 
     first, second = together(batches, tmp_path)

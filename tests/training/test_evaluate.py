@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
-from compressor.training.data import open_data, with_input_shape
-from compressor.training.evaluate import count_outputs, evaluate
+from compressor.training.data import count_outputs, open_data, with_input_shape
+from compressor.training.evaluate import evaluate
 from compressor.training.recalibrate import recalibrate_
 from compressor.training.sets import ImageSet
 from tests.training.small import Viewing, assert_same, small_data, small_net, weights
@@ -18,7 +18,7 @@ from tests.training.small import Viewing, assert_same, small_data, small_net, we
 
 def test_evaluation_is_the_count_by_hand():
     data, net = small_data(), small_net().eval()
-    x = (data.test.images / 255 - data.mean[0]) / data.std[0]
+    x = (data.test.images / 255 - data.preparation.mean[0]) / data.preparation.std[0]
     scores = net(x).detach()
     result = evaluate(net, data.test, data, batch_size=5)
     assert result.count == 32
@@ -32,7 +32,7 @@ def test_images_lie_channels_last_where_the_model_takes_it():
     evaluate(net, data.test, data)
     assert all(last)
     data, net = small_data(), Viewing().eval()
-    scores = net((data.test.images / 255 - data.mean[0]) / data.std[0])
+    scores = net((data.test.images / 255 - data.preparation.mean[0]) / data.preparation.std[0])
     assert evaluate(net, data.test, data).top1 == float((scores.argmax(1) == data.test.labels).double().mean())
 
 
@@ -112,7 +112,7 @@ def test_recalibration_gives_the_populations_statistics():
     net[1].momentum = 0.3
     assert recalibrate_(net, data.train, data, batches=3, batch_size=32) == 1
     with torch.no_grad():
-        x = net[0]((data.train.images / 255 - data.mean[0]) / data.std[0])
+        x = net[0]((data.train.images / 255 - data.preparation.mean[0]) / data.preparation.std[0])
     assert torch.allclose(net[1].running_mean, x.mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(net[1].running_var, x.var((0, 2, 3)), rtol=0.05)
     assert net[1].momentum == 0.3

@@ -12,7 +12,6 @@ from PIL import Image
 from compressor.errors import DataError
 from compressor.training import folders
 from compressor.training.augment import Augmentation
-from compressor.training.batching import batches, examples, train_batches
 from compressor.training.data import Data, fit_to_model, open_data
 from compressor.training.sets import Draws, ImageSet
 from compressor.training.settings import DataSettings, TrainSettings
@@ -77,7 +76,7 @@ def test_bad_images_are_left_out_and_named(root, monkeypatch, streamed):
     (root / "train" / "dog" / "bomb.png").write_bytes(png_header(10_000, 9_000))
     data = opened(root, monkeypatch, streamed)
     assert data.input_shape == (3, 12, 12)
-    seen = sum(len(y) for part in (data.train, data.validation) for _, y in batches(part, data, 8))
+    seen = sum(len(y) for part in (data.train, data.validation) for _, y in data.passing(part, 8))
     assert seen == 20
     reasons = {Path(path).name: reason for path, reason in data.problems}
     assert reasons.keys() == {"text.png", "cut.png", "bomb.png"}
@@ -91,7 +90,7 @@ def test_bad_image_stops_where_that_is_asked_for(root, monkeypatch, streamed):
     (root / "test" / "cat" / "text.png").write_text("no image")
     with pytest.raises(DataError, match=r"text\.png: not a PNG image.*--bad-images skip"):
         data = opened(root, monkeypatch, streamed, bad_images="stop")
-        list(batches(data.test, data))
+        list(data.passing(data.test))
 
 
 def test_files_of_other_kinds_are_counted_in_a_note(root):
@@ -162,7 +161,7 @@ def test_sizes_that_differ_are_resized_with_a_note(root):
 def test_grey_is_read_for_a_model_that_takes_grey(root):
     data = open_data(f"folder:{root}", input_shape=(1, 12, 12))
     assert data.train.images.shape[1:] == (1, 12, 12)
-    assert len(data.mean) == 1
+    assert len(data.preparation.mean) == 1
 
 
 def test_streamed_set_gives_what_the_set_in_memory_gives(root, monkeypatch):
@@ -179,8 +178,8 @@ def test_streamed_set_gives_what_the_set_in_memory_gives(root, monkeypatch):
 def test_streamed_batches_do_not_depend_on_where_the_epoch_was_taken_up(root, monkeypatch):
     data = opened(root, monkeypatch, True)
     settings = TrainSettings(batch_size=4)
-    whole = list(train_batches(data, settings, 1, 0, CPU))
-    rest = list(train_batches(data, settings, 1, 2, CPU))
+    whole = list(data.training(settings, 1, 0, CPU))
+    rest = list(data.training(settings, 1, 2, CPU))
     assert len(whole) == 4
     for (x, y), (again_x, again_y) in zip(whole[2:], rest, strict=True):
         assert torch.equal(x, again_x)
@@ -197,7 +196,7 @@ def test_streamed_reading_leaves_the_global_generator_alone(root, monkeypatch):
 def test_labels_follow_the_models_names_in_a_streamed_set(root, monkeypatch):
     data = fit_to_model(opened(root, monkeypatch, True), 3, classes=("dog", "emu", "cat"))
     assert sorted(set(data.train.labels.tolist())) == [0, 2]
-    assert [y.tolist() for _, y in batches(data.test, data, 6)] == [[2, 2, 2, 0, 0, 0]]
+    assert [y.tolist() for _, y in data.passing(data.test, 6)] == [[2, 2, 2, 0, 0, 0]]
 
 
 def test_set_that_vanishes_is_one_line(root, monkeypatch):
@@ -205,7 +204,7 @@ def test_set_that_vanishes_is_one_line(root, monkeypatch):
     for file in (root / "train").rglob("*.png"):
         file.unlink()
     with pytest.raises(DataError, match=r"none of 4 images can be read, such as .*: there is no such file"):
-        list(train_batches(data, TrainSettings(batch_size=4), 0, 0, CPU))
+        list(data.training(TrainSettings(batch_size=4), 0, 0, CPU))
 
 
 def test_killed_worker_is_one_line(root, monkeypatch):
@@ -223,9 +222,9 @@ def test_killed_worker_is_one_line(root, monkeypatch):
 
 def test_examples_are_spread_over_the_classes(root):
     data = open_data(f"folder:{root}")
-    x = examples(data.test, data, 2)
+    x = data.examples(data.test, 2)
     assert x.shape == (2, 3, 12, 12)
-    first, last = batches(data.test, data, 1), list(batches(data.test, data, 1))[-1]
+    first, last = data.passing(data.test, 1), list(data.passing(data.test, 1))[-1]
     assert torch.equal(x[0], next(first)[0][0])
     assert torch.equal(x[1], last[0][0])
 

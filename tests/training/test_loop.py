@@ -10,10 +10,10 @@ from torch.nn import functional
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.training.evaluate import evaluate
 from compressor.training.events import BatchEvent, EpochEvent, Event, NoteEvent
-from compressor.training.loop import backward, cross_entropy, fit
+from compressor.training.loop import backward, fit
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Diverged, Saving, TrainState
-from tests.training.small import Viewing, assert_same, small_data, small_net, weights
+from tests.training.small import Viewing, assert_same, cross_entropy, small_data, small_net, weights
 
 FAST = TrainSettings(epochs=2, batch_size=16, lr=0.1)
 
@@ -42,7 +42,6 @@ def test_same_seed_gives_the_same_weights_and_another_does_not():
 
 def test_plain_loop_gives_the_same_weights():
     """The loop is nothing but forward, loss, backward and step on the batches that `train_batches` names."""
-    from compressor.training.batching import train_batches
     from compressor.training.schedule import lr_at, make_optimizer, set_lr_
 
     data, settings = small_data(), replace(FAST, channels_last=False, label_smoothing=0.1)
@@ -50,7 +49,7 @@ def test_plain_loop_gives_the_same_weights():
     fit(net, data, settings)
     optimizer = make_optimizer(plain, settings)
     for epoch in range(2):
-        for number, (x, y) in enumerate(train_batches(data, settings, epoch, 0, torch.device("cpu"))):
+        for number, (x, y) in enumerate(data.training(settings, epoch, 0, torch.device("cpu"))):
             set_lr_(optimizer, lr_at(settings, epoch + (number + 0.5) / 6))
             optimizer.zero_grad()
             functional.cross_entropy(plain(x), y, label_smoothing=0.1).backward()

@@ -1,0 +1,156 @@
+"""What a network is for: its data, its loss, its figures. The loop and every verb know a task, and none of them more.
+
+Labelled images are one such task (`data.Data`), a class of the user's is another (`own_task.OwnTask`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map
+
+from compressor.graph.trace import call_arguments
+from compressor.training.settings import TrainSettings
+
+# What a network is called with, and what its outputs are compared with, both with the batch first: images and labels;
+# of a user's task the inputs and the whole batch.
+Pair = tuple[Any, Any]
+Model = Callable[..., Any]
+
+
+class Task(ABC):
+    """Data in three parts, a loss and figures; `figure` is the main one, the higher the better unless `higher` says."""
+
+    name: str
+    train: Any  # each part is `Sized`
+    validation: Any
+    test: Any
+    notes: list[str]  # lines to tell the user
+    problems: list[tuple[str, str]]  # (path, reason) of what could not be read
+    classes: tuple[str, ...]  # of the labels, where the task has any
+    figures: tuple[str, ...] = ()  # names of what `measure` gives, the main one first, as far as they are known
+    higher: bool = True
+    unit: str = "batches"  # what the length of a part counts
+
+    @property
+    def figure(self) -> str:
+        """The name of the main figure."""
+        return self.figures[0] if self.figures else "figure"
+
+    @abstractmethod
+    def steps(self, settings: TrainSettings) -> int:
+        """Batches in an epoch of training."""
+
+    @abstractmethod
+    def training(self, settings: TrainSettings, epoch: int, start: int, device: torch.device) -> Iterator[Pair]:
+        """The batches of an epoch from the `start`-th on; of several processes each has its part of every batch.
+
+        They are a function of seed, epoch and place, so that a run can go on in the middle of an epoch.
+        """
+
+    @abstractmethod
+    def passing(
+        self, part: Any, batch_size: int | None = None, device: torch.device | str = "cpu", channels_last: bool = False
+    ) -> Iterator[Pair]:
+        """A part of the data once, in its order and as it is measured on."""
+
+    @abstractmethod
+    def drawn(self, part: Any, count: int, seed: int, device: torch.device, batch_size: int = 128) -> Iterator[Pair]:
+        """Some `count` examples of a part at random, not augmented."""
+
+    @abstractmethod
+    def alike(self, part: Any, batches: int, batch_size: int | None, seed: int, device: torch.device) -> Iterator[Pair]:
+        """The same in up to so many batches of equal size."""
+
+    @abstractmethod
+    def loss(self, model: Model, x: Any, y: Any, smoothing: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        """The mean loss of a batch, a scalar; and how many answers are right, where they are counted."""
+
+    @abstractmethod
+    def measure(self, model: Model, pairs: Iterable[Pair]) -> dict[str, float]:
+        """Figures over batches, the main one first; the model is in eval mode."""
+
+    def imitation(self, given: Any, wanted: Any, temperature: float) -> Tensor:
+        """How far outputs are from a teacher's: squared error over its variance, a mean over all tensors."""
+        pairs = zip(_numbers(given), _numbers(wanted), strict=True)
+        errors = [functional.mse_loss(a, b) / b.var(correction=0).clamp_min(1e-12) for a, b in pairs]
+        return torch.stack(errors).mean()
+
+    def takes_channels_last(self, model: nn.Module, *, training: bool = False) -> bool:
+        """Whether the model computes on inputs whose channels lie last in memory."""
+        return False
+
+    def better(self, after: float, before: float) -> bool:
+        """Whether a main figure is at least as good as another."""
+        return after >= before if self.higher else after <= before
+
+    def count_in(self, pair: Pair) -> int:
+        """How much of the length of a part a batch is."""
+        return 1
+
+    def amount(self, part: Sized) -> str:
+        """How much there is in a part, in words."""
+        return f"{len(part):,} {self.unit}"
+
+
+def called(model: Model, x: Any) -> Any:
+    """What a model gives for inputs: one tensor, a tuple of several, a dict of keywords."""
+    arguments, keywords = call_arguments(x)
+    return model(*arguments, **keywords)
+
+
+def examples_in(batch: Any) -> int:
+    """How many examples a batch holds, by the first tensor or list of examples in it; 1 where there is none."""
+    return next(_lengths(batch), 1)
+
+
+def _lengths(batch: Any, depth: int = 0) -> Iterator[int]:
+    if isinstance(batch, Mapping):
+        for part in batch.values():
+            yield from _lengths(part, depth + 1)
+    elif isinstance(batch, list | tuple):
+        if depth:
+            yield len(batch)
+        for part in batch:
+            yield from _lengths(part, depth + 1)
+    elif isinstance(batch, Tensor) and batch.ndim:
+        yield len(batch)
+
+
+def taken(batch: Any, part: slice) -> Any:
+    """Some examples of a batch: of every tensor in it that is as long as it, and of every list inside.
+
+    A batch is a tensor, or a tuple, list or dict of parts; a list within it has an entry for each example, such as
+    images of their own sizes.
+    """
+    return _taken(batch, part, examples_in(batch), 0)
+
+
+def _taken(batch: Any, part: slice, count: int, depth: int) -> Any:
+    if isinstance(batch, Mapping):
+        return {key: _taken(each, part, count, depth + 1) for key, each in batch.items()}
+    if isinstance(batch, list | tuple):
+        if depth and len(batch) == count:
+            return batch[part]
+        held = [_taken(each, part, count, depth + 1) for each in batch]
+        return tuple(held) if isinstance(batch, tuple) else held
+    return batch[part] if isinstance(batch, Tensor) and batch.ndim and len(batch) == count else batch
+
+
+def moved(batch: Any, device: torch.device | str) -> Any:
+    """A batch with its tensors on a device."""
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def shapes(batch: Any) -> str:
+    """The tensors of a batch in words, such as "float32 4x3x32x32, int64 4"."""
+    found = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    told = [f"{str(leaf.dtype)[6:]} {'x'.join(map(str, leaf.shape)) or 'scalar'}" for leaf in found[:6]]
+    return ", ".join(told) + (", ..." if len(found) > 6 else "") or f"a {type(batch).__name__} without tensors"
+
+
+def _numbers(outputs: Any) -> list[Tensor]:
+    return [leaf.float() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from compressor.report.certificate import CONFIDENCE
+from compressor.report.certificate import CONFIDENCE, Certificate
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,48 @@ def images_needed(drop: float, confidence: float = CONFIDENCE, share_lost: float
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def promised(
+    labels: ArrayLike,
+    larger: ArrayLike,
+    candidates: Sequence[ArrayLike],
+    classes: Sequence[str],
+    *,
+    drop: float,
+    confidence: float = CONFIDENCE,
+    otherwise: str = "",
+) -> tuple[int | None, Certificate]:
+    """The cheapest candidate that loses at most `drop`, None where none does, and what is promised of it.
+
+    Args:
+        labels: the class of every image, (images,); none of them has chosen anything.
+        larger: which images the network as it came has right, bool (images,).
+        candidates: the same of every candidate, from the safest to the cheapest.
+        classes: a name for every class.
+        otherwise: what is done where nothing can be promised, such as "all layers run".
+    """
+    rows = [np.asarray(each, bool) for each in candidates]
+    pairs = [Paired.of(larger, each) for each in rows]
+    count = certified(pairs, drop, confidence)
+    at = max(count - 1, 0)
+    lost = max(pairs[at].drop, 0.0)
+    number, worst, images = worst_class(labels, larger, rows[at])
+    certificate = Certificate(
+        drop=bound(pairs[at], confidence),
+        confidence=confidence,
+        images=pairs[at].images,
+        observed=pairs[at].drop,
+        kept=count > 0,
+        asked=drop,
+        would_do=images_needed(drop, confidence, lost) if not count and lost < drop else None,
+        worst_class=classes[number],
+        worst_drop=worst,
+        worst_images=images,
+        agreement=float((np.asarray(larger, bool) == rows[at]).mean()),
+        otherwise=otherwise,
+    )
+    return (at if count else None), certificate
 
 
 def worst_class(labels: ArrayLike, larger: ArrayLike, smaller: ArrayLike) -> tuple[int, float, int]:

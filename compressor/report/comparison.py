@@ -70,6 +70,8 @@ def answers(before: Measurements, after: Measurements, round_to: int | str | Non
             top1 = f"test top-1 {units.percent(before.top1)} to {units.percent(after.top1)}"
             top1 += f" ({units.points(before.top1, after.top1)})"
         said.append((top1, before.top1 is None or after.top1 > before.top1 - _LOST))
+    if after.certificate is not None:
+        said.append((after.certificate.words(), after.certificate.kept))
     return said
 
 

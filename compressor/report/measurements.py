@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from compressor.report.certificate import Certificate
 from compressor.report.cost import Profile
 
 _MEASURED = ("macs", "macs_thop", "params", "file_bytes", "latency_ms", "top1")
@@ -25,6 +26,7 @@ class Measurements:
     latency_ms: dict[str, Any] | None = None  # engine -> {median, p95, batch, ...} or None
     top1: float | None = None  # fraction in 0..1 of the test images
     reasons: dict[str, str] = field(default_factory=dict)
+    certificate: Certificate | None = None  # what is promised on fresh images; None where nothing was asked for
 
     def __post_init__(self) -> None:
         missing = {name: "not measured" for name in _MEASURED if getattr(self, name) is None}
@@ -48,12 +50,18 @@ class Measurements:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**{name: plain(getattr(self, name)) for name in _MEASURED}, "reasons": dict(self.reasons)}
+        found = {**{name: plain(getattr(self, name)) for name in _MEASURED}, "reasons": dict(self.reasons)}
+        return found if self.certificate is None else found | {"certificate": self.certificate.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Measurements":
         """The measurements that `to_json` wrote."""
-        return cls(**{name: data.get(name) for name in _MEASURED}, reasons=dict(data.get("reasons", {})))
+        promised = data.get("certificate")
+        return cls(
+            **{name: data.get(name) for name in _MEASURED},
+            reasons=dict(data.get("reasons", {})),
+            certificate=None if promised is None else Certificate.from_json(promised),
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compressor.report import units as written
-from compressor.report.certificate import Certificate
 from compressor.report.sections import Curve, Plot, Section, Table
 from compressor.routing.costs import Costs
 from compressor.routing.curve import UNPROMISED_DROP, Point
@@ -44,7 +43,6 @@ class Findings:
     curves: dict[str, list[Point]]  # kind -> points on validation images
     taught: Taught
     times: dict[str, dict[str, ImageTimes]]  # engine -> "whole" and "routed"; empty where not measured
-    certificate: Certificate | None = None  # of `max_drop`
 
     @property
     def routed(self) -> Point:
@@ -60,7 +58,6 @@ class Findings:
             "ways": [{"name": way.name, **asdict(way.point)} for way in self.ways],
             "curves": {kind: [asdict(point) for point in points] for kind, points in self.curves.items()},
             "labels": list(taught.labels.counts),
-            "certificate": None if self.certificate is None else self.certificate.to_json(),
             "router_top1": taught.router_top1,
             "router_majority": taught.router_majority,
             "labelled_top1": taught.labelled_top1,
@@ -72,7 +69,7 @@ class Findings:
 
 def remarks(found: Findings) -> list[str]:
     """What routing is worth here, in words; first of all where it is worth nothing."""
-    routed, said = found.routed, [] if found.certificate is None else [found.certificate.words()]
+    routed, said = found.routed, list[str]()
     if max(routed.shares) == 1:
         said.append(f"The router sends every image to depth {routed.shares.index(1)}: it decides nothing.")
     if routed.macs >= found.whole_macs:
@@ -112,7 +109,7 @@ def remarks(found: Findings) -> list[str]:
 
 def doubts(images: int, settings: RouteSettings) -> list[str]:
     """What makes a threshold unsure: few validation images, above all where a single one is more than may be lost."""
-    if settings.threshold is not None or settings.max_drop is not None:
+    if settings.threshold is not None:
         return []
     targets = (settings.target_macs, settings.target_ms)
     needed = math.ceil(1 / UNPROMISED_DROP) if targets == (None, None) else 0

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from compressor.errors import UsageError
-from compressor.report.certificate import CONFIDENCE
 from compressor.settings import setting
 from compressor.training.settings import TrainSettings
 
@@ -46,10 +45,6 @@ class RouteSettings:
     target_ms: float | None = setting(
         None, "Instead: mean milliseconds of one image on ONNX Runtime, on this machine.", "MS", 0
     )
-    max_drop: float | None = setting(
-        None, "Instead, a promise: on fresh images top-1 falls by at most this fraction.", "X", 0, 1
-    )
-    confidence: float = setting(CONFIDENCE, "Of that promise.", "SHARE", 0, 1, rare=True)
     threshold: float | None = setting(None, "Instead: exit score at which to stop; 0: at the first exit.", "X", 0)
 
 
@@ -91,14 +86,10 @@ def check(settings: RouteSettings) -> None:
         raise UsageError(f"the target is {settings.target_macs:g} MACs; give a share such as 0.6, or a number of MACs")
     if settings.target_ms is not None and settings.target_ms <= 0:
         raise UsageError(f"the target is {settings.target_ms:g} ms; give milliseconds for one image, such as 2.5")
-    targets = ("threshold", "target_macs", "target_ms", "max_drop")
+    targets = ("threshold", "target_macs", "target_ms")
     given = [f"`{name}`" for name in targets if getattr(settings, name) is not None]
     if len(given) > 1:
         raise UsageError(f"give {' or '.join(given)}, not both: each of them chooses the threshold")
-    if settings.max_drop is not None and not 0 < settings.max_drop < 1:
-        raise UsageError(f"max_drop is {settings.max_drop:g}; give a fraction of the images, such as 0.01")
-    if not 0 < settings.confidence < 1:
-        raise UsageError(f"confidence is {settings.confidence:g}; give a share below 1, such as 0.95")
     if settings.labels == "paper" and settings.router == "gates":
         raise UsageError("--labels paper labels some images only; --router image or argmax labels the others")
     if settings.skip_set == "paper" and settings.labels != "paper":

@@ -15,11 +15,13 @@ from compressor.exits.learning import recalibrated, training_of
 from compressor.exits.points import legal_points
 from compressor.exporting.latency import profile
 from compressor.report import units
+from compressor.report.certificate import Certificate
 from compressor.report.measurements import Measurements
 from compressor.runs.exits import Row, hardly_smaller, measured_rows, parts_of
 from compressor.runs.jobs import DetachJob
 from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
+from compressor.runs.promise import Promise, right_of
 from compressor.runs.run import Run
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, refuse_routed
@@ -105,6 +107,14 @@ class DetachRun(Run[DetachJob]):
         if "macs_thop" in base.reasons:
             reasons["macs_thop"] = base.reasons["macs_thop"]
         return before, replace(after, macs_thop=base.macs_thop, reasons=reasons)
+
+    def certified(self, promise: Promise) -> Certificate:
+        """The smallest model that keeps it: the base first, then the sub-models, the largest first."""
+        models = (self.model.detach(number) for number in range(self.model.exits + 1))
+        rows = [right_of(each, promise.images, self.data) for each in models]
+        at, found = promise.kept(rows, self.data)
+        self.facts["details"] |= {"promised_exit": at}
+        return replace(found, subject=f"Exit {at}, the smallest that can be promised," if at else "The base")
 
     def widths(self) -> dict[str, int]:
         """Filters of the base."""

@@ -74,9 +74,9 @@ class PruneJob(RunJob):
         if self.plan is not None and deciding:
             raise UsageError(f"`plan` and `{deciding[0]}` both decide what is pruned: leave one of them out")
         check_pruning(self.choice, has_data=self.data is not None)
-        for name in ("epochs", "distill"):
+        for name in ("epochs", "distill", "max_drop"):
             if self.data is None and name in self.chosen:
-                raise UsageError(f"`{name}` trains the pruned model, which needs `data`: give some, or leave it out")
+                raise UsageError(f"`{name}` looks at images, which needs `data`: give some, or leave it out")
         return self
 
 
@@ -136,9 +136,10 @@ class TrainJob(RunJob):
     """Training, from random weights."""
 
     RUN: ClassVar[str] = "train.TrainRun"
-    LACKS: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("model", "weights", "trust", "max_size"), "it has random weights; use finetune"
-    )
+    LACKS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("model", "weights", "trust", "max_size"), "it has random weights; use finetune"),
+        **dict.fromkeys(("max_drop", "confidence"), "random weights are nothing to compare with"),
+    }
 
     command: str = "compressor train"
 
@@ -229,6 +230,9 @@ class RouteJob(RunJob):
         """The job itself."""
         super().completed()
         check_routing(self.choice)
+        targets = [name for name in ("threshold", "target_macs", "target_ms") if getattr(self.choice, name) is not None]
+        if targets and self.promise.max_drop is not None:
+            raise UsageError(f"give `{targets[0]}` or `max_drop`, not both: each of them chooses the threshold")
         return self
 
 

@@ -14,8 +14,9 @@ from compressor.errors import CompressorError, UsageError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
+from compressor.report.certificate import Certificate
 from compressor.report.measurements import Measurements
-from compressor.routing.certificate import certified_point, right_of
+from compressor.routing.certificate import certified_point
 from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
     check_time,
@@ -41,6 +42,7 @@ from compressor.runs.depth_times import depth_times, in_time
 from compressor.runs.jobs import RouteJob
 from compressor.runs.measuring import file_bytes, filters
 from compressor.runs.models import transformed
+from compressor.runs.promise import Promise
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject
@@ -56,6 +58,7 @@ class RouteRun(Run[RouteJob]):
     units: Units
     settings: RouteSettings
     costs: Costs
+    certificate: Certificate  # where one is asked for
     depth_ms: tuple[float, ...] = ()  # of an image that leaves at each depth, where milliseconds are asked for
 
     def plan(self) -> None:
@@ -127,7 +130,8 @@ class RouteRun(Run[RouteJob]):
             found = replace(found, times=distributed.from_first(lambda: _times(self.subject, self.whole)))
             before = replace(before, latency_ms=_timing(found, "whole"))  # on the same images, at the same time
         settings, images = self.settings, len(self.taught.calibration)
-        said = (*doubts(images, settings), *remarks(found), *in_time(found, self.depth_ms))
+        unsure = () if self.promise is not None else doubts(images, settings)
+        said = (*unsure, *remarks(found), *in_time(found, self.depth_ms))
         self.note(*said)
         self.facts |= {
             "sections": (section(found, said),),
@@ -135,6 +139,10 @@ class RouteRun(Run[RouteJob]):
             "details": found.to_json(),
         }
         return before, _after(self.subject, found, self.size_bytes)
+
+    def certified(self, promise: Promise) -> Certificate:
+        """What was found as the threshold was chosen."""
+        return self.certificate
 
     def widths(self) -> dict[str, int]:
         """Routing changes none."""
@@ -145,14 +153,16 @@ class RouteRun(Run[RouteJob]):
         routed, counted, settings, data = self.routed, self.costs, self.settings, self.data
         self.tell(Stage("choosing the threshold on validation images, measuring on test images"))
         seen, test = observe(routed, self.taught.calibration, data), observe(routed, data.test, data)
-        curve, certificate = routed_points(seen, counted), None
+        curve = routed_points(seen, counted)
         if settings.target_ms is not None:
             chosen = choose_in_time(curve, self.depth_ms, settings.target_ms)
-        elif settings.max_drop is not None:
-            before = right_of(self.whole, self.taught.calibration, data)
-            chosen, certificate = certified_point(
-                seen, counted, before, data.classes, drop=settings.max_drop, confidence=settings.confidence
-            )
+        elif self.promise is not None:
+            promise, asked = self.promise, self.job.promise
+            assert asked.max_drop is not None
+            chosen, self.certificate = certified_point(
+                observe(routed, promise.images, data), counted, promise.before, data.classes,
+                drop=asked.max_drop, confidence=asked.confidence,
+            )  # fmt: skip
         elif settings.threshold is None:
             chosen = choose(curve, counted, target_macs=settings.target_macs)
         else:
@@ -171,7 +181,7 @@ class RouteRun(Run[RouteJob]):
             "fixed depth": fixed_points(seen, counted),
         }
         units, places = self.units.units, routed.layout.leave_after
-        return Findings(units, places, counted.whole, 0.0, tuple(ways), curves, self.taught, {}, certificate)
+        return Findings(units, places, counted.whole, 0.0, tuple(ways), curves, self.taught, {})
 
 
 def list_units(job: RouteJob, tell: Callback = silent) -> Units:

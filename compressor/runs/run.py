@@ -6,13 +6,14 @@ A verb brings its plan and its middle: a subclass of `Run` in its own file, whic
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from compressor.errors import UsageError
 from compressor.exporting.latency import profile
+from compressor.report.certificate import Certificate
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.report.report import Report
@@ -20,6 +21,7 @@ from compressor.runs.estimate import estimate
 from compressor.runs.folder import RunFolder
 from compressor.runs.job import RunJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure
+from compressor.runs.promise import Promise, put_aside, right_of
 from compressor.runs.results import write_results
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, open_subject
@@ -64,6 +66,7 @@ class Run(ABC, Generic[J]):
     subject: Subject
     folder: RunFolder
     record: Callback  # hears what training does, and writes it down as well
+    promise: Promise | None = None  # what is asked of the result on fresh images, with those that were put aside
 
     def __init__(self, job: J, tell: Callback = silent) -> None:
         """Raises UsageError for settings that make no sense for any network, also where no reader saw them."""
@@ -107,6 +110,10 @@ class Run(ABC, Generic[J]):
         self.train()
         tell(Stage("measuring the result"))
         before, after = self.measured_after(before)
+        if self.promise is not None:
+            certificate = self.certified(self.promise)
+            self.notes.insert(0, certificate.words())
+            after = replace(after, certificate=certificate)
         report = self.report(before, after, self.layers(widths, self.widths()))
         return write_results(self.subject, report, self.folder, job.output, tell)
 
@@ -146,6 +153,10 @@ class Run(ABC, Generic[J]):
         job = self.job
         self.tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
         self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
+        if job.promise.max_drop is not None and self.subject.data is not None:
+            data, aside = put_aside(self.subject.data, job.loading.seed)
+            self.subject = replace(self.subject, data=data)
+            self.promise = Promise.of(job.promise, aside, self.subject.module, data)
         self.note(*self.subject.notes)
 
     def measured_before(self) -> Measurements:
@@ -157,6 +168,10 @@ class Run(ABC, Generic[J]):
     def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
         """Both sides of the report, once training is over."""
         return before, measure(self.subject, latency=self.job.output.latency)
+
+    def certified(self, promise: Promise) -> Certificate:
+        """What can be promised of the result."""
+        return promise.kept([right_of(self.subject.module, promise.images, self.data)], self.data)[1]
 
     def widths(self) -> dict[str, int]:
         """Filters of every layer, as the network stands."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from compressor.files.limits import LARGEST_GIB
 from compressor.pruning.settings import PruneSettings
+from compressor.report.certificate import CONFIDENCE
 from compressor.settings import setting, shape
 from compressor.training.settings import TrainSettings
 
@@ -46,6 +47,18 @@ class OutputSettings:
     latency: bool = setting(True, "Measure latency with torch and ONNX Runtime.")
     onnx: bool = setting(True, "Export the result to ONNX and check it.")
     tensorboard: bool = setting(False, "Also write the metrics as TensorBoard event files.")
+
+
+@dataclass(frozen=True)
+class PromiseSettings:
+    """What the result must keep on images that nobody has seen, against the network as it came."""
+
+    PANEL: ClassVar[str] = "Promise"
+
+    max_drop: float | None = setting(
+        None, "A promise: on fresh images top-1 falls by at most this fraction.", "X", 0, 0.99
+    )
+    confidence: float = setting(CONFIDENCE, "Of that promise.", "SHARE", 0, 0.9999, rare=True)
 
 
 @dataclass(frozen=True)

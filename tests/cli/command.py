@@ -20,7 +20,7 @@ VARIES: Patterns = (
     (r"\d\.?\d*e-\d\d", "E"),
     (r"[\d.]+ ms\b", "T ms"),
     (r"about [\d:]+ on", "about T on"),
-    (r"[\d.]+ [kM]B\b", "SIZE"),
+    (r"[\d.]+ [kMG]B\b", "SIZE"),
     (r"[\d,]+ bytes", "SIZE"),
     (r"loss [\d.]+", "loss L"),
     (r"(top-1|validation)(\s+)[\d.]+( ?%)", r"\1\2P\3"),

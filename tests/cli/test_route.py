@@ -144,7 +144,7 @@ def test_a_promise_is_kept_or_said_to_be_none(tmp_path, capsys):
         out = tmp_path / drop
         assert run("route", MODEL, *QUICK, "--max-drop", drop, "--out", out, "--json") == 0
         told = json.loads(capsys.readouterr().out)
-        found = told["details"]["certificate"]
+        found = told["after"]["certificate"]
         assert found["kept"] is kept and found["confidence"] == 0.95
         shares = told["details"]["ways"][0]["shares"]
         [line] = [note for note in told["notes"] if "confidence" in note]

@@ -13,6 +13,7 @@ from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.adapnet.freeze import Held
 from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.adapnet.observe import Watch
 from compressor.pruning.rounding import rounded
 from compressor.runs.goals import Guard, Target
 from compressor.runs.stages import Callback, PeriodEvent, PeriodStep, note_all
@@ -50,6 +51,7 @@ class Periods:
         self._before = (Snapshot.of(model), channels)
         self._macs = channels.macs()
         self._hooks = ExitStack()
+        self._watch: Watch | None = None
         self._held: Held | None = None
 
     @contextmanager
@@ -65,7 +67,8 @@ class Periods:
 
         def watched(model: nn.Module, x: Any, y: Any) -> Tensor | tuple[Tensor, Tensor | None]:
             if self._held is None and not self.over:
-                self._hooks.enter_context(self.method.watch(self.model, self.channels))
+                watch = self.method.watch(self.model, self.channels, distributed.place_of)
+                self._watch = self._hooks.enter_context(watch)
                 self._held = self.method.hold(self.model, self.channels, optimizer)
             return inner(model, x, y)
 
@@ -82,10 +85,11 @@ class Periods:
         Where the structure stands in the middle of an epoch, the rest of it is trained as it is.
         """
         if not self.over:
-            assert self._held is not None
+            assert self._held is not None and self._watch is not None
             self._held.restore_()
             self.tell(PeriodStep(self.method.period, self.method.step + 1, self.method.lsep))
-            if self.method.step_done():
+            seen = self._watch.take()
+            if self.method.step_done(seen and seen.over(distributed.summed, distributed.largest)):
                 self._unwatch()
                 self._change(state)
         if state.batch < state.batches:

@@ -46,11 +46,11 @@ def watched(model, channels, settings=EAGER, seed=0):
 def period(method, model, channels):
     """Six batches of smooth random images, on which filters differ as they do on photographs."""
     generator = torch.Generator().manual_seed(1)
-    with method.watch(model, channels):
+    with method.watch(model, channels) as watch:
         for _ in range(6):
             blobs = torch.randn(16, 3, 3, 3, generator=generator)
             model(torch.nn.functional.interpolate(3 * blobs, (8, 8), mode="bilinear"))
-            method.step_done()
+            method.step_done(watch.take())
 
 
 def decided(model, channels, settings=EAGER, seed=0):

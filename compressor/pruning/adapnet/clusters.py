@@ -29,9 +29,11 @@ class Clustering:
     labels: Tensor
 
 
-def count_limit(classes: int, dictionary: int) -> int:
-    """The most clusters that a dictionary of that many maps may form: twice the classes, within 16 to 32."""
-    return min(max(2 * classes, 16), 32, dictionary // PER_CLUSTER)
+def count_limit(classes: int | None, filters: int, dictionary: int) -> int:
+    """The most clusters that a dictionary of that many maps may form: twice the classes, or where there are none as
+    many as filters, within 16 to 32.
+    """
+    return min(max(filters if classes is None else 2 * classes, 16), 32, dictionary // PER_CLUSTER)
 
 
 def eigengap(values: Tensor, low: int, high: int) -> int:

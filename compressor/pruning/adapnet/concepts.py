@@ -5,7 +5,6 @@ al.).
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,19 +17,6 @@ BORDER_FRACTION = 0.2  # of a concept's maps, that form its border (algorithm 1)
 BORDER_RATIO = 0.75  # distance from it that makes another concept
 
 FEWEST = 5  # counts of a candidate, and points of a neighbour, below which nothing can be said
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What Algorithm 1 said of one cluster, and the numbers that decided it; None where it did not come to that."""
-
-    cluster: int
-    accepted: bool
-    p_value: float
-    nearest: int | None = None
-    to_nearest: float | None = None
-    to_border: float | None = None
-    border_radius: float | None = None
 
 
 def boundary_points(points: Tensor, fraction: float) -> Tensor:
@@ -54,47 +40,40 @@ def reliable_rows(table: Tensor, boundaries: int, row_min: int) -> Tensor:
 
 def detect(
     table: Tensor, concepts: list[int], found: Clustering, boundaries: int, beta: float, settings: AdapNetSettings
-) -> list[Verdict]:
-    """Judge every cluster that is no concept yet, in column order; those accepted join before the next is judged.
+) -> list[int]:
+    """The clusters that become concepts, judged in column order; those accepted join before the next is judged.
 
     A cluster is accepted when filters are unequally active on it (p-value below `beta`) and its centre lies outside the
     nearest concept: farther from that concept's boundary points than `border_ratio` of what the concept's own centre
     is, and farther from the centre than the boundary. The last clause is ours: without it a duplicate could pass.
     """
-    concepts = list(concepts)
     rows = reliable_rows(table, boundaries, ROW_MIN)
     p_values = column_uniformity(table, rows, settings.evidence).tolist()
     totals = table.sum(0).tolist()
-    verdicts = []
+    accepted: list[int] = []
     for candidate in range(table.shape[1]):
         if candidate in concepts or totals[candidate] < FEWEST:
             continue
-        verdict = _judge(candidate, p_values[candidate], concepts, found, beta, settings)
-        if verdict.accepted:
-            concepts.append(candidate)
-        verdicts.append(verdict)
-    return verdicts
+        # NaN, which says nothing, is refused too.
+        if p_values[candidate] < beta and _is_apart(candidate, [*concepts, *accepted], found):
+            accepted.append(candidate)
+    return accepted
 
 
-def _judge(
-    candidate: int, p_value: float, concepts: list[int], found: Clustering, beta: float, settings: AdapNetSettings
-) -> Verdict:
-    if not p_value < beta:  # NaN, which says nothing, is refused too
-        return Verdict(candidate, False, p_value)
+def _is_apart(candidate: int, concepts: list[int], found: Clustering) -> bool:
+    """Whether a cluster's centre lies outside the nearest concept; a concept of few points has no outside."""
     if not concepts:
-        return Verdict(candidate, True, p_value)
+        return True
     centre = found.centres[candidate]
     distances = (found.centres[concepts] - centre).norm(dim=1)
-    nearest = concepts[int(distances.argmin())]
-    to_nearest = float(distances.min())
+    nearest, to_nearest = concepts[int(distances.argmin())], float(distances.min())
     members = found.points[found.labels == nearest]
     if len(members) < FEWEST:
-        return Verdict(candidate, True, p_value, nearest, to_nearest)
+        return True
     border = members[boundary_points(members, BORDER_FRACTION)]
     to_border = float((border - centre).norm(dim=1).min())
     radius = float((border - found.centres[nearest]).norm(dim=1).min())
-    accepted = to_border > BORDER_RATIO * radius and to_nearest > radius
-    return Verdict(candidate, accepted, p_value, nearest, to_nearest, to_border, radius)
+    return to_border > BORDER_RATIO * radius and to_nearest > radius
 
 
 def useless(table: Tensor, concepts: list[int], boundaries: int, beta: float, settings: AdapNetSettings) -> list[int]:

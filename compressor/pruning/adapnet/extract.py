@@ -56,7 +56,7 @@ def choose_maps(fired: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 
 def extract(
-    units: list[Unit], classes: int, settings: AdapNetSettings, generator: torch.Generator
+    units: list[Unit], classes: int | None, settings: AdapNetSettings, generator: torch.Generator
 ) -> dict[str, Clustering]:
     """Cluster the recorded maps of every unit and update its autoencoder, exemplars and table in place.
 
@@ -103,12 +103,7 @@ def _train_(group: list[_Task], generator: torch.Generator) -> None:
     maps = torch.nn.utils.rnn.pad_sequence([task.dictionary for task in group], batch_first=True).float()
     valid = _valid(group)
     autoencoder = subspace.stack([task.unit.autoencoder for task in group])
-    subspace.train_(
-        autoencoder,
-        maps,
-        valid,
-        generator,
-    )
+    subspace.train_(autoencoder, maps, valid, generator)
     with torch.no_grad():
         latents = subspace.unit_latents(autoencoder, maps) * valid[..., None]
     for i, (task, trained) in enumerate(zip(group, subspace.unstack(autoencoder))):
@@ -133,13 +128,13 @@ def _gram(tasks: list[_Task]) -> Tensor:
 
 
 def _cluster(
-    tasks: list[_Task], classes: int, settings: AdapNetSettings, generator: torch.Generator
+    tasks: list[_Task], classes: int | None, settings: AdapNetSettings, generator: torch.Generator
 ) -> list[Clustering]:
     """Clusterings of all dictionaries; the units' clusters grow to match."""
     valid = _valid(tasks)
     coefficients, inverse = subspace.self_expression(_gram(tasks))
     graph = subspace.affinity(coefficients, valid)
-    limits = [clusters.count_limit(classes, task.count) for task in tasks]
+    limits = [clusters.count_limit(classes, task.unit.filters, task.count) for task in tasks]
     values, vectors = subspace.spectrum(graph, valid, max(limits) + 1)
     values, vectors = values.cpu(), vectors.cpu()
     found = []

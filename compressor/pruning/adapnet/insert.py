@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ACTIVE_SHARE, ACTIVE_MASS = 0.3, 0.7  # of the concepts, that may hold so much of a filter's activity (algorithm 4)
-
-
 FEWEST_CONCEPTS = 4  # the smallest number of which one is less than 30 %
 SHRINK = 1.5
 

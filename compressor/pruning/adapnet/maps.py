@@ -6,13 +6,12 @@ or as many more as fill the dictionary where filters are few. Memory of a buffer
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from compressor.training.distributed import largest, summed
 
 REC_BATCHES = 8  # batches of a period that are recorded
 REC_MAPS = 3  # of each filter and recorded batch, at least
@@ -78,6 +77,41 @@ class Part(NamedTuple):
     whole: int
 
 
+class Shown(NamedTuple):
+    """What one batch shows of a group's maps; of several processes each has its part, until these are added up."""
+
+    maps: Tensor  # (filters, count, size, size), zeros where another process has the image
+    fired: Tensor  # (filters, count), integers
+    cosines: Tensor  # (filters, filters), summed over images
+    peak: Tensor  # (filters,): largest activation
+    images: int  # of the whole batch, that the cosines are summed over
+
+    def over(self, add: Callable[[Tensor], Tensor], largest: Callable[[Tensor], Tensor]) -> "Shown":
+        """The whole batch's, by the sum and the element-wise maximum over the processes."""
+        return Shown(add(self.maps), add(self.fired), add(self.cosines), largest(self.peak), self.images)
+
+
+def show(activations: Tensor, images: Tensor, size: int, part: Part) -> Shown:
+    """Look at one batch: `activations` (batch, filters, height, width), `images` from `draw_images`.
+
+    Nothing here waits for a GPU.
+    """
+    activations = activations.detach()
+    filters, count = images.shape
+    rows = torch.arange(filters, device=activations.device).repeat_interleave(count)
+    places = images.to(activations.device, non_blocking=True).flatten() - part.first
+    here = (places >= 0) & (places < len(activations))
+    maps, fired = prepare(activations[places.clamp(0, len(activations) - 1), rows], size)
+    maps = torch.where(here[:, None, None], maps, 0.0).half()
+    return Shown(
+        maps.view(filters, count, size, size),
+        (here & fired).int().view(filters, count),
+        cosine_sums(activations[: max(COSINE_IMAGES - part.first, 0)]),
+        activations.float().abs().amax((0, 2, 3)),
+        min(COSINE_IMAGES, part.whole),
+    )
+
+
 class Recording:
     """The running period's maps and sums of one group of `filters` channels; made anew for every period."""
 
@@ -90,35 +124,15 @@ class Recording:
         self.images = 0
         self.filled = 0
 
-    def add(
-        self, activations: Tensor, images: Tensor, cosine_images: int, frozen: Tensor, part: Part | None = None
-    ) -> None:
-        """Record one batch: `activations` (batch, filters, height, width), `images` from `draw_images`.
-
-        Filters that are `frozen` (a mask on the host) leave no maps. Where several processes have a `part` of the batch
-        each, all of them record what the whole batch shows. Nothing here waits for a GPU.
-        """
-        activations = activations.detach()
-        part = part or Part(0, len(activations))
-        filters, count = images.shape
-        device = self.maps.device
-        rows = torch.arange(filters, device=device).repeat_interleave(count)
-        places = images.to(device, non_blocking=True).flatten() - part.first
-        here = (places >= 0) & (places < len(activations))
-        maps, fired = prepare(activations[places.clamp(0, len(activations) - 1), rows], self.maps.shape[-1])
-        maps = summed(torch.where(here[:, None, None], maps, 0.0).half())
-        fired = summed((here & fired).int()).bool()
-        slots = slice(self.filled, self.filled + count)
-        self.maps[:, slots] = maps.view(filters, count, *maps.shape[-2:])
-        self.fired[:, slots] = fired.view(filters, count) & ~frozen.to(device, non_blocking=True)[:, None]
-        self.filled += count
-        self.cosines += summed(cosine_sums(activations[: max(cosine_images - part.first, 0)]))
-        self.images += min(cosine_images, part.whole)
-        self.peak = torch.maximum(self.peak, largest(activations.float().abs().amax((0, 2, 3))))
-
-    def full(self) -> bool:
-        """Whether every slot of the buffer has been written."""
-        return self.filled >= self.maps.shape[1]
+    def add(self, shown: Shown, frozen: Tensor) -> None:
+        """Record one batch; filters that are `frozen` (a mask on the host) leave no maps."""
+        slots = slice(self.filled, self.filled + shown.maps.shape[1])
+        self.maps[:, slots] = shown.maps
+        self.fired[:, slots] = shown.fired.bool() & ~frozen.to(self.maps.device, non_blocking=True)[:, None]
+        self.filled += shown.maps.shape[1]
+        self.cosines += shown.cosines
+        self.images += shown.images
+        self.peak = torch.maximum(self.peak, shown.peak)
 
     def similarity(self) -> Tensor:
         """Mean cosine of every two filters' maps over the recorded images: (filters, filters), on the host."""

@@ -4,8 +4,7 @@ Reference: AdapNet, section 3.2 and Algorithm 2. The limits per period and the r
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,21 +14,7 @@ from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.tables import ROW_MIN, row_uniformity
 
 GAMMA1 = 0.6  # the KSE indicator below which a filter may go (algorithm 2)
-
 DEAD_PERIODS = 2
-
-Measure = Callable[[Channels, Iterable[int]], int]  # the network's cost without some channels
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A filter to freeze for one period and then remove: its position, and the numbers that decided it."""
-
-    filter: int
-    p_value: float
-    beta: float
-    kse: float
-    gamma1: float
 
 
 def fewest(original: int, settings: AdapNetSettings) -> int:
@@ -37,16 +22,16 @@ def fewest(original: int, settings: AdapNetSettings) -> int:
     return max(2, math.ceil(settings.min_share * original))
 
 
-def relative_costs(channels: Channels, groups: Sequence[str], measure: Measure = Channels.macs) -> dict[str, float]:
-    """What one channel of each group costs (multiply-adds, or parameters), by the mean over the groups."""
-    whole = measure(channels, ())
-    saved = {name: whole - measure(channels, [int(channels.group(name).ids[0])]) for name in groups}
+def relative_costs(channels: Channels, groups: Sequence[str]) -> dict[str, float]:
+    """How many parameters one channel of each group costs, by the mean over the groups."""
+    whole = channels.params()
+    saved = {name: whole - channels.params([int(channels.group(name).ids[0])]) for name in groups}
     mean = sum(saved.values()) / len(saved)
     return {name: value / mean for name, value in saved.items()}
 
 
 def biased(beta: float, relative_cost: float, bias: float) -> float:
-    """The threshold of a group whose channels cost that much: lower where they are dear, or cheap by a bias below 0.
+    """The threshold of a group whose channels cost that much: lower where they are expensive, or the other way round.
 
     Ours, not the paper's. A threshold of 1 lets none of the group's filters through.
     """
@@ -62,8 +47,9 @@ def candidates(
     kse: Callable[[], Tensor],
     settings: AdapNetSettings,
     rank: Callable[[], Tensor | None] | None = None,
-) -> list[Candidate]:
-    """The filters that are equally active on all concepts and tell the next layer little, largest p-value first.
+) -> dict[int, dict[str, float]]:
+    """The filters that are equally active on all concepts and tell the next layer little, largest p-value first, and
+    the numbers that decided it.
 
     `eligible` masks those neither protected nor frozen; `room` is how many the group can lose; `kse` gives the
     indicator of every filter and is called only if a filter passes the first test; `rank` a number by which the lowest
@@ -71,18 +57,21 @@ def candidates(
     `prune_cap` of the filters is taken.
     """
     if len(concepts) < 2 or room < 1:
-        return []
+        return {}
     p_values = row_uniformity(table, concepts, settings.chi_s)
     passing = (p_values > beta) & eligible & (table.sum(1) >= ROW_MIN)
     if not bool(passing.any()):
-        return []
+        return {}
     values = kse()
     passing &= values < GAMMA1
     ranks = rank() if rank is not None else None
     ordered = (-p_values if ranks is None else ranks).argsort(stable=True)
     order = [i for i in ordered.tolist() if passing[i]]
     limit = min(math.ceil(settings.prune_cap * len(table)), room)
-    return [Candidate(i, float(p_values[i]), beta, float(values[i]), GAMMA1) for i in order[:limit]]
+    return {
+        i: {"p_value": float(p_values[i]), "beta": beta, "kse": float(values[i]), "gamma1": GAMMA1}
+        for i in order[:limit]
+    }
 
 
 def dead(silent: Tensor, protected: Tensor, room: int) -> list[int]:

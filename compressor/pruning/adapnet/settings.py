@@ -1,8 +1,8 @@
 """What a person may choose about AdapNet, and the sets of it that a name chooses.
 
 Defaults are those of "Adaptive Pruning of Convolutional Neural Network" (Ahmadluei, Faez, Masoumi; sections 3 and 4,
-table 2) where the paper gives a value, and our readings of it elsewhere. What
-nobody has a reason to turn stands as a constant beside its equation.
+table 2) where the paper gives a value, and our readings of it elsewhere. What nobody has a reason to turn stands as a
+constant beside its equation.
 """
 
 from dataclasses import dataclass, replace

@@ -3,15 +3,20 @@
 Row i of everything belongs to the group's channel `ids[i]`; column q of the table and `owners == q` to cluster q.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressor.pruning.adapnet import tables
+from compressor.pruning.adapnet import clusters, concepts, tables
+from compressor.pruning.adapnet.clusters import Clustering
 from compressor.pruning.adapnet.maps import Recording
+from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.subspace import Autoencoder
+from compressor.surgery.edits import Edit, Insert, Merge, Prune
 
+PROTECTION = 2  # periods in which a new filter is not judged
 _TENSORS = ("table", "exemplars", "owners", "points", "idle", "protect", "frozen", "silent")
 _PLAIN = ("original", "size", "boundaries")
 
@@ -68,6 +73,58 @@ class Unit:
         """Begin a period with an empty buffer of that many maps per filter."""
         self.recording = Recording(self.filters, maps_per_filter, self.size, self.device)
         return self.recording
+
+    def close_(self) -> None:
+        """A period ends: count in how many of them each filter showed nothing."""
+        if self.recording is not None and self.recording.filled:
+            self.silent = torch.where(self.recording.dead(), self.silent + 1, 0)
+
+    def freeze_(self, reasons: Mapping[int, dict[str, float]]) -> None:
+        """These channels will be removed at the end of the next period, for the numbers that are given."""
+        for identity, numbers in reasons.items():
+            self.reasons[identity] = numbers
+            self.frozen[self.ids.index(identity)] = True
+
+    def see_(self, found: Clustering, limit: int, beta: float, settings: AdapNetSettings) -> None:
+        """Take the clusters of a period's maps, `limit` at most, for concepts where filters differ on them."""
+        # `extract` has counted this period already.
+        self.concepts += concepts.detect(self.table, self.concepts, found, self.boundaries - 1, beta, settings)
+        dropped = clusters.retired(self.idle, self.concepts, self.clusters, limit)
+        if dropped:
+            self.forget_clusters_(dropped)
+
+    def release_(self) -> None:
+        """Spare what is still frozen."""
+        self.frozen.zero_()
+        self.reasons.clear()
+
+    def follow_(self, edits: Sequence[Edit], ids: list[int]) -> int:
+        """Edits of the group were carried out, after which its channels are `ids`.
+
+        Returns how many filters went that were not counted when they were frozen.
+        """
+        gone, counted = [identity for edit in edits if isinstance(edit, Prune) for identity in edit.channels], 0
+        for edit in edits:
+            if isinstance(edit, Merge):
+                self.merge_(self.ids.index(edit.keep), self.ids.index(edit.drop))
+                counted += 1
+            elif isinstance(edit, Insert):
+                position = self.ids.index(edit.after) + 1
+                # One more than asked: the next pruning step counts down before it judges.
+                self.insert_(position, ids[position], PROTECTION + 1)
+        positions = [self.ids.index(identity) for identity in gone]
+        counted += int((~self.frozen[positions]).sum())
+        self.prune_(positions)
+        assert self.ids == ids, f"{self.name} is out of step"
+        return counted
+
+    def spare_(self, edits: Sequence[Edit]) -> None:
+        """Edits were refused: protect their filters, so that they are not proposed again at once."""
+        for identity in [each for edit in edits if not isinstance(edit, Insert) for each in edit.channels]:
+            at = self.ids.index(identity)
+            self.reasons.pop(identity, None)
+            self.frozen[at] = False
+            self.protect[at] = PROTECTION + 1
 
     def prune_(self, filters: list[int]) -> None:
         """Forget the filters at these positions."""

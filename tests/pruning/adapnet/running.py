@@ -13,6 +13,7 @@ from compressor.graph.capture import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.freeze import Held
 from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.adapnet.observe import Watch
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.surgery import Plan, operate_
 from compressor.training.data import open_data
@@ -60,6 +61,7 @@ class Running:
         self.method = AdapNet(self.settings, classes=10, steps_per_epoch=self.epoch_steps, seed=self.seed)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.8)
         self.held: Held | None = None
+        self.watch: Watch | None = None
         self.step = 0
 
     def train(self, steps: int, on_step: Callable[[], None] | None = None) -> None:
@@ -69,7 +71,7 @@ class Running:
                 self._step()
                 if on_step is not None:
                     on_step()
-                if self.method.step_done():
+                if self.watch is not None and self.method.step_done(self.watch.take()):
                     hooks.close()
                     self._change()
                     self._watch(hooks)
@@ -77,7 +79,7 @@ class Running:
                     self.method.epoch_done()
 
     def _watch(self, hooks: ExitStack) -> None:
-        hooks.enter_context(self.method.watch(self.model, self.channels))
+        self.watch = hooks.enter_context(self.method.watch(self.model, self.channels))
         self.held = self.method.hold(self.model, self.channels, self.optimizer)
 
     def _step(self) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph import Channels, capture
-from compressor.pruning.adapnet import boundary, merge, prune
-from compressor.pruning.adapnet.boundary import UNIFORM, Boundary
+from compressor.pruning.adapnet import merge, method, prune
+from compressor.pruning.adapnet.boundary import UNIFORM
 from compressor.pruning.adapnet.clusters import Clustering
+from compressor.pruning.adapnet.means import moments
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.unit import Unit
@@ -71,10 +72,9 @@ class Stage:
     def plans(self, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         """Every plan, each of them refused; the maps' clusters are taken as found, and all are concepts already."""
         found = Clustering(torch.eye(CONCEPTS), torch.eye(CONCEPTS), torch.arange(CONCEPTS))
-        monkeypatch.setattr(boundary, "extract", lambda *_: {GROUP: found})
-        monkeypatch.setattr(boundary.Boundary, "_spare", lambda *_: None)
-        self.boundary = Boundary(self.method, self.model, lambda: self.channels, [self.unit], lambda plan: plan)
-        return list(self.boundary.plans())
+        monkeypatch.setattr(method, "extract", lambda *_: {GROUP: found})
+        monkeypatch.setattr(Unit, "spare_", lambda *_: None)
+        return list(self.method.plans(self.model, lambda: self.channels))
 
     def edits(self, monkeypatch: pytest.MonkeyPatch) -> list[Edit]:
         return [edit for plan in self.plans(monkeypatch) for edit in plan.edits if edit.group == GROUP]
@@ -93,7 +93,7 @@ def test_a_filter_that_is_to_go_is_not_merged(freeze: bool, monkeypatch: pytest.
     assert [stage.positions(edit) for edit in edits if isinstance(edit, Merge)] == [(4, 5)]
     assert stage.unit.frozen.tolist() == [freeze and i == 2 for i in range(FILTERS)]
     assert [stage.positions(edit) for edit in edits if isinstance(edit, Prune)] == ([] if freeze else [(2,)])
-    assert stage.boundary.removed == 2  # one frozen or pruned, one merged away
+    assert stage.method.removed == [int(freeze)]  # what is refused does not count
 
 
 def test_protected_filters_and_those_with_little_data_are_not_merged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_frozen_filters_that_never_fire_go_once_and_count_once(monkeypatch: pyte
     edits = stage.edits(monkeypatch)
     assert [stage.positions(edit) for edit in edits] == [(1,), (4,), (3,)]
     assert [edit.why == UNIFORM + "; frozen for one period" for edit in edits] == [True, True, False]
-    assert stage.boundary.removed == 1  # those that were frozen were counted a period ago
+    assert stage.method.removed == [0]  # every plan is refused
 
 
 def test_silence_is_counted_from_the_last_time_that_a_filter_fired(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def recorded(stage: Stage, images: Tensor) -> Tensor:
     """What the group's reader was given, in a row for each place: (places, filters)."""
     given = stage.model[:2](images).detach()
     stage.method.means.begin(stage.channels)
-    stage.method.means.add("2.weight", given, 1)
+    stage.method.means.add("2.weight", moments(given, 1, joint=stage.method.means.joint))
     return given.movedim(1, -1).flatten(0, -2).double()
 
 
@@ -219,27 +219,23 @@ def test_the_longest_share_that_may_be_pruned_is_rounded_up(monkeypatch: pytest.
     stage = Stage(replace(SETTINGS, insert=False, merge=False, prune_cap=0.3))
     stage.unit.table[:] = torch.tensor(UNIFORM_ROW)
     assert not stage.edits(monkeypatch)
-    assert int(stage.unit.frozen.sum()) == math.ceil(0.3 * FILTERS) == stage.boundary.removed
+    assert int(stage.unit.frozen.sum()) == math.ceil(0.3 * FILTERS) == stage.method.removed[0]
     assert all(set(numbers) == {"p_value", "beta", "kse", "gamma1"} for numbers in stage.unit.reasons.values())
 
 
-def spared(stage: Stage, freeze: bool, *edits: Edit) -> Boundary:
-    """A boundary to which these edits were refused."""
-    made = Boundary(stage.method, stage.model, lambda: stage.channels, [stage.unit], lambda plan: plan)
-    stage.method.settings = replace(stage.method.settings, freeze=freeze)
-    made.settings = stage.method.settings
-    made.removed = 5
-    made._spare(edits)
-    return made
+def test_what_was_frozen_a_period_ago_is_not_counted_again() -> None:
+    stage = Stage()
+    stage.unit.frozen[[1, 2]] = True
+    gone = [stage.unit.ids[i] for i in (1, 2, 5)]
+    edits = [Prune(GROUP, (identity,), UNIFORM) for identity in gone]
+    assert stage.unit.follow_(edits, [identity for identity in stage.unit.ids if identity not in gone]) == 1
 
 
-@pytest.mark.parametrize(("freeze", "counted"), [(True, 5), (False, 4)])
-def test_a_refused_removal_is_protected_and_counts_where_it_was_counted(freeze: bool, counted: int) -> None:
+def test_a_refused_removal_is_protected_and_no_longer_frozen() -> None:
     stage = Stage()
     stage.unit.frozen[[1, 2]] = True
     stage.unit.reasons[stage.unit.ids[1]] = {"p_value": 0.9}
-    made = spared(stage, freeze, Prune(GROUP, (stage.unit.ids[1],), UNIFORM))
-    assert made.removed == counted
+    stage.unit.spare_([Prune(GROUP, (stage.unit.ids[1],), UNIFORM)])
     assert stage.unit.frozen.tolist() == [i == 2 for i in range(FILTERS)]
     assert stage.unit.protect.tolist() == [3 * (i == 1) for i in range(FILTERS)]
     assert not stage.unit.reasons
@@ -248,11 +244,5 @@ def test_a_refused_removal_is_protected_and_counts_where_it_was_counted(freeze: 
 def test_a_refused_merge_protects_both_and_an_insertion_nobody() -> None:
     stage = Stage()
     ids = stage.unit.ids
-    made = spared(stage, True, Merge(GROUP, ids[1], ids[4], "alike"), Insert(GROUP, ids[2], "needed"))
-    assert made.removed == 4
+    stage.unit.spare_([Merge(GROUP, ids[1], ids[4], "alike"), Insert(GROUP, ids[2], "needed")])
     assert stage.unit.protect.tolist() == [3 * (i in (1, 4)) for i in range(FILTERS)]
-
-
-def test_a_refused_removal_of_a_silent_filter_does_not_count() -> None:
-    stage = Stage()
-    assert spared(stage, True, Prune(GROUP, (stage.unit.ids[1],), "never active")).removed == 4

@@ -68,9 +68,22 @@ def test_eigengap_looks_only_within_its_limits() -> None:
     assert clusters.eigengap(values, 2, 5) == 4
 
 
-@pytest.mark.parametrize(("classes", "dictionary", "limit"), [(10, 400, 20), (2, 400, 16), (100, 400, 32), (10, 64, 8)])
-def test_count_limit_follows_classes_and_dictionary(classes: int, dictionary: int, limit: int) -> None:
-    assert clusters.count_limit(classes, dictionary) == limit
+@pytest.mark.parametrize(
+    ("classes", "filters", "dictionary", "limit"),
+    [
+        (10, 64, 400, 20),
+        (2, 64, 400, 16),
+        (100, 64, 400, 32),
+        (10, 64, 64, 8),
+        (None, 24, 400, 24),
+        (None, 8, 400, 16),
+        (None, 64, 400, 32),
+    ],
+)
+def test_count_limit_follows_classes_or_filters_and_dictionary(
+    classes: int | None, filters: int, dictionary: int, limit: int
+) -> None:
+    assert clusters.count_limit(classes, filters, dictionary) == limit
 
 
 def test_clusters_without_a_past_are_scikit_learns_k_means(generator: torch.Generator) -> None:

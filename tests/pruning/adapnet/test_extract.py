@@ -9,6 +9,7 @@ import torch
 from compressor.pruning.adapnet import subspace
 from compressor.pruning.adapnet.clusters import EXEMPLARS
 from compressor.pruning.adapnet.extract import choose_maps, extract
+from compressor.pruning.adapnet.maps import Part, show
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.subspace import new_autoencoder
 from compressor.pruning.adapnet.unit import Unit
@@ -49,7 +50,7 @@ def record_(unit: Unit, generator: torch.Generator) -> None:
         shown = patterns(4, unit.size, generator).transpose(0, 1)[:, torch.arange(8) % 4]
         shown[:, 6:] = 0.0
         images = torch.randint(4, (8, 3), generator=generator)
-        recording.add(shown, images, 4, NOBODY)
+        recording.add(show(shown, images, unit.size, Part(0, 4)), NOBODY)
 
 
 def new_units(sizes: list[int], generator: torch.Generator) -> list[Unit]:

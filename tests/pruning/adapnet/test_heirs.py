@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compressor.graph import capture
-from compressor.pruning.adapnet.observe import Means
+from compressor.pruning.adapnet.means import Means, moments
 from compressor.pruning.reconstruction import fold
 from compressor.pruning.reconstruction.fold import FEW_RIDGE, Fold, residuals, shares
 from compressor.pruning.reconstruction.gram import Rows
@@ -65,8 +65,8 @@ def test_covariance_is_that_of_what_the_readers_get() -> None:
     batches = [torch.rand(8, 3, 8, 8) for _ in range(2)]
     for images in batches:
         given = model[:2](images)
-        means.add("2.weight", given, 1)
-        means.add("4.weight", model[2:4](given), -1)
+        means.add("2.weight", moments(given, 1, joint=True))
+        means.add("4.weight", moments(model[2:4](given), -1, joint=True))
     rows = torch.cat([model[:2](images).detach() for images in batches]).movedim(1, -1).flatten(0, -2).double()
     wanted = torch.cov(rows.T, correction=0)
     found = means.covariance(channels.group("0"))

@@ -8,7 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compressor.pruning.adapnet.maps import Recording, cosine_sums, draw_images, map_size, maps_per_batch, prepare
+from compressor.pruning.adapnet.maps import (
+    Part,
+    Recording,
+    cosine_sums,
+    draw_images,
+    map_size,
+    maps_per_batch,
+    prepare,
+    show,
+)
 
 
 @pytest.fixture
@@ -73,13 +82,13 @@ def recorded(generator: torch.Generator, batches: int = 2) -> tuple[Recording, l
         activations.append(torch.randn(10, 4, 8, 8, generator=generator).relu())
         activations[-1][:, 3] = 0.0
         images.append(draw_images(4, 3, 10, generator))
-        recording.add(activations[-1], images[-1], cosine_images=5, frozen=frozen)
+        recording.add(show(activations[-1], images[-1], 8, Part(0, 10)), frozen)
     return recording, activations, images
 
 
 def test_recording_holds_the_chosen_maps_of_every_filter(generator: torch.Generator) -> None:
     recording, activations, images = recorded(generator)
-    assert recording.full()
+    assert recording.filled == recording.maps.shape[1]
     for batch in range(2):
         for filter in range(3):
             for k in range(3):
@@ -87,7 +96,7 @@ def test_recording_holds_the_chosen_maps_of_every_filter(generator: torch.Genera
                 torch.testing.assert_close(
                     recording.maps[filter, 3 * batch + k].float(), one / one.max(), atol=1e-3, rtol=0
                 )
-    expected = sum(cosine_sums(a[:5]) for a in activations) / 10
+    expected = sum(cosine_sums(a) for a in activations) / 20
     torch.testing.assert_close(recording.similarity(), expected.double())
 
 

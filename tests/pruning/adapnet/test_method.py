@@ -163,9 +163,9 @@ def test_deciding_changes_nothing_in_the_model_and_leaves_no_hook() -> None:
     torch.manual_seed(0)
     running = Running(SETTINGS, small_net(8))
     running.train(49)
-    with running.method.watch(running.model, running.channels):
+    with running.method.watch(running.model, running.channels) as watch:
         running._step()
-    assert running.method.step_done()
+        assert running.method.step_done(watch.take())
     before = copy.deepcopy(running.model.state_dict())
     first = next(iter(running.method.plans(running.model, lambda: running.channels)))
     assert first.edits

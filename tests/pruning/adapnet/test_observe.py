@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from compressor.graph.capture import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet import observe
-from compressor.pruning.adapnet.observe import Means, View, Watch, reader_inputs, views
-from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.pruning.adapnet.means import Means, moments
+from compressor.pruning.adapnet.observe import View, Watch, reader_inputs, views
 from compressor.pruning.adapnet.subspace import new_autoencoder
 from compressor.pruning.adapnet.unit import Unit
 
@@ -130,18 +130,25 @@ def watched(
     seen: dict[str, tuple[View, ...]] = {n: views(model, channels, channels.group(n)) for n in names}
     means, asked = Means(), iter(slots)
     means.begin(channels)
-    watch = Watch(units, seen, means, AdapNetSettings(), generator, lambda: next(asked))
+    watch = Watch(units, seen, generator, lambda: next(asked), lambda count: (0, count), joint=False)
     model.train()
     with watch.on(model, reader_inputs(model, channels)):
         for _ in slots:
             model(torch.rand(4, 3, 8, 8, generator=generator))
+            if (shown := watch.take()) is not None:
+                for name, maps in shown.maps.items():
+                    recording = units[name].recording
+                    assert recording is not None
+                    recording.add(maps, units[name].frozen)
+                for weight, given in shown.moments:
+                    means.add(weight, given)
     return units, means
 
 
 def test_only_the_asked_passes_are_recorded_and_no_hook_stays() -> None:
     model = residual()
     units, means = watched(model, captured(model), ["0", "2.conv1", "3.conv1"], [None, 0, None, 1, None])
-    assert all(unit.recording is not None and unit.recording.full() for unit in units.values())
+    assert all(unit.recording is not None and unit.recording.filled == 6 for unit in units.values())
     assert set(means.batches.values()) == {2}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -201,7 +208,7 @@ def test_change_is_what_the_readers_output_varies_without_a_channel() -> None:
     means.begin(channels)
     images = torch.rand(16, 3, 8, 8)
     given = model[1](model[0](images)).detach()
-    means.add("0.2.weight", given, 1)
+    means.add("0.2.weight", moments(given, 1))
     found = means.change(whole, channels, channels.group("0.0"))
     assert found is not None
     # Without channel c, and with its mean made up for, the output differs by (a_c - mean a_c) times its columns.

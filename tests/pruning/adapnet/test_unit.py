@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.pruning.adapnet.maps import Part, show
 from compressor.pruning.adapnet.subspace import new_autoencoder
 from compressor.pruning.adapnet.unit import Unit
 
@@ -78,9 +79,8 @@ def test_the_state_survives_a_checkpoint_of_plain_types_and_tensors(recording: b
     unit = new_unit()
     unit.prune_([2])
     if recording:
-        unit.start_recording(6).add(
-            torch.rand(4, 4, 8, 8), torch.zeros(4, 3, dtype=torch.int64), 2, torch.zeros(4, dtype=torch.bool)
-        )
+        shown = show(torch.rand(4, 4, 8, 8), torch.zeros(4, 3, dtype=torch.int64), 8, Part(0, 4))
+        unit.start_recording(6).add(shown, torch.zeros(4, dtype=torch.bool))
     file = io.BytesIO()
     torch.save(unit.state_dict(), file)
     file.seek(0)

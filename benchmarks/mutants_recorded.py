@@ -55,7 +55,7 @@ KNOWN = (
     # routing
     Fault("routing/labels.py", "x[:, :maps].flatten(2).abs().mean(2)", "x[:, :maps].flatten(2).mean(2)"),
     Fault("routing/network.py", "leaves = sure >= self.thresholds[depth]", "leaves = sure > self.thresholds[depth]"),
-    Fault("routing/curve.py", "_first(seen.suffices >= limit)", "_first(seen.suffices > limit)"),
+    Fault("routing/curve.py", "_first(seen.suffices >= ", "_first(seen.suffices > "),
     Fault("routing/curve.py", "_first(seen.entropy[:, :-1] <= limit)", "_first(seen.entropy[:, :-1] < limit)"),
     Fault("routing/learning.py", "None if weights is None else weights.to(x.device)", "None"),
     Fault("routing/learning.py", "len(depths) / (counts.clamp_min(1) * (counts > 0).sum())",

@@ -279,6 +279,18 @@ def shape(text: str) -> tuple[int, ...]:
     return (3, *sizes, *sizes) if len(sizes) == 1 else sizes
 
 
+def duration(text: str) -> float:
+    """`90s`, `20m`, `2h` or `1h30m` -> seconds; a number alone is minutes.
+
+    Raises ValueError.
+    """
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip().lower())
+    if parts is None or not any(parts.groups()):
+        return 60 * float(text)
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
+
+
 def is_text(known: Known) -> bool:
     """Whether a flag takes its value as a text that `checked` reads."""
     return known.about.many or known.about.read is not None or _reader(known.hint, known.about.many) is not None

@@ -5,6 +5,7 @@ things that a person has to give again: --overwrite, and --trust.
 """
 
 import json
+import keyword
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +39,7 @@ def read_config(path: Path, ctx: typer.Context, kinds: Sequence[type[Job]]) -> d
         own = known_to(next(kind for kind in kinds if kind.takes(content)))
         content = {name: value for name, value in content.items() if name in own and name not in _ASKED_ANEW}
     found = {name.replace("-", "_"): value for name, value in content.items()}
+    found = {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in found.items()}
     for name, given in zip(found, content):
         if name not in known:
             odd = stranger(given, content[given], known)

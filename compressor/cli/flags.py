@@ -69,7 +69,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def flag(name: str) -> str:
     """How a setting is typed; the model is no flag."""
-    return "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+    return "MODEL" if name == "model" else f"--{name.strip('_').replace('_', '-')}"
 
 
 def _kinds(annotation: Any) -> tuple[type[Job], ...]:

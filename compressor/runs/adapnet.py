@@ -77,6 +77,12 @@ class AdaptRun(Run[AdaptJob]):
         settings = self.job.adapnet
         return self.phases.startup + settings.max_epochs + settings.finetune_epochs
 
+    def within(self, epochs: int) -> AdaptJob:
+        """A quarter of them, one at least, for fine-tuning, as a sweep has it."""
+        fine = max(1, epochs // 4)
+        adapnet = replace(self.job.adapnet, startup_epochs=0, max_epochs=max(1, epochs - fine), finetune_epochs=fine)
+        return replace(self.job, adapnet=adapnet)
+
     def changes(self) -> float:
         """At most."""
         return self.job.adapnet.max_epochs * self.phases_steps / self.period_steps

@@ -66,6 +66,10 @@ class DetachRun(Run[DetachJob]):
         """Training every model alone takes about as long as all of them together."""
         return super().epochs() * (2 if self.job.choice.baseline else 1)
 
+    def within(self, epochs: int) -> DetachJob:
+        """Half of them where every model is trained alone as well."""
+        return super().within(max(1, epochs // 2) if self.job.choice.baseline else epochs)
+
     def change(self) -> None:
         """The network with its sub-models takes the place of the network."""
         opened = transformed(self.subject.opened, self.model, self.model.step())

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.errors import UsageError
 from compressor.profiling.latency import BUDGET_SECONDS
+from compressor.report import units
 from compressor.runs.folder import RunFolder
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent
 from compressor.training.data import Data
@@ -29,6 +31,7 @@ class Estimate:
 
     seconds: float  # wall time, from the opened model to the written report
     peak_bytes: int | None  # of the process, or of the GPU; None where the system does not count it
+    epoch_seconds: float | None = None  # of one epoch of training, where any was seen
 
 
 class Enough(Exception):
@@ -113,13 +116,32 @@ def estimate(run: Any) -> Estimate:
             pass
         except Interrupted as stop:  # whose checkpoint is of a trial
             raise Interrupted(stop.signal, "stopped") from stop
+    epoch_seconds = None
     if pace.epoch_seconds is not None:
         looks = 0 if pace.saw_an_epoch else validated * image_seconds
-        seconds += pace.began - start + run.epochs() * (pace.epoch_seconds + looks)
+        epoch_seconds = pace.epoch_seconds + looks
+        seconds += pace.began - start + run.epochs() * epoch_seconds
     if pace.period_seconds:
         seconds += run.changes() * sum(pace.period_seconds) / len(pace.period_seconds)
     seconds += 2 * (tested * image_seconds + (_LATENCIES * BUDGET_SECONDS if output.latency else 0.0))
-    return Estimate(seconds + _FILES_SECONDS, peak_bytes(run.subject.device))
+    return Estimate(seconds + _FILES_SECONDS, peak_bytes(run.subject.device), epoch_seconds)
+
+
+def epochs_within(run: Any, seconds: float) -> int:
+    """For how many epochs such a run, planned, has time; it is not to be used afterwards.
+
+    Raises:
+        UsageError: not for one, or it trains nothing.
+    """
+    found = estimate(run)
+    if found.epoch_seconds is None:
+        raise UsageError("nothing is trained here, so `for_` has nothing to fit: leave it out, or give epochs")
+    fixed = found.seconds - run.epochs() * found.epoch_seconds
+    epochs = int((seconds - fixed) / found.epoch_seconds)
+    if epochs < 1:
+        least = units.duration(fixed + found.epoch_seconds)
+        raise UsageError(f"one epoch, with all that a run does besides, takes about {least} here: give `for_` more")
+    return epochs
 
 
 def _image_seconds(module: nn.Module, data: Data) -> float:

@@ -4,7 +4,7 @@ from dataclasses import MISSING, asdict, dataclass, field, is_dataclass
 from typing import Any, ClassVar, Self
 
 from compressor.errors import UsageError
-from compressor.runs.settings import ModelSettings, OutputSettings, PromiseSettings
+from compressor.runs.settings import ModelSettings, OutputSettings, PromiseSettings, TimeSettings
 from compressor.settings import Job, setting
 from compressor.training.settings import SPECS, DataSettings, TrainSettings
 
@@ -40,6 +40,7 @@ class RunJob(ModelJob):
     loading: DataSettings = field(default_factory=DataSettings)
     training: TrainSettings = field(default_factory=TrainSettings)
     promise: PromiseSettings = field(default_factory=PromiseSettings)
+    time: TimeSettings = field(default_factory=TimeSettings)
     command: str = "compressor"  # as it was typed
     chosen: tuple[str, ...] = ()  # which settings a person chose
 

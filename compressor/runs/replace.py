@@ -68,6 +68,10 @@ class ReplaceRun(Run[ReplaceJob]):
         """Of both phases."""
         return super().epochs() + self.job.primenet.retrain_epochs
 
+    def within(self, epochs: int) -> ReplaceJob:
+        """Those of the other phase are as many as before."""
+        return super().within(max(1, epochs - self.job.primenet.retrain_epochs))
+
     def change(self) -> None:
         """Put the block in; a network that could not be saved is refused."""
         network = self.early.replaced(self.place.cut)

@@ -104,6 +104,10 @@ class RouteRun(Run[RouteJob]):
         """Of the network; its router learns from what was observed once."""
         return super().epochs() + self.settings.label_epochs
 
+    def within(self, epochs: int) -> RouteJob:
+        """Those of the other phase are as many as before."""
+        return super().within(max(1, epochs - self.job.choice.label_epochs))
+
     def change(self) -> None:
         """The network with its exits takes the place of the network; one that could not be saved is refused."""
         self.whole = copy.deepcopy(self.subject.module).eval()  # to be timed beside what becomes of it

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from compressor.errors import UsageError
 from compressor.exporting.latency import profile
+from compressor.report import units
 from compressor.report.certificate import Certificate
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.report.report import Report
-from compressor.runs.estimate import estimate
+from compressor.runs.estimate import epochs_within, estimate
 from compressor.runs.folder import RunFolder
 from compressor.runs.job import RunJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure
@@ -96,10 +97,13 @@ class Run(ABC, Generic[J]):
 
     def run(self, *, resume: bool = False) -> Report:
         """The whole story; see `run` above."""
-        job, tell = self.job, self.tell
-        if self.NEEDS_DATA and job.data is None:
+        tell = self.tell
+        if self.NEEDS_DATA and self.job.data is None:
             raise UsageError("`data` is missing: give digits (built in), folder:DIR, cifar10:DIR or another data set")
-        self.folder = RunFolder(job.output, model=job.model.model, resume=resume)
+        self.folder = RunFolder(self.job.output, model=self.job.model.model, resume=resume)
+        if self.job.time.for_ is not None and not resume:
+            self.fit_in(self.job.time.for_)
+        job = self.job
         self.open()
         self.plan()
         tell(Stage("measuring the model as it came"))
@@ -137,6 +141,26 @@ class Run(ABC, Generic[J]):
     def epochs(self) -> float:
         """Epochs of training in all, for an estimate: at the pace of those that come first."""
         return self.job.training.epochs
+
+    def within(self, epochs: int) -> J:
+        """The job with so many epochs in all."""
+        return replace(self.job, training=replace(self.job.training, epochs=epochs))
+
+    def fit_in(self, seconds: float) -> None:
+        """Choose how many epochs are trained, by the pace of a few steps that are tried first.
+
+        Raises:
+            UsageError: there is no time for one, nothing is trained, or several processes train.
+        """
+        if distributed.size() > 1:  # which would stop trying at different steps
+            raise UsageError("`for_` is for one process: give epochs under torchrun")
+        self.tell(Stage("trying a few steps of training"))
+        trial = type(self)(self.job, silent)
+        trial.open()
+        trial.plan()
+        epochs = epochs_within(trial, seconds)
+        self.job = self.within(epochs)
+        self.note(f"{units.duration(seconds)} have time for {units.counted(epochs, 'epoch')} here")
 
     def changes(self) -> float:
         """Changes of structure in all, for an estimate."""

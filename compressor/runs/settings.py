@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from compressor.files.limits import LARGEST_GIB
 from compressor.pruning.settings import PruneSettings
 from compressor.report.certificate import CONFIDENCE
-from compressor.settings import setting, shape
+from compressor.settings import duration, setting, shape
 from compressor.training.settings import TrainSettings
 
 # Weights that are good already are trained on gently.
@@ -59,6 +59,17 @@ class PromiseSettings:
         None, "A promise: on fresh images top-1 falls by at most this fraction.", "X", 0, 0.99
     )
     confidence: float = setting(CONFIDENCE, "Of that promise.", "SHARE", 0, 0.9999, rare=True)
+
+
+@dataclass(frozen=True)
+class TimeSettings:
+    """How long a run may take."""
+
+    PANEL: ClassVar[str] = "Training"
+
+    for_: float | None = setting(
+        None, "Train for as many epochs as so long a run has time for, such as 20m.", "TIME", 0, read=duration
+    )
 
 
 @dataclass(frozen=True)

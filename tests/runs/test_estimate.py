@@ -1,16 +1,19 @@
 """What a dry run predicts of time and memory: the arithmetic on a clock of our own, and that nothing is left behind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from compressor.errors import UsageError
 from compressor.pruning.settings import PruneSettings
 from compressor.runs import estimate as estimating
-from compressor.runs.estimate import Enough, Pace
-from compressor.runs.jobs import PruneJob
-from compressor.runs.run import dry_run
-from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
+from compressor.runs.estimate import Enough, Estimate, Pace
+from compressor.runs.jobs import FinetuneJob, PruneJob
+from compressor.runs.run import dry_run, run
+from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, TimeSettings
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep
+from compressor.settings import duration
 from compressor.training.events import BatchEvent, EpochEvent
 
 DIGITS = ModelSettings(str(Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors"))
@@ -72,3 +75,24 @@ def test_a_dry_run_predicts_and_leaves_the_plan_only(tmp_path, monkeypatch):
     assert report.rows == () and not any("validation" in note for note in report.notes)
     assert [each.name for each in (tmp_path / "run").iterdir()] == ["plan.json"]
     assert Path(DIGITS.model).read_bytes() == before
+
+
+def test_a_run_for_a_time_trains_as_many_epochs_as_fit(tmp_path, monkeypatch):
+    """A run that is estimated to take 10 s and 2 s an epoch has time for three in 17 s."""
+    monkeypatch.setattr(estimating, "estimate", lambda run: Estimate(10 + 2 * run.epochs(), None, 2.0))
+    output = OutputSettings(str(tmp_path / "run"), latency=False, onnx=False)
+    training = replace(FINETUNE, device="cpu", epochs=9)
+    job = FinetuneJob(DIGITS, "digits", output, training=training, time=TimeSettings(17.0))
+    report = run(job)
+    assert len(report.rows) == 3 and report.settings["epochs"] == 3
+    assert any("0:17 have time for 3 epochs here" in note for note in report.notes)
+    with pytest.raises(UsageError, match="takes about 0:12 here"):
+        run(replace(job, time=TimeSettings(11.0), output=replace(output, out=str(tmp_path / "short"))))
+    assert not (tmp_path / "short").exists()
+
+
+def test_times_are_read_as_people_write_them():
+    assert [duration(text) for text in ("90s", "20m", "2h", "1h30m", "1.5")] == [90, 1200, 7200, 5400, 90]
+    for text in ("", "soon", "m20", "3 d"):
+        with pytest.raises(ValueError, match=r".*"):
+            duration(text)

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from compressor.runs.verbs import prune as prune
     from compressor.runs.verbs import replace_early as replace_early
     from compressor.runs.verbs import route as route
+    from compressor.runs.verbs import shrink as shrink
     from compressor.runs.verbs import sweep as sweep
     from compressor.runs.verbs import train as train
 
 _VERBS = (
-    "detach", "evaluate", "export", "finetune", "inspect", "prune", "replace_early", "route", "sweep", "train",
+    "detach", "evaluate", "export", "finetune", "inspect", "prune", "replace_early", "route", "shrink", "sweep",
+    "train",
 )  # fmt: skip
 # Public name -> the module that defines it.
 _HOMES = {

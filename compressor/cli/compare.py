@@ -56,10 +56,15 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     from compressor.runs.folder import MODEL
 
     terminal.print_json(compared.to_json())
+    left = Path(out) / MODEL  # where the cheapest that is promised is left
+    if compared.certificate is not None:
+        made = str(left) if left.exists() else compared.promised or "no network"
+        terminal.answer(made, [(compared.certificate.words(), compared.certificate.kept)])
     terminal.show(comparison_table(compared))
     page, data = Path(out) / "comparison.html", Path(out) / "comparison.json"
-    files = {str(page): "the comparison, to look at in a browser", str(data): "the same as data"}
+    files = {str(left): f"the network of {compared.promised}"} if left.exists() else {}
+    files |= {str(page): "the comparison, to look at in a browser", str(data): "the same as data"}
     most = max(point.macs or 0 for point in compared.points)
     smaller = [point for point in compared.points if (point.macs or 0) < most and (Path(point.run) / MODEL).exists()]
-    best = max(smaller, key=lambda point: point.top1 or 0.0).run if smaller else "RUN"
-    terminal.made(files, f"compressor export {Path(best) / MODEL} --data DATA --out deploy")
+    best = compared.promised or (max(smaller, key=lambda point: point.top1 or 0.0).run if smaller else "RUN")
+    terminal.made(files, f"compressor export {left if left.exists() else Path(best) / MODEL} --data DATA --out deploy")

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from compressor.files.paths import write_json, write_whole
 from compressor.report import units
+from compressor.report.certificate import Certificate
 from compressor.report.html import drawn, rendered
 from compressor.report.sections import Curve, Plot
 from compressor.report.tables import plain_table
@@ -56,6 +57,18 @@ class RunComparison:
     in_turn: str | None = None  # the device on which all were timed in turn; None: each run's own figure
     notes: tuple[str, ...] = ()  # what makes the comparison less than fair
     failed: dict[str, str] = field(default_factory=dict)  # runs that failed -> why
+    promised: str | None = (
+        None  # the cheapest run of which the certificate is true; None: no run, or none was asked for
+    )
+    certificate: Certificate | None = None
+
+    @property
+    def promise(self) -> str | None:
+        """What is promised, and of which run, in a sentence; None where nothing was asked for."""
+        if self.certificate is None:
+            return None
+        words = self.certificate.words()
+        return words if self.promised is None else f"{self.promised}: {words}"
 
     @property
     def fronts(self) -> dict[str, tuple[int, ...]]:
@@ -71,6 +84,8 @@ class RunComparison:
             "fronts": {cost: list(numbers) for cost, numbers in self.fronts.items()},
             "notes": list(self.notes),
             "failed": self.failed,
+            "promised": self.promised,
+            "certificate": None if self.certificate is None else self.certificate.to_json(),
         }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -130,7 +145,7 @@ def _content(compared: RunComparison) -> dict[str, Any]:
         "rows": list(_rows(compared)),
         "columns": ("run", "method", "MACs", "parameters", "file size", "latency", "top-1", "epochs", "seed"),
         "remarks": [remark for remark in remarks if remark],
-        "notes": compared.notes,
+        "notes": [note for note in (compared.promise, *compared.notes) if note],
         "plots": drawn(tuple(_plots(compared))),
         "failed": list(compared.failed.items()),
     }

@@ -1,7 +1,7 @@
 """Put the reports of several runs side by side: `compressor compare`."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,18 @@ def timed_in_turn(runs: Sequence[str], images: int = 20) -> Timed:
     Raises:
         FileError: none of the runs has an ONNX file.
     """
+    files = {run: Path(run).expanduser() / ONNX for run in runs}
+    files = {run: path for run, path in files.items() if path.exists()}
+    if not files:
+        raise FileError(f"none of the runs has a {ONNX} that could be timed: run them without --no-onnx")
+    return time_files(files, images)
+
+
+def time_files(files: Mapping[str, Path], images: int = 20) -> Timed:
+    """Time single random images on ONNX files, each file once a round, one thread an operator."""
     import numpy as np
 
-    files = {run: Path(run).expanduser() / ONNX for run in runs}
-    models = {run: OnnxModel(path, threads=1) for run, path in files.items() if path.exists()}
-    if not models:
-        raise FileError(f"none of the runs has a {ONNX} that could be timed: run them without --no-onnx")
+    models = {run: OnnxModel(path, threads=1) for run, path in files.items()}
     random = np.random.default_rng(0)
     calls = {run: _calling(model, random) for run, model in models.items()}
     times = time_images(calls, images, threads=1, repeats=9)

@@ -15,7 +15,7 @@ from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSet
 from compressor.routing.settings import check as check_routing
 from compressor.runs.job import DATA, RunJob
 from compressor.runs.looking import EvaluateJob, ExportJob, InspectJob, ProfileJob, TuneJob
-from compressor.runs.settings import FINETUNE, GoalSettings, SweepSettings
+from compressor.runs.settings import FINETUNE, GoalSettings, PromiseSettings, SweepSettings, TimeSettings
 from compressor.settings import Job, fits, plain, read, recorded_of, setting
 from compressor.training.settings import DistillSettings, TrainSettings
 
@@ -240,6 +240,8 @@ class RouteJob(RunJob):
 class SweepJob(RunJob):
     """Runs over a grid, each with the same budget, and their comparison."""
 
+    LACKS: ClassVar[Mapping[str, str]] = {"for_": "every run of a sweep has the same epochs: give those"}
+
     training: TrainSettings = FINETUNE
     command: str = "compressor sweep"
     grid: SweepSettings = field(default_factory=SweepSettings)
@@ -252,10 +254,39 @@ class SweepJob(RunJob):
         return self
 
 
+# What is searched for where nobody says.
+ONE_POINT, TWENTY_MINUTES = PromiseSettings(0.01), TimeSettings(20 * 60.0)
+
+
+@dataclass(frozen=True)
+class ShrinkJob(RunJob):
+    """The cheapest network that keeps a promise, found in a time."""
+
+    LACKS: ClassVar[Mapping[str, str]] = {"epochs": "they follow from `for_`"}
+
+    training: TrainSettings = FINETUNE
+    promise: PromiseSettings = ONE_POINT
+    time: TimeSettings = TWENTY_MINUTES
+    command: str = "compressor shrink"
+    target_ms: float | None = setting(
+        None, "The result takes at most so many milliseconds for one image in ONNX Runtime.", "MS", 0, panel="Pruning"
+    )
+    distilling: DistillSettings = field(default_factory=DistillSettings)
+
+    def completed(self) -> Self:
+        """The job itself."""
+        if self.model.model is None:
+            raise UsageError("shrink starts from a trained model: give its file, after compressor train made it")
+        if self.promise.max_drop is None or self.time.for_ is None:
+            raise UsageError("shrink needs `max_drop` and `for_`: leave them out for 0.01 and 20m")
+        return self
+
+
 # The verbs, as `compressor --help` lists them, and what each may be asked to do; those without a job have no settings.
 VERBS: dict[str, tuple[type[Job], ...]] = {
     "profile": (ProfileJob,),
     "inspect": (InspectJob,),
+    "shrink": (ShrinkJob,),
     "train": (TrainJob,),
     "evaluate": (EvaluateJob,),
     "prune": (PruneJob, AdaptJob),

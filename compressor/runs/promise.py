@@ -5,8 +5,9 @@ Those of the validation set choose epochs and thresholds, and where they were cu
 may have learned from them before it came here. The figures of the report are of the other half.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +17,15 @@ from compressor.certify import promised
 from compressor.errors import DataError
 from compressor.graph.tensors import device_of
 from compressor.report.certificate import Certificate
+from compressor.report.report import Report
+from compressor.runs.folder import MODEL
+from compressor.runs.job import RunJob
+from compressor.runs.models import open_model
 from compressor.runs.settings import PromiseSettings
+from compressor.runs.subject import open_subject
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import Predict, evaluating, first_output
+from compressor.training.evaluate import Predict, evaluate, evaluating, first_output
 from compressor.training.sets import split_indices
 
 
@@ -59,6 +65,45 @@ def put_aside(data: Data, seed: int) -> tuple[Data, AnySet]:
         raise DataError(f"{data.name}: {len(data.test)} test images are too few for a promise: leave out max_drop")
     kept, aside = split_indices(data.test.labels, 0.5, seed)
     return replace(data, test=data.test.take(kept)), data.test.take(aside)
+
+
+class Judge:
+    """Judges the networks of several runs of a job: on validation images while one chooses, then on those put aside."""
+
+    def __init__(self, job: RunJob) -> None:
+        self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
+        assert self.subject.data is not None
+        self.data, aside = put_aside(self.subject.data, job.loading.seed)
+        self.promise = Promise.of(job.promise, aside, self.subject.module, self.data)
+        self.before = self._figure(self.subject.module)
+        self._figures: dict[str, float] = {}
+
+    def drop(self, folder: str) -> float:
+        """What the network of a run loses on the validation images, as a share of them."""
+        if folder not in self._figures:
+            self._figures[folder] = self._figure(self._opened(folder))
+        return self.before - self._figures[folder]
+
+    def cheapest(self, done: Mapping[str, Report]) -> tuple[str | None, Certificate]:
+        """The cheapest of the runs that keeps the promise, None where none does, and what is promised.
+
+        Those that a cheaper one beats on validation images are left out, which gives the rest an order before the
+        images that were put aside are looked at.
+        """
+        order: list[str] = []
+        for folder in sorted(done, key=lambda each: (done[each].after.macs or 0, self.drop(each))):
+            if not order or self.drop(folder) < self.drop(order[-1]):
+                order.append(folder)
+        order.reverse()
+        rows = [right_of(self._opened(folder), self.promise.images, self.data) for folder in order]
+        at, certificate = self.promise.kept(rows, self.data)
+        return (None if at is None else order[at]), certificate
+
+    def _opened(self, folder: str) -> nn.Module:
+        return open_model(Path(folder) / MODEL).module.to(self.subject.device)
+
+    def _figure(self, module: nn.Module) -> float:
+        return evaluate(module, self.data.validation, self.data).top1
 
 
 def right_of(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:

@@ -4,8 +4,9 @@ from compressor.graph.neutral import afresh
 from compressor.report.report import Report
 from compressor.report.run_comparison import RunComparison
 from compressor.runs.job import RunJob
-from compressor.runs.jobs import SweepJob
+from compressor.runs.jobs import ShrinkJob, SweepJob
 from compressor.runs.restart import from_checkpoint, restart
+from compressor.runs.shrink import shrink
 from compressor.runs.stages import Callback, silent
 from compressor.runs.sweep import sweep
 
@@ -33,5 +34,7 @@ def resume(
 
 
 def _go_on(job: RunJob, tell: Callback) -> Report | RunComparison:
-    """A sweep goes on in its folder by itself."""
-    return sweep(job, tell) if isinstance(job, SweepJob) else from_checkpoint(job, tell)
+    """A sweep and a search go on in their folders by themselves."""
+    if isinstance(job, SweepJob):
+        return sweep(job, tell)
+    return shrink(job, tell) if isinstance(job, ShrinkJob) else from_checkpoint(job, tell)

@@ -19,8 +19,9 @@ from compressor.report.runs import compare_runs
 from compressor.runs.compare import timed_in_turn
 from compressor.runs.folder import REPORT, SETTINGS, file_sha256, read_settings
 from compressor.runs.job import RunJob, flat
-from compressor.runs.jobs import AdaptJob, FinetuneJob, PruneJob, SweepJob
+from compressor.runs.jobs import AdaptJob, FinetuneJob, PruneJob, ShrinkJob, SweepJob
 from compressor.runs.lock import FolderLock
+from compressor.runs.promise import Judge
 from compressor.runs.restart import restart
 from compressor.runs.run import run
 from compressor.runs.settings import GoalSettings
@@ -53,13 +54,13 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
         Interrupted: a signal came.
     """
     cells = plan(job)
-    folder = _begin(job)
+    folder = begin(job)
     lock = FolderLock(folder)
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, 1):
         tell(NoteEvent(f"run {number} of {len(cells)}: {cell.name}"))
         try:
-            _do(cell, folder / cell.name, job, tell)
+            carry_out(cell, folder / cell.name, job, tell)
         except Interrupted as stop:
             raise Interrupted(stop.signal, f"{stop}; with the whole sweep: compressor resume {folder}") from stop
         except (FileError, DataError):
@@ -76,6 +77,11 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
         tell(Stage("timing the results in turn"))
         timed = timed_in_turn(list(done))
     compared = compare_runs(done, failed, timed)
+    if job.promise.max_drop is not None:
+        tell(Stage("looking for the cheapest that keeps the promise"))
+        rivals = {name: report for name, report in done.items() if Path(name).name != CONTROL}
+        promised, certificate = Judge(job).cheapest(rivals)
+        compared = replace(compared, promised=promised, certificate=certificate)
     compared.save(folder)
     lock.release()
     return compared
@@ -107,7 +113,7 @@ def plan(job: SweepJob) -> list[Cell]:
 def _runs(job: SweepJob) -> Iterator[Cell]:
     if job.grid.control:
         yield Cell(
-            CONTROL, FinetuneJob(**_common(job, CONTROL), training=job.training, command=_command(job, CONTROL, {}))
+            CONTROL, FinetuneJob(**common(job, CONTROL), training=job.training, command=_command(job, CONTROL, {}))
         )
     for method in job.grid.methods:
         for target in job.grid.targets:
@@ -119,7 +125,7 @@ def _runs(job: SweepJob) -> Iterator[Cell]:
             given |= {} if job.grid.reconstruct else {"reconstruct": False}
             choice = PruneSettings(**given, seed=job.training.seed)
             command = _command(job, name, given)
-            job_of_cell = PruneJob(**_common(job, name), choice=choice, training=job.training, command=command)
+            job_of_cell = PruneJob(**common(job, name), choice=choice, training=job.training, command=command)
             yield Cell(name, job_of_cell)
 
 
@@ -134,7 +140,7 @@ def _adapnet(job: SweepJob, name: str, target: float) -> AdaptJob:
     changed = {key: value for key, value in changed.items() if value is not None or key == "lsep"}
     typed = {"method": "adapnet", "preset": "quick", "target_macs": target, "fill": True}
     return AdaptJob(
-        **_common(job, name),
+        **common(job, name),
         goals=GoalSettings(target_macs=target, fill=True),
         training=training,
         preset="quick",
@@ -143,10 +149,10 @@ def _adapnet(job: SweepJob, name: str, target: float) -> AdaptJob:
     )
 
 
-def _common(job: SweepJob, name: str) -> dict[str, Any]:
+def common(job: SweepJob | ShrinkJob, name: str) -> dict[str, Any]:
     assert job.output.out is not None
     output = replace(job.output, out=str(Path(job.output.out) / name))
-    shared = {name: getattr(job, name) for name in ("model", "data", "loading", "distilling")}
+    shared = {name: getattr(job, name) for name in ("model", "data", "loading", "distilling", "promise")}
     return {**shared, "output": output}
 
 
@@ -179,10 +185,11 @@ def _flags(values: dict[str, Any]) -> Iterator[str]:
             yield from (flag, str(value))
 
 
-def _begin(job: SweepJob) -> Path:
+def begin(job: RunJob) -> Path:
     """Make the folder, or find there what may be gone on with."""
     assert job.output.out is not None
     folder = Path(job.output.out).expanduser()
+    command = job.command.split()[1]
     settings = {**flat(job), "cwd": str(Path.cwd()), "model_sha256": file_sha256(job.model.model)}
     if not folder.exists():
         write_json(folder / SETTINGS, settings)
@@ -190,30 +197,30 @@ def _begin(job: SweepJob) -> Path:
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file: give --out the name of a folder")
     if not job.output.overwrite and any(folder.iterdir()):
-        _check_same(folder, settings)
+        _check_same(folder, settings, command)
     write_json(folder / SETTINGS, settings)
     for name in (PAGE, DATA):
         (folder / name).unlink(missing_ok=True)
     return folder
 
 
-def _check_same(folder: Path, settings: dict[str, Any]) -> None:
+def _check_same(folder: Path, settings: dict[str, Any], command: str) -> None:
     """Only the same sweep, with more or fewer methods and targets, may go on in a folder."""
     if not (folder / SETTINGS).exists():
-        raise UsageError(f"{folder} is not empty and holds no sweep: give another --out")
+        raise UsageError(f"{folder} is not empty and holds no {command}: give another --out")
     before = read_settings(folder)
-    if before.get("command") != "sweep":
+    if before.get("command") != command:
         raise UsageError(f"{folder} holds a run of compressor {before.get('command')}: give another --out")
     now = json.loads(json.dumps(settings))  # as it would come back from the file
     keys = (before.keys() | now.keys()) - _MAY_CHANGE
     changed = sorted(key for key in keys if before.get(key) != now.get(key))
     if changed:
         was = ", ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
-        raise UsageError(f"{folder} holds a sweep with other settings ({was}): give another --out, or --overwrite")
+        raise UsageError(f"{folder} holds a {command} with other settings ({was}): give another --out, or --overwrite")
 
 
-def _do(cell: Cell, folder: Path, job: SweepJob, tell: Callback) -> None:
-    """Do one run, or what is missing of it."""
+def carry_out(cell: Cell, folder: Path, job: RunJob, tell: Callback) -> None:
+    """Do one run of several, or what is missing of it."""
     overwrite = job.output.overwrite
     if (folder / REPORT).exists() and not overwrite:
         tell(NoteEvent(f"{cell.name} is done already"))

@@ -257,6 +257,29 @@ def sweep(
 
 
 @_afresh
+def shrink(
+    model: Path,
+    *settings: Settings,
+    data: str,
+    out: Path,
+    max_drop: float | None = None,
+    target_ms: float | None = None,
+    tell: Callback = silent,
+    **keywords: Unpack[Common],
+) -> "RunComparison":
+    """The cheapest network that loses at most `max_drop` of top-1 on fresh images, found in `for_` seconds.
+
+    Example:
+        compared = compressor.shrink("runs/digits/model.safetensors", data="digits", max_drop=0.05, out="runs/shrunk")
+        compared.promised, compared.certificate.words()
+    """
+    from compressor.runs.shrink import shrink as run
+
+    own = {"max_drop": max_drop, "target_ms": target_ms}
+    return run(_job("shrink", settings, keywords, model=model, data=data, out=out, **own), tell)
+
+
+@_afresh
 def evaluate(
     model: Path,
     *settings: ModelSettings | DataSettings,

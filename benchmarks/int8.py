@@ -62,7 +62,7 @@ def accuracy(place: Path, epochs: int) -> list[dict[str, Any]]:
     """Every exit of a detached network on the test images, before and after."""
     run = place / "detached"
     compressor.detach(DIGITS, exits=2, data="digits", epochs=epochs, latency=False, onnx=False, out=run)
-    made = compressor.export(run / "model.safetensors", place / "int8", to="int8", data="digits", latency=False)
+    made = compressor.export(run / "model.safetensors", place / "int8", precision="int8", data="digits", latency=False)
     assert made.manifest is not None
     return [asdict(each) for each in made.manifest.exits]
 

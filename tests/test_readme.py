@@ -56,14 +56,14 @@ def test_commands_run_one_after_the_other(folder, monkeypatch, capsys):
 
 def test_the_package_classifies_an_image_as_shown(folder):
     """After the commands, one of which makes it."""
-    lines = re.findall(r"^ {4}(python run_onnx.py [^#\n]*)", README, flags=re.MULTILINE)
+    lines = re.findall(r"^ {4}(python run.py [^#\n]*)", README, flags=re.MULTILINE)
     assert len(lines) == 2
-    if not (folder / "runs" / "deploy" / "run_onnx.py").exists():
+    if not (folder / "runs" / "deploy" / "run.py").exists():
         pytest.skip("the commands have not run")
     np.save(folder / "image.npy", np.full((8, 8), 128, np.uint8))
     for line in lines:
         words = ["image.npy" if word == "IMAGE" else word for word in shlex.split(line)[2:]]
-        script = folder / "runs" / "deploy" / "run_onnx.py"
+        script = folder / "runs" / "deploy" / "run.py"
         ran = subprocess.run([sys.executable, script, *words], cwd=folder, capture_output=True, text=True)
         assert ran.returncode == 0 and len(ran.stdout.splitlines()) == 5, ran.stderr
 

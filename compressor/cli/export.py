@@ -6,10 +6,10 @@ from compressor.runs.looking import ExportJob
 
 HELP = (
     "Write a model for another runtime, after it gave the same outputs there.\n\n"
-    "--out NAME.onnx writes one file. --out FOLDER writes a package: the graph, the weights each once, a manifest with "
-    "cost and accuracy of every exit, and a script that needs numpy and onnxruntime alone. With --data everything is "
-    "checked on real images and the accuracy is measured on ONNX Runtime. --to pt2 writes torch's exported program, "
-    "which opens without the network's code."
+    "--out NAME.onnx writes one file. --out FOLDER writes a package: the graph, its weights, a manifest with cost and "
+    "accuracy of every exit, and a script that needs numpy and the runtime alone. With --data everything is checked on "
+    "real images and the accuracy is measured on the runtime. --to torch writes the network as a Python file, --to pt2 "
+    "as torch's exported program; both open without the network's code."
 )
 EXAMPLE = "compressor export sample_models/digits_cnn.safetensors --to onnx --data digits --out deploy"
 

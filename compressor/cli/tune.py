@@ -40,4 +40,4 @@ def tune(job: TuneJob, json: Json = False) -> None:
         f"{folder}/{TUNED_MODEL}": "for this processor and this ONNX Runtime only: open it with ORT_DISABLE_ALL",
         f"{folder}/{TUNED_WEIGHTS}": "its weights, which sessions and processes share",
     }
-    terminal.made(words, f"python {folder}/run_onnx.py IMAGE")
+    terminal.made(words, f"python {folder}/run.py IMAGE")

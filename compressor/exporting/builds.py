@@ -1,53 +1,64 @@
 """From a model's form to the graphs of its package: one function a form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
 from compressor.exporting.detached import flat_graph, ladder, one_graph, rungs
 from compressor.exporting.forms import Form
-from compressor.exporting.routed import depth_graph, parts_of, routed_graph
+from compressor.exporting.routed import depth_graph, modules_of, parts_of, routed_graph
 from compressor.exporting.stages import StageMaker, outputs_of
-from compressor.report.manifest import MODEL
 from compressor.routing.network import Routed
 
-Graphs = dict[str, Any]  # file name -> onnx.ModelProto, its weights in the package's file
+Graphs = dict[str, Any]  # name -> onnx.ModelProto, its weights in the package's file
 
 
 def build(form: Form, images: Tensor, maker: StageMaker, *, separate: bool) -> Graphs:
-    """The graphs of a model; `images` (64 or so) flow through it while its parts are exported.
+    """The graph of a model, `model`; `images` (64 or so) flow through it while its parts are exported.
 
-    With `separate` there is a flat graph for each exit besides.
+    With `separate` there is a flat graph `exit_K` for each exit besides.
     """
     return _BUILDERS[form.kind](form, images, maker, separate)
 
 
+def modules(form: Form, images: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """What a runtime without branches runs, by name: `model`, or each exit, or each part of a routed network; and what
+    it is called with. `run.Network` puts them together.
+    """
+    if isinstance(form.module, Routed):
+        yield from ((name, part, maps) for name, part, maps, _ in modules_of(form.module, images))
+    elif len(form.exits) > 1:
+        yield from ((flat_name(each.number), each.module, images) for each in form.exits)
+    else:
+        yield "model", form.module, images
+
+
 def flat_name(number: int) -> str:
-    """The file of an exit's flat graph."""
-    return f"exit_{number}.onnx"
+    """The name of an exit's flat graph."""
+    return f"exit_{number}"
 
 
 def _compact(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:
     single = isinstance(outputs_of(form.module, [(images[:2],)])[0], Tensor)
     model = maker.make(form.module, [(images,)], ["input"], ["logits"] if single else None).model
-    return {MODEL: model, **({flat_name(0): model} if separate else {})}
+    return {"model": model, **({flat_name(0): model} if separate else {})}
 
 
 def _detachable(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:
     assert isinstance(form.module, Detachable | Nested)
     parts = rungs(ladder(form.module, images.shape[1:]), images, maker)
     flat = {flat_name(each.number): flat_graph(parts, each.number) for each in form.exits} if separate else {}
-    return {MODEL: one_graph(parts), **flat}
+    return {"model": one_graph(parts), **flat}
 
 
 def _routed(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:
     assert isinstance(form.module, Routed)
     parts = parts_of(form.module, images, maker)
     flat = {flat_name(each.number): depth_graph(parts, each.number) for each in form.exits} if separate else {}
-    return {MODEL: routed_graph(parts), **flat}
+    return {"model": routed_graph(parts), **flat}
 
 
 _BUILDERS: dict[str, Callable[[Form, Tensor, StageMaker, bool], Graphs]] = {

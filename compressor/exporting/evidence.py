@@ -1,6 +1,6 @@
 """What an export is judged by, and the judgement: one row of facts for each exit, or an error."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from compressor.exporting.builds import flat_name
 from compressor.exporting.forms import THRESHOLDS, Cost, Exit, Form, cost_of
 from compressor.exporting.proof import PROOF_IMAGES, Runner, count_layers, latencies, parity
 from compressor.exporting.routed import check_mixture
-from compressor.exporting.runtime import open_session
+from compressor.exporting.run import Network, Run
 from compressor.exporting.samples import portable, random_like, torch_outputs
-from compressor.report.manifest import MODEL, Array, ExitFacts
+from compressor.profiling.latency import Latency
+from compressor.report.manifest import Array, ExitFacts
 from compressor.routing.network import Routed
 
 Score = Callable[[Callable[[Array], Array]], float]  # what maps images to scores -> its top-1 on the test images
@@ -45,33 +46,44 @@ class Evidence:
 class Demands:
     """What is looked at beyond parity and executed convolutions."""
 
-    separate: bool = False  # there is a flat graph for each exit, too
+    runtime: str = "onnx"
     latency: bool = True
     quantized: bool = False  # then accuracy is compared and not outputs
     max_drop: float | None = None  # of top-1, in 0..1
 
 
-def prove(form: Form, evidence: Evidence, folder: Path, demands: Demands) -> tuple[ExitFacts, ...]:
-    """Compare, count and time every exit of the graphs in a folder.
+def opened(folder: Path, graphs: Mapping[str, str], runtime: str, form: Form, threads: int) -> Network:
+    """The graphs in a folder as the package's own script runs them."""
+    about = {"runtime": runtime, "graphs": graphs, "exits": form.exits, "tuned": None}
+    return Network(folder, threads, about)
+
+
+def prove(
+    form: Form, evidence: Evidence, folder: Path, graphs: Mapping[str, str], demands: Demands
+) -> tuple[ExitFacts, ...]:
+    """Compare, count and time every exit of the graphs in a folder, given by name.
 
     Raises:
         CompressorError: one computes something else than torch, executes something else than it promises, takes longer
             than a dearer one, or lost more accuracy than allowed.
     """
     assert evidence.images is not None
-    file, images, threads = folder / MODEL, evidence.images, torch.get_num_threads()
-    session = open_session(file, threads=threads)
+    images, threads = evidence.images, torch.get_num_threads()
+    network = opened(folder, graphs, demands.runtime, form, threads)
     costs = [cost_of(leaving.module, images) for leaving in form.exits]
-    runners = [Runner(session, leaving.feeds) for leaving in form.exits]
-    worst = [_compare(folder, *each, images, demands) for each in zip(form.exits, costs, runners)]
+    runners = [Runner(network, leaving.feeds) for leaving in form.exits]
+    worst = [_compare(folder, graphs, *each, images, demands) for each in zip(form.exits, costs, runners)]
     top1 = [
         (None, None) if evidence.score is None else _accuracy(evidence.score, *each, demands)
         for each in zip(form.exits, runners)
     ]
     image = images[:1].numpy()
     if isinstance(form.module, Routed) and not demands.quantized:
-        check_mixture(form.module, session, images)
-    times = latencies(runners, costs, image, threads) if demands.latency else [None] * len(costs)
+        check_mixture(form.module, network, images)
+    times: tuple[Sequence[Latency | None], Sequence[Latency | None]] = ([None] * len(costs),) * 2
+    if demands.latency:
+        beside = [partial(torch_outputs, leaving.module, images[:1]) for leaving in form.exits]
+        times = latencies(runners, costs, image, threads, beside)
     return tuple(
         ExitFacts(
             number=leaving.number,
@@ -80,21 +92,25 @@ def prove(form: Form, evidence: Evidence, folder: Path, demands: Demands) -> tup
             params=cost.params,
             convolutions=cost.convolutions,
             feeds={name: value.tolist() for name, value in leaving.feeds.items()},
-            file=flat_name(leaving.number) if demands.separate else None,
+            file=graphs.get(flat_name(leaving.number)),
             top1=after,
             top1_float=before,
             latency_ms=None if time is None else asdict(time),
+            torch_ms=None if beside is None else beside.median,
             max_rel=relative,
+            agreement=agreement,
         )
-        for leaving, cost, (before, after), relative, time in zip(form.exits, costs, top1, worst, times)
+        for leaving, cost, (before, after), (relative, agreement), time, beside in zip(
+            form.exits, costs, top1, worst, *times
+        )
     )
 
 
-def routing_facts(form: Form, score: Score | None, folder: Path, exits: Sequence[ExitFacts]) -> dict[str, Any] | None:
+def routing_facts(form: Form, score: Score | None, network: Run, exits: Sequence[ExitFacts]) -> dict[str, Any] | None:
     """How a routed model does with its calibrated thresholds on the test images; None for others, and without them."""
     if not isinstance(form.module, Routed) or score is None:
         return None
-    run = Runner(open_session(folder / MODEL), {THRESHOLDS: form.module.thresholds.numpy()})
+    run = Runner(network, {THRESHOLDS: form.module.thresholds.numpy()})
     left = np.zeros(len(exits), np.int64)
 
     def scores(batch: Array) -> Array:
@@ -109,16 +125,24 @@ def routing_facts(form: Form, score: Score | None, folder: Path, exits: Sequence
     return {"top1": top1, "mean_macs": round(mean), "left_at": shares}
 
 
-def _compare(folder: Path, leaving: Exit, cost: Cost, run: Runner, images: Tensor, demands: Demands) -> float | None:
-    """The largest difference of an exit in its graphs, which execute the convolutions they should."""
-    graphs = [(folder / MODEL, leaving, cost, run)]
-    if demands.separate:
-        flat, module = folder / flat_name(leaving.number), leaving.alone or leaving.module
-        alone = replace(leaving, module=module, feeds={})
-        graphs.append((flat, alone, cost_of(module, images), Runner(open_session(flat), {})))
-    for file, asked, promised, _ in graphs:
-        count_layers(file, asked, promised, images[:1].numpy())
-    return None if demands.quantized else max(parity(each, asked, images) for _, asked, _, each in graphs)
+def _compare(
+    folder: Path, graphs: Mapping[str, str], leaving: Exit, cost: Cost, run: Runner, images: Tensor, demands: Demands
+) -> tuple[float, float]:
+    """The largest difference of an exit in its graphs, and the smallest agreement; in ONNX Runtime they execute the
+    convolutions they should.
+    """
+    flat, found = flat_name(leaving.number), [(graphs.get("model"), leaving, cost, run)]
+    if "model" in graphs and flat in graphs:
+        module = leaving.alone or leaving.module
+        own = Network(folder, about={"runtime": demands.runtime, "graphs": {"model": graphs[flat]}, "tuned": None})
+        found.append(
+            (graphs[flat], replace(leaving, module=module, feeds={}), cost_of(module, images), Runner(own, {}))
+        )
+    for file, asked, promised, _ in found:
+        if demands.runtime == "onnx" and file is not None:
+            count_layers(folder / file, asked, promised, images[:1].numpy())
+    pairs = [parity(each, asked, images, quantized=demands.quantized) for _, asked, _, each in found]
+    return max(relative for relative, _ in pairs), min(agreement for _, agreement in pairs)
 
 
 def _accuracy(score: Score | None, leaving: Exit, run: Runner, demands: Demands) -> tuple[float | None, float | None]:

@@ -42,7 +42,7 @@ def flatten(
         if type(module).__module__.startswith("torch.ao.nn.quantized"):
             raise ModelError(
                 f"{name or 'the model'} is a layer that torch has quantized ({type(module).__name__}), which it cannot "
-                "write: export the network as it was before, with --to int8"
+                "write: export the network as it was before, with --precision int8"
             )
     arguments, keywords = call_arguments(example)
     batch = torch.export.Dim("batch")
@@ -71,7 +71,7 @@ def flatten(
                     torch.export.export(reference, arguments, keywords, dynamic_shapes=shapes, strict=True)
                 )
     except Exception as error:  # the exporter fails in many ways, with a report of many lines
-        raise ModelError(f"torch cannot export this model to ONNX ({first_line(_root(error))})") from error
+        raise ModelError(f"torch cannot export this model to ONNX ({first_line(root_of(error))})") from error
     assert program is not None
     _strip(program.model)
     written = program.model.opset_imports[""]
@@ -97,7 +97,8 @@ def check_file(file: Path) -> None:
         raise CompressorError(f"the exported graph is not valid ONNX ({first_line(error)})") from error
 
 
-def _root(error: BaseException) -> BaseException:
+def root_of(error: BaseException) -> BaseException:
+    """What an error was raised from first."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

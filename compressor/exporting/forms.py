@@ -54,6 +54,7 @@ class Form:
 
     kind: str  # "compact", "detachable", "nested" or "routed"
     module: nn.Module
+    shape: tuple[int, ...]  # of an image
     exits: tuple[Exit, ...]
     choice: dict[str, Any] | None = None  # the input that chooses among them: its name, meaning, value if none is asked
 
@@ -68,6 +69,7 @@ def form_of(module: nn.Module, example: object) -> Form:
     """
     if not isinstance(example, Tensor):
         raise ModelError("a package takes one tensor of images; export a model of several inputs with --out FILE.onnx")
+    shape = tuple(example.shape[1:])
     if isinstance(module, Detachable | Nested):
         names = ("base", *module.at)
         exits = tuple(
@@ -76,7 +78,7 @@ def form_of(module: nn.Module, example: object) -> Form:
         )
         meaning = f"int64 scalar: 0 is the base, {module.exits} the smallest sub-model"
         kind = "detachable" if isinstance(module, Detachable) else "nested"
-        return Form(kind, module, exits, {"input": START, "default": 0, "meaning": meaning})
+        return Form(kind, module, shape, exits, {"input": START, "default": 0, "meaning": meaning})
     if isinstance(module, Routed):
         depths = range(module.depths)
         exits = tuple(
@@ -89,9 +91,13 @@ def form_of(module: nn.Module, example: object) -> Form:
             "0 sends all out at once, 2 none"
         )
         return Form(
-            "routed", module, exits, {"input": THRESHOLDS, "default": module.thresholds.tolist(), "meaning": meaning}
+            "routed",
+            module,
+            shape,
+            exits,
+            {"input": THRESHOLDS, "default": module.thresholds.tolist(), "meaning": meaning},
         )
-    return Form("compact", module, (Exit(0, "model", module),))
+    return Form("compact", module, shape, (Exit(0, "model", module),))
 
 
 def forced(depths: int, depth: int) -> Array:

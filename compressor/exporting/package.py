@@ -1,10 +1,11 @@
 """A package: one folder with everything a device needs to run a model, written only after its proof.
 
-model.onnx      the graph, some kilobytes
+model.onnx      the graph, some kilobytes; of another runtime its own files
 weights.bin     every weight once
 manifest.json   inputs, classes, exits with cost and accuracy, hash of every file; also inside model.onnx
-run_onnx.py     classifies an image with numpy, onnxruntime and pillow alone
-preparation.py  brings an image to what the network takes, for run_onnx.py
+sample.npz      an image of noise and what each exit gives for it
+run.py          classifies an image with numpy, the runtime and pillow alone, and checks the package
+preparation.py  brings an image to what the network takes, for run.py
 """
 
 import os
@@ -12,17 +13,23 @@ import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from compressor.errors import FileError, UsageError
-from compressor.exporting.builds import build
-from compressor.exporting.evidence import Demands, Evidence, prove, routing_facts
+from compressor.exporting.builds import build, modules
+from compressor.exporting.evidence import Demands, Evidence, opened, prove, routing_facts
 from compressor.exporting.flat import OPSET, check_file, check_opset
 from compressor.exporting.forms import Form, form_of
 from compressor.exporting.quantize import Chip, QuantizingMaker, facts
-from compressor.exporting.runtime import open_session
+from compressor.exporting.run import Run
+from compressor.exporting.runtime import noise, open_session
+from compressor.exporting.runtimes import Runtime, check_runtime, convert, write
 from compressor.exporting.samples import portable, reference_of
+from compressor.exporting.signing import SIGNATURE, private_key
 from compressor.exporting.stages import StageMaker
 from compressor.exporting.staging import folder_beside, move_folder
 from compressor.exporting.verify import check_package
@@ -30,9 +37,9 @@ from compressor.exporting.weights import WeightsFile
 from compressor.report.manifest import (
     MANIFEST,
     METADATA_KEY,
-    MODEL,
     PREPARATION,
     RUNNER,
+    SAMPLE,
     WEIGHTS,
     Card,
     Manifest,
@@ -51,8 +58,10 @@ class PackageSettings:
     separate: bool = False  # also a flat graph for each exit
     latency: bool = True  # measure each exit
     overwrite: bool = False  # a package that is there may be replaced
+    runtime: str = "onnx"  # a row of RUNTIMES
     int8: Chip | None = None  # quantized for a chip; None: float32
     max_drop: float | None = None  # of top-1 by quantization, in 0..1, of any exit
+    sign: str | None = None  # a private ed25519 key in a PEM file, for the manifest
 
 
 def export_package(
@@ -75,7 +84,7 @@ def export_package(
             the comparison is on random images, and there is no quantization.
 
     Raises:
-        UsageError: the folder holds something, no such opset, or nothing to calibrate on.
+        UsageError: the folder holds something, no such opset, nothing to calibrate on, or a runtime is not installed.
         ModelError: the model does not run on the example, takes several inputs, or torch cannot export it.
         CompressorError: an exit computes something else than torch, or more or less than it promises, or loses more
             accuracy by quantization than it may.
@@ -87,6 +96,8 @@ def export_package(
     """
     settings, target = settings or PackageSettings(), Path(folder)
     check_opset(settings.opset)
+    runtime = check_runtime(settings.runtime, int8=settings.int8 is not None)
+    key = None if settings.sign is None else private_key(settings.sign)
     outdated = check_target(target, overwrite=settings.overwrite)
     form = form_of(reference_of(module), portable(example))
     evidence = (evidence or Evidence()).on(portable(example))
@@ -94,25 +105,32 @@ def export_package(
     if settings.int8 is not None and (evidence.calibration is None or evidence.score is None):
         raise UsageError("quantization needs images to calibrate on and to measure the accuracy on: give --data")
     with folder_beside(target) as staging:
-        _write_graphs(form, evidence, staging, settings)
-        demands = Demands(settings.separate, settings.latency, settings.int8 is not None, settings.max_drop)
-        exits = prove(form, evidence, staging, demands)
+        graphs = _write_graphs(form, evidence, staging, settings, runtime)
+        demands = Demands(runtime.name, settings.latency, settings.int8 is not None, settings.max_drop)
+        exits = prove(form, evidence, staging, graphs, demands)
+        network = opened(staging, graphs, runtime.name, form, 0)
         calibration = evidence.calibration
         manifest = Manifest(
             kind=form.kind,
             input=input_facts(tuple(evidence.images.shape[1:]), card or Card()),
-            outputs=tuple(entry.name for entry in open_session(staging / MODEL, level="off").get_outputs()),
+            outputs=_outputs(form, staging, graphs),
             exits=exits,
+            title=runtime.title,
+            runtime=runtime.name,
+            graphs=graphs,
+            sample=_write_sample(staging, form, network, quantized=demands.quantized),
             classes=None if card is None else card.classes,
             choice=form.choice,
-            routing=routing_facts(form, evidence.score, staging, exits),
+            routing=routing_facts(form, evidence.score, network, exits),
             opset=settings.opset,
             checked_on=evidence.words,
             quantization=None if not settings.int8 or calibration is None else facts(settings.int8, len(calibration)),
-            made_with={name: version(name) for name in ("compressor", "torch", "onnx", "onnxruntime")},
+            made_with={name: version(name) for name in ("compressor", "torch", *runtime.made_with)},
             history=() if card is None else card.history,
         )
         manifest = finish(staging, manifest)
+        if key is not None:
+            (staging / SIGNATURE).write_bytes(key.sign((staging / MANIFEST).read_bytes()))
         move_folder(staging, target, last=MANIFEST, outdated=outdated)
     return manifest
 
@@ -130,7 +148,7 @@ def check_target(target: Path, *, overwrite: bool) -> tuple[str, ...]:
     if not overwrite:
         raise UsageError(f"{target} is not empty: give another --out, or --overwrite to replace the package in it")
     try:
-        return tuple(name for name in read_manifest(target).files if name == Path(name).name)
+        return (*(name for name in read_manifest(target).files if name == Path(name).name), SIGNATURE)
     except FileError as error:
         raise UsageError(f"{target} holds something else than a package: give another --out") from error
 
@@ -140,7 +158,8 @@ def finish(staging: Path, manifest: Manifest) -> Manifest:
     import onnx
 
     write_runner(staging)
-    inside = replace(manifest, files={WEIGHTS: file_facts(staging / WEIGHTS)}).text()
+    weights = {name: file_facts(staging / name) for name in (WEIGHTS,) if (staging / name).exists()}
+    inside = replace(manifest, files=weights).text()
     for file in sorted(staging.glob("*.onnx")):
         model = onnx.load(file, load_external_data=False)
         onnx.helper.set_model_props(model, {METADATA_KEY: inside})
@@ -164,7 +183,44 @@ def write_runner(folder: Path) -> None:
     (folder / PREPARATION).write_text(code, encoding="utf-8")
 
 
-def _write_graphs(form: Form, evidence: Evidence, staging: Path, settings: PackageSettings) -> None:
+def _outputs(form: Form, staging: Path, graphs: dict[str, str]) -> tuple[str, ...]:
+    graph = graphs.get("model", "")
+    if graph.endswith(".onnx"):
+        return tuple(entry.name for entry in open_session(staging / graph, level="off").get_outputs())
+    return ("logits", "exit") if form.kind == "routed" else ("logits",)
+
+
+def _write_sample(folder: Path, form: Form, network: Run, *, quantized: bool) -> dict[str, Any]:
+    """Store an image of noise and what each exit gives for it."""
+    image = noise((1, *form.shape))
+    outputs = {f"exit_{each.number}": network({"input": image, **each.feeds})[0] for each in form.exits}
+    np.savez(folder / SAMPLE, allow_pickle=False, input=image, **outputs)
+    return {"file": SAMPLE, "limit": 0.3 if quantized else 1e-3}
+
+
+def _write_graphs(
+    form: Form, evidence: Evidence, staging: Path, settings: PackageSettings, runtime: Runtime
+) -> dict[str, str]:
+    """Write what the runtime runs; returns the file of each graph."""
+    if runtime.writer is None:
+        return _write_onnx(form, evidence, staging, settings)
+    made: dict[str, str] = {}
+    if runtime.graph:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, file in _write_onnx(form, evidence, Path(folder), settings).items():
+                made[name] = f"{name}{runtime.suffix}"
+                convert(runtime, Path(folder) / file, staging / made[name])
+        return made
+    images = evidence.calibration if settings.int8 else evidence.images
+    assert images is not None
+    with torch.no_grad():
+        for name, part, maps in modules(form, images if settings.int8 else images[:2]):
+            made[name] = f"{name}{runtime.suffix}"
+            write(runtime, part, maps, staging / made[name], int8=settings.int8 is not None)
+    return made
+
+
+def _write_onnx(form: Form, evidence: Evidence, staging: Path, settings: PackageSettings) -> dict[str, str]:
     import onnx
 
     with WeightsFile(staging / WEIGHTS) as weights, tempfile.TemporaryDirectory(dir=staging) as scratch:
@@ -176,6 +232,8 @@ def _write_graphs(form: Form, evidence: Evidence, staging: Path, settings: Packa
             images = evidence.calibration
         assert images is not None
         graphs = build(form, images, maker, separate=settings.separate)
+    files = {name: f"{name}.onnx" for name in graphs}
     for name, model in graphs.items():
-        onnx.save(model, staging / name)
-        check_file(staging / name)
+        onnx.save(model, staging / files[name])
+        check_file(staging / files[name])
+    return files

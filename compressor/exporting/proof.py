@@ -3,11 +3,10 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from compressor.errors import CompressorError, first_line
 from compressor.exporting.forms import Cost, Exit
 from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
+from compressor.exporting.run import Run
 from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import torch_outputs
 from compressor.profiling.latency import Latency, measure
@@ -28,29 +28,29 @@ _PATIENCE = (0.3, 0.3, 0.3, 0.3, 1.0, 1.0)  # seconds that each exit is measured
 
 
 class Runner:
-    """One exit of one file on ONNX Runtime: (batch, channels, height, width) to a list of outputs."""
+    """One exit of an exported network: (batch, channels, height, width) to a list of outputs."""
 
-    def __init__(self, session: Any, feeds: Mapping[str, Array]) -> None:
-        self._session, self._feeds = session, dict(feeds)
+    def __init__(self, run: Run, feeds: Mapping[str, Array]) -> None:
+        self._run, self._feeds = run, dict(feeds)
 
     def __call__(self, images: Array) -> list[Array]:
         """All outputs.
 
         Raises:
-            CompressorError: ONNX Runtime cannot run the graph.
+            CompressorError: the runtime cannot run it.
         """
         try:
-            outputs: list[Array] = self._session.run(None, {"input": np.ascontiguousarray(images), **self._feeds})
-        except Exception as error:  # onnxruntime's exceptions share no class of their own
-            raise CompressorError(f"ONNX Runtime cannot run the exported graph ({first_line(error)})") from error
-        return outputs
+            return self._run({"input": np.ascontiguousarray(images), **self._feeds})
+        except Exception as error:  # every runtime has exceptions of its own
+            raise CompressorError(f"the exported graph does not run ({first_line(error)})") from error
 
 
-def parity(runner: Runner, leaving: Exit, images: Tensor) -> float:
-    """The largest relative difference of an exit from torch, on one image, on five, and on all.
+def parity(runner: Runner, leaving: Exit, images: Tensor, *, quantized: bool = False) -> tuple[float, float]:
+    """The largest relative difference of an exit from torch, on one image, on five, and on all, and the share of images
+    with the same largest score.
 
     Raises:
-        CompressorError: it is too large, or the classes with the largest scores are others.
+        CompressorError: of a float32 graph the difference is too large, or the classes are others.
     """
     worst = 0.0
     for batch in (images[:1], images[:5], images):
@@ -58,14 +58,20 @@ def parity(runner: Runner, leaving: Exit, images: Tensor) -> float:
         got = runner(batch.numpy())
         _, relative = largest_difference(expected, got)
         worst = max(worst, relative)
-        if not relative <= RELATIVE_LIMIT:
+        if not relative <= (float("inf") if quantized else RELATIVE_LIMIT):
             raise CompressorError(
                 f"exit {leaving.number} ({leaving.name}) differs from torch by {relative:.1e} of the largest output "
                 f"(at most {RELATIVE_LIMIT:.0e} is allowed); nothing was written"
             )
-        if not same_classes(expected[0], got[0]):
+        if not quantized and not same_classes(expected[0], got[0]):
             raise CompressorError(f"exit {leaving.number} ({leaving.name}) gives other classes than torch")
-    return worst
+    return worst, agreement(expected[0], got[0])
+
+
+def agreement(expected: Array, got: Array) -> float:
+    """The share of images with the same largest score; 1 for what are no scores."""
+    scores = expected.ndim == 2 and expected.shape == got.shape
+    return float((expected.argmax(1) == got.argmax(1)).mean()) if scores else 1.0
 
 
 def same_classes(expected: Array, got: Array) -> bool:
@@ -80,7 +86,7 @@ def executed(file: Path, feeds: Mapping[str, Array], image: Array) -> Counter[st
     """How often each operator ran for one image, by ONNX Runtime's profiler."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(file, profile=Path(folder) / "profile")
-        Runner(session, feeds)(image)
+        Runner(partial(session.run, None), feeds)(image)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     names = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
     return Counter(event["args"]["op_name"] for event in names)
@@ -107,8 +113,10 @@ def count_layers(file: Path, leaving: Exit, promised: Cost, image: Array) -> Non
         )
 
 
-def latencies(runners: Sequence[Runner], costs: Sequence[Cost], image: Array, threads: int) -> list[Latency]:
-    """The time of each exit for one image.
+def latencies(
+    runners: Sequence[Runner], costs: Sequence[Cost], image: Array, threads: int, beside: Sequence[Callable[[], object]]
+) -> tuple[list[Latency], list[Latency]]:
+    """The time of each exit for one image, and of the same in torch, called in turn.
 
     What else the machine does can make a run longer and never shorter, so exits are judged by the shortest of several
     medians, taken in turn.
@@ -118,9 +126,10 @@ def latencies(runners: Sequence[Runner], costs: Sequence[Cost], image: Array, th
             measured.
     """
     best: list[Latency] = []
+    calls: list[Callable[[], object]] = [*(partial(run, image) for run in runners), *beside]
     order = sorted(range(len(runners)), key=lambda index: costs[index].macs)
     for seconds in _PATIENCE:
-        found = [measure(partial(run, image), threads=threads, seconds=seconds) for run in runners]
+        found = [measure(call, threads=threads, seconds=seconds) for call in calls]
         best = [min(both, key=lambda each: each.median) for both in zip(best or found, found)]
         wrong = [
             (cheap, dear)
@@ -128,7 +137,7 @@ def latencies(runners: Sequence[Runner], costs: Sequence[Cost], image: Array, th
             if costs[cheap].macs < costs[dear].macs and best[cheap].median > _SLOWER * best[dear].median + _SLOWER_MS
         ]
         if not wrong:
-            return best
+            return best[: len(runners)], best[len(runners) :]
     cheap, dear = wrong[0]
     raise CompressorError(
         f"exit {cheap} takes {best[cheap].median:.2f} ms and exit {dear}, with more multiply-adds, "

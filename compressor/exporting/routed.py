@@ -4,6 +4,7 @@ After each depth the images that go on are gathered, the rest of the network run
 entered when there are none), and their scores are put back in their places.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from compressor.errors import CompressorError
 from compressor.exporting.compose import Body, Stage, image_info
 from compressor.exporting.forms import THRESHOLDS
 from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
+from compressor.exporting.run import Run
 from compressor.exporting.stages import StageMaker, outputs_of
 from compressor.report.manifest import Array
 from compressor.routing.network import Routed
@@ -68,18 +70,30 @@ class Parts:
     classes: int
 
 
-def parts_of(routed: Routed, images: Tensor, maker: StageMaker) -> Parts:
-    """Export the parts, each on the maps that all images have there."""
-    segments, leaves, maps = [], [], images
-    plan = None
+def modules_of(routed: Routed, images: Tensor) -> Iterator[tuple[str, nn.Module, Tensor, list[str]]]:
+    """The parts by name, each with the maps that all images have there, and its outputs.
+
+    `segment_K` and `leave_K` of each depth, and `plan` of an image router.
+    """
+    maps = images
     if isinstance(routed.router, ImageRouter):
-        plan = maker.make(_Plan(routed.router).eval(), [(images,)], ["x"], ["sure"])
+        yield "plan", _Plan(routed.router).eval(), images, ["sure"]
     for depth in range(routed.depths):
         segment, leave = _Segment(routed, depth).eval(), _Leave(routed, depth).eval()
-        segments.append(maker.make(segment, [(maps,)], ["x"], ["y"]))
+        yield f"segment_{depth}", segment, maps, ["y"]
         maps = outputs_of(segment, [(maps,)])[0]
-        leaves.append(maker.make(leave, [(maps,)], ["x"], ["scores", "sure"] if leave.gated else ["scores"]))
-    return Parts(tuple(segments), tuple(leaves), plan, routed.layout.classes)
+        yield f"leave_{depth}", leave, maps, ["scores", "sure"] if leave.gated else ["scores"]
+
+
+def parts_of(routed: Routed, images: Tensor, maker: StageMaker) -> Parts:
+    """Export the parts."""
+    made = {
+        name: maker.make(part, [(maps,)], ["x"], outputs) for name, part, maps, outputs in modules_of(routed, images)
+    }
+    segments, leaves = (
+        tuple(made[f"{kind}_{depth}"] for depth in range(routed.depths)) for kind in ("segment", "leave")
+    )
+    return Parts(segments, leaves, made.get("plan"), routed.layout.classes)
 
 
 def routed_graph(parts: Parts) -> Any:
@@ -196,8 +210,8 @@ def mixtures(routed: Routed, images: Tensor) -> list[Array]:
 
 
 @torch.no_grad()
-def check_mixture(routed: Routed, run: Any, images: Tensor) -> float:
-    """The largest relative difference from torch when every image decides for itself; `run` is the graph's session.
+def check_mixture(routed: Routed, run: Run, images: Tensor) -> float:
+    """The largest relative difference from torch when every image decides for itself; `run` runs the exported network.
 
     Images so near a threshold that rounding decides are left out.
 
@@ -213,7 +227,7 @@ def check_mixture(routed: Routed, run: Any, images: Tensor) -> float:
             found += [scores, ids]
         routed.set_threshold_(kept.tolist())
         clear = (found[1] == found[5]).numpy()
-        got = run.run(None, {"input": images.numpy(), THRESHOLDS: thresholds})
+        got = run({"input": images.numpy(), THRESHOLDS: thresholds})
         if not np.array_equal(got[1][clear], found[3].numpy()[clear]):
             raise CompressorError("images leave the exported graph at other depths than in torch; nothing was written")
         _, relative = largest_difference([found[2].numpy()[clear]], [got[0][clear]])

@@ -125,7 +125,7 @@ def _compare(place: Path, staging: Path, manifest: Manifest, threads: int) -> No
     sessions = [open_session(file, threads=threads) for file in files]
     for feeds in (manifest.default, *(fed(each.feeds) for each in manifest.exits)):
         for batch in (images[:1], images):
-            before, after = (Runner(session, feeds)(batch) for session in sessions)
+            before, after = (Runner(partial(session.run, None), feeds)(batch) for session in sessions)
             _, relative = largest_difference(before, after)
             if not relative <= _SAME:
                 raise CompressorError(f"tuned, the outputs differ by {relative:.1e}; nothing was written")
@@ -140,7 +140,7 @@ def _convolutions(ran: Mapping[str, int]) -> int:
 
 def _facts(place: Path, staging: Path, manifest: Manifest, threads: int | None) -> dict[str, Any]:
     """What the tuned files are for and, measured with so many threads, how long each exit takes in both graphs."""
-    from compressor.exporting.run_onnx import machine
+    from compressor.exporting.run import machine
 
     facts: dict[str, Any] = {"machine": machine(), "onnxruntime": version("onnxruntime"), "threads": threads}
     if threads is None:
@@ -149,7 +149,7 @@ def _facts(place: Path, staging: Path, manifest: Manifest, threads: int | None) 
     sessions = [open_session(file, threads=threads) for file in (place / MODEL, staging / TUNED_MODEL)]
     rows = []
     for each in manifest.exits:
-        runs = [partial(Runner(session, fed(each.feeds)), image) for session in sessions]
+        runs = [partial(Runner(partial(session.run, None), fed(each.feeds)), image) for session in sessions]
         found = [[measure(run, threads=threads, seconds=0.2).median for run in runs] for _ in range(_ROUNDS)]
         rows.append([min(times) for times in zip(*found)])
     return {**facts, "portable_ms": [row[0] for row in rows], "latency_ms": [row[1] for row in rows]}

@@ -6,26 +6,70 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import FileError, shown
+import numpy as np
+
+from compressor.errors import FileError, first_line, shown
 from compressor.exporting.outside import places_of
-from compressor.files.limits import apart
+from compressor.exporting.run import Network, compared
+from compressor.exporting.signing import check_signature, public_key
+from compressor.files.limits import GIB, allow, apart
 from compressor.files.paths import beside, copied
-from compressor.report.manifest import MANIFEST, MODEL, TUNED_MODEL, TUNED_WEIGHTS, Manifest, read_manifest
+from compressor.report.manifest import (
+    MANIFEST,
+    TUNED_MODEL,
+    TUNED_WEIGHTS,
+    Manifest,
+    manifest_bytes,
+    parsed,
+    read_manifest,
+)
+
+_SECONDS, _MEMORY = 60.0, 16 * GIB  # that running the stored image may take; runtimes map much and use little
 
 
-def verify_package(folder: str | os.PathLike[str]) -> Manifest:
-    """Check that a package is as it was exported: every file there, a real file, of the size and hash it had.
+def verify_package(folder: str | os.PathLike[str], key: str | None = None) -> Manifest:
+    """Check that a package is as it was exported: every file there, a real file, of the size and hash it had, and that
+    the runtime gives what it gave then for the stored image. Needs numpy and the runtime, no torch.
+
+    Each file is read once. The Python file of a package for plain PyTorch is not run.
+
+    Args:
+        key: a public ed25519 key in a PEM file, with whose private key the manifest has to be signed.
 
     Raises:
-        FileError: a file is missing, changed or a link, or a graph reads weights from outside the folder.
+        UsageError: a key is given, and cryptography is not installed.
+        FileError: the signature is missing or of another key, a file is missing, changed or a link, a graph reads
+            weights from outside the folder, or it computes something else here.
 
     Example:
         manifest = compressor.verify_package("runs/deploy")
         manifest.exits[0].macs, manifest.files
     """
-    place = Path(folder)
+    place, public = Path(folder), None if key is None else public_key(key)
+    text = manifest_bytes(place)
+    if public is not None:
+        check_signature(place, text, public)
     with tempfile.TemporaryDirectory(prefix="compressor-") as copies:
-        return check_package(place, read_manifest(place), Path(copies), everything=False)
+        manifest = check_package(place, parsed(text, str(place / MANIFEST)), Path(copies))
+        if manifest.sample is not None and manifest.runtime != "torch":
+            apart(place, f"{__name__}:computed", str(place), copies, manifest.to_json())
+    return manifest
+
+
+def computed(source: str, copies: str, about: dict[str, Any]) -> float:
+    """The largest difference of a package's outputs here from the stored ones, in the process of `apart`.
+
+    Raises FileError where it is too large, the runtime is missing or cannot run the network.
+    """
+    allow(seconds=_SECONDS, memory=_MEMORY)
+    try:
+        with np.load(Path(copies) / about["sample"]["file"]) as sample:
+            return max(compared(Network(Path(copies), threads=1, about=about), sample))
+    except ImportError as error:
+        runtime = about["runtime"]
+        raise FileError(f"{source} is for {runtime}, which is missing: pip install 'compressor[{runtime}]'") from error
+    except Exception as error:  # every runtime has exceptions of its own
+        raise FileError(f"{source} does not run as it did where it was exported ({first_line(error)})") from error
 
 
 def read_portable(place: Path) -> Manifest:
@@ -57,8 +101,9 @@ def check_package(
                 raise FileError(
                     f"{path} reads weights from {shown(other)!r}, which is no file of the package: do not use it"
                 )
-    if MODEL not in manifest.files:
-        raise FileError(f"{place / MANIFEST} names no {MODEL}: export the package again")
+    for name in manifest.graphs.values():
+        if name not in manifest.files:
+            raise FileError(f"{place / MANIFEST} names no {shown(name)}: export the package again")
     return manifest
 
 

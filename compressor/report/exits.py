@@ -38,12 +38,18 @@ def exits_table(manifest: "Manifest") -> RenderableType:
     if manifest.choice is not None:
         remarks.append(f"chosen by the input {manifest.choice['input']!r}: {manifest.choice['meaning']}")
     if any(each.top1 is None for each in manifest.exits):
-        remarks.append("top-1: measured on ONNX Runtime where --data is given")
+        remarks.append(f"top-1: measured on {manifest.title} where --data is given")
     if manifest.quantization is not None:
         remarks.append(f"INT8, calibrated on {manifest.quantization['calibrated_on']}; {manifest.quantization['note']}")
     timing = next((each.latency_ms for each in manifest.exits if each.latency_ms), None)
     if timing is not None:
-        remarks.append(f"latency: ONNX Runtime, batch 1, {timing['threads']} thread(s) an operator, median")
+        remarks.append(f"latency: {manifest.title}, batch 1, {timing['threads']} thread(s) an operator, median")
+    agreement = [each.agreement for each in manifest.exits if each.agreement is not None]
+    if agreement:
+        remarks.append(f"same class as torch: {units.percent(min(agreement))} of {manifest.checked_on}")
+    times = [each.torch_ms for each in manifest.exits if each.torch_ms is not None]
+    if times:
+        remarks.append(f"torch takes {', '.join(map(units.milliseconds, times))}, measured in turn")
     return Group(table, *(Text(remark, style="dim") for remark in remarks))
 
 

@@ -15,7 +15,8 @@ from compressor.vision.preparation import Preparation
 
 Array = NDArray[Any]
 FORMAT, VERSION = "compressor package", 1
-MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run_onnx.py"
+MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run.py"
+SAMPLE = "sample.npz"
 PREPARATION = "preparation.py"  # beside the runner, which imports it
 TUNED_MODEL, TUNED_WEIGHTS = "model.cpu.onnx", "weights.cpu.bin"  # of `compressor tune`
 METADATA_KEY = "compressor.manifest"
@@ -71,7 +72,9 @@ class ExitFacts:
     top1: float | None = None  # fraction of the test images; None without data
     top1_float: float | None = None  # the same before quantization
     latency_ms: dict[str, Any] | None = None  # batch 1 where it was exported: median, p95, runs, threads
+    torch_ms: float | None = None  # median in torch, measured in turn with it
     max_rel: float | None = None  # largest difference from torch, as a share of the largest output
+    agreement: float | None = None  # share of the images compared whose largest score is torch's
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class Manifest:
     exits: tuple[ExitFacts, ...]
     classes: tuple[str, ...] | None = None
     choice: dict[str, Any] | None = None  # input, default, what it means
+    title: str = "ONNX Runtime"  # of the runtime, in words
+    runtime: str = "onnx"  # `exporting/runtimes.py` has them
+    graphs: dict[str, str] = field(default_factory=lambda: {"model": MODEL})  # what is run -> file; see `run.Network`
+    sample: dict[str, Any] | None = None  # file of an image and each exit's output, and how far another's may be
     routing: dict[str, Any] | None = None  # with the default thresholds: top1, mean_macs, share that left at each depth
     opset: int = 0
     checked_on: str = ""  # the images on which ONNX Runtime was compared with torch
@@ -119,20 +126,29 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         FileError: the folder holds no package, or its manifest is damaged or newer than this compressor.
     """
+    return parsed(manifest_bytes(folder), str(folder / MANIFEST))
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    """The manifest of a package as it lies there; raises FileError as `read_manifest` does."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise FileError(f"{folder} is not a folder: give the folder that `compressor export --out FOLDER` made")
     if not path.exists():
         raise FileError(f"{folder} is not a package: it has no {MANIFEST}")
     with beside(folder, MANIFEST) as file:
-        text = file.read(_LONGEST + 1)
+        return file.read(_LONGEST + 1)
+
+
+def parsed(text: bytes, where: str) -> Manifest:
+    """The manifest in a file's content; raises FileError as `read_manifest` does."""
     try:
         if len(text) > _LONGEST:
             raise ValueError(f"it has more than {_LONGEST:,} bytes")
         held = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is damaged ({shown(str(error))}): export the package again") from error
-    return manifest_from(held, str(path))
+        raise FileError(f"{where} is damaged ({shown(str(error))}): export the package again") from error
+    return manifest_from(held, where)
 
 
 def manifest_from(held: Any, where: str) -> Manifest:
@@ -151,6 +167,9 @@ def manifest_from(held: Any, where: str) -> Manifest:
             int(facts["bytes"]), str(facts["sha256"])
         classes = None if known.pop("classes") is None else tuple(map(str, held["classes"]))
         known["input"] = _input(held["input"])
+        for name, kind in (("runtime", str), ("title", str), ("graphs", Mapping), ("sample", Mapping | None)):
+            if name in known and not isinstance(known[name], kind):
+                raise TypeError(f"{name} is {type(known[name]).__name__}")
         known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
         manifest = Manifest(**known, exits=exits, files=files, classes=classes)
         fed(manifest.default)

@@ -15,7 +15,8 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, check_target, export_package
 from compressor.exporting.program import export_program
 from compressor.exporting.proof import PROOF_IMAGES
-from compressor.report.manifest import MANIFEST, MODEL, PREPARATION, RUNNER, WEIGHTS, Array, Manifest, chosen
+from compressor.exporting.runtimes import RUNTIMES, check_runtime
+from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WEIGHTS, Array, Manifest, chosen
 from compressor.runs.looking import ExportJob
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import Subject, card_of, open_subject
@@ -50,7 +51,8 @@ def export(job: ExportJob, tell: Callback = silent) -> Exported:
     if job.to == "pt2":
         tell(Stage("writing the program and opening it again"))
         return _program(subject, module, path)
-    tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
+    title = RUNTIMES[job.to].title
+    tell(Stage(f"exporting to {title} and comparing it with torch"))
     opset = OPSET if job.opset is None else job.opset
     if single:
         return _file(subject, module, path, opset)
@@ -59,10 +61,12 @@ def export(job: ExportJob, tell: Callback = silent) -> Exported:
         separate=job.exits == "separate",
         latency=job.latency,
         overwrite=job.overwrite,
-        int8=job.chip if job.to == "int8" else None,
+        runtime=job.to,
+        int8=job.chip if job.precision == "int8" else None,
         max_drop=job.max_drop,
+        sign=job.sign,
     )
-    evidence = evidence_of(subject, job.calibration_images if job.to == "int8" else 0)
+    evidence = evidence_of(subject, job.calibration_images if job.precision == "int8" else 0)
     manifest = export_package(
         module, subject.example, path, card=card_of(subject), evidence=evidence, settings=settings
     )
@@ -86,10 +90,16 @@ def _check(job: ExportJob, path: Path, single: bool) -> None:
         raise UsageError(f"--to pt2 writes one file: give --out a name that ends in .pt2, not {path.name!r}")
     if single and job.exits == "separate":
         raise UsageError("--exits separate writes several files: give --out the name of a folder")
-    if job.to == "int8" and (single or job.data is None):
-        raise UsageError("--to int8 writes a package and calibrates on data: give --out FOLDER and --data")
-    if job.max_drop is not None and job.to != "int8":
-        raise UsageError("--max-drop is what --to int8 may cost: leave it out")
+    if path.suffix == ".onnx" and job.to != "onnx":
+        raise UsageError(f"--to {job.to} writes a folder: give --out the name of one, not {path.name!r}")
+    if job.to != "pt2":
+        check_runtime(job.to, int8=job.precision == "int8")
+    if job.precision == "int8" and (single or job.data is None):
+        raise UsageError("--precision int8 writes a package and calibrates on data: give --out FOLDER and --data")
+    if job.max_drop is not None and job.precision != "int8":
+        raise UsageError("--max-drop is what --precision int8 may cost: leave it out")
+    if job.sign is not None and single:
+        raise UsageError("--sign signs a package: give --out the name of a folder")
     if job.opset is not None:
         check_opset(job.opset)
     if not single:
@@ -129,17 +139,20 @@ def _package(folder: Path, manifest: Manifest) -> Exported:
     worst = max(each.max_rel or 0.0 for each in manifest.exits)
     checked = f"on {manifest.checked_on} its outputs differ from torch's by {worst:.0e}"
     words = {
-        MODEL: "the graph in INT8" if manifest.quantization else f"the graph; {checked}",
         WEIGHTS: "the weights, each once",
         MANIFEST: "inputs, classes, exits with cost and accuracy, hashes",
-        RUNNER: "classifies an image with numpy, onnxruntime and pillow alone",
+        RUNNER: f"classifies an image with numpy, {manifest.title} and pillow alone",
         PREPARATION: "brings an image to what the network takes, for the former",
+        SAMPLE: "an image of noise and each exit's output, which `verify` compares",
+        **{file: name.replace("_", " ") for name, file in manifest.graphs.items()},
     }
+    graph = manifest.graphs.get("model", "")
+    words[graph] = "the graph in INT8" if manifest.quantization else f"the graph; {checked}"
     files = {
-        str(folder / name): words.get(name, f"exit {name.removeprefix('exit_').removesuffix('.onnx')} alone")
-        for name in (*sorted(manifest.files, key=lambda name: (name != MODEL, name)), MANIFEST)
+        str(folder / name): words.get(name, "its weights")
+        for name in (*sorted(manifest.files, key=lambda name: (name != graph, name)), MANIFEST)
     }
-    return Exported(files, {"folder": str(folder), **manifest.to_json()}, manifest, str(folder / MODEL))
+    return Exported(files, {"folder": str(folder), **manifest.to_json()}, manifest, str(folder / graph))
 
 
 def _top1(data: Data, predict: Any) -> float:

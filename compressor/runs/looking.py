@@ -73,7 +73,10 @@ class ExportJob(ModelJob):
 
     model: ModelSettings
     out: str = setting(MISSING, "The file (.onnx, .pt2) or the folder (a package) to write.", "PATH")
-    to: Literal["onnx", "pt2", "int8"] = setting("onnx", "onnx; int8: quantized onnx; pt2: torch's program.", "KIND")
+    to: Literal["onnx", "openvino", "litert", "executorch", "ncnn", "torch", "pt2"] = setting(
+        "onnx", "The runtime; torch: a Python file with weights; pt2: torch's program.", "RUNTIME"
+    )
+    precision: Literal["fp32", "int8"] = setting("fp32", "int8: quantized, calibrated on training images.", "HOW")
     overwrite: bool = setting(False, "Replace what is there.")
     opset: int | None = setting(None, "ONNX opset, 15 to 23. [20]", "N")
     exit: int | None = setting(None, "Only this exit of a model that has several.", "N")
@@ -86,5 +89,6 @@ class ExportJob(ModelJob):
     )
     calibration_images: int = setting(128, "Number of calibration images for int8.", "N", 8)
     max_drop: float | None = setting(None, "Largest drop of top-1 by int8, such as 0.01.", "SHARE", 0, 1)
+    sign: str | None = setting(None, "Private ed25519 key (PEM) to sign a package with.", "KEY")
     data: str | None = setting(None, **DATA)  # whose validation images the file is compared on
     loading: DataSettings = field(default_factory=DataSettings)

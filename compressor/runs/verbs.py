@@ -327,7 +327,8 @@ def export(
     model: Path,
     out: Path,
     *settings: ModelSettings | DataSettings,
-    to: Literal["onnx", "pt2", "int8"] = ExportJob.to,
+    to: Literal["onnx", "openvino", "litert", "executorch", "ncnn", "torch", "pt2"] = ExportJob.to,
+    precision: Literal["fp32", "int8"] = ExportJob.precision,
     data: str | None = None,
     exit: int | None = None,
     exits: Literal["one", "separate"] = ExportJob.exits,
@@ -340,7 +341,7 @@ def export(
     """Write a model for another runtime, after it gave the same outputs there: a file (NAME.onnx) or a package.
 
     Args:
-        to: "onnx"; "int8", quantized onnx; "pt2", torch's program.
+        to: the runtime; "torch", a Python file with weights; "pt2", torch's program.
 
     Example:
         made = compressor.export("runs/digits/model.safetensors", "runs/digits.onnx", data="digits")
@@ -348,7 +349,15 @@ def export(
     """
     from compressor.runs.export import export as run
 
-    own = {"to": to, "data": data, "exit": exit, "exits": exits, "chip": chip, "max_drop": max_drop}
+    own = {
+        "to": to,
+        "precision": precision,
+        "data": data,
+        "exit": exit,
+        "exits": exits,
+        "chip": chip,
+        "max_drop": max_drop,
+    }
     return run(_job("export", settings, keywords, model=model, out=out, overwrite=overwrite, **own), tell)
 
 

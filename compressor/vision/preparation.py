@@ -1,6 +1,6 @@
 """How an image file becomes what a network takes: one description, and the code that follows it.
 
-Evaluation and training use this file, and a package carries a copy of it for the device (`run_onnx.py` imports it), so
+Evaluation and training use this file, and a package carries a copy of it for the device (`run.py` imports it), so
 both prepare an image in the same way. It needs NumPy and Pillow and nothing of compressor's.
 """
 

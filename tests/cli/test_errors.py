@@ -47,7 +47,7 @@ WRONG_USE = {
     "route-without-data": ["route", DIGITS, "--out", "nowhere"],
     "replace-without-data": ["replace", DIGITS, "--out", "nowhere"],
     "export-program-into-folder": ["export", DIGITS, "--to", "pt2", "--out", "nowhere"],
-    "export-int8-without-data": ["export", DIGITS, "--to", "int8", "--out", "nowhere"],
+    "export-int8-without-data": ["export", DIGITS, "--to", "onnx", "--precision", "int8", "--out", "nowhere"],
     "export-no-such-exit": ["export", DIGITS, "--exit", "3", "--out", "nowhere.onnx"],
     "export-no-such-opset": ["export", DIGITS, "--opset", "3", "--out", "nowhere.onnx"],
     "doctor-no-such-flag": ["doctor", "--date", "digits"],

@@ -87,9 +87,9 @@ def script_of(folder: Path) -> ModuleType:
     """The script of a package, imported as a device would: with what lies beside it, and nothing of ours."""
     sys.path.insert(0, str(folder))
     try:
-        for name in ("preparation", "run_onnx"):
+        for name in ("preparation", "run"):
             sys.modules.pop(name, None)
-        spec = importlib.util.spec_from_file_location("run_onnx", folder / "run_onnx.py")
+        spec = importlib.util.spec_from_file_location("run", folder / "run.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -111,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for number in range(3):
             Image.new("RGB", (50, 40), (number * 40, 20, 90)).save(root / place / f"{number}.png")
     yield root
-    for name in ("preparation", "run_onnx"):
+    for name in ("preparation", "run"):
         sys.modules.pop(name, None)
 
 
@@ -179,11 +179,11 @@ def test_a_plain_file_says_how_its_images_are_prepared(folder: Path, tmp_path: P
         (("text.png",), 1, "not a PNG image"),
         (("eps.jpg",), 1, "not a JPEG image"),
         (("other.npy",), 1, "not uint8 (8, 8, 3)"),
-        (("run_onnx.py",), 1, "not named as an image"),
+        (("run.py",), 1, "not named as an image"),
     ],
 )
 def test_what_is_wrong_on_the_device_is_one_line(words: tuple[str, ...], code: int, says: str, plain: Path) -> None:
-    ran = subprocess.run([sys.executable, "run_onnx.py", *words], cwd=plain, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "run.py", *words], cwd=plain, capture_output=True, text=True)
     assert ran.returncode == code and "Traceback" not in ran.stderr
     assert says in ran.stderr.splitlines()[-1]
 
@@ -208,8 +208,8 @@ def test_without_pillow_only_pictures_fail_and_say_so(plain: Path) -> None:
         "import runpy, sys; sys.modules['PIL'] = None; sys.modules['torch'] = None; sys.modules['compressor'] = None\n"
     )
     for name in ("image.npy", "image.png"):
-        code = f"{hide}sys.argv = ['run_onnx.py', {name!r}]; sys.path.insert(0, '.')\n"
-        code += "runpy.run_path('run_onnx.py', run_name='__main__')"
+        code = f"{hide}sys.argv = ['run.py', {name!r}]; sys.path.insert(0, '.')\n"
+        code += "runpy.run_path('run.py', run_name='__main__')"
         ran = subprocess.run([sys.executable, "-c", code], cwd=plain, capture_output=True, text=True)
         if name == "image.npy":
             assert ran.returncode == 0 and len(ran.stdout.splitlines()) == 4, ran.stderr

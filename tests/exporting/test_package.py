@@ -44,13 +44,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     )
 
 
-def test_the_folder_holds_five_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
+def test_the_folder_holds_six_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
     folder, _ = made
     assert sorted(entry.name for entry in folder.iterdir()) == [
         "manifest.json",
         "model.onnx",
         "preparation.py",
-        "run_onnx.py",
+        "run.py",
+        "sample.npz",
         "weights.bin",
     ]
     assert [entry.name for entry in folder.parent.iterdir()] == ["net"]
@@ -66,7 +67,7 @@ def test_the_manifest_says_what_the_model_is(made: tuple[Path, Manifest]) -> Non
     assert leaving.top1 == 0.5 and leaving.latency_ms["median"] > 0 and leaving.max_rel < 1e-5
     assert manifest.checked_on == "70 real images" and manifest.classes == CARD.classes
     assert manifest.input["shape"] == SHAPE and manifest.card == CARD
-    assert set(manifest.files) == {"model.onnx", "weights.bin", "run_onnx.py", "preparation.py"}
+    assert set(manifest.files) == {"model.onnx", "weights.bin", "run.py", "preparation.py", "sample.npz"}
 
 
 def test_the_graph_brings_the_manifest_along(made: tuple[Path, Manifest]) -> None:
@@ -90,8 +91,8 @@ def test_the_script_needs_numpy_and_onnxruntime_alone(made: tuple[Path, Manifest
     code = (
         "import runpy, sys\n"
         "for name in ('torch', 'onnx', 'PIL', 'compressor'): sys.modules[name] = None\n"
-        f"sys.argv = ['run_onnx.py', {str(tmp_path / 'image.npy')!r}]\n"
-        f"runpy.run_path({str(made[0] / 'run_onnx.py')!r}, run_name='__main__')\n"
+        f"sys.argv = ['run.py', {str(tmp_path / 'image.npy')!r}]\n"
+        f"runpy.run_path({str(made[0] / 'run.py')!r}, run_name='__main__')\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     x = (
@@ -201,3 +202,31 @@ def test_tampering_is_found(damage, message: str, made: tuple[Path, Manifest], t
     with pytest.raises(FileError, match=message) as caught:
         verify_package(tmp_path / "net")
     assert "\n" not in str(caught.value)
+
+
+def test_a_signed_package_is_known_by_its_key(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is missing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    for name in ("own", "other"):
+        key = Ed25519PrivateKey.generate()
+        plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (tmp_path / f"{name}.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+        public = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        (tmp_path / f"{name}.pub").write_bytes(public)
+    made = tmp_path / "net"
+    signed = replace(QUICK, sign=str(tmp_path / "own.pem"))
+    manifest = export_package(small_net(), example(), made, settings=signed)
+    assert verify_package(made, str(tmp_path / "own.pub")) == manifest
+    for key, message in (("other.pub", "was not signed with this key"), ("own.pem", "is no public key")):
+        with pytest.raises(FileError, match=message):
+            verify_package(made, str(tmp_path / key))
+    _rewrite(made, classes=["changed"])
+    with pytest.raises(FileError, match="its manifest was changed since"):
+        verify_package(made, str(tmp_path / "own.pub"))
+    (made / "manifest.sig").unlink()
+    with pytest.raises(FileError, match="is not signed"):
+        verify_package(made, str(tmp_path / "own.pub"))

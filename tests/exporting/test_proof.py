@@ -41,12 +41,12 @@ def changed(by: float, seen: list[int]):
 
 def test_one_image_five_and_all_are_compared() -> None:
     seen: list[int] = []
-    assert parity(changed(0, seen), LEAVING, IMAGES) == 0
+    assert parity(changed(0, seen), LEAVING, IMAGES) == (0, 1)
     assert seen == [1, 5, PROOF_IMAGES] and PROOF_IMAGES >= 64
 
 
 def test_a_difference_up_to_a_ten_thousandth_is_rounding_and_no_more() -> None:
-    assert 4e-5 < parity(changed(5e-5, []), LEAVING, IMAGES) < 6e-5
+    assert 4e-5 < parity(changed(5e-5, []), LEAVING, IMAGES)[0] < 6e-5
     with pytest.raises(CompressorError, match=r"exit 1 \(layer2\) differs from torch by 2.0e-04 .* nothing was"):
         parity(changed(2e-4, []), LEAVING, IMAGES)
 
@@ -57,6 +57,7 @@ def test_another_class_is_refused_though_the_scores_are_near() -> None:
     assert not same_classes(close.numpy(), swapped)
     with pytest.raises(CompressorError, match="gives other classes than torch"):
         parity(lambda _: [swapped], LEAVING, close)
+    assert parity(lambda _: [swapped], LEAVING, close, quantized=True)[1] == 0, "said and not refused"
     tie = np.array([[1.0, 1.0, 0.0]], np.float32)
     assert same_classes(tie, np.array([[0.999999, 1.0, 0.0]], np.float32)), "of two that are equal either may win"
 
@@ -96,7 +97,7 @@ def test_latency_falls_with_the_macs(rounds, best, monkeypatch) -> None:
     costs = [Cost(200, 0, 0, 0), Cost(100, 0, 0, 0)]
     if best is None:
         with pytest.raises(CompressorError, match="exit 1 takes 9.00 ms and exit 0, with more multiply-adds, 5.00 ms"):
-            latencies([lambda _: [], lambda _: []], costs, IMAGES.numpy(), 1)
+            latencies([lambda _: [], lambda _: []], costs, IMAGES.numpy(), 1, ())
         return
-    found = latencies([lambda _: [], lambda _: []], costs, IMAGES.numpy(), 1)
+    found, _ = latencies([lambda _: [], lambda _: []], costs, IMAGES.numpy(), 1, ())
     assert [each.median for each in found] == best

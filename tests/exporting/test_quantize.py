@@ -47,7 +47,8 @@ def test_every_convolution_runs_in_int8_and_the_outputs_stay_near(tmp_path: Path
     assert 0 < noise(tmp_path / "net") < bound("x86")
     assert manifest.quantization["activations"] == "QUInt8" and manifest.quantization["weights"] == "QInt8"
     assert manifest.quantization["calibrated_on"] == "40 training images"
-    assert (manifest.exits[0].top1_float, manifest.exits[0].top1, manifest.exits[0].max_rel) == (0.9, 0.9, None)
+    [leaving] = manifest.exits
+    assert (leaving.top1_float, leaving.top1) == (0.9, 0.9) and 0 < leaving.max_rel < 2 * bound("x86")
     assert verify_package(tmp_path / "net") == manifest
 
 

@@ -134,7 +134,7 @@ def test_the_script_takes_tuned_files_only_where_they_fit(
     (tmp_path / "net" / ("model.onnx" if here else "model.cpu.onnx")).unlink()
     np.save(tmp_path / "image.npy", np.zeros((16, 16, 3), np.uint8))
     ran = subprocess.run(
-        [sys.executable, tmp_path / "net" / "run_onnx.py", tmp_path / "image.npy", "1"], capture_output=True, text=True
+        [sys.executable, tmp_path / "net" / "run.py", tmp_path / "image.npy", "1"], capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout.splitlines()) == 5

@@ -1,0 +1,154 @@
+"""Packages for every runtime: the outputs of each exit, the work that is skipped, what a runtime lacks in one line.
+
+Those that are not installed are skipped by name; `make runtimes` installs them apart and runs all.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import CompressorError, FileError, ModelError, UsageError
+from compressor.exporting import runtimes
+from compressor.exporting.evidence import Evidence
+from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.run import Network
+from compressor.exporting.runtimes import RUNTIMES
+from compressor.exporting.verify import verify_package
+from tests.exits.nets import detachable
+from tests.exits.nets import images as pictures
+from tests.exporting.nets import small_net, trained
+from tests.routing.nets import Residual, images, routed
+
+X = images(8)
+
+
+def installed(name: str) -> pytest.param:
+    missing = [each for each in RUNTIMES[name].packages if importlib.util.find_spec(each) is None]
+    return pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=f"{name}: {', '.join(missing)} missing"))
+
+
+def settings(name: str, **more: object) -> PackageSettings:
+    return PackageSettings(latency=False, runtime=name, **more)
+
+
+@pytest.mark.parametrize("name", [installed(name) for name in RUNTIMES])
+def test_a_network_gives_torchs_outputs_on_every_runtime(name: str, tmp_path: Path) -> None:
+    x = torch.randn(5, 3, 8, 8)
+    manifest = export_package(small_net(), x[:1], tmp_path / "net", evidence=Evidence(x), settings=settings(name))
+    assert manifest.exits[0].max_rel < 1e-4 and manifest.exits[0].agreement == 1
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            Network(tmp_path / "net")({"input": x.numpy()})[0], small_net()(x), rtol=1e-4, atol=1e-5
+        )
+    assert verify_package(tmp_path / "net") == manifest
+
+
+@pytest.mark.parametrize("name", [installed(name) for name, each in RUNTIMES.items() if each.int8])
+def test_a_quantized_network_agrees_with_torch(name: str, tmp_path: Path) -> None:
+    x = torch.randn(64, 3, 8, 8)
+    evidence = Evidence(x, x, lambda run: float((run(x.numpy()).argmax(1) >= 0).mean()))
+    made = export_package(
+        small_net(), x[:1], tmp_path / "net", evidence=evidence, settings=settings(name, int8="x86-old")
+    )
+    assert made.exits[0].agreement >= 0.95 and 1e-4 < made.exits[0].max_rel < 0.1
+    weights = max((tmp_path / "net" / file).stat().st_size for file in made.files)
+    assert verify_package(tmp_path / "net") == made and weights
+
+
+@pytest.mark.parametrize("name", [installed(name) for name in RUNTIMES if name != "onnx"])
+def test_the_dial_chooses_a_detached_model(name: str, tmp_path: Path) -> None:
+    model, x = trained(detachable()), pictures(count=3)
+    made = export_package(model, x[:1], tmp_path / "net", settings=settings(name))
+    network = Network(tmp_path / "net")
+    for start in range(model.exits + 1):
+        with torch.no_grad():
+            expected = model(x, exit=start).numpy()
+        got = network({"input": x.numpy(), "start": np.asarray(start)})[0]
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    if "model" not in made.graphs:
+        assert network.ran == {f"exit_{each.number}": 3 for each in made.exits}, "each call runs one of them"
+
+
+@pytest.mark.parametrize("router", ["gates", "image"])
+@pytest.mark.parametrize("name", [installed(name) for name in RUNTIMES if name != "onnx"])
+def test_images_of_a_routed_network_go_no_deeper_than_they_have_to(name: str, router: str, tmp_path: Path) -> None:
+    model = trained(routed(Residual, router=router))
+    export_package(model, X[:1], tmp_path / "net", evidence=Evidence(X), settings=settings(name))
+    network = Network(tmp_path / "net")
+    for depth in range(model.depths):
+        never = np.asarray([2.0] * depth + [-2.0] * (model.depths - 1 - depth), np.float32)
+        network.ran.clear()
+        assert network({"input": X.numpy(), "thresholds": never})[1].tolist() == [depth] * len(X)
+        if "segment_0" in network.graphs:
+            ran = {name for name in network.ran if name.startswith("segment")}
+            assert ran == {f"segment_{each}" for each in range(depth + 1)}
+
+
+def test_a_network_in_plain_torch_needs_neither_compressor_nor_its_code(tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.ModuleDict({"0": nn.Conv2d(3, 6, 3, groups=3, bias=False), "bn": nn.BatchNorm2d(6)})
+            self.scale = nn.Parameter(torch.full((6, 1, 1), 0.5))
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.hardswish(self.part["bn"](self.part["0"](x))) * self.scale
+            return self.head(x.mean((2, 3)))
+
+    model, x = Own().eval(), torch.randn(3, 3, 8, 8)
+    export_package(model, x[:1], tmp_path / "net", settings=settings("torch"))
+    torch.save((x, model(x).detach(), x), tmp_path / "both.pt")
+    code = (
+        "import sys; sys.modules['compressor'] = None; sys.path.insert(0, 'net'); import torch, model\n"
+        "x, expected, _ = torch.load('both.pt'); network = model.load()\n"
+        "torch.testing.assert_close(network(x), expected); network.train(); network(x).sum().backward()\n"
+        "assert network.part_0.in_channels == 3 and network.scale.grad is not None\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_what_a_runtime_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="plain PyTorch cannot quantize from Python.*openvino"):
+        runtimes.check_runtime("torch", int8=True)
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UsageError, match=r"LiteRT is not installed \(ai_edge_litert, litert_torch missing\): pip install"
+    ):
+        export_package(small_net(), torch.zeros(1, 3, 8, 8), tmp_path / "net", settings=settings("litert"))
+    assert not (tmp_path / "net").exists()
+
+
+class Gamma(nn.Module):
+    """An operator that runtimes lack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", [installed(name) for name in RUNTIMES if name != "torch"])
+def test_an_operator_that_a_runtime_lacks_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises((ModelError, CompressorError), match="(?i)bessel_j0") as raised:
+        export_package(Gamma(), torch.rand(1, 3, 8, 8), tmp_path / "net", settings=settings(name))
+    assert "\n" not in str(raised.value) and not (tmp_path / "net").exists()
+
+
+def test_a_package_that_computes_something_else_is_found(tmp_path: Path) -> None:
+    export_package(small_net(), torch.zeros(1, 3, 8, 8), tmp_path / "net", settings=settings("onnx"))
+    network = Network(tmp_path / "net")
+    with np.load(tmp_path / "net" / "sample.npz") as sample:
+        held = dict(sample)
+    held["exit_0"] = held["exit_0"] * 1.01
+    np.savez(tmp_path / "net" / "sample.npz", **held)
+    with pytest.raises(FileError, match=r"sample.npz was changed"):
+        verify_package(tmp_path / "net")
+    with pytest.raises(ValueError, match="computes something else here"):
+        from compressor.exporting.run import compared
+
+        compared(network, held)

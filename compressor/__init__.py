@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compressor.runs.models import load as load
     from compressor.runs.models import save as save
     from compressor.runs.oneshot import prune_ as prune_
+    from compressor.runs.pruner import Pruner as Pruner
     from compressor.runs.resume import resume as resume
     from compressor.runs.verbs import detach as detach
     from compressor.runs.verbs import evaluate as evaluate
@@ -46,6 +47,7 @@ _HOMES = {
     "save": "compressor.runs.models",
     "profile": "compressor.exporting.latency",
     "prune_": "compressor.runs.oneshot",
+    "Pruner": "compressor.runs.pruner",
     "compare": "compressor.runs.compare",
     "resume": "compressor.runs.resume",
     "verify_package": "compressor.exporting.verify",

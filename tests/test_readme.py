@@ -3,6 +3,7 @@
 To take seconds and not minutes, training is cut to an epoch and latency left out; nothing else is changed.
 """
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import compressor
 from tests.pages import README, ROOT, owned, run, shortened, stand_ins
 from tests.pages import commands as commands_of
 
@@ -94,7 +96,31 @@ def test_the_command_for_several_processes_runs(tmp_path):
 def test_python_lines_run(folder, monkeypatch):
     """After the commands, whose results they open."""
     monkeypatch.chdir(folder)
-    block, _ = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    block, _, _ = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     if not (folder / "runs" / "small" / "model.safetensors").exists():
         pytest.skip("the commands have not run")
     exec(compile(block, "README.md", "exec"), {"example": torch.zeros(1, 1, 8, 8)})
+
+
+def test_the_lines_for_a_loop_of_ones_own_run_on_a_small_network():
+    _, block, _ = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    assert len(block.strip().splitlines()) == 5
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(8 * 36, 5),
+    )  # fmt: skip
+    loader = [(torch.rand(8, 1, 8, 8), torch.randint(5, (8,))) for _ in range(10)]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+
+    def train_on(x, y):
+        torch.nn.functional.cross_entropy(module(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    given = {
+        "compressor": compressor, "module": module, "example": torch.zeros(1, 1, 8, 8), "loader": loader,
+        "optimizer": optimizer, "train_on": train_on, "chain": itertools.chain, "repeat": itertools.repeat,
+    }  # fmt: skip
+    exec(compile(block, "README.md", "exec"), given)
+    assert given["report"].rows  # a period at least

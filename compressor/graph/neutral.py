@@ -46,6 +46,27 @@ def neutral() -> Iterator[None]:
         yield
 
 
+class AsWritten:
+    """While someone is inside, compiled models run as they are written: they would not see hooks that come and go."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._stance = ExitStack()
+
+    def __enter__(self) -> None:
+        self._inside += 1
+        if self._inside == 1 and "torch._dynamo" in sys.modules:
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+
+    def __exit__(self, *_: object) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._stance.close()
+
+
+as_written = AsWritten()
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Meanwhile Python collects no garbage: one full collection takes as long as a whole capture."""

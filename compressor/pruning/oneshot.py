@@ -43,23 +43,25 @@ def rank(
     batches: Sequence[tuple[Tensor, Tensor]] = (),
     inputs: Sequence[Any] = (),
     score: Score | None = None,
+    changes: Mapping[str, Tensor] | None = None,
 ) -> Ranked:
     """Judge every channel; the model is not changed.
 
     `batches` are images (batch, channels, height, width), normalised as the model takes them, and labels (batch,); only
     methods that need labels look at them. `inputs` are batches as the model takes them, without labels, by which errors
-    are told. `score` is the user's own method, named in the settings, in place of one of the table.
+    are told. `score` is the user's own method, named in the settings, in place of one of the table. `changes` are
+    squared changes of the loss by group, in place of batches.
 
     Raises:
         UsageError: a setting is out of its range, or the method needs data.
         ModelError: weights are not finite.
     """
-    check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches))
+    check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches or changes))
     if settings.allocate == "error" and not inputs:
         raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
     scores, orders = Scores({}), None
     if settings.method != "obs":
-        given = Given(tuple(batches), settings.seed)
+        given = Given(tuple(batches), settings.seed, changes)
         own = score is not None
         scores = (score or score_of(settings.method))(model, channels, given)
         scores = complete(scores, channels, settings.method) if own else scores

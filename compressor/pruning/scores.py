@@ -28,6 +28,7 @@ class Given:
 
     batches: Sequence[tuple[Tensor, Tensor]] = ()  # each (batch, channels, height, width) and (batch,)
     seed: int = 0
+    changes: Mapping[str, Tensor] | None = None  # squared changes of the loss by group, where training gave gradients
 
 
 @dataclass(frozen=True)

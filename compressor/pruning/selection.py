@@ -39,6 +39,7 @@ def select(
     settings: PruneSettings,
     curves: Mapping[str, Curve] | None = None,
     goals: Sequence[Goal] | None = None,
+    whole: Channels | None = None,
 ) -> Selection:
     """Choose the channels with the lowest scores.
 
@@ -47,6 +48,7 @@ def select(
     ratio: the same order is followed until it is met (`goals`, by default those of the settings); where multiples of
     `round_to` do not reach it, half of that is tried, and so on. With "auto" widths are multiples of the blocks in
     which this machine convolves, of smaller ones in narrow layers and where a target is not met within its tolerance.
+    Ratios are of the network's channels, or of those of `whole`, which lost some before.
 
     Raises:
         UsageError: settings that leave nothing to prune, a target above what the model has, a pattern without layers.
@@ -59,7 +61,11 @@ def select(
     while not tried or (multiple and auto and tried[-1].off):
         blocks = {group.name: narrowed(multiple, group) if auto else multiple for group in channels.free}
         try:
-            tried.append(replace(_select(channels, scores, settings, curves, goals, blocks), round_to=multiple))
+            tried.append(
+                replace(
+                    _select(channels, scores, settings, curves, goals, blocks, whole or channels), round_to=multiple
+                )
+            )
         except (ModelError, UsageError):
             if not tried and (multiple == 1 or not (auto or goals)):
                 raise
@@ -82,6 +88,7 @@ def _select(
     curves: Mapping[str, Curve] | None,
     goals: Sequence[Goal],
     blocks: Mapping[str, int],
+    whole: Channels,
 ) -> Selection:
     if not channels.free:
         raise ModelError(f"nothing was pruned: every layer is frozen; {_listed(channels.frozen)}")
@@ -89,7 +96,10 @@ def _select(
     across = settings.allocate != "uniform"
     stepwise = bool(goals) or across
     groups = [group for group in channels.free if group.name in scores.values]
-    share = {group.name: ratios.get(group.name, 1 if stepwise else settings.ratio) for group in groups}
+    share = {}
+    for group in groups:
+        ratio = ratios.get(group.name, 1 if stepwise else settings.ratio)
+        share[group.name] = max(0.0, 1 - (1 - ratio) * whole.group(group.name).size / group.size)
     steps = {
         group.name: cuts(group, channels, blocks[group.name], settings.min_channels, share[group.name])
         for group in groups
@@ -105,8 +115,8 @@ def _select(
         met = meet(channels, fixed, by_score(open_queues) if across else by_share(open_queues), goals)
         taken, off, notes = met.taken, met.off, met.notes
     elif across:
-        total = sum(channels.group(name).size for name in open_queues)
-        taken = up_to(by_score(open_queues), settings.ratio * total)
+        total, left = (sum(each.group(name).size for name in open_queues) for each in (whole, channels))
+        taken = up_to(by_score(open_queues), settings.ratio * total - (total - left))
     else:
         taken = [unit for queue in open_queues.values() for unit in queue]
     return replace(_selection(channels, scores, settings, [*fixed, *taken], goals), off=off, notes=notes)

@@ -1,6 +1,6 @@
 """Prune the channels whose loss would change least, estimated from gradients on a few batches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,31 @@ def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:
         ModelError: the model gives no class scores for them.
         DataError: the model does not take the images, or the labels are none of its classes.
     """
-    assert given.batches, "`decide` asks for them"
-    totals: dict[str, Tensor] = {}
-    for images, labels in given.batches:
-        products = _gradient_times_weight(model, images, labels)
-        for group in channels.free:
-            change = _change(products, channels, group).square() / len(given.batches)
-            totals[group.name] = totals.get(group.name, 0) + change
+    totals = dict(given.changes or {})
+    for images, labels in () if given.changes else given.batches:
+        add_(totals, _gradient_times_weight(model, images, labels), channels, 1 / len(given.batches))
     return Scores({group.name: as_values(in_means(totals[group.name].sqrt()), group) for group in channels.free})
+
+
+def add_(totals: dict[str, Tensor], products: Mapping[str, Tensor], channels: Channels, weight: float = 1.0) -> None:
+    """Add one batch to the squared changes of the loss by group, each (channels,); `products` are gradients times
+    weights of every parameter.
+    """
+    for group in channels.free:
+        totals[group.name] = totals.get(group.name, 0) + _change(products, channels, group).square() * weight
+
+
+def products_of(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """Gradient times weight of every parameter, for a loss of the user's; the model is in eval mode meanwhile and keeps
+    its gradients.
+    """
+    weights = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    with evaluating(model), torch.enable_grad():
+        gradients = torch.autograd.grad(loss(), list(weights.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+    }
 
 
 def _change(products: Mapping[str, Tensor], channels: Channels, group: Group) -> Tensor:

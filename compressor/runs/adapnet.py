@@ -49,7 +49,7 @@ class AdaptRun(Run[AdaptJob]):
         self.method.adopt(subject.module, channels)
         self.phases_steps, self.period_steps = steps, self.method.lsep
         if not self.method.units:
-            raise ModelError(f"there is nothing that AdapNet could change: {_reasons(channels, self.method)}")
+            raise ModelError(f"there is nothing that AdapNet could change: {reasons(channels, self.method)}")
         guard = Guard(job.goals.undo_drop, partial(_top1, subject))
         target = Target.of(job.goals, channels)
         self.periods = Periods(subject.module, channels, self.method, target, guard, self.tell, job.goals.round_to)
@@ -117,7 +117,8 @@ def _top1(subject: Subject) -> float:
     return evaluate(subject.module, subject.data.validation, subject.data).top1
 
 
-def _reasons(channels: Channels, method: AdapNet, most: int = 4) -> str:
-    reasons = {**channels.frozen, **method.locked}
-    more = f" and {len(reasons) - most} more" if len(reasons) > most else ""
-    return ", ".join(f"{name} ({why})" for name, why in list(reasons.items())[:most]) + more
+def reasons(channels: Channels, method: AdapNet, most: int = 4) -> str:
+    """Why groups of channels stay as they are."""
+    found = {**channels.frozen, **method.locked}
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(f"{name} ({why})" for name, why in list(found.items())[:most]) + more

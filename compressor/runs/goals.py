@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
+from compressor.pruning.price import Goal, Price, Term, in_words
 from compressor.report import units
 from compressor.runs.settings import GoalSettings
 from compressor.surgery.edits import Plan
+from compressor.surgery.renumber import Renumbering
 
 
 @dataclass(frozen=True)
@@ -16,18 +18,27 @@ class Target:
 
     macs: float | None
     params: float | None
+    ms: Goal | None = None  # milliseconds; its price is of the channels as they stand
 
     @staticmethod
-    def of(settings: GoalSettings, channels: Channels) -> "Target":
+    def of(settings: GoalSettings, channels: Channels, ms: Goal | None = None) -> "Target":
         """Shares (up to 1) become numbers. Raises UsageError for a target that is no number or is met already."""
-        macs = _wanted("--target-macs", settings.target_macs, channels.macs(), "MACs")
-        return Target(macs, _wanted("--target-params", settings.target_params, channels.params(), "parameters"))
+        macs = _wanted("target_macs", settings.target_macs, channels.macs(), "MACs")
+        return Target(macs, _wanted("target_params", settings.target_params, channels.params(), "parameters"), ms)
 
     def met(self, channels: Channels, removed: tuple[int, ...] = ()) -> bool:
         """Whether all that was asked for is reached once these channels are gone; False when nothing was."""
+        wanted: list[tuple[float | None, Callable[..., float]]]
         wanted = [(self.macs, channels.macs), (self.params, channels.params)]
+        wanted += [] if self.ms is None else [(self.ms.wanted, self.ms.price.without)]
         return any(limit is not None for limit, _ in wanted) and all(
             limit is None or cost(removed) <= limit for limit, cost in wanted
+        )
+
+    def after(self, plan: Plan, channels: Channels) -> "Target":
+        """The same once a plan was carried out on these channels."""
+        return (
+            self if self.ms is None else replace(self, ms=Goal(followed(self.ms.price, plan, channels), self.ms.wanted))
         )
 
     def trimmed(self, plan: Plan, channels: Channels) -> Plan:
@@ -45,7 +56,7 @@ class Target:
 
     def shortfall(self, channels: Channels) -> str | None:
         """What is missing, in a line for the user; None when the target is met or there is none."""
-        if (self.macs is None and self.params is None) or self.met(channels):
+        if (self.macs is None and self.params is None and self.ms is None) or self.met(channels):
             return None
         parts = []
         if self.macs is not None:
@@ -53,20 +64,30 @@ class Target:
         if self.params is not None:
             left = units.amount(channels.params())
             parts.append(f"{units.amount(int(self.params))} parameters were asked for, {left} are left")
+        if self.ms is not None:
+            left = in_words(self.ms.price.whole(), "ms")
+            parts.append(f"{in_words(self.ms.wanted, 'ms')} were asked for, {left} are predicted")
         return (
             f"{'; '.join(parts)}: no more filters qualified in the time given, and the network is kept as far as it "
-            "came; more --max-epochs, a smaller --chi-s or a lower --beta-floor go further"
+            "came; more `max_epochs` or a smaller `chi_s` go further"
         )
 
 
-def _wanted(flag: str, value: float | None, whole: int, what: str) -> float | None:
+def followed(price: Price, plan: Plan, channels: Channels) -> Price:
+    """The price of the network after a plan, which is made for these channels."""
+    numbers = Renumbering.of(plan, channels)
+    terms = (Term(tuple(map(numbers.array, term.axes)), term.cost) for term in price.terms)
+    return replace(price, terms=tuple(terms))
+
+
+def _wanted(name: str, value: float | None, whole: int, what: str) -> float | None:
     if value is None:
         return None
     if not value > 0:
-        raise UsageError(f"{flag} {value:g}: give a share of the {what} such as 0.5, or a number of them")
+        raise UsageError(f"`{name}` is {value:g}: give a share of the {what} such as 0.5, or a number of them")
     wanted = value * whole if value <= 1 else value
     if wanted >= whole:
-        raise UsageError(f"the model has {whole:,} {what}, no more than the {wanted:,.0f} of {flag}: ask for fewer")
+        raise UsageError(f"the model has {whole:,} {what}, no more than the {wanted:,.0f} of `{name}`: ask for fewer")
     return wanted
 
 

@@ -66,7 +66,7 @@ def select_in_ms(
         times = layer_times(folder / "before.onnx", channels, threads=choice.threads, given=given)
         price = times.price(channels)
         if given is not None:
-            target = _target(choice, price.whole())
+            target = target_in_ms(choice, price.whole())
             return _noted(_planned(channels, ranked, choice, price, target), times, target)
 
         def measured(file: Path) -> Compared:
@@ -86,7 +86,7 @@ def select_in_ms(
 
         before = measured(folder / "before.onnx").before
         price = scaled(price, before / price.whole())  # what a profile adds to every operator taken out
-        target = _target(choice, before)
+        target = target_in_ms(choice, before)
         wanted, tried = target, []
         for number in range(1 + _CORRECTIONS):
             attempt = _planned(channels, ranked, choice, price, wanted)
@@ -101,7 +101,27 @@ def select_in_ms(
         return _noted(min(tried, key=lambda each: each[0])[1], times, target)
 
 
-def _target(choice: PruneSettings, whole: float) -> float:
+def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: PruneSettings) -> Price:
+    """Milliseconds of one image by channels, by this machine's layers in ONNX Runtime or another's table.
+
+    Raises:
+        UsageError: the network takes several inputs.
+        ModelError: torch cannot export the network.
+    """
+    if not isinstance(example, Tensor):
+        raise UsageError("a target of time is for models of one input")
+    given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
+    with tempfile.TemporaryDirectory(prefix="compressor-") as place:
+        file = Path(place) / "before.onnx"
+        export_onnx(module, example[:1], file)
+        price = layer_times(file, channels, threads=choice.threads, given=given).price(channels)
+        if given is not None:
+            return price
+        whole = Compared.of(side_by_side((file, file), tuple(example[:1].shape), choice.threads)).before
+        return scaled(price, whole / price.whole())  # what a profile adds to every operator taken out
+
+
+def target_in_ms(choice: PruneSettings, whole: float) -> float:
     """Milliseconds that the settings want of a network that takes so many."""
     wanted = [whole / choice.speedup] if choice.speedup else []
     return min([*wanted, *([choice.target_ms] if choice.target_ms else [])])

@@ -101,12 +101,13 @@ def prune_(
         report.frozen                               # {"fc": "output of the model"}
     """
     score = criterion(method)
-    choice = _checked(
+    given = checked(
         method=method if isinstance(method, str) else in_words(method), ratio=ratio,
         target_macs=target_macs, target_ms=target_ms, speedup=speedup, target_mb=target_mb, allocate=allocate,
         round_to=round_to, min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
     )  # fmt: skip
-    images = _labelled(batches)
+    choice = filled(PruneSettings(), given)
+    images = labelled(batches)
     synthetic = isinstance(data, str)
     if synthetic and data != "synthetic":
         raise UsageError(f'data is {data!r}: give a loader, or "synthetic" where there are no images')
@@ -115,7 +116,7 @@ def prune_(
     check(choice, has_data=bool(images) or (data is not None and choice.method == "obs"))
     module = bare(module)
     channels = capture(module, example, keep=choice.keep, also=also)
-    _check_can_be_edited(module, optimizer)
+    check_can_be_edited(module, optimizer)
     inputs = () if data is None else inputs_of(data, example, device_of(module))
     if not in_time(choice):
         selection = decide(module, channels, choice, images, inputs, score)
@@ -206,8 +207,8 @@ def _without_data(module: nn.Module, example: Any) -> tuple[nn.Module, Sequence[
     return used, inputs, Reconstruction(images_are="images made up, there being no data")
 
 
-def _checked(**given: Any) -> PruneSettings:
-    """The settings, each of the type that it has to be; a name alone is a list of one."""
+def checked(**given: Any) -> dict[str, Any]:
+    """Settings of pruning, each of the type that it has to be; a name alone is a list of one."""
     for name, value in given.items():
         if name in ("keep", "also") and isinstance(value, str):
             value = (value,)
@@ -216,10 +217,10 @@ def _checked(**given: Any) -> PruneSettings:
         if name in ("keep", "also", "ratio_for") and isinstance(value, Iterable) and not isinstance(value, str):
             value = tuple(value)
         given[name] = value.item() if isinstance(value, np.generic) else value
-    return filled(PruneSettings(), given)
+    return given
 
 
-def _labelled(batches: Any) -> tuple[tuple[Tensor, Tensor], ...]:
+def labelled(batches: Any) -> tuple[tuple[Tensor, Tensor], ...]:
     readable = isinstance(batches, Iterable) and not isinstance(batches, Tensor)
     found = tuple(batches) if readable else ()
     pairs = (isinstance(pair, tuple | list) and [isinstance(each, Tensor) for each in pair] for pair in found)
@@ -228,7 +229,7 @@ def _labelled(batches: Any) -> tuple[tuple[Tensor, Tensor], ...]:
     return tuple((images, labels) for images, labels in found)
 
 
-def _check_can_be_edited(module: nn.Module, optimizer: Optimizer | None) -> None:
+def check_can_be_edited(module: nn.Module, optimizer: Optimizer | None) -> None:
     """Raise what is known before anything is decided: weights without values, an optimizer of another network."""
     parameters = dict(module.named_parameters())
     empty = next((name for name, parameter in parameters.items() if parameter.is_meta), None)

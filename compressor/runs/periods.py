@@ -1,8 +1,12 @@
-"""AdapNet on the training loop: its watch, its frozen filters and its plans, between one batch and the next."""
+"""AdapNet in a loop: its watch, its frozen filters and its plans, between one batch and the next.
 
+`compressor prune --method adapnet` and `compressor.Pruner` are both this.
+"""
+
+import weakref
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.graph.channels import Channels
+from compressor.graph.neutral import as_written
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.adapnet.freeze import Held
 from compressor.pruning.adapnet.method import AdapNet
@@ -22,14 +27,12 @@ from compressor.surgery.edits import plan_of
 from compressor.surgery.snapshot import Snapshot
 from compressor.training import distributed
 from compressor.training.events import NoteEvent
-from compressor.training.microbatches import Step
-from compressor.training.state import TrainState
 
 
 class Periods:
-    """The second phase of one run: `step` and `after_step` are the loop's openings, `channels` and `plans` the result.
+    """The second phase of a run, in any loop: `arm` before a batch, `stepped` after it, `close_epoch` after an epoch.
 
-    Hooks live from the first batch of a period to its last; `open` takes them off whatever happens.
+    `channels` and `plans` are the result. Hooks are there only while a batch is recorded, and `disarm` takes them off.
     """
 
     def __init__(
@@ -41,90 +44,111 @@ class Periods:
         guard: Guard,
         tell: Callback,
         round_to: int | Literal["auto"] = 1,
+        followers: Sequence[nn.Module] = (),
     ) -> None:
-        self.model, self.channels, self.method = model, channels, method
+        self.model, self.channels, self.method, self.followers = model, channels, method, followers
         self.target, self.guard, self.tell, self.round_to = target, guard, tell, round_to
         self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
         self.rows: list[dict[str, Any]] = []  # one a period
         self.refused: dict[str, str] = {}
         self.target_met = False
-        self._before = (Snapshot.of(model), channels)
+        self._before = (Snapshot.of(model), channels, target)
         self._macs = channels.macs()
         self._hooks = ExitStack()
+        weakref.finalize(self, self._hooks.close)
+        self._armed = False
         self._watch: Watch | None = None
         self._held: Held | None = None
 
-    @contextmanager
-    def open(self) -> Iterator["Periods"]:
-        """The time in which the network is watched."""
-        try:
-            yield self
-        finally:
-            self._unwatch()
-
-    def step(self, inner: Step, optimizer: Optimizer) -> Step:
-        """`inner`, with the watch set up before the first batch of a period, also after resuming within one."""
-
-        def watched(model: nn.Module, x: Any, y: Any) -> Tensor | tuple[Tensor, Tensor | None]:
-            if self._held is None and not self.over:
-                watch = self.method.watch(self.model, self.channels, distributed.place_of)
-                self._watch = self._hooks.enter_context(watch)
-                self._held = self.method.hold(self.model, self.channels, optimizer)
-            return inner(model, x, y)
-
-        return watched
+    @property
+    def due(self) -> bool:
+        """Whether the next step ends a period."""
+        return not self.over and self.method.step + 1 >= self.method.lsep
 
     @property
     def over(self) -> bool:
         """Whether the structure stands: the target is met, or the method has finished."""
         return self.target_met or self.method.finished
 
-    def after_step(self, state: TrainState) -> bool:
-        """Keep frozen filters as they are, change the structure at a period's end; True when the phase is over.
+    def arm(self, optimizer: Optimizer) -> None:
+        """Look at the next batch, if it is one that is recorded; a compiled model runs as written meanwhile."""
+        if self._armed or self.over:
+            return
+        if self._watch is None:
+            self._watch = self.method.watch(self.model, self.channels, distributed.place_of)
+            self._held = self.method.hold(self.model, self.channels, optimizer)
+        if self.method.slot is not None:
+            self._hooks.enter_context(self._watch.on(self.model))
+            self._hooks.enter_context(as_written)
+        self._armed = True
 
-        Where the structure stands in the middle of an epoch, the rest of it is trained as it is.
+    def arm_later(self, optimizer: Optimizer) -> None:
+        """As `arm`, when the next batch begins: weights and the optimizer's state are still to be loaded."""
+        periods = weakref.ref(self)
+
+        def begin(model: nn.Module, inputs: Any) -> None:
+            self = periods()
+            if self is not None and model.training:
+                self.disarm()
+                self.arm(optimizer)
+                if self._watch is not None and self.method.slot is not None:
+                    self._watch.begin(model, inputs)  # its own hook has come too late for this pass
+
+        self._hooks.callback(self.model.register_forward_pre_hook(begin).remove)
+        self._hooks.enter_context(as_written)
+
+    def disarm(self) -> None:
+        """Take hooks off."""
+        self._hooks.close()
+        self._armed = False
+
+    def stepped(self, optimizer: Optimizer, place: Mapping[str, float]) -> bool:
+        """Keep frozen filters as they are, change the structure at a period's end; True when it changed.
+
+        `place` says where in the run that is, for the period's row. Where the structure stands in the middle of an
+        epoch, the rest of it is trained as it is.
         """
-        if not self.over:
-            assert self._held is not None and self._watch is not None
-            self._held.restore_()
-            self.tell(PeriodStep(self.method.period, self.method.step + 1, self.method.lsep))
-            seen = self._watch.take()
-            if self.method.step_done(seen and seen.over(distributed.summed, distributed.largest)):
-                self._unwatch()
-                self._change(state)
-        if state.batch < state.batches:
+        self.disarm()
+        if self.over or self._watch is None or self._held is None:
             return False
+        self._held.restore_()
+        self.tell(PeriodStep(self.method.period, self.method.step + 1, self.method.lsep))
+        seen = self._watch.take()
+        if not self.method.step_done(seen and seen.over(distributed.summed, distributed.largest)):
+            return False
+        self._watch = self._held = None
+        count = len(self.plans)
+        self._change(optimizer, place)
+        return len(self.plans) > count
+
+    def close_epoch(self, optimizer: Optimizer) -> bool:
+        """Let the threshold fall; where the structure stands, round its widths. True where the phase is over."""
         self.method.epoch_done()
         if self.over:
-            self._round(state.optimizer)
+            self.round(optimizer)
         return self.over
 
-    def _unwatch(self) -> None:
-        self._hooks.close()
-        self._held = None
-
-    def _change(self, state: TrainState) -> None:
+    def _change(self, optimizer: Optimizer, place: Mapping[str, float]) -> None:
         beta, done = self.method.beta, Counter[str]()
-        # The gradients belong to the step before; without them there is less to edit and nothing to lose.
-        state.optimizer.zero_grad(set_to_none=True)
         plans = partial(self.method.plans, self.model, lambda: self.channels, self._admit)
         for plan in distributed.each_from_first(plans):
-            if self._carry_out(plan, state.optimizer):
+            if self._carry_out(plan, optimizer):
                 self.plans.append(list(plan.rows()))
                 done.update(edit.kind for edit in plan.edits)
         self._follow_first()
         self.guard.trained()
         self.target_met = self.target.met(self.channels)
-        self._report(state, beta, done)
+        self._report(place, beta, done)
 
-    def _round(self, optimizer: Optimizer) -> None:
+    def round(self, optimizer: Optimizer) -> None:
         """Make the widths that changed multiples of what the chip likes, now that the structure stands."""
         first = self._before[1]
         changed = [group for group in self.channels.free if group.size != first.group(group.name).size]
         target = self.target if self.target_met else Target(self.channels.macs(), None)
 
         def fits(plan: Plan) -> bool:
-            return target.met(operate_(skeleton(self.model), plan, self.channels))
+            after = operate_(skeleton(self.model), plan, self.channels)
+            return target.after(plan, self.channels).met(after)
 
         choose = partial(rounded, self.model, self.channels, changed, self.round_to, fits, self.method.period - 1)
         plan = distributed.from_first(choose)
@@ -144,16 +168,18 @@ class Periods:
         return self.target.trimmed(plan, self.channels)
 
     def _carry_out(self, plan: Plan, optimizer: Optimizer) -> bool:
-        """Edit model, optimizer and channels; take it back where it does too much harm."""
+        """Edit model, optimizer, followers and channels; take it back where it does too much harm."""
+        target = self.target.after(plan, self.channels)
         if self.guard.undo_drop is None:
-            self.channels = operate_(self.model, plan, self.channels, optimizer)
+            self.channels = operate_(self.model, plan, self.channels, optimizer, self.followers)
+            self.target = target
             return True
         distributed.from_first(self.guard.ready)
         before = Snapshot.of(self.model, optimizer)
         updated = operate_(self.model, plan, self.channels, optimizer)
         passed, measured = distributed.from_first(self.guard.passes)
         if passed:
-            self.channels = updated
+            self.channels, self.target = updated, target
             return True
         before.restore_()
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(edit.kind for edit in plan.edits).items())
@@ -162,14 +188,11 @@ class Periods:
         note_all([f"{name}: {self.refused[name]}"], self.tell)
         return False
 
-    def _report(self, state: TrainState, beta: float, done: Counter[str]) -> None:
-        found = self.method.rows
+    def _report(self, place: Mapping[str, float], beta: float, done: Counter[str]) -> None:
         macs = self.channels.macs()
         row: dict[str, Any] = {
             "phase": "period",
-            # The middle of the step, counted like the loop's rows, whose epoch is over at `epoch` + 1.
-            "epoch": state.epoch + (state.batch - 0.5) / state.batches - 1,
-            "step": state.step,
+            **place,
             "period": self.method.period - 1,
             "beta": beta,
             "frozen": sum(map(len, self.method.frozen.values())),
@@ -178,7 +201,7 @@ class Periods:
             "concepts": sum(len(unit.concepts) for unit in self.method.units.values()),
             "macs": macs,
             "params": self.channels.params(),
-            "groups": [dict(each) for each in found],
+            "groups": [dict(each) for each in self.method.rows],
         }
         self.rows.append(row)
         text = (
@@ -202,15 +225,20 @@ class Periods:
 
     def restore(self, structure: dict[str, Any], state: dict[str, Any]) -> None:
         """Go back, or forward, to the structure and the method's state of a checkpoint; weights are put in after."""
-        self._unwatch()
-        snapshot, self.channels = self._before
+        self.disarm()
+        self._watch = self._held = None
+        snapshot, self.channels, self.target = self._before
         snapshot.restore_()
         self.plans = [list(rows) for rows in structure["plans"]]
         for rows in self.plans:
-            self.channels = operate_(self.model, plan_of(rows), self.channels)
+            self._replay(plan_of(rows))
         self.method.load_state_dict(state["adapnet"], self.model, self.channels)
         self.rows, self.refused = list(state["rows"]), dict(state["refused"])
         self.target_met = state["target_met"]
+
+    def _replay(self, plan: Plan) -> None:
+        self.target = self.target.after(plan, self.channels)
+        self.channels = operate_(self.model, plan, self.channels, followers=self.followers)
 
 
 def _on_the_host(value: Any) -> Any:

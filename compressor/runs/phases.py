@@ -77,9 +77,9 @@ def check_period(settings: AdapNetSettings, steps_per_epoch: int) -> None:
     periods = settings.max_epochs * steps_per_epoch // lsep
     if periods < needed:
         longest = settings.max_epochs * steps_per_epoch // needed
-        shorter = f"give --lsep {longest} or less, or " if longest else "give "
+        shorter = f"give `lsep` {longest} or less, or " if longest else "give "
         more = -(-needed * lsep // steps_per_epoch)
         raise UsageError(
             f"a period of {lsep} steps fits {periods} times into {settings.max_epochs} epochs of {steps_per_epoch} "
-            f"steps, and it takes {needed} until a filter goes: {shorter}--max-epochs {more} or more"
+            f"steps, and it takes {needed} until a filter goes: {shorter}`max_epochs` {more} or more"
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import UsageError
 from compressor.runs.periods import Periods
@@ -18,7 +18,7 @@ from compressor.training.loop import fit, plain
 from compressor.training.microbatches import Step
 from compressor.training.schedule import make_optimizer
 from compressor.training.settings import DistillSettings, TrainSettings
-from compressor.training.state import History, Saving
+from compressor.training.state import History, Saving, TrainState
 
 _WORDS: dict[Phase, str] = {
     "startup": "training before the structure changes",
@@ -66,24 +66,40 @@ class TrainingPhases:
             if on_event is not None:
                 on_event(Stage(_WORDS[phase], settings.first_epoch + settings.epochs))
             saving = self._saving(folder, phase, resume and phase == begin)
-            with self.periods.open():
+            try:
                 history = fit(
                     self.model,
                     self.data,
                     settings,
                     step=self._step(phase, settings),
-                    after_step=self.periods.after_step if phase == "periods" else None,
+                    after_step=self._after_step if phase == "periods" else None,
                     on_event=on_event,
                     optimizer=self.optimizer,
                     saving=saving,
                 )
+            finally:
+                self.periods.disarm()
             ended = self._close(phase, history)
 
     def _step(self, phase: Phase, settings: TrainSettings) -> Step:
         step = plain(self.data, settings.label_smoothing)
         if self.teacher is not None and phase != "startup":
             step = self._distil
-        return self.periods.step(step, self.optimizer) if phase == "periods" else step
+        if phase != "periods":
+            return step
+
+        def watched(model: nn.Module, x: Any, y: Any) -> Tensor | tuple[Tensor, Tensor | None]:
+            self.periods.arm(self.optimizer)
+            return step(model, x, y)
+
+        return watched
+
+    def _after_step(self, state: TrainState) -> bool:
+        """What AdapNet does between two batches; True when its phase is over."""
+        # The middle of the step, counted like the loop's rows, whose epoch is over at `epoch` + 1.
+        epoch = state.epoch + (state.batch - 0.5) / state.batches - 1
+        self.periods.stepped(state.optimizer, {"epoch": epoch, "step": state.step})
+        return state.batch == state.batches and self.periods.close_epoch(state.optimizer)
 
     def _close(self, phase: Phase, history: History) -> int | None:
         """Take over a phase's rows; returns the epoch at which the next one begins."""

@@ -1,6 +1,6 @@
 """Carry out a plan on a model, its optimizer and its channels together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,16 @@ from compressor.surgery.snapshot import Snapshot
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimizer | None = None) -> Channels:
+def operate_(
+    model: nn.Module,
+    plan: Plan,
+    channels: Channels,
+    optimizer: Optimizer | None = None,
+    followers: Sequence[nn.Module] = (),
+) -> Channels:
     """Edit the model in place as the plan says; returns the channels as they stand afterwards.
+
+    `followers` are copies of the model, such as an average of its weights, which are edited alike.
 
     Parameters keep their identity, hooks, `requires_grad`, dtype, device and memory format; gradients and what the
     optimizer keeps of a parameter are edited by the same map, newcomers' state starts at zero, state of other shapes
@@ -36,23 +44,28 @@ def operate_(model: nn.Module, plan: Plan, channels: Channels, optimizer: Optimi
             DistributedDataParallel holds the model; nothing was changed.
     """
     _check(plan, channels)
-    check_no_reducer(model.parameters())
-    tensors = named_tensors(model)
     renumbering = Renumbering.of(plan, channels)
-    edits = _edited(tensors, plan, channels, renumbering, {} if optimizer is None else optimizer.state)
     updated = renumbering.apply(channels)
-    modules = dict(model.named_modules())
-    before = Snapshot.of(model, optimizer, copies=False)
+    sizes = zip(channels.sizes, updated.sizes, strict=True)
+    changed = [now for size, now in sizes if len(size.ids) != len(now.ids)]
+    work = []
+    for each in (model, *followers):
+        check_no_reducer(each.parameters())
+        its_optimizer = optimizer if each is model else None
+        states = {} if its_optimizer is None else its_optimizer.state
+        edits = _edited(named_tensors(each), plan, channels, renumbering, states)
+        work.append((each, its_optimizer, edits, Snapshot.of(each, its_optimizer, copies=False)))
     try:
-        for edit in edits:
-            edit.carry_out_(optimizer)
-        sizes = zip(channels.sizes, updated.sizes, strict=True)
-        changed = [now for size, now in sizes if len(size.ids) != len(now.ids)]
-        write_((modules[now.module], now.attribute, len(now.ids)) for now in changed)
-        if optimizer is not None and edits:
-            forget_(optimizer)
+        for each, its_optimizer, edits, _ in work:
+            for edit in edits:
+                edit.carry_out_(its_optimizer)
+            modules = dict(each.named_modules())
+            write_((modules[now.module], now.attribute, len(now.ids)) for now in changed)
+            if its_optimizer is not None and edits:
+                forget_(its_optimizer)
     except BaseException:
-        before.restore_()
+        for _, _, _, before in work:
+            before.restore_()
         raise
     return updated
 

@@ -46,7 +46,7 @@ def watched(model, channels, settings=EAGER, seed=0):
 def period(method, model, channels):
     """Six batches of smooth random images, on which filters differ as they do on photographs."""
     generator = torch.Generator().manual_seed(1)
-    with method.watch(model, channels) as watch:
+    with method.watch(model, channels).on(model) as watch:
         for _ in range(6):
             blobs = torch.randn(16, 3, 3, 3, generator=generator)
             model(torch.nn.functional.interpolate(3 * blobs, (8, 8), mode="bilinear"))

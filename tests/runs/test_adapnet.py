@@ -260,10 +260,10 @@ def test_nothing_to_edit_is_an_error_with_reasons(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "goals", "message"),
     [
-        ({"lsep": 60}, {}, "fits 1 times into 4 epochs of 20 steps.*--lsep 26 or less, or --max-epochs 9 or more"),
+        ({"lsep": 60}, {}, "fits 1 times into 4 epochs of 20 steps.*`lsep` 26 or less, or `max_epochs` 9 or more"),
         ({"max_epochs": 0}, {}, "max_epochs is 0, and has to be 1 or more"),
-        ({}, {"target_macs": 2e9}, "no more than the 2,000,000,000 of --target-macs"),
-        ({}, {"target_params": -1.0}, "--target-params -1"),
+        ({}, {"target_macs": 2e9}, "no more than the 2,000,000,000 of `target_macs`"),
+        ({}, {"target_params": -1.0}, "`target_params` is -1"),
         ({}, {"undo_drop": 2.0}, "undo_drop is 2, and has to be 1 or less"),
     ],
     ids=["long period", "no epochs", "met already", "negative", "drop"],

@@ -64,7 +64,7 @@ def test_what_is_met_takes_no_more_edits(channels):
 
 @pytest.mark.parametrize("settings", [{"target_macs": 0.0}, {"target_params": -3.0}, {"target_macs": 1.0}])
 def test_targets_that_make_no_sense_are_refused(settings, channels):
-    with pytest.raises(UsageError, match="--target-"):
+    with pytest.raises(UsageError, match="`target_"):
         Target.of(GoalSettings(**settings), channels)
 
 

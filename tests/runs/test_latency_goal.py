@@ -1,5 +1,6 @@
 """A target in milliseconds is met by measuring and planning again; the machine is a formula here."""
 
+import copy
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import prune_
+from compressor import Pruner, prune_
 from compressor.errors import ModelError, UsageError
 from compressor.exporting import layer_times
 from compressor.graph import capture
@@ -18,7 +19,8 @@ from compressor.profiling.timetable import Timetable
 from compressor.pruning.oneshot import rank
 from compressor.pruning.settings import PruneSettings, resolved
 from compressor.runs import latency_goal
-from compressor.runs.latency_goal import select_in_ms
+from compressor.runs.latency_goal import price_in_ms, select_in_ms
+from compressor.surgery import Insert, Plan, Prune, operate_
 
 
 @pytest.fixture
@@ -128,3 +130,39 @@ def test_a_speedup_is_a_share_of_what_the_network_takes(net, machine):
     assert float(note.split("(")[1].split()[0]) == pytest.approx(2.0, rel=0.06)
     with pytest.raises(UsageError, match="give more than 1"):
         prune_(net[0], net[1], speedup=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "rounds"), [(1, 1), (6, 3)])
+def test_a_loop_prunes_to_a_time_and_measures_it_at_the_end(net, machine, steps, rounds):
+    model, example, _ = net
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    machine.power = 0.8
+    whole = latency_goal_dense(net, machine)
+    every = {} if steps == 1 else {"every": 2}
+    pruner = Pruner(model, example, optimizer, "l1", speedup=2.0, steps=steps, round_to=1, **every)
+    for _ in range(steps):
+        pruner.step()
+    report = pruner.finish()
+    assert len(report.rows) == rounds and machine.timed
+    [note] = [note for note in report.notes if "ms for one image" in note]
+    assert float(note.split()[0]) == pytest.approx(whole / 2, rel=0.055)
+
+
+@pytest.mark.slow
+def test_adapnet_prunes_to_a_time_by_the_price_of_the_network_as_it_stands(net, machine):
+    model, example, channels = net
+    pruner = Pruner(model, example, torch.optim.SGD(model.parameters(), lr=0.01), "adapnet", speedup=1.5, steps=9,
+                    max_epochs=3, lsep=1, round_to=1)  # fmt: skip
+    target = pruner._course.target
+    assert target.ms.wanted == pytest.approx(target.ms.price.whole() / 1.5)
+    group = channels.free[1]
+    half = Plan((Prune(group.name, tuple(group.ids[:32].tolist()), "test"),))
+    grown = Plan((Insert(group.name, int(group.ids[0]), "test"),))
+    for plan in (half, grown):
+        edited = copy.deepcopy(model)
+        after = operate_(edited, plan, channels)
+        fresh = price_in_ms(edited, example, after, PruneSettings())
+        assert target.after(plan, channels).ms.price.whole() == pytest.approx(fresh.whole(), rel=0.02)
+    assert not target.met(channels) and target.met(channels, half.removed)
+    assert "ms are predicted for one image" in " ".join(pruner.finish().notes)

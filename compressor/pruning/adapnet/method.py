@@ -6,7 +6,6 @@ shape: whoever trains carries out the plans, in their order, and calls this betw
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -32,9 +31,10 @@ from compressor.surgery.edits import Edit, Plan
 class AdapNet:
     """The second phase: the structure is judged and changed every `lsep` steps.
 
-    Lifecycle: `watch` for a period; after every optimizer step restore what `hold` took down, and hand what the watch
-    has seen to `step_done`; when that says a period is over, leave `watch`, carry out each of `plans`, `hold` and
-    `watch` anew; `epoch_done` after every epoch; `finished` says when to go on to fine-tuning, `release` before it.
+    Lifecycle: `watch` for a period, with its hooks `on` at least where there is a `slot`; after every optimizer step
+    restore what `hold` took down, and hand what the watch has seen to `step_done`; when that says a period is over,
+    carry out each of `plans`, `hold` and `watch` anew; `epoch_done` after every epoch; `finished` says when to go on to
+    fine-tuning, `release` before it.
     """
 
     def __init__(self, settings: AdapNetSettings, *, classes: int | None, steps_per_epoch: int, seed: int) -> None:
@@ -62,11 +62,16 @@ class AdapNet:
         """Whether the paper's rule or the longest allowed phase ends the changes of structure."""
         return schedule.should_stop(self.settings, self.removed, self.epoch)
 
-    @contextmanager
+    @property
+    def slot(self) -> int | None:
+        """Which of the period's recorded batches the next one is; None where it is not looked at."""
+        recorded = schedule.recording_steps(self.lsep, REC_BATCHES)
+        return recorded.index(self.step) if self.step in recorded else None
+
     def watch(
         self, model: nn.Module, channels: Channels, part: Callable[[int], tuple[int, int]] = lambda count: (0, count)
-    ) -> Iterator[Watch]:
-        """Look at feature maps while this lasts: one period at most, since the hooks know the channels as they are.
+    ) -> Watch:
+        """Begin a period, or go on within one: what looks at feature maps in it. It knows the channels as they are.
 
         `part` says where this process's images begin in a batch, and how many there are in all.
         """
@@ -77,14 +82,8 @@ class AdapNet:
                 unit.start_recording(REC_BATCHES * each)
             self.means.begin(channels)
         seen = {name: views(model, channels, channels.group(name)) for name in self.units}
-        recorded = schedule.recording_steps(self.lsep, REC_BATCHES)
-
-        def slot() -> int | None:
-            return recorded.index(self.step) if self.step in recorded else None
-
-        watch = Watch(self.units, seen, self.generator, slot, part, joint=self.means.joint)
-        with watch.on(model, reader_inputs(model, channels)):
-            yield watch
+        readers = reader_inputs(model, channels)
+        return Watch(self.units, seen, readers, self.generator, lambda: self.slot, part, joint=self.means.joint)
 
     def step_done(self, seen: Seen | None) -> bool:
         """Count one step of the optimizer, of whose batch this was seen; True when it ended the period."""

@@ -106,24 +106,27 @@ class Seen:
 
 
 class Watch:
-    """The hooks of one period: they look at those forward passes that `slot` asks for, and `take` gives what they saw.
+    """Looks at forward passes of one period, those that `slot` asks for; `take` gives what was seen.
 
-    `slot()` gives the number of the recording batch that the next pass is, or None; `part(count)` which part of the
-    batch these images are. Only passes in training mode count, and of a batch that goes through in pieces only the
-    first.
+    Hooks are there while `on` lasts: over all passes of a period, or over those alone that are looked at.
+
+    `readers` are as `reader_inputs` gives them. `slot()` gives the number of the recording batch that the next pass is,
+    or None; `part(count)` which part of the batch these images are. Only passes in training mode count, and of a batch
+    that goes through in pieces only the first.
     """
 
     def __init__(
         self,
         units: Mapping[str, Unit],
         seen: Mapping[str, tuple[View, ...]],
+        readers: Mapping[str, int],
         generator: torch.Generator,
         slot: Callable[[], int | None],
         part: Callable[[int], tuple[int, int]],
         *,
         joint: bool,
     ) -> None:
-        self.units, self.views = units, seen
+        self.units, self.views, self.readers = units, seen, readers
         self.generator, self.slot, self.part, self.joint = generator, slot, part, joint
         self.seen: Seen | None = None
         self._live: int | None = None
@@ -136,10 +139,10 @@ class Watch:
         return seen
 
     @contextmanager
-    def on(self, model: nn.Module, readers: Mapping[str, int]) -> Iterator["Watch"]:
-        """Attach the hooks to the model; `readers` are the names of weights that read channels, with the dimension."""
+    def on(self, model: nn.Module) -> Iterator["Watch"]:
+        """Attach the hooks to the model."""
         with ExitStack() as handles:
-            handles.callback(model.register_forward_pre_hook(self._begin).remove)
+            handles.callback(model.register_forward_pre_hook(self.begin).remove)
             handles.callback(model.register_forward_hook(self._end, always_call=True).remove)
             places: dict[tuple[str, bool], list[tuple[str, int]]] = defaultdict(list)
             for name, its_views in self.views.items():
@@ -147,7 +150,7 @@ class Watch:
                     places[view.module, view.takes_input].append((name, number))
             for (module, takes_input), held in places.items():
                 handles.callback(self._attach(model.get_submodule(module), (module, takes_input), held).remove)
-            for weight, dim in readers.items():
+            for weight, dim in self.readers.items():
                 owner = model.get_submodule(weight.rpartition(".")[0])
                 handles.callback(owner.register_forward_pre_hook(self._reader(weight, dim)).remove)
             yield self
@@ -157,7 +160,8 @@ class Watch:
             return module.register_forward_pre_hook(lambda _module, inputs: self._look(key, held, inputs[0]))
         return module.register_forward_hook(lambda _module, _inputs, output: self._look(key, held, output))
 
-    def _begin(self, model: nn.Module, _inputs: Any) -> None:
+    def begin(self, model: nn.Module, _inputs: Any) -> None:
+        """A forward pass begins."""
         slot = self.slot() if model.training else None
         self._live = slot if slot != self._last else None
         self._calls = {}

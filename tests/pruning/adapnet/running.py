@@ -79,7 +79,7 @@ class Running:
                     self.method.epoch_done()
 
     def _watch(self, hooks: ExitStack) -> None:
-        self.watch = hooks.enter_context(self.method.watch(self.model, self.channels))
+        self.watch = hooks.enter_context(self.method.watch(self.model, self.channels).on(self.model))
         self.held = self.method.hold(self.model, self.channels, self.optimizer)
 
     def _step(self) -> None:

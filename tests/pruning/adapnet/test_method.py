@@ -163,7 +163,7 @@ def test_deciding_changes_nothing_in_the_model_and_leaves_no_hook() -> None:
     torch.manual_seed(0)
     running = Running(SETTINGS, small_net(8))
     running.train(49)
-    with running.method.watch(running.model, running.channels) as watch:
+    with running.method.watch(running.model, running.channels).on(running.model) as watch:
         running._step()
         assert running.method.step_done(watch.take())
     before = copy.deepcopy(running.model.state_dict())
@@ -193,7 +193,7 @@ def test_a_resumed_run_is_the_run_it_would_have_been(at: int, whole: Running) ->
 def test_narrow_groups_record_as_many_maps_as_fill_the_dictionary(dict_size: int, maps: tuple[int, ...]) -> None:
     """Of 8, 8, 16 and 16 filters, in 8 batches: 64 or 128 maps for each that a filter gives."""
     running = Running(replace(SETTINGS, dict_size=dict_size), small_net(8))
-    with running.method.watch(running.model, running.channels):
+    with running.method.watch(running.model, running.channels).on(running.model):
         recordings = [unit.recording for unit in running.method.units.values()]
     assert [recording.maps.shape[1] for recording in recordings if recording is not None] == [8 * each for each in maps]
 

@@ -130,9 +130,17 @@ def watched(
     seen: dict[str, tuple[View, ...]] = {n: views(model, channels, channels.group(n)) for n in names}
     means, asked = Means(), iter(slots)
     means.begin(channels)
-    watch = Watch(units, seen, generator, lambda: next(asked), lambda count: (0, count), joint=False)
+    watch = Watch(
+        units,
+        seen,
+        reader_inputs(model, channels),
+        generator,
+        lambda: next(asked),
+        lambda count: (0, count),
+        joint=False,
+    )
     model.train()
-    with watch.on(model, reader_inputs(model, channels)):
+    with watch.on(model):
         for _ in slots:
             model(torch.rand(4, 3, 8, 8, generator=generator))
             if (shown := watch.take()) is not None:

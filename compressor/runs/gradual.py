@@ -1,0 +1,246 @@
+"""A criterion applied little by little while a network trains: score, select, cut and refit every so many steps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compressor.errors import CompressorError
+from compressor.graph.channels import Channels
+from compressor.graph.tensors import device_of
+from compressor.pruning.oneshot import Ranked, rank
+from compressor.pruning.price import Goal, Price, macs_price, size_price
+from compressor.pruning.scores import Score
+from compressor.pruning.selection import Selection, select
+from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
+from compressor.pruning.taylor import add_, products_of
+from compressor.runs.goals import followed
+from compressor.runs.latency_goal import select_in_ms, target_in_ms
+from compressor.runs.oneshot import apply_plan_
+from compressor.runs.stages import Callback, PeriodEvent
+from compressor.surgery import Plan, operate_
+from compressor.surgery.edits import plan_of
+from compressor.surgery.renumber import Renumbering
+from compressor.surgery.snapshot import Snapshot
+from compressor.training import distributed
+from compressor.training.task import moved
+
+WATCHED = 8  # batches before a pruning step, whose gradients are gathered where the criterion wants them
+
+
+class Gradual:
+    """Pruning of one network in any loop: `arm` before a batch, `stepped` after the optimizer's step.
+
+    After round r of R a share 1 - (1 - r / R)^3 of what is to go has gone: much while there is much to spare, little at
+    the end. Reference: Zhu, Gupta, "To prune, or not to prune", 2017, equation 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        channels: Channels,
+        choice: PruneSettings,
+        tell: Callback,
+        *,
+        steps: int,
+        every: int,
+        score: Score | None = None,
+        inputs: Sequence[Any] = (),
+        batches: Sequence[Any] = (),
+        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        price: Price | None = None,
+        followers: Sequence[nn.Module] = (),
+    ) -> None:
+        """`choice` is resolved; `inputs` are the network's, `batches` the loss's or a function's; `price` is in ms."""
+        self.model, self.example, self.channels, self.choice, self.tell = model, example, channels, choice, tell
+        self.steps, self.every, self.score, self.followers = steps, every, score, followers
+        self.inputs, self.batches, self.loss = inputs, batches, loss
+        self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
+        self.rows: list[dict[str, Any]] = []  # one a round
+        self.refused: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.step = 0
+        self._prices: dict[str, Price] = {} if price is None else {"target_ms": price}
+        self._before = (Snapshot.of(model, copies=False), channels, dict(self._prices))
+        self._whole = {"target_macs": channels.macs(), "target_mb": size_price(channels).whole()}
+        self._whole |= {name: each.whole() for name, each in self._prices.items()}
+        self._changes: dict[str, Tensor] = {}  # squared changes of the loss by group, since the round before
+        self._products: dict[str, Tensor] = {}  # gradient times weight of the batch that runs
+        self._hooks: list[Any] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether all rounds are done."""
+        return self.step >= self.steps
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step ends in a round."""
+        return not self.over and self._left() == 1
+
+    def _left(self) -> int:
+        """Steps until the next round, itself included."""
+        return min(self.every - self.step % self.every, self.steps - self.step)
+
+    def arm(self, optimizer: Optimizer) -> None:
+        """Gather the gradients of the next batch, where the criterion looks at them and a round is near."""
+        gathers = self.choice.method == "taylor" and self.loss is None
+        if not self._hooks and gathers and not self.over and self._left() <= WATCHED:
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    self._hooks.append(parameter.register_hook(self._hook(name, parameter)))
+
+    def arm_later(self, optimizer: Optimizer) -> None:
+        """The same: nothing here depends on weights that are still to be loaded."""
+        self.arm(optimizer)
+
+    def _hook(self, name: str, parameter: nn.Parameter) -> Callable[[Tensor], None]:
+        def gather(gradient: Tensor) -> None:
+            product = gradient.detach() * parameter.detach()
+            self._products[name] = self._products[name] + product if name in self._products else product
+
+        return gather
+
+    def disarm(self) -> None:
+        """Take hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def stepped(self, optimizer: Optimizer, place: Mapping[str, float]) -> bool:
+        """Prune where a round is due; True when channels went. `place` says where in the run that is."""
+        self.disarm()
+        if self.over:
+            return False
+        products, self._products = self._products, {}
+        if products:
+            whole = {name: distributed.summed(product) for name, product in products.items()}
+            if all(bool(product.isfinite().all()) for product in whole.values()):  # a scaler tries how far it can go
+                add_(self._changes, _complete(whole, self.model), self.channels)
+        due = self.due
+        self.step += 1
+        return due and self._round(optimizer, place)
+
+    def close_epoch(self, optimizer: Optimizer) -> bool:
+        """Nothing is told by epochs here."""
+        return self.over
+
+    def _round(self, optimizer: Optimizer, place: Mapping[str, float]) -> bool:
+        number, rounds = -(-self.step // self.every), -(-self.steps // self.every)
+        gone = 1 - (1 - number / rounds) ** 3
+        try:
+            selection = distributed.from_first(lambda: self._selected(gone, last=number == rounds))
+        except CompressorError as error:
+            self.refused[f"step {self.step}"] = str(error)
+            return False
+        plan = replace(selection.plan, period=number - 1)
+        self._carry_out(plan, optimizer)
+        self._changes = {}
+        self.notes += [note for note in selection.notes if note not in self.notes]
+        macs = self.channels.macs()
+        row = {
+            "phase": "period", **place, "period": number - 1, "prunes": len(plan.removed), "macs": macs,
+            "params": self.channels.params(),
+        }  # fmt: skip
+        self.rows.append(row)
+        share = macs / self._whole["target_macs"]
+        self.tell(PeriodEvent(row, f"round {number} of {rounds}  {len(plan.removed)} channels, {share:.0%} of MACs"))
+        return True
+
+    def _selected(self, gone: float, *, last: bool) -> Selection:
+        """What goes so that this share of all that is to go has gone."""
+        named = tuple((pattern, ratio * gone) for pattern, ratio in self.choice.ratio_for)
+        choice = replace(self.choice, ratio=self.choice.ratio * gone, ratio_for=named)
+        ranked = self._ranked(choice)
+        if last and in_time(choice) and choice.table is None:
+            wanted: dict[str, Any] = {name: goal.wanted for name, goal in self._goals(1.0).items()}
+            final = replace(choice, **wanted, speedup=None)
+            return select_in_ms(self.model, self.example, self.channels, ranked, final)
+        goals = list(self._goals(gone).values())
+        return select(self.channels, ranked.scores, choice, ranked.curves, goals, self._before[1])
+
+    def _goals(self, gone: float) -> dict[str, Goal]:
+        """Every target that was given, as far as it is to be met by now; left out where it is met."""
+        prices = {"target_macs": macs_price(self.channels), "target_mb": size_price(self.channels), **self._prices}
+        found = {}
+        for name, price in prices.items():
+            whole, wanted = self._whole[name], getattr(self.choice, name)
+            if name == "target_ms":
+                wanted = target_in_ms(self.choice, whole)
+            elif wanted is not None and name == "target_macs" and wanted <= 1:
+                wanted *= whole
+            if wanted is not None:
+                found[name] = Goal.at(price, whole - (whole - wanted) * gone)
+        return found
+
+    def _ranked(self, choice: PruneSettings) -> Ranked:
+        changes = dict(self._changes)
+        if choice.method == "taylor" and self.loss is not None:
+            for batch in self.batches:
+                given = moved(batch, device_of(self.model))
+                add_(changes, products_of(self.model, partial(self.loss, self.model, given)), self.channels)
+        pairs: list[Any] = [each for each in self.batches if isinstance(each, tuple | list) and len(each) == 2]
+        inputs = self._inputs() if looks_at_inputs(choice) else ()
+        return rank(self.model, self.channels, choice, pairs, inputs, self.score, changes or None)
+
+    def _inputs(self) -> list[Any]:
+        device = device_of(self.model)
+        return [moved(each, device) for each in self.inputs]
+
+    def _carry_out(self, plan: Plan, optimizer: Optimizer) -> None:
+        """Cut and refit the model and its followers, all of them or none."""
+        inputs = self._inputs() if self.choice.reconstruct else ()
+        before = [Snapshot.of(self.model, optimizer, copies=False)]
+        before += [Snapshot.of(follower, copies=False) for follower in self.followers]
+        try:
+            for each in (self.model, *self.followers):
+                its_optimizer = optimizer if each is self.model else None
+                _, found = apply_plan_(each, plan, self.channels, self.example, its_optimizer, inputs=inputs)
+                distributed.alike_(each)
+        except BaseException:
+            for snapshot in before:
+                snapshot.restore_()
+            raise
+        self.notes += [note for note in found.words() if note not in self.notes]
+        self.plans.append(list(plan.rows()))
+        self._follow(plan)
+
+    def _follow(self, plan: Plan) -> None:
+        self._prices = {name: followed(price, plan, self.channels) for name, price in self._prices.items()}
+        self.channels = Renumbering.of(plan, self.channels).apply(self.channels)
+
+    def structure(self) -> dict[str, Any]:
+        """The edits so far, from which `restore` makes the same network and the same channels."""
+        return {"plans": self.plans}
+
+    def state(self) -> dict[str, Any]:
+        """Everything else that a resumed run needs, as plain data and tensors."""
+        return {
+            **{name: getattr(self, name) for name in ("step", "rows", "refused", "notes")},
+            "whole": self._whole,
+            "changes": self._changes,
+        }
+
+    def restore(self, structure: dict[str, Any], state: dict[str, Any]) -> None:
+        """Go back, or forward, to the structure of a checkpoint; weights are put in after."""
+        self.disarm()
+        snapshot, self.channels, prices = self._before
+        snapshot.restore_()
+        self._prices = dict(prices)
+        self.plans = [list(rows) for rows in structure["plans"]]
+        for rows in self.plans:
+            plan = plan_of(rows)
+            operate_(self.model, plan, self.channels, followers=self.followers)
+            self._follow(plan)
+        self.step, self.rows, self.refused = state["step"], list(state["rows"]), dict(state["refused"])
+        self.notes, self._whole, self._changes = list(state["notes"]), dict(state["whole"]), dict(state["changes"])
+
+
+def _complete(products: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """With zeros for parameters that the loss does not depend on."""
+    named = model.named_parameters()
+    return {name: products[name] if name in products else each.detach().new_zeros(each.shape) for name, each in named}

@@ -81,3 +81,9 @@ def test_images_are_resized_where_a_kernel_would_be_longer_than_twice_its_stride
             assert (plan.resize, plan.kernel[0], plan.stride[0]) == ((feature * even, image), even, even)
         else:
             assert (plan.resize, plan.kernel[0], plan.stride[0]) == (None, kernel, stride)
+
+
+@pytest.mark.parametrize("name", ["convolution", "no such thing"])
+def test_only_activations_are_activations(name):
+    with pytest.raises(ValueError, match=f"there is no activation '{name}'"):
+        StepDown(plan_step_down((3, 32, 32), (8, 16, 16), norm=True, activation=(name,)))

@@ -1,6 +1,7 @@
 """Ties become one identity per channel, and channels in the same places become a group."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,8 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.graph import capture
-from compressor.graph.groups import Numbered, Reasons, connected, grouped, roots_of
+from compressor.graph.groups import Numbered, Reasons, batch_of, connected, grouped, roots_of
 from compressor.graph.propagate import Unions
+from compressor.graph.skeleton import Replica
+from compressor.graph.trace import Way, run
+from compressor.surgery import operate_
+from tests.equivalence import half_plan
 
 PAIRS = st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30)
 
@@ -78,3 +83,37 @@ class Renormed(nn.Module):
 def test_statistics_that_are_computed_take_up_no_shift():
     channels = capture(Renormed(), torch.randn(1, 3, 4, 4))
     assert channels.group("body").frozen is None and set(channels.absorbers) == {"head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "images"),
+    [
+        (nn.Linear(6, 2), (4, 6), 4),
+        (nn.Linear(6, 2), (6,), 1),
+        (nn.Sequential(nn.Conv2d(3, 4, 1)), (5, 3, 4, 4), 5),
+        (nn.Sequential(nn.Conv2d(3, 4, 1)), (3, 4, 4), 1),
+        (nn.Conv1d(3, 4, 1), (3, 7), 1),
+    ],
+    ids=["rows", "one row", "images", "one image", "one signal"],
+)
+def test_the_first_dimension_is_the_batch_unless_weights_read_it(model, shape, images):
+    assert batch_of(run(Replica(model), Way(torch.empty(shape, device="meta")))) == images
+
+
+class Counted(nn.Module):
+    """A norm of the user's, which keeps how many channels it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_features, self.scale = 6, nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return x * self.scale[:, None, None]
+
+
+def test_attributes_count_what_a_vector_of_their_module_holds():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), Counted(), nn.Conv2d(6, 2, 1))
+    channels = capture(model, torch.randn(1, 3, 4, 4))
+    assert ("1", "num_features") in {(size.module, size.attribute) for size in channels.sizes}
+    operate_(model, half_plan(channels), channels)
+    assert model[1].num_features == len(model[1].scale) == 3

@@ -100,6 +100,8 @@ def test_an_operator_without_a_row_goes_by_torchs_tags() -> None:
     assert not {"sinh", "poisson", "linalg_inv_ex"} & OPERATORS.keys()
     assert lookup(aten.sinh.default).is_elementwise and lookup(aten.sinh.default).macs is operators.free
     assert lookup(aten.poisson.default) is OPERATORS["normal"]
+    assert lookup(aten.real.default).macs is operators.free  # a view; the next two are tagged as copies of one
+    assert lookup(aten.permute_copy.default).macs is lookup(aten.squeeze_copy.default).macs is operators.free
     assert lookup(aten.linalg_inv_ex.default).macs is None and lookup(len).macs is None
 
 

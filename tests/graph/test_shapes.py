@@ -46,6 +46,8 @@ CALLS = {
     "group norm": (aten.native_group_norm.default, (meta(*MAP), meta(4), meta(4), 2, 4, 35, 2, 1e-5)),
     "batched product": (aten.bmm.default, (meta(2, 3, 4), meta(2, 4, 5))),
     "softmax": (aten._safe_softmax.default, (meta(2, 3, 4), -1)),
+    "softmax of strides": (aten._safe_softmax.default, (LAST, -1)),
+    "softmax in another type": (aten._softmax.default, (meta(2, 3, 4), -1, False)),
     "bilinear": (aten.upsample_bilinear2d.default, (meta(*MAP), [10, 3], False, None, None)),
     "nearest": (aten.upsample_nearest1d.default, (meta(2, 4, 5), [10], None)),
     "trilinear": (aten.upsample_trilinear3d.default, (meta(1, 2, *MAP[1:]), [3, 3, 3], True, None, None, None)),

@@ -1,0 +1,59 @@
+"""Where a network can be cut: one feature map alone carries the flow, which nothing behind reaches around."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.graph.cuts import Chain, tail
+
+EXAMPLE = torch.zeros(2, 3, 16, 16)
+
+
+class Around(nn.Module):
+    """Three convolutions; what is behind the second takes something from in front of it."""
+
+    def __init__(self, taken: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.taken = taken
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.a(x)
+        second = self.b(first)
+        if self.taken == "map":
+            second = second + functional.adaptive_avg_pool2d(first, second.shape[2:])
+        elif self.taken == "batch":
+            second = second.reshape(first.shape[0], 4, -1).unsqueeze(3)
+        return self.c(second).flatten(1)
+
+
+def cuts_of(model: nn.Module) -> tuple[Chain, list[str]]:
+    chain = Chain(model.eval(), EXAMPLE)
+    return chain, [cut.made_by for cut in chain.cuts]
+
+
+def test_a_map_that_is_used_behind_leaves_no_cut_between() -> None:
+    _, plain = cuts_of(Around("nothing"))
+    _, around = cuts_of(Around("map"))
+    _, batch = cuts_of(Around("batch"))
+    assert "b" in plain and "b" in batch and "b" not in around
+
+
+@pytest.mark.parametrize("taken", ["nothing", "map", "batch"])
+def test_the_parts_between_cuts_are_the_network(taken: str) -> None:
+    model = Around(taken)
+    chain, names = cuts_of(model)
+    x = torch.randn(2, 3, 16, 16)
+    whole = model(x)
+    for start in range(len(names) - 1):
+        head = chain.segment(0, start)(x) if start else x
+        torch.testing.assert_close(chain.segment(start, len(names) - 1)(head), whole)
+
+
+def test_what_is_behind_a_cut_runs_on_the_networks_own_layers() -> None:
+    model = Around("nothing").eval()
+    chain, names = cuts_of(model)
+    rest = tail(chain, model, 1, len(names) - 1, "shared")
+    assert rest.get_submodule("b") is model.b and rest.get_submodule("c") is model.c

@@ -1,0 +1,45 @@
+"""What layers count and tie, beside what tests of whole networks see."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.graph import capture
+from compressor.surgery import operate_
+from tests.equivalence import half_plan, masked_outputs, outputs, relative_error
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (2, 4), (3, 8)])
+def test_a_transposed_convolution_scatters_every_position_of_its_input(stride: int, groups: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 16, 3, stride, groups=groups), nn.Conv2d(16, 2, 1))
+    channels = capture(model, torch.randn(1, 3, 5, 7))
+    grown = ((5 - 1) * stride + 3) * ((7 - 1) * stride + 3)
+    assert channels.macs() == 5 * 7 * (3 * 8 + 8 * 16 * 9 // groups) + grown * 16 * 2
+
+
+class Causal(nn.Module):
+    """Attention of tokens to those before them, with a scale of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v, self.head = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x)[:, None] for layer in (self.q, self.k, self.v))
+        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.4)
+        scores: Tensor = self.head(seen[:, 0])
+        return scores
+
+
+def test_attention_ties_queries_to_keys_and_hands_values_on() -> None:
+    model, x = Causal().double(), torch.randn(2, 4, 5).double()
+    channels = capture(model, x)
+    assert {group.name: group.size for group in channels.free} == {"q": 6, "v": 8}
+    plan = half_plan(channels)
+    expected = masked_outputs(model, x, channels, plan.removed)
+    operate_(model, plan, channels)
+    assert relative_error(outputs(model, x), expected) < 1e-12
+    assert (model.q.out_features, model.k.out_features, model.v.out_features) == (3, 3, 4)

@@ -203,14 +203,15 @@ def choose_tests(path: str, source: str, lines: tuple[int, int], known: list[Mea
 def near_tests(path: str) -> list[str]:
     """Without a measurement: the file of tests of the same name, those that name the module, and its room's others."""
     mirror, module = _mirror(path), path.removesuffix(".py").replace("/", ".")
+    room = (ROOT / mirror).parent
 
     def rank(test: Path) -> tuple[int, int]:
         text = test.read_text()
-        return 0 if test.as_posix().endswith(mirror) else 1 if module in text else 2, len(text)
+        about = test.parent == room and f"{Path(mirror).stem}_".startswith(f"{test.stem}_")  # test_rules of rules_parts
+        return 0 if test.as_posix().endswith(mirror) else 1 if about else 2 if module in text else 3, len(text)
 
     known = [test for test in (ROOT / "tests").rglob("test_*.py") if not test.is_relative_to(ROOT / "tests/faults")]
-    room = (ROOT / mirror).parent
-    near = [test for test in known if test.parent == room or rank(test)[0] < 2]
+    near = [test for test in known if test.parent == room or rank(test)[0] < 3]
     return [test.relative_to(ROOT).as_posix() for test in sorted(near, key=rank)]
 
 

@@ -112,7 +112,7 @@ def _is_batch_size(node: fx.Node) -> bool:
     if node.target is not _SIZE or node.args[1] != 0:
         return False
     measured = node.args[0]
-    return isinstance(measured, fx.Node) and not is_weight(measured)  # a weight's size belongs to the weight
+    return isinstance(measured, fx.Node) and not _constant(measured)  # a weight's size belongs to the weight
 
 
 def _is_size(node: fx.Node) -> bool:

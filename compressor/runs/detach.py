@@ -17,7 +17,7 @@ from compressor.exporting.latency import profile
 from compressor.report import units
 from compressor.report.certificate import Certificate
 from compressor.report.measurements import Measurements
-from compressor.runs.exits import Row, hardly_smaller, measured_rows, parts_of
+from compressor.runs.exits import Row, hardly_smaller, measured_rows, outdone, parts_of
 from compressor.runs.jobs import DetachJob
 from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
@@ -59,7 +59,7 @@ class DetachRun(Run[DetachJob]):
         return self.size, self.size
 
     def _found(self, rows: tuple[Row, ...]) -> None:
-        self.note(*hardly_smaller(rows))
+        self.note(*hardly_smaller(rows), *outdone(rows))
         self.facts |= parts_of(rows)
 
     def epochs(self) -> float:

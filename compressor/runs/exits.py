@@ -71,6 +71,26 @@ def hardly_smaller(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def outdone(rows: Sequence[Row]) -> list[str]:
+    """A line for every sub-model that something else does as well as, at its cost or less."""
+    said = []
+    for row in rows[1:]:
+        if row.top1 is None:
+            continue
+        own = f"{_name(row)}, {units.macs(row.cost.macs)}, gets {units.percent(row.top1)}"
+        better = [each for each in rows if each.cost.macs < row.cost.macs and (each.top1 or 0) >= row.top1]
+        if better:
+            best = max(better, key=lambda each: each.top1 or 0)
+            said.append(
+                f"{own}: {_name(best)} is cheaper, {units.macs(best.cost.macs)}, and gets {units.percent(best.top1 or 0)}"
+            )
+        if row.alone_top1 is not None and row.alone_top1 >= row.top1:
+            said.append(
+                f"{own}: a network of its own of the same cost, trained as long, {units.percent(row.alone_top1)}"
+            )
+    return said
+
+
 def variants(rows: Sequence[Row]) -> dict[str, Measurements]:
     """The sub-models as a report takes them; the base is the report's own."""
     found = {}

@@ -57,3 +57,35 @@ def test_what_is_behind_a_cut_runs_on_the_networks_own_layers() -> None:
     chain, names = cuts_of(model)
     rest = tail(chain, model, 1, len(names) - 1, "shared")
     assert rest.get_submodule("b") is model.b and rest.get_submodule("c") is model.c
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is centred, row by row, and whose result is scaled by a parameter."""
+
+    def __init__(self, made: int, taken: int) -> None:
+        super().__init__(made, taken, 1)
+        self.scale = nn.Parameter(torch.rand(taken, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(self.weight.shape[0], -1)
+        weight = (rows - rows.mean(1, keepdim=True)).reshape(self.weight.shape)
+        return functional.conv2d(x, weight, self.bias).relu() * self.scale
+
+
+class Mixed(nn.Module):
+    """Groups of channels are summed, by a size that the code writes down."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), 2, 3, *x.shape[2:]).sum(1)
+
+
+@pytest.mark.parametrize("norms", ["shared", "stats"])
+def test_sizes_of_maps_and_of_weights_are_no_batch(norms: str) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), Standardised(5, 6), Mixed(), nn.Conv2d(3, 2, 1), nn.Flatten()
+    model = nn.Sequential(*layers).eval()
+    chain, names = cuts_of(model)
+    x = torch.randn(4, 3, 16, 16)
+    inside = chain.segment(0, 1)(x)
+    torch.testing.assert_close(chain.segment(1, len(names) - 1)(inside), model(x))
+    torch.testing.assert_close(tail(chain, model, 1, len(names) - 1, norms).eval()(inside), model(x))

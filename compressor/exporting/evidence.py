@@ -18,9 +18,12 @@ from compressor.exporting.routed import check_mixture
 from compressor.exporting.run import Network, Run
 from compressor.exporting.samples import portable, random_like, torch_outputs
 from compressor.profiling.latency import Latency
+from compressor.report.certificate import Certificate
 from compressor.report.manifest import Array, ExitFacts
 from compressor.routing.network import Routed
 
+# What an exit's scores are before and after -> what is promised of the difference on fresh images.
+Judge = Callable[[Callable[[Array], Array], Callable[[Array], Array]], Certificate]
 Score = Callable[[Callable[[Array], Array]], float]  # what maps images to scores -> its top-1 on the test images
 
 
@@ -31,6 +34,7 @@ class Evidence:
     images: Tensor | None = None  # on which ONNX Runtime is compared with torch, 64 or more; None: random ones
     calibration: Tensor | None = None  # of the training set, for a quantizer
     score: Score | None = None
+    promise: Judge | None = None  # that every exit in INT8 has to keep
     words: str = ""
 
     def on(self, example: Tensor) -> "Evidence":
@@ -49,7 +53,6 @@ class Demands:
     runtime: str = "onnx"
     latency: bool = True
     quantized: bool = False  # then accuracy is compared and not outputs
-    max_drop: float | None = None  # of top-1, in 0..1
 
 
 def opened(folder: Path, graphs: Mapping[str, str], runtime: str, form: Form, threads: int) -> Network:
@@ -77,6 +80,7 @@ def prove(
         (None, None) if evidence.score is None else _accuracy(evidence.score, *each, demands)
         for each in zip(form.exits, runners)
     ]
+    promised = [_promised(evidence.promise, *each) for each in zip(form.exits, runners)]
     image = images[:1].numpy()
     if isinstance(form.module, Routed) and not demands.quantized:
         check_mixture(form.module, network, images)
@@ -99,9 +103,10 @@ def prove(
             torch_ms=None if beside is None else beside.median,
             max_rel=relative,
             agreement=agreement,
+            certificate=None if certificate is None else certificate.to_json(),
         )
-        for leaving, cost, (before, after), (relative, agreement), time, beside in zip(
-            form.exits, costs, top1, worst, *times
+        for leaving, cost, (before, after), certificate, (relative, agreement), time, beside in zip(
+            form.exits, costs, top1, promised, worst, *times
         )
     )
 
@@ -153,12 +158,17 @@ def _accuracy(score: Score | None, leaving: Exit, run: Runner, demands: Demands)
     if not demands.quantized:
         return None, after
     before = score(partial(_torch_scores, leaving))
-    if demands.max_drop is not None and before - after > demands.max_drop:
-        raise CompressorError(
-            f"exit {leaving.number} ({leaving.name}) falls from {before:.2%} to {after:.2%} by quantization, and "
-            f"{demands.max_drop:.2%} is allowed; nothing was written"
-        )
     return before, after
+
+
+def _promised(promise: Judge | None, leaving: Exit, run: Runner) -> Certificate | None:
+    """What is promised of an exit. Raises CompressorError where nothing can be."""
+    if promise is None:
+        return None
+    found = promise(partial(_torch_scores, leaving), partial(_scores, run))
+    if not found.kept:
+        raise CompressorError(f"exit {leaving.number} ({leaving.name}): {found.words()} Nothing was written.")
+    return found
 
 
 def _scores(run: Runner, batch: Array) -> Array:

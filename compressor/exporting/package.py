@@ -60,7 +60,6 @@ class PackageSettings:
     overwrite: bool = False  # a package that is there may be replaced
     runtime: str = "onnx"  # a row of RUNTIMES
     int8: Chip | None = None  # quantized for a chip; None: float32
-    max_drop: float | None = None  # of top-1 by quantization, in 0..1, of any exit
     sign: str | None = None  # a private ed25519 key in a PEM file, for the manifest
 
 
@@ -106,7 +105,7 @@ def export_package(
         raise UsageError("quantization needs images to calibrate on and to measure the accuracy on: give --data")
     with folder_beside(target) as staging:
         graphs = _write_graphs(form, evidence, staging, settings, runtime)
-        demands = Demands(runtime.name, settings.latency, settings.int8 is not None, settings.max_drop)
+        demands = Demands(runtime.name, settings.latency, settings.int8 is not None)
         exits = prove(form, evidence, staging, graphs, demands)
         network = opened(staging, graphs, runtime.name, form, 0)
         calibration = evidence.calibration

@@ -75,6 +75,7 @@ class ExitFacts:
     torch_ms: float | None = None  # median in torch, measured in turn with it
     max_rel: float | None = None  # largest difference from torch, as a share of the largest output
     agreement: float | None = None  # share of the images compared whose largest score is torch's
+    certificate: dict[str, Any] | None = None  # what is promised of its quantization on fresh images
 
 
 @dataclass(frozen=True)

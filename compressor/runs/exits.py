@@ -81,9 +81,8 @@ def outdone(rows: Sequence[Row]) -> list[str]:
         better = [each for each in rows if each.cost.macs < row.cost.macs and (each.top1 or 0) >= row.top1]
         if better:
             best = max(better, key=lambda each: each.top1 or 0)
-            said.append(
-                f"{own}: {_name(best)} is cheaper, {units.macs(best.cost.macs)}, and gets {units.percent(best.top1 or 0)}"
-            )
+            gets = units.percent(best.top1 or 0)
+            said.append(f"{own}: {_name(best)} is cheaper, {units.macs(best.cost.macs)}, and gets {gets}")
         if row.alone_top1 is not None and row.alone_top1 >= row.top1:
             said.append(
                 f"{own}: a network of its own of the same cost, trained as long, {units.percent(row.alone_top1)}"

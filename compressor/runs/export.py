@@ -1,6 +1,6 @@
 """Write a model for another runtime, checked: `compressor export`."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from compressor.exporting.package import PackageSettings, check_target, export_p
 from compressor.exporting.program import export_program
 from compressor.exporting.proof import PROOF_IMAGES
 from compressor.exporting.runtimes import RUNTIMES, check_runtime
+from compressor.report.certificate import Certificate
 from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WEIGHTS, Array, Manifest, chosen
 from compressor.runs.looking import ExportJob
+from compressor.runs.promise import Promise, put_aside, right_of
+from compressor.runs.settings import PromiseSettings
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import Subject, card_of, open_subject
-from compressor.training.data import Data
+from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluate
 
 
@@ -63,10 +66,15 @@ def export(job: ExportJob, tell: Callback = silent) -> Exported:
         overwrite=job.overwrite,
         runtime=job.to,
         int8=job.chip if job.precision == "int8" else None,
-        max_drop=job.max_drop,
         sign=job.sign,
     )
+    promise = None
+    if job.promise.max_drop is not None and subject.data is not None:
+        data, aside = put_aside(subject.data, job.loading.seed)
+        subject = replace(subject, data=data)
+        promise = partial(_promised, job.promise, aside, data)
     evidence = evidence_of(subject, job.calibration_images if job.precision == "int8" else 0)
+    evidence = replace(evidence, promise=promise)
     manifest = export_package(
         module, subject.example, path, card=card_of(subject), evidence=evidence, settings=settings
     )
@@ -96,7 +104,7 @@ def _check(job: ExportJob, path: Path, single: bool) -> None:
         check_runtime(job.to, int8=job.precision == "int8")
     if job.precision == "int8" and (single or job.data is None):
         raise UsageError("--precision int8 writes a package and calibrates on data: give --out FOLDER and --data")
-    if job.max_drop is not None and job.precision != "int8":
+    if job.promise.max_drop is not None and job.precision != "int8":
         raise UsageError("--max-drop is what --precision int8 may cost: leave it out")
     if job.sign is not None and single:
         raise UsageError("--sign signs a package: give --out the name of a folder")
@@ -153,6 +161,11 @@ def _package(folder: Path, manifest: Manifest) -> Exported:
         for name in (*sorted(manifest.files, key=lambda name: (name != graph, name)), MANIFEST)
     }
     return Exported(files, {"folder": str(folder), **manifest.to_json()}, manifest, str(folder / graph))
+
+
+def _promised(asked: PromiseSettings, aside: AnySet, data: Data, before: Any, after: Any) -> Certificate:
+    promise = Promise(asked, aside, right_of(before, aside, data))
+    return promise.kept([right_of(after, aside, data)], data)[1]
 
 
 def _top1(data: Data, predict: Any) -> float:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from compressor.errors import UsageError
 from compressor.runs.job import DATA, ModelJob
-from compressor.runs.settings import ModelSettings
+from compressor.runs.settings import ModelSettings, PromiseSettings
 from compressor.settings import setting
 from compressor.training.settings import DataSettings, TrainSettings
 
@@ -88,7 +88,7 @@ class ExportJob(ModelJob):
         "x86", "Target of int8: x86, x86-old (no VNNI), arm, npu.", "CHIP"
     )
     calibration_images: int = setting(128, "Number of calibration images for int8.", "N", 8)
-    max_drop: float | None = setting(None, "Largest drop of top-1 by int8, such as 0.01.", "SHARE", 0, 1)
+    promise: PromiseSettings = field(default_factory=PromiseSettings)  # of int8, against the model as it is
     sign: str | None = setting(None, "Private ed25519 key (PEM) to sign a package with.", "KEY")
     data: str | None = setting(None, **DATA)  # whose validation images the file is compared on
     loading: DataSettings = field(default_factory=DataSettings)

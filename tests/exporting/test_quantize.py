@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from compressor.certify import promised
 from compressor.errors import CompressorError, UsageError
 from compressor.exporting.evidence import Evidence
 from compressor.exporting.forms import form_of
@@ -16,6 +18,8 @@ from compressor.exporting.quantize import SCHEMES, Chip, facts, saturates
 from compressor.exporting.runtime import OnnxModel
 from compressor.exporting.samples import torch_outputs
 from compressor.exporting.verify import verify_package
+from compressor.report.certificate import Certificate
+from compressor.report.manifest import read_manifest
 from tests.exits.nets import detachable
 from tests.exits.nets import images as subnet_images
 from tests.exporting.nets import small_net, trained
@@ -79,14 +83,26 @@ def test_every_exit_runs_its_convolutions_in_int8(kind: str, tmp_path: Path) -> 
         assert (told.top1_float, told.top1) == (0.9, 0.9)
 
 
-def test_a_drop_above_what_is_allowed_leaves_nothing(tmp_path: Path) -> None:
-    answers = iter([0.80, 0.90])
-    evidence = replace(EVIDENCE, score=lambda run: next(answers))
-    with pytest.raises(CompressorError, match=r"falls from 90.00% to 80.00% by quantization, and 5.00% is allowed"):
-        export_package(
-            small_net(), EXAMPLE, tmp_path / "net", evidence=evidence, settings=replace(SETTINGS, max_drop=0.05)
-        )
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("lost", [60, 2])
+def test_a_promise_that_int8_does_not_keep_leaves_nothing(tmp_path: Path, lost: int) -> None:
+    asked: list[tuple[tuple[int, ...], ...]] = []
+
+    def judged(before: Any, after: Any) -> Certificate:
+        asked.append(tuple(np.asarray(each(IMAGES[:2].numpy())).shape for each in (before, after)))
+        right = np.arange(1000) < 1000 - lost
+        return promised(np.zeros(1000, int), np.ones(1000, bool), [right], ("all",), drop=0.03)[1]
+
+    evidence = replace(EVIDENCE, promise=judged)
+    if lost == 2:
+        made = export_package(small_net(), EXAMPLE, tmp_path / "net", evidence=evidence, settings=SETTINGS)
+        words = made.exits[0].certificate["words"]
+        assert words.startswith("Loses at most 3 points of top-1 on images like these, with 95% confidence (n = 1,000")
+        assert read_manifest(tmp_path / "net").exits[0].certificate["words"] == words
+    else:
+        with pytest.raises(CompressorError, match=r"exit 0 .*No promise of at most 3 points.*Nothing was written"):
+            export_package(small_net(), EXAMPLE, tmp_path / "net", evidence=evidence, settings=SETTINGS)
+        assert not list(tmp_path.iterdir())
+    assert len(set(asked[0])) == 1
 
 
 def test_nothing_is_calibrated_on_noise(tmp_path: Path) -> None:

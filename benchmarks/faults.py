@@ -1,8 +1,8 @@
 """Run the tests of faults and write down what came of each: `python -m benchmarks.faults`.
 
 Takes some minutes of one core: the kills of every kind of run are among them. Writes benchmarks/results/faults.json,
-from which `python -m benchmarks.readme` makes the README's table. A row's outcome is what its tests hold, and it is
-shown only where all of them passed.
+from which `python -m benchmarks.readme` makes a table of docs/results.md. A row's outcome is what its tests hold, and
+it is shown only where all of them passed.
 """
 
 import argparse

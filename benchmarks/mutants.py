@@ -9,7 +9,8 @@ red. Which ones these are is measured first, which takes as long as the tests; b
     python -m benchmarks.mutants --again          # try once more what no test noticed
     python -m benchmarks.mutants --near --seconds 30 --file compressor/routing   # by file names, nothing is measured
 
-The table is in the README; survivors stand in the result file, with the reason why they are harmless, where one is.
+The table is in docs/results.md; survivors stand in the result file, with the reason why they are harmless,
+where one is.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Write the results of benchmarks/results into README.md and docs/methods, between the lines that name them.
+"""Write the results of benchmarks/results into README.md and docs, between the lines that name them; draw real.svg.
 
     python -m benchmarks.readme            # rewrites the pages
     python -m benchmarks.readme --check    # exit code 1 where a page and the result files disagree
@@ -40,6 +40,11 @@ def demo() -> str:
     return _run_table("demo.json")
 
 
+def first() -> str:
+    """A published ResNet-56 at half its MACs, ours and the peer's."""
+    return real_show.table(_read("real-resnet56.json"))
+
+
 def fashion() -> str:
     """A quarter-width VGG-11 on Fashion-MNIST at half its MACs, with the commands."""
     report = _read("fashion_vgg11.json")
@@ -59,7 +64,11 @@ def speed() -> str:
 
 def real() -> str:
     """Trained networks of others, cut by ours, AdapNet and the peer."""
-    return "\n\n".join(real_show.table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("real-*.json")))
+    return "\n\n".join(real_show.table(result) for result in _trained())
+
+
+def _trained() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("real-*.json"))]
 
 
 def latency() -> str:
@@ -281,6 +290,7 @@ def int8() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "first": first,
     "demo": demo,
     "fashion": fashion,
     "zoo": zoo,
@@ -333,6 +343,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     wrong = []
+    if not check:
+        peer = real_show.best_recipe(_read("real-resnet20.json"))
+        real_show.draw([each for each in _trained() if "resnet" in each["network"]], peer, RESULTS / "real.svg")
     for path in PAGES:
         text = path.read_text()
         new = filled(text)

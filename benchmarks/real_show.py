@@ -1,7 +1,8 @@
-"""The results of `benchmarks/real.py` as tables in Markdown."""
+"""The results of `benchmarks/real.py` as tables in Markdown and as a picture."""
 
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 Rows = list[dict[str, Any]]
@@ -55,3 +56,37 @@ def _spread(values: Iterable[float]) -> str:
     values = list(values)
     text = f"{statistics.mean(values):.1f}"
     return f"{text} ± {statistics.stdev(values):.1f}" if len(values) > 1 else text
+
+
+def draw(results: list[dict[str, Any]], peer: str, path: Path) -> None:
+    """A panel for each network: test top-1 over the multiply-adds left, ours and the peer's recipe, with and without
+    training, from the whole network on; means over the seeds.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "compressor", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(3.6 * len(results), 3.0), layout="constrained")
+        for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results):
+            for arm, label, colour in (("ours", "compressor", "#0b57d0"), (peer, "Torch-Pruning", "#c4561b")):
+                for key, words, style in (("top1", "fine-tuned", "o-"), ("untrained_top1", "as cut", "o:")):
+                    line = _line(result["rows"], arm, key)
+                    axes.plot(*zip(*line), style, color=colour, markersize=3.5, label=f"{label}, {words}")
+            axes.set(title=f"{result['network']}, {result['data']}", xlabel="MACs left, %")
+            axes.invert_xaxis()
+            axes.grid(alpha=0.3)
+        first = figure.axes[0]
+        first.set_ylabel("test top-1, %")
+        first.legend(fontsize=8)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _line(rows: Rows, arm: str, key: str) -> list[tuple[float, float]]:
+    """(share of the multiply-adds left, top-1), both in per cent."""
+    own = [row for row in rows if row["arm"] in ("dense", arm) and row[key] is not None]
+    lefts = sorted({row["left"] for row in own}, reverse=True)
+    at = {left: [row for row in own if row["left"] == left] for left in lefts}
+    return [
+        (100 * statistics.mean(row["macs_left"] for row in each), 100 * statistics.mean(row[key] for row in each))
+        for each in at.values()
+    ]

@@ -4,6 +4,7 @@ Training is cut to an epoch and latency left out; nothing else is changed. The r
 in the same layout, the reader's models small ones of the same names.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,14 +20,21 @@ from tests.training.test_folders import write_images
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
+PAGES["README.md"] = README  # and not the index of docs, which shows no commands
 
 _SHORT = {  # flag -> what it becomes; None: left out
     "--epochs": "1",
     "--retrain-epochs": "1",
+    "--for": "20s",
     "--max-epochs": "1",
     "--finetune-epochs": "0",
     "--latency": None,
 }
+_NET = """nn.Sequential(
+    nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+)
+"""
 _MORE = {  # added to a command that has the words; the first that fits
     "compressor compare": "",
     "--list": "",
@@ -73,10 +81,12 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def stand_ins(folder: Path) -> None:
     """What the pages call `DIR`, `MODEL`, `net.py` and so on, under names of its own in a folder."""
     import compressor
+    from benchmarks.stranger_resnet import resnet56
     from compressor.vision import door as vision
     from sample_models.vgg16_cifar import build
 
-    (folder / "sample_models").symlink_to(ROOT / "sample_models")
+    for name in ("sample_models", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
     write_mnist(folder / "idx", train=120, test=40)
     for number in range(10):
         write_images(folder / "images" / "train" / f"class {number}", 12, (32, 32))
@@ -84,12 +94,18 @@ def stand_ins(folder: Path) -> None:
     torch.save(vision.models.resnet18(num_classes=10).state_dict(), folder / "resnet18.pt")
     arch = "sample_models/vgg16_cifar.py:build:width=0.125"
     compressor.save(build(width=0.125), str(folder / "vgg16.pt"), arch=arch, input_shape=(3, 32, 32))
+    torch.save(resnet56().state_dict(), folder / "resnet56-4bfd9763.th")
+    (folder / "net.py").write_text(
+        "from torch import nn\n\nINPUT_SHAPE = (3, 32, 32)\n\n\ndef build():\n    return " + _NET
+    )
+    (folder / "classes.json").write_text(json.dumps({f"class {number}": number for number in range(10)}))
+    torch.save(eval(_NET, {"nn": torch.nn}).state_dict(), folder / "weights.pt")
 
 
 def owned(lines: list[str]) -> Iterator[str]:
     """The commands with the stand-ins in place of the reader's names; every RUN a folder of its own."""
     for number, line in enumerate(lines):
-        line = re.sub(r"\b(folder|cifar10):DIR", "folder:images", line)
+        line = re.sub(r"\bfolder:imagenette\b|\b(folder|cifar10):DIR", "folder:images", line)
         line = re.sub(r"\b((?:fashion-)?mnist):DIR", r"\1:idx", line)
         line = re.sub(r"\bMODEL\b", "vgg16.pt", line)
         line = re.sub(r"\bDATA\b", "folder:images", line)

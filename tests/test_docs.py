@@ -1,4 +1,4 @@
-"""The pages in docs: their commands run, their Python runs, the network and the settings they show work."""
+"""README and the pages in docs: their commands run, their Python runs, the network and the settings they show work."""
 
 import argparse
 import importlib
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.pages import PAGES, README, ROOT, commands, owned, run, shortened, stand_ins
+from tests.pages import PAGES, ROOT, commands, owned, run, shortened, stand_ins
 
 OWN = PAGES["bring-your-own-model.md"]
 
@@ -38,13 +38,29 @@ def test_commands_that_train_nothing_run(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if commands(text)])
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if commands(text) and name != "commands.md"])
 def test_all_commands_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
-    """With one epoch, on stand-ins for the reader's model and data."""
+    """With one epoch, on stand-ins for the reader's model and data; those of commands.md run in test_readme.py."""
     stand_ins(tmp_path)
     monkeypatch.chdir(tmp_path)
     for line in owned(commands(PAGES[page])):
         run(shortened(line), capsys)
+
+
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = target.partition("#")
+        there = path.parent / name if name else path
+        assert there.exists(), target
+        headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else ()
+        anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+        assert not anchor or anchor in anchors, target
 
 
 class _ParsedError(Exception):
@@ -54,7 +70,7 @@ class _ParsedError(Exception):
 BENCHMARKS = sorted(
     {
         command
-        for text in (README, *PAGES.values())
+        for text in PAGES.values()
         for command in re.findall(r"(?:^ {4}|`)(python -m benchmarks[^`\n#]*)", text, flags=re.MULTILINE)
     }
 )

@@ -1,4 +1,4 @@
-"""Every command and every Python line of the README is run, in its order and in a folder of its own.
+"""Every command and Python line of docs/commands.md is run, in its order and in a folder of its own; README's too.
 
 To take seconds and not minutes, training is cut to an epoch and latency left out; nothing else is changed.
 """
@@ -15,10 +15,16 @@ import pytest
 import torch
 
 import compressor
-from tests.pages import README, ROOT, owned, run, shortened, stand_ins
+from tests.pages import PAGES, README, ROOT, owned, run, shortened, stand_ins
 from tests.pages import commands as commands_of
 
-COMMANDS = commands_of(README)
+PAGE = PAGES["commands.md"]
+COMMANDS = commands_of(PAGE)
+
+
+def python(page):
+    """The blocks of Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands():
@@ -41,7 +47,7 @@ def test_there_are_commands_to_run():
 def test_every_command_that_exists_is_shown():
     from compressor.runs.jobs import VERBS
 
-    shown = {line.split()[1] for line in commands()} | set(re.findall(r"`compressor (\w+)`", README))
+    shown = {line.split()[1] for line in commands()} | set(re.findall(r"`compressor (\w+)`", PAGE))
     made = {line.split()[-1] for line in re.findall(r"^ {4}(make \w+)", README, flags=re.MULTILINE)}
     assert VERBS.keys() <= shown | made
 
@@ -58,7 +64,7 @@ def test_commands_run_one_after_the_other(folder, monkeypatch, capsys):
 
 def test_the_package_classifies_an_image_as_shown(folder):
     """After the commands, one of which makes it."""
-    lines = re.findall(r"^ {4}(python run.py [^#\n]*)", README, flags=re.MULTILINE)
+    lines = re.findall(r"^ {4}(python run.py [^#\n]*)", PAGE, flags=re.MULTILINE)
     assert len(lines) == 2
     if not (folder / "runs" / "deploy" / "run.py").exists():
         pytest.skip("the commands have not run")
@@ -83,7 +89,7 @@ def test_commands_on_data_of_the_readers_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_command_for_several_processes_runs(tmp_path):
     """On two processes of this machine; the one for several machines needs those."""
-    [line] = re.findall(r"^ {4}torchrun --nproc-per-node=4 -m (.*)$", README, flags=re.MULTILINE)
+    [line] = re.findall(r"^ {4}torchrun --nproc-per-node=4 -m (.*)$", PAGE, flags=re.MULTILINE)
     trained = str(ROOT / "sample_models" / "digits_cnn.safetensors")
     words = shortened(line.replace("runs/digits/model.safetensors", trained))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
@@ -96,14 +102,22 @@ def test_the_command_for_several_processes_runs(tmp_path):
 def test_python_lines_run(folder, monkeypatch):
     """After the commands, whose results they open."""
     monkeypatch.chdir(folder)
-    block, _, _ = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    [block] = python(PAGE)
     if not (folder / "runs" / "small" / "model.safetensors").exists():
         pytest.skip("the commands have not run")
-    exec(compile(block, "README.md", "exec"), {"example": torch.zeros(1, 1, 8, 8)})
+    exec(compile(block, "commands.md", "exec"), {"example": torch.zeros(1, 1, 8, 8)})
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs_on_a_strangers_network(tmp_path, monkeypatch, capsys):
+    stand_ins(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python(README)[0].replace("DIR", "images"), "README.md", "exec"), {})
+    assert 0.4 < float(capsys.readouterr().out.split()[-1]) < 0.55
 
 
 def test_the_lines_for_a_loop_of_ones_own_run_on_a_small_network():
-    _, block, _ = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    _, block = python(README)
     assert len(block.strip().splitlines()) == 5
     torch.manual_seed(0)
     module = torch.nn.Sequential(

@@ -1,4 +1,4 @@
-"""A user's own criterion: in memory, from a file, as README prints it; and what is wrong with one."""
+"""A user's own criterion: in memory, from a file, as docs/architecture.md prints it; and what is wrong with one."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from compressor.runs.settings import ModelSettings, OutputSettings
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "sample_models" / "digits_cnn.safetensors"
-RECIPE = re.findall(r"^```python\n(# mine\.py\n.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+RECIPE = re.findall(r"^```python\n(# mine\.py\n.*?)^```", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)
 
 
 @pytest.fixture

@@ -47,7 +47,6 @@ from compressor.report.environment import device_words, versions
 from compressor.report.manifest import Manifest
 from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.settings import RouteSettings
-from compressor.training.batching import examples
 from compressor.training.data import open_data, with_input_shape
 from compressor.training.settings import DataSettings
 from compressor.vision import door as vision
@@ -109,8 +108,8 @@ def subjects(arguments: argparse.Namespace) -> Iterator[tuple[str, Subject | str
 def _of(module: nn.Module, spec: str, loading: DataSettings, side: int, arguments: argparse.Namespace) -> Subject:
     data = open_data(spec, loading)
     data = with_input_shape(data, (data.input_shape[0], side, side)) if side else data
-    images = examples(data.test, data, arguments.images)
-    return Subject(module.eval(), images, examples(data.train, data, CALIBRATION), "test images, published weights")
+    images = data.examples(data.test, arguments.images)
+    return Subject(module.eval(), images, data.examples(data.train, CALIBRATION), "test images, published weights")
 
 
 def turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -185,7 +184,8 @@ def dynamic(kind: str, scratch: Path, arguments: argparse.Namespace) -> list[dic
     else:
         chain, units = survey(module, (1, 8, 8))
         model = make_routed(chain, units.units, RouteSettings(router="image" if kind == "routed by image" else "gates"))
-    images = examples(open_data("digits").test, open_data("digits"), 64)
+    data = open_data("digits")
+    images = data.examples(data.test, 64)
     subject = Subject(warmed(model), images, images, "")
     rows = []
     for runtime in arguments.runtimes:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from benchmarks.networks import build
 from compressor import prune_
+from compressor.exporting.latency import Compared, side_by_side
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.side_by_side import Compared, side_by_side
 from compressor.profiling.chip import preferred_multiple
 from compressor.report.environment import device_words, versions
 from compressor.vision import door as vision

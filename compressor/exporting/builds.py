@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
+from compressor.exporting.compose import StageMaker, outputs_of
 from compressor.exporting.detached import flat_graph, ladder, one_graph, rungs
 from compressor.exporting.forms import Form
 from compressor.exporting.routed import depth_graph, modules_of, parts_of, routed_graph
-from compressor.exporting.stages import StageMaker, outputs_of
 from compressor.routing.network import Routed
 
 Graphs = dict[str, Any]  # name -> onnx.ModelProto, its weights in the package's file

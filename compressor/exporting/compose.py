@@ -8,10 +8,16 @@ where it finds them beside it.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from compressor.exporting.flat import flatten
+from compressor.exporting.samples import images
+from compressor.exporting.weights import WeightsFile
 from compressor.report.manifest import Array
 
 IR_VERSION = 10  # of the file format; what torch's exporter writes
@@ -30,22 +36,12 @@ class Stage:
 
     def first_output(self) -> "Stage":
         """The graph with its first output alone, without what only the others need."""
-        import onnx
+        import onnx_ir
+        from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        graph = model.graph
-        del graph.output[1:]
-        needed, nodes = {graph.output[0].name}, []
-        for node in reversed(self.model.graph.node):
-            if needed & set(node.output):
-                needed.update(node.input)
-                nodes.append(node)
-        weights = [tensor for tensor in self.model.graph.initializer if tensor.name in needed]
-        del graph.node[:], graph.initializer[:]
-        graph.node.extend(reversed(nodes))
-        graph.initializer.extend(weights)
-        return Stage(model)
+        model = onnx_ir.from_proto(self.model)
+        del model.graph.outputs[1:]
+        return Stage(onnx_ir.to_proto(RemoveUnusedNodesPass()(model).model))
 
 
 class Body:
@@ -159,3 +155,46 @@ def image_info(stage: Stage) -> Any:
     info.CopyFrom(stage.model.graph.input[0])
     info.name = "input"
     return info
+
+
+# What a module is called with, one tuple for each time; with several, each is another way in which it is used.
+Samples = Sequence[tuple[Tensor, ...]]
+
+
+class StageMaker:
+    """Makes the graphs of one package in float32."""
+
+    def __init__(self, weights: WeightsFile, scratch: Path, opset: int) -> None:
+        self.weights, self.opset = weights, opset
+        self._scratch = scratch
+
+    def make(self, module: nn.Module, samples: Samples, inputs: Sequence[str], outputs: Sequence[str] | None) -> Stage:
+        """The module, in evaluation mode, as a graph; `samples` are what it is called with.
+
+        Tensors of two or more images have a free batch size in the graph; others keep their shape.
+        """
+        file = self._scratch / "stage.onnx"
+        self._program(module, samples, inputs, outputs).save(file, external_data=True)
+        return self._taken(file)
+
+    def _program(
+        self, module: nn.Module, samples: Samples, inputs: Sequence[str], outputs: Sequence[str] | None
+    ) -> Any:
+        example = tuple(images(tensor, 2) if len(tensor) > 1 else tensor for tensor in samples[0])
+        return flatten(module, example, self.opset, inputs, outputs)
+
+    def _taken(self, file: Path) -> Stage:
+        """A flat graph on the disk, its weights moved into the package's file and itself removed."""
+        import onnx
+
+        model: Any = onnx.load(file, load_external_data=False)
+        self.weights.take(model, file.parent)
+        for each in file.parent.iterdir():
+            each.unlink()
+        return Stage(model)
+
+
+@torch.no_grad()
+def outputs_of(module: nn.Module, samples: Samples) -> list[Any]:
+    """What the module gives for each of the samples."""
+    return [module(*arguments) for arguments in samples]

@@ -1,24 +1,27 @@
-"""Latency of a model on torch and, after an export, on ONNX Runtime, for one image and for a larger batch."""
+"""Latency of a model on torch and, after an export, on ONNX Runtime; and of several graphs in turn."""
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.runtime import OnnxModel, noise
+from compressor.exporting.runtime import OnnxModel, noise, open_session
 from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
-from compressor.graph.neutral import bare, neutrally
+from compressor.graph.neutral import bare, neutrally, uncollected
 from compressor.graph.state import State
 from compressor.graph.tensors import device_of
 from compressor.graph.trace import call_arguments
-from compressor.profiling.latency import measure
+from compressor.profiling.latency import measure, once
 from compressor.profiling.model_profile import profile as profile_costs
 from compressor.report.cost import Profile
 from compressor.report.manifest import Array
@@ -117,3 +120,55 @@ def _torch_timing(module: nn.Module, example: Any) -> Timing:
 
 def _repeated(tensor: Tensor, batch: int, device: torch.device) -> Tensor:
     return tensor[torch.arange(batch, device=tensor.device) % len(tensor)].to(device) if tensor.dim() else tensor
+
+
+ROUNDS = 9
+_SECONDS = 0.1  # that a graph runs in each round, once at least
+_WARM = 2  # runs before anything is timed
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Milliseconds of a graph beside another's: medians over the rounds, and of their ratio the middle 90 %."""
+
+    before: float
+    after: float
+    ratio: float  # after / before
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rounds: Sequence[Sequence[float]]) -> "Compared":
+        """From the two times of each round."""
+        times = np.array(rounds, dtype=np.float64)
+        ratios = times[:, 1] / times[:, 0]
+        low, ratio, high = (float(value) for value in np.quantile(ratios, (0.05, 0.5, 0.95)))
+        before = float(np.median(times[:, 0]))
+        return cls(before, ratio * before, ratio, low, high)
+
+
+def side_by_side(
+    files: Sequence[Path], shape: tuple[int, ...], threads: int, rounds: int = ROUNDS
+) -> list[list[float]]:
+    """Milliseconds of each graph in every round, the shortest of some runs.
+
+    Args:
+        shape: of the one input of each, the batch included.
+        threads: CPU threads that an operator may use.
+    """
+    image = noise(shape)
+    sessions = [open_session(file, threads=threads) for file in files]
+    calls = [partial(session.run, None, {session.get_inputs()[0].name: image}) for session in sessions]
+    for call in calls:
+        for _ in range(_WARM):
+            call()
+    with uncollected():
+        return [[1e3 * _shortest(call) for call in calls] for _ in range(rounds)]
+
+
+def _shortest(call: Callable[[], object]) -> float:
+    """Seconds of the shortest of the runs that fit into a round."""
+    began, best = time.perf_counter(), once(call)
+    while time.perf_counter() - began < _SECONDS:
+        best = min(best, once(call))
+    return best

@@ -12,8 +12,8 @@ from typing import Any
 from compressor.errors import FileError
 from compressor.exporting import measure
 from compressor.exporting.measure import PASSES, layer_ms, machine, profiled
-from compressor.exporting.onnx_count import with_one_image
 from compressor.exporting.onnx_layers import Placed, others, placed, samples, shapes_of, single
+from compressor.exporting.onnx_profile import with_one_image
 from compressor.exporting.runtime import noise
 from compressor.files.paths import own_folder, write_json
 from compressor.graph.channels import Channels

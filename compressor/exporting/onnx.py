@@ -5,6 +5,8 @@ nothing behind and an older file of that name stays as it was.
 """
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,16 @@ from torch.utils._pytree import tree_leaves
 
 from compressor.errors import CompressorError, FileError, first_line
 from compressor.exporting.flat import OPSET, check_file, check_opset, flatten
-from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
 from compressor.exporting.runtime import open_session
-from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
+from compressor.exporting.samples import (
+    RELATIVE_LIMIT,
+    images,
+    largest_difference,
+    portable,
+    random_like,
+    reference_of,
+    torch_outputs,
+)
 from compressor.exporting.staging import folder_beside, move_files
 from compressor.report.manifest import CARD_KEY, Array, Card, card_text
 from compressor.report.measurements import OnnxCheck
@@ -59,25 +68,45 @@ def export_onnx(
         check.max_rel                          # 3e-7
     """
     check_opset(opset)
+    single = isinstance(example, Tensor)
+
+    def write(reference: nn.Module, whole: Any, file: Path) -> None:
+        program = flatten(reference, images(whole, 2), opset, ["input"] if single else None)
+        if card is not None and single:
+            program.model.metadata_props[CARD_KEY] = card_text(tuple(whole.shape[1:]), card)
+        _save(program, file)
+
+    return replace(write_checked(module, example, path, write, _compared, check_inputs), opset=opset)
+
+
+def write_checked(
+    module: nn.Module,
+    example: Any,
+    path: str | os.PathLike[str],
+    write: Callable[[nn.Module, Any, Path], None],
+    compare: Callable[[Path, Any, list[Array]], tuple[float, float]],
+    check_inputs: Any = None,
+) -> OnnxCheck:
+    """Write a module as one file and keep it only when it gives torch's outputs.
+
+    Args:
+        write: of the module as it is exported, an example, and the file to write.
+        compare: of the file, inputs and torch's outputs, the largest absolute and relative difference.
+    """
     target = Path(path)
     if target.is_dir():
-        raise FileError(f"{target} is a folder; give the name of the .onnx file to write")
+        raise FileError(f"{target} is a folder; give the name of the {target.suffix or 'file'} file to write")
     reference, whole = reference_of(module), portable(example)
     inputs = random_like(whole, max(CHECKED_BATCHES)) if check_inputs is None else portable(check_inputs)
     batches = [images(inputs, count) for count in CHECKED_BATCHES]
     expected = [torch_outputs(reference, batch) for batch in batches]
-    names = ["input"] if isinstance(whole, Tensor) else None
-    program = flatten(reference, images(whole, 2), opset, names)
-    if card is not None and isinstance(whole, Tensor):
-        program.model.metadata_props[CARD_KEY] = card_text(tuple(whole.shape[1:]), card)
     with folder_beside(target) as folder:
         file = folder / target.name
-        _save(program, file)
-        worst = [_compared(file, batch, outputs) for batch, outputs in zip(batches, expected)]
+        write(reference, whole, file)
+        worst = [compare(file, batch, outputs) for batch, outputs in zip(batches, expected)]
         check = OnnxCheck(
             max_abs=max(absolute for absolute, _ in worst),
             max_rel=max(relative for _, relative in worst),
-            opset=opset,
             file_bytes=sum(entry.stat().st_size for entry in folder.iterdir()),
             batches=CHECKED_BATCHES,
             inputs="random" if check_inputs is None else "real",

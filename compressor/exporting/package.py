@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from compressor.errors import FileError, UsageError
 from compressor.exporting.builds import build, modules
+from compressor.exporting.compose import StageMaker
 from compressor.exporting.evidence import Demands, Evidence, opened, prove, routing_facts
 from compressor.exporting.flat import OPSET, check_file, check_opset
 from compressor.exporting.forms import Form, form_of
@@ -30,7 +31,6 @@ from compressor.exporting.runtime import noise, open_session
 from compressor.exporting.runtimes import Runtime, check_runtime, convert, write
 from compressor.exporting.samples import portable, reference_of
 from compressor.exporting.signing import SIGNATURE, private_key
-from compressor.exporting.stages import StageMaker
 from compressor.exporting.staging import folder_beside, move_folder
 from compressor.exporting.verify import check_package
 from compressor.exporting.weights import WeightsFile

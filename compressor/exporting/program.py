@@ -6,33 +6,25 @@ Plain torch runs it (`torch.export.load(path).module()`), and so does compressor
 import json
 import os
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import CompressorError, FileError, ModelError, first_line
-from compressor.exporting.onnx import CHECKED_BATCHES
-from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
-from compressor.exporting.samples import images, portable, random_like, reference_of, torch_outputs
-from compressor.exporting.staging import folder_beside, move_files
+from compressor.errors import FileError, ModelError, first_line
+from compressor.exporting.onnx import write_checked
+from compressor.exporting.samples import (
+    images,
+    largest_difference,
+    torch_outputs,
+)
 from compressor.graph.program import with_free_batch
 from compressor.loading.opening import open_model
 from compressor.loading.program import EXTRA
 from compressor.report.manifest import Array, Card
-
-
-@dataclass(frozen=True)
-class ProgramCheck:
-    """A written program and how far the outputs are from the model's when it is opened, by torch and by compressor."""
-
-    max_abs: float
-    max_rel: float
-    file_bytes: int
-    batches: tuple[int, ...]
-    inputs: str  # "real" or "random"
+from compressor.report.measurements import OnnxCheck
 
 
 def export_program(
@@ -43,7 +35,7 @@ def export_program(
     card: Card | None = None,
     settings: dict[str, Any] | None = None,
     check_inputs: Tensor | None = None,
-) -> ProgramCheck:
+) -> OnnxCheck:
     """Write the module in evaluation mode as a program of any batch size, checked after opening it again.
 
     Args:
@@ -58,32 +50,11 @@ def export_program(
             there before.
         FileError: the file cannot be written.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise FileError(f"{target} is a folder; give the name of the .pt2 file to write")
-    reference, whole = reference_of(module), portable(example)
-    inputs = random_like(whole, max(CHECKED_BATCHES)) if check_inputs is None else portable(check_inputs)
-    batches = [images(inputs, count) for count in CHECKED_BATCHES]
-    expected = [torch_outputs(reference, batch) for batch in batches]
-    about = _about(card or Card(), tuple(whole.shape[1:]), settings or {})
-    with folder_beside(target) as folder:
-        file = folder / target.name
-        _write(reference, images(whole, 2), file, about)
-        worst = [_compared(opened, batches, expected) for opened in _opened(file)]
-        check = ProgramCheck(
-            max_abs=max(absolute for absolute, _ in worst),
-            max_rel=max(relative for _, relative in worst),
-            file_bytes=file.stat().st_size,
-            batches=CHECKED_BATCHES,
-            inputs="random" if check_inputs is None else "real",
-        )
-        if not check.max_rel <= RELATIVE_LIMIT:
-            raise CompressorError(
-                f"the opened program's outputs differ from the model's by {check.max_rel:.1e} of the largest output "
-                f"(at most {RELATIVE_LIMIT:.0e} is allowed); {path} was not written"
-            )
-        move_files(folder, target.parent, last=target.name)
-    return check
+
+    def write(reference: nn.Module, whole: Tensor, file: Path) -> None:
+        _write(reference, images(whole, 2), file, _about(card or Card(), tuple(whole.shape[1:]), settings or {}))
+
+    return write_checked(module, example, path, write, _compared, check_inputs)
 
 
 def _about(card: Card, shape: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +83,6 @@ def _opened(file: Path) -> list[nn.Module]:
     return [plain, open_model(file, trust=True).module]
 
 
-def _compared(opened: nn.Module, batches: list[Tensor], expected: list[list[Array]]) -> tuple[float, float]:
-    found = [largest_difference(outputs, torch_outputs(opened, batch)) for batch, outputs in zip(batches, expected)]
+def _compared(file: Path, batch: Tensor, expected: list[Array]) -> tuple[float, float]:
+    found = [largest_difference(expected, torch_outputs(opened, batch)) for opened in _opened(file)]
     return max(absolute for absolute, _ in found), max(relative for _, relative in found)

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from compressor.errors import CompressorError, first_line
 from compressor.exporting.forms import Cost, Exit
-from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
 from compressor.exporting.run import Run
 from compressor.exporting.runtime import open_session
-from compressor.exporting.samples import torch_outputs
+from compressor.exporting.samples import RELATIVE_LIMIT, largest_difference, torch_outputs
 from compressor.profiling.latency import Latency, measure
 from compressor.report.manifest import Array
 

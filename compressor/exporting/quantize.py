@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, first_line
-from compressor.exporting.compose import Stage
+from compressor.exporting.compose import Samples, Stage, StageMaker
 from compressor.exporting.flat import quiet
-from compressor.exporting.stages import Samples, StageMaker
 from compressor.exporting.weights import WeightsFile
 from compressor.report.manifest import Array
 

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
-from compressor.exporting.compose import Body, Stage, image_info
+from compressor.exporting.compose import Body, Stage, StageMaker, image_info, outputs_of
 from compressor.exporting.forms import THRESHOLDS
-from compressor.exporting.parity import RELATIVE_LIMIT, largest_difference
 from compressor.exporting.run import Run
-from compressor.exporting.stages import StageMaker, outputs_of
+from compressor.exporting.samples import RELATIVE_LIMIT, largest_difference
 from compressor.report.manifest import Array
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError, FileError, first_line
-from compressor.exporting.parity import largest_difference
 from compressor.exporting.proof import Runner, executed
 from compressor.exporting.runtime import noise, open_session, private_copy, session_options
+from compressor.exporting.samples import largest_difference
 from compressor.exporting.staging import folder_beside, move_files
-from compressor.exporting.uniquify import uniquify
 from compressor.exporting.verify import check_package, read_portable
 from compressor.exporting.weights import WeightsFile
 from compressor.profiling.latency import measure
@@ -91,9 +90,19 @@ def _write(place: Path, staging: Path) -> None:
     import onnx
 
     with WeightsFile(staging / TUNED_WEIGHTS) as weights, _optimized(place / MODEL) as (model, folder):
-        uniquify(model.graph)
+        model = uniquified(model)
         weights.take(model, folder)
         onnx.save(model, staging / TUNED_MODEL)
+
+
+def uniquified(model: Any) -> Any:
+    """An onnx.ModelProto with names that are unique over the whole model: ONNX Runtime takes some twice when it saves a
+    graph with branches. Inputs and outputs keep theirs.
+    """
+    import onnx_ir
+    from onnx_ir.passes.common import NameFixPass
+
+    return onnx_ir.to_proto(NameFixPass()(onnx_ir.from_proto(model)).model)
 
 
 @contextmanager

@@ -79,10 +79,10 @@ class OnnxCheck:
 
     max_abs: float  # largest absolute difference
     max_rel: float  # largest absolute difference divided by the largest absolute output of torch
-    opset: int
     file_bytes: int  # the graph and its weights, whether in one file or two
     batches: tuple[int, ...]  # batch sizes compared
     inputs: str  # "real" or "random"
+    opset: int | None = None  # of an ONNX file
 
 
 def plain(value: Any) -> Any:

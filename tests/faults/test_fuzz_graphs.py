@@ -127,7 +127,7 @@ def _bytes_changed(draw: st.DrawFn, content: bytes) -> bytes:
 
 def use_graph(path: Path) -> None:
     """What `profile` and `evaluate` do: count, open, and run on one image."""
-    from compressor.exporting.onnx_count import counted
+    from compressor.exporting.onnx_profile import counted
     from compressor.exporting.runtime import OnnxModel
 
     with tempfile.TemporaryDirectory() as folder:  # here and not in one more process, as this is one already

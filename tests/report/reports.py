@@ -65,7 +65,7 @@ def full_report() -> Report:
         layers=tuple(LayerSize(name, 64 * (1 + i), 40 * (1 + i) if i else 64) for i, name in enumerate(names)),
         notes=("Statistics were re-estimated on 1000 images.",),
         rows=tuple(rows),
-        export=OnnxCheck(1e-6, 3.1e-7, 20, 28_000_000, (1, 5), "real"),
+        export=OnnxCheck(1e-6, 3.1e-7, 28_000_000, (1, 5), "real", 20),
         sections=(Section("Exits", "Accuracy of every exit.", (exits,), (cost,), (pictures,)),),
     )
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compressor.exporting.parity import largest_difference
+from compressor.exporting.samples import largest_difference
 
 
 def test_equal_outputs_have_no_difference() -> None:

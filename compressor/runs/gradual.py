@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compressor.errors import CompressorError
+from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
 from compressor.pruning.oneshot import Ranked, rank
@@ -134,7 +134,10 @@ class Gradual:
         gone = 1 - (1 - number / rounds) ** 3
         try:
             selection = distributed.from_first(lambda: self._selected(gone, last=number == rounds))
-        except CompressorError as error:
+        except UsageError as error:  # there is nothing to remove by now
+            self.notes.append(f"step {self.step}: {error}")
+            return False
+        except ModelError as error:
             self.refused[f"step {self.step}"] = str(error)
             return False
         plan = replace(selection.plan, period=number - 1)

@@ -60,7 +60,7 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("compressor")
+        return importlib.import_module("compressor.report.environment").VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'compressor' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -34,6 +34,7 @@ from compressor.exporting.signing import SIGNATURE, private_key
 from compressor.exporting.staging import folder_beside, move_folder
 from compressor.exporting.verify import check_package
 from compressor.exporting.weights import WeightsFile
+from compressor.report.environment import VERSION
 from compressor.report.manifest import (
     MANIFEST,
     METADATA_KEY,
@@ -124,7 +125,7 @@ def export_package(
             opset=settings.opset,
             checked_on=evidence.words,
             quantization=None if not settings.int8 or calibration is None else facts(settings.int8, len(calibration)),
-            made_with={name: version(name) for name in ("compressor", "torch", *runtime.made_with)},
+            made_with={"compressor": VERSION} | {name: version(name) for name in ("torch", *runtime.made_with)},
             history=() if card is None else card.history,
         )
         manifest = finish(staging, manifest)

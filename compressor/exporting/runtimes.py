@@ -52,7 +52,7 @@ def check_runtime(name: str, *, int8: bool = False) -> Runtime:
     missing = [package for package in runtime.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UsageError(
-            f"{runtime.title} is not installed ({', '.join(missing)} missing): pip install 'compressor[{name}]'"
+            f"{runtime.title} is not installed ({', '.join(missing)} missing): pip install 'cnn-compressor[{name}]'"
         )
     if int8 and not runtime.int8:
         others = ", ".join(each.name for each in RUNTIMES.values() if each.int8)

@@ -44,7 +44,7 @@ def _key(path: str, kind: str) -> Any:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
-        raise UsageError("signatures need cryptography: pip install 'compressor[sign]'") from error
+        raise UsageError("signatures need cryptography: pip install 'cnn-compressor[sign]'") from error
     try:
         text = Path(path).expanduser().read_bytes()
         key = (

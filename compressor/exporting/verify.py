@@ -67,7 +67,9 @@ def computed(source: str, copies: str, about: dict[str, Any]) -> float:
             return max(compared(Network(Path(copies), threads=1, about=about), sample))
     except ImportError as error:
         runtime = about["runtime"]
-        raise FileError(f"{source} is for {runtime}, which is missing: pip install 'compressor[{runtime}]'") from error
+        raise FileError(
+            f"{source} is for {runtime}, which is missing: pip install 'cnn-compressor[{runtime}]'"
+        ) from error
     except Exception as error:  # every runtime has exceptions of its own
         raise FileError(f"{source} does not run as it did where it was exported ({first_line(error)})") from error
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from compressor.report.units import counted
 
-_PACKAGES = ("compressor", "torch", "torchvision", "numpy", "onnx", "onnxruntime")
+VERSION = "0.2.0"  # of this package; pyproject.toml reads it here
+_PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
 
 def versions() -> dict[str, str | None]:
     """Version of Python and of each package that takes part; None where one is not installed. Imports none of them."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    ours: dict[str, str | None] = {"python": platform.python_version(), "compressor": VERSION}
+    return ours | {name: _version(name) for name in _PACKAGES}
 
 
 def device_words(device: Any = "cpu") -> str:

@@ -13,7 +13,7 @@ FOLDER = "tensorboard"
 def check_installed() -> None:
     """Raise UsageError where the package is missing, before a run begins."""
     if find_spec("tensorboard") is None:
-        raise UsageError("--tensorboard needs the package tensorboard: pip install 'compressor[tensorboard]'")
+        raise UsageError("--tensorboard needs the package tensorboard: pip install 'cnn-compressor[tensorboard]'")
 
 
 class EventFiles:

@@ -3,11 +3,13 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from compressor.report.environment import device_words, versions
+import compressor
+from compressor.report.environment import VERSION, device_words, versions
 
 
 def test_versions_name_what_computes() -> None:
@@ -15,6 +17,13 @@ def test_versions_name_what_computes() -> None:
     assert found["python"] == platform.python_version()
     assert found["torch"] is not None and found["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"compressor", "torchvision", "onnx", "onnxruntime"} <= set(found)
+
+
+def test_the_version_needs_no_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found where the package lies without its metadata, or under an older name."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: pytest.fail(name) if "compressor" in name else "1")
+    assert versions()["compressor"] == compressor.__version__ == VERSION
+    assert f"## [{VERSION}]" in (Path(__file__).parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_reading_a_report_imports_no_torch() -> None:

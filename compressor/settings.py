@@ -68,6 +68,9 @@ class Job:
     # What `--help` shows where its settings are many; the others only by `--help-all`. Empty: as each setting says.
     SHOWS: ClassVar[frozenset[str]] = frozenset()
 
+    # Further names of settings: what such a name is given goes to the setting that it stands for.
+    ALIASES: ClassVar[Mapping[str, str]] = {}
+
     @classmethod
     def takes(cls, given: Mapping[str, Any]) -> bool:
         """Whether these values ask for this job, of the several that a verb may have."""
@@ -162,16 +165,16 @@ def read(
     kind = next(kind for kind in kinds if kind.takes(given))
     known = recorded_of(kind) if recorded else known_to(kind)
     values: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in _resolved(kind, given, spell).items():
         if name not in known:
             raise UsageError(_stranger(name, kind, kinds, given, verb, spell))
         values[name] = checked(name, value, known[name], spell)
     bases = kind.bases(values) | dict(whole or {})
     for name, one in known.items():
         if one.default is MISSING and values.get(name) is None:
-            raise UsageError(
-                f"{spell(name)} is missing: give {one.about.text[0].lower()}{one.about.text[1:].rstrip('.')}"
-            )
+            others = "".join(f", or {spell(alias)}" for alias, stands in kind.ALIASES.items() if stands == name)
+            what = f"{one.about.text[0].lower()}{one.about.text[1:].rstrip('.')}"
+            raise UsageError(f"{spell(name)} is missing: give {what}{others}")
     hints = get_type_hints(kind)
     parts = {name: value for name, value in (inside or {}).items() if name in hints}
     if "chosen" in hints:
@@ -186,6 +189,17 @@ def read(
     job: Any = kind
     made: J = job(**parts)
     return made.completed()
+
+
+def _resolved(kind: type[Job], given: Mapping[str, Any], spell: Callable[[str], str]) -> dict[str, Any]:
+    """The values by the settings' own names."""
+    found = {name: value for name, value in given.items() if name not in kind.ALIASES}
+    for alias, name in kind.ALIASES.items():
+        if given.get(alias) is not None:
+            if found.get(name) is not None:
+                raise UsageError(f"{spell(alias)} and {spell(name)} exclude each other: leave one of them out")
+            found[name] = given[alias]
+    return found
 
 
 def checked(name: str, given: Any, known: Known, spell: Callable[[str], str] = str) -> Any:

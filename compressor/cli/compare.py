@@ -66,5 +66,7 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     files |= {str(page): "the comparison, to look at in a browser", str(data): "the same as data"}
     most = max(point.macs or 0 for point in compared.points)
     smaller = [point for point in compared.points if (point.macs or 0) < most and (Path(point.run) / MODEL).exists()]
-    best = compared.promised or (max(smaller, key=lambda point: point.top1 or 0.0).run if smaller else "RUN")
+    worst = float("-inf")
+    good = {point.run: worst if point.main is None else -point.figure.drop(point.main, 0.0) for point in smaller}
+    best = compared.promised or (max(good, key=lambda run: good[run]) if good else "RUN")
     terminal.made(files, f"compressor export {left if left.exists() else Path(best) / MODEL} --data DATA --out deploy")

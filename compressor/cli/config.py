@@ -79,9 +79,9 @@ def _check_command(path: Path, content: Mapping[str, Any], command: str) -> None
 def _check_code(path: Path, found: Mapping[str, Any], ctx: typer.Context) -> None:
     """A run's folder may come from anyone: code that it names runs only if it was named here before."""
     from compressor.loading.arch import parse_arch, was_named
-    from compressor.runs.criterion import may_run
+    from compressor.runs.own import may_run
 
-    allowed = {"arch": lambda text: was_named(parse_arch(text)), "method": may_run}
+    allowed = {"arch": lambda text: was_named(parse_arch(text)), "method": may_run, "data": may_run, "task": may_run}
     for name, may in allowed.items():
         if not isinstance(found.get(name), str) or on_command_line(ctx, name):
             continue

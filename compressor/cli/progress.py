@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from compressor.report import units
+from compressor.report.figure import TOP1, validated
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent, Stage
 from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
 
@@ -162,7 +163,11 @@ def _line(event: EpochEvent | NoteEvent | Stage | PartEvent | PeriodEvent, epoch
     row = event.row
     parts = [_epoch(row["epoch"], event.epochs or epochs), f"loss {row['train_loss']:.4f}"]
     parts.append(_top1("top-1", row["train_top1"]))
-    parts.append(_top1("validation", row["validation_top1"]))
+    found = validated(row)
+    if found is not None and found[0].name != TOP1:
+        parts.append("" if found[1] is None else f"validation {found[0].name} {found[0].write(found[1])}")
+    elif found is not None:
+        parts.append(_top1("validation", found[1]))
     parts.append(f"{row['images_per_second']:,.0f} images/s")
     return "  ".join(part for part in parts if part)
 

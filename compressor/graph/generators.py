@@ -54,7 +54,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Every global generator starts at `seed`; afterwards each goes on where it was."""
     before = random_states()
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  the global one is what users' code may draw from
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002  the global one is what users' code may draw from
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU that is not in use yet, for good
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)

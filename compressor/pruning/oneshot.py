@@ -1,6 +1,6 @@
 """Decide in one look at a trained network: score its channels by a method of the table, and select."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from compressor.pruning.obs import Curve, calibrated, consumers, curves
 from compressor.pruning.scores import Given, Score, Scores, complete, in_order
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved
+from compressor.training.task import Model, Pair
 
 
 class Ranked(NamedTuple):
@@ -40,10 +41,11 @@ def rank(
     model: nn.Module,
     channels: Channels,
     settings: PruneSettings,
-    batches: Sequence[tuple[Tensor, Tensor]] = (),
+    batches: Sequence[Pair] = (),
     inputs: Sequence[Any] = (),
     score: Score | None = None,
     changes: Mapping[str, Tensor] | None = None,
+    loss: Callable[[Model, Any, Any], tuple[Tensor, Any]] = Given.loss,
 ) -> Ranked:
     """Judge every channel; the model is not changed.
 
@@ -61,7 +63,7 @@ def rank(
         raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
     scores, orders = Scores({}), None
     if settings.method != "obs":
-        given = Given(tuple(batches), settings.seed, changes)
+        given = Given(tuple(batches), settings.seed, changes, loss)
         own = score is not None
         scores = (score or score_of(settings.method))(model, channels, given)
         scores = complete(scores, channels, settings.method) if own else scores

@@ -9,6 +9,7 @@ group, and that is what a global ranking compares.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +19,20 @@ from torch import Tensor, nn
 from compressor.errors import ModelError, UsageError, did_you_mean
 from compressor.graph.channels import Channels, Group, Ids, Place
 from compressor.graph.tensors import named_tensors
+from compressor.training.data import cross_entropy
+from compressor.training.task import Model, Pair
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a method may look at beside the model: labelled images, normalised as the model takes them, and a seed."""
+    """What a method may look at beside the model: batches of a task with their loss, and a seed."""
 
-    batches: Sequence[tuple[Tensor, Tensor]] = ()  # each (batch, channels, height, width) and (batch,)
+    batches: Sequence[Pair] = ()  # each (batch, channels, height, width) and (batch,); of a user's task see `Pair`
     seed: int = 0
     changes: Mapping[str, Tensor] | None = None  # squared changes of the loss by group, where training gave gradients
+    loss: Callable[[Model, Any, Any], tuple[Tensor, Any]] = cross_entropy  # of a model on a batch; a scalar comes first
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Prune the channels whose loss would change least, estimated from gradients on a few batches."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from compressor.errors import DataError, cause
 from compressor.graph.channels import Channels, Group
 from compressor.pruning.scores import Given, Scores, as_values, in_means, slices
-from compressor.training.evaluate import evaluating, first_output
+from compressor.training.evaluate import evaluating
+from compressor.training.task import Pair
 
 
 def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:
@@ -30,8 +32,8 @@ def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:
         DataError: the model does not take the images, or the labels are none of its classes.
     """
     totals = dict(given.changes or {})
-    for images, labels in () if given.changes else given.batches:
-        add_(totals, _gradient_times_weight(model, images, labels), channels, 1 / len(given.batches))
+    for pair in () if given.changes else given.batches:
+        add_(totals, _gradient_times_weight(model, pair, given), channels, 1 / len(given.batches))
     return Scores({group.name: as_values(in_means(totals[group.name].sqrt()), group) for group in channels.free})
 
 
@@ -56,6 +58,17 @@ def products_of(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tenso
     }
 
 
+class _Loss(nn.Module):
+    """A model's loss as a module, so that its weights can be exchanged."""
+
+    def __init__(self, model: nn.Module, given: Given) -> None:
+        super().__init__()
+        self.model, self.given = model, given
+
+    def forward(self, x: Any, y: Any) -> Tensor:
+        return self.given.loss(self.model, x, y)[0]
+
+
 def _change(products: Mapping[str, Tensor], channels: Channels, group: Group) -> Tensor:
     """(channels,): the sum of gradient times weight over all columns that read each channel."""
     held = [place for place in group.places if place.tensor in products]  # buffers have no gradient
@@ -64,7 +77,7 @@ def _change(products: Mapping[str, Tensor], channels: Channels, group: Group) ->
     return torch.stack([part.double().sum(1) for part in parts]).sum(0)
 
 
-def _gradient_times_weight(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _gradient_times_weight(model: nn.Module, pair: Pair, given: Given) -> dict[str, Tensor]:
     """For every parameter, element by element; zero where the loss does not depend on it. The model stays untouched."""
     weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.is_floating_point()}
     for weight in weights.values():
@@ -72,8 +85,8 @@ def _gradient_times_weight(model: nn.Module, images: Tensor, labels: Tensor) -> 
     buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
     with evaluating(model), torch.enable_grad():
         try:
-            scores = first_output(torch.func.functional_call(model, {**weights, **buffers}, (images,)))
-            loss = nn.functional.cross_entropy(scores.float(), labels)
+            values = {f"model.{name}": value for name, value in {**weights, **buffers}.items()}
+            loss = torch.func.functional_call(_Loss(model, given), values, pair)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise DataError(f"taylor needs images and class labels that fit the model ({cause(error)})") from error
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.report import units
+from compressor.report.figure import Figure
 from compressor.report.measurements import Measurements
 from compressor.report.units import NOTHING
 
 _NOTICEABLE = 1.05  # as fast; less lies within what two measurements differ by
-ACCURACY = "test top-1"  # the label of the row that is always shown
-_LOST = 0.01  # of top-1: more is shown as a loss
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Line:
     after: str
     change: str
     better: bool | None = None  # None: nobody can say, or it is about the same
+    main: bool = False  # the figure that the network is for: always shown
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def compare(before: Measurements, after: Measurements, *, larger: bool = False) 
     """Both sides of a report; with `larger` also the latency of the larger batch."""
     lines: list[Line] = []
     missing: dict[str, list[str]] = {}
+    figure = _figure(before, after)
     for label, key, value, write in _measured(before, after, larger):
         old, new = value(before), value(after)
         sides = [_reason(before, key)] if old is None else [before.reasons.get(key)]
@@ -43,7 +44,7 @@ def compare(before: Measurements, after: Measurements, *, larger: bool = False) 
         for reason in dict.fromkeys(each for each in sides if each is not None):
             if label.partition(",")[0] not in missing.setdefault(reason, []):
                 missing[reason].append(label)
-        lines.append(_line(label, old, new, write))
+        lines.append(_line(label, old, new, write, figure if key == "top1" else None))
     remarks = [f"{', '.join(labels)}: {reason}" for reason, labels in missing.items()]
     return Comparison(tuple(lines), (*remarks, *_latency_remarks(after)))
 
@@ -64,12 +65,12 @@ def answers(before: Measurements, after: Measurements, round_to: int | str | Non
             said.append((f"{old / new:.2f} times as fast in ONNX Runtime: {times}", True))
         else:
             said.append((f"not faster in ONNX Runtime: {times}{_help(round_to)}", False))
-    if after.top1 is not None:
-        top1 = f"test top-1 {units.percent(after.top1)}"
-        if before.top1 is not None:
-            top1 = f"test top-1 {units.percent(before.top1)} to {units.percent(after.top1)}"
-            top1 += f" ({units.points(before.top1, after.top1)})"
-        said.append((top1, before.top1 is None or after.top1 > before.top1 - _LOST))
+    figure, was, now = after.figure, before.main, after.main
+    if now is not None:
+        told = f"test {figure.label} {figure.write(now)}"
+        if was is not None:
+            told = f"test {figure.label} {figure.write(was)} to {figure.write(now)} ({figure.change(was, now)})"
+        said.append((told, was is None or figure.gain(was, now) > -1))
     if after.certificate is not None:
         said.append((after.certificate.words(), after.certificate.kept))
     return said
@@ -91,7 +92,8 @@ def _measured(
     before: Measurements, after: Measurements, larger: bool
 ) -> Iterator[tuple[str, str, Value, Callable[[float], str]]]:
     """Label, key of the reason, how to read the value, how to write it."""
-    yield ACCURACY, "top1", lambda side: side.top1, units.percent
+    figure = _figure(before, after)
+    yield f"test {figure.label}", "top1", lambda side: side.main, figure.write
     yield "MACs", "macs", lambda side: side.macs, units.macs
     yield "parameters", "params", lambda side: side.params, units.amount
     yield "file size", "file_bytes", lambda side: side.file_bytes, units.size
@@ -103,6 +105,11 @@ def _measured(
         if larger and batch is not None:
             yield f"latency {name}, batch {batch}", key, _timing(engine, "larger"), units.milliseconds
     yield "MACs (thop)", "macs_thop", lambda side: side.macs_thop, units.macs
+
+
+def _figure(before: Measurements, after: Measurements) -> Figure:
+    """The main figure, by whichever side has one."""
+    return after.figure if after.main is not None else before.figure
 
 
 def _engine(side: Measurements, engine: str) -> dict[str, Any] | None:
@@ -123,12 +130,14 @@ def _reason(side: Measurements, key: str) -> str:
     return side.reasons.get(key) or side.reasons.get(general) or "not measured"
 
 
-def _line(label: str, before: float | None, after: float | None, write: Callable[[float], str]) -> Line:
+def _line(
+    label: str, before: float | None, after: float | None, write: Callable[[float], str], figure: Figure | None
+) -> Line:
     change, better = "", None
     if before is not None and after is not None:
-        accuracy = write is units.percent
-        change = units.points(before, after) if accuracy else units.ratio(before, after)
-        gain = (after - before) / _LOST if accuracy else (before - after) / (before or 1) / (_NOTICEABLE - 1)
+        change = units.ratio(before, after) if figure is None else figure.change(before, after)
+        saved = (before - after) / (before or 1) / (_NOTICEABLE - 1)
+        gain = saved if figure is None else figure.gain(before, after)
         better = None if abs(gain) < 1 else gain > 0
     return Line(
         label,
@@ -136,6 +145,7 @@ def _line(label: str, before: float | None, after: float | None, write: Callable
         after=NOTHING if after is None else write(after),
         change=change,
         better=better,
+        main=figure is not None,
     )
 
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from compressor.report.certificate import Certificate
 from compressor.report.cost import Profile
+from compressor.report.figure import TOP1, Figure
 
 _MEASURED = ("macs", "macs_thop", "params", "file_bytes", "latency_ms", "top1")
 
@@ -27,10 +28,31 @@ class Measurements:
     top1: float | None = None  # fraction in 0..1 of the test images
     reasons: dict[str, str] = field(default_factory=dict)
     certificate: Certificate | None = None  # what is promised on fresh images; None where nothing was asked for
+    figures: dict[str, float] = field(default_factory=dict)  # of a user's task on its test data, the main one first
+    higher: bool = True  # the main one is the better
 
     def __post_init__(self) -> None:
         missing = {name: "not measured" for name in _MEASURED if getattr(self, name) is None}
+        if self.figures:
+            missing.pop("top1", None)
         object.__setattr__(self, "reasons", {**missing, **self.reasons})
+
+    @property
+    def figure(self) -> Figure:
+        """The main figure: top-1, or that of a user's task."""
+        return Figure(next(iter(self.figures), TOP1), self.higher)
+
+    @property
+    def main(self) -> float | None:
+        """Its value."""
+        return next(iter(self.figures.values()), self.top1)
+
+    def scored(self, figure: Figure, figures: Mapping[str, float]) -> "Measurements":
+        """The same with the figures of an evaluation."""
+        reasons = {name: reason for name, reason in self.reasons.items() if name != "top1"}
+        if figure.name == TOP1:
+            return replace(self, top1=figures[TOP1], reasons=reasons)
+        return replace(self, figures=dict(figures), higher=figure.higher, reasons=reasons)
 
     @classmethod
     def of(
@@ -51,6 +73,8 @@ class Measurements:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         found = {**{name: plain(getattr(self, name)) for name in _MEASURED}, "reasons": dict(self.reasons)}
+        if self.figures:
+            found |= {"figures": plain(self.figures), "higher": self.higher}
         return found if self.certificate is None else found | {"certificate": self.certificate.to_json()}
 
     @classmethod
@@ -61,6 +85,8 @@ class Measurements:
             **{name: data.get(name) for name in _MEASURED},
             reasons=dict(data.get("reasons", {})),
             certificate=None if promised is None else Certificate.from_json(promised),
+            figures=dict(data.get("figures", {})),
+            higher=bool(data.get("higher", True)),
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import printable
+from compressor.report.figure import TOP1, validated
 from compressor.report.sections import Curve, Plot
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def run_plots(rows: tuple[dict[str, Any], ...]) -> tuple[Plot, ...]:
 def _candidates(rows: tuple[dict[str, Any], ...]) -> Iterator[Plot]:
     wanted = {
         ("Accuracy", "top-1, %", 100.0): {"validation_top1": "validation", "train_top1": "training"},
+        **_own_figures(rows),
         ("Loss", "loss", 1.0): {"validation_loss": "validation", "train_loss": "training"},
         ("Multiply-adds", "MMAC per image", 1e-6): {"macs": "model"},
         ("Parameters", "million", 1e-6): {"params": "model"},
@@ -83,6 +85,13 @@ def _candidates(rows: tuple[dict[str, Any], ...]) -> Iterator[Plot]:
             if any(value is not None for value in y):
                 curves.append(Curve(label, epochs, y))
         yield Plot(title, "epoch", y_label, tuple(curves))
+
+
+def _own_figures(rows: tuple[dict[str, Any], ...]) -> dict[tuple[str, str, float], dict[str, str]]:
+    """The main figure of a user's task."""
+    found = [validated(row) for row in rows]
+    names = {each[0].name for each in found if each is not None} - {TOP1}
+    return {(name, name, 1.0): {f"validation_{name}": "validation"} for name in sorted(names)}
 
 
 def _epochs(rows: tuple[dict[str, Any], ...]) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.text import Text
 from compressor.files.paths import write_json, write_whole
 from compressor.report import units
 from compressor.report.certificate import Certificate
+from compressor.report.figure import TOP, TOP1, Figure
 from compressor.report.html import drawn, rendered
 from compressor.report.sections import Curve, Plot
 from compressor.report.tables import plain_table
@@ -19,10 +20,11 @@ from compressor.report.units import NOTHING
 
 PAGE, DATA = "comparison.html", "comparison.json"
 MARK = "*"
-LEGEND = f"{MARK} on the Pareto front: no other has at least this top-1 at this cost or less"
+LEGEND = MARK + " on the Pareto front: no other has at least this {} at this cost or less"
 _ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
 _SCALES = {"macs": (1e-6, "million MACs"), "latency": (1.0, "ms"), "file_bytes": (1e-6, "MB")}
-# Cost -> how it is called. Less is better of each, and more of top-1.
+_COLUMNS = ("run", "method", "MACs", "parameters", "file size", "latency")
+# Cost -> how it is called. Less is better of each.
 COSTS = {"macs": "MACs", "latency": "latency", "file_bytes": "file size"}
 
 
@@ -33,13 +35,25 @@ class Point:
     run: str  # the folder; for a network that a run started from, its file
     method: str  # "start" for a network that a run started from
     variant: str = ""  # a sub-model of the run's network
-    top1: float | None = None  # fraction in 0..1 of the test images
+    main: float | None = None  # the main figure on the test data
+    figure: Figure = TOP
     macs: int | None = None  # of one image; where images differ, the mean
     params: int | None = None
     file_bytes: int | None = None
     latency: float | None = None  # median milliseconds of one image, on ONNX Runtime where all were measured there
     epochs: int = 0  # of training that the run itself did
     seed: int | None = None
+
+    @property
+    def top1(self) -> float | None:
+        """Fraction in 0..1 of the test images, where these are classified."""
+        return self.main if self.figure.name == TOP1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        facts = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        main = facts.pop("main")
+        return {**facts, self.figure.name: main, "figure": asdict(self.figure)}
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,11 @@ class RunComparison:
         return words if self.promised is None else f"{self.promised}: {words}"
 
     @property
+    def figure(self) -> Figure:
+        """What the networks are measured by."""
+        return next((point.figure for point in self.points if point.main is not None), TOP)
+
+    @property
     def fronts(self) -> dict[str, tuple[int, ...]]:
         """For each cost the points, counted from 1, that no other point beats in cost and accuracy at once."""
         return {cost: tuple(index + 1 for index in front(self.points, cost)) for cost in COSTS}
@@ -78,7 +97,7 @@ class RunComparison:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "points": [{"number": number, **asdict(point)} for number, point in enumerate(self.points, 1)],
+            "points": [{"number": number, **point.to_json()} for number, point in enumerate(self.points, 1)],
             "latency_engine": self.engine,
             "timed_in_turn_on": self.in_turn,
             "fronts": {cost: list(numbers) for cost, numbers in self.fronts.items()},
@@ -108,27 +127,27 @@ def front(points: Sequence[Point], cost: str) -> list[int]:
     Points without that cost or without an accuracy are on no front.
     """
     known = [
-        (index, value, point.top1)
+        (index, value, point.main if point.figure.higher else -point.main)
         for index, point in enumerate(points)
-        if (value := getattr(point, cost)) is not None and point.top1 is not None
+        if (value := getattr(point, cost)) is not None and point.main is not None
     ]
     return [
         index
-        for index, value, top1 in known
-        if not any(other <= value and better >= top1 and (other < value or better > top1) for _, other, better in known)
+        for index, value, main in known
+        if not any(other <= value and better >= main and (other < value or better > main) for _, other, better in known)
     ]
 
 
 def comparison_table(compared: RunComparison) -> RenderableType:
     """One row a network, within 80 columns; below, what the marks mean and what makes it less than fair."""
-    costs = ((title, "right") for title in ("MACs", "file", "latency", "top-1"))
+    costs = ((title, "right") for title in ("MACs", "file", "latency", compared.figure.label))
     shared = _shared(compared.points)
     table = plain_table("run", ("method", "left"), *costs)
     fronts = compared.fronts
     for number, point in enumerate(compared.points, 1):
         cells = (_marked(_cost(point, cost), number in fronts[cost]) for cost in ("macs", "file_bytes", "latency"))
-        table.add_row(Text(f"{number} {_name(point, shared)}"), Text(point.method), *cells, _top1(point))
-    remarks = [LEGEND, _latency_remark(compared), *compared.notes]
+        table.add_row(Text(f"{number} {_name(point, shared)}"), Text(point.method), *cells, _main(point))
+    remarks = [LEGEND.format(compared.figure.label), _latency_remark(compared), *compared.notes]
     remarks += [f"{name} failed: {why}" for name, why in compared.failed.items()]
     return Group(table, *(Text(remark, style="dim") for remark in remarks if remark))
 
@@ -139,11 +158,11 @@ def comparison_page(compared: RunComparison) -> str:
 
 
 def _content(compared: RunComparison) -> dict[str, Any]:
-    remarks = [LEGEND, _latency_remark(compared)]
+    remarks = [LEGEND.format(compared.figure.label), _latency_remark(compared)]
     return {
         "title": f"{units.counted(len(compared.points), 'network')} side by side",
         "rows": list(_rows(compared)),
-        "columns": ("run", "method", "MACs", "parameters", "file size", "latency", "top-1", "epochs", "seed"),
+        "columns": (*_COLUMNS, compared.figure.label, "epochs", "seed"),
         "remarks": [remark for remark in remarks if remark],
         "notes": [note for note in (compared.promise, *compared.notes) if note],
         "plots": drawn(tuple(_plots(compared))),
@@ -160,17 +179,18 @@ def _rows(compared: RunComparison) -> Iterator[tuple[str, ...]]:
         params = NOTHING if point.params is None else units.amount(point.params)
         seed = NOTHING if point.seed is None else str(point.seed)
         name, costs = f"{number} {_name(point, shared)}", (macs, params, size, latency)
-        yield (name, point.method, *costs, _top1(point), str(point.epochs), seed)
+        yield (name, point.method, *costs, _main(point), str(point.epochs), seed)
 
 
 def _plots(compared: RunComparison) -> Iterator[Plot]:
     """Accuracy against each cost that was measured, the points numbered as in the table."""
+    axis, scale = compared.figure.axis
     for cost, name in COSTS.items():
         factor, unit = _SCALES[cost]
         places = {
-            number: (float(getattr(point, cost)) * factor, 100 * point.top1, point.method)
+            number: (float(getattr(point, cost)) * factor, scale * point.main, point.method)
             for number, point in enumerate(compared.points, 1)
-            if getattr(point, cost) is not None and point.top1 is not None
+            if getattr(point, cost) is not None and point.main is not None
         }
         if not places:
             continue
@@ -181,7 +201,8 @@ def _plots(compared: RunComparison) -> Iterator[Plot]:
             curves.append(Curve(method, x, y, names=tuple(_label(number, places) for number in own)))
         best = sorted(places[number][:2] for number in compared.fronts[cost])
         line = Curve("Pareto front", tuple(x for x, _ in best), tuple(y for _, y in best), look="dashed")
-        yield Plot(f"Accuracy against {name}", unit, "test top-1, %", (*curves, line), kind="points")
+        what = "Accuracy" if compared.figure == TOP else axis
+        yield Plot(f"{what} against {name}", unit, f"test {axis}", (*curves, line), kind="points")
 
 
 def _label(number: int, places: dict[int, tuple[float, float, str]]) -> str:
@@ -218,8 +239,8 @@ def _marked(text: str, on_front: bool) -> str:
     return f"{text} {MARK if on_front else ' '}"
 
 
-def _top1(point: Point) -> str:
-    return NOTHING if point.top1 is None else units.percent(point.top1)
+def _main(point: Point) -> str:
+    return NOTHING if point.main is None else point.figure.write(point.main)
 
 
 def _latency_remark(compared: RunComparison) -> str:

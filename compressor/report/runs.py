@@ -36,7 +36,7 @@ def compare_runs(
         raise UsageError("there is no finished run to compare: give folders that hold a report.json")
     engine = _engine(reports) if timed is None else TIMED_ON
     points = [point for name, report in reports.items() for point in _results(name, report, engine)]
-    starts = {(point.macs, point.params, point.top1): point for point in _starts(reports, engine)}
+    starts = {(point.macs, point.params, point.main): point for point in _starts(reports, engine)}
     points += starts.values()
     if timed is not None:
         new = timed.milliseconds
@@ -67,7 +67,8 @@ def _point(run: str, method: str, measured: Measurements, engine: str | None, ep
     return Point(
         run=run,
         method=method,
-        top1=measured.top1,
+        main=measured.main,
+        figure=measured.figure,
         macs=measured.macs,
         params=measured.params,
         file_bytes=measured.file_bytes,
@@ -88,10 +89,14 @@ def _engine(reports: Mapping[str, Report]) -> str | None:
 
 
 def _notes(reports: Mapping[str, Report], in_turn: str | None) -> Iterator[str]:
+    figures = {report.after.figure.label for report in reports.values() if report.after.main is not None}
+    if len(figures) > 1:
+        yield f"the runs are measured by different figures, which do not compare: {', '.join(sorted(figures))}"
     for what, key in (("test sets", "data"), ("validation shares", "validation")):
         found = _values(reports, key)
         if len(found) > 1:
-            yield f"the runs have different {what}, so their top-1 do not compare: {', '.join(sorted(found))}"
+            named = "/".join(sorted(figures)) or "figures"
+            yield f"the runs have different {what}, so their {named} do not compare: {', '.join(sorted(found))}"
     devices = {report.device for report in reports.values() if report.after.latency_ms}
     if len(devices) > 1 and in_turn is None:
         yield f"latency was measured on different devices and does not compare: {'; '.join(sorted(devices))}"

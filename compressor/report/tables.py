@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.report import units
-from compressor.report.comparison import ACCURACY, compare
+from compressor.report.comparison import compare
 from compressor.report.html import number_columns, written
 from compressor.report.report import Report
 from compressor.report.units import NOTHING
@@ -28,7 +28,7 @@ def before_after_table(report: Report) -> RenderableType:
     table = plain_table("", ("before", "right"), ("after", "right"), ("change", "right"))
     same = []
     for line in comparison.lines:
-        if line.before == line.after and (line.label != ACCURACY or line.before == NOTHING):
+        if line.before == line.after and (not line.main or line.before == NOTHING):
             same += [] if line.before == NOTHING else [f"{line.label} {line.before}"]
             continue
         style = {True: "green", False: "yellow", None: ""}[line.better]

@@ -19,9 +19,9 @@ from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, check_period, hints
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
-from compressor.runs.subject import Subject, refuse_routed
+from compressor.runs.subject import refuse_routed
 from compressor.runs.training_phases import TrainingPhases
-from compressor.training.evaluate import evaluate
+from compressor.runs.tuning import on_validation
 from compressor.training.events import NoteEvent
 
 _TRIED_STEPS = 10  # of a period, for an estimate
@@ -50,7 +50,7 @@ class AdaptRun(Run[AdaptJob]):
         self.phases_steps, self.period_steps = steps, self.method.lsep
         if not self.method.units:
             raise ModelError(f"there is nothing that AdapNet could change: {reasons(channels, self.method)}")
-        guard = Guard(job.goals.undo_drop, partial(_top1, subject))
+        guard = Guard(job.goals.undo_drop, partial(on_validation, subject), data)
         target = Target.of(job.goals, channels)
         self.periods = Periods(subject.module, channels, self.method, target, guard, self.tell, job.goals.round_to)
         self.training = TrainingPhases(subject.module, data, self.periods, self.phases, job.distilling, self._trained)
@@ -110,11 +110,6 @@ class AdaptRun(Run[AdaptJob]):
         if missed is not None:
             self.tell(NoteEvent(missed))
             self.facts["refused"]["target"] = missed
-
-
-def _top1(subject: Subject) -> float:
-    assert subject.data is not None
-    return evaluate(subject.module, subject.data.validation, subject.data).top1
 
 
 def reasons(channels: Channels, method: AdapNet, most: int = 4) -> str:

@@ -1,6 +1,5 @@
 """A user's own method: a function of a file, or one in memory, that scores channels."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from compressor.graph.channels import Channels
 from compressor.loading import code
 from compressor.pruning.catalogue import is_own
 from compressor.pruning.scores import Given, Score, Scores
-
-_FORM = re.compile(r"(.+\.py):(\w+)")
+from compressor.runs.own import parts
 
 
 def criterion(method: str | Score) -> Score | None:
@@ -30,7 +28,7 @@ def criterion(method: str | Score) -> Score | None:
     if not is_own(method):
         return None
     path, function = _parts(method)
-    found = code.load(Path(path), function, expected=None, named=True).function
+    found = code.load(path, function, expected=None, named=True).function
 
     def score(model: nn.Module, channels: Channels, given: Given) -> Scores:
         try:
@@ -38,18 +36,10 @@ def criterion(method: str | Score) -> Score | None:
         except CompressorError:
             raise
         except Exception as error:
-            raise UsageError(f"{method} failed: {code.told(error, Path(path))}") from error
+            raise UsageError(f"{method} failed: {code.told(error, path)}") from error
         return scores
 
     return score
-
-
-def may_run(method: str) -> bool:
-    """Whether a method that a run's record names may run: it is ours, or was named on this machine as it is now."""
-    if not is_own(method):
-        return True
-    path, function = _parts(method)
-    return code.was_named(Path(path), function)
 
 
 def in_words(score: Callable[..., object]) -> str:
@@ -58,8 +48,8 @@ def in_words(score: Callable[..., object]) -> str:
     return f"{getattr(score, '__module__', 'function')}:{name}"
 
 
-def _parts(method: str) -> tuple[str, str]:
-    match = _FORM.fullmatch(method)
-    if match is None:
+def _parts(method: str) -> tuple[Path, str]:
+    found = parts(method)
+    if found is None:
         raise UsageError(f"method {method[:200]!r} is neither one of ours nor FILE.py:FUNCTION, such as mine.py:score")
-    return match[1], match[2]
+    return found

@@ -24,8 +24,9 @@ from compressor.runs.models import transformed
 from compressor.runs.promise import Promise, right_of
 from compressor.runs.run import Run
 from compressor.runs.stages import Callback, Stage, silent
-from compressor.runs.subject import Subject, refuse_routed
+from compressor.runs.subject import Subject, labelled, refuse_routed
 from compressor.training import distributed
+from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.randomness import seed_everything_
@@ -99,7 +100,7 @@ class DetachRun(Run[DetachJob]):
         """Test accuracy of one model that learns from the same start with the same budget, and shares nothing."""
         self.tell(Stage(f"training {f'sub-model {exit}' if exit else 'the base'} alone, to compare"))
         fit(module, self.data, self.job.training, on_event=self.tell)
-        return distributed.from_first(lambda: evaluate(module, self.data.test, self.data).top1)
+        return distributed.from_first(lambda: evaluate(module, self.data.test, self.data).main)
 
     def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
         """Every model; thop cannot count layers that stand in several, so its figure is the base's."""
@@ -114,9 +115,10 @@ class DetachRun(Run[DetachJob]):
 
     def certified(self, promise: Promise) -> Certificate:
         """The smallest model that keeps it: the base first, then the sub-models, the largest first."""
+        data = labelled(self.data, "max_drop")
         models = (self.model.detach(number) for number in range(self.model.exits + 1))
-        rows = [right_of(each, promise.images, self.data) for each in models]
-        at, found = promise.kept(rows, self.data)
+        rows = [right_of(each, promise.images, data) for each in models]
+        at, found = promise.kept(rows, data)
         self.facts["details"] |= {"promised_exit": at}
         return replace(found, subject=f"Exit {at}, the smallest that can be promised," if at else "The base")
 
@@ -146,7 +148,7 @@ def list_points(job: DetachJob, tell: Callback = silent) -> dict[str, Any]:
 
 def _with_plain_pixels(subject: Subject) -> Subject:
     """Pixels in 0..1 and not standardised, as NSN's paper has them; for a network without a past."""
-    if subject.data is None:
+    if not isinstance(subject.data, Data):
         return subject
     channels = subject.data.input_shape[0]
     mean, std = (0.0,) * channels, (1.0,) * channels

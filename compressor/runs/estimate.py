@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from compressor.errors import UsageError
+from compressor.graph.tensors import device_of
 from compressor.profiling.latency import BUDGET_SECONDS
 from compressor.report import units
 from compressor.runs.folder import RunFolder
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent
-from compressor.training.data import Data
-from compressor.training.evaluate import evaluate
+from compressor.training.evaluate import evaluating
 from compressor.training.events import BatchEvent, EpochEvent
 from compressor.training.interrupt import Interrupted
+from compressor.training.task import Task, called
 
 _SECONDS = 2.0  # of training, and of every stage in parts, that are timed
 _LATENCIES = 4  # of a model: batch 1 and a larger one, on torch and on ONNX Runtime
@@ -144,13 +145,16 @@ def epochs_within(run: Any, seconds: float) -> int:
     return epochs
 
 
-def _image_seconds(module: nn.Module, data: Data) -> float:
-    """Seconds that evaluating one image takes."""
-    few = data.test.take(torch.arange(min(len(data.test), data.easy_batch_size)))
-    evaluate(module, few, data)
-    start = time.perf_counter()
-    evaluate(module, few, data)
-    return (time.perf_counter() - start) / len(few)
+def _image_seconds(module: nn.Module, data: Task) -> float:
+    """Seconds that evaluating one image, or one batch of a user's task, takes."""
+    device = device_of(module)
+    layout = device.type == "cpu" and data.takes_channels_last(module)
+    pair = next(data.passing(data.test, None, device, layout))
+    with evaluating(module), torch.no_grad():
+        called(module, pair[0])
+        start = time.perf_counter()
+        called(module, pair[0])
+    return (time.perf_counter() - start) / data.count_in(pair)
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -1,16 +1,20 @@
 """Measure the accuracy of a model or of an .onnx file: `compressor evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from compressor.errors import UsageError
 from compressor.exporting.runtime import OnnxModel, onnx_at
+from compressor.report.figure import TOP, Figure
 from compressor.report.manifest import card_inside, fed, manifest_inside, packaged
 from compressor.runs.looking import EvaluateJob
+from compressor.runs.own import task_of
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import class_numbers, open_subject, unsaid
-from compressor.training.data import AnySet, Data, fit_to_model, open_data
+from compressor.training.data import fit_to_model, open_data
 from compressor.training.evaluate import evaluate as evaluate_on
+from compressor.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,29 @@ class Evaluated:
     model: str
     data: str
     split: str
-    top1: float  # fraction in 0..1
-    loss: float  # mean cross-entropy in nats
-    count: int  # images
+    figures: dict[str, float]  # the main one first
+    count: int  # images, or batches of a user's task
     notes: tuple[str, ...] = ()
     history: tuple[str, ...] = ()  # the commands that made the model, the last one last
+    figure: Figure = TOP
+    amount: str = ""  # the count with its unit
+
+    @property
+    def top1(self) -> float:
+        """Fraction in 0..1, where images are classified."""
+        return self.figures["top1"]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats, where images are classified."""
+        return self.figures["loss"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "model": self.model, "data": self.data, "split": self.split, **self.figures, "count": self.count,
+            "notes": list(self.notes), "history": list(self.history),
+        }  # fmt: skip
 
 
 def evaluate(job: EvaluateJob, tell: Callback = silent) -> Evaluated:
@@ -40,12 +62,13 @@ def evaluate(job: EvaluateJob, tell: Callback = silent) -> Evaluated:
     subject = open_subject(job.model, job.data, job.loading, job.device)
     assert subject.data is not None
     note_all(subject.notes, tell)
-    tell(Stage(f"evaluating on {len(_images(job, subject.data)):,} images"))
-    result = evaluate_on(subject.way(job.exit), _images(job, subject.data), subject.data)
-    name = job.model.model or str(job.model.arch)
-    figures = (result.top1, result.loss, result.count)
-    history = tuple(subject.opened.history)
-    return Evaluated(name, job.data, job.split, *figures, tuple(subject.notes), history)
+    result = _evaluated(job, subject.way(job.exit), subject.data, tell)
+    return replace(
+        result,
+        model=job.model.model or str(job.model.arch),
+        notes=tuple(subject.notes),
+        history=tuple(subject.opened.history),
+    )
 
 
 def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
@@ -53,6 +76,10 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
     if job.model.arch is not None:
         raise UsageError(f"{path} is an ONNX model and brings its architecture: leave --arch out")
     model = OnnxModel(path, most_gib=job.model.max_size)
+    own = task_of(job.data)
+    if own is not None:
+        note_all(own.notes, tell)
+        return replace(_evaluated(job, model, own, tell, " with ONNX Runtime"), model=str(path), notes=tuple(own.notes))
     manifest = manifest_inside(model.metadata, str(path))
     if job.exit is not None:
         model.feeds = fed(packaged(manifest, job.exit, path).feeds)
@@ -65,10 +92,11 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
     outputs = len(card.classes or data.classes) if card.classes or numbers is None else 1 + max(numbers.values())
     data = fit_to_model(data, outputs, classes=card.classes, numbers=numbers)
     note_all(data.notes, tell)
-    tell(Stage(f"evaluating on {len(_images(job, data)):,} images with ONNX Runtime"))
-    result = evaluate_on(model, _images(job, data), data)
-    return Evaluated(str(path), job.data, job.split, result.top1, result.loss, result.count, tuple(data.notes))
+    return replace(_evaluated(job, model, data, tell, " with ONNX Runtime"), model=str(path), notes=tuple(data.notes))
 
 
-def _images(job: EvaluateJob, data: Data) -> AnySet:
-    return {"test": data.test, "validation": data.validation, "train": data.train}[job.split]
+def _evaluated(job: EvaluateJob, model: Any, task: Task, tell: Callback, how: str = "") -> Evaluated:
+    part = {"test": task.test, "validation": task.validation, "train": task.train}[job.split]
+    tell(Stage(f"evaluating on {task.amount(part)}{how}"))
+    found = evaluate_on(model, part, task)
+    return Evaluated("", job.data, job.split, found.figures, found.count, figure=task.figure, amount=task.amount(part))

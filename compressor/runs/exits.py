@@ -10,6 +10,7 @@ from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
 from compressor.exporting.latency import profile
 from compressor.report import units
+from compressor.report.figure import TOP, Figure
 from compressor.report.measurements import Measurements
 from compressor.report.sections import Curve, Plot, Section, Table
 from compressor.runs.subject import Subject
@@ -24,12 +25,13 @@ class Row:
     """One model of the network: its costs and, where they were measured, its accuracies."""
 
     cost: ModelCost
-    top1: float | None = None  # fraction in 0..1 of the test images
-    alone_top1: float | None = None  # of the same model trained alone, with the same budget
+    main: float | None = None  # the main figure on the test data
+    alone: float | None = None  # of the same model trained alone, with the same budget
+    figure: Figure = TOP
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**self.cost.to_json(), "top1": self.top1, "alone_top1": self.alone_top1}
+        return {**self.cost.to_json(), self.figure.name: self.main, f"alone_{self.figure.name}": self.alone}
 
 
 def measured_rows(
@@ -42,8 +44,12 @@ def measured_rows(
 def _rows(subject: Subject, model: Detaching, references: Sequence[float], latency: bool) -> Iterator[Row]:
     data = subject.data
     for cost in model_costs(model, subject.example, partial(profile, latency=latency, layers=False)):
-        top1 = None if data is None else evaluate(model.detach(cost.exit), data.test, data).top1
-        yield Row(cost, top1, references[cost.exit] if references else None)
+        alone = references[cost.exit] if references else None
+        if data is None:
+            yield Row(cost, alone=alone)
+            continue
+        main = evaluate(model.detach(cost.exit), data.test, data).main
+        yield Row(cost, main, alone, data.figure)
 
 
 def exit_parts(subject: Subject, *, latency: bool) -> dict[str, Any]:
@@ -97,27 +103,29 @@ def variants(rows: Sequence[Row]) -> dict[str, Measurements]:
         cost = row.cost
         if cost.exit:
             reasons = {**cost.reasons, "file_bytes": "on the base's weights"}
-            found[f"exit {cost.exit}"] = Measurements(
-                cost.macs, cost.macs_thop, cost.params, None, cost.latency_ms, row.top1, reasons
+            measured = Measurements(cost.macs, cost.macs_thop, cost.params, None, cost.latency_ms, None, reasons)
+            found[f"exit {cost.exit}"] = (
+                measured.scored(row.figure, {row.figure.name: row.main}) if row.main is not None else measured
             )
     return found
 
 
 def exits_section(rows: tuple[Row, ...]) -> Section:
     """The rows as a table, and accuracy against multiply-adds as a plot."""
-    columns = ("model", "starts at", "MACs", "params", "own", "latency", "top-1", "alone")
-    shown = len(columns) if any(row.alone_top1 is not None for row in rows) else -1
+    columns = ("model", "starts at", "MACs", "params", "own", "latency", rows[0].figure.label, "alone")
+    shown = len(columns) if any(row.alone is not None for row in rows) else -1
     cells = tuple(_cells(row)[:shown] for row in rows)
     table = Table(columns[:shown], cells, "Sub-models: what each costs and how well it does.")
     counted = tuple((_name(row), _macs(row.cost.macs_thop), units.amount(row.cost.shared_params)) for row in rows)
     shared = Table(("model", "MACs (thop)", "parameters shared with the base"), counted)
     curves = []
-    for label, field in (("together", "top1"), ("each trained alone", "alone_top1")):
+    axis, scale = rows[0].figure.axis
+    for label, field in (("together", "main"), ("each trained alone", "alone")):
         known = [(row.cost.macs / 1e6, getattr(row, field)) for row in reversed(rows)]
-        known = [(macs, 100 * top1) for macs, top1 in known if top1 is not None]
+        known = [(macs, scale * main) for macs, main in known if main is not None]
         if known:
-            curves.append(Curve(label, tuple(macs for macs, _ in known), tuple(top1 for _, top1 in known)))
-    plots = (Plot("Accuracy against cost", "million MACs", "test top-1, %", tuple(curves)),) if curves else ()
+            curves.append(Curve(label, tuple(macs for macs, _ in known), tuple(main for _, main in known)))
+    plots = (Plot("Accuracy against cost", "million MACs", f"test {axis}", tuple(curves)),) if curves else ()
     text = "Exit 0 is the base; every sub-model is a step-down and the base's remaining layers, on the same weights."
     lacking = {_name(row): row.cost.reasons["macs_thop"] for row in rows if "macs_thop" in row.cost.reasons}
     text = " ".join((text, *(f"MACs (thop) of {name}: {why}." for name, why in lacking.items())))
@@ -134,8 +142,8 @@ def _cells(row: Row) -> tuple[str | float | None, ...]:
         units.amount(cost.params),
         units.amount(cost.own_params),
         None if timing is None else units.milliseconds(timing["median"]),
-        None if row.top1 is None else units.percent(row.top1),
-        None if row.alone_top1 is None else units.percent(row.alone_top1),
+        None if row.main is None else row.figure.write(row.main),
+        None if row.alone is None else row.figure.write(row.alone),
     )
 
 

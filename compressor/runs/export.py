@@ -25,6 +25,7 @@ from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import Subject, card_of, open_subject
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluate
+from compressor.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def evidence_of(subject: Subject, calibration_images: int = 0) -> Evidence:
     if data is None:
         return Evidence()
     calibration = data.examples(data.train, calibration_images) if calibration_images else None
-    return Evidence(data.examples(data.validation, PROOF_IMAGES), calibration, partial(_top1, data))
+    return Evidence(data.examples(data.validation, PROOF_IMAGES), calibration, partial(_main, data))
 
 
 def _check(job: ExportJob, path: Path, single: bool) -> None:
@@ -168,9 +169,9 @@ def _promised(asked: PromiseSettings, aside: AnySet, data: Data, before: Any, af
     return promise.kept([right_of(after, aside, data)], data)[1]
 
 
-def _top1(data: Data, predict: Any) -> float:
+def _main(data: Task, predict: Any) -> float:
     def scores(images: Array) -> Array:
         found: Array = predict(images)
         return found
 
-    return evaluate(scores, data.test, data).top1
+    return evaluate(scores, data.test, data).main

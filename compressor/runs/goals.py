@@ -7,9 +7,12 @@ from compressor.errors import UsageError
 from compressor.graph.channels import Channels
 from compressor.pruning.price import Goal, Price, Term, in_words
 from compressor.report import units
+from compressor.report.figure import TOP
 from compressor.runs.settings import GoalSettings
+from compressor.runs.tuning import said
 from compressor.surgery.edits import Plan
 from compressor.surgery.renumber import Renumbering
+from compressor.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ def _wanted(name: str, value: float | None, whole: int, what: str) -> float | No
 class Guard:
     """Refuses plans after which the network does worse by more than `undo_drop` on the validation set."""
 
-    undo_drop: float | None  # of top-1, in 0..1; None: every plan passes and nothing is evaluated
-    measure: Callable[[], float]  # top-1 on the validation set, as the network stands
+    undo_drop: float | None  # of the main figure; None: every plan passes and nothing is evaluated
+    measure: Callable[[], float]  # the figure on the validation set, as the network stands
+    task: Task | None = None  # whose figure it is; None: top-1
     before: float | None = None
 
     def ready(self) -> None:
@@ -109,8 +113,10 @@ class Guard:
         if self.undo_drop is None or self.before is None:
             return True, ""
         after = self.measure()
-        text = f"validation top-1 fell from {self.before:.1%} to {after:.1%}"
-        if self.before - after > self.undo_drop:
+        figure = TOP if self.task is None else self.task.figure
+        verb = "fell" if figure.higher else "rose"
+        text = f"validation {figure.label} {verb} from {said(figure, self.before)} to {said(figure, after)}"
+        if figure.drop(self.before, after) > self.undo_drop:
             return False, text
         self.before = after
         return True, text

@@ -1,5 +1,6 @@
 """What jobs of verbs share; nothing heavy is imported, so that the command line can read it for `--help`."""
 
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, is_dataclass
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,8 @@ DATA: dict[str, Any] = {
 
 class ModelJob(Job):
     """A job on a network of a file, or of an architecture with random weights."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"task": "data"}  # a data set, or code of one's own that brings its data
 
     model: ModelSettings
 

@@ -26,9 +26,9 @@ _DECIDING = ("method", "ratio", *_TARGETS, "table", "allocate", "round_to", "min
 
 # The flags of prune that most people need.
 _SHOWN = frozenset((
-    "model", "arch", "input", "trust", "data", "method", "ratio", "target_macs", "target_ms", "round_to", "keep",
-    "plan", "preset", "max_epochs", "finetune_epochs", "undo_drop", "epochs", "batch_size", "lr", "seed", "device",
-    "distill", "out", "overwrite", "latency", "onnx",
+    "model", "arch", "input", "trust", "data", "task", "method", "ratio", "target_macs", "target_ms", "round_to",
+    "keep", "plan", "preset", "max_epochs", "finetune_epochs", "undo_drop", "epochs", "batch_size", "lr", "seed",
+    "device", "distill", "out", "overwrite", "latency", "onnx",
 ))  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from compressor.training.evaluate import evaluate
 
 
 def measure(subject: Subject, *, latency: bool) -> Measurements:
-    """Cost, size of the checkpoint, and top-1 on the test set where there are data.
+    """Cost, size of the checkpoint, and the figures on the test set where there are data.
 
     Of several processes the first measures, and all know.
 
@@ -37,8 +37,9 @@ def _measured(subject: Subject, latency: bool) -> Measurements:
         return Measurements.of(
             cost, file_bytes=file_bytes(subject.opened), reasons={"top1": "no --data was given", **reasons}
         )
-    top1 = evaluate(subject.module, subject.data.test, subject.data).top1
-    return Measurements.of(cost, top1=top1, file_bytes=file_bytes(subject.opened), reasons=reasons)
+    figures = evaluate(subject.module, subject.data.test, subject.data).figures
+    found = Measurements.of(cost, file_bytes=file_bytes(subject.opened), reasons=reasons)
+    return found.scored(subject.data.figure, figures)
 
 
 def file_bytes(opened: OpenedModel) -> int:
@@ -52,8 +53,8 @@ def file_bytes(opened: OpenedModel) -> int:
 def in_words(measured: Measurements) -> str:
     """The main figures in one line."""
     parts = [f"{units.macs(measured.macs or 0)}, {units.amount(measured.params or 0)} parameters"]
-    if measured.top1 is not None:
-        parts.append(f"test top-1 {units.percent(measured.top1)}")
+    if measured.main is not None:
+        parts.append(f"test {measured.figure.label} {measured.figure.write(measured.main)}")
     return ", ".join(parts)
 
 

@@ -25,7 +25,7 @@ from compressor.runs.plans import read_plan, write_plan
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, PartEvent, Stage
 from compressor.runs.subject import calibration_inputs, refuse_routed, score_batches
-from compressor.runs.tuning import finetune_, step_for, validation_top1
+from compressor.runs.tuning import finetune_, on_validation, said, step_for
 from compressor.training import distributed
 from compressor.training.events import NoteEvent
 from compressor.training.recalibrate import recalibrate_
@@ -40,7 +40,7 @@ class PruneRun(Run[PruneJob]):
     selection: Selection
     cut = False  # whether the plan was carried out
     inputs: Sequence[Tensor] = ()  # images to calibrate on, without labels
-    before: float | None = None  # validation top-1 of the network as it came
+    before: float | None = None  # its validation figure as the network came
     teacher: nn.Module | None = None  # a copy of it, to distill from
 
     def __init__(self, job: PruneJob, tell: Callback) -> None:
@@ -70,7 +70,10 @@ class PruneRun(Run[PruneJob]):
         if looks_at_inputs(choice):
             self.inputs = calibration_inputs(subject, choice.seed)
             self.tell(Stage("measuring what every channel is worth"))
-        ranked = distributed.from_first(lambda: rank(subject.module, channels, choice, batches, self.inputs, self.own))
+        more = {} if subject.data is None else {"loss": subject.data.loss}
+        ranked = distributed.from_first(
+            lambda: rank(subject.module, channels, choice, batches, self.inputs, self.own, **more)
+        )
         if not in_time(choice):
             return select(channels, ranked.scores, choice, ranked.curves)
         return select_in_ms(
@@ -105,7 +108,7 @@ class PruneRun(Run[PruneJob]):
         by recalibrating batch norm.
         """
         subject, plan, seed = self.subject, self.selection.plan, self.job.choice.seed
-        self.before = None if subject.data is None else validation_top1(subject)
+        self.before = None if subject.data is None else on_validation(subject)
         self.teacher = copy.deepcopy(subject.module) if self.job.distilling.distill else None
         self.tell(Stage(f"pruning {len(plan.removed)} channels in {len(plan.edits)} groups"))
         inputs = self.inputs or calibration_inputs(subject, seed) if self.job.choice.reconstruct else ()
@@ -127,14 +130,15 @@ class PruneRun(Run[PruneJob]):
         if self.before is None:
             self.tell(NoteEvent("no --data: nothing is trained and no accuracy measured; fine-tune before use"))
             return
-        top1 = validation_top1(subject)
-        figures = f"validation top-1: {self.before:.1%} before, {top1:.1%} right after pruning"
+        now, figure = on_validation(subject), self.data.figure
+        before, after = said(figure, self.before), said(figure, now)
+        figures = f"validation {figure.label}: {before} before, {after} right after pruning"
         self.tell(NoteEvent(f"{figures}{self._seen()}"))
         if job.training.epochs == 0:
             return
         step = step_for(subject.module, self.teacher, job.distilling, job.training, self.data)
-        # The validation top-1 of the base alone says little of sub-models.
-        candidate = top1 if step is None or self.teacher is not None else None
+        # The validation figure of the base alone says little of sub-models.
+        candidate = now if step is None or self.teacher is not None else None
         self.learned(finetune_(subject, job.training, step, self.saving(phase="finetune"), self.record, candidate))
 
     def _seen(self) -> str:

@@ -24,8 +24,8 @@ from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
-from compressor.runs.subject import Subject, refuse_routed
-from compressor.training.data import count_outputs
+from compressor.runs.subject import Subject, labelled, refuse_routed
+from compressor.training.data import Data, count_outputs
 from compressor.training.events import NoteEvent
 
 MEASURED_PIXELS = 1 << 20  # of the images in the step whose memory is measured: no more, however large the batch
@@ -39,15 +39,15 @@ class ReplaceRun(Run[ReplaceJob]):
 
     def plan(self) -> None:
         """Find the stage that goes."""
-        job, subject = self.job, self.subject
+        job, subject, data = self.job, self.subject, labelled(self.data, "replace")
         refuse_routed(subject, "replace the early stage of")
         if isinstance(subject.module, Detachable | Nested):
             raise ModelError(
                 "the network has sub-models, which would be lost: replace its early stage first, then detach"
             )
         self.tell(Stage("looking for the stage to replace"))
-        outputs = count_outputs(subject.module, self.data)
-        self.early = Early(subject.module, self.data.input_shape, outputs, job.primenet)
+        outputs = count_outputs(subject.module, data)
+        self.early = Early(subject.module, data.input_shape, outputs, job.primenet)
         self.place = self.early.choose() if job.until is None else self.early.place(self.early.find(job.until))
         self.note(_place_in_words(self.place))
 
@@ -99,12 +99,12 @@ class ReplaceRun(Run[ReplaceJob]):
 
 def train_primenet(run: Run[Any]) -> None:
     """Both phases for a run whose network is a PrimeNetwork that is learning; its subject becomes what is left."""
-    subject, data, training = run.subject, run.data, run.job.training
+    subject, data, training = run.subject, labelled(run.data, "replace"), run.job.training
     network, opened = subject.module, subject.opened
     assert isinstance(network, PrimeNetwork)
     costs = {scale: _stage_macs(network, scale, data.input_shape) for scale in network.stage.block.scales}
     run.tell(Stage("measuring the memory that a step of training takes"))
-    memory = _memory(subject, network, training.batch_size)
+    memory = _memory(subject, data, network, training.batch_size)
     run.tell(Stage("training every scale by its own loss, and the rest behind them; then the rest alone"))
     learned = train_in_two_phases(network, data, training, on_event=run.record, saving=run.saving())
     run.tell(NoteEvent(f"kept for inference: {', '.join(f'{scale}x{scale}' for scale in learned.kept)}"))
@@ -124,12 +124,11 @@ def _stage_macs(network: PrimeNetwork, scale: int, image: tuple[int, ...]) -> in
     return macs_of(stage, image)
 
 
-def _memory(subject: Subject, network: PrimeNetwork, batch_size: int) -> TrainingMemory:
-    assert subject.data is not None
-    pixels = subject.data.input_shape[1] * subject.data.input_shape[2]
-    count = min(batch_size, len(subject.data.train), max(2, MEASURED_PIXELS // pixels))
-    images, labels = next(subject.data.train.read([torch.arange(count)], subject.device))
-    return training_memory(network, subject.data.transform(subject.device)(images), labels)
+def _memory(subject: Subject, data: Data, network: PrimeNetwork, batch_size: int) -> TrainingMemory:
+    pixels = data.input_shape[1] * data.input_shape[2]
+    count = min(batch_size, len(data.train), max(2, MEASURED_PIXELS // pixels))
+    images, labels = next(data.train.read([torch.arange(count)], subject.device))
+    return training_memory(network, data.transform(subject.device)(images), labels)
 
 
 def _place_in_words(place: Place) -> str:

@@ -14,10 +14,10 @@ from compressor.errors import UsageError
 from compressor.loading.arch import parse_arch, was_named
 from compressor.report.report import Report
 from compressor.report.run_comparison import PAGE as COMPARISON
-from compressor.runs.criterion import may_run
 from compressor.runs.folder import REPORT, file_sha256, read_settings
 from compressor.runs.job import RunJob
 from compressor.runs.jobs import PruneJob, job_of
+from compressor.runs.own import may_run
 from compressor.runs.run import run
 from compressor.runs.settings import ModelSettings
 from compressor.runs.stages import Callback
@@ -60,6 +60,11 @@ def restart(
     # Paths were given from where the run began.
     cwd = Path(str(settings.get("cwd", ".")))
     with contextlib.chdir(cwd) if cwd.is_dir() else contextlib.nullcontext():
+        if job.data is not None and not may_run(job.data):
+            raise UsageError(
+                f"the run in {path} learns by code in a file, {job.data[:200]}, that was never named on this machine "
+                "or has changed since: start it again with --task"
+            )
         model = _allowed(job.model, path, trust=trust, arch=arch)
         _check_unchanged(model, settings)
         return go_on(replace(job, model=model), tell)

@@ -45,8 +45,9 @@ from compressor.runs.models import transformed
 from compressor.runs.promise import Promise
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, Stage, silent
-from compressor.runs.subject import Subject
+from compressor.runs.subject import Subject, labelled
 from compressor.training import distributed
+from compressor.training.data import Data
 
 _TIMED_IMAGES = 100
 
@@ -76,9 +77,16 @@ class RouteRun(Run[RouteJob]):
             self.depth_ms = distributed.from_first(lambda: depth_times(self.routed, self.subject.example))
             check_time(self.depth_ms, self.settings.target_ms)
 
+    @property
+    def data(self) -> Data:
+        """Labelled images: what is right is told by classes."""
+        return labelled(super().data, "route")
+
     def survey(self) -> Chain:
         """Find what can be skipped."""
         subject = self.subject
+        if subject.data is not None:
+            labelled(subject.data, "route")
         assert subject.opened.input_shape is not None
         if any(isinstance(module, Routed) for module in subject.module.modules()):
             raise UsageError(
@@ -202,8 +210,8 @@ def _params(module: nn.Module) -> int:
 
 def _times(subject: Subject, whole: nn.Module) -> dict[str, dict[str, ImageTimes]]:
     """Both networks on single test images, on torch and on ONNX Runtime where both export."""
-    data, routed = subject.data, subject.module
-    assert data is not None
+    assert subject.data is not None
+    data, routed = labelled(subject.data, "route"), subject.module
     images = data.examples(data.test, _TIMED_IMAGES, subject.device)
     threads = torch.get_num_threads()
     wait = torch.cuda.synchronize if subject.device.type == "cuda" else None

@@ -25,12 +25,12 @@ from compressor.runs.measuring import filters, in_words, layer_sizes, measure
 from compressor.runs.promise import Promise, put_aside, right_of
 from compressor.runs.results import write_results
 from compressor.runs.stages import Callback, Stage, silent
-from compressor.runs.subject import Subject, open_subject
+from compressor.runs.subject import Subject, labelled, open_subject
 from compressor.settings import filled, settings_of
 from compressor.training import distributed
-from compressor.training.data import Data
 from compressor.training.events import NoteEvent
 from compressor.training.state import History, Saving
+from compressor.training.task import Task
 
 J = TypeVar("J", bound=RunJob)
 UNMEASURED = dict.fromkeys(("macs_thop", "file_bytes", "latency_ms", "top1"), "not measured in a dry run")
@@ -99,7 +99,7 @@ class Run(ABC, Generic[J]):
         """The whole story; see `run` above."""
         tell = self.tell
         if self.NEEDS_DATA and self.job.data is None:
-            raise UsageError("`data` is missing: give digits (built in), folder:DIR, cifar10:DIR or another data set")
+            raise UsageError("`data` is missing: give digits (built in), folder:DIR, another set, or your own `task`")
         self.folder = RunFolder(self.job.output, model=self.job.model.model, resume=resume)
         if self.job.time.for_ is not None and not resume:
             self.fit_in(self.job.time.for_)
@@ -178,7 +178,7 @@ class Run(ABC, Generic[J]):
         self.tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
         self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
         if job.promise.max_drop is not None and self.subject.data is not None:
-            data, aside = put_aside(self.subject.data, job.loading.seed)
+            data, aside = put_aside(labelled(self.subject.data, "max_drop"), job.loading.seed)
             self.subject = replace(self.subject, data=data)
             self.promise = Promise.of(job.promise, aside, self.subject.module, data)
         self.note(*self.subject.notes)
@@ -195,7 +195,8 @@ class Run(ABC, Generic[J]):
 
     def certified(self, promise: Promise) -> Certificate:
         """What can be promised of the result."""
-        return promise.kept([right_of(self.subject.module, promise.images, self.data)], self.data)[1]
+        data = labelled(self.data, "max_drop")
+        return promise.kept([right_of(self.subject.module, promise.images, data)], data)[1]
 
     def widths(self) -> dict[str, int]:
         """Filters of every layer, as the network stands."""
@@ -221,9 +222,9 @@ class Run(ABC, Generic[J]):
         )
 
     @property
-    def data(self) -> Data:
-        """The subject's data, for verbs that need some."""
-        return cast(Data, self.subject.data)
+    def data(self) -> Task:
+        """The subject's task, for verbs that need one."""
+        return cast(Task, self.subject.data)
 
     def saving(self, **more: Any) -> Saving:
         """Where training leaves its checkpoints."""

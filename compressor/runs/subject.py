@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from compressor.errors import UsageError
+from compressor.errors import DataError, UsageError, cause
 from compressor.exporting.forms import form_of
 from compressor.loading.arch import data_arguments, find, parse_arch
 from compressor.loading.opening import OpenedModel
@@ -15,13 +17,17 @@ from compressor.pruning.reconstruction import enough_images, inputs_of
 from compressor.report.manifest import Card, chosen
 from compressor.routing.network import Routed
 from compressor.runs.models import open_model
+from compressor.runs.own import task_of
 from compressor.runs.settings import ModelSettings
 from compressor.training import distributed
 from compressor.training.class_numbers import read_class_numbers
 from compressor.training.data import Data, count_outputs, fit_to_model, open_data, with_input_shape, with_normalisation
+from compressor.training.evaluate import evaluating
 from compressor.training.numerics import choose_device
+from compressor.training.own_task import OwnTask
 from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DataSettings
+from compressor.training.task import Pair, Task, called, shapes
 from compressor.vision.preparation import Preparation
 
 _CHECKED_IMAGES = 8
@@ -32,16 +38,19 @@ class Subject:
     """A model on its device, and the data as the model takes them."""
 
     opened: OpenedModel
-    data: Data | None
+    data: Task | None
     device: torch.device
+    sample: Any = None  # an example of the task's own, where its inputs are no images
 
     @property
     def module(self) -> nn.Module:
         return self.opened.module
 
     @property
-    def example(self) -> Tensor:
-        """One random image (1, channels, height, width), always the same."""
+    def example(self) -> Any:
+        """One random image (1, channels, height, width), always the same; of a user's task one example of its data."""
+        if self.sample is not None:
+            return self.sample
         assert self.opened.input_shape is not None
         source = torch.Generator().manual_seed(0)
         return torch.randn(1, *self.opened.input_shape, generator=source).to(self.device)
@@ -56,8 +65,8 @@ class Subject:
         return self.module if exit is None else chosen(form_of(self.module, self.example).exits, exit).module
 
     @property
-    def real_images(self) -> Tensor | None:
-        """Some images of the validation set as the model takes them; None without data."""
+    def real_images(self) -> Any:
+        """Some examples of the validation set as the model takes them; None without data."""
         return None if self.data is None else self.data.examples(self.data.validation, _CHECKED_IMAGES)
 
 
@@ -69,7 +78,10 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
         FileError, DataError, ModelError: what was given cannot be opened or does not fit together.
     """
     place = choose_device(device)
+    own = None if data is None else task_of(data)
     seed_everything_(loading.seed)
+    if own is not None:
+        return _with_task(model, own, loading, place)
     if data is None:
         opened = _opened(model, {})
         if opened.input_shape is None:
@@ -93,6 +105,32 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
     return Subject(replace(opened, classes=classes, preparation=found.preparation), found, place)
 
 
+def _with_task(model: ModelSettings, task: OwnTask, loading: DataSettings, place: torch.device) -> Subject:
+    """A model, opened as it is, which has to run on what the task gives it."""
+    for name in ("classes", "mean", "std"):
+        if getattr(loading, name) is not None:
+            raise UsageError(f"`{name}` is for labelled images, and {task.name} makes its own batches: leave it out")
+    opened = _opened(model, {})
+    module = opened.module.to(place)
+    sample = task.examples(task.validation, 1, place)
+    with evaluating(module), torch.no_grad():
+        try:
+            called(module, sample)
+        except Exception as error:
+            raise DataError(
+                f"the model does not take what inputs of {task.name} gives, {shapes(sample)}: {cause(error)}"
+            ) from error
+    shape = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else None
+    return Subject(replace(opened, module=module, input_shape=shape), task, place, sample)
+
+
+def labelled(data: Task, verb: str) -> Data:
+    """Data with a class for each image. Raises UsageError for a user's task."""
+    if not isinstance(data, Data):
+        raise UsageError(f"{verb} needs images with classes, which {data.name} has none of: give data, not a task")
+    return data
+
+
 def unsaid(model: str, preparation: Preparation | None, data: str, loading: DataSettings) -> list[str]:
     """A note where the normalisation of a model's images is not known."""
     if preparation is not None or loading.mean is not None:
@@ -108,19 +146,20 @@ def class_numbers(loading: DataSettings) -> dict[str, int] | None:
     return None if loading.classes is None else read_class_numbers(Path(loading.classes).expanduser())
 
 
-def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32) -> Sequence[tuple[Tensor, Tensor]]:
+def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32) -> Sequence[Pair]:
     """Random training images, not augmented, for methods that take gradients; none without data."""
     if subject.data is None:
         return ()
     return list(subject.data.drawn(subject.data.train, images, seed, subject.device, batch_size))
 
 
-def calibration_inputs(subject: Subject, seed: int) -> list[Tensor]:
+def calibration_inputs(subject: Subject, seed: int) -> list[Any]:
     """Random training images, not augmented, as many as a reconstruction looks at; none without data."""
     if subject.data is None:
         return []
-    batches = score_batches(subject, enough_images(subject.data.input_shape), seed, batch_size=128)
-    return inputs_of(batches, subject.example, subject.device)
+    shape = next(leaf for leaf in tree_leaves(subject.example) if isinstance(leaf, Tensor)).shape[1:]
+    batches = subject.data.drawn(subject.data.train, enough_images(shape), seed, subject.device)
+    return inputs_of((x for x, _ in batches), subject.example, subject.device)
 
 
 def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:

@@ -16,7 +16,7 @@ from compressor.runs.replace import train_primenet
 from compressor.runs.run import Run
 from compressor.runs.stages import Stage
 from compressor.runs.subject import Subject
-from compressor.runs.tuning import finetune_, step_for, validation_top1
+from compressor.runs.tuning import finetune_, on_validation, step_for
 from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
@@ -38,14 +38,15 @@ class TrainRun(Run[TrainJob]):
         """Training changes no cost."""
         training = self.job.training
         steps = self.data.steps(training)
-        self.note(f"would train for {training.epochs} epochs of {steps} steps on {len(self.data.train):,} images")
+        self.note(f"would train for {training.epochs} epochs of {steps} steps on {self.data.amount(self.data.train)}")
         return self.size, self.size
 
     def measured_before(self) -> Measurements:
-        """The accuracy alone, unless training changes the costs, too: what only learning needs goes from a PrimeNet."""
+        """The figures alone, unless training changes the costs, too: what only learning needs goes from a PrimeNet."""
         if self.learning:
             return super().measured_before()
-        return Measurements(top1=distributed.from_first(partial(_test_top1, self.subject)))
+        found = distributed.from_first(partial(_test, self.subject))
+        return Measurements().scored(self.data.figure, found)
 
     def train(self) -> None:
         """From random weights to the last epoch's; a network that came trained is never left worse than it was."""
@@ -61,8 +62,8 @@ class TrainRun(Run[TrainJob]):
             self.tell(Stage(f"training for {units.counted(job.training.epochs, 'epoch')}", job.training.epochs))
             self.learned(fit(module, self.data, job.training, step=step, on_event=self.record, saving=saving))
             return
-        # The validation top-1 of the base alone says little of sub-models.
-        before = validation_top1(self.subject) if step is None or teacher is not None else None
+        # The validation figure of the base alone says little of sub-models.
+        before = on_validation(self.subject) if step is None or teacher is not None else None
         self.learned(finetune_(self.subject, job.training, step, saving, self.record, before))
 
     def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
@@ -71,7 +72,7 @@ class TrainRun(Run[TrainJob]):
         if self.learning:
             return before_as_it_came, after
         self.facts |= exit_parts(self.subject, latency=self.job.output.latency)
-        return replace(after, top1=before.top1), after
+        return replace(after, top1=before.top1, figures=before.figures), after
 
 
 def is_learning(module: nn.Module) -> bool:
@@ -85,6 +86,6 @@ def own_training(job: TrainJob) -> TrainSettings:
     return replace(REPRESENTATION, **{name: getattr(job.training, name) for name in chosen})
 
 
-def _test_top1(subject: Subject) -> float:
+def _test(subject: Subject) -> dict[str, float]:
     assert subject.data is not None
-    return evaluate(subject.module, subject.data.test, subject.data).top1
+    return evaluate(subject.module, subject.data.test, subject.data).figures

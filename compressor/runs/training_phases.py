@@ -12,13 +12,13 @@ from compressor.runs.periods import Periods
 from compressor.runs.phases import PHASES, Phase, Phases
 from compressor.runs.stages import Stage
 from compressor.training import checkpoint
-from compressor.training.data import Data
 from compressor.training.distillation import distilling
 from compressor.training.loop import fit, plain
 from compressor.training.microbatches import Step
 from compressor.training.schedule import make_optimizer
 from compressor.training.settings import DistillSettings, TrainSettings
 from compressor.training.state import History, Saving, TrainState
+from compressor.training.task import Task
 
 _WORDS: dict[Phase, str] = {
     "startup": "training before the structure changes",
@@ -31,7 +31,7 @@ class TrainingPhases:
     """The training of one run; `rows` are its epochs and periods in the order of time."""
 
     def __init__(
-        self, model: nn.Module, data: Data, periods: Periods, phases: Phases, distill: DistillSettings, trained: bool
+        self, model: nn.Module, data: Task, periods: Periods, phases: Phases, distill: DistillSettings, trained: bool
     ) -> None:
         """Raises UsageError when distillation has no teacher, or settings are out of their range."""
         self.model, self.data, self.periods, self.phases = model, data, periods, phases

@@ -8,6 +8,7 @@ from torch import nn
 from compressor.errors import UsageError
 from compressor.exits.learning import step_of
 from compressor.report import units
+from compressor.report.figure import TOP1, Figure
 from compressor.runs.stages import Callback, Stage
 from compressor.runs.subject import Subject
 from compressor.training import distributed
@@ -24,7 +25,8 @@ from compressor.training.task import Task
 def finetune_(
     subject: Subject, training: TrainSettings, step: Step | None, saving: Saving, tell: Callback, before: float | None
 ) -> History:
-    """Train the subject's network in place; its weights stay as they are where validation top-1 falls below `before`.
+    """Train the subject's network in place; its weights stay as they are where the validation figure falls below
+    `before`.
 
     Epoch 0 is a candidate like the last one. `before` None: not compared.
     """
@@ -32,13 +34,14 @@ def finetune_(
     tell(Stage(f"fine-tuning for {units.counted(training.epochs, 'epoch')}", training.epochs))
     kept = copy.deepcopy(subject.module.state_dict())
     history = fit(subject.module, subject.data, training, step=step, on_event=tell, saving=saving)
-    after = history.rows[-1]["validation_top1"] if history.rows else None
-    if before is None or after is None or after >= before:
+    figure = subject.data.figure
+    after = history.rows[-1].get(f"validation_{figure.name}") if history.rows else None
+    if before is None or after is None or figure.drop(before, after) <= 0:
         return history
     subject.module.load_state_dict(kept)
     note = (
-        f"fine-tuning took validation top-1 from {before:.1%} to {after:.1%}: the weights from before it are kept; "
-        "try a smaller learning rate, more epochs or distillation"
+        f"fine-tuning took validation {figure.label} from {said(figure, before)} to {said(figure, after)}: the weights "
+        "from before it are kept; try a smaller learning rate, more epochs or distillation"
     )
     tell(NoteEvent(note))
     history.notes.append(note)
@@ -62,11 +65,16 @@ def step_for(
     return distilling(teacher, settings, task)
 
 
-def validation_top1(subject: Subject) -> float:
-    """Top-1 on the validation images, in 0..1, the same in every process."""
-    return distributed.from_first(partial(_top1, subject))
+def on_validation(subject: Subject) -> float:
+    """The main figure on the validation data, the same in every process."""
+    return distributed.from_first(partial(_main, subject))
 
 
-def _top1(subject: Subject) -> float:
+def said(figure: Figure, value: float) -> str:
+    """A figure in a sentence: "93.2%", "0.8123"."""
+    return f"{value:.1%}" if figure.name == TOP1 else figure.write(value)
+
+
+def _main(subject: Subject) -> float:
     assert subject.data is not None
-    return evaluate(subject.module, subject.data.validation, subject.data).top1
+    return evaluate(subject.module, subject.data.validation, subject.data).main

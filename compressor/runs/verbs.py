@@ -59,6 +59,7 @@ def _afresh(verb: Callable[P, R]) -> Callable[P, R]:
 class Common(TypedDict, total=False):
     """Keywords of every verb that trains; every other setting of the verb can be given by its name, too."""
 
+    task: object
     arch: str
     input: Sequence[int]
     epochs: int
@@ -72,11 +73,15 @@ class Common(TypedDict, total=False):
 
 
 @_afresh
-def train(*settings: Settings, data: str, out: Path, tell: Callback = silent, **keywords: Unpack[Common]) -> "Report":
+def train(
+    *settings: Settings, data: str | None = None, out: Path, tell: Callback = silent, **keywords: Unpack[Common]
+) -> "Report":
     """Train an architecture from random weights.
 
     Args:
         data: digits (built in), folder:DIR or another data set, as `compressor train --help` lists them.
+            In place of `data` any verb takes `task`: an object with `data`, `loss`, `measure` and `inputs`, or
+            "FILE.py:CLASS", see `compressor new-task`.
         out: folder of the run.
         keywords: `arch` (torchvision:NAME, timm:NAME or FILE.py:FUNCTION) and others, see `Common`.
 
@@ -95,7 +100,7 @@ def train(*settings: Settings, data: str, out: Path, tell: Callback = silent, **
 def finetune(
     model: Path,
     *settings: Settings,
-    data: str,
+    data: str | None = None,
     out: Path,
     distill: bool | None = None,
     tell: Callback = silent,
@@ -157,7 +162,7 @@ def prune(
 def detach(
     model: Path | None = None,
     *settings: Settings,
-    data: str,
+    data: str | None = None,
     out: Path,
     method: Literal["cnsn", "nsn"] | None = None,
     exits: int | None = None,
@@ -182,7 +187,7 @@ def detach(
 def route(
     model: Path | None = None,
     *settings: Settings,
-    data: str,
+    data: str | None = None,
     out: Path,
     mode: Literal["tuned", "paper"] | None = None,
     target_macs: float | None = None,
@@ -208,7 +213,7 @@ def route(
 def replace_early(
     model: Path | None = None,
     *settings: Settings,
-    data: str,
+    data: str | None = None,
     out: Path,
     until: str | None = None,
     fit: Literal["pool", "stride"] | None = None,
@@ -232,7 +237,7 @@ def replace_early(
 def sweep(
     model: Path,
     *settings: Settings,
-    data: str,
+    data: str | None = None,
     out: Path,
     methods: Sequence[str] | None = None,
     targets: Sequence[float] | None = None,
@@ -283,7 +288,7 @@ def shrink(
 def evaluate(
     model: Path,
     *settings: ModelSettings | DataSettings,
-    data: str,
+    data: str | None = None,
     split: Literal["test", "validation", "train"] = EvaluateJob.split,
     exit: int | None = None,
     device: str = EvaluateJob.device,
@@ -374,6 +379,10 @@ def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **give
         UsageError: a name is unknown, a value has another type, or an object of settings is not of the verb.
     """
     values = {**{name: value for name, value in given.items() if value is not None}, **keywords}
+    if values.get("task") is not None and not isinstance(values["task"], str):
+        from compressor.runs.own import named
+
+        values["task"] = named(values["task"])
     kind = next(kind for kind in VERBS[verb] if kind.takes(values))
     homes = {hint: name for name, hint in get_type_hints(kind).items()}
     for each in settings:

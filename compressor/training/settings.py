@@ -24,6 +24,9 @@ class DataSettings:
 
     PANEL: ClassVar[str] = "Data"
 
+    task: str | None = setting(
+        None, "In place of --data, your own data, loss and measure; see compressor new-task.", "FILE.py:CLASS"
+    )
     validation: float = setting(0.1, "Share of the training set held out for validation.", "SHARE", 0, 1, rare=True)
     seed: int = setting(0, "Random seed.", "N")
     download: bool = setting(False, "Download a data set that is missing.")

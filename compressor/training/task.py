@@ -4,7 +4,7 @@ Labelled images are one such task (`data.Data`), a class of the user's is anothe
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph.trace import call_arguments
+from compressor.report.figure import Figure
 from compressor.training.settings import TrainSettings
 
 # What a network is called with, and what its outputs are compared with, both with the batch first: images and labels;
@@ -22,7 +23,7 @@ Model = Callable[..., Any]
 
 
 class Task(ABC):
-    """Data in three parts, a loss and figures; `figure` is the main one, the higher the better unless `higher` says."""
+    """Data in three parts, a loss and figures."""
 
     name: str
     train: Any  # each part is `Sized`
@@ -32,13 +33,13 @@ class Task(ABC):
     problems: list[tuple[str, str]]  # (path, reason) of what could not be read
     classes: tuple[str, ...]  # of the labels, where the task has any
     figures: tuple[str, ...] = ()  # names of what `measure` gives, the main one first, as far as they are known
-    higher: bool = True
+    higher: bool = True  # the main figure is the better
     unit: str = "batches"  # what the length of a part counts
 
     @property
-    def figure(self) -> str:
-        """The name of the main figure."""
-        return self.figures[0] if self.figures else "figure"
+    def figure(self) -> Figure:
+        """The main figure; before anything was measured a user's has no name yet."""
+        return Figure(self.figures[0] if self.figures else "figure", self.higher)
 
     @abstractmethod
     def steps(self, settings: TrainSettings) -> int:
@@ -60,6 +61,16 @@ class Task(ABC):
     @abstractmethod
     def drawn(self, part: Any, count: int, seed: int, device: torch.device, batch_size: int = 128) -> Iterator[Pair]:
         """Some `count` examples of a part at random, not augmented."""
+
+    def examples(self, part: Any, count: int = 8, device: torch.device | str = "cpu") -> Any:
+        """Up to `count` examples of a part, as the network is called with them."""
+        found: list[Any] = []
+        for x, _ in self.passing(part, min(count, 64), device):
+            found.append(taken(x, slice(count)))
+            count -= examples_in(x)
+            if count <= 0 or not isinstance(x, Tensor) or x.shape[1:] != found[0].shape[1:]:
+                break
+        return torch.cat(found) if isinstance(found[0], Tensor) else found[0]
 
     @abstractmethod
     def alike(self, part: Any, batches: int, batch_size: int | None, seed: int, device: torch.device) -> Iterator[Pair]:
@@ -83,15 +94,11 @@ class Task(ABC):
         """Whether the model computes on inputs whose channels lie last in memory."""
         return False
 
-    def better(self, after: float, before: float) -> bool:
-        """Whether a main figure is at least as good as another."""
-        return after >= before if self.higher else after <= before
-
     def count_in(self, pair: Pair) -> int:
         """How much of the length of a part a batch is."""
         return 1
 
-    def amount(self, part: Sized) -> str:
+    def amount(self, part: Any) -> str:
         """How much there is in a part, in words."""
         return f"{len(part):,} {self.unit}"
 

@@ -1,0 +1,152 @@
+"""`task` in the verbs: networks that classify nothing are trained, pruned, cut, measured and exported as others are."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import compressor
+from compressor.errors import DataError, FileError, UsageError
+from compressor.report.report import Report
+from compressor.runs.resume import resume
+from tests.runs import tasks
+
+FILE = Path(tasks.__file__)
+FAST: dict[str, Any] = {"epochs": 1, "batch_size": 16, "device": "cpu", "latency": False, "onnx": False}
+# Class -> function that builds its network, and the main figure.
+KINDS = {
+    "Segmentation": ("segmenter", "mIoU"),
+    "Tags": ("tagger", "tags right"),
+    "Regression": ("regressor", "mae"),
+    "Sounds": ("listener", "right"),
+    "Keypoints": ("Pointer", "PCK"),
+}
+
+
+def named(kind: str) -> dict[str, Any]:
+    return {"arch": f"{FILE}:{KINDS[kind][0]}", "task": f"{FILE}:{kind}"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained segmenter."""
+    folder = tmp_path_factory.mktemp("task") / "trained"
+    compressor.train(**named("Segmentation"), **FAST, out=folder)
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_of_each_kind_is_pruned_and_measured_by_its_figure(kind, tmp_path):
+    report = compressor.prune(**named(kind), **FAST, target_macs=0.6, out=tmp_path / "run")
+    after, figure = report.after, KINDS[kind][1]
+    assert after.macs < 0.65 * report.before.macs and after.figure.name == figure
+    assert after.main is not None and after.top1 is None and "top1" not in after.reasons
+    assert after.figure.higher == (kind != "Regression")
+    assert report.rows[-1][f"validation_{figure}"] is not None
+    assert Report.load(tmp_path / "run").after == after
+    assert any("refitted by least squares" in note for note in report.notes)
+    page = (tmp_path / "run/report.html").read_text()
+    assert f"test {figure}" in page and "top-1" not in page
+
+
+def test_what_makes_a_figure_worse_is_said_by_its_direction(tmp_path):
+    """Fine-tuning that raises an error is taken back, as one that lowers an accuracy is."""
+
+    class Worse(tasks.Regression):
+        seen = 0
+
+        def measure(self, model: nn.Module, batches: Any) -> Any:
+            Worse.seen += 1
+            return {"mae": float(Worse.seen)}
+
+    report = compressor.prune(arch=f"{FILE}:regressor", task=Worse(), **FAST, ratio=0.5, out=tmp_path / "run")
+    assert any(note.startswith("fine-tuning took validation mae from") for note in report.notes)
+
+
+@pytest.mark.parametrize("method", ["obs", "l1", "taylor", "adapnet"])
+def test_every_method_prunes(method, trained, tmp_path):
+    more = {"max_epochs": 4, "finetune_epochs": 1, "lsep": 1, "preset": "quick"} if method == "adapnet" else FAST
+    settings = {**FAST, **more, "target_macs": 0.7}
+    if method == "adapnet":
+        del settings["epochs"]
+    report = compressor.prune(trained, task=f"{FILE}:Segmentation", method=method, **settings, out=tmp_path / "run")
+    assert report.after.macs <= report.before.macs and report.after.figure.name == "mIoU"
+
+
+def test_finetune_with_distillation_detach_and_evaluate(trained, tmp_path):
+    given = {"task": f"{FILE}:Segmentation"}
+    tuned = compressor.finetune(trained, **given, **FAST, distill=True, out=tmp_path / "tuned")
+    assert tuned.after.main >= tuned.before.main - 1
+    cut = compressor.detach(trained, **given, **FAST, exits=1, out=tmp_path / "cut")
+    assert cut.variants["exit 1"].figure.name == "mIoU" and cut.variants["exit 1"].macs < cut.after.macs
+    found = compressor.evaluate(tmp_path / "cut/model.safetensors", **given, split="validation", exit=1)
+    assert list(found.figures) == ["mIoU", "pixels"] and found.amount == "32 examples"
+
+
+@pytest.mark.slow
+def test_an_onnx_file_is_measured_by_the_task(trained, tmp_path):
+    given = {"task": f"{FILE}:Segmentation"}
+    compressor.export(trained, tmp_path / "m.onnx", **given)
+    onnx = compressor.evaluate(tmp_path / "m.onnx", **given)
+    assert onnx.figures["mIoU"] == pytest.approx(compressor.evaluate(trained, **given).figures["mIoU"], abs=1e-3)
+
+
+def test_a_sweep_and_its_comparison_name_the_figure(trained, tmp_path):
+    given = {"methods": ["l1"], "targets": [0.6], "task": f"{FILE}:Segmentation"}
+    compared = compressor.sweep(trained, **given, **FAST, out=tmp_path / "sweep")
+    assert compared.figure.label == "mIoU" and compared.to_json()["points"][0]["mIoU"] is not None
+    assert "test mIoU" in (tmp_path / "sweep/comparison.html").read_text() or compared.fronts["macs"]
+
+
+def test_what_a_task_cannot_do_is_said(trained, tmp_path):
+    given = {"task": f"{FILE}:Segmentation", "out": tmp_path / "run", **FAST}
+    for verb in (compressor.route, compressor.replace_early):
+        with pytest.raises(UsageError, match="needs images with classes, which .*Segmentation has none of"):
+            verb(trained, **given)
+    with pytest.raises(UsageError, match="`mean` is for labelled images"):
+        compressor.finetune(trained, mean=(0.5,), std=(0.5,), **given)
+    with pytest.raises(UsageError, match="exclude each other"):
+        compressor.finetune(trained, data="digits", **given)
+    with pytest.raises(UsageError, match="data is missing: give digits, .* or task"):
+        compressor.finetune(trained, out=tmp_path / "run", **FAST)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "said"),
+    [
+        ("nowhere.py:Task", UsageError, "there is no file nowhere.py: give --task FILE.py:CLASS"),
+        (f"{FILE}:Nobody", UsageError, "has no function 'Nobody'"),
+        (f"{FILE}:Crashing", FileError, r"Crashing cannot be constructed: OSError: no data here \(line"),
+        (f"{FILE}:Narrow", DataError, "does not take what inputs of .*Narrow gives, float32 1x2x8x8"),
+        (f"{FILE}:images", FileError, "cannot be constructed: TypeError"),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_one_line(task, error, said, trained, tmp_path):
+    with pytest.raises(error, match=said) as raised:
+        compressor.finetune(trained, task=task, out=tmp_path / "run", **FAST)
+    assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
+
+
+def test_a_record_runs_a_task_only_where_it_was_named_here(trained, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(FILE.read_text())
+    whole = compressor.finetune(trained, task=f"{mine}:Segmentation", **{**FAST, "epochs": 2}, out=tmp_path / "run")
+    (tmp_path / "run/report.json").unlink()
+    known = resume(str(tmp_path / "run"))
+    assert known.after.figures == whole.after.figures
+    (tmp_path / "run/report.json").unlink()
+    mine.write_text(mine.read_text() + "\n# changed\n")
+    with pytest.raises(UsageError, match="learns by code in a file, .* never named on this machine or has changed"):
+        resume(str(tmp_path / "run"))
+
+
+def test_an_object_of_another_process_is_not_found_again(trained, tmp_path):
+    compressor.finetune(trained, task=tasks.Segmentation(), **FAST, out=tmp_path / "run")
+    (tmp_path / "run/report.json").unlink()
+    from compressor.runs import own
+
+    own._OBJECTS.clear()
+    with pytest.raises(UsageError, match="was an object of another process"):
+        resume(str(tmp_path / "run"))

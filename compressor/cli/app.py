@@ -43,16 +43,25 @@ class Commands(HelpfulGroup):
         """The command of that name; None for an unknown one."""
         if cmd_name not in VERBS:
             return None
-        module = import_module(f"{__package__}.{cmd_name}")
+        module = _module(cmd_name)
         alone = typer.Typer(rich_markup_mode=None, add_completion=False)
         described = alone.command(cmd_name, cls=HelpfulCommand, help=module.HELP, epilog=module.EXAMPLE)
-        described(with_settings(getattr(module, cmd_name)))
+        described(with_settings(getattr(module, _in_python(cmd_name))))
         return typer.main.get_command(alone)
 
     def summary(self, name: str) -> str:
         """What a command does, in a sentence."""
-        text: str = import_module(f"{__package__}.{name}").HELP
+        text: str = _module(name).HELP
         return text.split("\n\n")[0]
+
+
+def _module(verb: str) -> Any:
+    """The file of a verb."""
+    return import_module(f"{__package__}.{_in_python(verb)}")
+
+
+def _in_python(verb: str) -> str:
+    return verb.replace("-", "_")
 
 
 app = typer.Typer(

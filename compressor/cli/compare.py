@@ -67,6 +67,6 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     most = max(point.macs or 0 for point in compared.points)
     smaller = [point for point in compared.points if (point.macs or 0) < most and (Path(point.run) / MODEL).exists()]
     worst = float("-inf")
-    good = {point.run: worst if point.main is None else -point.figure.drop(point.main, 0.0) for point in smaller}
+    good = {point.run: worst if point.main is None else point.figure.drop(point.main, 0.0) for point in smaller}
     best = compared.promised or (max(good, key=lambda run: good[run]) if good else "RUN")
     terminal.made(files, f"compressor export {left if left.exists() else Path(best) / MODEL} --data DATA --out deploy")

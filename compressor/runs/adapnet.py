@@ -21,7 +21,7 @@ from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
 from compressor.runs.subject import refuse_routed
 from compressor.runs.training_phases import TrainingPhases
-from compressor.runs.tuning import on_validation
+from compressor.runs.tuning import measured_here
 from compressor.training.events import NoteEvent
 
 _TRIED_STEPS = 10  # of a period, for an estimate
@@ -50,7 +50,7 @@ class AdaptRun(Run[AdaptJob]):
         self.phases_steps, self.period_steps = steps, self.method.lsep
         if not self.method.units:
             raise ModelError(f"there is nothing that AdapNet could change: {reasons(channels, self.method)}")
-        guard = Guard(job.goals.undo_drop, partial(on_validation, subject), data)
+        guard = Guard(job.goals.undo_drop, partial(measured_here, subject), data)
         target = Target.of(job.goals, channels)
         self.periods = Periods(subject.module, channels, self.method, target, guard, self.tell, job.goals.round_to)
         self.training = TrainingPhases(subject.module, data, self.periods, self.phases, job.distilling, self._trained)

@@ -300,6 +300,7 @@ VERBS: dict[str, tuple[type[Job], ...]] = {
     "export": (ExportJob,),
     "tune": (TuneJob,),
     "verify": (),
+    "new-task": (),
     "doctor": (),
     "demo": (),
 }

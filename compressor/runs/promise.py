@@ -22,7 +22,7 @@ from compressor.runs.folder import MODEL
 from compressor.runs.job import RunJob
 from compressor.runs.models import open_model
 from compressor.runs.settings import PromiseSettings
-from compressor.runs.subject import open_subject
+from compressor.runs.subject import labelled, open_subject
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import Predict, evaluate, evaluating, first_output
@@ -73,7 +73,7 @@ class Judge:
     def __init__(self, job: RunJob) -> None:
         self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
         assert self.subject.data is not None
-        self.data, aside = put_aside(self.subject.data, job.loading.seed)
+        self.data, aside = put_aside(labelled(self.subject.data, "max_drop"), job.loading.seed)
         self.promise = Promise.of(job.promise, aside, self.subject.module, self.data)
         self.before = self._figure(self.subject.module)
         self._figures: dict[str, float] = {}

@@ -67,7 +67,7 @@ def step_for(
 
 def on_validation(subject: Subject) -> float:
     """The main figure on the validation data, the same in every process."""
-    return distributed.from_first(partial(_main, subject))
+    return distributed.from_first(partial(measured_here, subject))
 
 
 def said(figure: Figure, value: float) -> str:
@@ -75,6 +75,7 @@ def said(figure: Figure, value: float) -> str:
     return f"{value:.1%}" if figure.name == TOP1 else figure.write(value)
 
 
-def _main(subject: Subject) -> float:
+def measured_here(subject: Subject) -> float:
+    """The same, by this process alone."""
     assert subject.data is not None
     return evaluate(subject.module, subject.data.validation, subject.data).main

@@ -205,7 +205,7 @@ def test_a_target_out_of_reach_keeps_what_came_of_it_and_says_so(tmp_path):
 
 def test_a_plan_that_costs_too_much_is_undone_and_reported(tmp_path, monkeypatch):
     falling = iter([0.9 - 0.1 * number for number in range(1000)])
-    monkeypatch.setattr("compressor.runs.adapnet._top1", lambda subject: next(falling))
+    monkeypatch.setattr("compressor.runs.adapnet.measured_here", lambda subject: next(falling))
     report = run(job(tmp_path / "run", GoalSettings(undo_drop=0.05), startup_epochs=0, max_epochs=3))
     assert report.edits == () and report.after.params == report.before.params
     assert len(report.refused) >= 2

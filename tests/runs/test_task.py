@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 import compressor
+from compressor.cli import main
 from compressor.errors import DataError, FileError, UsageError
 from compressor.report.report import Report
 from compressor.runs.resume import resume
@@ -150,3 +151,21 @@ def test_an_object_of_another_process_is_not_found_again(trained, tmp_path):
     own._OBJECTS.clear()
     with pytest.raises(UsageError, match="was an object of another process"):
         resume(str(tmp_path / "run"))
+
+
+def test_the_template_runs_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "folder" / "mine.py"
+    with pytest.raises(SystemExit):
+        main(["new-task", str(mine)])
+    given = {"arch": f"{mine}:build", "arch_arg": (("width", 2),), "task": f"{mine}:Shapes"}
+    report = compressor.train(**given, **{**FAST, "batch_size": 64}, out=tmp_path / "run")
+    assert list(report.after.figures) == ["IoU", "pixels right"] and f"--task {mine}:Shapes" in mine.read_text()
+
+
+@pytest.mark.parametrize(("name", "said"), [("mine.txt", "no Python file"), ("mine.py", "exists")])
+def test_new_task_writes_over_nothing(name, said, tmp_path, capsys):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        main(["new-task", str(tmp_path / name)])
+    assert stop.value.code == 2 and said in capsys.readouterr().err and (tmp_path / name).read_text() == "mine"

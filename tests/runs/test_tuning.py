@@ -9,7 +9,7 @@ import compressor
 from compressor.errors import UsageError
 from compressor.runs.settings import ModelSettings
 from compressor.runs.subject import open_subject
-from compressor.runs.tuning import finetune_, step_for, validation_top1
+from compressor.runs.tuning import finetune_, on_validation, step_for
 from compressor.training.data import open_data
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 from compressor.training.state import Saving
@@ -27,13 +27,13 @@ def weights(module):
 
 def test_weights_stay_where_fine_tuning_harms_them(tmp_path):
     given, told = subject(), []
-    before, weights_before = validation_top1(given), weights(given.module)
+    before, weights_before = on_validation(given), weights(given.module)
     wild = TrainSettings(epochs=1, lr=1e-1, weight_decay=2.0, momentum=0.0)  # shrinks all weights to nothing
     history = finetune_(given, wild, None, Saving(tmp_path), told.append, before)
     assert history.rows[-1]["validation_top1"] < before
     assert "the weights from before it are kept" in history.notes[-1]
     assert all(torch.equal(one, two) for one, two in zip(weights(given.module), weights_before))
-    assert validation_top1(given) == before
+    assert on_validation(given) == before
 
 
 def test_what_fine_tuning_gains_is_kept(tmp_path):

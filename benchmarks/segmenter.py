@@ -1,0 +1,185 @@
+"""A segmenter brought to half its multiply-adds by the commands, through a task: street scenes of CamVid, mIoU.
+
+    mkdir DIR && tar xf camvid.tar -C DIR
+    python -m benchmarks.segmenter --data DIR/camvid
+
+A network like U-Net (ours, random weights) learns images of 128x96 pixels, then the same fine-tuning is given to the
+network as it is and to what each method leaves. Test images judge; void is not counted. Writes
+benchmarks/results/segmenter.json and goes on where it was broken off.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+import compressor
+from benchmarks.resumable import opened
+from compressor.files.paths import write_json
+
+OUT = Path(__file__).parent / "results" / "segmenter.json"
+SIZE = (128, 96)  # width and height
+CLASSES, VOID = 11, 11
+PARTS = {"train": "train", "validation": "val", "test": "test"}
+# What becomes of the trained network; every one is fine-tuned for as many epochs.
+ARMS: dict[str, dict[str, Any] | None] = {
+    "dense": None,
+    "obs, least squares": {"method": "obs"},
+    "obs, least squares, distilled": {"method": "obs", "distill": True},
+    "l1, batch norm only": {"method": "l1", "allocate": "uniform", "reconstruct": False},
+}
+
+
+class CamVid:
+    """`compressor prune ... --task benchmarks/segmenter.py:CamVid` reads the folder from CAMVID."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = Path(folder or os.environ["CAMVID"])
+
+    def data(self, split: str) -> Dataset[Any]:
+        """Images in memory; those to learn from are mirrored at random."""
+        return Scenes(self.folder / PARTS[split], mirrored=split == "train")
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Cross-entropy of all pixels but void."""
+        images, labels = batch
+        return functional.cross_entropy(model(images), labels, ignore_index=VOID)
+
+    def measure(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
+        """Mean over the classes of intersection over union, and the share of pixels that are right."""
+        counts = torch.zeros(CLASSES, CLASSES, dtype=torch.long)
+        for images, labels in batches:
+            found, known = model(images).argmax(1), labels != VOID
+            pairs = labels[known] * CLASSES + found[known]
+            counts += torch.bincount(pairs, minlength=CLASSES**2).view(CLASSES, CLASSES).cpu()
+        right = counts.diagonal().double()
+        union = counts.sum(0) + counts.sum(1) - right
+        return {"mIoU": float((right / union.clamp_min(1)).mean()), "pixels": float(right.sum() / counts.sum())}
+
+    def inputs(self, batch: Any) -> Tensor:
+        """The images."""
+        images: Tensor = batch[0]
+        return images
+
+
+class Scenes(Dataset[tuple[Tensor, Tensor]]):
+    """Images (3, 96, 128), normalised, and labels (96, 128)."""
+
+    def __init__(self, folder: Path, *, mirrored: bool) -> None:
+        self.images, self.labels = _read(folder)
+        self.mirrored = mirrored
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = (self.images[index].float() / 255 - 0.45) / 0.25, self.labels[index].long()
+        if self.mirrored and torch.rand(()) < 0.5:
+            image, label = image.flip(2), label.flip(1)
+        return image, label
+
+
+@cache
+def _read(folder: Path) -> tuple[Tensor, Tensor]:
+    images, labels = [], []
+    for path in sorted((folder / "images").iterdir()):
+        image = Image.open(path).convert("RGB").resize(SIZE, Image.Resampling.BILINEAR)
+        label = Image.open(folder / "labels" / f"{path.stem}.png").resize(SIZE, Image.Resampling.NEAREST)
+        images.append(np.asarray(image).transpose(2, 0, 1))
+        labels.append(np.asarray(label))
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
+
+
+class UNet(nn.Module):
+    """Three levels, two convolutions each, skips concatenated (Ronneberger et al. 2015, narrow and with batch norm)."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.down1, self.down2, self.down3 = _pair(3, width), _pair(width, 2 * width), _pair(2 * width, 4 * width)
+        self.bottom = _pair(4 * width, 4 * width)
+        self.up3, self.up2 = _pair(8 * width, 2 * width), _pair(4 * width, width)
+        self.up1, self.head = _pair(2 * width, width), nn.Conv2d(width, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (batch, classes, height, width)."""
+        one = self.down1(x)
+        two = self.down2(functional.max_pool2d(one, 2))
+        three = self.down3(functional.max_pool2d(two, 2))
+        low = self.bottom(functional.max_pool2d(three, 2))
+        low = self.up3(torch.cat([functional.interpolate(low, scale_factor=2), three], 1))
+        low = self.up2(torch.cat([functional.interpolate(low, scale_factor=2), two], 1))
+        scores: Tensor = self.head(self.up1(torch.cat([functional.interpolate(low, scale_factor=2), one], 1)))
+        return scores
+
+
+def _pair(inputs: int, outputs: int) -> nn.Sequential:
+    layers = []
+    for channels in (inputs, outputs):
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def build(width: int = 16) -> nn.Module:
+    """The network."""
+    return UNet(width)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/segmenter"))
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--finetune-epochs", type=int, default=4)
+    parser.add_argument("--left", type=float, default=0.5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    told = {name: getattr(given, name) for name in ("epochs", "finetune_epochs", "left")}
+    result = opened(given.out, told, given.device, torch.get_num_threads())
+    done = {(row["seed"], row["arm"]) for row in result["rows"]}
+    common: dict[str, Any] = {
+        "task": CamVid(given.data), "batch_size": 8, "device": given.device, "latency": False, "overwrite": True
+    }  # fmt: skip
+    for seed in given.seeds:
+        trained = given.runs / f"{seed}-trained"
+        if not (trained / "report.json").exists():
+            arch = f"{__file__}:build"
+            compressor.train(arch=arch, epochs=given.epochs, optimizer="adam", seed=seed, out=trained, **common)
+        for arm, choice in ARMS.items():
+            if (seed, arm) in done:
+                continue
+            began, out = time.process_time(), given.runs / f"{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
+            more = {"epochs": given.finetune_epochs, "lr": 0.01, "seed": seed, "out": out, **common}
+            model = trained / "model.safetensors"
+            if choice is None:
+                report = compressor.finetune(model, **more)
+            else:
+                report = compressor.prune(model, target_macs=given.left, **choice, **more)
+            result["rows"].append(_row(seed, arm, report, time.process_time() - began))
+            write_json(given.out, result)
+            print(result["rows"][-1], flush=True)
+
+
+def _row(seed: int, arm: str, report: compressor.Report, seconds: float) -> dict[str, Any]:
+    before, after = report.before, report.after
+    cut = next((note for note in report.notes if "right after pruning" in note), None)
+    return {
+        "seed": seed, "arm": arm, "mIoU_trained": before.main, "mIoU": after.main, "pixels": after.figures["pixels"],
+        "macs": after.macs, "macs_before": before.macs, "params": after.params, "as_cut": cut,
+        "cpu_seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
     mkdir DIR && tar xf camvid.tar -C DIR
     python -m benchmarks.segmenter --data DIR/camvid
 
-A network like U-Net (ours, random weights) learns images of 128x96 pixels, then the same fine-tuning is given to the
+A network like U-Net (ours, random weights) learns images of 64x48 pixels, then the same fine-tuning is given to the
 network as it is and to what each method leaves. Test images judge; void is not counted. Writes
 benchmarks/results/segmenter.json and goes on where it was broken off.
 """
@@ -28,7 +28,7 @@ from benchmarks.resumable import opened
 from compressor.files.paths import write_json
 
 OUT = Path(__file__).parent / "results" / "segmenter.json"
-SIZE = (128, 96)  # width and height
+SIZE = (64, 48)  # width and height
 CLASSES, VOID = 11, 11
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 # What becomes of the trained network; every one is fine-tuned for as many epochs.
@@ -73,7 +73,7 @@ class CamVid:
 
 
 class Scenes(Dataset[tuple[Tensor, Tensor]]):
-    """Images (3, 96, 128), normalised, and labels (96, 128)."""
+    """Images (3, 48, 64), normalised, and labels (48, 64)."""
 
     def __init__(self, folder: Path, *, mirrored: bool) -> None:
         self.images, self.labels = _read(folder)
@@ -138,8 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/segmenter"))
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--finetune-epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--finetune-epochs", type=int, default=3)
     parser.add_argument("--left", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="cpu")

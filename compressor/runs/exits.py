@@ -80,19 +80,18 @@ def hardly_smaller(rows: Sequence[Row]) -> list[str]:
 def outdone(rows: Sequence[Row]) -> list[str]:
     """A line for every sub-model that something else does as well as, at its cost or less."""
     said = []
-    for row in rows[1:]:
-        if row.top1 is None:
+    known = [(row, row.main) for row in rows if row.main is not None]
+    for row, main in known:
+        if not row.cost.exit:
             continue
-        own = f"{_name(row)}, {units.macs(row.cost.macs)}, gets {units.percent(row.top1)}"
-        better = [each for each in rows if each.cost.macs < row.cost.macs and (each.top1 or 0) >= row.top1]
+        figure = row.figure
+        own = f"{_name(row)}, {units.macs(row.cost.macs)}, gets {figure.write(main)}"
+        better = [each for each in known if each[0].cost.macs < row.cost.macs and figure.drop(main, each[1]) <= 0]
         if better:
-            best = max(better, key=lambda each: each.top1 or 0)
-            gets = units.percent(best.top1 or 0)
-            said.append(f"{own}: {_name(best)} is cheaper, {units.macs(best.cost.macs)}, and gets {gets}")
-        if row.alone_top1 is not None and row.alone_top1 >= row.top1:
-            said.append(
-                f"{own}: a network of its own of the same cost, trained as long, {units.percent(row.alone_top1)}"
-            )
+            best, gets = max(better, key=lambda each: figure.drop(each[1], main))
+            said.append(f"{own}: {_name(best)} is cheaper, {units.macs(best.cost.macs)}, and gets {figure.write(gets)}")
+        if row.alone is not None and figure.drop(main, row.alone) <= 0:
+            said.append(f"{own}: a network of its own of the same cost, trained as long, {figure.write(row.alone)}")
     return said
 
 

@@ -22,7 +22,7 @@ from compressor.runs.looking import ExportJob
 from compressor.runs.promise import Promise, put_aside, right_of
 from compressor.runs.settings import PromiseSettings
 from compressor.runs.stages import Callback, Stage, note_all, silent
-from compressor.runs.subject import Subject, card_of, open_subject
+from compressor.runs.subject import Subject, card_of, labelled, open_subject
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluate
 from compressor.training.task import Task
@@ -71,7 +71,7 @@ def export(job: ExportJob, tell: Callback = silent) -> Exported:
     )
     promise = None
     if job.promise.max_drop is not None and subject.data is not None:
-        data, aside = put_aside(subject.data, job.loading.seed)
+        data, aside = put_aside(labelled(subject.data, "max_drop"), job.loading.seed)
         subject = replace(subject, data=data)
         promise = partial(_promised, job.promise, aside, data)
     evidence = evidence_of(subject, job.calibration_images if job.precision == "int8" else 0)

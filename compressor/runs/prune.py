@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.oneshot import rank
+from compressor.pruning.scores import Given
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import check, in_time, looks_at_inputs, resolved
 from compressor.report.measurements import Measurements
@@ -70,9 +71,9 @@ class PruneRun(Run[PruneJob]):
         if looks_at_inputs(choice):
             self.inputs = calibration_inputs(subject, choice.seed)
             self.tell(Stage("measuring what every channel is worth"))
-        more = {} if subject.data is None else {"loss": subject.data.loss}
+        loss = Given.loss if subject.data is None else subject.data.loss
         ranked = distributed.from_first(
-            lambda: rank(subject.module, channels, choice, batches, self.inputs, self.own, **more)
+            lambda: rank(subject.module, channels, choice, batches, self.inputs, self.own, loss=loss)
         )
         if not in_time(choice):
             return select(channels, ranked.scores, choice, ranked.curves)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
 from compressor.pruning.oneshot import Ranked, rank
@@ -132,13 +132,12 @@ class Gradual:
     def _round(self, optimizer: Optimizer, place: Mapping[str, float]) -> bool:
         number, rounds = -(-self.step // self.every), -(-self.steps // self.every)
         gone = 1 - (1 - number / rounds) ** 3
-        try:
-            selection = distributed.from_first(lambda: self._selected(gone, last=number == rounds))
-        except UsageError as error:  # there is nothing to remove by now
-            self.notes.append(f"step {self.step}: {error}")
-            return False
-        except ModelError as error:
-            self.refused[f"step {self.step}"] = str(error)
+        selection, missed = distributed.from_first(lambda: self._tried(gone, last=number == rounds))
+        if isinstance(missed, UsageError):  # there is nothing to remove by now
+            self.notes.append(f"step {self.step}: {missed}")
+        elif missed is not None:
+            self.refused[f"step {self.step}"] = str(missed)
+        if selection is None:
             return False
         plan = replace(selection.plan, period=number - 1)
         self._carry_out(plan, optimizer)
@@ -153,6 +152,13 @@ class Gradual:
         share = macs / self._whole["target_macs"]
         self.tell(PeriodEvent(row, f"round {number} of {rounds}  {len(plan.removed)} channels, {share:.0%} of MACs"))
         return True
+
+    def _tried(self, gone: float, *, last: bool) -> tuple[Selection | None, CompressorError | None]:
+        """`_selected`, or why there is no selection, the same for all processes."""
+        try:
+            return self._selected(gone, last=last), None
+        except (ModelError, UsageError) as error:
+            return None, error
 
     def _selected(self, gone: float, *, last: bool) -> Selection:
         """What goes so that this share of all that is to go has gone."""

@@ -7,9 +7,11 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import compressor
 from compressor.errors import CompressorError
+from compressor.pruning.adapnet import boundary, concepts, prune
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob
@@ -19,6 +21,7 @@ from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, Outp
 from compressor.training import distributed
 from compressor.training.events import BatchEvent
 from compressor.training.settings import TrainSettings
+from tests.pruning.adapnet.running import digits, small_net
 from tests.training.processes import together
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without processes")
@@ -95,6 +98,35 @@ def early(report):
 def shape(folder):
     state = compressor.load(folder / "model.safetensors").state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def loop(method):
+    """A user's own loop, each process with batches of its own: the weights' sum by name, and the edits."""
+    torch.manual_seed(0)
+    model, images = small_net(8), digits()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    keywords = {"adapnet": {"lsep": 6, "max_epochs": 1, "beta_start": 0.3, "freeze": False, "dict_size": 96}}
+    given = keywords.get(method, {"target_macs": 0.5, "every": 4, "round_to": 1})
+    pruner = compressor.Pruner(wrapped, images[0][:1], optimizer, method, steps=24, **given)
+    for step in range(26):
+        x, y = (part[(2 * step + distributed.rank()) * 24 :][:24] for part in images)
+        nn.functional.cross_entropy(wrapped(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+    report = pruner.finish()
+    return {name: each.sum().item() for name, each in model.named_parameters()}, report.edits, report.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["taylor", "adapnet"])
+def test_a_loop_of_ones_own_stays_alike_in_all_processes(method, tmp_path, monkeypatch):
+    for room in (boundary, concepts, prune):
+        monkeypatch.setattr(room, "ROW_MIN", 20)
+    first, second = together(loop, tmp_path, method)
+    assert first == second and first[1]
+    assert any("no more than the target" in note for note in first[2]) == (method == "taylor")
 
 
 def test_adapnet_makes_the_structure_of_one_process(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 from compressor.errors import FileError
 from compressor.files.paths import write_json, write_whole
 from compressor.report import html, units
-from compressor.report.comparison import compare
+from compressor.report.comparison import answers, compare
 from compressor.report.measurements import LayerSize, Measurements, OnnxCheck, plain
 from compressor.report.plots import run_plots
 from compressor.report.sections import Curve, Plot, Section, section_from_json
@@ -138,6 +138,7 @@ def _content(report: Report) -> dict[str, Any]:
     return {
         "title": f"{_title(report.command)}: before and after",
         "report": report,
+        "answers": answers(report.before, report.after, report.settings.get("round_to")),
         "comparison": [(line.label, line.before, line.after, line.change) for line in comparison.lines],
         "remarks": comparison.remarks,
         "run_plots": html.drawn(run_plots(report.rows)),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from compressor.report.certificate import Certificate
+from compressor.report.comparison import answers
 from compressor.report.report import Report, page, write_page
 from compressor.report.run_comparison import comparison_page
 from compressor.report.runs import compare_runs
@@ -76,6 +78,16 @@ def test_everything_of_the_report_is_on_the_page() -> None:
     for part in wanted:
         assert part in text, part
     assert page(report).count("<svg") == 4
+
+
+def test_the_answers_stand_above_the_command_with_the_promise_among_them() -> None:
+    report = full_report()
+    certificate = Certificate(0.008, 0.95, 5000, 0.002, True, 0.01, None, "cat", 0.01, 500, 0.98)
+    report = dataclasses.replace(report, after=dataclasses.replace(report.after, certificate=certificate))
+    top = unescape(page(report).partition("<pre>")[0].partition("<main>")[2])
+    said = answers(report.before, report.after, report.settings.get("round_to"))
+    assert certificate.words() == said[-1][0] and len(said) >= 3
+    assert all(words in top for words, _ in said)
 
 
 def test_pictures_stand_in_the_page_and_are_fetched_from_nowhere() -> None:

@@ -173,10 +173,9 @@ def main() -> None:
 
 def _row(seed: int, arm: str, report: compressor.Report, seconds: float) -> dict[str, Any]:
     before, after = report.before, report.after
-    cut = next((note for note in report.notes if "right after pruning" in note), None)
     return {
         "seed": seed, "arm": arm, "mIoU_trained": before.main, "mIoU": after.main, "pixels": after.figures["pixels"],
-        "macs": after.macs, "macs_before": before.macs, "params": after.params, "as_cut": cut,
+        "macs": after.macs, "macs_before": before.macs, "params": after.params,
         "cpu_seconds": round(seconds, 1),
     }  # fmt: skip
 

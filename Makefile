@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh clone that has only Python 3.11 or newer.
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all floors mutants clean
+.PHONY: help install demo check test test-all floors runtimes mutants clean
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python test` chooses another.
 PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  also the tests marked slow and zoo"
 	@echo "make mutants   plant faults in the code and see which the tests notice (hours; goes on where it was broken off)"
 	@echo "make floors    install the lowest versions of all dependencies and run the demo with them"
+	@echo "make runtimes  install every runtime of 'export --to' apart (2 GB) and test packages on each"
 	@echo "make install   make .venv and install the package in it"
 
 # The stamp is written last: an installation that broke off is started again, one that is complete is not touched.
@@ -54,6 +55,13 @@ mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --workers 2
 
 # The lowest versions that pyproject.toml allows, in a virtual environment of their own.
+# Apart: they bring other versions of much, and pytest plugins that this version of pytest warns of.
+runtimes:
+	$(PYTHON) -m venv .venv-runtimes
+	.venv-runtimes/bin/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	.venv-runtimes/bin/python -m pip install --quiet --editable '.[dev,litert,executorch,ncnn]'
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-runtimes/bin/python -m pytest tests/exporting/test_runtimes.py
+
 floors:
 	$(PYTHON) -m venv .venv-floors
 	$(PYTHON) .ci/floors.py > .venv-floors/constraints.txt
@@ -62,4 +70,4 @@ floors:
 	.venv-floors/bin/compressor demo
 
 clean:
-	rm -rf $(VENV) .venv-floors .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf $(VENV) .venv-floors .venv-runtimes .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -26,6 +26,7 @@ from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
 from benchmarks import routing as routing_benchmark
 from benchmarks import widths as width_times
+from compressor.exporting.runtimes import RUNTIMES
 from compressor.report.report import Report
 from compressor.report.tables import before_after_table
 
@@ -289,6 +290,56 @@ def int8() -> str:
     return "\n".join([*lines, "", told])
 
 
+def runtimes() -> str:
+    """Every runtime beside torch and ONNX Runtime: static networks, then what runs for each exit of dynamic ones."""
+    result = _read("runtimes.json")
+    titles = {name: each.title for name, each in RUNTIMES.items()} | {"torch, eager": "PyTorch, as it came"}
+    lines = [
+        "| network | runtime | | outputs differ by | same class | ms | of ONNX Runtime's | size |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for network, found in result["static"].items():
+        rows = found.get("rows", ())
+        base = next((row["ms"] for row in rows if (row["runtime"], row["precision"]) == ("onnx", "fp32")), None)
+        for row in rows:
+            start = f"| {network} | {titles[row['runtime']]} | {row['precision']} |"
+            if "refused" in row:
+                lines.append(f"{start} {row['refused']} | | | | |")
+                continue
+            told = f" {row['max_rel']:.0e} | {row['agreement']:.1%} |" if "max_rel" in row else " | |"
+            size = f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else ""
+            lines.append(f"{start}{told} {row['ms']:.2f} | {row['ms'] / base:.2f} | {size} |")
+    lines += [
+        "",
+        "| network | runtime | outputs differ by | ms of each exit | what ran for each |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, rows in result["dynamic"].items():
+        for row in rows:
+            start = f"| digits_cnn, {kind} | {titles[row['runtime']]} |"
+            if "refused" in row:
+                lines.append(f"{start} {row['refused']} | | |")
+                continue
+            worst = max(each["max_rel"] for each in row["exits"])
+            times = " / ".join(f"{each['ms']:.2f}" for each in row["exits"])
+            lines.append(f"{start} {worst:.0e} | {times} | {' / '.join(_ran(each['ran']) for each in row['exits'])} |")
+    left = "".join(f" {name}: {found['refused']}." for name, found in result["static"].items() if "refused" in found)
+    versions = ", ".join(f"{name} {result['versions'][name]}" for name in _RUNTIMES)
+    told = (
+        f"Processor time of one image, one thread, medians of {result['rounds']} rounds in turn. INT8 of `onnx` and "
+        f"`openvino` with `--chip {result['chip']}`. {result['machine']}; {versions}; one run.{left}"
+    )
+    return "\n".join([*lines, "", told])
+
+
+_RUNTIMES = ("onnxruntime", "openvino", "ai-edge-litert", "litert-torch", "executorch", "ncnn", "pnnx")
+
+
+def _ran(ran: dict[str, int]) -> str:
+    """What ran for one exit: so many convolutions by the runtime's profiler, or the files that were opened."""
+    return f"{ran['convolutions']} convolutions" if "convolutions" in ran else ", ".join(ran)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "first": first,
     "demo": demo,
@@ -315,6 +366,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "primenet": primenet,
     "routing": routing,
     "int8": int8,
+    "runtimes": runtimes,
 }
 
 

@@ -38,7 +38,10 @@ def onnx_at(path: str | None, most_gib: float = LARGEST_GIB) -> Path | None:
     """
     if path is None:
         return None
-    file = Path(path) / MODEL if (Path(path) / MANIFEST).is_file() else Path(path)
+    package = (Path(path) / MANIFEST).is_file()
+    if package and not (Path(path) / MODEL).exists():
+        raise FileError(f"{path} has no {MODEL}: a package for another runtime is run by its run.py")
+    file = Path(path) / MODEL if package else Path(path)
     return file if recognise(file, most_gib) is Content.ONNX else None
 
 

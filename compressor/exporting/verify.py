@@ -77,6 +77,8 @@ def computed(source: str, copies: str, about: dict[str, Any]) -> float:
 def read_portable(place: Path) -> Manifest:
     """The manifest of a package without the files that `compressor tune` added."""
     manifest = read_manifest(place)
+    if manifest.runtime != "onnx":
+        raise FileError(f"{place} is a package for {manifest.title}: only those of ONNX Runtime are tuned")
     files = {name: facts for name, facts in manifest.files.items() if name not in (TUNED_MODEL, TUNED_WEIGHTS)}
     return replace(manifest, files=files, tuned=None)
 

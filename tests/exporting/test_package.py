@@ -18,9 +18,10 @@ from compressor.exporting import evidence as judging
 from compressor.exporting.evidence import Evidence
 from compressor.exporting.forms import cost_of, form_of
 from compressor.exporting.package import PackageSettings, export_package
-from compressor.exporting.runtime import OnnxModel
+from compressor.exporting.runtime import OnnxModel, onnx_at
+from compressor.exporting.tune import tune_package
 from compressor.exporting.verify import verify_package
-from compressor.report.manifest import Card, Manifest, manifest_from, read_manifest
+from compressor.report.manifest import Card, Manifest, input_facts, manifest_from, read_manifest
 from compressor.vision.preparation import Preparation
 from tests.exporting.nets import small_net
 
@@ -230,3 +231,27 @@ def test_a_signed_package_is_known_by_its_key(tmp_path: Path) -> None:
     (made / "manifest.sig").unlink()
     with pytest.raises(FileError, match="is not signed"):
         verify_package(made, str(tmp_path / "own.pub"))
+
+
+def test_a_package_is_verified_on_a_machine_without_torch(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+    hide = "import runpy, sys\nfor name in ('torch', 'torchvision', 'onnxscript'): sys.modules[name] = None\n"
+    ours = f"import compressor; assert compressor.verify_package({str(made[0])!r}).sample\n"
+    script = (
+        "sys.modules['compressor'] = None; sys.argv = ['run.py', '--verify']\n"
+        f"runpy.run_path({str(made[0] / 'run.py')!r}, run_name='__main__')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", hide + ours + script], capture_output=True, text=True, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout.split(";")[0]) == (0, "unchanged"), ran.stderr
+    shutil.copytree(made[0], tmp_path / "net")
+    (tmp_path / "net" / "weights.bin").write_bytes(bytes((tmp_path / "net" / "weights.bin").stat().st_size))
+    ran = subprocess.run([sys.executable, "run.py", "--verify"], capture_output=True, text=True, cwd=tmp_path / "net")
+    assert ran.returncode == 1 and "weights.bin was changed since it was exported" in ran.stderr
+
+
+def test_a_package_for_another_runtime_is_not_taken_for_onnx(tmp_path: Path) -> None:
+    manifest = Manifest("compact", input_facts(SHAPE, CARD), ("logits",), (), runtime="torch", title="plain PyTorch")
+    (tmp_path / "manifest.json").write_text(manifest.text())
+    with pytest.raises(FileError, match="is a package for plain PyTorch: only those of ONNX Runtime are tuned"):
+        tune_package(tmp_path)
+    with pytest.raises(FileError, match=r"has no model\.onnx: a package for another runtime"):
+        onnx_at(str(tmp_path))

@@ -329,7 +329,8 @@ def runtimes() -> str:
         f"Processor time of one image, one thread, medians of {result['rounds']} rounds in turn. INT8 of `onnx` and "
         f"`openvino` with `--chip {result['chip']}`. {result['machine']}; {versions}; one run.{left}"
     )
-    return "\n".join([*lines, "", told])
+    note = result.get("note", "")
+    return "\n".join([*lines, "", told, *([f"{note[0].upper()}{note[1:]}."] if note else [])])
 
 
 _RUNTIMES = ("onnxruntime", "openvino", "ai-edge-litert", "litert-torch", "executorch", "ncnn", "pnnx")

@@ -115,9 +115,7 @@ class Run(ABC, Generic[J]):
         tell(Stage("measuring the result"))
         before, after = self.measured_after(before)
         if self.promise is not None:
-            certificate = self.certified(self.promise)
-            self.notes.insert(0, certificate.words())
-            after = replace(after, certificate=certificate)
+            after = replace(after, certificate=self.certified(self.promise))
         report = self.report(before, after, self.layers(widths, self.widths()))
         return write_results(self.subject, report, self.folder, job.output, tell)
 

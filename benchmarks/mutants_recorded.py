@@ -138,5 +138,11 @@ HARMLESS: dict[tuple[str, str], str] = {
         "routing/curve.py",
         f"spread = {_FALLING}",
     ): "of thresholds at one cost, which send the same images, another stays",
+    ("graph/rules_layers.py", "if len(held) > 0 and held[0][1] > 1:"): "one operand joined with nothing is as it was",
+    ("graph/rules_shapes.py", "sizes = list(zip(size, stride, strict=False))"): "torch takes as many strides as sizes",
+    (
+        "graph/refine.py",
+        "free = [group for group in found.groups if group.frozen is None and (group.size >= 3)]",
+    ): "of a group of three the second trial leaves the one channel that was objected to, and is refused",
     ("routing/network.py", _NO_GRID): "no head can be built for a grid of 0, which is refused by the same message",
 }

@@ -77,7 +77,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
+_SLOW = ("prune-data", "adapnet", "route-paper", "replace")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(words, id=name, marks=[pytest.mark.slow] * (name in _SLOW)) for name, words in RUNS.items()],
+)
 def test_settings_of_a_run_give_the_same_run(compressor, written, arguments):
     first = settings_of(compressor(*arguments, "--dry-run", "--json"))
     path = written(json.dumps({**first, "cwd": ".", "model_sha256": None}), "settings.json")

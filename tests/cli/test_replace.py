@@ -72,6 +72,7 @@ def test_reports_both_phases_with_curves_of_losses_and_choices(replaced):
     assert "PrimeNet" in page and "How often each scale was chosen" in page
 
 
+@pytest.mark.slow
 def test_result_goes_into_prune_and_profile(replaced, tmp_path):
     out = tmp_path / "pruned"
     flags = ["--ratio", "0.5", "--out", out, "--no-latency", "--no-onnx"]
@@ -111,6 +112,7 @@ def test_a_dry_run_names_costs_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_train_takes_the_papers_network_through_both_phases(tmp_path):
     arch = ["--arch", "sample_models/primenet.py:build", "--arch-arg", "retrain_epochs=1"]
     small = ["--arch-arg", "width=0.125", "--arch-arg", "size=12"]
@@ -135,6 +137,7 @@ def test_mistakes_are_one_line_each(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_pickled_network_of_published_layers_needs_no_architecture(tmp_path):
     layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()]
     torch.save(torch.nn.Sequential(*layers, torch.nn.Linear(128, 10)), tmp_path / "net.pt")

@@ -1,7 +1,6 @@
 """`compressor resume` prints what the run itself would have printed."""
 
 import json
-import os
 import re
 import signal
 from pathlib import Path
@@ -32,7 +31,7 @@ def printed(capsys, *arguments: object) -> str:
 
 def stop(event: object) -> None:
     if isinstance(event, EpochEvent) and event.row["epoch"] == 0:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("command", ["detach", "route"])

@@ -17,6 +17,7 @@ def test_dry_run_says_every_command(compressor):
     check_golden("sweep-dry-run", ran, compressor.folder)
 
 
+@pytest.mark.slow
 def test_every_command_of_a_dry_run_is_one(compressor):
     """The commands of the cells say what the cells do."""
     ran = compressor(

@@ -75,6 +75,7 @@ def test_the_dial_chooses_a_detached_model(name: str, tmp_path: Path) -> None:
         assert network.ran == {f"exit_{each.number}": 3 for each in made.exits}, "each call runs one of them"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ["gates", "image"])
 @pytest.mark.parametrize("name", [installed(name) for name in RUNTIMES if name != "onnx"])
 def test_images_of_a_routed_network_go_no_deeper_than_they_have_to(name: str, router: str, tmp_path: Path) -> None:
@@ -90,6 +91,7 @@ def test_images_of_a_routed_network_go_no_deeper_than_they_have_to(name: str, ro
             assert ran == {f"segment_{each}" for each in range(depth + 1)}
 
 
+@pytest.mark.slow
 def test_a_network_in_plain_torch_needs_neither_compressor_nor_its_code(tmp_path: Path) -> None:
     class Own(nn.Module):
         def __init__(self) -> None:

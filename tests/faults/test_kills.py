@@ -24,6 +24,7 @@ def check(found: dict[str, Any], least: int) -> None:
     assert found["left"] == []
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_end(tmp_path):
     check(told_by("killing", tmp_path, "prune", "edit:3", "rename:4"), 2)
 

@@ -7,7 +7,6 @@ import pytest
 from compressor.exits.settings import CNSN, NSN, PAPER_EPOCHS, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet import (
-    boundary,
     clusters,
     concepts,
     insert,
@@ -18,6 +17,7 @@ from compressor.pruning.adapnet import (
     schedule,
     subspace,
     tables,
+    unit,
 )  # fmt: skip
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings
@@ -35,7 +35,7 @@ CONSTANTS = {
     schedule: {"BETA_FLOOR": 0.18, "STOP_FILTERS": 3, "STOP_PERIODS": 2}, phases: {"MOMENTUM": 0.8},
     concepts: {"BORDER_FRACTION": 0.2, "BORDER_RATIO": 0.75}, prune: {"GAMMA1": 0.6},
     merge: {"GAMMA2_FACTOR": 2.0, "GAMMA3": 0.8, "GAMMA2_CAP": 0.95},
-    insert: {"ACTIVE_SHARE": 0.3, "ACTIVE_MASS": 0.7}, boundary: {"PROTECTION": 2},
+    insert: {"ACTIVE_SHARE": 0.3, "ACTIVE_MASS": 0.7}, unit: {"PROTECTION": 2},
     # DSC-Net and KSE, as published
     subspace: {"EPOCHS": 2, "LEARNING_RATE": 1e-3, "BATCH": 128, "LAMBDA1": 1.0, "LAMBDA2": 30.0, "ALPHA": 0.2,
                "TAU": 0.1},

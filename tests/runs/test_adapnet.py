@@ -1,6 +1,5 @@
 """AdapNet from a network to a report: its phases, targets and limits, and that a broken run goes on exactly."""
 
-import os
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -148,7 +147,7 @@ def interrupting(when):
     def tell(event):
         if not sent and when(event):
             sent.append(event)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     return tell
 
@@ -236,6 +235,7 @@ def test_a_dry_run_says_what_would_be_judged_and_writes_nothing(tmp_path):
     assert report.after.macs is None and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_papers_decay_is_remarked_on_where_no_batch_norm_makes_up_for_it(tmp_path):
     def noted(weight_decay, arch=ARCH):
         model = ModelSettings(arch=str(arch), input=(1, 8, 8))

@@ -1,6 +1,5 @@
 """Whole runs in two processes: the structure of one process, one writer, and runs that go on in another number."""
 
-import os
 import signal
 from dataclasses import replace
 from functools import partial
@@ -77,7 +76,7 @@ def run(job, *, interrupt=None):
     def tell(event):
         late = isinstance(event, BatchEvent) and event.epoch == interrupt and event.batch == 3
         if late and distributed.rank() == distributed.size() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     try:
         return run_job(job, tell).to_json()
@@ -129,6 +128,7 @@ def test_a_loop_of_ones_own_stays_alike_in_all_processes(method, tmp_path, monke
     assert any("no more than the target" in note for note in first[2]) == (method == "taylor")
 
 
+@pytest.mark.slow
 def test_adapnet_makes_the_structure_of_one_process(tmp_path):
     alone = run(adapnet_job(tmp_path / "alone"))
     first, second = together(run, tmp_path, adapnet_job(tmp_path / "two"))

@@ -69,7 +69,13 @@ def chosen(net, **given):
     return select_in_ms(model, example, channels, rank(model, channels, choice), choice)
 
 
-@pytest.mark.parametrize(("share", "power"), list(itertools.product((0.75, 0.5, 0.35), (1.0, 0.7, 1.4))))
+@pytest.mark.parametrize(
+    ("share", "power"),
+    [
+        pytest.param(*each, marks=[pytest.mark.slow] * (each[0] != 0.5))
+        for each in itertools.product((0.75, 0.5, 0.35), (1.0, 0.7, 1.4))
+    ],
+)
 def test_a_target_is_met_though_the_table_is_wrong(net, machine, share, power):
     machine.power = power
     whole = latency_goal_dense(net, machine)

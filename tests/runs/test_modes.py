@@ -26,7 +26,9 @@ def test_files_are_opened_and_written_the_same_in_every_mode(name, tmp_path):
     assert model(torch.zeros(1, 1, 8, 8)).requires_grad
 
 
-@pytest.mark.parametrize("name", ["inference", "meta by default", "doubles"])
+@pytest.mark.parametrize(
+    "name", ["inference", *(pytest.param(each, marks=pytest.mark.slow) for each in ("meta by default", "doubles"))]
+)
 def test_verbs_measure_and_train_in_every_mode(name, tmp_path):
     known = compressor.evaluate(DIGITS, data="digits", device="cpu").top1
     options = {"latency": False, "onnx": False, "device": "cpu"}

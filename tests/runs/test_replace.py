@@ -1,6 +1,5 @@
 """Replacing an early stage as a whole run: broken off in either phase it goes on to the same network."""
 
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +58,7 @@ def test_a_run_that_was_broken_off_comes_to_the_same_end(whole, epoch, tmp_path)
 
     def stop(event: object) -> None:
         if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (epoch, 4):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="compressor resume"):
         run(job(tmp_path / "broken"), stop)

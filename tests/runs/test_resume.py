@@ -1,7 +1,6 @@
 """Runs that are broken off go on to the same end; settings go to a file and back."""
 
 import json
-import os
 import shutil
 import signal
 from dataclasses import fields, replace
@@ -50,7 +49,7 @@ def breaking_off(epoch, batch):
 
     def listen(event):
         if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (epoch, batch):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     return listen
 
@@ -87,6 +86,7 @@ def test_a_run_broken_off_before_its_first_checkpoint_begins_again(tmp_path):
     assert len(resume(str(tmp_path / "run")).rows) == 3
 
 
+@pytest.mark.slow
 def test_paths_are_those_of_the_folder_where_the_run_began(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     shutil.copy(DIGITS.model, tmp_path / "here" / "model.safetensors")

@@ -128,6 +128,7 @@ def test_a_run_tells_its_stages_epochs_and_notes(pruned):
     assert any(isinstance(event, PartEvent) for event in told)
 
 
+@pytest.mark.slow
 def test_least_squares_take_up_what_pruning_loses_without_training(tmp_path):
     """With `reconstruct=False` batch norm is measured anew, which is worth less."""
     found, told = {}, []

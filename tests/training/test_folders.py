@@ -213,7 +213,7 @@ def test_killed_worker_is_one_line(root, monkeypatch):
 
     def die(*arguments: object) -> None:
         assert os.getpid() != parent
-        os.kill(os.getpid(), signal.SIGKILL)
+        signal.raise_signal(signal.SIGKILL)
 
     monkeypatch.setattr("compressor.training.streaming.decode", die)
     with pytest.raises(DataError, match="worker that reads images died"):

@@ -77,7 +77,7 @@ def test_signal_finishes_the_step_and_writes_a_checkpoint(tmp_path, number, code
 
 def test_signal_without_a_folder_says_that_nothing_was_saved():
     def send(state: TrainState) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="nothing was saved"):
         fit(small_net(), small_data(), SETTINGS, after_step=send)
@@ -201,7 +201,7 @@ def test_ctrl_c_reaches_the_workers_too_and_they_go_on(tmp_path, monkeypatch):
             assert workers
             for worker in workers:
                 os.kill(worker.pid, signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert state.step <= 3
 
     with pytest.raises(Interrupted, match="after step 3"):

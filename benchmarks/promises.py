@@ -1,0 +1,109 @@
+"""Promises held against real images: a stranger's ResNet-20, cut to several sizes, on test images split 200 times.
+
+    python -m benchmarks.promises --nets DIR --data folder:DIR
+
+The networks are cut by block OBS and refitted by least squares on unlabelled training images, without training. Then,
+200 times, so many of the test images are drawn to promise on, and all others show whether it was kept: the cheapest
+network that is certified, and beside it the cheapest whose drop on the same images is within X, as is usual.
+Writes benchmarks/results/promises.json and goes on where it was broken off.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import compressor
+from benchmarks.real import NETWORKS
+from benchmarks.resumable import opened
+from compressor.certify import Paired, certified
+from compressor.files.paths import write_json
+from compressor.runs.promise import right_of
+from compressor.training.data import open_data
+
+OUT = Path(__file__).parent / "results" / "promises.json"
+LEFT = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+IMAGES, DROPS, SPLITS = (500, 2000, 6000), (0.005, 0.01, 0.02), 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--left", nargs="+", type=float, default=list(LEFT))
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    arguments.device = "cpu"
+    settings = {"network": arguments.network, "left": arguments.left, "resplits": SPLITS}
+    result = opened(arguments.out, settings, "cpu", torch.get_num_threads())
+    network = NETWORKS[arguments.network]
+    data = open_data(arguments.data, network.loading)
+    dense = network.open(arguments, data).eval()
+    done = {row["left"] for row in result["rows"]}
+    for left in (1.0, *arguments.left):
+        if left in done:
+            continue
+        small, example = copy.deepcopy(dense), torch.zeros(1, 3, 32, 32)
+        macs = compressor.profile(small, example).macs
+        if left < 1:
+            few = data.drawn(data.train, 512, 0, torch.device("cpu"))
+            macs = compressor.prune_(small, example, target_macs=left, data=[x for x, _ in few]).after.macs
+        right = right_of(small, data.test, data).numpy()
+        row = {"left": left, "macs": macs, "top1": float(right.mean()), "right": np.packbits(right).tobytes().hex()}
+        result["rows"].append(row)
+        write_json(arguments.out, result)
+        print(json.dumps({key: row[key] for key in ("left", "macs", "top1")}), file=sys.stderr, flush=True)
+    result["splits"] = splits(result["rows"], len(data.test))
+    write_json(arguments.out, result)
+    print(table(result))
+
+
+def splits(rows: list[dict[str, object]], count: int) -> list[dict[str, object]]:
+    """How often a promise is broken on the images that were not drawn, and what it costs."""
+    order = sorted(rows, key=lambda row: -row["macs"])  # type: ignore[operator]
+    held = [_unpacked(str(row["right"]), count) for row in order]
+    share = [row["macs"] / order[0]["macs"] for row in order]  # type: ignore[operator]
+    found = []
+    for images in IMAGES:
+        for drop in DROPS:
+            broken, cost = {"promised": 0, "usual": 0}, {"promised": 0.0, "usual": 0.0}
+            for seed in range(SPLITS):
+                chosen = np.random.default_rng([seed, images]).permutation(count)
+                here, fresh = chosen[:images], chosen[images:]
+                pairs = [Paired.of(held[0][here], each[here]) for each in held[1:]]
+                usual = max((at for at, pair in enumerate(pairs, 1) if pair.drop <= drop), default=0)
+                for way, at in (("promised", certified(pairs, drop)), ("usual", usual)):
+                    broken[way] += Paired.of(held[0][fresh], held[at][fresh]).drop > drop
+                    cost[way] += share[at] / SPLITS
+            found.append({"images": images, "drop": drop, "broken": broken, "macs": cost, "splits": SPLITS})
+    return found
+
+
+def _unpacked(text: str, count: int) -> NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:count].astype(bool)
+
+
+def table(result: dict[str, object]) -> str:
+    """The result as Markdown."""
+    found = result["splits"]
+    assert isinstance(found, list)
+    lines = [
+        "| images | at most, points | broken: promised | broken: usual | MACs: promised | MACs: usual |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        cells = [f"{row['images']:,}", f"{100 * row['drop']:g}"]
+        cells += [f"{row['broken'][way] / row['splits']:.1%}" for way in ("promised", "usual")]
+        cells += [f"{row['macs'][way]:.1%}" for way in ("promised", "usual")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,12 +13,13 @@ from compressor.runs.own import task_of
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import class_numbers, open_subject, unsaid
 from compressor.training.data import fit_to_model, open_data
+from compressor.training.evaluate import Figures
 from compressor.training.evaluate import evaluate as evaluate_on
 from compressor.training.task import Task
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluated(Figures):
     """How well a model does on one split of a data set."""
 
     model: str
@@ -30,16 +31,6 @@ class Evaluated:
     history: tuple[str, ...] = ()  # the commands that made the model, the last one last
     figure: Figure = TOP
     amount: str = ""  # the count with its unit
-
-    @property
-    def top1(self) -> float:
-        """Fraction in 0..1, where images are classified."""
-        return self.figures["top1"]
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy in nats, where images are classified."""
-        return self.figures["loss"]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -25,7 +25,7 @@ from compressor.runs.settings import PromiseSettings
 from compressor.runs.subject import labelled, open_subject
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import Predict, evaluate, evaluating, first_output
+from compressor.training.evaluate import Predict, evaluate, evaluating, first_output, through_numpy
 from compressor.training.sets import split_indices
 
 
@@ -114,8 +114,8 @@ def right_of(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tenso
 def _right(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
     found = []
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    predict = model if isinstance(model, nn.Module) else through_numpy(model)
     with evaluating(model), torch.no_grad():
         for x, y in data.passing(image_set, device=device):
-            scores = first_output(model(x)) if isinstance(model, nn.Module) else torch.as_tensor(model(x.numpy()))
-            found.append((scores.argmax(1) == y).cpu())
+            found.append((first_output(predict(x)).argmax(1) == y).cpu())
     return torch.cat(found)

@@ -19,17 +19,10 @@ from compressor.training.task import Task
 Predict = Callable[[NDArray[np.float32]], Any]  # a float batch to scores, such as ONNX Runtime's
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How well a model does on a part of the data."""
+class Figures:
+    """What was measured, by name."""
 
-    figures: dict[str, float]  # the main one first
-    count: int  # images, or batches of a user's task
-
-    @property
-    def main(self) -> float:
-        """The main figure."""
-        return next(iter(self.figures.values()))
+    figures: dict[str, float]
 
     @property
     def top1(self) -> float:
@@ -42,6 +35,19 @@ class Evaluation:
         return self.figures["loss"]
 
 
+@dataclass(frozen=True)
+class Evaluation(Figures):
+    """How well a model does on a part of the data."""
+
+    figures: dict[str, float]  # the main one first
+    count: int  # images, or batches of a user's task
+
+    @property
+    def main(self) -> float:
+        """The main figure."""
+        return next(iter(self.figures.values()))
+
+
 def evaluate(model: nn.Module | Predict, part: Any, task: Task, batch_size: int | None = None) -> Evaluation:
     """Evaluate in float32, in eval mode, on the model's own device; the model's mode is put back afterwards.
 
@@ -52,7 +58,7 @@ def evaluate(model: nn.Module | Predict, part: Any, task: Task, batch_size: int 
     if not len(part):
         raise DataError(f"{task.name}: there are no {task.unit} to evaluate on")
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-    predict = model if isinstance(model, nn.Module) else _through_numpy(model)
+    predict = model if isinstance(model, nn.Module) else through_numpy(model)
     # On a CPU up to twice as fast; a GPU gains from it only in half precision, and this is none.
     layout = device.type == "cpu" and isinstance(model, nn.Module) and task.takes_channels_last(model)
     with evaluating(model), torch.no_grad():
@@ -96,7 +102,7 @@ def evaluating(model: object) -> Iterator[None]:
         yield
 
 
-def _through_numpy(predict: Predict) -> Callable[[Tensor], Tensor]:
+def through_numpy(predict: Predict) -> Callable[[Tensor], Tensor]:
     def call(x: Tensor) -> Tensor:
         outputs = predict(x.numpy())
         while isinstance(outputs, (tuple, list)) and outputs:

@@ -28,6 +28,7 @@ from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, labelled, open_subject
 from compressor.settings import filled, settings_of
 from compressor.training import distributed
+from compressor.training.data import AnySet
 from compressor.training.events import NoteEvent
 from compressor.training.state import History, Saving
 from compressor.training.task import Task
@@ -67,7 +68,8 @@ class Run(ABC, Generic[J]):
     subject: Subject
     folder: RunFolder
     record: Callback  # hears what training does, and writes it down as well
-    promise: Promise | None = None  # what is asked of the result on fresh images, with those that were put aside
+    aside: AnySet | None = None  # images that nothing looks at but the promise
+    promise: Promise | None = None  # what is asked of the result on them
 
     def __init__(self, job: J, tell: Callback = silent) -> None:
         """Raises UsageError for settings that make no sense for any network, also where no reader saw them."""
@@ -108,6 +110,9 @@ class Run(ABC, Generic[J]):
         self.plan()
         tell(Stage("measuring the model as it came"))
         before, widths = self.measured_before(), self.widths()
+        if self.aside is not None:
+            data = labelled(self.data, "max_drop")
+            self.promise = Promise.of(job.promise, self.aside, self.subject.module, data)
         self.change()
         self.folder.begin(flat(job))
         self.record = self.folder.recording(tell)
@@ -176,9 +181,8 @@ class Run(ABC, Generic[J]):
         self.tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
         self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
         if job.promise.max_drop is not None and self.subject.data is not None:
-            data, aside = put_aside(labelled(self.subject.data, "max_drop"), job.loading.seed)
+            data, self.aside = put_aside(labelled(self.subject.data, "max_drop"), job.loading.seed)
             self.subject = replace(self.subject, data=data)
-            self.promise = Promise.of(job.promise, aside, self.subject.module, data)
         self.note(*self.subject.notes)
 
     def measured_before(self) -> Measurements:

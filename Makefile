@@ -42,8 +42,9 @@ check: install
 
 # One thread a worker: the tests' networks are tiny, and two workers with two threads each only get in each other's way.
 # A file goes to one worker whole: what its tests share, such as the runs over all hostile files, is then made once. The
-# folders' order stays, since the longest files are in the first ones; xdist would begin with those of most tests.
-SUITE := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+# folders' order stays, since the longest files are in the first ones; xdist would begin with those of most tests. When a
+# worker dies the run stops and names the test: xdist starts another, but then may wait for ever for its last tests.
+SUITE := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: check
 	$(SUITE) -m "not slow and not zoo"

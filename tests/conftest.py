@@ -38,8 +38,8 @@ def _no_drawings(monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if "gpu" in item.keywords:
+        if {"slow", "zoo"} & set(item.keywords):
+            item.add_marker(pytest.mark.timeout(3600))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -153,7 +153,7 @@ def test_signal_outside_of_training_says_how_to_go_on(compressor, monkeypatch, n
     from compressor.runs import run as story
 
     def interrupted(*_: Any, **__: Any) -> None:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(story, "measure", interrupted)
     ran = compressor(*_QUICK, "--out", "run")

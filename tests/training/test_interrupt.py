@@ -1,6 +1,5 @@
 """Signals are noted, a second SIGINT is not waited for, and the handlers that were there come back."""
 
-import os
 import signal
 import threading
 
@@ -15,7 +14,7 @@ def test_first_signal_is_noted(number):
     before = signal.getsignal(number)
     with deferred_signals() as signals:
         assert signals.received is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert signals.received == number
     assert signal.getsignal(number) is before
 

@@ -64,7 +64,7 @@ def test_signal_finishes_the_step_and_writes_a_checkpoint(tmp_path, number, code
 
     def send(state: TrainState) -> None:
         if state.step == 8:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     with pytest.raises(Interrupted, match=r"after step 8 .*compressor resume") as caught:
         fit(small_net(), data, SETTINGS, after_step=send, saving=Saving(tmp_path))

@@ -62,9 +62,7 @@ def openvino(file: Path, threads: int) -> Run:
 
     With a free batch size OpenVINO 2026.4 leaves some outputs of branches unwritten.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino_core()
     graph = core.read_model(str(file))
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
 
@@ -81,6 +79,14 @@ def openvino(file: Path, threads: int) -> Run:
         return [np.array(found[number]) for number in range(len(found))]
 
     return run
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the process: each gives signal handlers a stack, and the first that goes takes the others' away."""
+    import openvino
+
+    return openvino.Core()
 
 
 def litert(file: Path, threads: int) -> Run:

@@ -4,7 +4,7 @@ from functools import cache
 
 import typer
 
-from compressor.profiling.latency import measure
+from compressor.profiling import latency
 from compressor.runs import estimate
 
 
@@ -15,5 +15,7 @@ def once() -> None:
 
 def briefly() -> None:
     """Latency is measured for a tenth second and a dry run tries two steps; others test what such figures are worth."""
-    measure.__kwdefaults__["seconds"] = 0.1
+    for function in (latency.measure, latency.measure_in_turn):
+        function.__kwdefaults__["seconds"] = 0.1
+    latency._WARM_SECONDS = 0.02
     estimate._SECONDS = 0.0

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from compressor.graph.neutral import bare, neutrally, uncollected
 from compressor.graph.state import State
 from compressor.graph.tensors import device_of
 from compressor.graph.trace import call_arguments
-from compressor.profiling.latency import measure, once
+from compressor.profiling.latency import measure_in_turn, once
 from compressor.profiling.model_profile import profile as profile_costs
 from compressor.report.cost import Profile
 from compressor.report.manifest import Array
@@ -52,70 +53,82 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
     cost = profile_costs(module, example, layers=layers)
     if not latency:
         return cost
-    timings, missing = model_latency(bare(module), example)
+    [(timings, missing)] = model_latencies([bare(module)], example)
     known = {name: reason for name, reason in cost.reasons.items() if name != "latency_ms"}
     return replace(cost, latency_ms=timings, reasons=known | missing)
 
 
-def model_latency(module: nn.Module, example: Any) -> tuple[dict[str, Timing | None], dict[str, str]]:
-    """Latency of `module` on its own device, and of its export on ONNX Runtime's CPU provider with as many threads.
+def model_latencies(
+    modules: Sequence[nn.Module], example: Any
+) -> list[tuple[dict[str, Timing | None], dict[str, str]]]:
+    """Latency of modules on their own device, and of their exports on ONNX Runtime's CPU provider, all taking turns.
 
-    Returns `{"torch": timing, "onnxruntime": timing or None}`, where a timing holds `median` and `p95` in milliseconds,
-    `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), and a reason for each None.
+    For each `{"torch": timing, "onnxruntime": timing or None}`, where a timing holds `median` and `p95` in
+    milliseconds, `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), and a reason for each None.
     """
-    timings: dict[str, Timing | None] = {"torch": _torch_timing(module, example), "onnxruntime": None}
+    found: list[dict[str, Timing | None]] = [
+        {"torch": timing, "onnxruntime": None} for timing in _torch_timings(modules, example)
+    ]
     if not isinstance(example, Tensor):
-        return timings, {"latency_ms.onnxruntime": "measured for models with one input only"}
+        return [(timings, {"latency_ms.onnxruntime": "measured for models with one input only"}) for timings in found]
+    reasons: list[dict[str, str]] = [{} for _ in modules]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        try:
-            export_onnx(module, example, path)
-            timings["onnxruntime"] = file_latency(path, tuple(example.shape[1:]))
-        except CompressorError as error:
-            return timings, {"latency_ms.onnxruntime": str(error)}
-    return timings, {}
+        sessions: dict[int, OnnxModel] = {}
+        for number, module in enumerate(modules):
+            path = Path(folder) / f"{number}.onnx"
+            try:
+                export_onnx(module, example, path)
+                sessions[number] = OnnxModel(path, threads=torch.get_num_threads(), own=True)
+            except CompressorError as error:
+                reasons[number] = {"latency_ms.onnxruntime": str(error)}
+        for number, timing in zip(sessions, _onnx_timings(list(sessions.values()), tuple(example.shape[1:]))):
+            found[number]["onnxruntime"] = timing
+    return list(zip(found, reasons))
 
 
 def file_latency(path: Path, input_shape: tuple[int, ...]) -> Timing:
     """Latency of an .onnx file of this process, for random images of `input_shape` (channels, height, width)."""
-    return _onnx_timing(OnnxModel(path, threads=torch.get_num_threads(), own=True), input_shape)
+    return _onnx_timings([OnnxModel(path, threads=torch.get_num_threads(), own=True)], input_shape)[0]
 
 
 def onnx_latency(path: Path, input_shape: tuple[int, ...], feeds: Mapping[str, Array], most_gib: float) -> Timing:
     """The same of an .onnx file from outside, with further `feeds`."""
     model = OnnxModel(path, threads=torch.get_num_threads(), feeds=feeds, most_gib=most_gib)
-    return _onnx_timing(model, input_shape)
+    return _onnx_timings([model], input_shape)[0]
 
 
-def _onnx_timing(model: OnnxModel, input_shape: tuple[int, ...]) -> Timing:
-    threads = torch.get_num_threads()
+def _onnx_timings(models: Sequence[OnnxModel], input_shape: tuple[int, ...]) -> list[Timing]:
+    def calling(batch: int) -> list[Callable[[], object]]:
+        return [partial(model, noise((batch, *input_shape))) for model in models]
 
-    def calling(batch: int) -> Callable[[], object]:
-        images = noise((batch, *input_shape))
-        return lambda: model(images)
-
-    progress("timing ONNX Runtime, batch", 0, 2)
-    first = measure(calling(1), batch=1, threads=threads)
-    progress("timing ONNX Runtime, batch", 1, 2)
-    larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads)
-    return {**asdict(first), "larger": asdict(larger)}
+    return _timings("ONNX Runtime", calling) if models else []
 
 
-def _torch_timing(module: nn.Module, example: Any) -> Timing:
-    device = device_of(module)
+def _torch_timings(modules: Sequence[nn.Module], example: Any) -> list[Timing]:
+    device = device_of(modules[0])
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
-    threads = torch.get_num_threads()
 
-    def calling(batch: int) -> Callable[[], object]:
+    def calling(batch: int) -> list[Callable[[], object]]:
         arguments, keywords = call_arguments(with_tensors(example, lambda tensor: _repeated(tensor, batch, device)))
-        return lambda: module(*arguments, **keywords)
+        return [partial(module, *arguments, **keywords) for module in modules]
 
-    with State(module).kept(), seeded(0), evaluating(module), torch.inference_mode():
-        progress("timing torch, batch", 0, 2)
-        first = measure(calling(1), batch=1, threads=threads, wait=wait)
-        progress("timing torch, batch", 1, 2)
-        larger = measure(calling(LARGER_BATCH), batch=LARGER_BATCH, threads=threads, wait=wait)
-    return {**asdict(first), "larger": asdict(larger)}
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(State(module).kept())
+            stack.enter_context(evaluating(module))
+        with seeded(0), torch.inference_mode():
+            return _timings("torch", calling, wait)
+
+
+def _timings(
+    engine: str, calling: Callable[[int], Sequence[Callable[[], object]]], wait: Callable[[], object] | None = None
+) -> list[Timing]:
+    """Of all that `calling` gives for a batch: first one image, then the larger batch."""
+    found = []
+    for number, batch in enumerate((1, LARGER_BATCH)):
+        progress(f"timing {engine}, batch", number, 2)
+        found.append(measure_in_turn(calling(batch), batch=batch, threads=torch.get_num_threads(), wait=wait))
+    return [{**asdict(first), "larger": asdict(larger)} for first, larger in zip(*found)]
 
 
 def _repeated(tensor: Tensor, batch: int, device: torch.device) -> Tensor:

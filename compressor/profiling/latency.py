@@ -1,9 +1,10 @@
 """How long a forward pass takes: one way of measuring for everything that can be called."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from compressor.graph.neutral import uncollected
 
 BUDGET_SECONDS = 1.0  # that are measured, after the warm-up
 _WARM_RUNS, _WARM_SECONDS = 2, 0.2  # both are reached before anything is measured
+_ROUNDS = 5  # in which several calls take turns
 _MIN_RUNS, _FEW_RUNS = 10, 3  # the second is enough once a measurement takes five times its budget
 
 
@@ -40,24 +42,43 @@ def measure(
         wait: called after each run inside the measured time, to wait for a device that works in the background
             (`torch.cuda.synchronize`).
     """
-    timed = partial(once, call) if wait is None else partial(once, call, wait)
+    return measure_in_turn([call], batch=batch, threads=threads, wait=wait, seconds=seconds)[0]
+
+
+def measure_in_turn(
+    calls: Sequence[Callable[[], object]],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    wait: Callable[[], object] | None = None,
+    seconds: float = BUDGET_SECONDS,
+) -> list[Latency]:
+    """The same of several calls in rounds, so that whatever slows the machine for a while slows all of them."""
+    timed = [partial(once, call) if wait is None else partial(once, call, wait) for call in calls]
+    times: list[list[float]] = [[] for _ in calls]
     with uncollected():
-        _repeat(timed, runs=_WARM_RUNS, seconds=_WARM_SECONDS, runs_when_slow=_WARM_RUNS)
-        times = _repeat(timed, runs=_MIN_RUNS, seconds=seconds, runs_when_slow=_FEW_RUNS)
+        for each in timed:
+            _repeat(each, [], runs=_WARM_RUNS, seconds=_WARM_SECONDS, runs_when_slow=_WARM_RUNS)
+        for done in (np.arange(_ROUNDS) + 1) / _ROUNDS:
+            runs, few = ceil(_MIN_RUNS * done), ceil(_FEW_RUNS * done)
+            for each, found in zip(timed, times):
+                _repeat(each, found, runs=runs, seconds=seconds * done, runs_when_slow=few)
+    return [_latency(found, batch, threads) for found in times]
+
+
+def _latency(times: Sequence[float], batch: int, threads: int) -> Latency:
     median, p95 = (float(value) for value in np.percentile(times, [50, 95]))
     return Latency(1e3 * median, 1e3 * p95, batch, len(times), threads)
 
 
-def _repeat(timed: Callable[[], float], *, runs: int, seconds: float, runs_when_slow: int) -> list[float]:
-    """Seconds of each run: at least `runs` and for at least `seconds`; for slow calls fewer."""
-    times: list[float] = []
-    spent = 0.0
+def _repeat(timed: Callable[[], float], times: list[float], *, runs: int, seconds: float, runs_when_slow: int) -> None:
+    """Add the seconds of each run until there are `runs` and they took `seconds`; for slow calls fewer."""
+    spent = sum(times)
     while len(times) < runs or spent < seconds:
         if spent > 5 * seconds and len(times) >= runs_when_slow:
             break
         times.append(timed())
         spent += times[-1]
-    return times
 
 
 def once(call: Callable[[], object], finish: Callable[[], object] = lambda: None) -> float:

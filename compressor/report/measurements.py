@@ -54,6 +54,11 @@ class Measurements:
             return replace(self, top1=figures[TOP1], reasons=reasons)
         return replace(self, figures=dict(figures), higher=figure.higher, reasons=reasons)
 
+    def timed(self, latency_ms: dict[str, Any], missing: Mapping[str, str] | None = None) -> "Measurements":
+        """These with a latency, and with the reasons for what of it is missing in place of those before."""
+        others = {name: text for name, text in self.reasons.items() if name != "latency_ms"}
+        return replace(self, latency_ms=latency_ms, reasons={**others, **(missing or {})})
+
     @classmethod
     def of(
         cls,

@@ -1,14 +1,17 @@
 """Measure a model before and after: cost, size on disk, accuracy on the test set."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from compressor.exporting.latency import profile
+from compressor.exporting.latency import model_latencies, profile
 from compressor.graph.channels import Channels
+from compressor.graph.neutral import bare
 from compressor.loading.opening import OpenedModel
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
@@ -19,7 +22,7 @@ from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 
 
-def measure(subject: Subject, *, latency: bool) -> Measurements:
+def measure(subject: Subject) -> Measurements:
     """Cost, size of the checkpoint, and the figures on the test set where there are data.
 
     Of several processes the first measures, and all know.
@@ -27,12 +30,12 @@ def measure(subject: Subject, *, latency: bool) -> Measurements:
     Raises:
         UsageError: the model could not be saved, for want of an architecture.
     """
-    return distributed.from_first(lambda: _measured(subject, latency))
+    return distributed.from_first(lambda: _measured(subject))
 
 
-def _measured(subject: Subject, latency: bool) -> Measurements:
-    cost = profile(subject.module, subject.example, latency=latency, layers=False)
-    reasons = {} if latency else {"latency_ms": "left out by --no-latency"}
+def _measured(subject: Subject) -> Measurements:
+    cost = profile(subject.module, subject.example, layers=False)
+    reasons = {"latency_ms": "left out by --no-latency"}
     if subject.data is None:
         return Measurements.of(
             cost, file_bytes=file_bytes(subject.opened), reasons={"top1": "no --data was given", **reasons}
@@ -40,6 +43,12 @@ def _measured(subject: Subject, latency: bool) -> Measurements:
     figures = evaluate(subject.module, subject.data.test, subject.data).figures
     found = Measurements.of(cost, file_bytes=file_bytes(subject.opened), reasons=reasons)
     return found.scored(subject.data.figure, figures)
+
+
+def timed(sides: Mapping[nn.Module, Measurements], example: Any) -> list[Measurements]:
+    """What was measured of networks, with the latency of each; they take turns in one run."""
+    found = distributed.from_first(lambda: model_latencies([bare(module) for module in sides], example))
+    return [side.timed(*each) for side, each in zip(sides.values(), found)]
 
 
 def file_bytes(opened: OpenedModel) -> int:

@@ -1,6 +1,5 @@
 """Let each image run only the layers it needs: `compressor route`."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -118,7 +117,6 @@ class RouteRun(Run[RouteJob]):
 
     def change(self) -> None:
         """The network with its exits takes the place of the network; one that could not be saved is refused."""
-        self.whole = copy.deepcopy(self.subject.module).eval()  # to be timed beside what becomes of it
         self.base = self.subject.module
         opened = transformed(self.subject.opened, self.routed, self.routed.step())
         self.subject = replace(self.subject, opened=opened)
@@ -137,10 +135,10 @@ class RouteRun(Run[RouteJob]):
     def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
         """Means over the test images at the threshold that validation images choose, and single images timed."""
         found = replace(self._chosen(), before_top1=before.top1 or 0.0)
-        if self.job.output.latency:
+        if (whole := self.whole) is not None:
             self.tell(Stage("timing single images"))
-            found = replace(found, times=distributed.from_first(lambda: _times(self.subject, self.whole)))
-            before = replace(before, latency_ms=_timing(found, "whole"))  # on the same images, at the same time
+            found = replace(found, times=distributed.from_first(lambda: _times(self.subject, whole.eval())))
+            before = before.timed(_timing(found, "whole"))  # on the same images, at the same time
         settings, images = self.settings, len(self.taught.calibration)
         unsure = () if self.promise is not None else doubts(images, settings)
         said = (*unsure, *remarks(found), *in_time(found, self.depth_ms))

@@ -3,6 +3,7 @@
 A verb brings its plan and its middle: a subclass of `Run` in its own file, which its job names.
 """
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from torch import nn
 
 from compressor.errors import UsageError
 from compressor.exporting.latency import profile
@@ -21,7 +24,7 @@ from compressor.report.report import Report
 from compressor.runs.estimate import epochs_within, estimate
 from compressor.runs.folder import RunFolder
 from compressor.runs.job import RunJob, flat
-from compressor.runs.measuring import filters, in_words, layer_sizes, measure
+from compressor.runs.measuring import filters, in_words, layer_sizes, measure, timed
 from compressor.runs.promise import Promise, put_aside, right_of
 from compressor.runs.results import write_results
 from compressor.runs.stages import Callback, Stage, silent
@@ -68,6 +71,7 @@ class Run(ABC, Generic[J]):
     subject: Subject
     folder: RunFolder
     record: Callback  # hears what training does, and writes it down as well
+    whole: nn.Module | None = None  # the network as it came, to be timed
     aside: AnySet | None = None  # images that nothing looks at but the promise
     promise: Promise | None = None  # what is asked of the result on them
 
@@ -186,14 +190,22 @@ class Run(ABC, Generic[J]):
         self.note(*self.subject.notes)
 
     def measured_before(self) -> Measurements:
-        """The model as it came."""
-        found = measure(self.subject, latency=self.job.output.latency)
+        """The model as it came; how fast it is will be measured beside what becomes of it."""
+        if self.job.output.latency:
+            self.whole = copy.deepcopy(self.subject.module)
+        found = measure(self.subject)
         self.tell(NoteEvent(in_words(found)))
         return found
 
     def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
         """Both sides of the report, once training is over."""
-        return before, measure(self.subject, latency=self.job.output.latency)
+        after, module = measure(self.subject), self.subject.module
+        if not self.job.output.latency:
+            return before, after
+        if self.whole is None:
+            return before, timed({module: after}, self.subject.example)[0]
+        before, after = timed({self.whole: before, module: after}, self.subject.example)
+        return before, after
 
     def certified(self, promise: Promise) -> Certificate:
         """What can be promised of the result."""

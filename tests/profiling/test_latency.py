@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.profiling.latency import measure
+from compressor.profiling import latency as module
+from compressor.profiling.latency import measure, measure_in_turn
 
 
 def test_a_call_of_known_length_is_measured() -> None:
@@ -32,6 +33,20 @@ def test_a_slow_call_is_run_a_few_times_only() -> None:
 
     assert measure(slow, seconds=0.01).runs == 3
     assert len(calls) < 10
+
+
+def test_what_slows_the_machine_for_a_while_slows_all_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+
+    def call() -> None:  # ten times as slow in the first three seconds
+        now[0] += 0.01 if now[0] < 3 else 0.001
+
+    one, other = measure_in_turn([call, call], seconds=2.0)
+    assert 0.8 < one.median / other.median < 1.25
+    now[0] = 0.0
+    alone = [measure(call, seconds=2.0).median for _ in range(2)]
+    assert max(alone) / min(alone) > 5, "in the control, which measures one after the other"
 
 
 def test_garbage_collection_is_on_again_also_after_a_failure() -> None:

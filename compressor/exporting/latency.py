@@ -59,11 +59,14 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
 
 
 def model_latencies(
-    modules: Sequence[nn.Module], example: Any
+    modules: Sequence[nn.Module], example: Any, made: Path | CompressorError | None = None
 ) -> list[tuple[dict[str, Timing | None], dict[str, str]]]:
     """Latency of modules on their own device, and of their exports on ONNX Runtime's CPU provider, all taking turns.
 
-    For each `{"torch": timing, "onnxruntime": timing or None}`, where a timing holds `median` and `p95` in
+    Args:
+        made: the ONNX file of the last of them, or why there can be none, where that is known.
+
+    Returns for each `{"torch": timing, "onnxruntime": timing or None}`, where a timing holds `median` and `p95` in
     milliseconds, `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), and a reason for each None.
     """
     found: list[dict[str, Timing | None]] = [
@@ -77,7 +80,12 @@ def model_latencies(
         for number, module in enumerate(modules):
             path = Path(folder) / f"{number}.onnx"
             try:
-                export_onnx(module, example, path)
+                if made is None or module is not modules[-1]:
+                    export_onnx(module, example, path)
+                elif isinstance(made, CompressorError):
+                    raise made
+                else:
+                    path = made
                 sessions[number] = OnnxModel(path, threads=torch.get_num_threads(), own=True)
             except CompressorError as error:
                 reasons[number] = {"latency_ms.onnxruntime": str(error)}

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from compressor.errors import CompressorError
 from compressor.exporting.latency import model_latencies, profile
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare
@@ -45,9 +46,11 @@ def _measured(subject: Subject) -> Measurements:
     return found.scored(subject.data.figure, figures)
 
 
-def timed(sides: Mapping[nn.Module, Measurements], example: Any) -> list[Measurements]:
-    """What was measured of networks, with the latency of each; they take turns in one run."""
-    found = distributed.from_first(lambda: model_latencies([bare(module) for module in sides], example))
+def timed(
+    sides: Mapping[nn.Module, Measurements], example: Any, made: Path | CompressorError | None = None
+) -> list[Measurements]:
+    """What was measured of networks, with their latencies; `made`: the last one's ONNX file, or why it has none."""
+    found = distributed.from_first(lambda: model_latencies([bare(module) for module in sides], example, made))
     return [side.timed(*each) for side, each in zip(sides.values(), found)]
 
 

@@ -8,16 +8,26 @@ from compressor.report.measurements import OnnxCheck
 from compressor.report.report import Report, write_page
 from compressor.runs.folder import MODEL, ONNX, RunFolder
 from compressor.runs.models import save_model
-from compressor.runs.settings import OutputSettings
 from compressor.runs.stages import Callback, Stage, note_all
 from compressor.runs.subject import Subject, card_of
 from compressor.training import distributed
 
+Exported = OnnxCheck | CompressorError | None  # None: not asked for
 
-def write_results(
-    subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Callback
-) -> Report:
-    """Fill the folder, each file whole, the report last; returns the report with the check of the ONNX file.
+
+def export_result(subject: Subject, folder: RunFolder, tell: Callback) -> OnnxCheck | CompressorError:
+    """Write the checked ONNX file of a run's result; the check, or why there is no file."""
+    tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
+    try:
+        return export_onnx(
+            subject.module, subject.example, folder / ONNX, check_inputs=subject.real_images, card=card_of(subject)
+        )
+    except CompressorError as error:
+        return error
+
+
+def write_results(subject: Subject, report: Report, folder: RunFolder, exported: Exported, tell: Callback) -> Report:
+    """Fill the folder, each file whole, the report last; returns the report with what `export_result` found.
 
     Of several processes the first writes.
 
@@ -25,10 +35,10 @@ def write_results(
         CompressorError: the ONNX file could not be made or computes something else; all other files are there then.
         FileError: the folder cannot be written.
     """
-    return distributed.from_first(lambda: _written(subject, report, folder, output, tell))
+    return distributed.from_first(lambda: _written(subject, report, folder, exported, tell))
 
 
-def _written(subject: Subject, report: Report, folder: RunFolder, output: OutputSettings, tell: Callback) -> Report:
+def _written(subject: Subject, report: Report, folder: RunFolder, exported: Exported, tell: Callback) -> Report:
     tell(Stage(f"writing {folder.path}"))
     left_out = save_model(
         subject.opened,
@@ -38,7 +48,8 @@ def _written(subject: Subject, report: Report, folder: RunFolder, output: Output
         overwrite=True,
     )
     note_all(left_out, tell)
-    check, failure = _export(subject, folder, tell) if output.onnx else (None, None)
+    failure = exported if isinstance(exported, CompressorError) else None
+    check = exported if isinstance(exported, OnnxCheck) else None
     refused = {} if failure is None else {"export to ONNX": str(failure)}
     settings = {**report.settings, "out": folder.named}
     notes = (*report.notes, *left_out)
@@ -52,13 +63,3 @@ def _written(subject: Subject, report: Report, folder: RunFolder, output: Output
             f"{folder / MODEL} is made, but not {ONNX}: {failure}; leave it out with --no-onnx"
         ) from failure
     return report
-
-
-def _export(subject: Subject, folder: RunFolder, tell: Callback) -> tuple[OnnxCheck | None, CompressorError | None]:
-    tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
-    try:
-        return export_onnx(
-            subject.module, subject.example, folder / ONNX, check_inputs=subject.real_images, card=card_of(subject)
-        ), None
-    except CompressorError as error:
-        return None, error

@@ -137,7 +137,9 @@ class RouteRun(Run[RouteJob]):
         found = replace(self._chosen(), before_top1=before.top1 or 0.0)
         if (whole := self.whole) is not None:
             self.tell(Stage("timing single images"))
-            found = replace(found, times=distributed.from_first(lambda: _times(self.subject, whole.eval())))
+            found = replace(
+                found, times=distributed.from_first(lambda: _times(self.subject, whole.eval(), self.made()))
+            )
             before = before.timed(_timing(found, "whole"))  # on the same images, at the same time
         settings, images = self.settings, len(self.taught.calibration)
         unsure = () if self.promise is not None else doubts(images, settings)
@@ -206,8 +208,8 @@ def _params(module: nn.Module) -> int:
     return sum(each.numel() for each in module.parameters())
 
 
-def _times(subject: Subject, whole: nn.Module) -> dict[str, dict[str, ImageTimes]]:
-    """Both networks on single test images, on torch and on ONNX Runtime where both export."""
+def _times(subject: Subject, whole: nn.Module, made: Path | CompressorError | None) -> dict[str, dict[str, ImageTimes]]:
+    """Both networks on single test images, on torch and on ONNX Runtime where both export; `made`: the routed one's."""
     assert subject.data is not None
     data, routed = labelled(subject.data, "route"), subject.module
     images = data.examples(data.test, _TIMED_IMAGES, subject.device)
@@ -226,10 +228,12 @@ def _times(subject: Subject, whole: nn.Module) -> dict[str, dict[str, ImageTimes
         times = {"torch": time_images(both, len(images), threads=threads)}
     with TemporaryDirectory() as folder:
         try:
-            files = {}
-            for name, module in (("whole", whole), ("routed", routed)):
-                files[name] = Path(folder) / f"{name}.onnx"
-                export_onnx(module, images[:2], files[name], check_inputs=images)
+            if isinstance(made, CompressorError):
+                raise made
+            files = {"whole": Path(folder) / "whole.onnx", "routed": made or Path(folder) / "routed.onnx"}
+            export_onnx(whole, images[:2], files["whole"], check_inputs=images)
+            if made is None:
+                export_onnx(routed, images[:2], files["routed"], check_inputs=images)
         except CompressorError:  # the export of the result is tried again, and its failure told
             return times
         models = {name: OnnxModel(path, threads=threads, own=True) for name, path in files.items()}

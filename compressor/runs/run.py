@@ -10,23 +10,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import nn
 
-from compressor.errors import UsageError
+from compressor.errors import CompressorError, UsageError
 from compressor.exporting.latency import profile
 from compressor.report import units
 from compressor.report.certificate import Certificate
 from compressor.report.environment import device_words, versions
-from compressor.report.measurements import LayerSize, Measurements
+from compressor.report.measurements import LayerSize, Measurements, OnnxCheck
 from compressor.report.report import Report
 from compressor.runs.estimate import epochs_within, estimate
-from compressor.runs.folder import RunFolder
+from compressor.runs.folder import ONNX, RunFolder
 from compressor.runs.job import RunJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure, timed
 from compressor.runs.promise import Promise, put_aside, right_of
-from compressor.runs.results import write_results
+from compressor.runs.results import Exported, export_result, write_results
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, labelled, open_subject
 from compressor.settings import filled, settings_of
@@ -126,7 +127,7 @@ class Run(ABC, Generic[J]):
         if self.promise is not None:
             after = replace(after, certificate=self.certified(self.promise))
         report = self.report(before, after, self.layers(widths, self.widths()))
-        return write_results(self.subject, report, self.folder, job.output, tell)
+        return write_results(self.subject, report, self.folder, self.exported, tell)
 
     def predict(self) -> Report:
         """The report of a dry run."""
@@ -203,9 +204,20 @@ class Run(ABC, Generic[J]):
         if not self.job.output.latency:
             return before, after
         if self.whole is None:
-            return before, timed({module: after}, self.subject.example)[0]
-        before, after = timed({self.whole: before, module: after}, self.subject.example)
+            return before, timed({module: after}, self.subject.example, self.made())[0]
+        before, after = timed({self.whole: before, module: after}, self.subject.example, self.made())
         return before, after
+
+    @cached_property
+    def exported(self) -> Exported:
+        """The check of the result's ONNX file, which lies in the folder then, or why there is none."""
+        if not self.job.output.onnx:
+            return None
+        return distributed.from_first(lambda: export_result(self.subject, self.folder, self.tell))
+
+    def made(self) -> Path | CompressorError | None:
+        """The result's ONNX file, or why there is none; None where it was not asked for."""
+        return self.folder / ONNX if isinstance(self.exported, OnnxCheck) else self.exported
 
     def certified(self, promise: Promise) -> Certificate:
         """What can be promised of the result."""

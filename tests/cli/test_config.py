@@ -50,8 +50,11 @@ FLAGS_AND_TOML = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("flags", "words", "toml"), FLAGS_AND_TOML.values(), ids=FLAGS_AND_TOML)
-def test_a_file_says_what_flags_would(compressor, written, flags, words, toml):
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=[pytest.mark.slow] * (verb in ("adapnet", "route"))) for verb in FLAGS_AND_TOML]
+)
+def test_a_file_says_what_flags_would(compressor, written, verb):
+    flags, words, toml = FLAGS_AND_TOML[verb]
     by_flags = settings_of(compressor(*flags, "--dry-run", "--json"))
     by_file = settings_of(compressor(*words, "--config", written(toml), "--dry-run", "--json"))
     same = {"typed": None, "chosen": None}

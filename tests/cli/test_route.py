@@ -53,7 +53,7 @@ def routed(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "routed"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        assert run("route", MODEL, "--data", "digits", "--epochs", "4", "--router-epochs", "5", "--out", out) == 0
+        assert run("route", MODEL, "--data", "digits", "--epochs", "3", "--router-epochs", "3", "--out", out) == 0
     return out
 
 
@@ -129,6 +129,7 @@ def test_opened_again_a_threshold_trades_accuracy_for_macs_without_training(rout
     assert depths == sorted(depths) and depths[0] == 0 and depths[-1] == network.depths - 1
 
 
+@pytest.mark.slow
 def test_target_is_met_on_validation_images(tmp_path, capsys):
     assert run("route", MODEL, *QUICK, "--target-macs", "0.5", "--out", tmp_path / "run", "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -137,6 +138,7 @@ def test_target_is_met_on_validation_images(tmp_path, capsys):
     assert sum(way["shares"]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_promise_is_kept_or_said_to_be_none(tmp_path, capsys):
     """On some hundred digits a third may be promised, two thousandths may not."""
     for drop, kept in (("0.3", True), ("0.002", False)):

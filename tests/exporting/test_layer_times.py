@@ -112,7 +112,10 @@ def test_what_is_no_layer_costs_in_proportion_to_what_it_makes(exported):
     assert 0 <= found.without(every) < 0.2
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS)[::4])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (at % 3 > 0)) for at, name in enumerate(sorted(NETWORKS)[::4])],
+)
 def test_a_graph_with_its_weights_cut_is_that_of_the_pruned_network(name: str, tmp_path: Path) -> None:
     model = randomise_(NETWORKS[name]()).float().eval()
     example = model.example()

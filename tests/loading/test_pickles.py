@@ -188,6 +188,7 @@ def test_message_names_what_is_in_the_way_and_the_architecture_that_fits(tmp_pat
     assert len(state_of(tmp_path / "m.pt")) >= len(vision.build("squeezenet1_1").state_dict())
 
 
+@pytest.mark.slow
 def test_architecture_of_the_right_width_is_named(tmp_path):
     module = vision.build("wide_resnet50_2", num_classes=2)  # the names of its tensors are ResNet-50's
     module.register_forward_hook(print)

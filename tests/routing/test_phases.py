@@ -48,6 +48,7 @@ def test_every_way_of_teaching_ends_in_a_network_that_routes(settings):
         assert not net.thresholds.any()
 
 
+@pytest.mark.slow
 def test_training_at_all_depths_teaches_every_depth():
     data = small_data(1024)
     before, _ = teach(Residual, replace(SHORT, epochs=0), data)

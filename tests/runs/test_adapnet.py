@@ -160,7 +160,10 @@ def interrupting(when):
             marks=pytest.mark.slow,
         ),
         lambda event: isinstance(event, PeriodEvent) and event.row["period"] == 4,
-        lambda event: isinstance(event, BatchEvent) and event.epoch == 5 and event.batch == 4,
+        pytest.param(
+            lambda event: isinstance(event, BatchEvent) and event.epoch == 5 and event.batch == 4,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             lambda event: isinstance(event, BatchEvent) and event.epoch == 6 and event.batch == 3,
             marks=pytest.mark.slow,

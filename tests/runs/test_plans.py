@@ -123,6 +123,7 @@ def test_a_plan_is_replaced_only_where_that_is_allowed(planned: Path) -> None:
     assert planned.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_may_lie_beside_its_plan(planned: Path) -> None:
     run(job(planned.parent, choice=PruneSettings(), plan=str(planned)))
     assert planned.exists() and (planned.parent / "model.safetensors").exists()

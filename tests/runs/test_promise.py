@@ -73,6 +73,7 @@ def test_the_promise_goes_with_the_report_and_the_checkpoint(tmp_path):
     assert "can be promised on these" in held["words"]
 
 
+@pytest.mark.slow
 def test_of_sub_models_the_smallest_that_keeps_it_is_named(tmp_path):
     choice = DetachSettings(exits=1)
     training = falling("cnsn", replace(CNSN, epochs=2, batch_size=256))

@@ -244,7 +244,7 @@ def test_a_resumed_loop_makes_the_same_network_bit_for_bit(method, keywords, at)
     assert same(resumed.model, whole.model) and same(follower, followed)
 
 
-@pytest.mark.parametrize("method", ["l1", "adapnet"])
+@pytest.mark.parametrize("method", [pytest.param("l1", marks=pytest.mark.slow), "adapnet"])
 def test_averages_schedulers_and_hooks_go_on(method):
     loop = Loop()
     ema = AveragedModel(loop.model, multi_avg_fn=get_ema_multi_avg_fn(0.5))

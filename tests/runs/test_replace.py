@@ -43,7 +43,7 @@ def learning(folder: Path) -> TrainJob:
 RUNS = {"replace": replacing, "train": learning}
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=["replace", pytest.param("train", marks=pytest.mark.slow)])
 def whole(request, tmp_path_factory):
     """A run's name, the folder of one that was left alone, and its report."""
     job = RUNS[request.param]

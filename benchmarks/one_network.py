@@ -8,15 +8,24 @@ Called by benchmarks/surgery.py, one process a network.
 
 import argparse
 import json
+import math
+import multiprocessing
+import resource
+import signal
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from benchmarks.networks import build
-from compressor.graph import capture
+from compressor.graph import Channels, capture
+from compressor.graph.trace import call_arguments
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import Edit
 from tests.equivalence import (
@@ -33,14 +42,18 @@ from tests.equivalence import (
 
 def ours(name: str) -> dict[str, Any]:
     model, example = build(name)
-    example = example.double()
-    randomise_(model)
+    return halved(randomise_(model), example.double(), torch.cat([example, example]).double())
+
+
+def halved(model: nn.Module, example: Any, training: Any) -> dict[str, Any]:
+    """Half of every free group pruned and held against the masked original; what is left has to run on `training`."""
     start = time.perf_counter()
     channels = capture(model, example)
     row: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
         "free": len(channels.free),
         "groups": len(channels.groups),
+        "convolutions": convolutions(model, channels),
     }
     row["reasons"] = Counter(channels.frozen.values()).most_common(5)
     missed = left_out(model, example, channels)
@@ -52,17 +65,18 @@ def ours(name: str) -> dict[str, Any]:
     start = time.perf_counter()
     updated = operate_(model, plan, channels)
     row["seconds"] += time.perf_counter() - start
-    row["error"] = relative_error(outputs(model, example), reference)
-    row["control"] = relative_error(before, reference)
+    row["error"] = _apart(outputs(model, example), reference)
+    row["control"] = _apart(before, reference)
     row["macs_left"] = channels.macs(plan.removed) / max(1, channels.macs())
     again = capture(model, example)
     failures = {
         f"neither free nor frozen: {missed[:3]}": missed,
         "output differs from the masked original": row["error"] > 1e-5,
+        "the control does not differ from it": row["control"] < 1e3 * row["error"] + 1e-9,
         "parameters not as promised": sum(p.numel() for p in model.parameters()) != channels.params(plan.removed),
         "MACs not as promised": again.macs() != channels.macs(plan.removed),
         "another capture sees another map": same_map(updated, again) is not None,
-        "does not run in training mode": not _trains(model, example),
+        "does not run in training mode": not _trains(model, training),
     }
     row["failures"] = [text for text, failed in failures.items() if failed]
     return row | {"status": "failed" if row["failures"] else "pruned"}
@@ -107,10 +121,36 @@ def edits(name: str) -> dict[str, Any]:
     return row | {"errors": errors, "failures": failures, "status": "failed" if failures else "edited"}
 
 
-def _trains(model: torch.nn.Module, example: torch.Tensor) -> bool:
-    model.train()
+def convolutions(model: nn.Module, channels: Channels) -> dict[str, float]:
+    """Of the multiply-adds of all convolutions, the share of those of which something may go: channels that they make
+    or read (`editable`), or that they make (`made`).
+    """
+    free = np.zeros(channels.next_id, dtype=bool)
+    for group in channels.free:
+        free[group.ids] = True
+    total, editable, made = 0, 0, 0
+    for cost in channels.costs:
+        layer = model.get_submodule(cost.module)
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            macs = cost.factor * math.prod(map(len, cost.axes))
+            rows = channels.identities.get((f"{cost.module}.weight", 1 if layer.transposed else 0))
+            total += macs
+            editable += macs * any(free[axis].any() for axis in cost.axes)
+            made += macs * (rows is not None and bool(free[rows].any()))
+    return {"macs": total, "editable": editable / max(1, total), "made": made / max(1, total)}
+
+
+def _apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Relative error of what is not counted or named by number; 1 where there is another number of something."""
+    ours, theirs = ([each for each in given if each.is_floating_point()] for given in (ours, theirs))
+    same = [each.shape for each in ours] == [each.shape for each in theirs]
+    return relative_error(ours, theirs) if same else 1.0
+
+
+def _trains(model: nn.Module, example: Any) -> bool:
+    arguments, keywords = call_arguments(example)
     try:
-        model(torch.cat([example, example]))
+        model.train()(*arguments, **keywords)
     except (RuntimeError, ValueError, AssertionError, TypeError):
         return False
     return True
@@ -143,13 +183,41 @@ def peer(name: str) -> dict[str, Any]:
 TOOLS = {"ours": ours, "edits": edits, "torch_pruning": peer}
 
 
-def row_of(name: str, tool: str) -> dict[str, Any]:
-    """What one of `TOOLS` does with a network: its status, failures and numbers as plain types."""
+def row_of(work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """What one of `TOOLS`, or another such function, gives: its status, failures and numbers as plain types."""
     warnings.filterwarnings("ignore")  # the libraries' own, on old networks
     try:
-        return TOOLS[tool](name)
+        return work(*given)
     except Exception as error:  # a crash is a result of this benchmark
         return {"status": "crashed", "failures": [f"{type(error).__name__}: {str(error)[:300]}"]}
+
+
+def alone(limit: int, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """The same in a process of its own, forked so that the libraries are imported once; its memory goes when it ends.
+
+    `limit` are seconds of one CPU: what else the machine does must not decide.
+    """
+    forked = multiprocessing.get_context("fork")
+    here, there = forked.Pipe(duplex=False)
+    process = forked.Process(target=_send, args=(there, limit, work, *given))
+    process.start()
+    there.close()
+    try:
+        found: dict[str, Any] = here.recv()
+        return found
+    except EOFError:
+        process.join()
+        slow = process.exitcode == -signal.SIGXCPU
+        return {"status": "crashed", "failures": [f"took longer than {limit} s" if slow else "the process died"]}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(there: Connection, limit: int, work: Callable[..., dict[str, Any]], *given: Any) -> None:
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + limit, used + limit + 5))
+    there.send(row_of(work, *given))
 
 
 if __name__ == "__main__":
@@ -157,4 +225,4 @@ if __name__ == "__main__":
     parser.add_argument("name")
     parser.add_argument("--tool", choices=list(TOOLS), default="ours")
     arguments = parser.parse_args()
-    print(json.dumps(row_of(arguments.name, arguments.tool)))
+    print(json.dumps(row_of(TOOLS[arguments.tool], arguments.name)))

@@ -13,23 +13,19 @@ momentum: one for each group in turn, as AdapNet makes them, and one for all, be
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
-import signal
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.networks import SPEED, TIMM, torchvision_names
-from benchmarks.one_network import TOOLS, build, row_of
+from benchmarks.one_network import TOOLS, alone, build
 from benchmarks.surgery_timed import ours, theirs, timed
 from compressor.graph import capture
 from compressor.graph.channels import Group
@@ -37,7 +33,7 @@ from compressor.report.environment import device_words, versions
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.edits import Edit
 
-LIMIT = 100  # seconds of one CPU, a network and tool: what else the machine does must not decide
+LIMIT = 100  # seconds of one CPU, a network and tool
 
 
 def zoo(out: Path, only: str) -> None:
@@ -49,7 +45,7 @@ def zoo(out: Path, only: str) -> None:
         row = result["networks"].setdefault(name, {})
         for tool in TOOLS:
             if tool not in row and only in (tool, "all"):
-                row[tool] = _one(name, tool)
+                row[tool] = alone(LIMIT, TOOLS[tool], name)
                 print(f"{name:45} {tool:14} {row[tool]['status']:8} {row[tool].get('failures') or ''}", flush=True)
                 out.write_text(json.dumps(result, indent=1) + "\n")
     for tool in TOOLS:
@@ -61,30 +57,6 @@ def zoo(out: Path, only: str) -> None:
                 for status in ("pruned", "edited", "whole", "failed", "crashed")
             },
         )
-
-
-def _one(name: str, tool: str) -> dict[str, Any]:
-    """Run in a process of its own, forked so that the libraries are imported once; its memory goes when it ends."""
-    forked = multiprocessing.get_context("fork")
-    here, there = forked.Pipe(duplex=False)
-    process = forked.Process(target=_send, args=(there, name, tool))
-    process.start()
-    there.close()
-    try:
-        return here.recv()
-    except EOFError:
-        process.join()
-        slow = process.exitcode == -signal.SIGXCPU
-        return {"status": "crashed", "failures": [f"took longer than {LIMIT} s" if slow else "the process died"]}
-    finally:
-        process.kill()
-        process.join()
-
-
-def _send(there: Connection, name: str, tool: str) -> None:
-    used = int(time.process_time())
-    resource.setrlimit(resource.RLIMIT_CPU, (used + LIMIT, used + LIMIT + 5))
-    there.send(row_of(name, tool))
 
 
 def speed(out: Path, rounds: int, wanted: list[str], before: Path | None) -> None:

@@ -48,6 +48,19 @@ def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.double().eval()
 
 
+def calibrated(model: nn.Module, example: Any) -> nn.Module:
+    """Batch norms with statistics of data: with others the features of a deep network fade, and nothing shows."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    outputs(model.train(), example)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
 def half_plan(channels: Channels, seed: int = 0, share: float = 0.5) -> Plan:
     """Prune a random half of every free group.
 

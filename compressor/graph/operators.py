@@ -212,6 +212,7 @@ _ROWS: tuple[tuple[str, Operator], ...] = (
     ("pad", Operator(parts.pad, free)),
     ("unfold", Operator(parts.unfold, free, sized=True)),
     ("index", Operator(parts.index, free, sized=True)),
+    ("index_put _unsafe_index_put", Operator(parts.index_put, free)),
     ("index_select index_add index_copy index_fill gather scatter scatter_add scatter_reduce",
      Operator(parts.numbered, free)),
     ("tril triu", Operator(shapes.triangle, free)),
@@ -225,7 +226,7 @@ _ROWS: tuple[tuple[str, Operator], ...] = (
     ("uniform normal", _DRAWN),
     # Of which nothing is known but that they multiply no matrices.
     ("sym_numel sym_size sym_storage_offset sym_stride", Operator(by_trial, free, "size")),
-    ("affine_grid_generator block_diag bucketize diag_embed exponential index_put is_same_size item masked_scatter "
+    ("affine_grid_generator block_diag bucketize diag_embed exponential is_same_size item masked_scatter "
      "masked_select meshgrid nonzero one_hot random randperm renorm repeat_interleave resize rms_norm scalar_tensor "
      "searchsorted select_scatter set split_copy split_with_sizes_copy take take_along_dim tril_indices triu_indices "
      "_unique2 unique_dim lift _assert_async _assert_scalar _assert_tensor_metadata _local_scalar_dense "

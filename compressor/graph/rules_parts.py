@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from compressor.graph.channels import Ids
-from compressor.graph.propagate import Propagation, where, without
+from compressor.graph.propagate import Propagation, Track, untracked, where, without
 from compressor.graph.records import Op, TensorRef, argument, dimension
 
 
@@ -128,21 +128,64 @@ def numbered(w: Propagation, op: Op) -> None:
 
 def index(w: Propagation, op: Op) -> None:
     """x[indices] (x, indices): free along the dimensions that no index touches."""
-    x, indices, out = op.args[0], op.args[1], op.outputs[0]
-    taken: list[int] = []  # dimensions that indices run over; a mask runs over all of its own
-    place = 0
-    for entry in indices:
-        width = 1 if entry is None or entry.dtype not in (torch.bool, torch.uint8) else len(entry.shape)
-        taken += [] if entry is None else range(place, place + width)
-        place += width
-    rest = [dim for dim in range(len(x.shape)) if dim not in taken]
-    first = taken[0] if taken[-1] - taken[0] == len(taken) - 1 else 0  # indices apart from each other go to the front
-    new = len(out.shape) - len(rest)
-    stands = {dim: number + new * (number >= first) for number, dim in enumerate(rest)}
-    reason = f"{where(op)} picks channels by number"
-    w.freeze_all((w.track(x)[dim] for dim in taken if dim in w.track(x)), reason)
-    w.freeze_all((ids for ref in op.inputs[1:] for ids in w.track(ref).values()), reason)
+    x, out = op.args[0], op.outputs[0]
+    stands = _beside(op, len(out.shape))
+    _freeze_picked(w, op, stands)
     w.bind(out, {stands[dim]: ids for dim, ids in w.track(x).items() if dim in stands})
+
+
+def index_put(w: Propagation, op: Op) -> None:
+    """x[indices] = values (x, indices, values): tied along the dimensions that no index touches."""
+    x, values = op.args[0], op.args[2]
+    picked = _picked(op)
+    whole = len(x.shape) - len(picked) + _width(op)  # dimensions of x[indices], to which the values are broadcast
+    stands = _beside(op, whole)
+    _freeze_picked(w, op, stands)
+    track: Track = {}
+    placed = {at + len(values.shape) - whole: dim for dim, at in stands.items()}
+    for at, dim in placed.items():
+        ids = w.join([w.held(x, dim), *([w.held(values, at)] if at >= 0 else [])], untracked(op))
+        if ids is not None and len(ids) == x.shape[dim]:
+            track[dim] = ids
+    rest = (ids for at, ids in w.track(values).items() if at not in placed)
+    w.freeze_all(rest, f"{where(op)} writes channels by number")
+    w.bind(op.outputs[0], track)
+
+
+def _picked(op: Op) -> list[int]:
+    """The dimensions of the first operand that indices run over; a mask runs over all of its own."""
+    picked: list[int] = []
+    place = 0
+    for entry in op.args[1]:
+        width = 1 if entry is None or entry.dtype not in _MASKS else len(entry.shape)
+        picked += [] if entry is None else range(place, place + width)
+        place += width
+    return picked
+
+
+_MASKS = (torch.bool, torch.uint8)
+
+
+def _width(op: Op) -> int:
+    """How many dimensions stand in x[indices] for those picked: those to which all indices are broadcast."""
+    return max(1 if entry.dtype in _MASKS else len(entry.shape) for entry in op.args[1] if entry is not None)
+
+
+def _beside(op: Op, rank: int) -> dict[int, int]:
+    """Where each dimension that is not picked stands in x[indices], which has so many dimensions."""
+    picked = _picked(op)
+    rest = [dim for dim in range(len(op.args[0].shape)) if dim not in picked]
+    first = (
+        picked[0] if picked[-1] - picked[0] == len(picked) - 1 else 0
+    )  # indices apart from each other go to the front
+    new = rank - len(rest)
+    return {dim: number + new * (number >= first) for number, dim in enumerate(rest)}
+
+
+def _freeze_picked(w: Propagation, op: Op, beside: dict[int, int]) -> None:
+    x, reason = op.args[0], f"{where(op)} picks channels by number"
+    w.freeze_all((ids for dim, ids in w.track(x).items() if dim not in beside), reason)
+    w.freeze_all((ids for entry in op.args[1] if entry is not None for ids in w.track(entry).values()), reason)
 
 
 def unfold(w: Propagation, op: Op) -> None:

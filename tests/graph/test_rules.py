@@ -110,6 +110,16 @@ ALONG = {
     "layer_norm of pixels": lambda x: F.layer_norm(x, (8, 8)),
     "instance_norm": F.instance_norm,
 }
+LOWER = torch.ones(2, 8, 8).tril().bool()  # pixels
+
+
+def placed(into: Tensor, values: Tensor, pixels: Tensor) -> Tensor:
+    """A copy with values of its own shape, or one value, where the mask says."""
+    found = into.permute(0, 2, 3, 1).clone()
+    found[pixels] = values.permute(0, 2, 3, 1)[pixels] if values.ndim else values
+    return found.permute(0, 3, 1, 2)
+
+
 PICKED = {
     "gather": lambda x: x.gather(3, x.argsort(3)),
     "take_along_dim": lambda x: x.take_along_dim(x.argsort(2), 2),
@@ -123,6 +133,10 @@ PICKED = {
     "index_add": lambda x: x.index_add(3, torch.tensor([0, 1]), x[..., :2]),
     "index_copy": lambda x: x.index_copy(2, torch.tensor([0]), x[:, :, 1:2]),
     "index_put": lambda x: written(x, x * 2, torch.tensor([0, 3])),
+    "a mask": lambda x: x.permute(0, 2, 3, 1)[LOWER].view(2, -1, x.shape[1], 1).transpose(1, 2),
+    "written by a mask": lambda x: placed(x, x * 2, LOWER),
+    "one value by a mask": lambda x: placed(x, torch.tensor(0.3, dtype=x.dtype), LOWER),
+    "made of values by a mask": lambda x: placed(torch.zeros(x.shape, dtype=x.dtype), x, LOWER),
     "select_scatter": lambda x: x.select_scatter(x[:, :, 0] * 2, 2, 1),
     "slice_scatter": lambda x: x.slice_scatter(x[:, :, :2], 2, 2, 4),
     "searchsorted": lambda x: torch.searchsorted(torch.linspace(0, 1, 5, dtype=x.dtype), x).to(x.dtype),
@@ -228,6 +242,8 @@ MIXED = {
     "shuffled pixels": (lambda x: x.median(1, keepdim=True).values + x, "median in the model runs over channels"),
     "gather": (lambda x: x.gather(1, x.argsort(1)), "picks channels by number|runs over channels"),
     "index": (lambda x: x[:, torch.arange(8)], "picks channels by number"),
+    "written by numbers": (lambda x: x.index_put((torch.tensor([0]), torch.arange(8)), x[1]), "picks channels"),
+    "written to pixels": (lambda x: x.index_put((torch.tensor([0]),), x.transpose(1, 3)[1]), "index_put in the model"),
     "scatter": (lambda x: x.scatter(1, x.argsort(1), x), "picks channels by number|runs over channels"),
     "arange": (lambda x: x * torch.arange(x.shape[1])[:, None, None], "arange in the model numbers them"),
     "linspace": (lambda x: x + torch.linspace(0, 1, x.shape[1])[:, None, None], "linspace in the model numbers them"),

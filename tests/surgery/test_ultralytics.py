@@ -15,7 +15,7 @@ from compressor.graph import capture
 from compressor.graph.skeleton import skeleton
 from compressor.surgery import operate_
 from compressor.vision import door as vision
-from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error
+from tests.equivalence import calibrated, half_plan, masked_outputs, outputs, randomise_, relative_error
 
 assert vision.models, "torchvision's operators are declared before ultralytics asks for them"
 ultralytics = pytest.importorskip("ultralytics", reason="ultralytics is not installed")
@@ -41,24 +41,12 @@ def tensors(model: nn.Module, x: Any) -> list[torch.Tensor]:
     return found
 
 
-def calibrated(model: nn.Module) -> nn.Module:
-    """Batch norms with statistics of data: with others the features of a deep network fade, and nothing shows."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    with torch.no_grad():
-        model.train()(torch.randn(8, 3, 128, 128, dtype=torch.float64))  # the coarsest map is a 64th
-    for norm in norms:
-        norm.momentum = 0.1
-    return model.eval()
-
-
 @pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_half_of_it_goes(name: str) -> None:
-    model, x = calibrated(randomise_(build(name))), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(8, 3, 128, 128, dtype=torch.float64)  # the coarsest map is a 64th
+    model, x = calibrated(randomise_(build(name)), images), torch.randn(1, 3, 64, 64, dtype=torch.float64)
     channels = capture(model, x)
     assert len(channels.free) > 0.7 * len(channels.groups), channels.frozen
     plan = half_plan(channels)

@@ -39,7 +39,7 @@ def compare_runs(
     starts = {(point.macs, point.params, point.main): point for point in _starts(reports, engine)}
     points += starts.values()
     if timed is not None:
-        new = timed.milliseconds
+        new = {**_as_the_start(reports, timed.milliseconds), **timed.milliseconds}
         points = [replace(each, latency=None if each.variant else new.get(each.run)) for each in points]
     points.sort(key=lambda point: (-(point.macs or 0), point.run))
     in_turn = None if timed is None else timed.device
@@ -60,6 +60,19 @@ def _starts(reports: Mapping[str, Report], engine: str | None) -> Iterator[Point
         model = report.settings.get("model")
         if model is not None:
             yield _point(str(model), "start", report.before, engine, 0, None)
+
+
+def _as_the_start(reports: Mapping[str, Report], timed: Mapping[str, float]) -> dict[str, float]:
+    """The time of a start is that of a run which changed its weights only."""
+    return {
+        str(report.settings["model"]): timed[name]
+        for name, report in reports.items()
+        if name in timed and report.settings.get("model") and _costs(report.before) == _costs(report.after)
+    }
+
+
+def _costs(measured: Measurements) -> tuple[int | None, int | None]:
+    return measured.macs, measured.params
 
 
 def _point(run: str, method: str, measured: Measurements, engine: str | None, epochs: int, seed: int | None) -> Point:

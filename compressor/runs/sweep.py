@@ -150,8 +150,10 @@ def _adapnet(job: SweepJob, name: str, target: float) -> AdaptJob:
 
 
 def common(job: SweepJob | ShrinkJob, name: str) -> dict[str, Any]:
-    assert job.output.out is not None
-    output = replace(job.output, out=str(Path(job.output.out) / name))
+    """Settings that every run of several shares; those with an ONNX file are timed in turn when all are done."""
+    output = job.output
+    assert output.out is not None
+    output = replace(output, out=str(Path(output.out) / name), latency=output.latency and not output.onnx)
     shared = {name: getattr(job, name) for name in ("model", "data", "loading", "distilling", "promise")}
     return {**shared, "output": output}
 

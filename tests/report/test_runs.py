@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -86,6 +87,12 @@ def test_latencies_that_were_timed_in_turn_replace_those_of_the_runs():
     latency = {point.run: point.latency for point in compared.points}
     assert latency == {"a": 0.5, "b": None, "model.pt": None} and not compared.notes
     assert "timed in turn on this machine" in " ".join(shown(compared).split())
+
+
+def test_a_start_takes_as_long_as_a_run_that_changed_weights_only():
+    control = replace(run(2000, 0.8), after=replace(run(2000, 0.8).before, top1=0.9))
+    compared = compare_runs({"a": run(1000, 0.9), "control": control}, timed=Timed({"a": 0.5, "control": 0.7}, "here"))
+    assert {point.run: point.latency for point in compared.points} == {"a": 0.5, "control": 0.7, "model.pt": 0.7}
 
 
 def test_nothing_to_compare_is_an_error():

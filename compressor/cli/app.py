@@ -1,7 +1,6 @@
 """The list of commands, and the one door through which errors leave."""
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,14 +10,13 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from compressor.cli.flags import flag, with_settings
+from compressor.cli.flags import as_typed, with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.cli.stopping import INTERRUPTED, stopping
 from compressor.cli.terminal import Terminal
 from compressor.errors import CompressorError, Elsewhere, UsageError, printable
 from compressor.runs.job import RunJob
 from compressor.runs.jobs import VERBS
-from compressor.settings import known_to
 
 # What Typer raises for a wrong command line, whether it brings Click along or imports it.
 _WRONG_COMMAND: type[Exception] = typer.BadParameter.__mro__[2]
@@ -145,13 +143,8 @@ def _where(given: Sequence[str]) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, whatever the message was: file names may hold any character.
-
-    A setting that stands in backquotes is written as it is typed: `target_macs` is --target-macs.
-    """
-    line = printable(" ".join(message.split()))
-    settings = {name for kinds in VERBS.values() for kind in kinds for name in known_to(kind)}
-    line = re.sub(r"`(\w+)`", lambda found: flag(found[1]) if found[1] in settings else found[0], line)
+    """One line on stderr, whatever the message was: file names may hold any character."""
+    line = as_typed(printable(" ".join(message.split())))
     if line:
         sys.stderr.write(f"error: {line}\n")
     sys.exit(code)

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from compressor.cli.flags import as_typed
 from compressor.report import units
 from compressor.report.figure import TOP1, validated
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent, Stage
@@ -157,7 +158,7 @@ def _line(event: EpochEvent | NoteEvent | Stage | PartEvent | PeriodEvent, epoch
     if isinstance(event, PartEvent):
         return f"{event.text} {event.done}/{event.total}"
     if isinstance(event, NoteEvent):
-        return f"note: {event.text}"
+        return f"note: {as_typed(event.text)}"
     if isinstance(event, PeriodEvent):
         return event.text
     row = event.row

@@ -1,11 +1,13 @@
 """What a command that changed a model prints at its end."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from compressor.cli.flags import as_typed
 from compressor.cli.terminal import Terminal
 from compressor.report import units
 from compressor.runs.jobs import PruneJob
@@ -61,7 +63,8 @@ def _show_details(terminal: Terminal, report: "Report", *, planned: bool) -> Non
     if report.edits and (planned or terminal.verbosity > 0):
         terminal.show(filters_table(report))
     if report.frozen or report.refused:
-        terminal.show(frozen_table(report))
+        refused = {what: as_typed(why) for what, why in report.refused.items()}
+        terminal.show(frozen_table(replace(report, refused=refused)))
 
 
 def _predicted(report: "Report") -> Iterator[str]:

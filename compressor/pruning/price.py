@@ -125,6 +125,6 @@ def unreachable(goal: Goal, least: float, frozen: Iterable[str]) -> ModelError:
     why = "; ".join(frozen)
     return ModelError(
         f"{in_words(goal.wanted, unit)} ({goal.wanted / whole:.1%}) cannot be reached: with everything gone that may "
-        f"be pruned {in_words(least, unit)} ({least / whole:.1%}) remain; ask for more, or loosen min_channels, keep "
-        f"or single layers' ratios{'; frozen: ' + why if why else ''}"
+        f"be pruned {in_words(least, unit)} ({least / whole:.1%}) remain; ask for more, or loosen `min_channels`, "
+        f"`keep` or single layers' ratios{'; frozen: ' + why if why else ''}"
     )

@@ -141,10 +141,10 @@ def _own_ratios(channels: Channels, settings: PruneSettings) -> dict[str, float]
     for pattern, ratio in settings.ratio_for:
         named = groups_named(pattern, channels, "ratio_for")
         if not named:
-            raise UsageError(f"{pattern!r} in ratio_for names layers without channels that could go")
+            raise UsageError(f"{pattern!r} in `ratio_for` names layers without channels that could go")
         stuck = [group for group in named if group.frozen is not None]
         if len(stuck) == len(named):
-            raise UsageError(f"{pattern!r} in ratio_for names only frozen layers: {stuck[0].name}: {stuck[0].frozen}")
+            raise UsageError(f"{pattern!r} in `ratio_for` names only frozen layers: {stuck[0].name}: {stuck[0].frozen}")
         ratios |= {group.name: ratio for group in named}
     return ratios
 
@@ -197,7 +197,7 @@ def _spared(settings: PruneSettings) -> str:
 def _nothing(channels: Channels, scores: Scores, settings: PruneSettings) -> UsageError:
     largest = max(channels.group(name).size for name in scores.values)
     reasons = [
-        f"a ratio of {settings.ratio:g} with round_to {settings.round_to} and min_channels {settings.min_channels} "
+        f"a ratio of {settings.ratio:g} with `round_to` {settings.round_to} and `min_channels` {settings.min_channels} "
         f"leaves all layers as they are (the widest that may be pruned has {largest} channels)"
     ]
     if scores.refused:

@@ -36,7 +36,7 @@ def measure(subject: Subject) -> Measurements:
 
 def _measured(subject: Subject) -> Measurements:
     cost = profile(subject.module, subject.example, layers=False)
-    reasons = {"latency_ms": "left out by --no-latency, or timed with the other runs of a sweep"}
+    reasons = {"latency_ms": "left out by --no-latency"}
     if subject.data is None:
         return Measurements.of(
             cost, file_bytes=file_bytes(subject.opened), reasons={"top1": "no --data was given", **reasons}

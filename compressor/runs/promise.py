@@ -62,7 +62,7 @@ def put_aside(data: Data, seed: int) -> tuple[Data, AnySet]:
     Raises DataError where there are too few to divide.
     """
     if len(data.test) < 2 * len(data.test.labels.unique()):
-        raise DataError(f"{data.name}: {len(data.test)} test images are too few for a promise: leave out max_drop")
+        raise DataError(f"{data.name}: {len(data.test)} test images are too few for a promise: leave out `max_drop`")
     kept, aside = split_indices(data.test.labels, 0.5, seed)
     return replace(data, test=data.test.take(kept)), data.test.take(aside)
 

@@ -29,9 +29,12 @@ def told(events, *, terminal):
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["lines", "bars"])
 def test_epochs_notes_and_periods_leave_a_line(terminal):
-    text = told([Stage("training"), EpochEvent(ROW), NoteEvent("mind"), PeriodEvent({}, "period 3")], terminal=terminal)
+    text = told(
+        [Stage("training"), EpochEvent(ROW), NoteEvent("mind `target_macs` of `a_layer`"), PeriodEvent({}, "period 3")],
+        terminal=terminal,
+    )
     assert "epoch 3  loss 0.5000  top-1 90.0%  validation 87.5%  1,234 images/s\n" in text
-    assert "note: mind\n" in text and "period 3\n" in text
+    assert "note: mind --target-macs of `a_layer`\n" in text and "period 3\n" in text
 
 
 def test_lines_say_the_stage_and_only_now_and_then_the_batches():

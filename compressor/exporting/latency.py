@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
+from compressor.exporting.layer_latency import layer_latency
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel, noise, open_session
 from compressor.graph.generators import seeded
@@ -55,7 +56,9 @@ def profile(module: nn.Module, example: Any, *, latency: bool = False, layers: b
         return cost
     [(timings, missing)] = model_latencies([bare(module)], example)
     known = {name: reason for name, reason in cost.reasons.items() if name != "latency_ms"}
-    return replace(cost, latency_ms=timings, reasons=known | missing)
+    each = (timings["onnxruntime"] or {}).get("layers", {})
+    rows = tuple(replace(layer, ms=each.get(layer.name)) for layer in cost.layers)
+    return replace(cost, latency_ms=timings, layers=rows, reasons=known | missing)
 
 
 def model_latencies(
@@ -67,7 +70,8 @@ def model_latencies(
         made: the ONNX file of the last of them, or why there can be none, where that is known.
 
     Returns for each `{"torch": timing, "onnxruntime": timing or None}`, where a timing holds `median` and `p95` in
-    milliseconds, `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), and a reason for each None.
+    milliseconds, `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), that of ONNX Runtime also
+    `layers` (the milliseconds of each); and a reason for each None.
     """
     found: list[dict[str, Timing | None]] = [
         {"torch": timing, "onnxruntime": None} for timing in _torch_timings(modules, example)
@@ -90,7 +94,8 @@ def model_latencies(
             except CompressorError as error:
                 reasons[number] = {"latency_ms.onnxruntime": str(error)}
         for number, timing in zip(sessions, _onnx_timings(list(sessions.values()), tuple(example.shape[1:]))):
-            found[number]["onnxruntime"] = timing
+            layers = layer_latency(sessions[number], tuple(example.shape[1:]), torch.get_num_threads())
+            found[number]["onnxruntime"] = {**timing, "layers": layers}
     return list(zip(found, reasons))
 
 

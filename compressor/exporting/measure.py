@@ -30,6 +30,16 @@ def machine() -> str:
 
 def profiled(model: Any, feeds: dict[str, np.ndarray], threads: int, seconds: float = SECONDS) -> dict[str, float]:
     """Milliseconds of every operator of a graph (a path, or its bytes), summed by the operator's name."""
+    sums: dict[str, float] = {}
+    for operator, ms in node_times(model, feeds, threads, seconds).values():
+        sums[operator] = sums.get(operator, 0.0) + ms
+    return sums
+
+
+def node_times(
+    model: Any, feeds: dict[str, np.ndarray], threads: int, seconds: float = SECONDS
+) -> dict[str, tuple[str, float]]:
+    """Operator and milliseconds of every node that runs, by its name."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -46,10 +56,9 @@ def profiled(model: Any, feeds: dict[str, np.ndarray], threads: int, seconds: fl
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             found.setdefault(event["name"], (event["args"]["op_name"], []))[1].append(event["dur"] / 1e3)
-    sums: dict[str, float] = {}
-    for operator, times in found.values():  # what else the machine does makes a run longer, never shorter
-        sums[operator] = sums.get(operator, 0.0) + min(times)
-    return sums
+    return {  # what else the machine does makes a run longer, never shorter
+        name.removesuffix("_kernel_time"): (operator, min(times)) for name, (operator, times) in found.items()
+    }
 
 
 def layer_ms(model: Any, shape: tuple[int, ...], threads: int) -> float:

@@ -16,6 +16,7 @@ class LayerCost:
     output_shapes: Shapes
     macs: int  # multiply-adds for one image, over all calls
     params: int  # its own; a tensor shared by several modules counts for the first
+    ms: float | None = None  # of one image in ONNX Runtime, where latency was measured
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The page needs nothing else: its plots stand in it, its colours follow the reader's choice.
 """
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -21,6 +22,7 @@ from compressor.report.sections import Curve, Plot, Section, section_from_json
 from compressor.report.units import NOTHING
 
 VERSION = 1
+_MOST_TIMES = 30  # layers in the picture of where the time goes
 _MOST_EDITS = 1000  # rows on the page; report.json has them all
 _MOST_CHANNELS = 24  # numbers written out for one edit
 
@@ -144,6 +146,7 @@ def _content(report: Report) -> dict[str, Any]:
         "run_plots": html.drawn(run_plots(report.rows)),
         "sections": [html.section(each) for each in report.sections],
         "filters": html.drawn((_filters_plot(report),)) if changed else [],
+        "times": html.drawn(tuple(_times_plot(report))),
         "filters_remark": f"{len(changed)} of {len(report.layers)} layers changed",
         "edits": edits[:_MOST_EDITS],
         "edits_summary": _edits_summary(report.edits),
@@ -167,6 +170,18 @@ def _filters_plot(report: Report) -> Plot:
     before = Curve("before", names, tuple(float(layer.before) for layer in report.layers))
     after = Curve("after", names, tuple(float(layer.after) for layer in report.layers))
     return Plot("Filters", "filters", "", (before, after), kind="bars")
+
+
+def _times_plot(report: Report) -> Iterator[Plot]:
+    """Where the time goes: the layers that took most of it, before and after."""
+    sides = [
+        ((side.latency_ms or {}).get("onnxruntime") or {}).get("layers") or {} for side in (report.before, report.after)
+    ]
+    if all(sides):
+        names = tuple(dict.fromkeys(itertools.chain(*sides)))[:_MOST_TIMES]
+        before, after = (tuple(side.get(name, 0.0) for name in names) for side in sides)
+        curves = (Curve("before", names, before), Curve("after", names, after))
+        yield Plot("Time of the layers", "ms of one image in ONNX Runtime", "", curves, kind="bars")
 
 
 def _edit_rows(edits: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, str, str, str, str]]:

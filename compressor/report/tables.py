@@ -92,17 +92,27 @@ def profile_table(profile: "Profile") -> RenderableType:
 
 def layers_table(profile: "Profile") -> RenderableType:
     """The cost of every layer that multiplies or has weights."""
-    table = plain_table("layer", ("kind", "left"), ("output", "right"), ("MACs", "right"), ("parameters", "right"))
+    timed = any(layer.ms is not None for layer in profile.layers)
+    columns = [("output", "right"), ("MACs", "right"), ("parameters", "right"), *[("ms", "right")] * timed]
+    table = plain_table("layer", ("kind", "left"), *columns)
     for layer in profile.layers:
         if layer.macs or layer.params:
             cells = (
                 units.macs(layer.macs) if layer.macs else NOTHING,
                 units.amount(layer.params) if layer.params else NOTHING,
             )
-            table.add_row(Text(layer.name), Text(layer.kind), _shape(layer.output_shapes), *cells)
+            ms = [NOTHING if layer.ms is None else f"{layer.ms:.3f}"] * timed
+            table.add_row(Text(layer.name), Text(layer.kind), _shape(layer.output_shapes), *cells, *ms)
     table.add_section()
-    table.add_row("total", "", "", units.macs(profile.macs), units.amount(profile.params))
-    return table
+    times = (profile.latency_ms or {}).get("onnxruntime") or {}
+    each = times.get("layers", {})
+    total = [f"{sum(each.values()):.3f}"] * timed
+    table.add_row("total", "", "", units.macs(profile.macs), units.amount(profile.params), *total)
+    if not timed:
+        return table
+    others = {name.strip("()"): ms for name, ms in each.items() if name.startswith("(")}
+    rest = f"; total with {sum(others.values()):.3f} for {', '.join(others)}" if others else ""
+    return with_remarks(table, f"ms: one image in ONNX Runtime, by its profiler, with what is fused into a layer{rest}")
 
 
 def findings_table(findings: Sequence[tuple[str, bool | None, str]]) -> RenderableType:

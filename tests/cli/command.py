@@ -26,7 +26,7 @@ VARIES: Patterns = (
     (r"(top-1|validation)(\s+)[\d.]+( ?%)", r"\1\2P\3"),
     (r"(right after pruning: )[\d.]+%", r"\1P%"),
     (r"(test top-1).*", r"\1 ..."),
-    (r"(on images held back: ).*", r"\1..."),
+    (r"(the largest error on images held back has [\w.]+: ).*", r"\1..."),
     (r"(latency (?:torch|ONNX Runtime)).*", r"\1 ..."),
     (r"\d+ threads?\b", "N threads"),
 )

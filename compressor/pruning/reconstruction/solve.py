@@ -60,8 +60,8 @@ class Reconstruction:
         worst = max(self.layers, key=lambda layer: layer.after)
         done = (
             f"{len(self.layers) - len(kept)} of {len(self.layers)} layers that read pruned channels are refitted by "
-            f"least squares on {self.images:,} {self.images_are}; {worst.name} misses most of its output's variance on "
-            f"images held back: {worst.after:.1%}, {worst.before:.1%} as cut"
+            f"least squares on {self.images:,} {self.images_are}; the largest error on images held back has "
+            f"{worst.name}: {worst.after:.1%} of its output's variance, {worst.before:.1%} as cut"
         )
         as_cut = (f"left as they were cut, no solution being better on images held back: {', '.join(kept)}",)
         return (done, *(as_cut if kept else ()), *self.notes)

@@ -74,6 +74,11 @@ def _predicted(report: "Report") -> Iterator[str]:
             yield f"{name:<12}{write(before)} -> {report.after.reasons[key]}"
         else:
             yield f"{name:<12}{write(before)} -> {write(after)}  ({units.ratio(before, after)})"
+    latency = report.details.get("latency")
+    if latency is not None:
+        times = f"{units.milliseconds(latency['before'])} -> {units.milliseconds(latency['after'])}"
+        spread = f"{latency['low']:.2f} to {latency['high']:.2f} in 90% of rounds"
+        yield f"{'latency':<12}{times}  ({latency['ratio']:.2f}x, {spread})"
     expected = report.details.get("estimate")
     if expected is not None:
         yield f"{'wall time':<12}about {units.duration(expected['seconds'])} on this machine: an estimate"

@@ -13,6 +13,7 @@ from compressor.exporting.latency import Compared, side_by_side
 from compressor.exporting.layer_times import LayerTimes, layer_times
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_layers import without
+from compressor.exporting.onnx_profile import with_one_image
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.profiling.timetable import Timetable
@@ -53,8 +54,6 @@ def select_in_ms(
         UsageError: the network is that fast already, or takes several inputs.
         ModelError: the target cannot be reached, or torch cannot export the network.
     """
-    import onnx
-
     if not isinstance(example, Tensor):
         raise UsageError("a target of time is for models of one input")
     given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
@@ -69,29 +68,15 @@ def select_in_ms(
             target = target_in_ms(choice, price.whole())
             return _noted(_planned(channels, ranked, choice, price, target), times, target)
 
-        def measured(file: Path) -> Compared:
-            return Compared.of(side_by_side((folder / "before.onnx", file), tuple(one.shape), choice.threads))
-
-        def after(plan: Plan) -> Compared:
-            """The graph with its weights cut, or where that does not run, the edited network exported anew."""
-            file = folder / "after.onnx"
-            onnx.save(without(times.proto, channels, plan.removed), file)
-            try:
-                return measured(file)
-            except Exception:  # onnxruntime's exceptions share no class of their own
-                edited = skeleton(module, real=True)
-                operate_(edited, plan, channels)
-                export_onnx(edited, one, file)
-            return measured(file)
-
-        before = measured(folder / "before.onnx").before
+        whole = folder / "before.onnx"
+        before = Compared.of(side_by_side((whole, whole), tuple(one.shape), choice.threads)).before
         price = scaled(price, before / price.whole())  # what a profile adds to every operator taken out
         target = target_in_ms(choice, before)
         wanted, tried = target, []
         for number in range(1 + _CORRECTIONS):
             attempt = _planned(channels, ranked, choice, price, wanted)
             tell(f"timing plan {number + 1}, which should take {attempt.predicted:.3g} ms")
-            found = after(attempt.selection.plan)
+            found = _beside(whole, module, one, channels, attempt.selection.plan, choice.threads)
             ms = found.ratio * before
             tried.append((_off(ms, target), replace(attempt, found=replace(found, before=before, after=ms))))
             off = ms / target
@@ -99,6 +84,36 @@ def select_in_ms(
                 break
             wanted /= off
         return _noted(min(tried, key=lambda each: each[0])[1], times, target)
+
+
+def plan_latency(module: nn.Module, example: Tensor, channels: Channels, plan: Plan, threads: int) -> Compared:
+    """Milliseconds of one image in ONNX Runtime before and after a plan that is not carried out, timed in turn.
+
+    Raises ModelError where torch cannot export the network.
+    """
+    with tempfile.TemporaryDirectory(prefix="compressor-") as place:
+        whole = Path(place) / "before.onnx"
+        export_onnx(module, example[:1], whole)
+        return _beside(whole, module, example[:1], channels, plan, threads)
+
+
+def _beside(whole: Path, module: nn.Module, one: Tensor, channels: Channels, plan: Plan, threads: int) -> Compared:
+    """The graph with its weights cut, or where that does not run, the edited network exported anew."""
+    import onnx
+
+    file = whole.with_name("after.onnx")
+
+    def measured() -> Compared:
+        return Compared.of(side_by_side((whole, file), tuple(one.shape), threads))
+
+    onnx.save(without(with_one_image(onnx.load(whole)), channels, plan.removed), file)
+    try:
+        return measured()
+    except Exception:  # onnxruntime's exceptions share no class of their own
+        edited = skeleton(module, real=True)
+        operate_(edited, plan, channels)
+        export_onnx(edited, one, file)
+    return measured()
 
 
 def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: PruneSettings) -> Price:

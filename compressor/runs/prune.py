@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from compressor.errors import CompressorError
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.oneshot import rank
@@ -19,7 +21,7 @@ from compressor.report.report import Report
 from compressor.runs.criterion import criterion
 from compressor.runs.exits import exit_parts
 from compressor.runs.jobs import PruneJob
-from compressor.runs.latency_goal import select_in_ms
+from compressor.runs.latency_goal import plan_latency, select_in_ms
 from compressor.runs.measuring import filters_after, layer_sizes
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.plans import read_plan, write_plan
@@ -86,8 +88,20 @@ class PruneRun(Run[PruneJob]):
         channels, selection = self.channels, self.selection
         widths = self.widths()
         self.facts["layers"] = layer_sizes(widths, filters_after(widths, channels, selection.plan.removed))
+        if self.job.output.latency and not in_time(self.job.choice) and isinstance(self.subject.example, Tensor):
+            self._timed_as_planned(self.subject.example)
         before = Measurements(macs=channels.macs(), params=channels.params(), reasons=UNMEASURED)
         return before, Measurements(macs=selection.macs, params=selection.params, reasons=UNMEASURED)
+
+    def _timed_as_planned(self, example: Tensor) -> None:
+        self.tell(Stage("timing the network beside what the plan leaves of it"))
+        module, plan = self.subject.module, self.selection.plan
+        try:
+            found = plan_latency(module, example, self.channels, plan, torch.get_num_threads())
+        except CompressorError as error:
+            self.note(f"not timed: {error}")
+            return
+        self.facts["details"] = {"latency": asdict(found)}
 
     def leave_plan(self, report: Report) -> None:
         """The plan, where the job names a folder."""

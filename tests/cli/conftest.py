@@ -2,11 +2,15 @@
 
 import pytest
 
+from compressor.exporting.latency import Compared
 from tests.cli.command import ROOT, Compressor
 
 
 @pytest.fixture
 def compressor(capsys, monkeypatch, tmp_path):
+    """Dry runs are not timed, which takes two seconds each: tests/runs does that."""
+    planned = Compared.of([(0.4, 0.2)] * 9)
+    monkeypatch.setattr("compressor.runs.prune.plan_latency", lambda *arguments: planned)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")

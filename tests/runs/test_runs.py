@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
 import compressor
 from compressor.errors import CompressorError, UsageError
 from compressor.graph import capture
+from compressor.loading.opening import open_model
 from compressor.pruning.settings import PruneSettings
 from compressor.report.report import Report
 from compressor.runs.evaluate import evaluate
@@ -179,6 +181,27 @@ def test_a_dry_run_predicts_and_writes_the_plan_alone(tmp_path):
     done = run(job)
     assert (predicted.after.macs, predicted.after.params) == (done.after.macs, done.after.params)
     assert (predicted.edits, predicted.layers) == (done.edits, done.layers)
+
+
+def test_a_dry_run_times_what_the_plan_would_leave(monkeypatch, tmp_path):
+    """The graph that is timed beside the whole one is that of the network once it is cut."""
+    seen = []
+
+    def side_by_side(files, shape, threads):
+        seen.append([onnx.load(file) for file in files])
+        return [[4.0, 3.0], [4.0, 2.0], [4.0, 1.0]]
+
+    monkeypatch.setattr("compressor.runs.latency_goal.side_by_side", side_by_side)
+    job = PruneJob(DIGITS, None, OutputSettings(str(tmp_path / "run")), choice=PruneSettings(ratio=0.5, method="l1"))
+    found = dry_run(job).details["latency"]
+    assert (found["before"], found["after"], found["ratio"]) == (4.0, 2.0, 0.5) and found["low"] < 0.5 < found["high"]
+    [(whole, cut)] = seen
+    module = open_model(DIGITS.model).module
+    report = compressor.prune_(module, torch.zeros(1, 1, 8, 8), ratio=0.5, method="l1")
+    weights = {tensor.name: tuple(tensor.dims) for tensor in cut.graph.initializer}
+    held = {name: tuple(value.shape) for name, value in module.state_dict().items() if value.dim() > 1}
+    assert report.edits and held.items() <= weights.items()
+    assert not held.items() <= {tensor.name: tuple(tensor.dims) for tensor in whole.graph.initializer}.items()
 
 
 def test_a_dry_run_of_training_says_how_much_work_it_is(tmp_path):

@@ -10,8 +10,9 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from compressor.cli.flags import as_typed, with_settings
+from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
+from compressor.cli.names import as_typed
 from compressor.cli.stopping import INTERRUPTED, stopping
 from compressor.cli.terminal import Terminal
 from compressor.errors import CompressorError, Elsewhere, UsageError, printable

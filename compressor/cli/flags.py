@@ -5,7 +5,6 @@ setting of these instead, under its name and with its default, and gives the com
 """
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
@@ -16,9 +15,9 @@ import typer
 from compressor.cli.completion import COMPLETERS
 from compressor.cli.config import CHOSEN, on_command_line, read_config
 from compressor.cli.help import show_all
+from compressor.cli.names import flag
 from compressor.cli.options import Config, Quiet, Verbose, typed
 from compressor.cli.terminal import VERBOSITY
-from compressor.runs.jobs import VERBS
 from compressor.settings import Job, Known, is_text, known_to, read
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -67,17 +66,6 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
     run.__signature__ = inspect.Signature([p.replace(kind=_KEYWORD) for p in shown.values()])  # type: ignore[attr-defined]
     return run
-
-
-def flag(name: str) -> str:
-    """How a setting is typed; the model is no flag."""
-    return "MODEL" if name == "model" else f"--{name.strip('_').replace('_', '-')}"
-
-
-def as_typed(text: str) -> str:
-    """A text with every setting that stands in backquotes as it is typed: `target_macs` becomes --target-macs."""
-    settings = {name for kinds in VERBS.values() for kind in kinds for name in known_to(kind)}
-    return re.sub(r"`(\w+)`", lambda found: flag(found[1]) if found[1] in settings else found[0], text)
 
 
 def _kinds(annotation: Any) -> tuple[type[Job], ...]:

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from compressor.cli.flags import as_typed
+from compressor.cli.names import as_typed
 from compressor.report import units
 from compressor.report.figure import TOP1, validated
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent, Stage

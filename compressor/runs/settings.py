@@ -83,7 +83,7 @@ class GoalSettings:
     )
     target_params: float | None = setting(None, "Parameters to keep, like --target-macs; adapnet only.", "PARAMS")
     undo_drop: float | None = setting(
-        None, "Undo a pruning step that costs more validation top-1 than this, such as 0.02.", "SHARE", 0, 1
+        None, "Undo a pruning step that costs more validation top-1 than this, such as 0.02.", "SHARE", 0, 1, rare=True
     )
     round_to: int | Literal["auto"] = setting(
         PruneSettings.round_to,

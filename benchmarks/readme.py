@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import adapnet_small, kinds, pareto_show, real_show, surgery_show, without_data
+from benchmarks import adapnet_show, adapnet_small, kinds, pareto_show, real_show, surgery_show, without_data
 from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import latency as latency_targets
@@ -90,6 +90,12 @@ def adapnet() -> str:
 def adapnet_trained() -> str:
     """The same from a trained network."""
     return adapnet_small.text(_read("adapnet-small-trained.json"))
+
+
+def adapnet_variants() -> str:
+    """AdapNet, its controls and variants of it against one-shot pruning with the same help."""
+    paths = sorted(RESULTS.glob("adapnet-variants-*.json"), reverse=True)
+    return "\n\n".join(adapnet_show.table(json.loads(path.read_text())) for path in paths)
 
 
 def adapnet_tables() -> str:
@@ -359,6 +365,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "adapnet": adapnet,
     "adapnet_trained": adapnet_trained,
     "adapnet_tables": adapnet_tables,
+    "adapnet_variants": adapnet_variants,
     "faults": faults,
     "mutants": mutants,
     "submodels": submodels,

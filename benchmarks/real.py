@@ -169,7 +169,7 @@ def _measure(
         cells = [cell for cell in cells if (seed, *cell) not in done]
         if not cells:
             continue
-        case = _case(network, spec, seed, arguments)
+        case = case_of(network, spec, seed, arguments)
         for arm, left in cells:
             yield {"seed": seed, "arm": arm, "left": left} | _cell(case, arm, left)
 
@@ -197,12 +197,18 @@ def _cell(case: Case, arm: str, left: float) -> dict[str, Any]:
     }
 
 
-def _case(network: Network, spec: str, seed: int, arguments: argparse.Namespace) -> Case:
-    data = replace(open_data(spec, network.loading), name=spec)
+@cache
+def _opened(spec: str, loading: DataSettings) -> Data:
+    return open_data(spec, loading)
+
+
+def case_of(network: Network, spec: str, seed: int, arguments: argparse.Namespace) -> Case:
+    """The network as it came, with the images of one seed."""
+    data = replace(_opened(spec, network.loading), name=spec)
     if network.side:
         data = with_input_shape(data, (data.input_shape[0], network.side, network.side))
     model = network.open(arguments, data).to(choose_device(arguments.device)).eval()
-    if not arguments.full:
+    if not vars(arguments).get("full"):
         data = subset(data, network.images, seed)
     data = replace(data, validation=data.validation.take(torch.arange(min(len(data.validation), _VALIDATION))))
     return Case(model, data, seed, arguments.epochs)

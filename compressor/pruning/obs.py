@@ -195,11 +195,14 @@ def _derivatives(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[dict
 
 
 def _along(output: Tensor, source: torch.Generator) -> Tensor:
-    """The sum of an output along random directions, in deviations of the whole of it."""
+    """The sum of an output along random directions, in deviations of the whole of it over images (of one, over places);
+    of one that never changes, nothing.
+    """
     signs = torch.randint(0, 2, output.shape, generator=source).to(output) * 2 - 1
     detached = output.detach()
-    deviation = ((detached - detached.mean(0)).square().sum() / len(output)).clamp(min=1e-300).sqrt()
-    return (output * signs).sum() / deviation
+    centre = detached.mean(0) if len(output) > 1 else detached.mean()
+    deviation = ((detached - centre).square().sum() / len(output)).sqrt()
+    return (output * signs).sum() / torch.where(deviation > 0, deviation, torch.inf)
 
 
 def _is_float(leaf: Any) -> bool:

@@ -12,9 +12,10 @@ from torch import nn
 import compressor
 from compressor.graph import capture
 from compressor.pruning.allocate import Widths, ranks
-from compressor.pruning.obs import Curve, Downdated, calibrated, consumers, curve, curves
+from compressor.pruning.obs import Curve, Downdated, _sensitivities, calibrated, consumers, curve, curves
 from compressor.pruning.oneshot import sensitivity
 from compressor.pruning.price import macs_price
+from compressor.pruning.reconstruction.calibration import in_parts
 from compressor.surgery.edits import Plan, Prune
 from compressor.training.data import open_data
 
@@ -166,6 +167,27 @@ def test_moments_that_rounding_leaves_indefinite_are_judged_too():
     ids, matrix = np.arange(4), torch.eye(4, dtype=torch.float64)[None]
     layer = SimpleNamespace(covariance=covariance, ids=ids, matrix=matrix, scale=torch.ones(1, 1, 4))
     assert np.isfinite(Downdated(layer, ids).costs()).all()
+
+
+class Constant(nn.Module):
+    """A network with a second output that is the same for every image."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        found = self.net(x)
+        return found, found.clamp(1e6, 1e6)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_images_are_looked_at_in_parts_that_tell_them_apart(net, images, count, monkeypatch):
+    monkeypatch.setattr("compressor.pruning.obs._PROBED_VALUES", 15)  # three images, so that one is left of four
+    assert [len(part) for part in in_parts([images[:4]], 4, 15)] == [2, 2]
+    found = _sensitivities(Constant(net), [images[:count]])
+    assert found.keys() == {"net.0.weight", "net.2.weight"}
+    assert all(each.isfinite().all() and each.any() for each in found.values())
 
 
 @pytest.mark.parametrize("method", ["auto", "l1"])

@@ -69,13 +69,13 @@ def fewer(batches: Sequence[Any], values: int) -> list[Any]:
 
 
 def in_parts(batches: Sequence[Any], images: int, values: int) -> Iterator[Any]:
-    """The first images of batches, in parts of so many values at most."""
+    """The first images of batches, in even parts of so many values at most: no image is left over alone."""
     for given in batches:
         leaves = _tensors(given)
         held = min(images, len(leaves[0]))
         size = max(1, min(held, values * len(leaves[0]) // max(leaf.numel() for leaf in leaves)))
-        for first in range(0, held, size):
-            yield _taken(given, slice(first, min(first + size, held)), None)
+        for part in torch.arange(held).tensor_split(-(-held // size)):
+            yield _taken(given, slice(int(part[0]), int(part[-1]) + 1), None)
         images -= held
         if images <= 0:
             return

@@ -73,9 +73,9 @@ KNOWN = (
     Fault("primenet/choosing.py", "(losses[scale], scale)", "(losses[scale], -scale)"),
     # training
     Fault("training/loop.py", "    model.train()\n", "    pass\n"),
-    Fault("training/loop.py", "loss = loss + AUXILIARY_WEIGHT * functional", "loss = loss + functional"),
-    Fault("training/loop.py", "AUXILIARY_WEIGHT = 0.3", "AUXILIARY_WEIGHT = 0.5"),
-    Fault("exits/losses.py", "loss = loss + AUXILIARY_WEIGHT * functional", "loss = loss + functional"),
+    Fault("training/data.py", "loss = loss + AUXILIARY_WEIGHT * functional", "loss = loss + functional"),
+    Fault("training/data.py", "AUXILIARY_WEIGHT = 0.3", "AUXILIARY_WEIGHT = 0.5"),
+    Fault("exits/losses.py", "backward(weight * loss)", "backward(loss / weight)"),
 )  # fmt: skip
 
 # What a careless change would do.
@@ -144,5 +144,9 @@ HARMLESS: dict[tuple[str, str], str] = {
         "graph/refine.py",
         "free = [group for group in found.groups if group.frozen is None and (group.size >= 3)]",
     ): "of a group of three the second trial leaves the one channel that was objected to, and is refused",
+    (
+        "pruning/adapnet/extract.py",
+        "if (recording is None):",
+    ): "in a recording that nothing has filled no map fired, and no map is not enough",
     ("routing/network.py", _NO_GRID): "no head can be built for a grid of 0, which is refused by the same message",
 }

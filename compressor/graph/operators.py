@@ -98,6 +98,7 @@ _ROWS: tuple[tuple[str, Operator], ...] = (
      "_scaled_dot_product_fused_attention_overrideable", _ATTENTION),
     ("matmul einsum bilinear lstm gru rnn_tanh rnn_relu", Operator(by_trial, None, "layer")),  # products are what runs
     ("embedding", Operator(layers.embedding, free)),
+    ("_embedding_bag _embedding_bag_forward_only", Operator(layers.embedding_bag, free)),
     ("_weight_norm_interface", Operator(layers.weight_norm, free)),
     # Norms.
     ("batch_norm", replace(_BATCH_NORM, modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))),

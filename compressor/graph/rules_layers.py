@@ -231,3 +231,12 @@ def embedding(w: Propagation, op: Op) -> None:
     w.freeze(w.track(weight).get(0), "entries of an embedding")
     ids = w.track(weight).get(1)
     w.bind(op.outputs[0], w.track(indices) | ({} if ids is None else {len(indices.shape): ids}))
+
+
+def embedding_bag(w: Propagation, op: Op) -> None:
+    """(weight, indices, offsets, ...): sums, means or maxima over rows of a table, with their numbers behind it."""
+    weight = op.args[0]
+    w.freeze(w.track(weight).get(0), "entries of an embedding")
+    ids = w.track(weight).get(1)
+    for ref in op.outputs:
+        w.bind(ref, {1: ids} if ids is not None and ref.shape[1:] == (len(ids),) else {})

@@ -86,3 +86,21 @@ def test_cost_is_counted_on_the_operators_that_run():
     channels = capture(model, model.example())
     assert channels.macs() == 64 * 9 * 3 * 6 + 16 * 9 * 6 * 8 + 128 * 10 + 10 * 4
     assert channels.params() == sum(parameter.numel() for parameter in model.parameters())
+
+
+class Several(nn.Module):
+    """Goes another way where it is given more than one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.more, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.register_buffer("shift", torch.zeros(1, 8, 1, 1))
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(self.more(x) + self.shift if len(x) > 1 else x)
+
+
+def test_what_only_several_images_use_is_followed_whatever_else_is_not_used():
+    channels = capture(Several().eval(), torch.randn(1, 3, 4, 4))
+    assert "more" in channels.group("a").producers and not channels.notes

@@ -142,3 +142,22 @@ def test_dropout_inside_a_recurrent_layer_and_groups_with_named_padding_follow_t
     assert torch.allclose(graph.eval()(image), model(image)) and not torch.allclose(graph.train()(image), model(image))
     convolution = next(node for node in graph.graph.nodes if name_of(node) == "conv1d")
     assert isinstance(convolution.args[6], fx.Node)
+
+
+class Deeper(nn.Module):
+    """Has a layer that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.extra = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return (self.extra(x) if self.training else x).mean((2, 3))
+
+
+def test_what_only_training_does_is_not_in_the_graph_and_the_network_goes_on_training() -> None:
+    model, x = Deeper().train(), torch.randn(2, 3, 4, 4)
+    graph = program(model, x)
+    assert model.training and not any("extra" in str(node.target) and node.users for node in graph.graph.nodes)
+    torch.testing.assert_close(graph(x), model.eval()(x))

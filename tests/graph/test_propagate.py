@@ -55,3 +55,10 @@ def test_runs_over_the_same_parameters_share_their_identities():
     roots = roots_of(ties)
     assert np.array_equal(roots[ties.blocks["0.weight", 0]], roots[ties.blocks["2.weight", 1]])
     assert walks[0].costs[0].factor == walks[1].costs[0].factor
+
+
+def test_a_rule_says_which_attributes_of_its_module_count_its_channels():
+    walk = Propagation(trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.zeros(2, 3, 4, 4)), Unions())
+    walk.follow()
+    found = {(size.module, size.attribute): len(size.ids) for size in walk.sizes}
+    assert found == {("0", "out_channels"): 4, ("1", "num_features"): 4}

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from compressor.graph.propagate import Unions
 from compressor.graph.refine import Known, Refinement
@@ -40,3 +42,22 @@ def test_what_is_kept_by_request_is_frozen():
     free = [group.name for group in search.refine(frozenset())[0].groups if group.frozen is None]
     kept, _ = search.refine(frozenset(free[:1]))
     assert [group.name for group in kept.groups if group.frozen is None] == free[1:]
+
+
+class WeightOnly(nn.Module):
+    """Reads the weight of a layer that it never calls, and calls another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.third(self.second(nn.functional.linear(x, self.first.weight)))
+        return scores
+
+
+def test_channels_keep_their_number_where_a_tensor_that_no_run_used_has_as_many():
+    replica, way = Replica(WeightOnly().eval()), Way(torch.zeros(2, 3))
+    search = Refinement(replica, [(run(replica, way), way)], frozenset({"first.bias"}))
+    found = {group.name: group.frozen for group in search.refine(frozenset())[0].groups}
+    assert found["first"] == "first.bias, which no run used, has as many channels" and found["second"] is None

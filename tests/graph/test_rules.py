@@ -250,6 +250,8 @@ MIXED = {
     "counted": (lambda x: x / torch.ones(x.shape[1], dtype=x.dtype).sum(), "size|number|channels"),
     "neighbours": (lambda x: F.local_response_norm(x, 3), "avg_pool3d in the model runs over channels"),
     "unknown": (lambda x: x.renorm(2, 0, 1.0), "operator renorm in the model has no rule"),
+    "points": (lambda x: F.grid_sample(x, x.movedim(1, -1)[..., :2], align_corners=False),
+               "the model reads points from them"),
     "channels as pixels": (lambda x: F.conv2d(x.transpose(1, 2), torch.ones(8, 8, 3, 3, dtype=x.dtype), padding=1)
                            .transpose(1, 2), "convolves over channels"),
 }  # fmt: skip

@@ -43,3 +43,30 @@ def test_attention_ties_queries_to_keys_and_hands_values_on() -> None:
     operate_(model, plan, channels)
     assert relative_error(outputs(model, x), expected) < 1e-12
     assert (model.q.out_features, model.k.out_features, model.v.out_features) == (3, 3, 4)
+
+
+class Bags(nn.Module):
+    """Rows of a table, many to a feature, beside a plain table of as many."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bag, self.table = nn.EmbeddingBag(10, 8, mode=mode), nn.Embedding(10, 8)
+        self.weights = torch.rand(3, 4).double() if mode == "sum" else None
+        self.hidden, self.head = nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.hidden(self.bag(x, per_sample_weights=self.weights) + self.table(x[:, 0])))
+        return scores
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_what_is_added_up_of_a_tables_rows_has_its_columns(mode: str) -> None:
+    model, x = Bags(mode).double(), torch.randint(10, (3, 4))
+    channels = capture(model, x)
+    assert {group.name: group.size for group in channels.free} == {"bag#2": 8, "hidden": 6}
+    plan = half_plan(channels)
+    expected = masked_outputs(model, x, channels, plan.removed)
+    operate_(model, plan, channels)
+    assert relative_error(outputs(model, x), expected) < 1e-12
+    assert model.bag.embedding_dim == model.table.embedding_dim == model.hidden.in_features == 4

@@ -1,5 +1,6 @@
 """What a model is traced on, a copy that shares nothing with it and computes the same, and what is taken down."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,7 +9,7 @@ from torch import fx, nn
 
 from compressor.graph.skeleton import Replica, skeleton
 from compressor.graph.tensors import named_tensors
-from compressor.graph.trace import Way, run
+from compressor.graph.trace import Way, outline, run
 
 
 class Twice(nn.Module):
@@ -77,3 +78,19 @@ def test_tensors_are_named_as_torch_names_them():
     model.register_buffer("passing", torch.zeros(1), persistent=False)
     ours, torchs = named_tensors(model), dict(model.named_parameters()) | dict(model.named_buffers())
     assert list(ours) == list(torchs) and all(ours[name] is torchs[name] for name in ours)
+
+
+class Warning_(nn.Module):
+    """Warns of an input that is not as wide as it was written for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] != 8:
+            warnings.warn("another width", stacklevel=1)
+        return x
+
+
+def test_a_warning_ends_no_trial_where_the_user_has_warnings_raise():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tried = outline(Replica(nn.Sequential(nn.Conv2d(3, 4, 1), Warning_())), Way(torch.empty(2, 3, 4, 4)))
+    assert tried.error is None and tried.gave == ((2, 4, 4, 4),)

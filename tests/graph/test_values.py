@@ -47,6 +47,18 @@ def test_a_large_result_is_not_worked_out_and_its_operand_stays_known(values: Va
     assert values.of(large) is None and values.of(known).tolist() == [1, 2]
 
 
+def test_data_that_python_holds_are_known_after_they_are_written_into(values: Values) -> None:
+    held = torch.tensor([1.0, 2.0])
+    values.follow(ADD_, (held, 1), {}, held.add_(1))
+    assert values.of(held).tolist() == [2, 3]
+
+
+def test_a_large_result_that_is_overwritten_is_lost(values: Values, known: Tensor) -> None:
+    large = known.expand(MOST, 2)
+    values.follow(ADD_, (known, unknown(2)), {}, large)
+    assert values.of(known) is None
+
+
 class Heard:
     """Who listens, and writes down."""
 

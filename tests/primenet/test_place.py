@@ -199,3 +199,22 @@ def test_a_copy_of_the_result_is_independent():
     other = copy.deepcopy(network)
     other.rest.get_submodule("9").weight.data.zero_()
     assert network.rest.get_submodule("9").weight.any()
+
+
+class Twice(nn.Module):
+    """Runs one activation in front of a residual branch, and again inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.act = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+        self.last = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.one(x))
+        return self.last((x + self.act(self.two(x))).mean((2, 3)))
+
+
+def test_refuses_a_stage_whose_module_goes_on_behind_the_last_cut_in_it():
+    with pytest.raises(UsageError, match="--until act: several tensors cross where it ends"):
+        early(Twice()).find("act")
+    assert early(Twice()).find("one").shape[0] == 8

@@ -123,3 +123,21 @@ def test_shortcut_path_with_batch_norm_is_not_taken():
     """Maps of a shallower depth have other statistics than the ones that its running averages hold."""
     chain = Chain(Block(4, 6, 2), torch.zeros(1, 4, 8, 8))
     assert own_shortcut(chain.segment(0, len(chain.cuts) - 1)) is None
+
+
+class Adding(nn.Module):
+    """Adds something to what it is given."""
+
+    def __init__(self, other: str) -> None:
+        super().__init__()
+        self.conv, self.shift, self.other = nn.Conv2d(4, 4, 1), nn.Parameter(torch.ones(4, 1, 1)), other
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return y + {"input": x, "weight": self.shift, "number": 1.0}[self.other]
+
+
+@pytest.mark.parametrize(("other", "residual"), [("input", True), ("weight", False), ("number", False)])
+def test_only_a_sum_of_two_feature_maps_has_a_shortcut(other, residual):
+    chain = Chain(Adding(other), torch.zeros(1, 4, 8, 8))
+    assert (own_shortcut(chain.segment(0, len(chain.cuts) - 1)) is not None) is residual

@@ -57,7 +57,10 @@ EQUAL = torch.tensor([[50.0, 50.0]] * 3).double()
     ids=["on the centre", "inside", "on the ring", "just outside", "far"],
 )
 def test_a_concept_must_lie_outside_the_nearest_ones_boundary(place: float, accepted: bool) -> None:
-    assert detect(UNEQUAL, [0], laid_out(place), 5, 0.9, SETTINGS) == [1] * accepted
+    found = laid_out(place)
+    for shift in (0.0, 5.0):  # of everything together
+        moved = Clustering(found.points + shift, found.centres + shift, found.labels)
+        assert detect(UNEQUAL, [0], moved, 5, 0.9, SETTINGS) == [1] * accepted
 
 
 def test_a_cluster_that_all_filters_feed_equally_is_no_concept() -> None:

@@ -225,3 +225,11 @@ def test_change_is_what_the_readers_output_varies_without_a_channel() -> None:
         [((given[:, c] - given[:, c].mean()).square().mean() * kernel[:, c].square().sum()).double() for c in range(6)]
     )
     assert torch.allclose(found, wanted / wanted.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_readers_of_any_rank_have_their_channels_on_the_first_dimension_and_linear_ones_on_the_last(rank: int) -> None:
+    conv = getattr(nn, f"Conv{rank}d")
+    model = nn.Sequential(conv(3, 6, 1), nn.ReLU(), conv(6, 4, 1), nn.Flatten(), nn.Linear(4 * 2**rank, 5))
+    found = reader_inputs(model, capture(model, torch.zeros(1, 3, *(2,) * rank)))
+    assert found == {"2.weight": 1, "4.weight": -1}

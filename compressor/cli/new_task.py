@@ -27,7 +27,6 @@ def new_task(
         raise UsageError(f"{file} is no Python file: give a name that ends in .py")
     if path.exists():
         raise UsageError(f"{file} exists: give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, _TEMPLATE.read_text(encoding="utf-8").replace("FILE.py", file))
     terminal.print_json({"file": file})
     terminal.made(

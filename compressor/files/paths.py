@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -114,6 +115,20 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write to a folder that may not be there yet, before work is done for it; nothing stays behind.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    try:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise FileError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
 
 
 def write_whole(path: Path, text: str) -> Path:

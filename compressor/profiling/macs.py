@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compressor.graph.trace import Trace, trace
+from compressor.graph.trace import Op, Trace, trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +24,38 @@ class MacCount:
     total: int
     by_module: dict[str, int]  # dotted name of the innermost module -> its own; modules without any are left out
     uncounted: dict[str, int]  # "namespace::operator" -> number of calls, for operators with no rule
+    varying: int = 0  # of the total: on as many rows as values decide, such as the boxes that are left of all
 
 
 def count_macs(trace: Trace) -> MacCount:
     """Add up what the table says of every operator of the trace."""
     by_module: Counter[str] = Counter()
     uncounted: Counter[str] = Counter()
+    found, varying = set[int](), 0  # tensors whose size values decide
     for op in trace.ops:
+        sized = op.inputs[:1] if op.name in _INTO else op.inputs
+        varies = _finds(op) or any(ref.index in found for ref in sized)
+        found.update(ref.index for ref in op.outputs if varies)
         if op.operator.macs is None:
             uncounted[f"{op.func.namespace}::{op.name}"] += 1
             continue
         for axes in op.operator.macs(op):
-            sizes = (axis if isinstance(axis, int) else axis[0].shape[axis[1]] for axis in axes)
-            by_module[op.module] += math.prod(sizes)
-    return MacCount(by_module.total(), dict(by_module), dict(uncounted))
+            macs = math.prod(axis if isinstance(axis, int) else axis[0].shape[axis[1]] for axis in axes)
+            by_module[op.module] += macs
+            varying += macs if varies else 0
+    return MacCount(by_module.total(), dict(by_module), dict(uncounted), varying)
+
+
+# Operators whose result is as large as the first operand.
+_INTO = frozenset({"copy", "index_add", "index_copy", "index_fill", "index_put", "masked_fill", "masked_scatter",
+                   "scatter", "scatter_add", "scatter_reduce"})  # fmt: skip
+
+
+def _finds(op: Op) -> bool:
+    """Whether the size of what an operator gives depends on values; an index that holds numbers has one of its own."""
+    if torch.Tag.dynamic_output_shape not in op.func.tags:
+        return False
+    return op.name != "index" or any(ref.dtype in (torch.bool, torch.uint8) for ref in op.inputs[1:])
 
 
 def macs_of(module: nn.Module, shape: Sequence[int]) -> int:

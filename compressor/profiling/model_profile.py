@@ -42,6 +42,9 @@ def profile(module: nn.Module, example: Any, *, layers: bool = True) -> Profile:
     reasons = {"file_bytes": "a model in memory has no file", "latency_ms": "not asked for"}
     if reason is not None:
         reasons["macs_thop"] = reason
+    if counted.varying:
+        share = counted.varying / counted.total
+        reasons["macs"] = f"{share:.1%} of them depend on how much the network finds in the example, such as boxes"
     macs = {name: round(count / batch) for name, count in counted.by_module.items()}
     return Profile(
         macs=sum(macs.values()),

@@ -78,6 +78,7 @@ def profile_table(profile: "Profile") -> RenderableType:
                 spread = f"{units.milliseconds(part['median'])}, p95 {units.milliseconds(part['p95'])}"
                 table.add_row(f"latency {_ENGINES[engine]}, batch {part['batch']}", spread)
     names = {
+        "macs": "MACs",
         "macs_thop": "MACs (thop)",
         "activation_bytes": "peak activation memory",
         "latency_ms.torch": "latency torch",

@@ -7,6 +7,7 @@ from typing import Any
 
 from compressor.errors import FileError, UsageError
 from compressor.exporting.runtime import OnnxModel
+from compressor.files.paths import check_writable
 from compressor.report.environment import processor
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
@@ -52,12 +53,13 @@ def compare(
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raise UsageError where a comparison would be written over."""
+    """Raise UsageError where a comparison would be written over, FileError where none can be written."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give --out the name of a folder")
     for name in () if overwrite else (PAGE, DATA):
         if (folder / name).exists():
             raise UsageError(f"{folder / name} exists: give another --out, or --overwrite to replace it")
+    check_writable(folder)
 
 
 def timed_in_turn(runs: Sequence[str], images: int = 20) -> Timed:

@@ -1,13 +1,13 @@
 """What a machine has of what runs need: packages, devices, folders: `compressor doctor`."""
 
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, FileError
+from compressor.files.paths import check_writable
 from compressor.training.settings import DataSettings, TrainSettings
 
 NEEDED = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "thop", "scikit-learn")
@@ -76,11 +76,18 @@ def _folders() -> Iterator[Finding]:
     from compressor.loading.code import state_folder
 
     place = state_folder()
-    existing = next((each for each in (place, *place.parents) if each.exists()), place)
-    good = os.access(existing, os.W_OK)
+    good = _is_writable(place)
     yield Finding("state folder", good, f"{place}{'' if good else ' cannot be written'}")
-    good = os.access(Path.cwd(), os.W_OK)
+    good = _is_writable(Path.cwd())
     yield Finding("this folder", good, "results can be written" if good else "cannot be written: give --out elsewhere")
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        check_writable(folder)
+    except FileError:
+        return False
+    return True
 
 
 def _data(spec: str) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from compressor.exporting.package import PackageSettings, check_target, export_p
 from compressor.exporting.program import export_program
 from compressor.exporting.proof import PROOF_IMAGES
 from compressor.exporting.runtimes import RUNTIMES, check_runtime
+from compressor.files.paths import check_writable
 from compressor.report.certificate import Certificate
 from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WEIGHTS, Array, Manifest, chosen
 from compressor.runs.looking import ExportJob
@@ -92,7 +93,7 @@ def evidence_of(subject: Subject, calibration_images: int = 0) -> Evidence:
 
 
 def _check(job: ExportJob, path: Path, single: bool) -> None:
-    """Raise UsageError before anything is opened."""
+    """Raise UsageError, or FileError, before anything is opened."""
     if single and path.exists() and not path.is_dir() and not job.overwrite:
         raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
     if job.to == "pt2" and path.suffix != ".pt2":
@@ -113,6 +114,7 @@ def _check(job: ExportJob, path: Path, single: bool) -> None:
         check_opset(job.opset)
     if not single:
         check_target(path, overwrite=job.overwrite)
+    check_writable(path.parent if single else path)
 
 
 def _chosen(subject: Subject, job: ExportJob, single: bool) -> nn.Module:

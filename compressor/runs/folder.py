@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import FileError, UsageError
-from compressor.files.paths import write_whole
+from compressor.files.paths import check_writable, write_whole
 from compressor.runs import tensorboard
 from compressor.runs.lock import NAME as LOCK
 from compressor.runs.lock import FolderLock
@@ -38,6 +38,7 @@ class RunFolder:
 
         Raises:
             UsageError: no folder was given, or it holds something and may not be overwritten, or the model.
+            FileError: it cannot be written.
         """
         if output.out is None:
             raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
@@ -54,6 +55,8 @@ class RunFolder:
         self._check_free()
         if model is not None and not resume and any(_same_file(self.path / name, Path(model)) for name in _ALL):
             raise UsageError(f"--overwrite would delete {model}, which is read: give another --out")
+        if distributed.first():
+            check_writable(self.path)
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Make the folder, shut others out and write down the settings; an earlier run's files are gone from here on.

@@ -7,6 +7,7 @@ from compressor.errors import UsageError
 from compressor.exporting.layer_times import write_kit
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.staging import folder_beside, move_folder
+from compressor.files.paths import check_writable
 from compressor.graph import capture
 from compressor.runs.looking import TuneJob
 from compressor.runs.stages import Callback, Stage, note_all, silent
@@ -25,6 +26,7 @@ def kit(job: TuneJob, tell: Callback = silent) -> int:
     target = Path(job.kit).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is not empty: give another `kit`")
+    check_writable(target)
     tell(Stage("opening the model"))
     subject = open_subject(job.model, None, DataSettings(), "cpu")
     note_all(subject.notes, tell)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError, DataError, FileError, UsageError
-from compressor.files.paths import write_json
+from compressor.files.paths import check_writable, write_json
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.catalogue import TRAINED
 from compressor.pruning.settings import PruneSettings, check
@@ -191,6 +191,7 @@ def begin(job: RunJob) -> Path:
     """Make the folder, or find there what may be gone on with."""
     assert job.output.out is not None
     folder = Path(job.output.out).expanduser()
+    check_writable(folder)
     command = job.command.split()[1]
     settings = {**flat(job), "cwd": str(Path.cwd()), "model_sha256": file_sha256(job.model.model)}
     if not folder.exists():

@@ -1,5 +1,7 @@
 """What a person does wrong: one line on stderr that says what and what to do, the right exit code, nothing written."""
 
+import errno
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,28 @@ def test_ctrl_c_leaves_without_a_traceback(compressor, monkeypatch):
     monkeypatch.setattr(runs, "open_subject", interrupted)
     ran = compressor("profile", DIGITS)
     assert ran.code == 130 and ran.err.splitlines()[-1] == "error: stopped"
+
+
+WRITES = {
+    "prune": ["prune", "nowhere.pt"],
+    "train": ["train", "--arch", "torchvision:resnet18", "--data", "digits"],
+    "detach": ["detach", "nowhere.pt", "--data", "digits"],
+    "sweep": ["sweep", DIGITS, "--data", "nowhere", "--methods", "l1", "--targets", "0.5"],
+    "compare": ["compare", "one", "other"],
+    "export": ["export", "nowhere.pt"],
+    "export-file": ["export", "nowhere.pt"],
+    "tune": ["tune", "nowhere.pt"],
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(compressor, monkeypatch, name):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    out = compressor.folder / "results"
+    ran = compressor(*WRITES[name], "--kit" if name == "tune" else "--out", out / "a.onnx" if "file" in name else out)
+    said = f"error: {out} cannot be written (Read-only file system): choose another folder\n"
+    assert (ran.code, ran.err) == (1, said)
+    assert not any(compressor.folder.iterdir())

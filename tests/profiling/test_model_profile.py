@@ -107,3 +107,32 @@ def test_a_model_of_which_thop_knows_nothing_gets_no_zero() -> None:
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ModelError, match="does not run on an input of shape 1x2x6x6"):
         profile(nn.Conv2d(3, 4, 3), torch.zeros(1, 2, 6, 6))
+
+
+class Finding(nn.Module):
+    """A detector in small: a layer for every pixel, and one for those pixels alone that are bright."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.body, self.head = way, nn.Conv2d(1, 4, 1, bias=False), nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels, bright = self.body(x).flatten(2)[0].T, x.flatten() > 0
+        if self.way == "mask":
+            return self.head(pixels[bright])
+        if self.way == "numbers":
+            return self.head(pixels[bright.nonzero()[:, 0]].relu())
+        if self.way == "written":  # into something that has all of them
+            pixels = pixels.clone()
+            pixels[bright] = 0.0
+        scores = self.head(pixels)
+        return scores if self.way != "last" else scores[bright]
+
+
+@pytest.mark.parametrize(("way", "rows"), [("mask", 3), ("numbers", 3), ("written", 16), ("last", 16), ("", 16)])
+def test_macs_that_depend_on_what_is_found_are_said_to(way: str, rows: int) -> None:
+    x = torch.cat([torch.ones(3), -torch.ones(13)]).view(1, 1, 4, 4)
+    cost = profile(Finding(way), x)
+    assert cost.macs == 64 + rows * 8
+    share = f"{rows * 8 / cost.macs:.1%} of them depend on how much the network finds in the example, such as boxes"
+    assert cost.reasons.get("macs") == (share if rows == 3 else None)

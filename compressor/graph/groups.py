@@ -177,18 +177,6 @@ def sites(walk: Propagation, numbered: Numbered) -> tuple[Site, ...]:
     return tuple(found)
 
 
-def vector_sizes(ties: Unions, modules: Mapping[str, nn.Module]) -> list[RawSize]:
-    """The attributes that count what a vector of their module holds, whatever operator reads it."""
-    return [
-        RawSize(owned, name, ids)
-        for (tensor, dim), ids in ties.blocks.items()
-        if dim == 0 and (tensor, 1) not in ties.blocks
-        for owned in [tensor.rpartition(".")[0]]
-        for name in _COUNTS
-        if name in vars(modules.get(owned, nn.Module))
-    ]
-
-
 def sizes(found: Iterable[RawSize], modules: Mapping[str, nn.Module], numbered: Numbered) -> tuple[Size, ...]:
     """The attributes that exist, can be written, and hold exactly the count they were said to hold."""
     kept: dict[tuple[str, str], Size] = {}
@@ -197,9 +185,6 @@ def sizes(found: Iterable[RawSize], modules: Mapping[str, nn.Module], numbered: 
         if type(value) is int and value == len(raw.ids):
             kept.setdefault((raw.module, raw.attribute), Size(raw.module, raw.attribute, numbered(raw.ids)))
     return tuple(kept.values())
-
-
-_COUNTS = ("num_features", "num_channels", "num_parameters")  # of modules whose weight is one number per channel
 
 
 def batch_of(trace: Trace) -> int:

@@ -112,7 +112,6 @@ class Refinement:
         if len(walks) == 1 or (len(walks) == 2 and trial.same_operators(*walks)):  # one code: each mode tries it once
             self.trials = self.walks[:1], self.walks[-1:] if trial.asks_for_sizes(walks[-1]) else []
         self.read = [size for walk in walks for size in walk.sizes]
-        self.vectors = groups.vector_sizes(self.ties, self.modules)
 
     def refine(self, keep: frozenset[str]) -> tuple[Map, list[str]]:
         """The map to which no trial objects, with notes on sizes that it leaves as they are.
@@ -138,7 +137,7 @@ class Refinement:
 
     def _with_sizes(self, found: Map, more: Iterable[RawSize]) -> Map:
         known = replace(found.known, sizes=(*found.known.sizes, *more))
-        sizes = groups.sizes((*self.read, *known.sizes, *self.vectors), self.modules, found.numbered)
+        sizes = groups.sizes((*self.read, *known.sizes), self.modules, found.numbered)
         return replace(found, known=known, sizes=sizes)
 
     def _kept_sizes(self, found: Map) -> tuple[list[RawSize], list[str]]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from compressor.errors import CompressorError, DataError, UsageError
-from compressor.training.data import PHOTOGRAPHS, fit_to_model, open_data, with_input_shape
+from compressor.training.data import PHOTOGRAPHS, cross_entropy, fit_to_model, open_data, with_input_shape
 from compressor.training.sets import ImageSet, split_indices
 from compressor.training.settings import DataSettings
 from compressor.vision.preparation import Preparation
@@ -35,6 +36,20 @@ def write_mnist(raw: Path, packed: bool = False, train: int = 60, test: int = 20
                 (raw / f"{name}.gz").write_bytes(gzip.compress(content))
             else:
                 (raw / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_further_outputs_count_three_tenths_each(smoothing):
+    """The weight of GoogLeNet's two (Szegedy et al. 2015, section 5), for the loss and its gradient."""
+    given = [torch.randn(4, 10, requires_grad=True) for _ in range(3)]
+    y = torch.arange(4)
+    loss, right = cross_entropy(lambda _: tuple(given), torch.zeros(4, 1), y, smoothing)
+    found = torch.autograd.grad(loss, given, retain_graph=True)
+    losses = [functional.cross_entropy(each, y, label_smoothing=s) for each, s in zip(given, (smoothing, 0, 0))]
+    assert loss.item() == pytest.approx((losses[0] + 0.3 * losses[1] + 0.3 * losses[2]).item())
+    wanted = torch.autograd.grad(sum(losses), given)
+    torch.testing.assert_close(found, (wanted[0], 0.3 * wanted[1], 0.3 * wanted[2]))
+    assert right == (given[0].argmax(1) == y).sum()
 
 
 def test_digits_has_three_disjoint_parts_of_all_1797_images():

@@ -181,20 +181,6 @@ def test_further_outputs_weigh_in_training():
     assert history.rows[-1]["validation_top1"] is not None
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_further_outputs_count_three_tenths_each(smoothing):
-    """The weight of GoogLeNet's two (Szegedy et al. 2015, section 5), for the loss and its gradient."""
-    given = [torch.randn(4, 10, requires_grad=True) for _ in range(3)]
-    y = torch.arange(4)
-    loss, right = cross_entropy(smoothing)(lambda _: tuple(given), torch.zeros(4, 1), y)
-    found = [each.grad.clone() for each in given]
-    losses = [functional.cross_entropy(each, y, label_smoothing=s) for each, s in zip(given, (smoothing, 0, 0))]
-    assert loss.item() == pytest.approx((losses[0] + 0.3 * losses[1] + 0.3 * losses[2]).item())
-    wanted = torch.autograd.grad(sum(losses), given)
-    torch.testing.assert_close(found, [wanted[0], 0.3 * wanted[1], 0.3 * wanted[2]])
-    assert right == (given[0].argmax(1) == y).sum()
-
-
 def test_every_epoch_begins_in_training_mode():
     """However the network came, and whatever listeners leave it in between epochs."""
     data, ends = small_data(), []

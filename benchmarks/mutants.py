@@ -6,7 +6,7 @@ negated, and/or, min/max). Each is put into a copy of the project, and the tests
 red. Which ones these are is measured first, which takes as long as the tests; both go on where they were broken off.
 
     python -m benchmarks.mutants --only 20        # the first faults that have no result yet
-    python -m benchmarks.mutants --again          # try once more what no test noticed
+    python -m benchmarks.mutants --again          # try once more what no test noticed and is not harmless
     python -m benchmarks.mutants --near --seconds 30 --file compressor/routing   # by file names, nothing is measured
 
 The table is in docs/results.md; survivors stand in the result file, with the reason why they are harmless,
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="try at most so many now")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=float, default=60.0, help="of tests for one fault; more count as not noticed")
-    parser.add_argument("--again", action="store_true", help="try what was not noticed once more")
+    parser.add_argument("--again", action="store_true", help="try what was not noticed once more, but for what is harmless")
     parser.add_argument("--measure", action="store_true", help="measure anew what every test runs")
     parser.add_argument("--room", action="append", help="measure these folders of tests only, and go by what is known")
     parser.add_argument("--near", action="store_true", help="measure nothing: run tests of the same names and room")
@@ -91,7 +91,7 @@ def main() -> None:
     known = [] if given.near else measured(WATCHED, given.workers, given.measure, given.room)
     kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     held = {row["key"]: row for row in kept}  # what is tried again is kept until it has been
-    done = {key for key, row in held.items() if row["noticed"] or not given.again}
+    done = {key for key, row in held.items() if row["noticed"] or "harmless" in row or not given.again}
     rows: dict[str, dict[str, Any]] = {}
     jobs = []
     for kind, mutant in planned(given.drawn, given.seed):

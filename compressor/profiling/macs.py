@@ -33,8 +33,7 @@ def count_macs(trace: Trace) -> MacCount:
     uncounted: Counter[str] = Counter()
     found, varying = set[int](), 0  # tensors whose size values decide
     for op in trace.ops:
-        sized = op.inputs[:1] if op.name in _INTO else op.inputs
-        varies = _finds(op) or any(ref.index in found for ref in sized)
+        varies = _varies(op, found)
         found.update(ref.index for ref in op.outputs if varies)
         if op.operator.macs is None:
             uncounted[f"{op.func.namespace}::{op.name}"] += 1
@@ -46,16 +45,18 @@ def count_macs(trace: Trace) -> MacCount:
     return MacCount(by_module.total(), dict(by_module), dict(uncounted), varying)
 
 
-# Operators whose result is as large as the first operand.
-_INTO = frozenset({"copy", "index_add", "index_copy", "index_fill", "index_put", "masked_fill", "masked_scatter",
-                   "scatter", "scatter_add", "scatter_reduce"})  # fmt: skip
+def _varies(op: Op, found: set[int]) -> bool:
+    """Whether values decide on the size of what an operator gives, by itself or by that of what it reads.
 
-
-def _finds(op: Op) -> bool:
-    """Whether the size of what an operator gives depends on values; an index that holds numbers has one of its own."""
-    if torch.Tag.dynamic_output_shape not in op.func.tags:
-        return False
-    return op.name != "index" or any(ref.dtype in (torch.bool, torch.uint8) for ref in op.inputs[1:])
+    An index that holds numbers has a size of its own; what has the size of the first operand has it from there.
+    """
+    first, rest = op.inputs[:1], op.inputs[1:]
+    if torch.Tag.dynamic_output_shape in op.func.tags:
+        if not rest or any(ref.dtype in (torch.bool, torch.uint8) for ref in rest):
+            return True
+    elif first and all(ref.shape == first[0].shape for ref in op.outputs):
+        rest = ()
+    return any(ref.index in found for ref in (*first, *rest))
 
 
 def macs_of(module: nn.Module, shape: Sequence[int]) -> int:

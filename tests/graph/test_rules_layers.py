@@ -6,6 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.graph import capture
+from compressor.graph.groups import roots_of
+from compressor.graph.propagate import Propagation, Unions
+from compressor.graph.trace import trace
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, outputs, relative_error
 
@@ -43,6 +46,33 @@ def test_attention_ties_queries_to_keys_and_hands_values_on() -> None:
     operate_(model, plan, channels)
     assert relative_error(outputs(model, x), expected) < 1e-12
     assert (model.q.out_features, model.k.out_features, model.v.out_features) == (3, 3, 4)
+
+
+class Fused(Causal):
+    """The same by the operator that torch takes on a CPU where all three have one width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x)[:, None] for layer in (self.q, self.k, self.v))
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        scores: Tensor = self.head(attend(q, k, v, 0.0, True, scale=0.4)[0][:, 0])
+        return scores
+
+
+def test_attention_in_one_operator_ties_the_same() -> None:
+    ties = Unions()
+    walk = Propagation(trace(Fused(), torch.randn(2, 4, 5)), ties)
+    walk.follow()
+    roots, blocks = roots_of(ties), ties.blocks
+    q, k, v, read = (roots[blocks[key]].tolist() for key in (
+        ("q.weight", 0), ("k.weight", 0), ("v.weight", 0), ("head.weight", 1)))  # fmt: skip
+    assert q == k and v == read and not {*q} & {*v}
+    [attended] = [at for at, op in enumerate(walk.trace.ops) if op.operator.kind == "attention"]
+    assert [sorted(track) for track in walk.op_outputs[attended]] == [[3], []]  # the result, and sums of the scores
+    assert not {*q, *v} & {int(root) for ids, _ in ties.frozen for root in roots[ids].ravel()}
 
 
 class Bags(nn.Module):

@@ -36,6 +36,12 @@ def test_what_was_tied_since_is_written_down_and_tied_again() -> None:
     assert fresh.b.weight is fresh.a.weight
 
 
+def test_a_tie_to_what_a_new_build_does_not_have_is_left_out() -> None:
+    edited = Two()
+    edited.register_parameter("left_over", edited.a.weight)
+    assert not any(describe(Two(), edited).values())
+
+
 @pytest.mark.parametrize("shape", [[-1, 4], [4, True], [4.0, 4], [1 << 40, 4], "4x4"])
 def test_sizes_that_cannot_be_are_refused(shape: object) -> None:
     with pytest.raises(FileError):

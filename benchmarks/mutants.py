@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="try at most so many now")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=float, default=60.0, help="of tests for one fault; more count as not noticed")
-    parser.add_argument("--again", action="store_true", help="try what was not noticed once more, but for what is harmless")
+    parser.add_argument("--again", action="store_true", help="try the unnoticed once more, but the harmless")
     parser.add_argument("--measure", action="store_true", help="measure anew what every test runs")
     parser.add_argument("--room", action="append", help="measure these folders of tests only, and go by what is known")
     parser.add_argument("--near", action="store_true", help="measure nothing: run tests of the same names and room")

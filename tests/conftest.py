@@ -5,11 +5,14 @@ import os
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.commands import briefly, once
 
 once()
 briefly()
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,7 @@ _CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthChec
 
 def fuzz(count: int) -> Any:
     """So many examples, and no limit on the time of one: the machine may be busy."""
-    return settings(max_examples=count, deadline=None, suppress_health_check=_CHECKS)
+    return settings(max_examples=count, suppress_health_check=_CHECKS)
 
 
 def _saved(value: Any, **options: Any) -> bytes:

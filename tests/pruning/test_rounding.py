@@ -20,7 +20,7 @@ def net(first: int, second: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * second, 5)).double().eval()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(first=st.integers(3, 40), second=st.integers(3, 40), share=st.floats(0.5, 1.5))
 def test_widths_are_the_nearest_multiples_that_the_limit_allows(first, second, share):
     model = net(first, second)

@@ -112,7 +112,7 @@ def some_plan(channels: Channels, generator: np.random.Generator) -> Plan:
     return Plan(tuple(edit for group in chosen if (edit := some_edit(group, channels, generator)) is not None))
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 7), st.integers(0, 7)), min_size=2, max_size=7),
     seed=st.integers(0, 99),
@@ -140,7 +140,7 @@ def test_invariants_hold_over_twenty_plans(steps, seed):
             _train_a_step(model, example, optimizer)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 7), st.integers(0, 7)), min_size=2, max_size=7))
 def test_every_channel_is_free_or_frozen_with_a_true_reason(steps):
     model, example = Recipe(steps), torch.randn(2, 3, 6, 6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
@@ -223,7 +223,6 @@ def picture(size: tuple[int, int], mode: str, noise: int) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8)).convert(mode)
 
 
-@settings(deadline=None)
 @given(SIZES, SIZES, PREPARATIONS, st.sampled_from((("RGB", 3), ("L", 3), ("RGB", 1), ("L", 1))))
 def test_a_batch_in_memory_is_prepared_as_one_image_is(size, target, preparation, kinds):
     """Pillow for a file and torch for images in memory differ by rounding at most."""

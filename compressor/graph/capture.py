@@ -75,6 +75,7 @@ def _channels(refinement: Refinement, refined: Map, batch: int, notes: Iterable[
         sites_by_module=groups.sites(walk, refined.numbered),
         sizes=refined.sizes,
         costs=groups.costs(walk, refined.numbered, batch),
+        held=groups.held(walk, refined.numbered, batch),
         shapes={name: tuple(tensor.shape) for name, tensor in refinement.tensors.items()},
         counted=frozenset(name for name, tensor in refinement.tensors.items() if isinstance(tensor, nn.Parameter)),
         absorbers=groups.absorbers(walk),

@@ -88,6 +88,18 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A tensor in memory: for one image `factor` bytes times the number of channels in each of `axes`, from the
+    operator with the number `born` to the `last` that needs it.
+    """
+
+    factor: int
+    axes: tuple[Ids, ...]
+    born: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Absorber:
     """What can take up a constant shift of a layer's output: its bias, or the running mean of the norm behind it."""
 
@@ -104,6 +116,7 @@ class Channels:
     sites_by_module: tuple[Site, ...] = ()
     sizes: tuple[Size, ...] = ()
     costs: tuple[Cost, ...] = ()
+    held: tuple[Held, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of every parameter and buffer
     counted: frozenset[str] = frozenset()  # names of the parameters, without buffers
     absorbers: dict[str, Absorber] = field(default_factory=dict)  # by the name of the layer's weight

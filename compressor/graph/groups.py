@@ -1,5 +1,6 @@
 """Turn the ties that propagation found into a map: one identity per channel, groups, and why some are frozen."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -9,7 +10,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from compressor.graph.attributes import value_at
-from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Ids, Key, Place, Site, Size, owner
+from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Held, Ids, Key, Place, Site, Size, owner
+from compressor.graph.lives import lives
 from compressor.graph.propagate import Propagation, RawSize, Unions
 from compressor.graph.records import Trace
 from compressor.graph.rules_layers import KERNEL
@@ -209,6 +211,16 @@ def batch_of(trace: Trace) -> int:
 def costs(walk: Propagation, numbered: Numbered, batch: int) -> tuple[Cost, ...]:
     """Per image, where the operator's work is a multiple of the batch (a product of two weights is not)."""
     return tuple(Cost(c.module, *_per_image(c.factor, tuple(map(numbered, c.axes)), batch)) for c in walk.costs)
+
+
+def held(walk: Propagation, numbered: Numbered, batch: int) -> tuple[Held, ...]:
+    """Every activation, for one image."""
+    found = []
+    for life in lives(walk.trace):
+        track = walk.track(life.ref)
+        factor = life.ref.dtype.itemsize * math.prod(s for dim, s in enumerate(life.ref.shape) if dim not in track)
+        found.append(Held(*_per_image(factor, tuple(map(numbered, track.values())), batch), life.born, life.last))
+    return tuple(found)
 
 
 def _per_image(factor: int, axes: tuple[Ids, ...], batch: int) -> tuple[int, tuple[Ids, ...]]:

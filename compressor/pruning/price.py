@@ -1,5 +1,6 @@
 """What a network costs while channels go, in whatever a target is given: multiply-adds, milliseconds, megabytes."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,25 @@ def size_price(channels: Channels) -> Price:
         axes = tuple(ids for ids in dims if ids is not None)
         terms.append(Term(axes, _product(constant * BYTES / 1e6)))
     return Price("MB", tuple(terms))
+
+
+def memory_prices(channels: Channels) -> list[Price]:
+    """Megabytes of the activations of one image that live at once, at every moment after which one of them goes."""
+    terms = {id(each): Term(each.axes, _product(each.factor / 1e6)) for each in channels.held}
+    moments = sorted({each.born for each in channels.held})
+    found = []
+    for at, following in itertools.pairwise([*moments, math.inf]):
+        living = [each for each in channels.held if each.born <= at <= each.last]
+        if any(each.last < following for each in living):  # else more live at the next
+            found.append(Price("MB of activations", tuple(terms[id(each)] for each in living)))
+    return found
+
+
+def memory_goals(channels: Channels, wanted: float) -> list["Goal"]:
+    """One for every moment that needs more. Raises UsageError where none does."""
+    prices = memory_prices(channels)
+    Goal.at(max(prices, key=Price.whole), wanted)
+    return [Goal(price, wanted) for price in prices if price.whole() > wanted]
 
 
 def _product(factor: float) -> Callable[..., float]:

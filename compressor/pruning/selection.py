@@ -12,11 +12,11 @@ from compressor.profiling.chip import preferred_multiple
 from compressor.pruning.allocate import ranks
 from compressor.pruning.catalogue import ABOUT, About
 from compressor.pruning.obs import Curve
-from compressor.pruning.price import Goal, combined, in_words, macs_price, size_price
+from compressor.pruning.price import Goal, combined, in_words, macs_price, memory_goals, memory_prices, size_price
 from compressor.pruning.removal import BLOCKS, Unit, by_score, by_share, cuts, narrowed, together, units, up_to
 from compressor.pruning.scores import Scores, Values
 from compressor.pruning.settings import PruneSettings
-from compressor.pruning.target import meet
+from compressor.pruning.target import meet, removed
 from compressor.surgery.edits import Plan, Prune
 
 
@@ -119,6 +119,10 @@ def _select(
         taken = up_to(by_score(open_queues), settings.ratio * total - (total - left))
     else:
         taken = [unit for queue in open_queues.values() for unit in queue]
+    if settings.target_ram is not None:
+        prices = memory_prices(channels)
+        after, before = (max(p.without(ids) for p in prices) for ids in (removed([*fixed, *taken]).tolist(), ()))
+        notes += (f"{after:.3g} MB of activations of one image live at once, {before:.3g} MB before",)
     return replace(_selection(channels, scores, settings, [*fixed, *taken], goals), off=off, notes=notes)
 
 
@@ -132,6 +136,8 @@ def goals_of(channels: Channels, settings: PruneSettings) -> list[Goal]:
         goals.append(Goal.of(macs_price(channels), settings.target_macs))
     if settings.target_mb is not None:
         goals.append(Goal.at(size_price(channels), settings.target_mb))
+    if settings.target_ram is not None:
+        goals += memory_goals(channels, settings.target_ram)
     return goals
 
 

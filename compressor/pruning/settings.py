@@ -34,6 +34,9 @@ class PruneSettings:
         None, "Times of another machine, from its kit (compressor tune --kit).", "FILE", rare=True
     )
     target_mb: float | None = setting(None, "Instead of a ratio, megabytes of float32 weights.", "MB", rare=True)
+    target_ram: float | None = setting(
+        None, "Instead of a ratio, megabytes of float32 activations of one image that live at once.", "MB", rare=True
+    )
     allocate: Literal["auto", "error", "uniform", "global"] = setting(
         "auto", "How pruning is shared out: least error for each MAC, the same share a layer, or lowest scores.", "HOW"
     )

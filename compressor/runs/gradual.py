@@ -12,7 +12,7 @@ from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
 from compressor.pruning.oneshot import Ranked, rank
-from compressor.pruning.price import Goal, Price, macs_price, size_price
+from compressor.pruning.price import Goal, Price, macs_price, memory_goals, memory_prices, size_price
 from compressor.pruning.scores import Score
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
@@ -67,6 +67,8 @@ class Gradual:
         self._prices: dict[str, Price] = {} if price is None else {"target_ms": price}
         self._before = (Snapshot.of(model, copies=False), channels, dict(self._prices))
         self._whole = {"target_macs": channels.macs(), "target_mb": size_price(channels).whole()}
+        if choice.target_ram is not None:
+            self._whole["target_ram"] = max(price.whole() for price in memory_prices(channels))
         self._whole |= {name: each.whole() for name, each in self._prices.items()}
         self._changes: dict[str, Tensor] = {}  # squared changes of the loss by group, since the round before
         self._products: dict[str, Tensor] = {}  # gradient times weight of the batch that runs
@@ -166,7 +168,9 @@ class Gradual:
         choice = replace(self.choice, ratio=self.choice.ratio * gone, ratio_for=named)
         ranked = self._ranked(choice)
         if last and in_time(choice) and choice.table is None:
-            wanted: dict[str, Any] = {name: goal.wanted for name, goal in self._goals(1.0).items()}
+            wanted: dict[str, Any] = {
+                name: goal.wanted for name, goal in self._goals(1.0).items() if name in self._whole
+            }
             final = replace(choice, **wanted, speedup=None)
             return select_in_ms(self.model, self.example, self.channels, ranked, final)
         goals = list(self._goals(gone).values())
@@ -184,6 +188,10 @@ class Gradual:
                 wanted *= whole
             if wanted is not None:
                 found[name] = Goal.at(price, whole - (whole - wanted) * gone)
+        if self.choice.target_ram is not None:
+            whole = self._whole["target_ram"]
+            goals = memory_goals(self.channels, whole - (whole - self.choice.target_ram) * gone)
+            found |= {f"moment {number}": goal for number, goal in enumerate(goals)}
         return found
 
     def _ranked(self, choice: PruneSettings) -> Ranked:

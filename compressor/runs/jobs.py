@@ -20,7 +20,7 @@ from compressor.settings import Job, fits, plain, read, recorded_of, setting
 from compressor.training.settings import DistillSettings, TrainSettings
 
 # Settings that choose what goes.
-_TARGETS = ("target_macs", "target_ms", "speedup", "target_mb")
+_TARGETS = ("target_macs", "target_ms", "speedup", "target_mb", "target_ram")
 _DECIDING = ("method", "ratio", *_TARGETS, "table", "allocate", "round_to", "min_channels", "ratio_for")
 
 
@@ -88,7 +88,7 @@ class AdaptJob(RunJob):
     SHOWS: ClassVar[frozenset[str]] = _SHOWN
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            ("ratio", "allocate", "min_channels", "ratio_for", "target_ms", "speedup", "target_mb", "threads", "table"),
+            {"ratio", "allocate", "min_channels", "ratio_for", *_TARGETS, "threads", "table"} - {"target_macs"},
             "it decides itself how much goes; `target_macs` or `target_params` end it sooner",
         ),
         **dict.fromkeys(

@@ -45,6 +45,7 @@ def prune_(
     target_ms: float | None = PruneSettings.target_ms,
     speedup: float | None = PruneSettings.speedup,
     target_mb: float | None = PruneSettings.target_mb,
+    target_ram: float | None = PruneSettings.target_ram,
     allocate: str = PruneSettings.allocate,
     round_to: int | Literal["auto"] = PruneSettings.round_to,
     min_channels: int = PruneSettings.min_channels,
@@ -72,6 +73,7 @@ def prune_(
             timed, once and for all networks that have them, and the plan is measured. Several targets are all met.
         speedup: in place of a ratio, how many times as fast, by the same measure.
         target_mb: the same in megabytes of float32 weights.
+        target_ram: the same in megabytes of float32 activations of one image that live at once, as `profile` counts.
         allocate: how much of each layer goes: "uniform" (the same share), "global" (the lowest scores of the whole
             network), "error" (the least error of the outputs for each multiply-add saved; needs `data`); "auto": by
             error with `data`, uniform without.
@@ -103,7 +105,8 @@ def prune_(
     score = criterion(method)
     given = checked(
         method=method if isinstance(method, str) else in_words(method), ratio=ratio,
-        target_macs=target_macs, target_ms=target_ms, speedup=speedup, target_mb=target_mb, allocate=allocate,
+        target_macs=target_macs, target_ms=target_ms, speedup=speedup, target_mb=target_mb,
+        target_ram=target_ram, allocate=allocate,
         round_to=round_to, min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
     )  # fmt: skip
     choice = filled(PruneSettings(), given)

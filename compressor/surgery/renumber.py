@@ -79,6 +79,7 @@ class Renumbering:
             sites_by_module=tuple(map(self._site, channels.sites_by_module)),
             sizes=tuple(Size(s.module, s.attribute, self.array(s.ids)) for s in channels.sizes),
             costs=tuple(Cost(c.module, c.factor, tuple(map(self.array, c.axes))) for c in channels.costs),
+            held=tuple(replace(each, axes=tuple(map(self.array, each.axes))) for each in channels.held),
         )
 
     def _group(self, group: Group) -> Group:

@@ -1,15 +1,19 @@
 """Prices while channels go, against the channels' own counts; goals, one and several."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph import capture
+from compressor.profiling.model_profile import profile
 from compressor.pruning.allocate import Widths
 from compressor.pruning.oneshot import decide
-from compressor.pruning.price import Goal, Price, Term, combined, macs_price, scaled, size_price
+from compressor.pruning.price import Goal, Price, Term, combined, macs_price, memory_prices, scaled, size_price
 from compressor.pruning.settings import PruneSettings
+from compressor.surgery import operate_
 from tests.equivalence import half_plan
 from tests.networks import NETWORKS
 
@@ -44,6 +48,33 @@ def test_a_target_of_megabytes_is_met(wide):
     whole = size_price(channels).whole()
     chosen = decide(model, channels, PruneSettings(target_mb=0.5 * whole, round_to=1))
     assert 4e-6 * chosen.params == pytest.approx(0.5 * whole, rel=0.01) and not chosen.notes
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS)[::6])
+def test_what_lives_at_once_is_what_a_profile_of_the_network_finds(name):
+    model = NETWORKS[name]().float().eval()
+    example = model.example()
+    channels = capture(model, example)
+    prices, plan = memory_prices(channels), half_plan(channels)
+    for removed in ((), plan.removed):
+        found = max(price.without(removed) for price in prices)
+        if removed:
+            after = operate_(model, plan, channels)
+            assert max(price.whole() for price in memory_prices(after)) == pytest.approx(found)
+        assert 1e6 * found == pytest.approx(profile(model, example, layers=False).activation_bytes)
+
+
+def test_a_target_of_memory_is_met(wide):
+    model, channels = copy.deepcopy(wide[0]), wide[1]
+    example = torch.zeros(1, 3, 16, 16)
+    peak = profile(model, example).activation_bytes / 1e6
+    with pytest.raises(UsageError, match="no more than the target of 1 MB of activations"):
+        decide(model, channels, PruneSettings(target_ram=1.0))
+    chosen = decide(model, channels, PruneSettings(target_ram=0.6 * peak, round_to=1))
+    operate_(model, chosen.plan, channels)
+    left = profile(model, example).activation_bytes / 1e6
+    assert 0.5 * peak < left <= 0.606 * peak
+    assert chosen.notes == (f"{left:.3g} MB of activations of one image live at once, {peak:.3g} MB before",)
 
 
 def test_of_several_targets_all_are_met(wide):

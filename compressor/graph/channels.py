@@ -140,7 +140,7 @@ class Channels:
     def next_id(self) -> int:
         """Above every identity of the map, those of padding and other constants included."""
         sites = (site.ids for site in self.sites_by_module)
-        axes = (axis for cost in self.costs for axis in cost.axes)
+        axes = (axis for each in (*self.costs, *self.held) for axis in each.axes)
         held = itertools.chain(self.identities.values(), sites, axes, (size.ids for size in self.sizes))
         different = {id(ids): ids for ids in held}.values()
         return 1 + max((int(ids.max()) for ids in different if ids.size), default=-1)

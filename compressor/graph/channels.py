@@ -140,9 +140,10 @@ class Channels:
     def next_id(self) -> int:
         """Above every identity of the map, those of padding and other constants included."""
         sites = (site.ids for site in self.sites_by_module)
-        axes = (axis for each in (*self.costs, *self.held) for axis in each.axes)
-        held = itertools.chain(self.identities.values(), sites, axes, (size.ids for size in self.sizes))
-        different = {id(ids): ids for ids in held}.values()
+        costs = (axis for cost in self.costs for axis in cost.axes)
+        held = (axis for each in self.held for axis in each.axes)
+        found = itertools.chain(self.identities.values(), sites, costs, held, (size.ids for size in self.sizes))
+        different = {id(ids): ids for ids in found}.values()
         return 1 + max((int(ids.max()) for ids in different if ids.size), default=-1)
 
     def group(self, name: str) -> Group:

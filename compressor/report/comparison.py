@@ -70,6 +70,7 @@ def answers(before: Measurements, after: Measurements, round_to: int | str | Non
         told = f"test {figure.label} {figure.write(now)}"
         if was is not None:
             told = f"test {figure.label} {figure.write(was)} to {figure.write(now)} ({figure.change(was, now)})"
+        told += f" on {after.seen}" if after.seen else ""
         said.append((told, was is None or figure.gain(was, now) > -1))
     if after.certificate is not None:
         said.append((after.certificate.words(), after.certificate.kept))

@@ -30,6 +30,7 @@ class Measurements:
     certificate: Certificate | None = None  # what is promised on fresh images; None where nothing was asked for
     figures: dict[str, float] = field(default_factory=dict)  # of a user's task on its test data, the main one first
     higher: bool = True  # the main one is the better
+    seen: str | None = None  # how much of test data the figures are of, in words
 
     def __post_init__(self) -> None:
         missing = {name: "not measured" for name in _MEASURED if getattr(self, name) is None}
@@ -47,12 +48,12 @@ class Measurements:
         """Its value."""
         return next(iter(self.figures.values()), self.top1)
 
-    def scored(self, figure: Figure, figures: Mapping[str, float]) -> "Measurements":
-        """The same with the figures of an evaluation."""
+    def scored(self, figure: Figure, figures: Mapping[str, float], seen: str | None = None) -> "Measurements":
+        """The same with the figures of an evaluation, and how much it looked at: "10,000 images"."""
         reasons = {name: reason for name, reason in self.reasons.items() if name != "top1"}
         if figure.name == TOP1:
-            return replace(self, top1=figures[TOP1], reasons=reasons)
-        return replace(self, figures=dict(figures), higher=figure.higher, reasons=reasons)
+            return replace(self, top1=figures[TOP1], reasons=reasons, seen=seen)
+        return replace(self, figures=dict(figures), higher=figure.higher, reasons=reasons, seen=seen)
 
     def timed(self, latency_ms: dict[str, Any], missing: Mapping[str, str] | None = None) -> "Measurements":
         """These with a latency, and with the reasons for what of it is missing in place of those before."""
@@ -80,6 +81,8 @@ class Measurements:
         found = {**{name: plain(getattr(self, name)) for name in _MEASURED}, "reasons": dict(self.reasons)}
         if self.figures:
             found |= {"figures": plain(self.figures), "higher": self.higher}
+        if self.seen is not None:
+            found["seen"] = self.seen
         return found if self.certificate is None else found | {"certificate": self.certificate.to_json()}
 
     @classmethod
@@ -92,6 +95,7 @@ class Measurements:
             certificate=None if promised is None else Certificate.from_json(promised),
             figures=dict(data.get("figures", {})),
             higher=bool(data.get("higher", True)),
+            seen=data.get("seen"),
         )
 
 

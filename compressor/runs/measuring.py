@@ -43,7 +43,7 @@ def _measured(subject: Subject) -> Measurements:
         )
     figures = evaluate(subject.module, subject.data.test, subject.data).figures
     found = Measurements.of(cost, file_bytes=file_bytes(subject.opened), reasons=reasons)
-    return found.scored(subject.data.figure, figures)
+    return found.scored(subject.data.figure, figures, subject.data.amount(subject.data.test))
 
 
 def timed(

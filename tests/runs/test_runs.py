@@ -13,6 +13,7 @@ from compressor.errors import CompressorError, UsageError
 from compressor.graph import capture
 from compressor.loading.opening import open_model
 from compressor.pruning.settings import PruneSettings
+from compressor.report.comparison import answers
 from compressor.report.report import Report
 from compressor.runs.evaluate import evaluate
 from compressor.runs.export import export
@@ -94,6 +95,12 @@ def test_a_run_leaves_all_its_files(pruned):
     assert names >= {"model.safetensors", "model.onnx", "report.json", "report.html", "metrics.jsonl", "settings.json"}
     assert not [name for name in names if name.startswith(".") or name.endswith(".tmp")]
     assert Report.load(folder) == Report.from_json(json.loads(json.dumps(report.to_json())))
+
+
+def test_an_answer_says_how_much_it_looked_at(pruned):
+    report = Report.load(pruned[0])
+    lines = [line for line, _ in answers(report.before, report.after)]
+    assert any(line.startswith("test top-1 99.") and line.endswith(" on 359 images") for line in lines), lines
 
 
 def test_the_report_has_what_was_asked_of_it(pruned):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import compressor
 from compressor.graph import capture
-from compressor.graph.neutral import bare
+from compressor.graph.neutral import AsWritten, bare
 from compressor.profiling.model_profile import profile
 from tests.untouched import untouched
 
@@ -108,6 +108,23 @@ def test_wrappers_are_opened() -> None:
     assert [group.name for group in capture(wrapped, x).groups] == [group.name for group in capture(model, x).groups]
     compressor.prune_(wrapped, x, ratio=0.5)
     assert model.first.out_channels == 4
+
+
+def test_what_is_compiled_runs_as_it_is_written_as_long_as_anyone_is_inside() -> None:
+    seen, x, inside = [], torch.ones(2), AsWritten()
+
+    @torch.compile(backend=lambda graph, _: seen.append(graph) or graph.forward)
+    def doubled(x: Tensor) -> Tensor:
+        return x * 2
+
+    with inside:
+        assert torch.equal(doubled(x), 2 * x)
+        with inside:
+            doubled(x)
+        doubled(x)
+    assert not seen
+    doubled(x)
+    assert len(seen) == 1
 
 
 @pytest.fixture

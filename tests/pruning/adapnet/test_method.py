@@ -36,6 +36,15 @@ def whole() -> Running:
     return run(steps=50)
 
 
+@pytest.mark.parametrize(("dict_size", "maps"), [(96, (3, 3, 3, 3)), (200, (4, 4, 3, 3)), (400, (7, 7, 4, 4))])
+def test_narrow_groups_record_as_many_maps_as_fill_the_dictionary(dict_size: int, maps: tuple[int, ...]) -> None:
+    """Of 8, 8, 16 and 16 filters, in 8 batches: 64 or 128 maps for each that a filter gives."""
+    running = Running(replace(SETTINGS, dict_size=dict_size), small_net(8))
+    with running.method.watch(running.model, running.channels).on(running.model):
+        recordings = [unit.recording for unit in running.method.units.values()]
+    assert [recording.maps.shape[1] for recording in recordings if recording is not None] == [8 * each for each in maps]
+
+
 def test_a_run_prunes_merges_and_inserts(done: Running) -> None:
     assert set(done.kinds()) == {"prune", "merge", "insert"}
     assert done.channels.params() < capture(small_net(8), done.images[:2]).params()
@@ -187,15 +196,6 @@ def test_a_resumed_run_is_the_run_it_would_have_been(at: int, whole: Running) ->
     resumed.method.load_state_dict(torch.load(file, weights_only=True), resumed.model, resumed.channels)
     resumed.train(50 - at)
     assert_same(resumed, whole)
-
-
-@pytest.mark.parametrize(("dict_size", "maps"), [(96, (3, 3, 3, 3)), (200, (4, 4, 3, 3)), (400, (7, 7, 4, 4))])
-def test_narrow_groups_record_as_many_maps_as_fill_the_dictionary(dict_size: int, maps: tuple[int, ...]) -> None:
-    """Of 8, 8, 16 and 16 filters, in 8 batches: 64 or 128 maps for each that a filter gives."""
-    running = Running(replace(SETTINGS, dict_size=dict_size), small_net(8))
-    with running.method.watch(running.model, running.channels).on(running.model):
-        recordings = [unit.recording for unit in running.method.units.values()]
-    assert [recording.maps.shape[1] for recording in recordings if recording is not None] == [8 * each for each in maps]
 
 
 class Residual(nn.Module):

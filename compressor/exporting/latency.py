@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
+from compressor.exporting.engines import ENGINES
 from compressor.exporting.layer_latency import layer_latency
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.runtime import OnnxModel, noise, open_session
+from compressor.exporting.runtime import OnnxModel, noise
 from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
 from compressor.graph.neutral import bare, neutrally, uncollected
@@ -174,7 +175,7 @@ class Compared:
 
 
 def side_by_side(
-    files: Sequence[Path], shape: tuple[int, ...], threads: int, rounds: int = ROUNDS
+    files: Sequence[Path], shape: tuple[int, ...], threads: int, rounds: int = ROUNDS, runtime: str = "onnxruntime"
 ) -> list[list[float]]:
     """Milliseconds of each graph in every round, the shortest of some runs.
 
@@ -182,9 +183,7 @@ def side_by_side(
         shape: of the one input of each, the batch included.
         threads: CPU threads that an operator may use.
     """
-    image = noise(shape)
-    sessions = [open_session(file, threads=threads) for file in files]
-    calls = [partial(session.run, None, {session.get_inputs()[0].name: image}) for session in sessions]
+    calls = [ENGINES[runtime].calling(file, shape, threads) for file in files]
     for call in calls:
         for _ in range(_WARM):
             call()

@@ -11,7 +11,8 @@ from typing import Any
 
 from compressor.errors import FileError
 from compressor.exporting import measure
-from compressor.exporting.measure import PASSES, layer_ms, machine, profiled
+from compressor.exporting.engines import ENGINES
+from compressor.exporting.measure import PASSES, machine
 from compressor.exporting.onnx_layers import Placed, others, placed, samples, shapes_of, single
 from compressor.exporting.onnx_profile import with_one_image
 from compressor.exporting.runtime import noise
@@ -33,11 +34,9 @@ class Timed:
     others: float  # of everything else
 
 
-def here(threads: int, batch: int = 1) -> Machine:
-    """This machine with the installed runtime."""
-    import onnxruntime
-
-    return Machine(machine(), f"onnxruntime {onnxruntime.__version__}", threads, batch)
+def here(threads: int, runtime: str = "onnxruntime", batch: int = 1) -> Machine:
+    """This machine with a runtime that is installed."""
+    return Machine(machine(), f"{runtime} {ENGINES[runtime].version}", threads, batch)
 
 
 def timed(
@@ -66,12 +65,12 @@ def timed(
 def time_here(layer: Layer, widths: Widths, on: Machine) -> float:
     """Milliseconds of a layer on this machine."""
     model, shape = single(layer, widths, on.batch)
-    return layer_ms(model, shape, on.threads)
+    return ENGINES[on.runtime.split()[0]].layer_ms(model, shape, on.threads)
 
 
-def profile_whole(file: Path, name: str, shape: tuple[int, ...], threads: int) -> Timed:
+def profile_whole(file: Path, name: str, shape: tuple[int, ...], threads: int, runtime: str) -> Timed:
     """What a graph takes, by layers and everything else."""
-    return sorted_times(profiled(str(file), {name: noise(shape)}, threads, 1.0))
+    return sorted_times(ENGINES[runtime].operators(str(file), {name: noise(shape)}, threads, 1.0))
 
 
 def sorted_times(times: dict[str, float]) -> Timed:
@@ -138,6 +137,7 @@ def layer_times(
     channels: Channels,
     *,
     threads: int,
+    runtime: str = "onnxruntime",
     given: Timetable | None = None,
     time_layer: Callable[[Layer, Widths, Machine], float] = time_here,
     clock: Callable[[], float] = time.monotonic,
@@ -161,7 +161,7 @@ def layer_times(
                 "one, write a kit of this network with tune --kit"
             )
         return LayerTimes(proto, layers, given, sorted_times(given.whole), 0, complete=True)
-    on = here(threads)
+    on = here(threads, runtime)
     place = cache_file(on)
     table = Timetable.read(place) if place.is_file() else Timetable(on)
     before = sum(map(len, table.samples.values()))
@@ -171,7 +171,7 @@ def layer_times(
         place.parent.mkdir(parents=True, exist_ok=True)
         table.write(place)
     name, shape = proto.graph.input[0].name, shapes_of(proto)[proto.graph.input[0].name]
-    return LayerTimes(proto, layers, table, profile_whole(file, name, shape, threads), measured, complete)
+    return LayerTimes(proto, layers, table, profile_whole(file, name, shape, threads, runtime), measured, complete)
 
 
 def cache_file(on: Machine) -> Path:

@@ -62,7 +62,7 @@ def openvino(file: Path, threads: int) -> Run:
 
     With a free batch size OpenVINO 2026.4 leaves some outputs of branches unwritten.
     """
-    core = _openvino_core()
+    core = openvino_core()
     graph = core.read_model(str(file))
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
 
@@ -82,7 +82,7 @@ def openvino(file: Path, threads: int) -> Run:
 
 
 @functools.cache
-def _openvino_core() -> Any:
+def openvino_core() -> Any:
     """One for the process: each gives signal handlers a stack, and the first that goes takes the others' away."""
     import openvino
 

@@ -30,6 +30,9 @@ class PruneSettings:
         None, "Instead of a ratio, how many times as fast, by the same measure: 2.", "TIMES", rare=True
     )
     threads: int = setting(1, "CPU threads that times are measured with.", "N", 1, rare=True)
+    runtime: Literal["onnxruntime", "openvino"] = setting(
+        "onnxruntime", "What a target of time is measured on.", "NAME", rare=True
+    )
     table: str | None = setting(
         None, "Times of another machine, from its kit (compressor tune --kit).", "FILE", rare=True
     )

@@ -88,7 +88,8 @@ class AdaptJob(RunJob):
     SHOWS: ClassVar[frozenset[str]] = _SHOWN
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            {"ratio", "allocate", "min_channels", "ratio_for", *_TARGETS, "threads", "table"} - {"target_macs"},
+            {"ratio", "allocate", "min_channels", "ratio_for", *_TARGETS, "threads", "table", "runtime"}
+            - {"target_macs"},
             "it decides itself how much goes; `target_macs` or `target_params` end it sooner",
         ),
         **dict.fromkeys(

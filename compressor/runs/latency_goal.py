@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import UsageError
+from compressor.exporting.engines import ENGINES
 from compressor.exporting.latency import Compared, side_by_side
 from compressor.exporting.layer_times import LayerTimes, layer_times
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_layers import without
 from compressor.exporting.onnx_profile import with_one_image
+from compressor.exporting.runtimes import check_runtime
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.profiling.timetable import Timetable
@@ -56,27 +58,30 @@ def select_in_ms(
     """
     if not isinstance(example, Tensor):
         raise UsageError("a target of time is for models of one input")
+    check_runtime("onnx" if choice.runtime == "onnxruntime" else choice.runtime)
     given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
     with tempfile.TemporaryDirectory(prefix="compressor-") as place:
         folder, one = Path(place), example[:1]
         tell("exporting the network as it came")
         export_onnx(module, one, folder / "before.onnx")
         tell("timing its layers")
-        times = layer_times(folder / "before.onnx", channels, threads=choice.threads, given=given)
+        times = layer_times(
+            folder / "before.onnx", channels, threads=choice.threads, runtime=choice.runtime, given=given
+        )
         price = times.price(channels)
         if given is not None:
             target = target_in_ms(choice, price.whole())
             return _noted(_planned(channels, ranked, choice, price, target), times, target)
 
         whole = folder / "before.onnx"
-        before = Compared.of(side_by_side((whole, whole), tuple(one.shape), choice.threads)).before
+        before = _compared((whole, whole), one, choice.threads, choice.runtime).before
         price = scaled(price, before / price.whole())  # what a profile adds to every operator taken out
         target = target_in_ms(choice, before)
         wanted, tried = target, []
         for number in range(1 + _CORRECTIONS):
             attempt = _planned(channels, ranked, choice, price, wanted)
             tell(f"timing plan {number + 1}, which should take {attempt.predicted:.3g} ms")
-            found = _beside(whole, module, one, channels, attempt.selection.plan, choice.threads)
+            found = _beside(whole, module, one, channels, attempt.selection.plan, choice.threads, choice.runtime)
             ms = found.ratio * before
             tried.append((_off(ms, target), replace(attempt, found=replace(found, before=before, after=ms))))
             off = ms / target
@@ -94,26 +99,28 @@ def plan_latency(module: nn.Module, example: Tensor, channels: Channels, plan: P
     with tempfile.TemporaryDirectory(prefix="compressor-") as place:
         whole = Path(place) / "before.onnx"
         export_onnx(module, example[:1], whole)
-        return _beside(whole, module, example[:1], channels, plan, threads)
+        return _beside(whole, module, example[:1], channels, plan, threads, "onnxruntime")
 
 
-def _beside(whole: Path, module: nn.Module, one: Tensor, channels: Channels, plan: Plan, threads: int) -> Compared:
+def _compared(files: tuple[Path, Path], one: Tensor, threads: int, runtime: str) -> Compared:
+    return Compared.of(side_by_side(files, tuple(one.shape), threads, runtime=runtime))
+
+
+def _beside(
+    whole: Path, module: nn.Module, one: Tensor, channels: Channels, plan: Plan, threads: int, runtime: str
+) -> Compared:
     """The graph with its weights cut, or where that does not run, the edited network exported anew."""
     import onnx
 
     file = whole.with_name("after.onnx")
-
-    def measured() -> Compared:
-        return Compared.of(side_by_side((whole, file), tuple(one.shape), threads))
-
     onnx.save(without(with_one_image(onnx.load(whole)), channels, plan.removed), file)
     try:
-        return measured()
+        return _compared((whole, file), one, threads, runtime)
     except Exception:  # onnxruntime's exceptions share no class of their own
         edited = skeleton(module, real=True)
         operate_(edited, plan, channels)
         export_onnx(edited, one, file)
-    return measured()
+    return _compared((whole, file), one, threads, runtime)
 
 
 def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: PruneSettings) -> Price:
@@ -125,14 +132,15 @@ def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: Pru
     """
     if not isinstance(example, Tensor):
         raise UsageError("a target of time is for models of one input")
+    check_runtime("onnx" if choice.runtime == "onnxruntime" else choice.runtime)
     given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
     with tempfile.TemporaryDirectory(prefix="compressor-") as place:
         file = Path(place) / "before.onnx"
         export_onnx(module, example[:1], file)
-        price = layer_times(file, channels, threads=choice.threads, given=given).price(channels)
+        price = layer_times(file, channels, threads=choice.threads, runtime=choice.runtime, given=given).price(channels)
         if given is not None:
             return price
-        whole = Compared.of(side_by_side((file, file), tuple(example[:1].shape), choice.threads)).before
+        whole = _compared((file, file), example[:1], choice.threads, choice.runtime).before
         return scaled(price, whole / price.whole())  # what a profile adds to every operator taken out
 
 
@@ -160,9 +168,11 @@ def _noted(attempt: Attempt, times: LayerTimes, target: float) -> Selection:
         notes.append(f"{attempt.predicted:.3g} ms are predicted for {machine.chip}; nothing was timed here")
     else:
         found = attempt.found
+        spread = f"90% of {1 / found.high:.2f} to {1 / found.low:.2f}"
         notes.append(
-            f"{found.after:.3g} ms for one image where it took {found.before:.3g} ({1 / found.ratio:.2f} times as "
-            f"fast, 90% of {1 / found.high:.2f} to {1 / found.low:.2f}); predicted were {attempt.predicted:.3g} ms"
+            f"{found.after:.3g} ms for one image in {ENGINES[machine.runtime.split()[0]].label} where it took "
+            f"{found.before:.3g} ({1 / found.ratio:.2f} times as fast, {spread}); predicted were "
+            f"{attempt.predicted:.3g} ms"
         )
         if _off(found.after, target) > (False, TOLERANCE * target):
             notes.append(f"the target of {target:.3g} ms is not met within {TOLERANCE:.0%}")

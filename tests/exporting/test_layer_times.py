@@ -11,6 +11,7 @@ from torch import nn
 from compressor.errors import FileError
 from compressor.exporting import layer_times as times
 from compressor.exporting import onnx_layers
+from compressor.exporting.engines import ENGINES
 from compressor.exporting.layer_times import Timed, cache_file, here, layer_times, price, timed, write_kit
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_layers import placed, samples, single, without
@@ -144,7 +145,7 @@ def test_a_graph_of_one_layer_runs_at_any_widths(exported):
     for layer, widths in samples(placed(proto, channels, 4)):
         model, shape = single(layer, widths)
         assert len(model) < 1000 and shape[1 if layer.operator != "Gemm" else -1] == widths[0]
-        ms = times.layer_ms(model, shape, 1) if widths[0] == widths[1] else 1.0
+        ms = ENGINES["onnxruntime"].layer_ms(model, shape, 1) if widths[0] == widths[1] else 1.0
         assert ms > 0
 
 
@@ -235,3 +236,18 @@ def test_a_kit_says_all_that_the_other_machine_has_to_time(exported, tmp_path, m
 def test_a_layers_output_channels_stand_where_the_operator_says(operator, attributes, dim):
     node = onnx.helper.make_node(operator, ["x", "w"], ["y"], **attributes)
     assert onnx_layers._makes(node) == ("w", dim)
+
+
+def test_the_operators_of_openvino_have_the_names_of_onnx(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32 * 14 * 14, 10)
+    )
+    export_onnx(net, torch.zeros(1, 3, 16, 16), tmp_path / "net.onnx")
+    engine, feeds = ENGINES["openvino"], {"input": np.zeros((1, 3, 16, 16), np.float32)}
+    found = engine.operators(str(tmp_path / "net.onnx"), feeds, 1, 0.02)
+    assert {"Conv", "Gemm"} <= set(found) and all(ms > 0 for ms in found.values())
+    whole = times.sorted_times(found)
+    assert whole.layers == pytest.approx(found["Conv"] + found["Gemm"])
+    engine.calling(tmp_path / "net.onnx", (1, 3, 16, 16), 1)()
+    assert times.here(1, "openvino").runtime.startswith("openvino 20")

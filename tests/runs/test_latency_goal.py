@@ -50,7 +50,7 @@ def machine(monkeypatch, tmp_path):
         layer = SimpleNamespace(size=(16, 16))
         return sum(alone(layer, (dims[1], dims[0])) for dims in sizes) ** made.power
 
-    def side_by_side(files, shape, threads, rounds=3):
+    def side_by_side(files, shape, threads, rounds=3, runtime="onnxruntime"):
         made.timed += len(files) - 1
         return [[in_graph(file) for file in files]] * rounds
 

@@ -194,7 +194,7 @@ def test_a_dry_run_times_what_the_plan_would_leave(monkeypatch, tmp_path):
     """The graph that is timed beside the whole one is that of the network once it is cut."""
     seen = []
 
-    def side_by_side(files, shape, threads):
+    def side_by_side(files, shape, threads, runtime):
         seen.append([onnx.load(file) for file in files])
         return [[4.0, 3.0], [4.0, 2.0], [4.0, 1.0]]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import adapnet_show, adapnet_small, kinds, pareto_show, real_show, surgery_show, without_data
+from benchmarks import adapnet_show, adapnet_small, kinds, pareto_show, real_show, surgery_show, watch, without_data
 from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import latency as latency_targets
@@ -296,6 +296,11 @@ def int8() -> str:
     return "\n".join([*lines, "", told])
 
 
+def watched() -> str:
+    """What watching a certificate costs, and how soon it speaks."""
+    return watch.words(_read("watch.json"))
+
+
 def runtimes() -> str:
     """Every runtime beside torch and ONNX Runtime: static networks, then what runs for each exit of dynamic ones."""
     result = _read("runtimes.json")
@@ -374,6 +379,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "primenet": primenet,
     "routing": routing,
     "int8": int8,
+    "watch": watched,
     "runtimes": runtimes,
 }
 

@@ -56,7 +56,7 @@ def p_value(paired: Paired, drop: float) -> float:
     if paired.images * drop < _FEW:
         return float(stats.binom.cdf(paired.lost, paired.images, drop))
     n, won = paired.images, paired.won
-    highest = float(stats.beta.ppf(1 - _BESIDE, won + 1, n - won)) if won < n else 1.0
+    highest = share_at_most(won, n, 1 - _BESIDE)
     return min(1.0, _tail(paired, drop, min(highest, (1 - drop) / 2)) + _BESIDE)
 
 
@@ -121,6 +121,14 @@ def images_needed(drop: float, confidence: float = CONFIDENCE, share_lost: float
     return high
 
 
+def share_at_most(count: int, images: int, confidence: float) -> float:
+    """The largest share of which so many cases among the images leave room at this confidence.
+
+    Reference: Clopper and Pearson 1934.
+    """
+    return float(stats.beta.ppf(confidence, count + 1, images - count)) if count < images else 1.0
+
+
 def promised(
     labels: ArrayLike,
     larger: ArrayLike,
@@ -170,35 +178,3 @@ def worst_class(labels: ArrayLike, larger: ArrayLike, smaller: ArrayLike) -> tup
     found = [(float(differences[classes == each].mean()), int(each)) for each in np.unique(classes)]
     drop, number = max(found, key=lambda pair: (pair[0], -pair[1]))
     return number, drop, int((classes == number).sum())
-
-
-@dataclass
-class Watch:
-    """Whether a promise still holds, by images that come one after the other: at any time, not only at the end.
-
-    `add` an image's outcome; `broken` once there is this much evidence that the drop is larger than promised. Where the
-    promise holds it is ever said in at most 1 - confidence of all streams.
-
-    Reference: Waudby-Smith and Ramdas 2024, section 4; Ville's inequality.
-    """
-
-    drop: float
-    confidence: float = CONFIDENCE
-    log_capital: float = 0.0
-    seen: int = 0
-    _sum: float = 0.0
-    _squares: float = 0.25
-
-    def add(self, larger: bool, smaller: bool) -> None:
-        """One image on which both networks ran."""
-        difference = float(larger) - float(smaller)
-        mean, variance = self._sum / (self.seen + 1), self._squares / (self.seen + 1)
-        stake = min(max((mean - self.drop) / variance, 0.0), 0.5 / (1 + self.drop))
-        self.log_capital += math.log1p(stake * (difference - self.drop))
-        self.seen, self._sum = self.seen + 1, self._sum + difference
-        self._squares += (difference - self._sum / self.seen) ** 2
-
-    @property
-    def broken(self) -> bool:
-        """Whether the promise does not hold."""
-        return self.log_capital >= -math.log(1 - self.confidence)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from compressor import certify
-from compressor.certify import Paired, Watch, bound, certified, images_needed, p_value, worst_class
+from compressor.certify import Paired, bound, certified, images_needed, p_value, worst_class
 
 DROPS = (0.002, 0.01, 0.02)
 
@@ -140,20 +140,3 @@ def test_a_promise_holds_in_a_thousand_draws(images, drop):
     broken, without, dearer = simulated(images, drop, 1000)
     print(f"n={images} X={drop}: broken {broken:.3f}, uncertified {without:.3f}, dearer by {dearer:.3f} of the MACs")
     assert broken <= most(1000)
-
-
-def test_a_watch_is_quiet_where_the_promise_holds_and_speaks_where_it_does_not():
-    random = np.random.default_rng(0)
-    alarms = 0
-    for _ in range(200):
-        watch = Watch(0.01)
-        for lost, won in zip(random.random(2000) < 0.014, random.random(2000) < 0.004):
-            watch.add(larger=not won, smaller=not lost)
-            if watch.broken:
-                alarms += 1
-                break
-    assert alarms / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
-    watch = Watch(0.01)
-    for lost in random.random(4000) < 0.06:
-        watch.add(larger=True, smaller=not lost)
-    assert watch.broken

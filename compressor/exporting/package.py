@@ -6,10 +6,12 @@ manifest.json   inputs, classes, exits with cost and accuracy, hash of every fil
 sample.npz      an image of noise and what each exit gives for it
 run.py          classifies an image with numpy, the runtime and pillow alone, and checks the package
 preparation.py  brings an image to what the network takes, for run.py
+watch.py        counts exits and says when the certificate no longer holds, for run.py
 """
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.certify import share_at_most
 from compressor.errors import FileError, UsageError
+from compressor.exporting import run, watch
 from compressor.exporting.builds import build, modules
 from compressor.exporting.compose import StageMaker
 from compressor.exporting.evidence import Demands, Evidence, opened, prove, routing_facts
@@ -41,8 +45,10 @@ from compressor.report.manifest import (
     PREPARATION,
     RUNNER,
     SAMPLE,
+    WATCH,
     WEIGHTS,
     Card,
+    ExitFacts,
     Manifest,
     file_facts,
     input_facts,
@@ -109,7 +115,9 @@ def export_package(
         demands = Demands(runtime.name, settings.latency, settings.int8 is not None)
         exits = prove(form, evidence, staging, graphs, demands)
         network = opened(staging, graphs, runtime.name, form, 0)
-        calibration = evidence.calibration
+        calibration, routing = evidence.calibration, routing_facts(form, evidence.score, network, exits)
+        # In INT8 it is another network; what is promised of that stands beside each exit.
+        certificate = None if card is None or settings.int8 is not None else card.certificate
         manifest = Manifest(
             kind=form.kind,
             input=input_facts(tuple(evidence.images.shape[1:]), card or Card()),
@@ -121,9 +129,11 @@ def export_package(
             sample=_write_sample(staging, form, network, quantized=demands.quantized),
             classes=None if card is None else card.classes,
             choice=form.choice,
-            routing=routing_facts(form, evidence.score, network, exits),
+            routing=routing,
             opset=settings.opset,
             checked_on=evidence.words,
+            certificate=certificate,
+            watch=watch_facts(form, exits, routing, certificate),
             quantization=None if not settings.int8 or calibration is None else facts(settings.int8, len(calibration)),
             made_with={"compressor": VERSION} | {name: version(name) for name in ("torch", *runtime.made_with)},
             history=() if card is None else card.history,
@@ -176,11 +186,41 @@ def finish(staging: Path, manifest: Manifest) -> Manifest:
 
 def write_runner(folder: Path) -> None:
     """The script, and the code beside it that prepares images."""
-    script = Path(__file__).with_name(RUNNER).read_text(encoding="utf-8")
-    script = script.replace("from compressor.vision.preparation import", "from preparation import")
-    (folder / RUNNER).write_text(script, encoding="utf-8")
-    code = Path(preparation.__file__).read_text(encoding="utf-8")
-    (folder / PREPARATION).write_text(code, encoding="utf-8")
+    sources = {RUNNER: run.__file__, PREPARATION: preparation.__file__, WATCH: watch.__file__}
+    for name, source in sources.items():
+        code = Path(source).read_text(encoding="utf-8")
+        for room in ("compressor.vision", "compressor.exporting"):
+            code = code.replace(f"from {room}.", "from ")
+        (folder / name).write_text(code, encoding="utf-8")
+
+
+def watch_facts(
+    form: Form, exits: Sequence[ExitFacts], routing: Mapping[str, Any] | None, certificate: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """What `watch.Watched` needs to know of a certificate; None where there is none that a device can watch.
+
+    Half of the risk that the certificate leaves is the bound's on the images it was made on, half the watch's.
+    """
+    if certificate is None or not certificate["kept"] or certificate["differed"] is None:
+        return None
+    number, images, differed = certificate["exit"], certificate["images"], certificate["differed"]
+    if differed == images:
+        return None
+    assert form.choice is not None
+    feeds = {form.choice["input"]: form.choice["default"]} if number is None else exits[number].feeds
+    deepest = exits[-1] if form.kind == "routed" else exits[0]
+    spent = exits[number].macs if number is not None else exits[0].macs if routing is None else routing["mean_macs"]
+    level = (1 + certificate["confidence"]) / 2
+    return {
+        "feeds": feeds,
+        "deepest": deepest.feeds,
+        "share": watch.OVERHEAD * spent / deepest.macs,
+        "images": images,
+        "differed": differed,
+        "limit": share_at_most(differed, images, level),
+        "level": level,
+        "confidence": certificate["confidence"],
+    }
 
 
 def _outputs(form: Form, staging: Path, graphs: dict[str, str]) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Classify an image with the package that this file lies in: python run.py IMAGE [EXIT], or check it: --verify.
 
 Needs numpy, pillow and the runtime that manifest.json names, and nothing of what trained the model. IMAGE is a picture,
-which is prepared as manifest.json says (the code is in preparation.py), or an array saved by numpy (.npy): uint8, of
-the model's own height and width, with channels last or grey. EXIT is the number of an exit in manifest.json.
+which is prepared as manifest.json says (the code is in preparation.py), an array saved by numpy (.npy): uint8, of the
+model's own height and width, with channels last or grey, or a folder of both. EXIT is the number of an exit in
+manifest.json. A folder's last line says at which exits images left, and whether the certificate holds (watch.py).
 """
 
 import argparse
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from compressor.exporting.watch import Watched
 
 FOLDER = Path(__file__).resolve().parent
 TUNED = "model.cpu.onnx"
@@ -323,10 +326,19 @@ def prepared(path: str) -> np.ndarray:
     return result
 
 
+@functools.cache
+def watched() -> Watched:
+    """The same, counting exits and watching its certificate."""
+    held, facts = network(), network().about.get("watch")
+    if facts is not None:
+        facts = {**facts, **{name: fed(facts[name]) for name in ("feeds", "deepest")}}
+    return Watched(held, len(held.about["exits"]), facts)
+
+
 def classify(path: str, leaving: int | None = None) -> list[tuple[str, float]]:
     """The names and probabilities of the classes, the likeliest first. Raises ValueError for what does not fit."""
     chosen = asked(network().about, leaving)
-    scores = network()({"input": prepared(path)[None], **chosen})[0][0]
+    scores = watched()({"input": prepared(path)[None], **chosen})[0][0]
     shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     names = network().about["classes"] or [str(number) for number in range(len(scores))]
     return [(names[number], float(shares[number])) for number in np.argsort(-scores)]
@@ -335,7 +347,7 @@ def classify(path: str, leaving: int | None = None) -> list[tuple[str, float]]:
 def main() -> None:
     """Read the command line, print the five likeliest classes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("image", metavar="IMAGE", nargs="?", help="a picture, or a .npy file")
+    parser.add_argument("image", metavar="IMAGE", nargs="?", help="a picture, a .npy file, or a folder of them")
     parser.add_argument("number", metavar="EXIT", nargs="?", type=int, help="number of an exit in manifest.json")
     parser.add_argument("--exit", metavar="EXIT", type=int, help="the same as a flag")
     parser.add_argument("--verify", action="store_true", help="check all files, and stored images with their outputs")
@@ -346,15 +358,22 @@ def main() -> None:
         if given.verify:
             print(f"unchanged; outputs differ by {max(check(FOLDER)):.0e} from those where it was exported")
             return
-        found = classify(given.image, given.number if given.exit is None else given.exit)
+        whole, leaving = Path(given.image), given.number if given.exit is None else given.exit
+        found = {
+            path: classify(str(path), leaving) for path in (sorted(whole.iterdir()) if whole.is_dir() else [whole])
+        }
     except ImportError as error:
         sys.exit(f"error: {error.name} is missing: pip install {'pillow' if error.name == 'PIL' else error.name}")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {FOLDER if given.verify else given.image}: {error}")
     if not network().about["input"].get("normalisation", "").startswith("of "):
         print("note: the model did not say how its images are normalised", file=sys.stderr)
-    for name, share in found[:5]:
-        print(f"{share:6.1%}  " + "".join(each if each.isprintable() else "?" for each in name))
+    for path, classes in found.items():
+        for name, share in classes[: 1 if whole.is_dir() else 5]:
+            said = f"{name}  {path.name}" if whole.is_dir() else name
+            print(f"{share:6.1%}  " + "".join(each if each.isprintable() else "?" for each in said))
+    if whole.is_dir():
+        print(watched().words(), file=sys.stderr)
 
 
 if __name__ == "__main__":

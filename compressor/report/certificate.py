@@ -24,6 +24,8 @@ class Certificate:
     agreement: float  # share of the images that both networks have right, or both wrong
     otherwise: str = ""  # what is done where nothing is promised
     subject: str = ""  # of which network of several it speaks, to begin the sentence with
+    exit: int | None = None  # the exit that it is of, where one is asked for by its number
+    differed: int | None = None  # images that the deepest exit gives another class; None where there are no exits
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the sentence."""

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 FORMAT, VERSION = "compressor package", 1
 MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run.py"
 SAMPLE = "sample.npz"
-PREPARATION = "preparation.py"  # beside the runner, which imports it
+PREPARATION, WATCH = "preparation.py", "watch.py"  # beside the runner, which imports them
 TUNED_MODEL, TUNED_WEIGHTS = "model.cpu.onnx", "weights.cpu.bin"  # of `compressor tune`
 METADATA_KEY = "compressor.manifest"
 CARD_KEY = "compressor.card"  # of a graph that is no package's
@@ -56,6 +56,7 @@ class Card:
     classes: tuple[str, ...] | None = None
     preparation: Preparation | None = None  # None: nobody said, and pixels in 0..1 go in as they are
     history: tuple[str, ...] = ()  # the commands that made it
+    certificate: dict[str, Any] | None = None  # what is promised of it on fresh images
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Manifest:
     sample: dict[str, Any] | None = None  # file of an image and each exit's output, and how far another's may be
     routing: dict[str, Any] | None = None  # with the default thresholds: top1, mean_macs, share that left at each depth
     opset: int = 0
+    certificate: dict[str, Any] | None = None  # what is promised of the model on fresh images
+    watch: dict[str, Any] | None = None  # by what a device tells that it no longer holds; see `watch.Watched`
     checked_on: str = ""  # the images on which ONNX Runtime was compared with torch
     quantization: dict[str, Any] | None = None
     session: dict[str, dict[str, str]] = field(default_factory=lambda: dict(SESSION))
@@ -105,7 +108,7 @@ class Manifest:
     @property
     def card(self) -> Card:
         """What it says of the model."""
-        return Card(self.classes, _preparation(self.input), self.history)
+        return Card(self.classes, _preparation(self.input), self.history, self.certificate)
 
     @property
     def default(self) -> dict[str, Array]:
@@ -168,7 +171,13 @@ def manifest_from(held: Any, where: str) -> Manifest:
             int(facts["bytes"]), str(facts["sha256"])
         classes = None if known.pop("classes") is None else tuple(map(str, held["classes"]))
         known["input"] = _input(held["input"])
-        for name, kind in (("runtime", str), ("title", str), ("graphs", Mapping), ("sample", Mapping | None)):
+        for name, kind in (
+            ("runtime", str),
+            ("title", str),
+            ("graphs", Mapping),
+            ("sample", Mapping | None),
+            ("watch", Mapping | None),
+        ):
             if name in known and not isinstance(known[name], kind):
                 raise TypeError(f"{name} is {type(known[name]).__name__}")
         known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
@@ -201,14 +210,23 @@ def card_inside(metadata: Mapping[str, str], where: str) -> Card:
     try:
         held = json.loads(metadata[CARD_KEY])
         classes = None if held["classes"] is None else tuple(map(str, held["classes"]))
-        return Card(classes, _preparation(_input(held["input"])), tuple(map(str, held["history"])))
+        return Card(
+            classes, _preparation(_input(held["input"])), tuple(map(str, held["history"])), held.get("certificate")
+        )
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise FileError(f"{where} holds a damaged description ({shown(str(error))}): export it again") from error
 
 
 def card_text(shape: tuple[int, ...], card: Card) -> str:
     """What `card_inside` reads, for a model of this input shape."""
-    return json.dumps({"input": input_facts(shape, card), "classes": card.classes, "history": card.history})
+    return json.dumps(
+        {
+            "input": input_facts(shape, card),
+            "classes": card.classes,
+            "history": card.history,
+            "certificate": card.certificate,
+        }
+    )
 
 
 def _input(held: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from compressor.runs.exits import Row, hardly_smaller, measured_rows, outdone, p
 from compressor.runs.jobs import DetachJob
 from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
-from compressor.runs.promise import Promise, right_of
+from compressor.runs.promise import Promise, differing, right_of
 from compressor.runs.run import Run
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, labelled, refuse_routed
@@ -120,7 +120,11 @@ class DetachRun(Run[DetachJob]):
         rows = [right_of(each, promise.images, data) for each in models]
         at, found = promise.kept(rows, data)
         self.facts["details"] |= {"promised_exit": at}
-        return replace(found, subject=f"Exit {at}, the smallest that can be promised," if at else "The base")
+        if not at:
+            return replace(found, subject="The base", exit=at)
+        differed = differing(self.model.detach(at), self.model.detach(0), promise.images, data)
+        subject = f"Exit {at}, the smallest that can be promised,"
+        return replace(found, subject=subject, exit=at, differed=differed)
 
     def widths(self) -> dict[str, int]:
         """Filters of the base."""

@@ -18,7 +18,7 @@ from compressor.exporting.proof import PROOF_IMAGES
 from compressor.exporting.runtimes import RUNTIMES, check_runtime
 from compressor.files.paths import check_writable
 from compressor.report.certificate import Certificate
-from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WEIGHTS, Array, Manifest, chosen
+from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Array, Manifest, chosen
 from compressor.runs.looking import ExportJob
 from compressor.runs.promise import Promise, put_aside, right_of
 from compressor.runs.settings import PromiseSettings
@@ -154,6 +154,7 @@ def _package(folder: Path, manifest: Manifest) -> Exported:
         MANIFEST: "inputs, classes, exits with cost and accuracy, hashes",
         RUNNER: f"classifies an image with numpy, {manifest.title} and pillow alone",
         PREPARATION: "brings an image to what the network takes, for the former",
+        WATCH: "counts exits and watches the certificate, for run.py",
         SAMPLE: "an image of noise and each exit's output, which `verify` compares",
         **{file: name.replace("_", " ") for name, file in manifest.graphs.items()},
     }

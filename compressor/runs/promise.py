@@ -108,14 +108,26 @@ class Judge:
 
 def right_of(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
     """Which images of a set a network has right, bool (images,), on the CPU and in the set's order."""
-    return distributed.from_first(lambda: _right(model, image_set, data))
+    return _answers(model, image_set, data)[1].bool()
 
 
-def _right(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
+def differing(model: nn.Module, deepest: nn.Module, image_set: AnySet, data: Data) -> int:
+    """How many images of a set two networks give different classes."""
+    first, second = (_answers(each, image_set, data)[0] for each in (model, deepest))
+    return int((first != second).sum())
+
+
+def _answers(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
+    """The class that each image is given, and whether it is right: int64 (2, images)."""
+    return distributed.from_first(lambda: _answered(model, image_set, data))
+
+
+def _answered(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
     found = []
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     predict = model if isinstance(model, nn.Module) else through_numpy(model)
     with evaluating(model), torch.no_grad():
         for x, y in data.passing(image_set, device=device):
-            found.append((first_output(predict(x)).argmax(1) == y).cpu())
-    return torch.cat(found)
+            named = first_output(predict(x)).argmax(1)
+            found.append(torch.stack([named, named == y]).cpu())
+    return torch.cat(found, 1)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compressor.errors import CompressorError, UsageError
+from compressor.exporting.forms import AtDepth
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
@@ -41,7 +42,7 @@ from compressor.runs.depth_times import depth_times, in_time
 from compressor.runs.jobs import RouteJob
 from compressor.runs.measuring import file_bytes, filters
 from compressor.runs.models import transformed
-from compressor.runs.promise import Promise
+from compressor.runs.promise import Promise, differing
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, labelled
@@ -153,8 +154,9 @@ class RouteRun(Run[RouteJob]):
         return before, _after(self.subject, found, self.size_bytes)
 
     def certified(self, promise: Promise) -> Certificate:
-        """What was found as the threshold was chosen."""
-        return self.certificate
+        """What was found as the threshold was chosen, and how often all layers answer otherwise."""
+        deepest = AtDepth(self.routed, self.routed.depths - 1, router=False)
+        return replace(self.certificate, differed=differing(self.routed, deepest, promise.images, self.data))
 
     def widths(self) -> dict[str, int]:
         """Routing changes none."""

@@ -187,7 +187,7 @@ def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
 def card_of(subject: Subject) -> Card:
     """What a file for another runtime says of its model."""
     opened = subject.opened
-    return Card(opened.classes, opened.preparation, opened.history)
+    return Card(opened.classes, opened.preparation, opened.history, opened.measurements.get("certificate"))
 
 
 def _declared_shape(model: ModelSettings) -> tuple[int, ...] | None:

@@ -14,6 +14,8 @@ from compressor.report.report import Report
 from compressor.routing.network import Routed
 from compressor.routing.settings import RouteSettings
 from compressor.runs.jobs import RouteJob
+from compressor.runs.models import open_model
+from compressor.runs.promise import put_aside
 from compressor.runs.resume import resume
 from compressor.runs.run import run as run_job
 from compressor.runs.settings import ModelSettings, OutputSettings
@@ -153,6 +155,12 @@ def test_a_promise_is_kept_or_said_to_be_none(tmp_path, capsys):
             assert found["drop"] <= 0.3 and line.startswith("Loses at most 30 points") and shares[-1] < 1
         else:
             assert line.startswith("No promise") and found["would_do"] is not None and shares[-1] == 1
+        routed = open_model(out / "model.safetensors").module
+        _, aside = put_aside(open_data("digits", input_shape=(1, 8, 8)), seed=0)
+        with torch.no_grad():
+            x = torch.cat([x for x, _ in open_data("digits", input_shape=(1, 8, 8)).passing(aside)])
+            differ = routed.route(x)[0].argmax(1) != routed.all_scores(x)[0][-1].argmax(1)
+        assert found["differed"] == int(differ.sum())
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     )
 
 
-def test_the_folder_holds_six_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
+def test_the_folder_holds_seven_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
     folder, _ = made
     assert sorted(entry.name for entry in folder.iterdir()) == [
         "manifest.json",
@@ -53,6 +53,7 @@ def test_the_folder_holds_six_files_and_nothing_else_was_left(made: tuple[Path, 
         "preparation.py",
         "run.py",
         "sample.npz",
+        "watch.py",
         "weights.bin",
     ]
     assert [entry.name for entry in folder.parent.iterdir()] == ["net"]
@@ -68,7 +69,7 @@ def test_the_manifest_says_what_the_model_is(made: tuple[Path, Manifest]) -> Non
     assert leaving.top1 == 0.5 and leaving.latency_ms["median"] > 0 and leaving.max_rel < 1e-5
     assert manifest.checked_on == "70 real images" and manifest.classes == CARD.classes
     assert manifest.input["shape"] == SHAPE and manifest.card == CARD
-    assert set(manifest.files) == {"model.onnx", "weights.bin", "run.py", "preparation.py", "sample.npz"}
+    assert set(manifest.files) == {"model.onnx", "weights.bin", "run.py", "preparation.py", "sample.npz", "watch.py"}
 
 
 def test_the_graph_brings_the_manifest_along(made: tuple[Path, Manifest]) -> None:
@@ -92,7 +93,7 @@ def test_the_script_needs_numpy_and_onnxruntime_alone(made: tuple[Path, Manifest
     code = (
         "import runpy, sys\n"
         "for name in ('torch', 'onnx', 'PIL', 'compressor'): sys.modules[name] = None\n"
-        f"sys.argv = ['run.py', {str(tmp_path / 'image.npy')!r}]\n"
+        f"sys.argv = ['run.py', {str(tmp_path / 'image.npy')!r}]; sys.path.insert(0, {str(made[0])!r})\n"
         f"runpy.run_path({str(made[0] / 'run.py')!r}, run_name='__main__')\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -238,6 +239,7 @@ def test_a_package_is_verified_on_a_machine_without_torch(made: tuple[Path, Mani
     ours = f"import compressor; assert compressor.verify_package({str(made[0])!r}).sample\n"
     script = (
         "sys.modules['compressor'] = None; sys.argv = ['run.py', '--verify']\n"
+        f"sys.path.insert(0, {str(made[0])!r})\n"
         f"runpy.run_path({str(made[0] / 'run.py')!r}, run_name='__main__')\n"
     )
     ran = subprocess.run([sys.executable, "-c", hide + ours + script], capture_output=True, text=True, cwd=tmp_path)

@@ -1,5 +1,7 @@
 """Routed networks as graphs: who leaves where, with which scores, at what work, in batches of all mixtures."""
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -8,21 +10,24 @@ import onnx
 import pytest
 import torch
 
+from compressor.certify import share_at_most
 from compressor.errors import CompressorError
 from compressor.exporting.evidence import Evidence
-from compressor.exporting.forms import forced
-from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.forms import forced, form_of
+from compressor.exporting.package import PackageSettings, export_package, watch_facts
 from compressor.exporting.proof import executed
 from compressor.exporting.routed import check_mixture, mixtures
 from compressor.exporting.runtime import OnnxModel, open_session
+from compressor.exporting.watch import OVERHEAD
 from compressor.exporting.weights import graphs_in
-from compressor.report.manifest import Manifest
+from compressor.report.manifest import Card, Manifest
 from compressor.routing.network import Routed
 from tests.exporting.nets import trained
 from tests.routing.nets import Residual, Three, images, routed
 
 Made = tuple[Path, Manifest, Routed]
 X = images(12)
+CERTIFICATE = {"kept": True, "exit": None, "differed": 1, "images": 300, "confidence": 0.95, "words": "Loses"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     model.set_threshold_(mixtures(model, X)[1].tolist())
     evidence = Evidence(images(64), score=lambda run: float((run(X.numpy()).argmax(1) >= 0).mean()))
     settings = PackageSettings(latency=False, separate=True)
-    return folder, export_package(model, X[:1], folder, evidence=evidence, settings=settings), model
+    card = Card(certificate=CERTIFICATE)
+    return folder, export_package(model, X[:1], folder, card=card, evidence=evidence, settings=settings), model
 
 
 def test_every_image_leaves_where_it_does_in_torch(made: Made) -> None:
@@ -142,3 +148,33 @@ def test_a_graph_that_routes_otherwise_is_found(made: Made) -> None:
 
     with pytest.raises(CompressorError, match="other depths"):
         check_mixture(model, contrary, X)
+
+
+def test_the_device_watches_the_certificate_with_numpy_and_the_runtime_alone(made: Made, tmp_path: Path) -> None:
+    folder, manifest, _ = made
+    facts, exits, routing, choice = manifest.watch, manifest.exits, manifest.routing, manifest.choice
+    assert facts is not None and routing is not None and choice is not None and manifest.certificate == CERTIFICATE
+    assert facts["deepest"] == exits[-1].feeds and facts["feeds"] == {"thresholds": choice["default"]}
+    assert facts["share"] * exits[-1].macs / routing["mean_macs"] == pytest.approx(OVERHEAD) and OVERHEAD <= 0.01
+    assert facts["limit"] == share_at_most(1, 300, 0.975)
+    channels, height, width = manifest.input["shape"]
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        np.save(tmp_path / f"{number}.npy", draw.integers(0, 256, (height, width, channels), np.uint8))
+    code = (
+        "import sys\nfor name in ('torch', 'scipy', 'PIL', 'compressor'): sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(folder)!r}); sys.argv = ['run.py', {str(tmp_path)!r}]\n"
+        "import run; run.watched()._skip = 0; run.main()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 0 and len(ran.stdout.splitlines()) == 6, ran.stderr
+    assert ran.stdout.splitlines()[-1].endswith("  5.npy")
+    assert "nothing speaks against the certificate: the deepest exit answered otherwise on" in ran.stderr
+    assert " of 1 images drawn" in ran.stderr
+
+
+@pytest.mark.parametrize("certificate", [None, {"kept": False}, {"differed": None}, {"differed": 300}])
+def test_without_a_certificate_that_shows_there_is_nothing_to_watch(certificate: dict | None, made: Made) -> None:
+    _, manifest, model = made
+    given = None if certificate is None else {**CERTIFICATE, **certificate}
+    assert watch_facts(form_of(model, X[:1]), manifest.exits, manifest.routing, given) is None

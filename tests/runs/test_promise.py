@@ -75,7 +75,8 @@ def test_the_promise_goes_with_the_report_and_the_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_of_sub_models_the_smallest_that_keeps_it_is_named(tmp_path):
-    choice = DetachSettings(exits=1)
+    choice, data = DetachSettings(exits=1), open_data("digits", input_shape=(1, 8, 8))
+    aside = put_aside(data, seed=0)[1]
     training = falling("cnsn", replace(CNSN, epochs=2, batch_size=256))
     for drop, promised in ((0.98, 1), (0.001, None)):
         output, asked = OutputSettings(str(tmp_path / str(drop)), latency=False, onnx=False), PromiseSettings(drop)
@@ -83,6 +84,13 @@ def test_of_sub_models_the_smallest_that_keeps_it_is_named(tmp_path):
         assert report.details["promised_exit"] == promised
         words = report.after.certificate.words()
         assert words.startswith("Exit 1, the smallest that can be promised, loses at most 98" if promised else "No")
+        certificate, model = report.after.certificate, open_model(output.out + "/model.safetensors").module
+        assert (certificate.exit, certificate.kept) == (promised, promised is not None)
+        if promised:
+            x = torch.cat([x for x, _ in data.passing(aside)])
+            with torch.no_grad():
+                differ = model.detach(1)(x).argmax(1) != model.detach(0)(x).argmax(1)
+            assert certificate.differed == int(differ.sum())
 
 
 def test_without_images_nothing_is_promised(tmp_path):

@@ -1,8 +1,9 @@
 """Promises that hold on fresh images: a smaller network loses at most so much accuracy, with so much confidence.
 
 Both networks answer the same images, none of which chose anything. An image counts as lost where only the larger
-network is right, as won where only the smaller one is; the drop is the share lost less the share won. Everything here
-is exact for any number of independent images: nothing is approximated by a normal distribution.
+network is right, as won where only the smaller one is; the drop is the share lost less the share won. All of this is
+exact for any number of independent images: nothing is approximated by a normal distribution. Other figures than top-1
+have `estimated`.
 """
 
 import math
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from compressor.report.certificate import CONFIDENCE, Certificate
+from compressor.report.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,38 @@ def promised(
         otherwise=otherwise,
     )
     return (at if count else None), certificate
+
+
+def estimated(
+    larger: ArrayLike,
+    candidates: Sequence[ArrayLike],
+    figure: Figure,
+    *,
+    drop: float,
+    confidence: float = CONFIDENCE,
+    images: int,
+    unit: str,
+) -> tuple[int | None, Certificate]:
+    """`promised` of any figure, as a bootstrap estimate: no exact test, but the share of samples that lose more.
+
+    Args:
+        larger: the figure of the network as it came, and then that of every sample, (1 + samples,).
+        candidates: the same of every candidate on the same samples, from the safest to the cheapest.
+        images: examples or batches, by `unit`, that the samples are drawn from.
+
+    Reference: Efron and Tibshirani 1993, section 13.3 (percentile intervals).
+    """
+    sign = 1.0 if figure.higher else -1.0
+    losses = [sign * (np.asarray(larger) - np.asarray(each)) for each in candidates]
+    risk = (1 - confidence) / 2  # percentile intervals are too short: at the whole risk about twice as many break it
+    kept = [float((each[1:] > drop).mean()) <= risk for each in losses]
+    count = kept.index(False) if False in kept else len(kept)
+    loss = losses[max(count - 1, 0)]
+    certificate = Certificate(
+        drop=float(np.quantile(loss[1:], 1 - risk, method="higher")), confidence=confidence, images=images,
+        observed=float(loss[0]), kept=count > 0, asked=drop, would_do=None, figure=figure.name, unit=unit,
+    )  # fmt: skip
+    return (count - 1 if count else None), certificate
 
 
 def worst_class(labels: ArrayLike, larger: ArrayLike, smaller: ArrayLike) -> tuple[int, float, int]:

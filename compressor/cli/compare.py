@@ -56,7 +56,7 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     from compressor.runs.folder import MODEL
 
     terminal.print_json(compared.to_json())
-    left = Path(out) / MODEL  # where the cheapest that is promised is left
+    left = next((each for each in (Path(out) / MODEL, Path(out) / "package") if each.exists()), Path(out) / MODEL)
     if compared.certificate is not None:
         made = str(left) if left.exists() else compared.promised or "no network"
         terminal.answer(made, [(compared.certificate.words(), compared.certificate.kept)])
@@ -69,4 +69,7 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     worst = float("-inf")
     good = {point.run: worst if point.main is None else point.figure.drop(point.main, 0.0) for point in smaller}
     best = compared.promised or (max(good, key=lambda run: good[run]) if good else "RUN")
+    if left.is_dir():
+        terminal.made(files, f"compressor verify {left}")
+        return
     terminal.made(files, f"compressor export {left if left.exists() else Path(best) / MODEL} --data DATA --out deploy")

@@ -8,8 +8,9 @@ from compressor.runs.jobs import ShrinkJob
 HELP = (
     "Find the cheapest network that keeps a promise, within a time.\n\n"
     "One network after the other is pruned, refitted and fine-tuned, each to the target that the validation images of "
-    "those before it suggest. Of the results the cheapest is left in the folder that loses at most --max-drop of top-1 "
-    "on fresh images, with --confidence; half of the test images, which nothing else looks at, say so."
+    "those before it suggest; then another criterion, early exits and INT8 of the best sizes, as there is time. Of the "
+    "results the cheapest is left in the folder that loses at most --max-drop of top-1 on fresh images, with "
+    "--confidence; half of the test images, which nothing else looks at, say so."
 )
 EXAMPLE = (
     "compressor shrink sample_models/digits_cnn.safetensors --data digits --max-drop 0.05 --for 2m --out runs/shrunk"

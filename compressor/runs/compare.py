@@ -9,6 +9,7 @@ from compressor.errors import FileError, UsageError
 from compressor.exporting.runtime import OnnxModel
 from compressor.files.paths import check_writable
 from compressor.report.environment import processor
+from compressor.report.manifest import Array
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import Timed, compare_runs
@@ -75,18 +76,25 @@ def timed_in_turn(runs: Sequence[str], images: int = 20) -> Timed:
     return time_files(files, images)
 
 
-def time_files(files: Mapping[str, Path], images: int = 20) -> Timed:
-    """Time single random images on ONNX files, each file once a round, one thread an operator."""
+def time_files(files: Mapping[str, Path], images: int = 20, real: Array | None = None, *, own: bool = False) -> Timed:
+    """Time single images on ONNX files, each file once a round, one thread an operator.
+
+    Random ones, and the median; or `real` ones, on which exits differ, and the mean. `own` files were written by this
+    process.
+    """
     import numpy as np
 
-    models = {run: OnnxModel(path, threads=1) for run, path in files.items()}
+    models = {run: OnnxModel(path, threads=1, own=own) for run, path in files.items()}
     random = np.random.default_rng(0)
-    calls = {run: _calling(model, random) for run, model in models.items()}
-    times = time_images(calls, images, threads=1, repeats=9)
-    return Timed({run: each.median for run, each in times.items()}, f"{processor()}, 1 thread")
+    calls = {run: _calling(model, random, real) for run, model in models.items()}
+    times = time_images(calls, images if real is None else len(real), threads=1, repeats=9)
+    found = {run: each.median if real is None else each.mean for run, each in times.items()}
+    return Timed(found, f"{processor()}, 1 thread")
 
 
-def _calling(model: OnnxModel, random: Any) -> Callable[[int], object]:
+def _calling(model: OnnxModel, random: Any, real: Array | None) -> Callable[[int], object]:
+    if real is not None:
+        return lambda number: model(real[number : number + 1])
     image = random.standard_normal((1, *(side or 1 for side in model.input_shape))).astype("float32")
     return lambda number: model(image)
 

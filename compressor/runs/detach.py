@@ -21,10 +21,10 @@ from compressor.runs.exits import Row, hardly_smaller, measured_rows, outdone, p
 from compressor.runs.jobs import DetachJob
 from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
-from compressor.runs.promise import Promise, differing, right_of
+from compressor.runs.promise import Promise, differing
 from compressor.runs.run import Run
 from compressor.runs.stages import Callback, Stage, silent
-from compressor.runs.subject import Subject, labelled, refuse_routed
+from compressor.runs.subject import Subject, refuse_routed
 from compressor.training import distributed
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
@@ -115,14 +115,13 @@ class DetachRun(Run[DetachJob]):
 
     def certified(self, promise: Promise) -> Certificate:
         """The smallest model that keeps it: the base first, then the sub-models, the largest first."""
-        data = labelled(self.data, "max_drop")
-        models = (self.model.detach(number) for number in range(self.model.exits + 1))
-        rows = [right_of(each, promise.images, data) for each in models]
-        at, found = promise.kept(rows, data)
+        at, found = promise.kept([self.model.detach(number) for number in range(self.model.exits + 1)], self.data)
         self.facts["details"] |= {"promised_exit": at}
         if not at:
             return replace(found, subject="The base", exit=at)
-        differed = differing(self.model.detach(at), self.model.detach(0), promise.images, data)
+        differed = None
+        if isinstance(self.data, Data):
+            differed = differing(self.model.detach(at), self.model.detach(0), promise.images, self.data)
         subject = f"Exit {at}, the smallest that can be promised,"
         return replace(found, subject=subject, exit=at, differed=differed)
 

@@ -20,11 +20,10 @@ from compressor.files.paths import check_writable
 from compressor.report.certificate import Certificate
 from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Array, Manifest, chosen
 from compressor.runs.looking import ExportJob
-from compressor.runs.promise import Promise, put_aside, right_of
+from compressor.runs.promise import Promise, put_aside
 from compressor.runs.settings import PromiseSettings
 from compressor.runs.stages import Callback, Stage, note_all, silent
-from compressor.runs.subject import Subject, card_of, labelled, open_subject
-from compressor.training.data import AnySet, Data
+from compressor.runs.subject import Subject, card_of, open_subject
 from compressor.training.evaluate import evaluate
 from compressor.training.task import Task
 
@@ -72,7 +71,7 @@ def export(job: ExportJob, tell: Callback = silent) -> Exported:
     )
     promise = None
     if job.promise.max_drop is not None and subject.data is not None:
-        data, aside = put_aside(labelled(subject.data, "max_drop"), job.loading.seed)
+        data, aside = put_aside(subject.data, job.loading.seed)
         subject = replace(subject, data=data)
         promise = partial(_promised, job.promise, aside, data)
     evidence = evidence_of(subject, job.calibration_images if job.precision == "int8" else 0)
@@ -167,9 +166,8 @@ def _package(folder: Path, manifest: Manifest) -> Exported:
     return Exported(files, {"folder": str(folder), **manifest.to_json()}, manifest, str(folder / graph))
 
 
-def _promised(asked: PromiseSettings, aside: AnySet, data: Data, before: Any, after: Any) -> Certificate:
-    promise = Promise(asked, aside, right_of(before, aside, data))
-    return promise.kept([right_of(after, aside, data)], data)[1]
+def _promised(asked: PromiseSettings, aside: Any, data: Task, before: Any, after: Any) -> Certificate:
+    return Promise.of(asked, aside, before, data).kept([after], data)[1]
 
 
 def _main(data: Task, predict: Any) -> float:

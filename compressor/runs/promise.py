@@ -1,70 +1,98 @@
-"""What a run promises of its result on fresh images: `max_drop`.
+"""What a run promises of its result on fresh images: `max_drop`. Of a user's own figure it is a bootstrap estimate.
 
 The promise is made on images that nothing looks at before: half of the test images, put aside when the data are opened.
 Those of the validation set choose epochs and thresholds, and where they were cut out of the training images the network
 may have learned from them before it came here. The figures of the report are of the other half.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.certify import promised
+from compressor.certify import estimated, promised
 from compressor.errors import DataError
+from compressor.exporting.runtime import OnnxModel
 from compressor.graph.tensors import device_of
 from compressor.report.certificate import Certificate
-from compressor.report.report import Report
-from compressor.runs.folder import MODEL
+from compressor.report.manifest import MANIFEST
+from compressor.runs.folder import MODEL, ONNX
 from compressor.runs.job import RunJob
 from compressor.runs.models import open_model
+from compressor.runs.resampling import resampled
 from compressor.runs.settings import PromiseSettings
-from compressor.runs.subject import labelled, open_subject
+from compressor.runs.subject import open_subject
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import Predict, evaluate, evaluating, first_output, through_numpy
+from compressor.training.own_task import OwnTask
 from compressor.training.sets import split_indices
+from compressor.training.task import Task
+
+_SAMPLES = 400  # of a user's data, with replacement
+_BEYOND = 20  # at least so many of them beyond the bound
 
 
 @dataclass(frozen=True)
 class Promise:
-    """Images put aside, and which of them the network had right as it came."""
+    """Data put aside, and how the network did on them as it came."""
 
     settings: PromiseSettings
-    images: AnySet
-    before: Tensor  # bool (images,)
+    images: Any  # of labelled images an AnySet, of a user's task a Part
+    before: Any  # which images are right, bool (images,); of a user's task the figures of samples
 
     @classmethod
-    def of(cls, settings: PromiseSettings, images: AnySet, module: nn.Module, data: Data) -> "Promise":
+    def of(cls, settings: PromiseSettings, images: Any, model: nn.Module | Predict, task: Task) -> "Promise":
         """Before anything is changed."""
-        return cls(settings, images, right_of(module, images, data))
+        if isinstance(task, Data):
+            return cls(settings, images, right_of(model, images, task))
+        return cls(settings, images, _figures(settings, images, model, task))
 
-    def kept(self, rows: Sequence[Tensor], data: Data, otherwise: str = "") -> tuple[int | None, Certificate]:
+    def kept(
+        self, models: Sequence[nn.Module | Predict], task: Task, otherwise: str = ""
+    ) -> tuple[int | None, Certificate]:
         """Which is the cheapest of some candidates that keeps it, None where none does, and what is promised.
 
-        `rows` is what each candidate has right, from the safest to the cheapest; their order must not depend on these
-        images.
+        They come from the safest to the cheapest, in an order that does not depend on these data.
         """
-        asked = self.settings.max_drop
+        asked, confidence = self.settings.max_drop, self.settings.confidence
         assert asked is not None
-        return promised(
-            self.images.labels, self.before, list(map(np.asarray, rows)), data.classes,
-            drop=asked, confidence=self.settings.confidence, otherwise=otherwise,
+        if isinstance(task, Data):
+            rows = [np.asarray(right_of(each, self.images, task)) for each in models]
+            return promised(
+                self.images.labels, self.before, rows, task.classes,
+                drop=asked, confidence=confidence, otherwise=otherwise,
+            )  # fmt: skip
+        part, figures = self.images, [_figures(self.settings, self.images, each, task) for each in models]
+        return estimated(
+            self.before, figures, task.figure, drop=asked, confidence=confidence,
+            images=part.count(1), unit="examples" if part.of_examples else "batches",
         )  # fmt: skip
 
 
-def put_aside(data: Data, seed: int) -> tuple[Data, AnySet]:
-    """The data with half of their test images, and the other half of every class, to make a promise on.
+def _figures(settings: PromiseSettings, part: Any, model: nn.Module | Predict, task: Task) -> NDArray[np.float64]:
+    assert isinstance(task, OwnTask)
+    return resampled(model, part, task, max(_SAMPLES, math.ceil(_BEYOND / (1 - settings.confidence))))
+
+
+def put_aside(task: Task, seed: int) -> tuple[Task, Any]:
+    """A task with half of its test data, and the other half (of images of every class), to make a promise on.
 
     Raises DataError where there are too few to divide.
     """
-    if len(data.test) < 2 * len(data.test.labels.unique()):
-        raise DataError(f"{data.name}: {len(data.test)} test images are too few for a promise: leave out `max_drop`")
-    kept, aside = split_indices(data.test.labels, 0.5, seed)
-    return replace(data, test=data.test.take(kept)), data.test.take(aside)
+    if isinstance(task, OwnTask):
+        return task.put_aside(seed)
+    assert isinstance(task, Data)
+    if len(task.test) < 2 * len(task.test.labels.unique()):
+        raise DataError(f"{task.name}: {len(task.test)} test images are too few for a promise: leave out `max_drop`")
+    kept, aside = split_indices(task.test.labels, 0.5, seed)
+    return replace(task, test=task.test.take(kept)), task.test.take(aside)
 
 
 class Judge:
@@ -73,37 +101,43 @@ class Judge:
     def __init__(self, job: RunJob) -> None:
         self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
         assert self.subject.data is not None
-        self.data, aside = put_aside(labelled(self.subject.data, "max_drop"), job.loading.seed)
+        self.data, aside = put_aside(self.subject.data, job.loading.seed)
         self.promise = Promise.of(job.promise, aside, self.subject.module, self.data)
         self.before = self._figure(self.subject.module)
         self._figures: dict[str, float] = {}
 
     def drop(self, folder: str) -> float:
-        """What the network of a run loses on the validation images, as a share of them."""
+        """What the network of a run loses on the validation data; of top-1 as a share of the images."""
         if folder not in self._figures:
-            self._figures[folder] = self._figure(self._opened(folder))
-        return self.before - self._figures[folder]
+            self._figures[folder] = self._figure(self.opened(folder))
+        return self.data.figure.drop(self.before, self._figures[folder])
 
-    def cheapest(self, done: Mapping[str, Report]) -> tuple[str | None, Certificate]:
-        """The cheapest of the runs that keeps the promise, None where none does, and what is promised.
+    def cheapest(self, costs: Mapping[str, float]) -> tuple[str | None, Certificate]:
+        """The cheapest of some runs that keeps the promise, None where none does, and what is promised.
 
         Those that a cheaper one beats on validation images are left out, which gives the rest an order before the
         images that were put aside are looked at.
         """
         order: list[str] = []
-        for folder in sorted(done, key=lambda each: (done[each].after.macs or 0, self.drop(each))):
+        for folder in sorted(costs, key=lambda each: (costs[each], self.drop(each))):
             if not order or self.drop(folder) < self.drop(order[-1]):
                 order.append(folder)
         order.reverse()
-        rows = [right_of(self._opened(folder), self.promise.images, self.data) for folder in order]
-        at, certificate = self.promise.kept(rows, self.data)
+        at, certificate = self.promise.kept([self.opened(folder) for folder in order], self.data)
         return (None if at is None else order[at]), certificate
 
-    def _opened(self, folder: str) -> nn.Module:
+    def figure(self, folder: str) -> float:
+        """The main figure of a run's network on the test data that are left."""
+        return evaluate(self.opened(folder), self.data.test, self.data).main
+
+    def opened(self, folder: str) -> nn.Module | OnnxModel:
+        """The network in a folder, of a run or of a package."""
+        if (Path(folder) / MANIFEST).exists():
+            return OnnxModel(Path(folder) / ONNX, own=True)
         return open_model(Path(folder) / MODEL).module.to(self.subject.device)
 
-    def _figure(self, module: nn.Module) -> float:
-        return evaluate(module, self.data.validation, self.data).top1
+    def _figure(self, model: nn.Module | OnnxModel) -> float:
+        return evaluate(model, self.data.validation, self.data).main
 
 
 def right_of(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:

@@ -26,10 +26,10 @@ from compressor.runs.estimate import epochs_within, estimate
 from compressor.runs.folder import ONNX, RunFolder
 from compressor.runs.job import RunJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure, timed
-from compressor.runs.promise import Promise, put_aside, right_of
+from compressor.runs.promise import Promise, put_aside
 from compressor.runs.results import Exported, export_result, write_results
 from compressor.runs.stages import Callback, Stage, silent
-from compressor.runs.subject import Subject, labelled, open_subject
+from compressor.runs.subject import Subject, open_subject
 from compressor.settings import filled, settings_of
 from compressor.training import distributed
 from compressor.training.data import AnySet
@@ -116,8 +116,7 @@ class Run(ABC, Generic[J]):
         tell(Stage("measuring the model as it came"))
         before, widths = self.measured_before(), self.widths()
         if self.aside is not None:
-            data = labelled(self.data, "max_drop")
-            self.promise = Promise.of(job.promise, self.aside, self.subject.module, data)
+            self.promise = Promise.of(job.promise, self.aside, self.subject.module, self.data)
         self.change()
         self.folder.begin(flat(job))
         self.record = self.folder.recording(tell)
@@ -186,7 +185,7 @@ class Run(ABC, Generic[J]):
         self.tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
         self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
         if job.promise.max_drop is not None and self.subject.data is not None:
-            data, self.aside = put_aside(labelled(self.subject.data, "max_drop"), job.loading.seed)
+            data, self.aside = put_aside(self.subject.data, job.loading.seed)
             self.subject = replace(self.subject, data=data)
         self.note(*self.subject.notes)
 
@@ -221,8 +220,7 @@ class Run(ABC, Generic[J]):
 
     def certified(self, promise: Promise) -> Certificate:
         """What can be promised of the result."""
-        data = labelled(self.data, "max_drop")
-        return promise.kept([right_of(self.subject.module, promise.images, data)], data)[1]
+        return promise.kept([self.subject.module], self.data)[1]
 
     def widths(self) -> dict[str, int]:
         """Filters of every layer, as the network stands."""

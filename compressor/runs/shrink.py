@@ -1,40 +1,57 @@
 """The cheapest network that keeps a promise, found within a time: `compressor shrink`.
 
 A sweep whose next target follows from what the validation images said of those before it: the smallest share of the
-work that they let pass is halved in on. Which result can be promised is decided in the end, on images put aside.
+work that they let pass is halved in on. Then, as long as there is time, another criterion at that target, exits in the
+network as it came, and INT8 of the best sizes. Which result can be promised is decided in the end, on images put aside.
 """
 
+import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import Tensor
+
 from compressor.errors import CompressorError, DataError, FileError
 from compressor.exporting.onnx import export_onnx
+from compressor.exporting.package import finish
 from compressor.pruning.settings import PruneSettings
 from compressor.report import units
 from compressor.report.certificate import Certificate
+from compressor.report.manifest import MANIFEST, WEIGHTS, read_manifest
 from compressor.report.report import Report
-from compressor.report.run_comparison import RunComparison
+from compressor.report.run_comparison import Point, RunComparison
 from compressor.report.runs import Timed, compare_runs
+from compressor.routing.settings import TUNED_TRAINING
 from compressor.runs.compare import time_files
 from compressor.runs.estimate import estimate
-from compressor.runs.folder import MODEL, ONNX
-from compressor.runs.jobs import PruneJob, ShrinkJob
+from compressor.runs.export import export
+from compressor.runs.folder import MODEL, ONNX, SETTINGS, read_settings
+from compressor.runs.jobs import PruneJob, RouteJob, ShrinkJob
 from compressor.runs.lock import FolderLock
+from compressor.runs.looking import ExportJob
 from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
 from compressor.runs.prune import PruneRun
+from compressor.runs.settings import ModelSettings, PromiseSettings
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import card_of
 from compressor.runs.sweep import Cell, begin, carry_out, common
+from compressor.training.data import Data
 from compressor.training.events import NoteEvent
 from compressor.training.interrupt import Interrupted
 
 _CELLS = 6  # runs that the time is divided by
 _MOST_EPOCHS = 20  # of one run; more change little
 _CLOSE = 0.05  # share of the range within which no further target is tried
+_SEARCH = 0.6  # of the time; the rest is for other ways to make it cheaper
+_RIVAL = "taylor"  # the criterion that is tried besides block OBS
+_QUANTIZED = 2  # sizes that are tried in INT8
+PACKAGE = "package"  # of the folder: where INT8 is the cheapest
+_TIMED_IMAGES = 20
 
 
 @dataclass
@@ -64,7 +81,8 @@ class Search:
 
 
 def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
-    """Try targets until the time is over; the cheapest network that keeps the promise is then in the folder itself.
+    """Try targets, then other ways, until the time is over; the cheapest network that keeps the promise is then in the
+    folder itself.
 
     Called again in its folder it goes on with the runs that are not done, within a time of its own.
 
@@ -74,51 +92,173 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
         CompressorError: every run failed.
         Interrupted: a signal came.
     """
-    most = job.promise.max_drop
-    assert job.time.for_ is not None and most is not None
+    assert job.promise.max_drop is not None
     start = time.perf_counter()
     folder = begin(job)
     lock = FolderLock(folder)
-    judge = Judge(job)
-    tell(Stage("trying a few steps of training"))
-    epochs = _epochs(job)
-    tell(NoteEvent(f"every run trains for {units.counted(epochs, 'epoch')}"))
-    search, done, failed = Search.of(job.target_ms), dict[str, Report](), dict[str, str]()
-    first, longest = search.target, 0.0
-    while not search.over(first) and (not done or time.perf_counter() - start + longest < job.time.for_):
-        cell = _cell(job, search.target, epochs)
-        began = time.perf_counter()
-        tell(NoteEvent(f"run {len(done) + len(failed) + 1}: {cell.name}"))
-        try:
-            carry_out(cell, folder / cell.name, job, tell)
-            done[str(folder / cell.name)] = Report.load(folder / cell.name)
-            passed = judge.drop(str(folder / cell.name)) <= most
-        except Interrupted as stop:
-            raise Interrupted(stop.signal, f"{stop}; with the others: compressor resume {folder}") from stop
-        except (FileError, DataError):
-            raise
-        except CompressorError as error:
-            failed[cell.name], passed = str(error), False
-            tell(NoteEvent(f"{cell.name} failed: {error}"))
-        longest = max(longest, time.perf_counter() - began)
+    tried = Tried(job, folder, Judge(job), _epochs(job, folder, tell), tell, start)
+    tell(NoteEvent(f"every run trains for {units.counted(tried.epochs, 'epoch')}"))
+    search = Search.of(job.target_ms)
+    first = search.target
+    while not search.over(first) and (not tried.done or tried.has_time(_SEARCH)):
+        passed = tried.run(_pruning(job, search.target, tried.epochs))
         if search.high == search.target and not passed:
             break  # not even what was asked for
         search.told(passed)
-    if not done:
-        raise CompressorError(f"every run failed: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
-    tell(Stage("looking for the cheapest that keeps the promise"))
-    chosen, certificate = judge.cheapest(done)
-    timed = None if chosen is None else _leave(job, judge, chosen, certificate, tell)
-    compared = replace(compare_runs(done, failed, timed), promised=chosen, certificate=certificate)
+    passing = sorted(tried.passing(), key=lambda name: tried.done[name].after.macs or 0)
+    if passing and tried.has_time():
+        tried.run(_pruning(job, search.high, tried.epochs, _RIVAL))
+    if isinstance(tried.judge.data, Data) and tried.has_time():
+        tried.run(_exits(job, tried.epochs))
+    for name in passing[:_QUANTIZED] if job.output.onnx and job.output.latency else ():
+        if tried.has_time():
+            tried.quantize(name)
+    if not tried.done:
+        failed = "; ".join(f"{name}: {why}" for name, why in tried.failed.items())
+        raise CompressorError(f"every run failed: {failed}")
+    compared = tried.decided()
     compared.save(folder)
     lock.release()
     return compared
 
 
-def _epochs(job: ShrinkJob) -> int:
-    """How many of them leave time for several runs."""
+@dataclass
+class Tried:
+    """What was tried so far, and how long the longest of it took."""
+
+    job: ShrinkJob
+    folder: Path
+    judge: Judge
+    epochs: int
+    tell: Callback
+    start: float
+    done: dict[str, Report] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)  # in INT8 -> of which run
+    failed: dict[str, str] = field(default_factory=dict)
+    longest: float = 0.0
+
+    def has_time(self, share: float = 1.0) -> bool:
+        """Whether another run ends within this share of the time."""
+        assert self.job.time.for_ is not None
+        return time.perf_counter() - self.start + self.longest < share * self.job.time.for_
+
+    def passing(self) -> list[str]:
+        """Runs that lose no more than they may on validation images."""
+        assert self.job.promise.max_drop is not None
+        return [name for name in self.done if self.judge.drop(name) <= self.job.promise.max_drop]
+
+    def run(self, cell: Cell) -> bool:
+        """Whether a run, carried out or done already, loses no more than it may on validation images."""
+        name = str(self.folder / cell.name)
+        self._attempt(cell.name, lambda: carry_out(cell, Path(name), self.job, self.tell))
+        if cell.name not in self.failed:
+            self.done[name] = Report.load(name)
+        return name in self.passing()
+
+    def quantize(self, run: str) -> None:
+        """A run's network in INT8."""
+        place = Path(f"{run}-int8")
+        asked = ExportJob(
+            ModelSettings(str(Path(run) / MODEL)), str(place), precision="int8", data=self.job.data, latency=False,
+            loading=self.job.loading, overwrite=self.job.output.overwrite,
+        )  # fmt: skip
+        if self.job.output.overwrite or not (place / MANIFEST).exists():
+            self._attempt(place.name, lambda: export(asked))
+        if place.name not in self.failed:
+            self.packages[str(place)] = run
+
+    def _attempt(self, name: str, do: Callable[[], object]) -> None:
+        began = time.perf_counter()
+        self.tell(NoteEvent(f"run {len(self.done) + len(self.packages) + len(self.failed) + 1}: {name}"))
+        try:
+            do()
+        except Interrupted as stop:
+            raise Interrupted(stop.signal, f"{stop}; with the others: compressor resume {self.folder}") from stop
+        except (FileError, DataError):
+            raise
+        except CompressorError as error:
+            self.failed[name] = str(error)
+            self.tell(NoteEvent(f"{name} failed: {error}"))
+        self.longest = max(self.longest, time.perf_counter() - began)
+
+    def decided(self) -> RunComparison:
+        """All that was tried side by side, in milliseconds where they are wanted, and the cheapest that is promised."""
+        job, judge = self.job, self.judge
+        names, timed = [*self.done, *self.packages], None
+        if job.output.latency and job.output.onnx:
+            self.tell(Stage("timing all networks in turn"))
+            timed = self._timed(names)
+        costs = timed.milliseconds if timed else {name: self.done[name].after.macs or 0 for name in names}
+        self.tell(Stage("looking for the cheapest that keeps the promise"))
+        for name in (MODEL, ONNX):  # of an earlier call
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / PACKAGE, ignore_errors=True)
+        chosen, certificate = judge.cheapest({name: costs[name] for name in names})
+        reports = {name: self._on_half(name, report) for name, report in self.done.items()}
+        compared = compare_runs(reports, self.failed, timed)
+        points = [*compared.points, *(self._point(name, timed) for name in self.packages)]
+        points.sort(key=lambda point: (-(point.macs or 0), point.run))
+        if chosen is not None:
+            self._leave(chosen, certificate)
+        return replace(compared, points=tuple(points), promised=chosen, certificate=certificate)
+
+    def _on_half(self, name: str, report: Report) -> Report:
+        """A run that put no images aside, with its figure on those that the others were measured on."""
+        if report.settings.get("max_drop") is not None:
+            return report
+        figure = self.judge.data.figure
+        return replace(report, after=report.after.scored(figure, {figure.name: self.judge.figure(name)}), variants={})
+
+    def _point(self, name: str, timed: Timed | None) -> Point:
+        """A package as a point of the comparison."""
+        manifest, of = read_manifest(Path(name)), self.done[self.packages[name]]
+        exits = manifest.exits[0]
+        return Point(
+            run=name, method="int8", main=self.judge.figure(name), figure=self.judge.data.figure, macs=exits.macs,
+            params=exits.params, file_bytes=sum(manifest.files[each]["bytes"] for each in (ONNX, WEIGHTS)),
+            latency=None if timed is None else timed.milliseconds[name], epochs=self.epochs, seed=of.seed,
+        )  # fmt: skip
+
+    def _timed(self, names: list[str]) -> Timed:
+        subject, data = self.judge.subject, self.judge.data
+        images = data.examples(data.validation, _TIMED_IMAGES)
+        real = images.cpu().numpy() if isinstance(images, Tensor) else None
+        with TemporaryDirectory() as scratch:
+            files = {name: Path(name) / ONNX for name in self.packages}
+            modules = {name: open_model(Path(name) / MODEL).module for name in names if name not in files}
+            for number, (name, module) in enumerate({str(self.job.model.model): subject.module, **modules}.items()):
+                files[name] = Path(scratch) / f"{number}.onnx"
+                export_onnx(module, subject.example, files[name])
+            return time_files(files, real=real, own=True)
+
+    def _leave(self, chosen: str, certificate: Certificate) -> None:
+        """The chosen network and its ONNX file in the folder itself, or its package, with what is promised of it."""
+        subject = self.judge.subject
+        if chosen in self.packages:
+            shutil.copytree(chosen, self.folder / PACKAGE)
+            manifest = read_manifest(self.folder / PACKAGE)
+            finish(self.folder / PACKAGE, replace(manifest, certificate=certificate.to_json(), files={}))
+            return
+        opened = open_model(Path(chosen) / MODEL)
+        measured = {**opened.measurements, "certificate": certificate.to_json()}
+        save_model(replace(opened, measurements=measured), self.folder / MODEL, overwrite=True)
+        if self.job.output.onnx:
+            self.tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
+            small = replace(subject, opened=replace(opened, measurements=measured))
+            card, images = card_of(small), small.real_images
+            export_onnx(opened.module, small.example, self.folder / ONNX, check_inputs=images, card=card)
+
+
+def _epochs(job: ShrinkJob, folder: Path, tell: Callback) -> int:
+    """How many of them leave time for several runs; those of the runs that are there already."""
     assert job.time.for_ is not None
-    trial = PruneRun(_pruning(job, 0.5, 1, "trial"), silent)
+    begun = [] if job.output.overwrite else sorted(folder.glob(f"obs-*/{SETTINGS}"))
+    if begun:
+        return int(read_settings(begun[0].parent)["epochs"])
+    tell(Stage("trying a few steps of training"))
+    tried = _pruning(job, 0.5, 1).job
+    assert isinstance(tried, PruneJob)
+    trial = PruneRun(tried, silent)
     trial.open()
     trial.plan()
     found = estimate(trial)
@@ -128,39 +268,26 @@ def _epochs(job: ShrinkJob) -> int:
     return max(0, min(_MOST_EPOCHS, int(spare / found.epoch_seconds)))
 
 
-def _cell(job: ShrinkJob, target: float, epochs: int) -> Cell:
-    name = f"obs-{target:.3f}" if job.target_ms is None else f"obs-{target:.3g}ms"
-    return Cell(name, _pruning(job, target, epochs, name))
-
-
-def _pruning(job: ShrinkJob, target: float, epochs: int, name: str) -> PruneJob:
-    shared = common(job, name)
-    given: dict[str, Any] = {"target_macs" if job.target_ms is None else "target_ms": target}
-    return PruneJob(
-        **{**shared, "output": replace(shared["output"], latency=False, onnx=False)},
+def _pruning(job: ShrinkJob, target: float, epochs: int, method: str = "obs") -> Cell:
+    name = f"{method}-{target:.3f}" if job.target_ms is None else f"{method}-{target:.3g}ms"
+    given: dict[str, Any] = {"target_macs" if job.target_ms is None else "target_ms": target, "method": method}
+    pruning = PruneJob(
+        **_shared(job, name),
         choice=PruneSettings(**given, seed=job.training.seed),
         training=replace(job.training, epochs=epochs),
         command="compressor prune",
     )
+    return Cell(name, pruning)
 
 
-def _leave(job: ShrinkJob, judge: Judge, chosen: str, certificate: Certificate, tell: Callback) -> Timed | None:
-    """The chosen network and its ONNX file in the folder itself, with what is promised of it; and its time, where it is
-    wanted, beside that of the network as it came.
-    """
-    folder, subject = Path(chosen).parent, judge.subject
-    opened = open_model(Path(chosen) / MODEL)
-    measured = {**opened.measurements, "certificate": certificate.to_json()}
-    save_model(replace(opened, measurements=measured), folder / MODEL, overwrite=True)
-    if not job.output.onnx:
-        return None
-    tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
-    small = replace(subject, opened=opened)
-    export_onnx(opened.module, small.example, folder / ONNX, check_inputs=small.real_images, card=card_of(small))
-    if not job.output.latency:
-        return None
-    tell(Stage("timing both networks in turn"))
-    with TemporaryDirectory() as scratch:
-        whole = Path(scratch) / ONNX
-        export_onnx(subject.module, subject.example, whole)
-        return time_files({str(job.model.model): whole, chosen: folder / ONNX})
+def _exits(job: ShrinkJob, epochs: int) -> Cell:
+    """The network as it came with early exits; its threshold is chosen on validation images and promises nothing."""
+    shared = {**_shared(job, "exits"), "promise": PromiseSettings()}
+    shared.pop("distilling")
+    training = replace(TUNED_TRAINING, epochs=max(1, epochs), seed=job.training.seed, device=job.training.device)
+    return Cell("exits", RouteJob(**shared, training=training, command="compressor route"))
+
+
+def _shared(job: ShrinkJob, name: str) -> dict[str, Any]:
+    shared = common(job, name)
+    return {**shared, "output": replace(shared["output"], latency=False, onnx=False)}

@@ -79,7 +79,7 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
     compared = compare_runs(done, failed, timed)
     if job.promise.max_drop is not None:
         tell(Stage("looking for the cheapest that keeps the promise"))
-        rivals = {name: report for name, report in done.items() if Path(name).name != CONTROL}
+        rivals = {name: report.after.macs or 0 for name, report in done.items() if Path(name).name != CONTROL}
         promised, certificate = Judge(job).cheapest(rivals)
         compared = replace(compared, promised=promised, certificate=certificate)
     compared.save(folder)

@@ -1,5 +1,6 @@
 """A user's own task, an object with `data`, `loss`, `measure` and `inputs`: any data, any loss, any figures."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -7,7 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from compressor.errors import CompressorError, DataError, UsageError, cause
 from compressor.files.limits import lacks_memory
@@ -146,6 +147,23 @@ class OwnTask(Task):
             raise UsageError(f"{self.name}: measure gave {', '.join(figures)}, and {name} before: always return it")
         return {name: figures.pop(name), **figures}
 
+    def put_aside(self, seed: int) -> tuple["OwnTask", "Part"]:
+        """The task with half of its test data, and the other half; of the user's own batches every second one.
+
+        Raises DataError where it has no test data.
+        """
+        if self.test is self.validation:
+            raise DataError(f"{self.name} has no test data to make a promise on: leave out `max_drop`")
+        given, kept = self.test, copy.copy(self)
+        if given.of_examples:
+            count = len(given._given)
+            order = torch.randperm(count, generator=generator(torch.device("cpu"), seed, "aside"))
+            halves: Any = [Subset(given._given, sorted(each.tolist())) for each in order.tensor_split(2)]
+        else:
+            halves = [EverySecond(given, first) for first in (0, 1)]
+        kept.test, aside = (Part(self, "test", half) for half in halves)
+        return kept, aside
+
     def _number(self, name: str, value: Any) -> float:
         try:
             number = float(value)
@@ -241,6 +259,16 @@ class Part:
             self._used = True
             given = self._given
         return given
+
+
+class EverySecond:
+    """Half of the batches of a part, from the first or the second on."""
+
+    def __init__(self, part: Part, first: int) -> None:
+        self.part, self.first = part, first
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.part._fresh()), self.first, None, 2)
 
 
 def collate(rows: list[Any]) -> Any:

@@ -7,13 +7,16 @@ import pytest
 
 from compressor.certify import Paired
 from compressor.errors import CompressorError, UsageError
+from compressor.exporting.verify import verify_package
+from compressor.report.manifest import read_manifest
 from compressor.report.run_comparison import DATA
 from compressor.runs import shrink as shrinking
 from compressor.runs.jobs import ShrinkJob
 from compressor.runs.models import open_model
-from compressor.runs.promise import put_aside, right_of
+from compressor.runs.promise import Judge, put_aside, right_of
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, PromiseSettings, TimeSettings
 from compressor.runs.shrink import Search, shrink
+from compressor.runs.stages import silent
 from compressor.training.data import open_data
 
 DIGITS = ModelSettings(str(Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors"))
@@ -45,7 +48,7 @@ def test_milliseconds_begin_with_what_was_asked_for():
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """A search that has time for two runs, by a clock that every run moves on by a quarter of the time."""
+    """A search that has time for two runs and one of another criterion, by a clock that every run moves on."""
     folder, clock = tmp_path_factory.mktemp("shrink") / "run", [0.0]
 
     def moving(cell, *given):
@@ -56,13 +59,14 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shrinking.time, "perf_counter", lambda: clock[0])
         patch.setattr(shrinking, "carry_out", moving)
-        patch.setattr(shrinking, "_epochs", lambda job: 0)
-        return folder, shrink(job(folder, seconds=60.0))
+        patch.setattr(shrinking, "_epochs", lambda *given: 0)
+        return folder, shrink(job(folder, seconds=90.0))
 
 
 def test_it_stops_before_the_time_is_over_and_leaves_the_network(found):
     folder, compared = found
     assert [Path(point.run).name for point in compared.points if point.method == "obs"] == ["obs-0.500", "obs-0.250"]
+    assert len({point.run for point in compared.points if point.method == "taylor"}) == 1
     chosen = open_model(Path(compared.promised) / "model.safetensors").module.state_dict()
     left = open_model(folder / "model.safetensors")
     assert all((left.module.state_dict()[name] == tensor).all() for name, tensor in chosen.items())
@@ -81,14 +85,14 @@ def test_the_promise_is_of_images_put_aside(found):
 
 
 def test_nothing_is_left_where_nothing_can_be_promised(tmp_path, monkeypatch):
-    monkeypatch.setattr(shrinking, "_epochs", lambda job: 0)
+    monkeypatch.setattr(shrinking, "_epochs", lambda *given: 0)
     compared = shrink(job(tmp_path / "run", max_drop=0.001, seconds=0.1))
     assert compared.promised is None and not (tmp_path / "run" / "model.safetensors").exists()
     assert compared.promise.startswith("No promise of at most 0.1 points")
 
 
 def test_milliseconds_that_cannot_be_reached_end_it_with_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(shrinking, "_epochs", lambda job: 0)
+    monkeypatch.setattr(shrinking, "_epochs", lambda *given: 0)
 
     def fails(*given):
         raise CompressorError("the target of 0.001 ms cannot be reached")
@@ -101,3 +105,33 @@ def test_milliseconds_that_cannot_be_reached_end_it_with_the_reason(tmp_path, mo
 def test_a_trained_network_is_needed(tmp_path):
     with pytest.raises(UsageError, match="starts from a trained model"):
         replace(job(tmp_path / "run"), model=ModelSettings(arch="torchvision:resnet18")).completed()
+
+
+def test_a_run_that_goes_on_has_the_epochs_that_it_began_with(tmp_path):
+    run = tmp_path / "run" / "obs-0.500"
+    run.mkdir(parents=True)
+    (run / "settings.json").write_text('{"command": "prune", "epochs": 7}')
+    assert shrinking._epochs(job(tmp_path / "run"), tmp_path / "run", silent) == 7
+
+
+@pytest.mark.slow
+def test_exits_and_int8_stand_in_one_order_with_the_pruned_networks(tmp_path, monkeypatch):
+    """By milliseconds, and what is left is what was promised."""
+    monkeypatch.setattr(shrinking, "_epochs", lambda *given: 0)
+    monkeypatch.setattr(shrinking.Search, "over", lambda self, first: self.high < 1)
+    cheapest, seen = Judge.cheapest, {}
+    asked = job(tmp_path / "run", max_drop=0.3, seconds=1000.0)
+    monkeypatch.setattr(Judge, "cheapest", lambda judge, costs: cheapest(judge, seen.setdefault("costs", costs)))
+    compared = shrink(replace(asked, output=OutputSettings(str(tmp_path / "run"))))
+    names = {Path(name).name for name in seen["costs"]}
+    assert {"obs-0.500", "taylor-0.500", "exits", "obs-0.500-int8"} <= names
+    assert {Path(point.run).name: point.latency for point in compared.points if point.method != "start"} == {
+        Path(name).name: cost for name, cost in seen["costs"].items()
+    }
+    assert compared.certificate.kept and compared.certificate.worst_class
+    left = tmp_path / "run" / "package"
+    if compared.promised.endswith("int8"):
+        assert read_manifest(left).certificate == compared.certificate.to_json()
+        verify_package(left)
+    else:
+        assert not left.exists() and (tmp_path / "run" / "model.safetensors").exists()

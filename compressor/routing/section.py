@@ -90,9 +90,11 @@ def remarks(found: Findings) -> list[str]:
     fixed = [way for way in found.ways if way.point.kind == "fixed"][:-1]
     better = [way for way in fixed if way.point.macs <= routed.macs and way.point.top1 >= routed.top1]
     if better:
+        best = max(better, key=lambda way: (way.point.top1, -way.point.macs))
         said.append(
-            f"It does not beat a shallower network: {better[0].name} takes {written.macs(better[0].point.macs)} and "
-            f"gets {written.percent(better[0].point.top1)} right."
+            f"It does not beat a shallower network: {best.name} takes {written.macs(best.point.macs)} and gets "
+            f"{written.percent(best.point.top1)} right, the router {written.macs(routed.macs)} and "
+            f"{written.percent(routed.top1)}."
         )
     for way in found.ways:
         if way.point.kind == "early exit" and way.point.top1 > routed.top1 + _EQUAL:

@@ -53,8 +53,10 @@ def test_constant_router_is_said():
 
 
 def test_shallower_network_that_does_as_well_is_said():
-    better = (WAYS[0], Way("always depth 0", point("fixed", 50, 0.90)), WAYS[2])
-    assert any("does not beat a shallower network: always depth 0" in line for line in remarks(findings(ways=better)))
+    worse, better = (Way(f"always depth {each}", point("fixed", 50, 0.90 + each / 100)) for each in (0, 1))
+    line = next(line for line in remarks(findings(ways=(WAYS[0], worse, better, WAYS[2]))) if "shallower" in line)
+    assert line.startswith("It does not beat a shallower network: always depth 1 takes 50 MAC and gets 91.00 % right")
+    assert line.endswith(", the router 60 MAC and 90.00 %.")
 
 
 def test_better_early_exit_is_said():

@@ -24,6 +24,7 @@ from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import latency as latency_targets
 from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
+from benchmarks import promises as promise_splits
 from benchmarks import routing as routing_benchmark
 from benchmarks import widths as width_times
 from compressor.exporting.runtimes import RUNTIMES
@@ -301,6 +302,11 @@ def watched() -> str:
     return watch.words(_read("watch.json"))
 
 
+def promises() -> str:
+    """How often promises are broken, and what they cost."""
+    return promise_splits.table(_read("promises.json"))
+
+
 def runtimes() -> str:
     """Every runtime beside torch and ONNX Runtime: static networks, then what runs for each exit of dynamic ones."""
     result = _read("runtimes.json")
@@ -379,6 +385,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "primenet": primenet,
     "routing": routing,
     "int8": int8,
+    "promises": promises,
     "watch": watched,
     "runtimes": runtimes,
 }

@@ -28,6 +28,16 @@ def teach(network=Three, training=SHORT, data=None, **settings):
     return net, Teacher(model, net, data or small_data(), training, chosen).teach()
 
 
+@pytest.mark.parametrize(("images", "batch"), [(256, 25), (80, 8), (20, 8)])
+def test_the_image_router_learns_by_an_eighth_of_its_images_and_by_eight_at_least(monkeypatch, images, batch):
+    seen = []
+    monkeypatch.setattr(phases, "fit", lambda _router, _data, training, step: seen.append(training.batch_size))
+    data = small_data(images)
+    teacher = Teacher(Three(), routed(router="image"), data, SHORT, RouteSettings(router="image"))
+    teacher._teach_image_router(Taught(Balance(()), data.validation), data.train, torch.arange(images) % 4)
+    assert seen == [batch]  # of the four fifths that it learns from
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -123,16 +133,6 @@ def test_rare_labels_weigh_as_much_in_total_as_common_ones(labels, weighted):
     weights = torch.tensor([1 / max(1, labels.count(label)) if weighted else 1.0 for label in range(4)])
     functional.cross_entropy(router(x), depths, weights).backward()
     torch.testing.assert_close(given, router.weight.grad)
-
-
-@pytest.mark.parametrize(("images", "batch"), [(256, 25), (80, 8), (20, 8)])
-def test_the_image_router_learns_by_an_eighth_of_its_images_and_by_eight_at_least(monkeypatch, images, batch):
-    seen = []
-    monkeypatch.setattr(phases, "fit", lambda _router, _data, training, step: seen.append(training.batch_size))
-    data = small_data(images)
-    teacher = Teacher(Three(), routed(router="image"), data, SHORT, RouteSettings(router="image"))
-    teacher._teach_image_router(Taught(Balance(()), data.validation), data.train, torch.arange(images) % 4)
-    assert seen == [batch]  # of the four fifths that it learns from
 
 
 def test_gates_need_images():

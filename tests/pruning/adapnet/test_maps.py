@@ -62,6 +62,18 @@ def test_maps_that_are_not_finite_do_not_count_as_fired() -> None:
     assert not fired.any() and not maps.any()
 
 
+@pytest.mark.parametrize("cut", [1, 7, 18])
+def test_parts_of_a_batch_show_together_what_it_shows(generator: torch.Generator, cut: int) -> None:
+    activations = torch.randn(20, 4, 8, 8, generator=generator).relu()
+    images = draw_images(4, 6, 20, generator)
+    whole = show(activations, images, 8, Part(0, 20))
+    first, rest = show(activations[:cut], images, 8, Part(0, 20)), show(activations[cut:], images, 8, Part(cut, 20))
+    assert torch.equal(first.maps + rest.maps, whole.maps) and torch.equal(first.fired + rest.fired, whole.fired)
+    torch.testing.assert_close(first.cosines + rest.cosines, whole.cosines)
+    assert torch.equal(torch.maximum(first.peak, rest.peak), whole.peak)
+    assert first.images == rest.images == whole.images
+
+
 def test_cosine_sums_equal_pairs_one_by_one(generator: torch.Generator) -> None:
     maps = torch.randn(3, 4, 5, 6, generator=generator)
     maps[0, 1] = 0.0

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compressor.graph.capture import capture
+from compressor.pruning.adapnet import boundary
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.surgery import Insert, Merge, Prune
@@ -43,6 +44,19 @@ def test_narrow_groups_record_as_many_maps_as_fill_the_dictionary(dict_size: int
     with running.method.watch(running.model, running.channels).on(running.model):
         recordings = [unit.recording for unit in running.method.units.values()]
     assert [recording.maps.shape[1] for recording in recordings if recording is not None] == [8 * each for each in maps]
+
+
+def test_filters_count_as_removed_when_they_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Running(SETTINGS, small_net(8))
+    method = running.method
+    method.adopt(running.model, running.channels)
+    unit = next(iter(method.units.values()))
+    monkeypatch.setattr(boundary, "candidates", lambda *_: {unit.ids[0]: {}, unit.ids[2]: {}})
+    monkeypatch.setattr(boundary, "merges", lambda *_: [])
+    method.removed = [0]
+    looked = boundary.Looked(running.model, running.channels, method.means, SETTINGS, method.generator)
+    assert not list(method._reductions([unit], looked))
+    assert method.removed == [2] and unit.frozen.nonzero().flatten().tolist() == [0, 2]
 
 
 def test_a_run_prunes_merges_and_inserts(done: Running) -> None:
@@ -147,8 +161,6 @@ def test_the_end_of_the_phase_spares_what_is_still_frozen() -> None:
 
 
 def test_a_new_filter_is_spared_at_exactly_the_next_two_boundaries(monkeypatch: pytest.MonkeyPatch) -> None:
-    from compressor.pruning.adapnet import boundary
-
     spared: dict[int, int] = {}
     asked = boundary.prune.candidates
 

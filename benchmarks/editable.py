@@ -75,7 +75,7 @@ def ultralytics(name: str) -> Built:
 def segmentation_models(name: str) -> Built:
     library = importlib.import_module("segmentation_models_pytorch")
     model = getattr(library, name)("mit_b0" if name == "Segformer" else "resnet18", encoder_weights=None, classes=5)
-    return model, *_images(96)
+    return model, *_images(128)
 
 
 def diffusion(name: str) -> Built:
@@ -89,7 +89,7 @@ def diffusion(name: str) -> Built:
     }
     text, step = torch.randn(2, 4, 24), torch.tensor(3)
     if name == "UNet1DModel":
-        model, x = library.UNet1DModel(sample_size=64, extra_in_channels=16), torch.randn(2, 2, 64)
+        model, x = library.UNet1DModel(sample_size=64, extra_in_channels=64), torch.randn(2, 2, 64)
         return model, (x[:1], step), (x, step)
     if name == "UNet2DModel":
         kinds = {
@@ -187,6 +187,9 @@ def measured(build: Callable[[str], Built], name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model, *examples = build(name)
     example, training = (move(each, torch.float64) for each in examples)
+    if name.startswith("keypoint"):  # torchvision takes them in this type alone
+        for target in training[1]:
+            target["keypoints"] = target["keypoints"].float()
     with stand_ins():
         return halved(calibrated(randomise_(model), training), example, training)
 

@@ -131,6 +131,29 @@ class _Blur(nn.Module):
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.kernel, groups=self.channels)
 
 
+class CheckedSize(Network):
+    """A block that asks of its input for as many channels as it keeps, and gives as many others."""
+
+    FREE = {"a": 6, "block.conv": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.block, self.head = conv(3, 6), _Checked(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(F.relu(self.a(x))).mean((2, 3)))
+
+
+class _Checked(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.conv = channels, conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return F.relu(self.conv(x))
+
+
 class WrittenSize(Network):
     """A shape written into the code: the channels that meet there are frozen, the rest is pruned."""
 
@@ -384,7 +407,8 @@ class Unknown(Network):
 NETWORKS: dict[str, Callable[[], Network]] = {
     cls.__name__: cls
     for cls in (
-        Plain, Residual, Dense, Depthwise, Grouped, StoredGroups, WrittenSize, SilentSize, Shuffled, Chunked, Selective,
-        Transposed, OtherRanks, Shared, Computed, Normalised, Attention, Auxiliary, PixelShuffled, ZeroPadded, Unknown,
+        Plain, Residual, Dense, Depthwise, Grouped, StoredGroups, CheckedSize, WrittenSize, SilentSize, Shuffled,
+        Chunked, Selective, Transposed, OtherRanks, Shared, Computed, Normalised, Attention, Auxiliary, PixelShuffled,
+        ZeroPadded, Unknown,
     )
 }  # fmt: skip

@@ -311,7 +311,7 @@ class Refinement:
                 if known is not found.known:
                     yield known
 
-    def _stored(self, walk: Propagation, number: int, outwards: int) -> dict[tuple[str, ...], list[RawSize]]:
+    def _stored(self, walk: Propagation, number: int, outwards: int) -> dict[trial.Named, list[RawSize]]:
         """Alternatives of attributes that may hold what an operator used, by their names."""
         path = walk.trace.ops[number].module.split(".")
         module = ".".join(path[: max(0, len(path) - outwards)])

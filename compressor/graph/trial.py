@@ -367,43 +367,59 @@ def _parts(op: Op, walk: Propagation) -> list[Ids | None]:
     return [walk.track(ref).get(dim) for ref in op.outputs]
 
 
+Named = tuple[tuple[str, int], ...]  # paths of attributes, and which of the channels of that number each counts
+
+
 def stored_sizes(
     number: int, walk: Propagation, name: str, module: nn.Module, model: nn.Module
-) -> dict[tuple[str, ...], list[RawSize]]:
+) -> dict[Named, list[RawSize]]:
     """Attributes of a running module, called `name`, that may hold the sizes this operator used.
 
-    By their paths: alternatives to try, simplest first, of at most one attribute for each size, or one list that holds
-    several.
+    By their paths and which of the channels of that number they count: alternatives to try, simplest first, of at most
+    one attribute for each size, or one list that holds several.
     """
     op, held = walk.trace.ops[number], vars(module)
     nearest = sorted(_call(number, walk, model), key=lambda other: abs(other - number), reverse=True)
-    counted = {len(ids): ids for each in nearest for ids in _counted(walk.trace.ops[each], walk)}
+    counted: dict[int, list[Ids]] = {}  # the likeliest first: what the operator gives comes before what it is given
+    for ids in (ids for each in nearest for ids in _counted(walk.trace.ops[each], walk)):
+        alike = counted.setdefault(len(ids), [])
+        counted[len(ids)] = [ids, *(other for other in alike if other is not ids)][:_MOST_ALIKE]
     lists = {path: value for path, value in held.items() if isinstance(value, list | tuple)}
     exact = [
-        [(f"{path}.{index}", ids) for index, ids in enumerate(_parts(op, walk)) if ids is not None]
+        [(f"{path}.{index}", 0, ids) for index, ids in enumerate(_parts(op, walk)) if ids is not None]
         for path, value in lists.items()
         if list(value) == argument(op, "split_sizes")
     ]
     entries = [
-        [(f"{path}.{index}", counted[entry]) for index, entry in enumerate(value) if _is_size(entry, counted)]
+        [(f"{path}.{index}", 0, counted[entry][0]) for index, entry in enumerate(value) if _is_size(entry, counted)]
         for path, value in lists.items()
     ]
     sizes = {path: value for path, value in held.items() if _is_size(value, counted)}
-    choices = [[None, *(path for path, value in sizes.items() if value == size)] for size in counted]
-    mixed = [
-        [(path, counted[held[path]]) for path in paths if path is not None]
-        for paths in itertools.islice(itertools.product(*choices), _MOST_ALTERNATIVES)
-    ]
-    found: dict[tuple[str, ...], list[RawSize]] = {}
-    for each in (*exact, *sorted(filter(None, (*entries, *mixed)), key=len)):
-        found.setdefault(tuple(path for path, _ in each), [RawSize(name, path, ids) for path, ids in each])
+    mixed = [chosen for most in range(1, _MOST_ALIKE + 1) for chosen in _chosen(sizes, counted, most)]
+    found: dict[Named, list[RawSize]] = {}
+    simple = lambda each: (sum(at for _, at, _ in each), len(each))  # noqa: E731
+    for each in (*exact, *sorted(filter(None, (*entries, *mixed)), key=simple)):
+        found.setdefault(tuple(one[:2] for one in each), [RawSize(name, path, ids) for path, _, ids in each])
     return found
 
 
+def _chosen(
+    sizes: Mapping[str, int], counted: Mapping[int, list[Ids]], most: int
+) -> Iterator[list[tuple[str, int, Ids]]]:
+    """At most one attribute for each size, for one of the `most` likeliest arrays of so many channels."""
+    choices = [
+        [None, *((path, at, ids) for at, ids in enumerate(alike[:most]) for path in sizes if sizes[path] == size)]
+        for size, alike in counted.items()
+    ]
+    for chosen in itertools.islice(itertools.product(*choices), _MOST_ALTERNATIVES):
+        yield [each for each in chosen if each is not None]
+
+
+_MOST_ALIKE = 2  # as where a layer has as many inputs as outputs
 _MOST_ALTERNATIVES = 64
 
 
-def _is_size(value: object, counted: dict[int, Ids]) -> bool:
+def _is_size(value: object, counted: dict[int, list[Ids]]) -> bool:
     return type(value) is int and value > 1 and value in counted
 
 

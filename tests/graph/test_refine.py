@@ -22,7 +22,7 @@ def test_a_refinement_leaves_what_was_known_as_it_was():
     assert len(more.beyond(ties).pairs) == 1 and not ties.pairs and not ties.frozen
 
 
-@pytest.mark.parametrize("name", ["Plain", "WrittenSize", "StoredGroups", "Chunked"])
+@pytest.mark.parametrize("name", ["Plain", "WrittenSize", "StoredGroups", "CheckedSize", "Chunked"])
 def test_nothing_objects_to_the_map_that_is_found_and_the_replica_is_as_before(name):
     model = NETWORKS[name]().eval()
     replica = Replica(model)

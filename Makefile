@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh clone that has only Python 3.11 or newer.
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all floors runtimes mutants clean
+.PHONY: help install demo check test test-all examples floors runtimes mutants clean
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python test` chooses another.
 PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
@@ -14,6 +14,7 @@ help:
 	@echo "make test      install into .venv, then lint, types and tests"
 	@echo "make check     lint and types only"
 	@echo "make test-all  also the tests marked slow and zoo"
+	@echo "make examples  install Lightning and transformers too, and run the programs in examples with small networks"
 	@echo "make mutants   plant faults in the code and see which the tests notice (hours; goes on where it was broken off)"
 	@echo "make floors    install the lowest versions of all dependencies and run the demo with them"
 	@echo "make runtimes  install every runtime of 'export --to' apart (2 GB) and test packages on each"
@@ -51,6 +52,10 @@ test: check
 
 test-all: check
 	$(SUITE)
+
+examples: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,examples]'
+	$(SUITE) tests/test_examples.py
 
 mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --workers 2

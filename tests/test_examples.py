@@ -1,12 +1,67 @@
 """The programs in examples, run with small networks."""
 
+import importlib
 import runpy
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
+
+from compressor.vision import door
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
+    """A program by its name; skipped where the library that it shows is not installed."""
+    name, library = request.param
+    assert door.torchvision  # which that library may import; without its compiled operators it can be after the door
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module(name)
+
+
+def half_went(report) -> None:
+    assert 0.4 < report.after.macs / report.before.macs <= 0.51 and report.rows and report.edits
+
+
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [("lightning_callback", "lightning")], indirect=True)
+@pytest.mark.filterwarnings("ignore")  # the library's own: of loaders without workers, of the folder of its logs
+def test_lightning_trains_what_the_callback_prunes(example, tmp_path):
+    half_went(example.train(2, 8, default_root_dir=tmp_path, **QUIET))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [("lightning_callback", "lightning")], indirect=True)
+@pytest.mark.filterwarnings("ignore")
+def test_where_lightning_adds_up_gradients_the_pruner_counts_steps(example, tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(example.compressor.Pruner, "step", lambda pruner: counted.append(1))
+    example.train(2, 8, default_root_dir=tmp_path, accumulate_grad_batches=4, limit_train_batches=8, **QUIET)
+    assert len(counted) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [("hugging_face_trainer", "transformers")], indirect=True)
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainer_trains_what_the_callback_prunes(example, tmp_path):
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+    report = example.train(1, (8, 12), output_dir=str(tmp_path), report_to=[], disable_tqdm=True, save_strategy="no")
+    half_went(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [("timm_loop", "timm")], indirect=True)
+def test_a_loop_of_timm_prunes(example, capsys):
+    half_went(example.train(2, "test_resnet", channels=(8, 8, 12, 12), stem_width=8))
+    assert "% of the multiply-adds" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -27,3 +82,24 @@ def test_the_plain_loop_prunes_and_goes_on_from_its_checkpoint(tmp_path, capsys)
     assert example["train"](2, 8, tmp_path / "last.pt", resume=True).edits == report.edits
     whole, last = (torch.load(tmp_path / name)["model"] for name in ("whole.pt", "last.pt"))
     assert whole.keys() == last.keys() and all(torch.equal(whole[name], last[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [("ultralytics_callbacks", "ultralytics")], indirect=True)
+@pytest.mark.filterwarnings("ignore")
+def test_ultralytics_trains_what_the_callbacks_prune_and_saves_it(example, tmp_path):
+    from ultralytics import YOLO
+
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 64), (60 * number, 128, 0)).save(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames: [box]\n")
+    report = example.train(
+        "yolo11n.yaml", str(tmp_path / "data.yaml"), 0.7, epochs=1, imgsz=64, batch=2, device="cpu", workers=0,
+        plots=False, val=False, project=str(tmp_path), name="run", verbose=False,
+    )  # fmt: skip
+    assert 0.6 < report.after.macs / report.before.macs <= 0.71
+    saved = YOLO(tmp_path / "run" / "weights" / "best.pt").model
+    assert sum(each.numel() for each in saved.parameters()) == report.after.params < report.before.params

@@ -21,6 +21,7 @@ from rich.console import Console
 from benchmarks import adapnet_show, adapnet_small, kinds, pareto_show, real_show, surgery_show, watch, without_data
 from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
+from benchmarks import exits as exits_together
 from benchmarks import latency as latency_targets
 from benchmarks import nsn as nsn_benchmark
 from benchmarks import primenet as primenet_benchmark
@@ -108,6 +109,11 @@ def adapnet_tables() -> str:
 def cnsn() -> str:
     """CNSN's sub-models beside the same ones trained alone."""
     return cnsn_benchmark.table(_read("cnsn-cpu.json"))
+
+
+def exits() -> str:
+    """Ways to train the exits of one network, beside each trained alone."""
+    return exits_together.table(_read("exits.json"))
 
 
 def nsn() -> str:
@@ -384,6 +390,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "nsn": nsn,
     "primenet": primenet,
     "routing": routing,
+    "exits": exits,
     "int8": int8,
     "promises": promises,
     "watch": watched,

@@ -14,11 +14,11 @@ def table(result: dict[str, Any]) -> str:
     seeds = len({row["seed"] for row in rows})
     lines = [
         f"{result['network']} on {result['data']}: {result['train_images']:,} training images, {result['epochs']} "
-        f"epochs in batches of {result['batch_size']}, {seeds} seeds at most; {result['machine']}, torch "
-        f"{result['versions']['torch']}.",
+        f"epochs in batches of {result['batch_size']}, {seeds} {'seed' if seeds == 1 else 'seeds'}; "
+        f"{result['machine']}, torch {result['versions']['torch']}.",
         "",
-        f"| MACs left | {' | '.join(f'{left:.0%}' for left in lefts)} | AdapNet's own | CPU s |",
-        "|---" * (len(lefts) + 3) + "|",
+        f"| MACs left | {' | '.join(f'{left:.0%}' for left in lefts)} | CPU s |",
+        "|---" * (len(lefts) + 2) + "|",
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
@@ -28,13 +28,11 @@ def table(result: dict[str, Any]) -> str:
             leads = [100 * (row["top1"] - base[left, row["seed"]]) for row in at]
             lead = "" if arm == BASE or not at else f" ({_spread(leads, '+.1f')})"
             cells.append(f"{_spread([100 * row['top1'] for row in at], '.1f')}{lead}" if at else "")
-        reached = [row["macs_left_by_adapnet"] for row in own if "macs_left_by_adapnet" in row]
-        by_itself = f"to {statistics.mean(reached):.0%}" if reached else ""
         seconds = statistics.mean(row["cpu_seconds"] for row in own)
-        lines.append(f"| {arm} | {' | '.join(cells)} | {by_itself} | {seconds:.0f} |")
+        lines.append(f"| {arm} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
 
 
 def _spread(values: list[float], form: str) -> str:
-    mean = format(statistics.mean(values), form)
+    mean = format(round(statistics.mean(values), 1) + 0.0, form)  # no "-0.0"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean

@@ -23,6 +23,13 @@ def test_parts_of_equal_size_are_tied(number: int, tied: list[int]) -> None:
     assert channels.frozen.get("a") is None and together(channels) == tied
 
 
+def test_padding_of_pixels_lets_channels_pass() -> None:
+    channels = captured(lambda x: nn.functional.pad(x, (1, 0, 2, 1)))
+    assert channels.group("a").frozen is None and channels.group("a").size == 8
+    channels = captured(lambda x: nn.functional.pad(x, (0, 0, 0, 0, 0, 0)))
+    assert channels.group("a").frozen is None and channels.group("a").size == 8
+
+
 def test_windows_over_channels_freeze_them() -> None:
     channels = captured(lambda x: x.unfold(1, 8, 1)[:, 0].movedim(-1, 1))
     assert "takes windows over channels" in channels.frozen["a"]

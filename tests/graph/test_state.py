@@ -12,13 +12,21 @@ from torch import Tensor, nn
 from compressor.graph import capture
 from compressor.graph.generators import seeded
 from compressor.graph.skeleton import Replica
-from compressor.graph.state import State
+from compressor.graph.state import State, _refill
 from compressor.graph.trace import Way, run
 
 CACHE: dict[Any, Tensor] = {}
 LAST: Tensor | None = None
 SOURCE = np.random.default_rng(3)
 X = torch.randn(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("held", [["a", "b"], ["a", "c"], ["c", "b"], ["a"], ["a", "b", "c"], []])
+def test_a_list_or_a_dict_holds_again_what_it_held(held: list[str]) -> None:
+    changed, mapped = list(held), dict.fromkeys(held, 1) | dict.fromkeys(held[:1], 2)
+    _refill(changed, list, ["a", "b"])
+    _refill(mapped, dict, {"a": 1, "b": 1})
+    assert changed == ["a", "b"] and mapped == {"a": 1, "b": 1} and list(mapped) == ["a", "b"]
 
 
 class Network(nn.Module):

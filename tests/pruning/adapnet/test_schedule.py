@@ -74,3 +74,9 @@ def test_stop_rule_wants_two_poor_periods_after_a_quarter_of_the_epochs(
     removed: list[int], epoch: int, stops: bool
 ) -> None:
     assert should_stop(AdapNetSettings(), removed, epoch) is stops
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(4, 1), (5, 2), (6, 2), (9, 3)])
+def test_a_quarter_of_the_epochs_is_over_when_it_is_whole(epochs: int, first: int) -> None:
+    asked = [should_stop(AdapNetSettings(max_epochs=epochs), [0, 0], epoch) for epoch in range(epochs)]
+    assert asked.index(True) == first

@@ -12,9 +12,10 @@ def table(result: dict[str, Any]) -> str:
     lefts = sorted({row["left"] for row in rows}, reverse=True)
     base = {(row["left"], row["seed"]): row["top1"] for row in rows if row["arm"] == BASE}
     seeds = len({row["seed"] for row in rows})
+    spread = "1 seed" if seeds == 1 else f"{seeds} seeds where a spread stands"
     lines = [
         f"{result['network']} on {result['data']}: {result['train_images']:,} training images, {result['epochs']} "
-        f"epochs in batches of {result['batch_size']}, {seeds} {'seed' if seeds == 1 else 'seeds'}; "
+        f"epochs in batches of {result['batch_size']}, {spread}; "
         f"{result['machine']}, torch {result['versions']['torch']}.",
         "",
         f"| MACs left | {' | '.join(f'{left:.0%}' for left in lefts)} | CPU s |",

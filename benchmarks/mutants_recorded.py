@@ -138,6 +138,10 @@ HARMLESS: dict[tuple[str, str], str] = {
         "routing/curve.py",
         f"spread = {_FALLING}",
     ): "of thresholds at one cost, which send the same images, another stays",
+    (
+        "graph/meta_shapes.py",
+        "if not any(tensor.is_contiguous() for tensor in tensors) and first.ndim in (4, 5):",
+    ): "where one of the tensors is contiguous, so is what torch makes of them",
     ("graph/rules_layers.py", "if len(held) > 0 and held[0][1] > 1:"): "one operand joined with nothing is as it was",
     ("graph/rules_shapes.py", "sizes = list(zip(size, stride, strict=False))"): "torch takes as many strides as sizes",
     (

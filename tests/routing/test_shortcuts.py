@@ -26,6 +26,7 @@ SHAPES = {
     "odd maps, rounded up": ((4, 7, 7), (4, 4, 4)),
     "odd maps, rounded down": ((4, 7, 7), (4, 3, 3)),
     "no padding": ((4, 8, 8), (4, 6, 6)),
+    "rounded up, and no padding": ((4, 9, 8), (4, 5, 6)),
     "all at once": ((4, 9, 8), (5, 5, 4)),
 }
 

@@ -1,1 +1,9 @@
-"""Images: torchvision by one door, and how an image file becomes what a network takes."""
+"""Images: torchvision by one door, and how an image file becomes what a network takes.
+
+Beside torch the door is opened at once: after `import compressor.vision` other packages can import torchvision, too.
+"""
+
+import sys
+
+if "torch" in sys.modules:
+    from compressor.vision import door as door

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -54,3 +57,9 @@ def test_default_preset_has_the_size_that_the_builder_assumes(name, size):
 def test_every_classifier_has_a_preset():
     for name in vision.classifiers():
         assert vision.default_preset(name).input_shape[0] == 3
+
+
+def test_beside_torch_the_door_is_open_for_others_too() -> None:
+    program = "import torch, compressor.vision, torchvision, sys; print('compressor.vision.door' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from compressor.vision import door
+from tests.torchvision_operators import stand_ins
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -96,10 +97,11 @@ def test_ultralytics_trains_what_the_callbacks_prune_and_saves_it(example, tmp_p
         Image.new("RGB", (64, 64), (60 * number, 128, 0)).save(tmp_path / "images" / f"{number}.png")
         (tmp_path / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
     (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames: [box]\n")
-    report = example.train(
-        "yolo11n.yaml", str(tmp_path / "data.yaml"), 0.7, epochs=1, imgsz=64, batch=2, device="cpu", workers=0,
-        plots=False, val=False, project=str(tmp_path), name="run", verbose=False,
-    )  # fmt: skip
+    with stand_ins():
+        report = example.train(
+            "yolo11n.yaml", str(tmp_path / "data.yaml"), 0.7, epochs=1, imgsz=64, batch=2, device="cpu", workers=0,
+            plots=False, val=False, project=str(tmp_path), name="run", verbose=False,
+        )  # fmt: skip
     assert 0.6 < report.after.macs / report.before.macs <= 0.71
     saved = YOLO(tmp_path / "run" / "weights" / "best.pt").model
     assert sum(each.numel() for each in saved.parameters()) == report.after.params < report.before.params

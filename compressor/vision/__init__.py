@@ -5,5 +5,5 @@ Beside torch the door is opened at once: after `import compressor.vision` other 
 
 import sys
 
-if "torch" in sys.modules:
+if sys.modules.get("torch") is not None:
     from compressor.vision import door as door

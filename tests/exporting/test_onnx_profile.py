@@ -14,7 +14,7 @@ from compressor.exporting import latency
 from compressor.exporting import onnx as exporting
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_profile import profile_onnx
-from compressor.profiling.latency import measure
+from compressor.profiling.latency import measure_in_turn
 from compressor.profiling.model_profile import profile
 
 
@@ -68,7 +68,7 @@ def test_macs_params_and_rows_equal_the_models(tmp_path: Path) -> None:
 
 
 def test_latency_is_onnxruntimes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "measure", partial(measure, seconds=0.02))
+    monkeypatch.setattr(latency, "measure_in_turn", partial(measure_in_turn, seconds=0.02))
     export_onnx(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 6, 6), tmp_path / "net.onnx")
     cost = profile_onnx(tmp_path / "net.onnx", latency=True)
     assert cost.latency_ms is not None and cost.latency_ms["torch"] is None

@@ -59,6 +59,7 @@ def test_every_classifier_has_a_preset():
         assert vision.default_preset(name).input_shape[0] == 3
 
 
+@pytest.mark.slow
 def test_beside_torch_the_door_is_open_for_others_too() -> None:
     program = "import torch, compressor.vision, torchvision, sys; print('compressor.vision.door' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)

@@ -53,10 +53,10 @@ def compare(
 def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> None:
     """The table, the files that were made, and what to do with the best of them."""
     from compressor.report.run_comparison import comparison_table
-    from compressor.runs.folder import MODEL
+    from compressor.runs.folder import MODEL, PACKAGE
 
     terminal.print_json(compared.to_json())
-    left = next((each for each in (Path(out) / MODEL, Path(out) / "package") if each.exists()), Path(out) / MODEL)
+    left = next((each for each in (Path(out) / MODEL, Path(out) / PACKAGE) if each.exists()), Path(out) / MODEL)
     if compared.certificate is not None:
         made = str(left) if left.exists() else compared.promised or "no network"
         terminal.answer(made, [(compared.certificate.words(), compared.certificate.kept)])

@@ -1,6 +1,7 @@
 """Settings under the names by which they are typed."""
 
 import re
+from functools import cache
 
 from compressor.runs.jobs import VERBS
 from compressor.settings import known_to
@@ -13,5 +14,10 @@ def flag(name: str) -> str:
 
 def as_typed(text: str) -> str:
     """A text with every setting that stands in backquotes as it is typed: `target_macs` becomes --target-macs."""
-    settings = {name for kinds in VERBS.values() for kind in kinds for name in known_to(kind)}
-    return re.sub(r"`(\w+)`", lambda found: flag(found[1]) if found[1] in settings else found[0], text)
+    return re.sub(r"`(\w+)`", lambda found: flag(found[1]) if found[1] in _settings() else found[0], text)
+
+
+@cache
+def _settings() -> frozenset[str]:
+    """The names of all settings of all verbs."""
+    return frozenset(name for kinds in VERBS.values() for kind in kinds for name in known_to(kind))

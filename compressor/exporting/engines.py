@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from compressor.exporting import run
-from compressor.exporting.measure import SECONDS, profiled
+from compressor.exporting.measure import ROUNDS, SECONDS, profiled, without_reorders
 from compressor.exporting.runtime import noise, open_session
 from compressor.profiling.latency import once
 from compressor.report.manifest import Array
 
-_RUNS = (9, 60)  # a graph runs at least and at most so often
 _AS_IN_ONNX = {"Convolution": "Conv", "Deconvolution": "ConvTranspose", "FullyConnected": "Gemm", "MatMul": "Gemm"}
 
 
@@ -34,8 +33,7 @@ class Engine:
 
     def layer_ms(self, model: bytes, shape: tuple[int, ...], threads: int) -> float:
         """Milliseconds of the one layer of a graph, without what re-orders its input and output."""
-        times = self.operators(model, {"x": noise(shape)}, threads, SECONDS)
-        return sum(ms for operator, ms in times.items() if not operator.startswith("Reorder"))
+        return without_reorders(self.operators(model, {"x": noise(shape)}, threads, SECONDS))
 
 
 def _onnxruntime(file: Path, shape: tuple[int, ...], threads: int) -> Callable[[], object]:
@@ -58,7 +56,7 @@ def _openvino_operators(model: Any, feeds: Mapping[str, Array], threads: int, se
     request = core.compile_model(graph, "CPU", options).create_infer_request()
     found: dict[str, tuple[str, list[float]]] = {}
     runs, spent = 0, 0.0
-    while runs < _RUNS[0] or (runs < _RUNS[1] and spent < seconds):
+    while runs < ROUNDS[0] or (runs < ROUNDS[1] and spent < seconds):
         spent += once(lambda: request.infer(dict(feeds)))
         runs += 1
         for node in request.profiling_info:

@@ -65,6 +65,11 @@ def layer_ms(model: Any, shape: tuple[int, ...], threads: int) -> float:
     """Milliseconds of the one layer of a graph, without what re-orders its input and output."""
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     times = profiled(model, {"x": image}, threads)
+    return without_reorders(times)
+
+
+def without_reorders(times: dict[str, float]) -> float:
+    """The sum of operators' milliseconds but for those that re-order an input or output."""
     return sum(ms for operator, ms in times.items() if not operator.startswith("Reorder"))
 
 

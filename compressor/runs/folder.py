@@ -20,6 +20,7 @@ from compressor.training.events import EpochEvent
 
 # What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
 MODEL, ONNX, REPORT, PAGE = "model.safetensors", "model.onnx", "report.json", "report.html"
+PACKAGE = "package"  # what shrink leaves in place of the model where INT8 is the cheapest
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
 _LONGEST_SETTINGS = 1 << 20  # characters
 # Unfinished files of ours, and the folder that an export is made in.

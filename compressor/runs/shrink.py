@@ -29,7 +29,7 @@ from compressor.routing.settings import TUNED_TRAINING
 from compressor.runs.compare import time_files
 from compressor.runs.estimate import estimate
 from compressor.runs.export import export
-from compressor.runs.folder import MODEL, ONNX, SETTINGS, read_settings
+from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings
 from compressor.runs.jobs import PruneJob, RouteJob, ShrinkJob
 from compressor.runs.lock import FolderLock
 from compressor.runs.looking import ExportJob
@@ -50,7 +50,6 @@ _CLOSE = 0.05  # share of the range within which no further target is tried
 _SEARCH = 0.6  # of the time; the rest is for other ways to make it cheaper
 _RIVAL = "taylor"  # the criterion that is tried besides block OBS
 _QUANTIZED = 2  # sizes that are tried in INT8
-PACKAGE = "package"  # of the folder: where INT8 is the cheapest
 _TIMED_IMAGES = 20
 
 

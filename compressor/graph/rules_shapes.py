@@ -56,9 +56,7 @@ def _rectangular(w: Propagation, op: Op, ids: NDArray[np.int64], dims: list[int]
     shown, else the largest.
     """
     varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis)).any()]
-    if not varying:
-        return {}
-    kept = varying[-1]
+    kept = varying[-1] if varying else int(np.argmax(ids.shape))  # all tied into one: any dimension holds them
     if len(varying) > 1:
         w.choices[w.number] = tuple(dims[axis] for axis in varying)
         asked = op.args[1] if isinstance(op.args[1], list) else []

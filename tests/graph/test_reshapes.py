@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from compressor.graph import capture
 from compressor.graph.channels import SINGLE
 from compressor.surgery import operate_
-from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error, same_map
+from tests.equivalence import (
+    half_plan,
+    left_out,
+    masked_outputs,
+    outputs,
+    randomise_,
+    relative_error,
+    same_map,
+)
 
 
 class Reshaping(nn.Module):
@@ -115,3 +123,31 @@ def test_sizes_taken_from_another_tensor_tie_to_it() -> None:
     reference = masked_outputs(model, x, channels, plan.removed)
     operate_(model, plan, channels)
     assert relative_error(outputs(model, x), reference) < 1e-10
+
+
+class Shuffling(nn.Module):
+    """Half of the channels goes through a layer of its own, then both halves are interleaved; again and again."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+        self.units = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        for unit in self.units:
+            left, right = x.chunk(2, 1)
+            x = torch.cat([left, unit(right)], 1)
+            x = x.view(2, 2, -1, 8, 8).transpose(1, 2).reshape(2, -1, 8, 8)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("units", [3, 4, 5, 8])
+def test_channels_that_shuffles_tie_into_one_stay_tracked(units: int) -> None:
+    """As in ShuffleNetV2: after some units no channel can go by itself, and that is the reason given everywhere."""
+    model, x = randomise_(Shuffling(units)), torch.randn(2, 3, 8, 8).double()
+    channels = capture(model, x)
+    assert left_out(model, x, channels) == []
+    assert {group.frozen for group in channels.groups} == {SINGLE, "output of the model"}
+    assert channels.group("a").size == 1

@@ -118,8 +118,11 @@ def bare(model: nn.Module) -> nn.Module:
     """The network inside DataParallel, DistributedDataParallel or torch.compile.
 
     Raises:
+        UsageError: this is no nn.Module.
         ModelError: FSDP has spread the weights over processes.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the model is a {type(model).__name__}: give an nn.Module")
     inner: Any = model
     while isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(inner, "_orig_mod"):
         inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module

@@ -119,8 +119,10 @@ def prune_(
     check(choice, has_data=bool(images) or (data is not None and choice.method == "obs"))
     module = bare(module)
     channels = capture(module, example, keep=choice.keep, also=also)
-    check_can_be_edited(module, optimizer)
-    inputs = () if data is None else inputs_of(data, example, device_of(module))
+    check_can_be_edited(module)
+    if optimizer is not None:
+        check_optimizer(module, optimizer)
+    inputs = () if data is None else inputs_of(data, example, module)
     if not in_time(choice):
         selection = decide(module, channels, choice, images, inputs, score)
     else:
@@ -232,17 +234,19 @@ def labelled(batches: Any) -> tuple[tuple[Tensor, Tensor], ...]:
     return tuple((images, labels) for images, labels in found)
 
 
-def check_can_be_edited(module: nn.Module, optimizer: Optimizer | None) -> None:
-    """Raise what is known before anything is decided: weights without values, an optimizer of another network."""
+def check_can_be_edited(module: nn.Module) -> None:
+    """Raise what is known before anything is decided: weights without values, a reducer that keeps the old sizes."""
     parameters = dict(module.named_parameters())
     empty = next((name for name, parameter in parameters.items() if parameter.is_meta), None)
     if empty is not None:
         raise ModelError(f"{empty} has no values (it is on the meta device): load the weights first")
     check_no_reducer(parameters.values())
-    if optimizer is None:
-        return
+
+
+def check_optimizer(module: nn.Module, optimizer: Optimizer) -> None:
+    """Raise UsageError for an optimizer of another network."""
     if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
         raise UsageError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
-    own = set(map(id, parameters.values()))
+    own = set(map(id, module.parameters()))
     if own.isdisjoint(id(parameter) for group in optimizer.param_groups for parameter in group["params"]):
         raise UsageError("the optimizer holds no parameter of the module: give the one that trains it")

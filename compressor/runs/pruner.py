@@ -39,7 +39,7 @@ from compressor.runs.goals import Guard, Target
 from compressor.runs.gradual import Gradual
 from compressor.runs.latency_goal import price_in_ms, target_in_ms
 from compressor.runs.measuring import filters, layer_sizes
-from compressor.runs.oneshot import check_can_be_edited, checked
+from compressor.runs.oneshot import check_can_be_edited, check_optimizer, checked
 from compressor.runs.periods import Periods
 from compressor.runs.phases import check_period
 from compressor.runs.settings import GoalSettings
@@ -129,7 +129,8 @@ class Pruner:
         also = also if isinstance(also, Mapping) else (also,) if isinstance(also, str) else tuple(also)
         with neutral(), _apart(seed):
             with _without_reducer(self._wrapper):
-                check_can_be_edited(self.model, optimizer)
+                check_can_be_edited(self.model)
+            check_optimizer(self.model, optimizer)
             _check_followers(self.model, self.followers)
             self._channels = capture(self.model, example, keep=(*own.keep, *keep), also=also or own.also)
             self._course: Periods | Gradual
@@ -143,7 +144,7 @@ class Pruner:
                     given["method"] = method if isinstance(method, str) else named(method)
                 self._course = self._gradual(filled(own, checked(**given, seed=seed)), score, every, data, loss)
             self._before, self._widths = self._measured(), filters(self.model)
-        self._parts = list(_parts(self.model))
+        self._parts = [(path, held, dict(held)) for path, held in _parts(self.model)]
         self._course.arm(optimizer)
 
     def _adapnet(self, base: AdapNetSettings | None, given: dict[str, Any], classes: int | None) -> Periods:
@@ -190,7 +191,7 @@ class Pruner:
         return Gradual(
             self.model, self._example, self._channels, choice, self._tell,
             steps=steps, every=every or max(1, steps // _ROUNDS), score=score, loss=loss,
-            inputs=inputs_of(batches, self._example, torch.device("cpu")) if batches else (),
+            inputs=inputs_of(batches, self._example, self.model, torch.device("cpu")) if batches else (),
             batches=batches if loss is not None or score is not None else (),
             price=None if goal is None else goal.price, followers=self.followers,
         )  # fmt: skip
@@ -317,11 +318,14 @@ class Pruner:
     def _check_same(self, what: str) -> None:
         if self._finished:
             raise UsageError(f"{what}() after finish(): the pruner has done its work, make a new one to go on")
-        for registry, name, value, path in self._parts:
-            if registry.get(name) is not value:
-                raise UsageError(
-                    f"{path} was replaced since the Pruner was made, so it no longer knows the model: make a new one"
-                )
+        for path, held, known in self._parts:
+            if len(held) == len(known) and all(held.get(name) is each for name, each in known.items()):
+                continue
+            other = next(name for name in (*known, *held) if held.get(name) is not known.get(name))
+            done = "replaced" if known.get(other) is not None else "added"
+            raise UsageError(
+                f"{path}{other} was {done} since the Pruner was made, so it no longer knows the model: make a new one"
+            )
 
 
 def _positive(name: str, value: Any) -> int | None:
@@ -375,12 +379,11 @@ def _check_followers(model: nn.Module, followers: Sequence[nn.Module]) -> None:
             )
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any, str]]:
-    """Where every module and parameter of the model hangs."""
+def _parts(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where modules and parameters of the model hang, by the beginning of their names."""
     for path, module in model.named_modules():
-        for registry in (module._modules, module._parameters):
-            for name, value in registry.items():
-                yield registry, name, value, f"{path}.{name}".lstrip(".")
+        for held in (module._modules, module._parameters):
+            yield f"{path}." if path else "", held
 
 
 @contextmanager

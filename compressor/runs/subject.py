@@ -27,7 +27,7 @@ from compressor.training.numerics import choose_device
 from compressor.training.own_task import OwnTask
 from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DataSettings
-from compressor.training.task import Pair, Task, called, shapes
+from compressor.training.task import Pair, Task, called, examples_in, shapes
 from compressor.vision.preparation import Preparation
 
 _CHECKED_IMAGES = 8
@@ -113,12 +113,15 @@ def _with_task(model: ModelSettings, task: OwnTask, loading: DataSettings, place
     opened = _opened(model, {})
     module = opened.module.to(place)
     sample = task.examples(task.validation, 1, place)
+    if not examples_in(sample):
+        raise DataError(f"{task.name}: inputs gave a batch without examples, {shapes(sample)}")
     with evaluating(module), torch.no_grad():
         try:
             called(module, sample)
         except Exception as error:
+            hint = "" if task.validation.of_examples else " (what `data` gives is batches: has it a batch dimension?)"
             raise DataError(
-                f"the model does not take what inputs of {task.name} gives, {shapes(sample)}: {cause(error)}"
+                f"the model does not take what inputs of {task.name} gives, {shapes(sample)}: {cause(error)}{hint}"
             ) from error
     shape = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else None
     return Subject(replace(opened, module=module, input_shape=shape), task, place, sample)
@@ -159,7 +162,7 @@ def calibration_inputs(subject: Subject, seed: int) -> list[Any]:
         return []
     shape = next(leaf for leaf in tree_leaves(subject.example) if isinstance(leaf, Tensor)).shape[1:]
     batches = subject.data.drawn(subject.data.train, enough_images(shape), seed, subject.device)
-    return inputs_of((x for x, _ in batches), subject.example, subject.device)
+    return inputs_of((x for x, _ in batches), subject.example, subject.module)
 
 
 def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:

@@ -28,6 +28,11 @@ SPLITS = ("train", "validation", "test")
 _BATCH = 64  # examples at once where nothing is learnt
 
 
+def _told(error: Exception) -> str:
+    """What an error says, and of which kind it is."""
+    return f"{type(error).__name__}: {cause(error)}"
+
+
 class OwnTask(Task):
     """The task that an object of the user's is.
 
@@ -41,12 +46,14 @@ class OwnTask(Task):
     Raises UsageError where a method is missing, DataError where a split holds nothing.
     """
 
-    def __init__(self, user: object, name: str, told: Callable[[Exception], str] = cause) -> None:
+    def __init__(self, user: object, name: str, told: Callable[[Exception], str] = _told) -> None:
         self.user, self.name, self.told = user, name, told
         self.notes: list[str] = []
         self.problems: list[tuple[str, str]] = []
         self.classes: tuple[str, ...] = ()
         self.higher = not getattr(user, "lower_is_better", False)
+        if isinstance(user, type):
+            raise UsageError(f"the task {user.__name__} is a class: give an object, such as {user.__name__}()")
         for method, form in METHODS.items():
             if not callable(getattr(user, method, None)):
                 raise UsageError(
@@ -125,8 +132,8 @@ class OwnTask(Task):
         if smoothing:
             raise UsageError(f"label smoothing is for labelled images: {self.name} has a loss of its own")
         found = self.asked("loss", model, y, batch=y)
-        if not isinstance(found, Tensor) or found.numel() != 1:
-            kind = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(found, Tensor) or found.numel() != 1 or not found.is_floating_point():
+            kind = f"a tensor, {shapes(found)}" if isinstance(found, Tensor) else type(found).__name__
             raise UsageError(f"{self.name}: loss gave {kind}: return one number as a tensor, the mean over the batch")
         if torch.is_grad_enabled() and not found.requires_grad:
             raise UsageError(f"{self.name}: loss depends on no parameter of the model: compute it from model's outputs")
@@ -234,6 +241,11 @@ class Part:
                 try:
                     batch = next(iterator)
                 except StopIteration:
+                    if number == 0 and self._counted:
+                        raise DataError(
+                            f'{self.task.name}: data("{self.split}") gave no batch where {self._counted} are expected: '
+                            "return what can be iterated over from its start again, or a new iterator at each call"
+                        ) from None
                     return
                 except Exception as error:
                     if "DataLoader worker" in str(error):
@@ -244,7 +256,8 @@ class Part:
 
     def _asked(self) -> Any:
         given = self.task.asked("data", self.split)
-        if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
+        read = hasattr(given, "__iter__") or hasattr(given, "__getitem__")
+        if not read or isinstance(given, str | Mapping):
             raise UsageError(
                 f'{self.task.name}: data("{self.split}") gave {type(given).__name__}: return a data set, a DataLoader, '
                 "or anything that gives batches"

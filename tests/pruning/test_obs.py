@@ -190,6 +190,27 @@ def test_images_are_looked_at_in_parts_that_tell_them_apart(net, images, count, 
     assert all(each.isfinite().all() and each.any() for each in found.values())
 
 
+class Steers(nn.Module):
+    """Goes another way for larger images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu() if x.shape[-1] < 9 else self.first(x).sigmoid())
+
+
+def test_layers_of_a_network_that_goes_several_ways_cannot_be_followed():
+    data = [torch.randn(4, 3, size, size) for size in (8, 12)]
+    with pytest.raises(
+        compressor.ModelError, match=r"runs other operators on some images .*method l1 and allocate unif"
+    ):
+        compressor.prune_(Steers(), data[0], data=data)
+    report = compressor.prune_(Steers(), data[0], "l1", 0.5, data=data, allocate="uniform")
+    assert any("not refitted" in note for note in report.notes)
+
+
 @pytest.mark.parametrize("method", ["auto", "l1"])
 def test_a_network_with_nothing_to_choose_from_is_one_line(method):
     model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()

@@ -250,7 +250,7 @@ def test_averages_schedulers_and_hooks_go_on(method):
     ema = AveragedModel(loop.model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(loop.optimizer, 60)
     seen = []
-    loop.model[0].weight.register_hook(lambda gradient: seen.append(tuple(gradient.shape)))
+    loop.model[0].weight.register_hook(lambda gradient: seen.append(gradient.shape == loop.model[0].weight.shape))
     loop.model[0].weight.mark = "mine"
     keywords = {"l1": {"target_macs": 0.5}, "adapnet": {"lsep": 6, "max_epochs": 2, "dict_size": 96, "beta_start": 0.3}}
     pruner = loop.pruner(method, steps=48, followers=[ema.module], **keywords[method])
@@ -260,7 +260,7 @@ def test_averages_schedulers_and_hooks_go_on(method):
         schedule.step()
 
     loop.train(48, pruner, after)
-    assert loop.model[0].weight.mark == "mine" and len(seen) == 48 and seen[-1] == tuple(loop.model[0].weight.shape)
+    assert loop.model[0].weight.mark == "mine" and seen == [True] * 48
     assert [p.shape for p in ema.module.parameters()] == [p.shape for p in loop.model.parameters()]
     assert pruner.finish().after.params < 4370
     ema.module.eval()
@@ -353,7 +353,14 @@ WRONG = {
     "loss": (("taylor",), {"loss": by_loss}, "with `data` to take it on"),
     "no loader": (("l1",), {"data": 3}, "data is a int: give a loader"),
     "empty": (("l1",), {"data": []}, "data holds no batch"),
-    "other data": (("l1",), {"data": [torch.zeros(3)]}, "a batch of data holds float32"),
+    "other data": (("l1",), {"data": [torch.zeros(3)]}, "a batch of data holds float32 3, the network takes"),
+    "no tensors": (("l1",), {"data": [object()]}, "a batch of data holds a object without tensors, the network takes"),
+    "batches without images": (("l1",), {"data": [torch.zeros(0, 1, 8, 8)] * 2}, "data holds no batch"),
+    "ended": (("l1",), {"data": iter(())}, "data holds no batch"),
+    "other channels": (
+        ("l1",), {"data": [torch.rand(4, 1, 8, 8), torch.rand(4, 2, 8, 8)]},
+        "a batch of data holds float32 4x2x8x8, which the network does not take: Given groups=1",
+    ),
     "method": (("l3",), {}, "there is no method 'l3'"),
     "name": (("l1",), {"target_mac": 0.5}, "target_mac"),
     "name of adapnet": (("adapnet",), {"steps": 600, "lsepp": 5}, "lsepp"),
@@ -377,10 +384,22 @@ def test_what_does_not_go_is_one_line_and_changes_nothing(arguments, keywords, m
     assert not any(module._forward_hooks for module in loop.model.modules())
 
 
-def test_an_optimizer_of_another_model_is_refused():
-    loop = Loop()
-    with pytest.raises(UsageError, match="the optimizer holds no parameter"):
-        Pruner(loop.model, EXAMPLE, Loop().optimizer, "l1")
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (lambda: Loop().optimizer, "the optimizer holds no parameter"),
+        (lambda: None, "optimizer is a NoneType, not a torch.optim"),
+        (lambda: [Loop().optimizer], "optimizer is a list, not a torch.optim"),
+    ],
+)
+def test_an_optimizer_of_another_model_is_refused(optimizer, said):
+    with pytest.raises(UsageError, match=said):
+        Pruner(Loop().model, EXAMPLE, optimizer(), "l1")
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(UsageError, match="the model is a function: give an nn.Module"):
+        Pruner(by_loss, EXAMPLE, Loop().optimizer, "l1")
 
 
 def test_a_model_that_shares_its_parameters_is_no_follower():
@@ -389,17 +408,23 @@ def test_a_model_that_shares_its_parameters_is_no_follower():
         loop.pruner("l1", followers=[loop.model])
 
 
-@pytest.mark.parametrize("what", ["module", "parameter"])
+@pytest.mark.parametrize("what", ["module", "parameter", "further module", "parametrization"])
 def test_a_model_that_was_swapped_is_noticed_at_the_next_step(what):
     loop = Loop()
     pruner = loop.pruner("l1", steps=10, target_macs=0.5)
     loop.train(1, pruner)
     if what == "module":
         loop.model[3] = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-    else:
+    elif what == "parameter":
         loop.model[3].weight = nn.Parameter(loop.model[3].weight.detach().clone())
-    with pytest.raises(UsageError, match="3.* was replaced since the Pruner was made"):
+    elif what == "further module":
+        loop.model[3].extra = nn.Conv2d(8, 8, 1)
+    else:
+        nn.utils.parametrizations.weight_norm(loop.model[3])
+    before = copy.deepcopy(loop.model.state_dict())
+    with pytest.raises(UsageError, match=r"^3.* was (replaced|added) since the Pruner was made"):
         pruner.step()
+    assert all(torch.equal(before[name], value) for name, value in loop.model.state_dict().items())
 
 
 def test_it_finishes_once():

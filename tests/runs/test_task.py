@@ -118,7 +118,9 @@ def test_what_a_task_cannot_do_is_said(trained, tmp_path):
     ("task", "error", "said"),
     [
         ("nowhere.py:Task", UsageError, "there is no file nowhere.py: give --task FILE.py:CLASS"),
-        (f"{FILE}:Nobody", UsageError, "has no function 'Nobody'"),
+        (f"{FILE}:Missing", UsageError, "has no function 'Missing'"),
+        (f"{FILE}:Nobody", DataError, "inputs gave a batch without examples, float32 0x3x8x8"),
+        (f"{FILE}:Unbatched", DataError, r"gives, float32 1x8x8: .*`data` gives is batches: has it a batch dim"),
         (f"{FILE}:Crashing", FileError, r"Crashing cannot be constructed: OSError: no data here \(line"),
         (f"{FILE}:Narrow", DataError, "does not take what inputs of .*Narrow gives, float32 1x2x8x8"),
         (f"{FILE}:images", FileError, "cannot be constructed: TypeError"),
@@ -128,6 +130,14 @@ def test_a_task_that_cannot_be_used_is_one_line(task, error, said, trained, tmp_
     with pytest.raises(error, match=said) as raised:
         compressor.finetune(trained, task=task, out=tmp_path / "run", **FAST)
     assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
+
+
+def test_training_batches_that_the_model_cannot_take_are_one_line(trained, tmp_path):
+    given = {"task": f"{FILE}:Narrowing", "out": tmp_path / "run", **FAST}
+    with pytest.raises(DataError, match="a batch of data holds float32 .*x2x8x8, which the network does not take"):
+        compressor.prune(trained, **given, ratio=0.3)
+    with pytest.raises(UsageError, match="loss failed on a batch of float32 16x2x8x8, int64 16x8x8: RuntimeError"):
+        compressor.finetune(trained, **given)
 
 
 def test_a_record_runs_a_task_only_where_it_was_named_here(trained, tmp_path):

@@ -222,13 +222,17 @@ def test_batch_norm_is_measured_anew_on_what_the_model_is_called_with():
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "loss of many": ({"loss": lambda model, batch: model(batch[0])}, r"loss gave a tensor of shape \(8, 1\)"),
+    "loss of many": ({"loss": lambda model, batch: model(batch[0])}, "loss gave a tensor, float32 8x1: return one"),
+    "loss of counts": ({"loss": lambda model, batch: model(batch[0]).sum().long()}, "loss gave a tensor, int64 scalar"),
     "loss of no tensor": ({"loss": lambda model, batch: 0.5}, "loss gave float: return one number as a tensor"),
     "loss without model": ({"loss": lambda model, batch: torch.ones(())}, "depends on no parameter"),
     "loss that fails": (
         {"loss": lambda model, batch: model(batch[0][:, :, :5])},
-        "loss failed on a batch of float32 8x1x16, float32 8: mat1 and mat2",
+        "loss failed on a batch of float32 8x1x16, float32 8: RuntimeError: mat1 and mat2",
     ),
+    "several numbers": ({"measure": lambda model, batches: {"mae": torch.ones(3)}}, "mae = tensor.*: return numbers"),
+    "None": ({"measure": lambda model, batches: None}, "measure gave 'None': return a dict"),
+    "None inside": ({"measure": lambda model, batches: {"mae": None}}, "mae = None: return numbers"),
     "no dict": ({"measure": lambda model, batches: 0.5}, "measure gave '0.5': return a dict"),
     "no number": ({"measure": lambda model, batches: {"mae": "low"}}, "mae = low: return numbers"),
     "not finite": ({"measure": lambda model, batches: {"mae": float("nan")}}, "mae = nan: return numbers that are"),
@@ -267,12 +271,35 @@ def test_a_task_without_a_method_is_refused(method):
         ([], DataError, r'data\("train"\) is empty'),
         (iter(()), DataError, "is empty"),
         (TensorDataset(torch.zeros(0, 1, 16)), DataError, "is empty"),
+        (DataLoader(TensorDataset(torch.zeros(3, 1, 16)), 8, drop_last=True), DataError, "is empty"),
         (3, UsageError, "gave int: return a data set"),
+        ("digits", UsageError, "gave str: return a data set"),
+        ({"train": []}, UsageError, "gave dict: return a data set"),
     ],
 )
 def test_a_split_that_holds_nothing_is_refused(given, kind, said):
     with pytest.raises(kind, match=said):
         task(lambda split: given)
+
+
+class Liar(Stream):
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_batches_that_come_once_only_and_never_again_are_said():
+    ended = {split: iter(list(Stream())) for split in ("train", "validation", "test")}
+    for data in (ended.__getitem__, lambda split: Liar()):
+        with pytest.raises(DataError, match=r'data\("train"\) gave no batch where 3 are expected: return what can be'):
+            fit(net(), task(data), FAST)
+
+
+def test_a_class_in_place_of_an_object_is_refused():
+    with pytest.raises(UsageError, match=r"the task Regression is a class: give an object, such as Regression\(\)"):
+        OwnTask(Regression, "regression")
 
 
 def test_without_test_data_those_of_validation_count_and_it_is_said():
@@ -285,7 +312,7 @@ def test_data_that_fail_say_where():
         yield torch.zeros(4, 1, 16), torch.zeros(4)
         raise OSError("disk gone")
 
-    with pytest.raises(CompressorError, match=r'data\("train"\) failed: disk gone'):
+    with pytest.raises(CompressorError, match=r'data\("train"\) failed: OSError: disk gone'):
         fit(net(), task(broken), FAST)
 
 

@@ -2,14 +2,17 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from compressor.errors import UsageError
+from compressor.errors import DataError, ModelError, UsageError, cause
+from compressor.graph.tensors import device_of
+from compressor.graph.trace import trace
+from compressor.training.task import shapes
 
 MOST_POSITIONS = 64  # of each image and layer
 _ROWS = 1 << 16  # of all images together: with many images fewer places of each do
@@ -25,22 +28,30 @@ def enough_images(shape: Sequence[int]) -> int:
     return max(_FEWEST_IMAGES, min(_MOST_IMAGES, _ALL_VALUES // math.prod(shape)))
 
 
-def inputs_of(data: Iterable[Any], example: Any, device: torch.device) -> list[Any]:
+def inputs_of(data: Iterable[Any], example: Any, model: nn.Module, device: torch.device | None = None) -> list[Any]:
     """Images of a loader as the network takes them, like `example`, in batches of a size that suits.
 
-    The first are taken, `enough_images` of them.
+    The first are taken, `enough_images` of them, to the network's device unless another is named.
 
     A batch of the loader is a tensor, a tuple or a dict; whatever it holds beside the inputs (labels) is left aside.
 
     Raises:
         UsageError: a batch holds nothing like the example, or there are no images.
+        DataError: the network does not run on images of a batch, which have another size than the example.
     """
     found: list[Any] = []
+    device = device_of(model) if device is None else device
+    known = {_sizes(example)}
     left = enough_images(_tensors(example)[0].shape[1:])
     for batch in data:
         given = _like(example, batch)
         leaves = _tensors(given)
         count = min(left, len(leaves[0]))
+        if not count:
+            continue
+        if _sizes(given) not in known:
+            _check_taken(model, given)
+            known.add(_sizes(given))
         size = max(2, min(_MOST, _VALUES * len(leaves[0]) // max(leaf.numel() for leaf in leaves)))
         for part in torch.arange(count).split(size):
             found.append(_taken(given, slice(int(part[0]), int(part[-1]) + 1), device))
@@ -94,25 +105,37 @@ def _tensors(inputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
 
 
+def _sizes(inputs: Any) -> tuple[torch.Size, ...]:
+    """Of one image."""
+    return tuple(leaf.shape[1:] for leaf in _tensors(inputs))
+
+
+def _check_taken(model: nn.Module, given: Any) -> None:
+    try:
+        trace(model, first_images(given, 2))
+    except ModelError as error:
+        why = cause(error.__cause__ or error)
+        raise DataError(f"a batch of data holds {shapes(given)}, which the network does not take: {why}") from error
+
+
 def _like(example: Any, batch: Any) -> Any:
     """The part of a batch that has the form of the example."""
     if isinstance(example, Tensor):
-        leaves = _tensors(batch)
-        same = [leaf for leaf in leaves if leaf.ndim == example.ndim and leaf.dtype == example.dtype]
+        same = [leaf for leaf in _tensors(batch) if leaf.ndim == example.ndim and leaf.dtype == example.dtype]
         if not same:
-            shapes = ", ".join(f"{str(leaf.dtype)[6:]} {tuple(leaf.shape)}" for leaf in leaves) or type(batch).__name__
             raise UsageError(
-                f"a batch of data holds {shapes}, the network takes {str(example.dtype)[6:]} {tuple(example.shape)}: "
-                "give batches of inputs as the network takes them"
+                f"a batch of data holds {shapes(batch)}, the network takes {shapes(example)}: give batches of inputs "
+                "as the network takes them"
             )
         return same[0]
-    if isinstance(example, dict):
-        held = batch if isinstance(batch, dict) else next((part for part in batch if isinstance(part, dict)), {})
+    parts = batch if isinstance(batch, tuple | list) else [batch]
+    if isinstance(example, Mapping):
+        held: Mapping[Any, Any] = next((part for part in parts if isinstance(part, Mapping)), {})
         missing = [key for key in example if key not in held]
         if missing:
             raise UsageError(f"a batch of data lacks {', '.join(map(str, missing))}, which the network takes")
-        return {key: held[key] if isinstance(part, Tensor) else part for key, part in example.items()}
-    parts = batch[0] if isinstance(batch[0], tuple | list) else batch
+        return {key: _like(part, held[key]) if isinstance(part, Tensor) else part for key, part in example.items()}
+    parts = parts[0] if parts and isinstance(parts[0], tuple | list) else parts
     if len(parts) < len(example):
         raise UsageError(f"a batch of data holds {len(parts)} parts, the network takes {len(example)}")
     return tuple(_like(one, part) for one, part in zip(example, parts, strict=False))

@@ -4,6 +4,7 @@ A layer that does no more than join a sum (behind batch norm, a scale, a change 
 sum: there it can also make up for what the other summands lost.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_map
 from compressor.graph.rules_shapes import order_of, permute
 from compressor.graph.trace import Op, TensorRef
 from compressor.pruning.reconstruction.products import Product
-from compressor.pruning.reconstruction.replay import Program
+from compressor.pruning.reconstruction.replay import DivergedError, Program
 
 
 def only_consumer(program: Program, ref: TensorRef, behind: int) -> int | None:
@@ -146,7 +147,7 @@ class Way:
         """Scale and shift of an operator, found by what it makes of ones and of zeros."""
 
         def made(value: int) -> Tensor:
-            x = torch.full((1, *given.shape[1:]), value, dtype=like.dtype, device=like.device)
+            x = torch.full((1, *like.shape[1:]), value, dtype=like.dtype, device=like.device)
 
             def real(part: Any) -> Any:
                 if not isinstance(part, TensorRef):
@@ -174,4 +175,6 @@ def _unlaid(op: Op, given: TensorRef, values: Tensor) -> Tensor:
     if op.operator.rule is permute:
         order = order_of(op)
         return values.permute([order.index(dim) for dim in range(len(order))])
+    if values[0].numel() != math.prod(given.shape[1:]):
+        raise DivergedError("images have other sizes")
     return values.reshape(-1, *given.shape[1:])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from compressor.errors import ModelError
 from compressor.graph.recorder import is_reserve
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Op, TensorRef, Trace, Way, alike, call_arguments, refused, run
@@ -30,8 +31,15 @@ _LARGEST_HALF = 6e4
 _START = -1  # before the first operator
 
 
-class DivergedError(Exception):
+class DivergedError(ModelError):
     """The network ran other operators than in its trace."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"the network runs other operators on some images than on others ({what}), so its layers cannot be "
+            "followed: choose channels by weights alone, method l1 and allocate uniform"
+        )
 
 
 class Program:

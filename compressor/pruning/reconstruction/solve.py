@@ -103,7 +103,7 @@ def reconstruct_(
                 progress(number, len(solver.readers))
                 solver.refit_(number, reader)
         except DivergedError as error:
-            return Reconstruction(notes=[f"not refitted, because its operators are not always the same: {error}"])
+            return Reconstruction(notes=[f"not refitted, because its operators are not always the same: {error.what}"])
         solver.write_(small)
     return solver.found
 

@@ -16,8 +16,6 @@ from compressor.pruning.reconstruction.replay import DivergedError, Replay
 from tests.equivalence import randomise_
 from tests.networks import NETWORKS
 
-CPU = torch.device("cpu")
-
 
 def leaves(model: nn.Module, given: Any) -> list[Tensor]:
     arguments, keywords = call_arguments(given)
@@ -95,6 +93,7 @@ def test_places_follow_the_image_and_not_its_batch():
     assert torch.equal(Draw(images, 8).rows(6 * 5), torch.arange(30))
 
 
+TAKES = nn.Identity()
 IMAGES, LABELS = torch.randn(10, 3, 4, 4), torch.arange(10)
 
 
@@ -103,7 +102,7 @@ IMAGES, LABELS = torch.randn(10, 3, 4, 4), torch.arange(10)
     [IMAGES, (IMAGES, LABELS), [LABELS, IMAGES], {"label": LABELS, "pixels": IMAGES}, ((IMAGES,), {"y": LABELS})],
 )
 def test_inputs_are_found_in_batches_of_any_form(batch):
-    found = inputs_of([batch, batch], torch.zeros(1, 3, 4, 4), CPU)
+    found = inputs_of([batch, batch], torch.zeros(1, 3, 4, 4), TAKES)
     assert torch.equal(torch.cat(found), torch.cat([IMAGES, IMAGES]))
 
 
@@ -111,25 +110,25 @@ def test_several_inputs_are_found_by_place_or_name():
     masks = torch.rand(10, 1, 4, 4)
     example = (IMAGES[:1], masks[:1])
     for batch in ((IMAGES, masks, LABELS), ((IMAGES, masks), LABELS)):
-        (found,) = inputs_of([batch], example, CPU)
+        (found,) = inputs_of([batch], example, TAKES)
         assert torch.equal(found[0], IMAGES) and torch.equal(found[1], masks)
     named = {"image": IMAGES, "mask": masks, "label": LABELS}
-    (found,) = inputs_of([named], {"mask": masks[:1], "image": IMAGES[:1]}, CPU)
+    (found,) = inputs_of([named], {"mask": masks[:1], "image": IMAGES[:1]}, TAKES)
     assert set(found) == {"image", "mask"} and torch.equal(found["mask"], masks)
 
 
 def test_what_is_like_no_input_is_refused():
     with pytest.raises(UsageError, match="int64"):
-        inputs_of([(LABELS, LABELS)], torch.zeros(1, 3, 4, 4), CPU)
+        inputs_of([(LABELS, LABELS)], torch.zeros(1, 3, 4, 4), TAKES)
     with pytest.raises(UsageError, match="mask"):
-        inputs_of([{"image": IMAGES}], {"image": IMAGES[:1], "mask": IMAGES[:1]}, CPU)
+        inputs_of([{"image": IMAGES}], {"image": IMAGES[:1], "mask": IMAGES[:1]}, TAKES)
     with pytest.raises(UsageError, match="no batch"):
-        inputs_of([], IMAGES, CPU)
+        inputs_of([], IMAGES, TAKES)
 
 
 def test_large_batches_are_parted_and_small_images_are_more():
     big = torch.zeros(100, 3, 224, 224)
-    assert max(map(len, inputs_of([big], big[:1], CPU))) <= 34
+    assert max(map(len, inputs_of([big], big[:1], TAKES))) <= 34
     assert enough_images((3, 224, 224)) == 512 and enough_images((3, 32, 32)) == 2048
 
 

@@ -202,18 +202,24 @@ class Residual(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("inplace", [False, True])
-def test_a_branch_makes_up_for_its_shortcut(inplace, unpulled):
+@pytest.mark.parametrize(
+    ("inplace", "sizes"),
+    [(False, [(7, 7)]), (True, [(7, 7)]), (True, [(7, 7), (5, 9)])],
+    ids=["new", "in place", "sizes"],
+)
+def test_a_branch_makes_up_for_its_shortcut(inplace, sizes, unpulled):
     model = randomise_(Residual(inplace))
-    x = images(40, 3, 7, 7)
-    small, _ = refitted(model, {"stem": [0, 3], "inner": [1, 2, 5]}, list(x.split(10)))
-    stem = torch.tanh(small.stem(x))
-    short, given = torch.tanh(small.short(stem)), torch.tanh(small.inner(stem))
-    branch = model(x) - short if inplace else short - model(x)
-    norm = model.norm
-    wanted = (branch - norm.bias[:, None, None]) / norm.weight[:, None, None]
-    wanted = wanted * (norm.running_var + norm.eps).sqrt()[:, None, None] + norm.running_mean[:, None, None]
-    weights, constant = lstsq(given.movedim(1, -1).flatten(0, 2), wanted.movedim(1, -1).flatten(0, 2))
+    batches = [part for size in sizes for part in images(40, 3, *size).split(10)]
+    small, _ = refitted(model, {"stem": [0, 3], "inner": [1, 2, 5]}, batches)
+    norm, rows = model.norm, []
+    for x in batches:
+        stem = torch.tanh(small.stem(x))
+        short, given = torch.tanh(small.short(stem)), torch.tanh(small.inner(stem))
+        branch = model(x) - short if inplace else short - model(x)
+        wanted = (branch - norm.bias[:, None, None]) / norm.weight[:, None, None]
+        wanted = wanted * (norm.running_var + norm.eps).sqrt()[:, None, None] + norm.running_mean[:, None, None]
+        rows.append([each.movedim(1, -1).flatten(0, 2) for each in (given, wanted)])
+    weights, constant = lstsq(*map(torch.cat, zip(*rows, strict=True)))
     torch.testing.assert_close(small.back.weight.flatten(1), weights.T, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(norm.running_mean - small.norm.running_mean, constant, atol=1e-5, rtol=1e-5)
 

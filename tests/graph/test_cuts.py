@@ -89,3 +89,12 @@ def test_sizes_of_maps_and_of_weights_are_no_batch(norms: str) -> None:
     inside = chain.segment(0, 1)(x)
     torch.testing.assert_close(chain.segment(1, len(names) - 1)(inside), model(x))
     torch.testing.assert_close(tail(chain, model, 1, len(names) - 1, norms).eval()(inside), model(x))
+
+
+@pytest.mark.parametrize("norms", ["stats", "switchable"])
+def test_norms_of_their_own_stand_under_the_names_of_the_networks(norms: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 1)).eval()
+    chain, names = cuts_of(model)
+    part = tail(chain, model, 0, len(names) - 1, norms)
+    assert set(part.state_dict()) == set(model.state_dict())
+    assert type(part.get_submodule("1")) is nn.BatchNorm2d and part.get_submodule("1") is not model[1]

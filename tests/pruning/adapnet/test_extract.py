@@ -148,3 +148,12 @@ def test_the_dictionary_takes_only_maps_that_fired(generator: torch.Generator) -
     fired = torch.rand(10, 24, generator=generator) < 0.2
     chosen = choose_maps(fired, 64, generator)
     assert bool(fired.flatten()[chosen].all())
+
+
+def test_units_of_one_map_size_train_together(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call trains all autoencoders of a size: they are independent, and one for each would take longer."""
+    batches = []
+    train_ = subspace.train_
+    monkeypatch.setattr(subspace, "train_", lambda *given: (batches.append(len(given[1])), train_(*given)))
+    extract(new_units([8, 16, 8], generator), 10, SETTINGS, generator)
+    assert sorted(batches) == [1, 2]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from compressor.cli.options import Json, is_onnx, named
+from compressor.cli.options import Json, is_onnx, named, with_data
 from compressor.cli.terminal import Terminal
 from compressor.report.figure import TOP1
 from compressor.runs.looking import EvaluateJob
@@ -29,9 +29,9 @@ def evaluate(job: EvaluateJob, json: Json = False) -> None:
     terminal.print_json(result.to_json())
     line = f"{result.split} {_figures(result)}, on {result.amount}"
     terminal.show(Text(line))
-    following = f"prune {named(job.model)} --data {job.data} --out runs/small"
+    following = f"prune {named(job.model)} {with_data(job.data)} --out runs/small"
     if any(command.split()[:2] in _SMALLER for command in result.history):
-        following = f"export {named(job.model)} --data {job.data} --out deploy"
+        following = f"export {named(job.model)} {with_data(job.data)} --out deploy"
     if is_onnx(job.model):
         following = f"profile {job.model.model} --latency"
     terminal.say("", f"next: compressor {following}")

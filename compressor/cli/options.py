@@ -46,6 +46,13 @@ def named(model: ModelSettings) -> str:
     return shlex.join(words)
 
 
+def with_data(data: str) -> str:
+    """The data, or the user's task, as one would type it again."""
+    from compressor.runs import own
+
+    return shlex.join(["--data" if own.parts(data) is None else "--task", data])
+
+
 def is_onnx(model: ModelSettings) -> bool:
     """Whether a file is called what .onnx files are called, or is a package: to choose the next command only."""
     return (model.model or "").endswith(".onnx") or Path(model.model or "no file").is_dir()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from compressor.cli.names import as_typed
+from compressor.cli.options import with_data
 from compressor.cli.terminal import Terminal
 from compressor.report import units
 from compressor.runs.jobs import PruneJob
@@ -101,5 +102,5 @@ def _following(folder: Path, report: "Report") -> str:
     from compressor.runs.folder import MODEL
 
     if report.settings["data"] is not None:
-        return f"compressor export {folder / MODEL} --data {report.settings['data']} --out deploy"
+        return f"compressor export {folder / MODEL} {with_data(report.settings['data'])} --out deploy"
     return f"compressor finetune {folder / MODEL} --data DATA --epochs 10 --out {folder}-finetuned"

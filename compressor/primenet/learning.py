@@ -1,5 +1,6 @@
 """The first phase: every capsule learns from its own loss while the batch passes; what is behind learns as usual."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from compressor.errors import UsageError
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.training import checkpoint
+from compressor.training.data import cross_entropy
 from compressor.training.distributed import add_up_
 from compressor.training.loop import backward
+from compressor.training.task import Model
 
 # Each capsule's own Adam, besides its learning rate (section 4.1; Keras's epsilon).
 LOCAL_BETAS, LOCAL_EPS = (0.99, 0.999), 1e-7
@@ -29,8 +32,15 @@ class LocalLearning:
     the capsules after every piece.
     """
 
-    def __init__(self, network: PrimeNetwork, settings: PrimeNetSettings) -> None:
-        self.network = network
+    def __init__(
+        self,
+        network: PrimeNetwork,
+        settings: PrimeNetSettings,
+        loss_of: Callable[[Model, Any, Any], tuple[Tensor, Tensor | None]] = cross_entropy,
+        labels: Callable[[Any], Tensor] = lambda y: y,
+    ) -> None:
+        """`loss_of` is the network's; capsules learn from the cross-entropy with `labels` of a batch."""
+        self.network, self.loss_of, self.labels = network, loss_of, labels
         self.optimizers: dict[str, torch.optim.Adam] = {}
         for name, part in self._parts().items():
             self.optimizers[name] = torch.optim.Adam(
@@ -41,19 +51,19 @@ class LocalLearning:
             )
         self._begin_epoch()
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One batch: images (batch, channels, height, width), labels (batch,).
+    def __call__(self, model: nn.Module, x: Tensor, y: Any) -> tuple[Tensor, Tensor | None]:
+        """One batch: images (batch, channels, height, width), and what the task has beside them.
 
         Returns the loss of the network plus that of the capsule it was given (section 5.1), and the right answers.
         Raises UsageError for a batch of one image.
         """
         refuse_single(len(x))
-        maps, local, chosen = self.learn(x, y)
+        maps, local, chosen = self.learn(x, self.labels(y))
         scores = self.network.rest(self.network.stage.join(maps, x))
-        loss = functional.cross_entropy(scores.float(), y)
+        loss, right = self.loss_of(lambda _: scores, x, y)
         backward(loss)
         self._note(local, chosen)
-        return loss.detach() + local.amin(), (scores.detach().argmax(1) == y).sum()
+        return loss.detach() + local.amin(), right
 
     def learn(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Update every capsule by its own loss on the batch.

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import UsageError
 from compressor.graph.trace import trace
@@ -13,12 +12,12 @@ from compressor.primenet.choosing import WithOneScale, best_scale, local_losses
 from compressor.primenet.learning import LocalLearning, refuse_single
 from compressor.primenet.network import PrimeNetwork
 from compressor.training import checkpoint
-from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Saving
+from compressor.training.task import Task
 
 REPRESENTATION, CLASSIFIER = "representation", "classifier"
 
@@ -34,7 +33,7 @@ class Learnt:
 
 def train_in_two_phases(
     network: PrimeNetwork,
-    data: Data,
+    data: Task,
     training: TrainSettings,
     *,
     on_event: Callable[[Event], None] | None = None,
@@ -75,7 +74,7 @@ def train_in_two_phases(
 
 def represent_(
     network: PrimeNetwork,
-    data: Data,
+    data: Task,
     training: TrainSettings,
     *,
     on_event: Callable[[Event], None] | None = None,
@@ -85,7 +84,7 @@ def represent_(
 
     Where one scale will be kept, the validation figures of an epoch are those with the scale that would be, then.
     """
-    learning = LocalLearning(network, network.settings)
+    learning = LocalLearning(network, network.settings, data.loss, data.labels)
     tell = _renaming(REPRESENTATION, on_event)
     every = training.evaluate_every if network.settings.inference == "static" else 0
 
@@ -110,7 +109,7 @@ def represent_(
 
 def retrain_(
     network: PrimeNetwork,
-    data: Data,
+    data: Task,
     training: TrainSettings,
     *,
     on_event: Callable[[Event], None] | None = None,
@@ -132,11 +131,11 @@ def retrain_(
         return fit(network, data, second, on_event=_renaming(CLASSIFIER, on_event), saving=saving).rows
 
 
-def _with_best(network: PrimeNetwork, data: Data) -> dict[str, Any]:
+def _with_best(network: PrimeNetwork, data: Task) -> dict[str, Any]:
     losses = local_losses(network, data.validation, data)
     result = evaluate(WithOneScale(network, best_scale(losses)), data.validation, data)
     named = {str(scale): loss for scale, loss in losses.items()}
-    return {"validation_local_losses": named, "validation_loss": result.loss, "validation_top1": result.top1}
+    return {"validation_local_losses": named, **{f"validation_{name}": each for name, each in result.figures.items()}}
 
 
 def _reached(saving: Saving | None) -> dict[str, Any] | None:
@@ -158,15 +157,15 @@ def _renaming(phase: str, on_event: Callable[[Event], None] | None) -> Callable[
     return tell
 
 
-def _retrained(network: PrimeNetwork, data: Data) -> tuple[nn.Module, ...]:
+def _retrained(network: PrimeNetwork, data: Task) -> tuple[nn.Module, ...]:
     """What learns in the second phase: everything that reads the block, or the last layer with weights alone."""
     if network.settings.retrain == "rest":
         return network.stage.projection, network.rest
-    return (_last_layer(network, data.input_shape),)
+    return (_last_layer(network, data.examples(data.validation, 1)),)
 
 
-def _last_layer(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+def _last_layer(network: nn.Module, example: Tensor) -> nn.Module:
     """The module whose weights are the last to be multiplied with."""
-    found = trace(network, torch.zeros(1, *shape))
+    found = trace(network, example)
     layers = (found.parameters[ref.index] for op in found.ops for ref in op.inputs if ref.index in found.parameters)
     return network.get_submodule(list(layers)[-1].rpartition(".")[0])

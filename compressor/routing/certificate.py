@@ -18,6 +18,7 @@ def certified_point(
     seen: Observation,
     costs: Costs,
     before: Tensor,
+    labels: Tensor,
     classes: tuple[str, ...],
     *,
     drop: float,
@@ -28,9 +29,10 @@ def certified_point(
     Args:
         seen: what the network does with images that have chosen nothing so far.
         before: which of them the network had right as it came, bool (images,).
+        labels: their classes, int64 (images,).
     """
     rows = [right_at(seen, leaving(seen, threshold)) for threshold in THRESHOLDS]
     at, certificate = promised(
-        seen.classes, before, rows, classes, drop=drop, confidence=confidence, otherwise="all layers run"
+        labels, before, rows, classes, drop=drop, confidence=confidence, otherwise="all layers run"
     )
     return point_at(seen, costs, THRESHOLDS[at or 0]), certificate

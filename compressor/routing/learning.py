@@ -1,5 +1,9 @@
 """How a skipping network and its router learn: steps for the training loop, and the gates from one observation."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,30 +13,51 @@ from compressor.graph.tensors import device_of
 from compressor.routing.labels import as_good, outcome_labels
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter
+from compressor.training.data import cross_entropy
 from compressor.training.loop import backward
 from compressor.training.microbatches import Step
 from compressor.training.randomness import derive_seed, generator
+from compressor.training.task import Model, by_class
 
 EARLY_WEIGHT = 0.3  # of each earlier depth's loss; the last one's is 1
 
 
-def all_depths(routed: Routed, *, early_weight: float = EARLY_WEIGHT, joint: bool = False) -> Step:
-    """Every image at every depth: the cross-entropy of the last depth, plus the earlier ones' times a weight.
+def all_depths(
+    routed: Routed,
+    loss_of: Callable[[Model, Any, Any], tuple[Tensor, Tensor | None]] = cross_entropy,
+    correct: Callable[[Any, Any], Tensor] = by_class,
+    *,
+    early_weight: float = EARLY_WEIGHT,
+    joint: bool = False,
+) -> Step:
+    """Every image at every depth: the loss of the last depth, plus the earlier ones' times a weight.
 
     With `joint` the router learns from what the depths get right in this very batch; its gradient stays its own.
     """
 
-    def step(_: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        scores, maps = routed.all_scores(x)
-        losses = [functional.cross_entropy(each.float(), y) for each in scores]
+    def step(_: nn.Module, x: Tensor, y: Any) -> tuple[Tensor, Tensor | None]:
+        depths = Depths(routed, x)
+        losses, counts = zip(*(loss_of(partial(depths, depth), x, y) for depth in range(routed.depths)), strict=True)
         loss = losses[-1] + early_weight * torch.stack(losses[:-1]).sum()
         if joint:
-            right = torch.stack([each.detach().argmax(1) == y for each in scores], 1)
-            loss = loss + _router_loss(routed, x, maps, scores, right)
+            right = torch.stack([correct(each.detach(), y) for each in depths.scores], 1)
+            loss = loss + _router_loss(routed, x, depths.maps, depths.scores, right)
         backward(loss)
-        return losses[-1].detach(), (scores[-1].detach().argmax(1) == y).sum()
+        return losses[-1].detach(), counts[-1]
 
     return step
+
+
+class Depths:
+    """The depths of a network as models: an input that all of them are called with runs once."""
+
+    def __init__(self, routed: Routed, x: Tensor) -> None:
+        self.routed, self.x = routed, x
+        self.scores, self.maps = routed.all_scores(x)
+
+    def __call__(self, depth: int, x: Tensor) -> Tensor:
+        same = x is self.x or (x.shape == self.x.shape and torch.equal(x, self.x))
+        return (self.scores if same else self.routed.all_scores(x)[0])[depth]
 
 
 def by_label(routed: Routed, *, joint: bool = False) -> Step:

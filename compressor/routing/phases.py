@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import DataError
+from compressor.errors import DataError, UsageError
 from compressor.graph.tensors import device_of
 from compressor.routing.labels import (
     Balance,
@@ -20,7 +20,7 @@ from compressor.routing.labels import (
 )
 from compressor.routing.learning import all_depths, by_label, fit_gates, image_router, reset_
 from compressor.routing.network import Routed
-from compressor.routing.observing import observe
+from compressor.routing.observing import Observation, observe
 from compressor.routing.router import Gates, ImageRouter
 from compressor.routing.settings import RouteSettings
 from compressor.training import checkpoint, distributed
@@ -30,11 +30,11 @@ from compressor.training.events import Event, NoteEvent
 from compressor.training.loop import fit
 from compressor.training.microbatches import Step
 from compressor.training.numerics import choose_device
-from compressor.training.randomness import generator
 from compressor.training.schedule import start_lr
 from compressor.training.sets import split_indices
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Saving
+from compressor.training.task import Task
 
 ALWAYS_WHOLE = 2.0  # a threshold above any probability
 OVERFITTED = 0.05  # training accuracy above validation's by more than this: training images teach a router little
@@ -50,7 +50,7 @@ class Taught:
     """What teaching did."""
 
     labels: Balance  # of the images that were labelled
-    calibration: AnySet  # validation images that no router learnt from: thresholds are chosen on them
+    calibration: Any  # validation images that no router learnt from: thresholds are chosen on them
     rows: list[dict[str, Any]] = field(default_factory=list)  # one an epoch
     router_top1: float | None = None  # of an image router: share of held-out labelled images whose label it names
     router_majority: float | None = None  # what always naming the commonest label would get right of them
@@ -64,7 +64,7 @@ class Teacher:
 
     network: nn.Module  # the user's, whose weights the skipping network shares
     routed: Routed
-    data: Data
+    data: Task
     training: TrainSettings
     settings: RouteSettings
     tell: Callable[[Event], None] = lambda _: None
@@ -95,14 +95,14 @@ class Teacher:
         if known is not None:
             taught.rows += known["rows"]
         elif self.training.epochs:
-            step = all_depths(routed, joint=settings.joint)
+            step = all_depths(routed, data.loss, data.correct, joint=settings.joint)
             taught.rows += self._fit(data, step, self.training, "all-depths")
         if settings.label_epochs:
             labels = outcome_labels(observe(routed, data.train, data).right) if known is None else known["labels"]
             known = {"rows": taught.rows, "labels": labels}
             gentle = start_lr(self.training) / 10
             later = replace(self.training, first_epoch=self.training.epochs, epochs=settings.label_epochs, lr=gentle)
-            labelled = _with_depths(data, data.train, labels)
+            labelled = _with_depths(self.images, self.images.train, labels)
             taught.rows = taught.rows + self._fit(labelled, by_label(routed), later, "by-label", known)
         learn = self._router_set(taught)
         seen = observe(routed, learn, data, keep_seen=True)
@@ -117,7 +117,7 @@ class Teacher:
 
     def _by_activations(self) -> Taught:
         """Labels from the network as it came, then the router, then the network with each image at its depth."""
-        routed, data, settings = self.routed, self.data, self.settings
+        routed, data, settings = self.routed, self.images, self.settings
         strength = distributed.from_first(lambda: activations(routed, data.train, data))
         if settings.labels == "paper":
             chosen, labels = paper_labels(strength)
@@ -148,9 +148,9 @@ class Teacher:
 
     def _completed(self, chosen: Tensor, labels: Tensor) -> Tensor:
         """Depths for the whole training set: the labels, and for images without one what the router says."""
-        if len(chosen) == len(self.data.train):
+        if len(chosen) == len(self.images.train):
             return labels
-        depths = router_labels(self.routed, self.data.train, self.data)
+        depths = router_labels(self.routed, self.images.train, self.images)
         depths[chosen] = labels
         return depths
 
@@ -162,7 +162,7 @@ class Teacher:
         if len(held_out) < 1:
             raise DataError(f"the router cannot learn from {len(images)} labelled images: give more training data")
         if not self.settings.joint or self.settings.labels == "paper":
-            chosen = replace(self.data, train=images.take(kept).with_labels(labels[kept]))
+            chosen = replace(self.images, train=images.take(kept).with_labels(labels[kept]))
             step = image_router(labels[kept], self.routed.depths, weighted=router.argmax)
             training = replace(
                 ROUTER_TRAINING, epochs=self.settings.router_epochs, seed=seed, device=self.training.device,
@@ -170,18 +170,26 @@ class Teacher:
             )  # fmt: skip
             fit(router, chosen, training, step=step)
             router.eval()
-        named = router_labels(self.routed, images.take(held_out), self.data)
+        named = router_labels(self.routed, images.take(held_out), self.images)
         taught.router_top1 = float((named == labels[held_out]).float().mean())
         taught.router_majority = balance(labels[held_out], self.routed.depths).largest_share
 
-    def _router_set(self, taught: Taught) -> AnySet:
+    @property
+    def images(self) -> Data:
+        """The data, where they are labelled images.
+
+        Raises UsageError for a user's task: its examples cannot be given labels.
+        """
+        if not isinstance(self.data, Data):
+            raise UsageError(f"{self.data.name} is a task: leave out `labels`, `router` and `label_epochs`")
+        return self.data
+
+    def _router_set(self, taught: Taught) -> Any:
         """The images whose outcomes teach the router; where they are validation images, the rest calibrate."""
-        data = self.data
-        source = generator(torch.device("cpu"), self.training.seed, "router")
-        order = torch.randperm(len(data.train), generator=source)[:ROUTER_IMAGES]
-        learn = data.train.take(order.sort().values)
-        few = learn.take(torch.arange(min(len(learn), max(1, len(data.validation)))))
-        lead = _top1(self.routed, few, data) - _top1(self.routed, data.validation, data)
+        data, seed = self.data, self.training.seed
+        learn = data.some(data.train, ROUTER_IMAGES, seed)
+        fresh = observe(self.routed, data.validation, data)
+        lead = _top1(observe(self.routed, data.some(learn, len(fresh), seed), data)) - _top1(fresh)
         if lead <= OVERFITTED:
             return learn
         self._note(
@@ -189,7 +197,7 @@ class Teacher:
             f"training images are right {lead:.1%} more often than validation images: the router learns from half of "
             "the validation images",
         )
-        taught.calibration, held = _halves(data.validation, self.training.seed)
+        taught.calibration, held = data.halves(data.validation, seed)
         return held
 
     def _reached(self, phase: str) -> dict[str, Any] | None:
@@ -202,7 +210,7 @@ class Teacher:
         return known if content["phase"] == phase and known else None
 
     def _fit(
-        self, data: Data, step: Step, training: TrainSettings, phase: str, known: dict[str, Any] | None = None
+        self, data: Task, step: Step, training: TrainSettings, phase: str, known: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
         """A phase of the network; `known` is what a run that goes on in it has to be given back."""
         saving = self.saving
@@ -245,10 +253,5 @@ def _with_depths(data: Data, images: AnySet, depths: Tensor) -> Data:
     return replace(data, train=images.with_labels(torch.stack([images.labels, depths], 1)))
 
 
-def _top1(routed: Routed, image_set: AnySet, data: Data) -> float:
-    return float(observe(routed, image_set, data).right[:, -1].float().mean())
-
-
-def _halves(image_set: AnySet, seed: int) -> tuple[AnySet, AnySet]:
-    first, second = split_indices(image_set.labels, 0.5, seed)
-    return image_set.take(first), image_set.take(second)
+def _top1(seen: Observation) -> float:
+    return float(seen.right[:, -1].float().mean())

@@ -31,6 +31,11 @@ def make_routed(chain: Chain, units: tuple[Unit, ...], settings: RouteSettings) 
 
     Raises ModelError for places to leave that the network does not have, or images too small for the router.
     """
+    if len(chain.cuts[-1].shape) != 1:
+        raise ModelError(
+            f"the network gives {'x'.join(map(str, chain.cuts[-1].shape))} for an image: its early exits have to give "
+            "scores (batch, classes)"
+        )
     classes, leave_after = chain.cuts[-1].shape[0], settings.leave_after or spread(units, settings.depths)
     most = int(_HEAD_SHARE * sum(unit.macs for unit in units))
     passed = [units[index].output_shape for index in leave_after[:-1] if index < len(units)]

@@ -101,8 +101,12 @@ _SURENESS = 3
 
 
 def sureness(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The class probabilities; and their two largest and negative entropy in nats, (batch, 3)."""
-    logarithms = scores.log_softmax(1)
+    """The class probabilities; and their two largest and negative entropy in nats, (batch, 3).
+
+    A single score is that of one of two classes, the other one's being zero.
+    """
+    count = scores.shape[1]
+    logarithms = (scores if count > 1 else functional.pad(scores, (0, 1))).log_softmax(1)
     probabilities = logarithms.exp()
     largest = probabilities.topk(2, dim=1).values
-    return probabilities, torch.cat([largest, (probabilities * logarithms).sum(1, keepdim=True)], 1)
+    return probabilities[:, :count], torch.cat([largest, (probabilities * logarithms).sum(1, keepdim=True)], 1)

@@ -43,6 +43,7 @@ class Findings:
     curves: dict[str, list[Point]]  # kind -> points on validation images
     taught: Taught
     times: dict[str, dict[str, ImageTimes]]  # engine -> "whole" and "routed"; empty where not measured
+    right: str = "top-1"  # what the share of examples that are right is called
 
     @property
     def routed(self) -> Point:
@@ -80,7 +81,7 @@ def remarks(found: Findings) -> list[str]:
     else:
         saved = 1 - routed.macs / found.whole_macs
         lost = written.points(found.before_top1, routed.top1)
-        said.append(f"Routing saves {written.percent(saved)} of the MACs at {lost} of test top-1.")
+        said.append(f"Routing saves {written.percent(saved)} of the MACs at {lost} of test {found.right}.")
     for engine, both in found.times.items():
         if both["routed"].mean >= both["whole"].mean:
             said.append(
@@ -147,7 +148,7 @@ def _ways(found: Findings) -> Table:
     for way in found.ways:
         share = written.percent(way.point.macs / found.whole_macs)
         rows.append((way.name, written.macs(way.point.macs), share, written.percent(way.point.top1)))
-    return Table(("way", "mean MACs", "of the whole", "test top-1"), tuple(rows), "Ways of using the network.")
+    return Table(("way", "mean MACs", "of the whole", f"test {found.right}"), tuple(rows), "Ways of using the network.")
 
 
 def _depths(found: Findings) -> Table:
@@ -183,4 +184,5 @@ def _curves(found: Findings) -> Plot:
         Curve(kind, tuple(point.macs / 1e6 for point in points), tuple(100 * point.top1 for point in points))
         for kind, points in found.curves.items()
     ]
-    return Plot("Accuracy against mean cost, validation images", "million MACs", "top-1, %", tuple(curves), "points")
+    title, share = "Accuracy against mean cost, validation images", f"{found.right}, %"
+    return Plot(title, "million MACs", share, tuple(curves), "points")

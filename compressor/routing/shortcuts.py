@@ -5,8 +5,10 @@ one dense layer): a residual block leaves its own shortcut path; elsewhere the w
 asked for, a learned 1x1 convolution.
 """
 
+import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -50,19 +52,19 @@ class ExitHead(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], classes: int, side: int) -> None:
         super().__init__()
-        self.stride, (rows, columns) = _grid(shape, side)
-        self.linear = nn.Linear(shape[0] * rows * columns, classes)
+        self.stride, means = _grid(shape, side)
+        self.linear = nn.Linear(shape[0] * math.prod(means), classes)
 
     def forward(self, maps: Tensor) -> Tensor:
-        y: Tensor = self.linear(functional.avg_pool2d(maps, self.stride).flatten(1))
+        pool: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(self.stride) - 1]
+        y: Tensor = self.linear(pool(maps, self.stride).flatten(1))
         return y
 
 
 def head_side(shape: tuple[int, ...], classes: int, most: int) -> int:
     """The finest grid, of about 16x16 to 1x1 means, with which an exit head takes at most so many MACs."""
     for side in (16, 8, 4, 2):
-        _, (rows, columns) = _grid(shape, side)
-        if shape[0] * rows * columns * classes <= most:
+        if shape[0] * math.prod(_grid(shape, side)[1]) * classes <= most:
             return side
     return 1
 

@@ -7,7 +7,7 @@ may have learned from them before it came here. The figures of the report are of
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,9 @@ from compressor.runs.settings import PromiseSettings
 from compressor.runs.subject import open_subject
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import Predict, evaluate, evaluating, first_output, through_numpy
+from compressor.training.evaluate import Predict, evaluate, evaluating, through_numpy
 from compressor.training.own_task import OwnTask
-from compressor.training.sets import split_indices
-from compressor.training.task import Task
+from compressor.training.task import Task, first_output
 
 _SAMPLES = 400  # of a user's data, with replacement
 _BEYOND = 20  # at least so many of them beyond the bound
@@ -86,13 +85,12 @@ def put_aside(task: Task, seed: int) -> tuple[Task, Any]:
 
     Raises DataError where there are too few to divide.
     """
-    if isinstance(task, OwnTask):
-        return task.put_aside(seed)
-    assert isinstance(task, Data)
-    if len(task.test) < 2 * len(task.test.labels.unique()):
+    if task.test is task.validation:
+        raise DataError(f"{task.name} has no test data to make a promise on: leave out `max_drop`")
+    if isinstance(task, Data) and len(task.test) < 2 * len(task.test.labels.unique()):
         raise DataError(f"{task.name}: {len(task.test)} test images are too few for a promise: leave out `max_drop`")
-    kept, aside = split_indices(task.test.labels, 0.5, seed)
-    return replace(task, test=task.test.take(kept)), task.test.take(aside)
+    kept, aside = task.halves(task.test, seed)
+    return task.with_test(kept), aside
 
 
 class Judge:

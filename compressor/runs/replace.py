@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from compressor.errors import ModelError
+from compressor.errors import DataError, ModelError
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
 from compressor.exporting.latency import profile
@@ -24,9 +22,10 @@ from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
-from compressor.runs.subject import Subject, labelled, refuse_routed
-from compressor.training.data import Data, count_outputs
+from compressor.runs.subject import Subject, check_tells, refuse_routed
+from compressor.training.data import count_outputs
 from compressor.training.events import NoteEvent
+from compressor.training.task import Task
 
 MEASURED_PIXELS = 1 << 20  # of the images in the step whose memory is measured: no more, however large the batch
 
@@ -39,7 +38,8 @@ class ReplaceRun(Run[ReplaceJob]):
 
     def plan(self) -> None:
         """Find the stage that goes."""
-        job, subject, data = self.job, self.subject, labelled(self.data, "replace")
+        job, subject, data = self.job, self.subject, self.data
+        check_tells(subject, "replace", "labels")
         refuse_routed(subject, "replace the early stage of")
         if isinstance(subject.module, Detachable | Nested):
             raise ModelError(
@@ -47,7 +47,10 @@ class ReplaceRun(Run[ReplaceJob]):
             )
         self.tell(Stage("looking for the stage to replace"))
         outputs = count_outputs(subject.module, data)
-        self.early = Early(subject.module, data.input_shape, outputs, job.primenet)
+        x, y = next(data.passing(data.validation))
+        if int(data.labels(y).max()) >= outputs:
+            raise DataError(f"{data.name}: class {int(data.labels(y).max())}, and the network gives {outputs} scores")
+        self.early = Early(subject.module, tuple(x.shape[1:]), outputs, job.primenet)
         self.place = self.early.choose() if job.until is None else self.early.place(self.early.find(job.until))
         self.note(_place_in_words(self.place))
 
@@ -99,10 +102,10 @@ class ReplaceRun(Run[ReplaceJob]):
 
 def train_primenet(run: Run[Any]) -> None:
     """Both phases for a run whose network is a PrimeNetwork that is learning; its subject becomes what is left."""
-    subject, data, training = run.subject, labelled(run.data, "replace"), run.job.training
+    subject, data, training = run.subject, run.data, run.job.training
     network, opened = subject.module, subject.opened
     assert isinstance(network, PrimeNetwork)
-    costs = {scale: _stage_macs(network, scale, data.input_shape) for scale in network.stage.block.scales}
+    costs = {scale: _stage_macs(network, scale, subject.example.shape[1:]) for scale in network.stage.block.scales}
     run.tell(Stage("measuring the memory that a step of training takes"))
     memory = _memory(subject, data, network, training.batch_size)
     run.tell(Stage("training every scale by its own loss, and the rest behind them; then the rest alone"))
@@ -124,11 +127,10 @@ def _stage_macs(network: PrimeNetwork, scale: int, image: tuple[int, ...]) -> in
     return macs_of(stage, image)
 
 
-def _memory(subject: Subject, data: Data, network: PrimeNetwork, batch_size: int) -> TrainingMemory:
-    pixels = data.input_shape[1] * data.input_shape[2]
-    count = min(batch_size, len(data.train), max(2, MEASURED_PIXELS // pixels))
-    images, labels = next(data.train.read([torch.arange(count)], subject.device))
-    return training_memory(network, data.transform(subject.device)(images), labels)
+def _memory(subject: Subject, data: Task, network: PrimeNetwork, batch_size: int) -> TrainingMemory:
+    count = min(batch_size, max(2, MEASURED_PIXELS // subject.example[0, 0].numel()))
+    x, y = next(data.drawn(data.train, count, 0, subject.device, count))
+    return training_memory(network, x, data.labels(y))
 
 
 def _place_in_words(place: Place) -> str:

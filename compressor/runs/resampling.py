@@ -16,7 +16,8 @@ from compressor.errors import DataError, UsageError
 from compressor.graph.tensors import device_of
 from compressor.training import distributed
 from compressor.training.evaluate import Predict, evaluating, through_numpy
-from compressor.training.own_task import OwnTask, Part
+from compressor.training.own_part import Part
+from compressor.training.own_task import OwnTask
 from compressor.training.task import Pair
 
 FEWEST = 20  # examples or batches to draw from

@@ -31,7 +31,7 @@ from compressor.routing.curve import (
     within,
 )
 from compressor.routing.network import Routed
-from compressor.routing.observing import observe
+from compressor.routing.observing import observe, share_right
 from compressor.routing.phases import Teacher
 from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.section import Findings, Way, doubts, planned_section, remarks, section
@@ -45,9 +45,11 @@ from compressor.runs.models import transformed
 from compressor.runs.promise import Promise, differing
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, Stage, silent
-from compressor.runs.subject import Subject, labelled
+from compressor.runs.subject import Subject, check_tells
 from compressor.training import distributed
 from compressor.training.data import Data
+from compressor.training.evaluate import evaluate
+from compressor.training.own_task import OPTIONAL, OwnTask
 
 _TIMED_IMAGES = 100
 
@@ -60,6 +62,8 @@ class RouteRun(Run[RouteJob]):
     settings: RouteSettings
     costs: Costs
     certificate: Certificate  # where one is asked for
+    right_before: float = 0.0  # share of the test examples that the network as it came has right
+    judged: int  # validation images that the threshold is chosen on
     depth_ms: tuple[float, ...] = ()  # of an image that leaves at each depth, where milliseconds are asked for
 
     def plan(self) -> None:
@@ -68,6 +72,7 @@ class RouteRun(Run[RouteJob]):
         check(job.choice)
         chain = self.survey()
         self.settings = every_unit(job.choice, len(self.units.units))
+        self._check_task()
         self.routed = make_routed(chain, self.units.units, self.settings)
         self.costs = costs(self.routed)
         if self.settings.target_macs is not None:
@@ -77,16 +82,10 @@ class RouteRun(Run[RouteJob]):
             self.depth_ms = distributed.from_first(lambda: depth_times(self.routed, self.subject.example))
             check_time(self.depth_ms, self.settings.target_ms)
 
-    @property
-    def data(self) -> Data:
-        """Labelled images: what is right is told by classes."""
-        return labelled(super().data, "route")
-
     def survey(self) -> Chain:
         """Find what can be skipped."""
         subject = self.subject
-        if subject.data is not None:
-            labelled(subject.data, "route")
+        check_tells(subject, "route", *OPTIONAL)
         assert subject.opened.input_shape is not None
         if any(isinstance(module, Routed) for module in subject.module.modules()):
             raise UsageError(
@@ -97,6 +96,16 @@ class RouteRun(Run[RouteJob]):
         chain, self.units = survey(subject.module, subject.opened.input_shape)
         self.facts["frozen"] = self.units.refused
         return chain
+
+    def _check_task(self) -> None:
+        """Raise UsageError for what is for labelled images only, where the data are a user's task."""
+        if not isinstance(self.subject.data, OwnTask):
+            return
+        asked, own = self.settings, RouteSettings()
+        other = [name for name in ("labels", "router", "label_epochs") if getattr(asked, name) != getattr(own, name)]
+        if other or self.job.promise.max_drop is not None:
+            what = other[0] if other else "max_drop"
+            raise UsageError(f"`{what}` of route is for labelled images: leave it out with {self.subject.data.name}")
 
     def predicted(self) -> tuple[Measurements, Measurements]:
         """What each depth costs; how many images stop there the training decides."""
@@ -123,6 +132,14 @@ class RouteRun(Run[RouteJob]):
         self.subject = replace(self.subject, opened=opened)
         self.size_bytes = file_bytes(opened)
 
+    def measured_before(self) -> Measurements:
+        """Also which examples are right, by which depths are compared."""
+        before = super().measured_before()
+        self.right_before = (
+            share_right(self.subject.module, self.data.test, self.data) if before.top1 is None else before.top1
+        )
+        return before
+
     def train(self) -> None:
         """The network at all its depths, then its router."""
         self.tell(Stage("teaching the network and its router"))
@@ -135,26 +152,30 @@ class RouteRun(Run[RouteJob]):
 
     def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
         """Means over the test images at the threshold that validation images choose, and single images timed."""
-        found = replace(self._chosen(), before_top1=before.top1 or 0.0)
+        found = self._chosen()
         if (whole := self.whole) is not None:
             self.tell(Stage("timing single images"))
             found = replace(
                 found, times=distributed.from_first(lambda: _times(self.subject, whole.eval(), self.made()))
             )
             before = before.timed(_timing(found, "whole"))  # on the same images, at the same time
-        settings, images = self.settings, len(self.taught.calibration)
-        unsure = () if self.promise is not None else doubts(images, settings)
+        unsure = () if self.promise is not None else doubts(self.judged, self.settings)
         said = (*unsure, *remarks(found), *in_time(found, self.depth_ms))
         self.note(*said)
         self.facts |= {
             "sections": (section(found, said),),
-            "variants": _other_ways(found),
+            "variants": _other_ways(found) if isinstance(self.data, Data) else {},
             "details": found.to_json(),
         }
-        return before, _after(self.subject, found, self.size_bytes)
+        after, data = _after(self.subject, found, self.size_bytes), self.data
+        if isinstance(data, Data):
+            return before, replace(after, top1=found.routed.top1)
+        figures = distributed.from_first(lambda: evaluate(self.routed, data.test, data).figures)
+        return before, after.scored(data.figure, figures, data.amount(data.test))
 
     def certified(self, promise: Promise) -> Certificate:
         """What was found as the threshold was chosen, and how often all layers answer otherwise."""
+        assert isinstance(self.data, Data)
         deepest = AtDepth(self.routed, self.routed.depths - 1, router=False)
         return replace(self.certificate, differed=differing(self.routed, deepest, promise.images, self.data))
 
@@ -167,14 +188,14 @@ class RouteRun(Run[RouteJob]):
         routed, counted, settings, data = self.routed, self.costs, self.settings, self.data
         self.tell(Stage("choosing the threshold on validation images, measuring on test images"))
         seen, test = observe(routed, self.taught.calibration, data), observe(routed, data.test, data)
-        curve = routed_points(seen, counted)
+        self.judged, curve = len(seen), routed_points(seen, counted)
         if settings.target_ms is not None:
             chosen = choose_in_time(curve, self.depth_ms, settings.target_ms)
         elif self.promise is not None:
             promise, asked = self.promise, self.job.promise
-            assert asked.max_drop is not None
+            assert asked.max_drop is not None and isinstance(data, Data)
             chosen, self.certificate = certified_point(
-                observe(routed, promise.images, data), counted, promise.before, data.classes,
+                observe(routed, promise.images, data), counted, promise.before, promise.images.labels, data.classes,
                 drop=asked.max_drop, confidence=asked.confidence,
             )  # fmt: skip
         elif settings.threshold is None:
@@ -195,7 +216,8 @@ class RouteRun(Run[RouteJob]):
             "fixed depth": fixed_points(seen, counted),
         }
         units, places = self.units.units, routed.layout.leave_after
-        return Findings(units, places, counted.whole, 0.0, tuple(ways), curves, self.taught, {})
+        right = data.figure.label if isinstance(data, Data) else "accuracy"
+        return Findings(units, places, counted.whole, self.right_before, tuple(ways), curves, self.taught, {}, right)
 
 
 def list_units(job: RouteJob, tell: Callback = silent) -> Units:
@@ -213,7 +235,7 @@ def _params(module: nn.Module) -> int:
 def _times(subject: Subject, whole: nn.Module, made: Path | CompressorError | None) -> dict[str, dict[str, ImageTimes]]:
     """Both networks on single test images, on torch and on ONNX Runtime where both export; `made`: the routed one's."""
     assert subject.data is not None
-    data, routed = labelled(subject.data, "route"), subject.module
+    data, routed = subject.data, subject.module
     images = data.examples(data.test, _TIMED_IMAGES, subject.device)
     threads = torch.get_num_threads()
     wait = torch.cuda.synchronize if subject.device.type == "cuda" else None
@@ -260,7 +282,6 @@ def _after(subject: Subject, found: Findings, size: int) -> Measurements:
         params=_params(subject.module),
         file_bytes=size,
         latency_ms=timing,
-        top1=found.routed.top1,
         reasons=reasons,
     )
 

@@ -24,7 +24,7 @@ from compressor.training.class_numbers import read_class_numbers
 from compressor.training.data import Data, count_outputs, fit_to_model, open_data, with_input_shape, with_normalisation
 from compressor.training.evaluate import evaluating
 from compressor.training.numerics import choose_device
-from compressor.training.own_task import OwnTask
+from compressor.training.own_task import OPTIONAL, OwnTask
 from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DataSettings
 from compressor.training.task import Pair, Task, called, examples_in, shapes
@@ -119,7 +119,7 @@ def _with_task(model: ModelSettings, task: OwnTask, loading: DataSettings, place
         try:
             called(module, sample)
         except Exception as error:
-            hint = "" if task.validation.of_examples else " (what `data` gives is batches: has it a batch dimension?)"
+            hint = " (a list that data gives is one of batches)" if task.validation.is_list else ""
             raise DataError(
                 f"the model does not take what inputs of {task.name} gives, {shapes(sample)}: {cause(error)}{hint}"
             ) from error
@@ -127,11 +127,16 @@ def _with_task(model: ModelSettings, task: OwnTask, loading: DataSettings, place
     return Subject(replace(opened, module=module, input_shape=shape), task, place, sample)
 
 
-def labelled(data: Task, verb: str) -> Data:
-    """Data with a class for each image. Raises UsageError for a user's task."""
-    if not isinstance(data, Data):
-        raise UsageError(f"{verb} needs images with classes, which {data.name} has none of: give data, not a task")
-    return data
+def check_tells(subject: Subject, verb: str, *methods: str) -> None:
+    """Raise UsageError where a user's task lacks what a verb looks at: one of these methods, one tensor as input."""
+    task = subject.data
+    if not isinstance(task, OwnTask):
+        return
+    if not any(task.has(method) for method in methods):
+        forms = " or ".join(f"`{OPTIONAL[method]}`" for method in methods)
+        raise UsageError(f"{verb} looks at single examples: give {task.name} a method {forms}")
+    if subject.opened.input_shape is None:
+        raise UsageError(f"{verb} is for networks of one input, a tensor: inputs of {task.name} gives several")
 
 
 def unsaid(model: str, preparation: Preparation | None, data: str, loading: DataSettings) -> list[str]:

@@ -16,14 +16,14 @@ from compressor.graph.tensors import device_of
 from compressor.training import distributed, named_sets
 from compressor.training.augment import choose_augmentation
 from compressor.training.batching import InputTransform
-from compressor.training.evaluate import evaluating, first_output, modes_kept
+from compressor.training.evaluate import evaluating, modes_kept
 from compressor.training.folders import open_splits, scan
 from compressor.training.randomness import generator
 from compressor.training.resizing import describe_fit, preparation_for
 from compressor.training.sets import Draws, ImageSet, split_indices
 from compressor.training.settings import NAMED_SETS, SPECS, DataSettings, TrainSettings
 from compressor.training.streaming import FolderSet
-from compressor.training.task import Model, Pair, Task
+from compressor.training.task import Model, Pair, Task, by_class, first_output
 from compressor.vision.preparation import Preparation
 
 AnySet = ImageSet | FolderSet
@@ -128,6 +128,27 @@ class Data(Task):
         """Images."""
         return len(pair[1])
 
+    def halves(self, part: AnySet, seed: int) -> tuple[AnySet, AnySet]:
+        """As in `Task`, of every class."""
+        first, second = split_indices(part.labels, 0.5, seed)
+        return part.take(first), part.take(second)
+
+    def some(self, part: AnySet, count: int, seed: int) -> AnySet:
+        """As in `Task`."""
+        return part.take(_order(part, seed, "router")[:count].sort().values)
+
+    def with_test(self, part: AnySet) -> "Data":
+        """As in `Task`."""
+        return replace(self, test=part)
+
+    def correct(self, outputs: Any, y: Tensor) -> Tensor:
+        """As in `Task`."""
+        return by_class(outputs, y)
+
+    def labels(self, y: Tensor) -> Tensor:
+        """As in `Task`."""
+        return y
+
     def loss(self, model: Model, x: Tensor, y: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """See `cross_entropy`."""
         return cross_entropy(model, x, y, smoothing)
@@ -187,7 +208,7 @@ def cross_entropy(model: Model, x: Tensor, y: Tensor, smoothing: float = 0.0) ->
     if isinstance(outputs, tuple):
         for further in outputs[1:]:
             loss = loss + AUXILIARY_WEIGHT * functional.cross_entropy(further.float(), y)
-    return loss, (scores.detach().argmax(1) == y).sum()
+    return loss, by_class(scores.detach(), y).sum()
 
 
 def open_data(
@@ -335,8 +356,8 @@ def fit_to_model(
     return data
 
 
-def count_outputs(model: nn.Module, data: Data) -> int:
-    """How many scores the model gives for an image of the data set; the example is one of the validation set's.
+def count_outputs(model: nn.Module, data: Task) -> int:
+    """How many scores the model gives for an image of the data; the example is one of the validation set's.
 
     Raises DataError when the model cannot take images of this shape, ModelError when it gives no scores for them.
     """
@@ -345,7 +366,7 @@ def count_outputs(model: nn.Module, data: Data) -> int:
         try:
             scores = first_output(model(x))
         except (RuntimeError, ValueError, AssertionError) as error:
-            shape = "x".join(str(size) for size in data.input_shape)
+            shape = "x".join(str(size) for size in x.shape[1:])
             reason = " ".join(str(error).split())[:200]
             raise DataError(
                 f"the model cannot take {shape} images ({reason}): give its own shape with --input"

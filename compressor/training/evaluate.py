@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.errors import DataError, ModelError
+from compressor.errors import DataError
 from compressor.graph.skeleton import set_mode
 from compressor.graph.tensors import device_of
 from compressor.report.progress import counted
@@ -65,20 +65,6 @@ def evaluate(model: nn.Module | Predict, part: Any, task: Task, batch_size: int 
         pairs = task.passing(part, batch_size, device, layout)
         told = counted(f"evaluating {task.unit}", pairs, len(part), task.count_in)
         return Evaluation(task.measure(predict, told), len(part))
-
-
-def first_output(outputs: Any) -> Tensor:
-    """The scores among a model's outputs: the first of a tuple, list or dict.
-
-    Raises ModelError when that is no tensor.
-    """
-    if isinstance(outputs, dict):
-        outputs = tuple(outputs.values())
-    while isinstance(outputs, (tuple, list)) and outputs:
-        outputs = outputs[0]
-    if not isinstance(outputs, Tensor):
-        raise ModelError(f"the model gives {type(outputs).__name__} where scores (batch, classes) are expected")
-    return outputs
 
 
 @contextmanager

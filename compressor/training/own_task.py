@@ -8,15 +8,14 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
-from compressor.errors import CompressorError, DataError, UsageError, cause
+from compressor.errors import CompressorError, UsageError, cause
 from compressor.files.limits import lacks_memory
-from compressor.graph.generators import seeded
 from compressor.training import distributed
-from compressor.training.randomness import derive_seed, generator
+from compressor.training.own_part import BATCH, Part
+from compressor.training.randomness import derive_seed
 from compressor.training.settings import TrainSettings
-from compressor.training.task import Model, Pair, Task, examples_in, moved, shapes, taken
+from compressor.training.task import Model, Pair, Task, by_class, examples_in, moved, shapes, taken
 
 METHODS = {
     "data": "data(self, split)",
@@ -24,8 +23,8 @@ METHODS = {
     "measure": "measure(self, model, batches)",
     "inputs": "inputs(self, batch)",
 }
+OPTIONAL = {"correct": "correct(self, outputs, batch)", "labels": "labels(self, batch)"}
 SPLITS = ("train", "validation", "test")
-_BATCH = 64  # examples at once where nothing is learnt
 
 
 def _told(error: Exception) -> str:
@@ -42,6 +41,9 @@ class OwnTask(Task):
     the batch, a scalar tensor. `measure(model, batches)` gives figures by name, the main one first; it is the higher
     the better unless the object has `lower_is_better = True`. `inputs(batch)` is what the model is called with: a
     tensor, a tuple of several, a dict of keywords. Batches come on the model's device.
+
+    Two further methods may be there, for verbs that look at single examples: `correct(outputs, batch)` says which are
+    right, a bool tensor (batch,), and `labels(batch)` gives their classes, an int64 tensor (batch,).
 
     Raises UsageError where a method is missing, DataError where a split holds nothing.
     """
@@ -80,7 +82,7 @@ class OwnTask(Task):
         where = "" if batch is None else f" on a batch of {shapes(batch)}"
         raise UsageError(f"{self.name}: {method} failed{where}: {self.told(error)}") from error
 
-    def amount(self, part: "Part") -> str:
+    def amount(self, part: Part) -> str:
         """Examples, where they are counted."""
         return part.amount()
 
@@ -98,16 +100,16 @@ class OwnTask(Task):
 
     def passing(
         self,
-        part: "Part",
+        part: Part,
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
     ) -> Iterator[Pair]:
         """As in `Task`."""
-        for batch in part.batches(batch_size or _BATCH):
+        for batch in part.batches(batch_size or BATCH):
             yield self._pair(batch, device)
 
-    def drawn(self, part: "Part", count: int, seed: int, device: torch.device, batch_size: int = 128) -> Iterator[Pair]:
+    def drawn(self, part: Part, count: int, seed: int, device: torch.device, batch_size: int = 128) -> Iterator[Pair]:
         """As in `Task`; where the user's own batches come, the first of them."""
         for batch in part.batches(min(batch_size, count), derive_seed(seed, "score"), shuffled=True):
             batch = taken(batch, slice(count))
@@ -117,10 +119,10 @@ class OwnTask(Task):
                 return
 
     def alike(
-        self, part: "Part", batches: int, batch_size: int | None, seed: int, device: torch.device
+        self, part: Part, batches: int, batch_size: int | None, seed: int, device: torch.device
     ) -> Iterator[Pair]:
         """As in `Task`."""
-        drawn = part.batches(batch_size or _BATCH, derive_seed(seed, "recalibrate"), shuffled=True)
+        drawn = part.batches(batch_size or BATCH, derive_seed(seed, "recalibrate"), shuffled=True)
         size = 0
         for batch in islice(drawn, batches):
             size = size or examples_in(batch)
@@ -154,22 +156,45 @@ class OwnTask(Task):
             raise UsageError(f"{self.name}: measure gave {', '.join(figures)}, and {name} before: always return it")
         return {name: figures.pop(name), **figures}
 
-    def put_aside(self, seed: int) -> tuple["OwnTask", "Part"]:
-        """The task with half of its test data, and the other half; of the user's own batches every second one.
+    def halves(self, part: Part, seed: int) -> tuple[Part, Part]:
+        """As in `Task`; of the user's own batches every second one."""
+        return part.halves(seed)
 
-        Raises DataError where it has no test data.
-        """
-        if self.test is self.validation:
-            raise DataError(f"{self.name} has no test data to make a promise on: leave out `max_drop`")
-        given, kept = self.test, copy.copy(self)
-        if given.of_examples:
-            count = len(given._given)
-            order = torch.randperm(count, generator=generator(torch.device("cpu"), seed, "aside"))
-            halves: Any = [Subset(given._given, sorted(each.tolist())) for each in order.tensor_split(2)]
-        else:
-            halves = [EverySecond(given, first) for first in (0, 1)]
-        kept.test, aside = (Part(self, "test", half) for half in halves)
-        return kept, aside
+    def some(self, part: Part, count: int, seed: int) -> Part:
+        """As in `Task`; of the user's own batches all."""
+        return part.some(count, seed)
+
+    def with_test(self, part: Part) -> "OwnTask":
+        """As in `Task`."""
+        kept = copy.copy(self)
+        kept.test = part
+        return kept
+
+    def correct(self, outputs: Any, y: Any) -> Tensor:
+        """As in `Task`: by the user's `correct(outputs, batch)`, or by `labels(batch)`."""
+        if not self.has("correct"):
+            return by_class(outputs, self.labels(y))
+        found: Tensor = torch.as_tensor(self.asked("correct", outputs, y, batch=y))
+        if found.ndim != 1 or found.dtype != torch.bool or len(found) != examples_in(y):
+            raise UsageError(
+                f"{self.name}: correct gave {shapes(found)}: return one bool for each of the {examples_in(y)} examples"
+            )
+        return found
+
+    def labels(self, y: Any) -> Tensor:
+        """As in `Task`: by the user's `labels(batch)`."""
+        found: Tensor = self.asked("labels", y, batch=y)
+        whole = isinstance(found, Tensor) and found.dtype == torch.int64
+        if not whole or found.ndim != 1 or len(found) != examples_in(y):
+            raise UsageError(
+                f"{self.name}: labels gave {shapes(found)}: return the class of each of the {examples_in(y)} examples, "
+                "an int64 tensor"
+            )
+        return found
+
+    def has(self, method: str) -> bool:
+        """Whether the user's object has one of the methods that a task may have."""
+        return callable(getattr(self.user, method, None))
 
     def _number(self, name: str, value: Any) -> float:
         try:
@@ -183,115 +208,3 @@ class OwnTask(Task):
     def _pair(self, batch: Any, device: torch.device | str) -> Pair:
         batch = moved(batch, device)
         return self.asked("inputs", batch, batch=batch), batch
-
-
-class Part:
-    """One split of a user's data."""
-
-    def __init__(self, task: OwnTask, split: str, given: Any = None) -> None:
-        self.task, self.split = task, split
-        self._used = False  # once, of what can be iterated over once only
-        self._given = self._asked() if given is None else given
-        self._counted: int | None = None
-        # What is read by index holds examples; a list holds batches, as everything that is only iterated over.
-        by_index = hasattr(self._given, "__getitem__") and hasattr(self._given, "__len__")
-        self.of_examples = by_index and not isinstance(self._given, list | tuple | Mapping | IterableDataset)
-        if not len(self):
-            raise DataError(f'{task.name}: data("{split}") is empty')
-
-    def __len__(self) -> int:
-        return self.count(_BATCH)
-
-    def amount(self) -> str:
-        """How much there is in it."""
-        return f"{len(self._given):,} examples" if self.of_examples else f"{len(self):,} batches"
-
-    def count(self, batch_size: int, *, whole: bool = False) -> int:
-        """Batches in a pass; of examples with `whole` those that are full, at least one."""
-        if self.of_examples:
-            examples = len(self._given)
-            return max(min(1, examples), examples // batch_size) if whole else math.ceil(examples / batch_size)
-        if self._counted is None:
-            try:
-                self._counted = len(self._given)
-            except TypeError:  # it does not say
-                self._counted = sum(1 for _ in self.batches(batch_size))
-        return self._counted
-
-    def batches(
-        self, batch_size: int, seed: int = 0, start: int = 0, most: int | None = None, *, shuffled: bool = False
-    ) -> Iterator[Any]:
-        """The batches of one pass from the `start`-th on, and of the first `most`.
-
-        Every batch is made with generators that start at the seed and its number: a pass that goes on in its middle
-        gives what it would have given.
-        """
-        given, first = self._fresh(), 0
-        if self.of_examples:
-            count = len(given)
-            place = torch.device("cpu")
-            order = torch.randperm(count, generator=generator(place, seed)) if shuffled else torch.arange(count)
-            first = start
-            chosen = order[start * batch_size :].tolist()
-            given = DataLoader(given, batch_size, sampler=chosen, collate_fn=collate, generator=torch.Generator())
-        with seeded(derive_seed(seed, "begin")):
-            iterator = iter(given)
-        for number in range(first, most or 1 << 62):
-            with seeded(derive_seed(seed, number)):
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    if number == 0 and self._counted:
-                        raise DataError(
-                            f'{self.task.name}: data("{self.split}") gave no batch where {self._counted} are expected: '
-                            "return what can be iterated over from its start again, or a new iterator at each call"
-                        ) from None
-                    return
-                except Exception as error:
-                    if "DataLoader worker" in str(error):
-                        raise DataError(f"{self.task.name}: {' '.join(str(error).split())}") from error
-                    self.task.failed(f'data("{self.split}")', error)
-            if number >= start:
-                yield batch
-
-    def _asked(self) -> Any:
-        given = self.task.asked("data", self.split)
-        read = hasattr(given, "__iter__") or hasattr(given, "__getitem__")
-        if not read or isinstance(given, str | Mapping):
-            raise UsageError(
-                f'{self.task.name}: data("{self.split}") gave {type(given).__name__}: return a data set, a DataLoader, '
-                "or anything that gives batches"
-            )
-        return given
-
-    def _fresh(self) -> Any:
-        """What was given; where it can be iterated over once only, it is asked for anew after that."""
-        given = self._given
-        if hasattr(given, "__next__"):
-            self._given = self._asked() if self._used else given
-            self._used = True
-            given = self._given
-        return given
-
-
-class EverySecond:
-    """Half of the batches of a part, from the first or the second on."""
-
-    def __init__(self, part: Part, first: int) -> None:
-        self.part, self.first = part, first
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.part._fresh()), self.first, None, 2)
-
-
-def collate(rows: list[Any]) -> Any:
-    """Examples as a batch: tensors stacked, and a list of what cannot be stacked: images of their own sizes, texts."""
-    first = rows[0]
-    if isinstance(first, Mapping):
-        return {key: collate([row[key] for row in rows]) for key in first}
-    if isinstance(first, tuple | list):
-        return tuple(collate(list(parts)) for parts in zip(*rows, strict=True))
-    try:
-        return default_collate(rows)
-    except (TypeError, RuntimeError):
-        return rows

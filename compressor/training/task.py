@@ -5,13 +5,14 @@ Labelled images are one such task (`data.Data`), a class of the user's is anothe
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
+from compressor.errors import ModelError
 from compressor.graph.trace import call_arguments
 from compressor.report.figure import Figure
 from compressor.training.settings import TrainSettings
@@ -77,6 +78,26 @@ class Task(ABC):
         """The same in up to so many batches of equal size."""
 
     @abstractmethod
+    def halves(self, part: Any, seed: int) -> tuple[Any, Any]:
+        """Two parts of a part, each with about half of its examples, drawn by the seed."""
+
+    @abstractmethod
+    def some(self, part: Any, count: int, seed: int) -> Any:
+        """A part with no more than so many of its examples, drawn by the seed, where they can be taken."""
+
+    @abstractmethod
+    def with_test(self, part: Any) -> Self:
+        """The same task with other test data."""
+
+    @abstractmethod
+    def correct(self, outputs: Any, y: Any) -> Tensor:
+        """Which examples of a batch a model's outputs have right, bool (batch,), where that can be told."""
+
+    @abstractmethod
+    def labels(self, y: Any) -> Tensor:
+        """The class of each example of a batch, int64 (batch,), where there are classes."""
+
+    @abstractmethod
     def loss(self, model: Model, x: Any, y: Any, smoothing: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """The mean loss of a batch, a scalar; and how many answers are right, where they are counted."""
 
@@ -101,6 +122,25 @@ class Task(ABC):
     def amount(self, part: Any) -> str:
         """How much there is in a part, in words."""
         return f"{len(part):,} {self.unit}"
+
+
+def by_class(outputs: Any, labels: Tensor) -> Tensor:
+    """Which largest scores are those of the labels, bool (batch,)."""
+    return first_output(outputs).argmax(1) == labels
+
+
+def first_output(outputs: Any) -> Tensor:
+    """The scores among a model's outputs: the first of a tuple, list or dict.
+
+    Raises ModelError when that is no tensor.
+    """
+    if isinstance(outputs, dict):
+        outputs = tuple(outputs.values())
+    while isinstance(outputs, (tuple, list)) and outputs:
+        outputs = outputs[0]
+    if not isinstance(outputs, Tensor):
+        raise ModelError(f"the model gives {type(outputs).__name__} where scores (batch, classes) are expected")
+    return outputs
 
 
 def called(model: Model, x: Any) -> Any:

@@ -29,7 +29,7 @@ def seen(images: int = 50) -> Observation:
     suffices = torch.rand(images, 2, generator=source)
     right = torch.rand(images, 3, generator=source) < torch.tensor([0.6, 0.8, 0.9])
     entropy = torch.rand(images, 3, generator=source) * 2
-    return Observation(torch.zeros(images, dtype=torch.int64), right, entropy, suffices, ())
+    return Observation(right, entropy, suffices, ())
 
 
 def by_hand(observed: Observation, leaves: torch.Tensor, costs: tuple[int, ...]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError, UsageError
+from compressor.exporting.forms import AtDepth
 from compressor.routing import phases
 from compressor.routing.labels import Balance
 from compressor.routing.learning import all_depths, by_label, fit_gates, image_router, reset_
@@ -15,6 +16,7 @@ from compressor.routing.observing import observe
 from compressor.routing.phases import Taught, Teacher, top1_at_labels
 from compressor.routing.router import Gates
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings, check, every_unit, paper
+from compressor.training.data import cross_entropy
 from compressor.training.settings import TrainSettings
 from tests.routing.nets import Residual, Three, images, routed, small_data
 
@@ -87,6 +89,24 @@ def test_router_gradient_stays_its_own(router):
             assert name not in alone and value.grad is not None
         else:
             torch.testing.assert_close(value.grad, alone[name])
+
+
+def test_a_loss_that_calls_the_network_on_other_images_sees_those():
+    net, x, y = routed(heads="own").eval(), images(6), torch.arange(6)
+
+    def mirrored(model, x, y):
+        return cross_entropy(lambda x: model(x) + model(x.flip(3)), x, y)
+
+    all_depths(net, mirrored)(net, x, y)
+    found = {name: value.grad.clone() for name, value in net.named_parameters() if value.grad is not None}
+    net.zero_grad(set_to_none=True)
+    ways = [AtDepth(net, depth, router=False) for depth in range(net.depths)]
+    losses = [functional.cross_entropy(way(x)[0] + way(x.flip(3))[0], y) for way in ways]
+    (losses[-1] + 0.3 * sum(losses[:-1])).backward()
+    wanted = {name: value.grad for name, value in net.named_parameters() if value.grad is not None}
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient)
 
 
 def test_gates_learn_which_images_may_leave():

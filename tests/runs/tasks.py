@@ -45,6 +45,24 @@ def listener():
     return nn.Sequential(*body, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 2))
 
 
+def deeper(kind=2, channels=3, outputs=2):
+    """Blocks with shortcuts, of which some can be skipped."""
+    conv, pool = (nn.Conv1d, nn.AdaptiveAvgPool1d) if kind == 1 else (nn.Conv2d, nn.AdaptiveAvgPool2d)
+    blocks = [Block(conv) for _ in range(3)]
+    return nn.Sequential(
+        conv(channels, 8, 3, padding=1), nn.ReLU(), *blocks, pool(1), nn.Flatten(), nn.Linear(8, outputs)
+    )
+
+
+class Block(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + F.relu(self.conv(x))
+
+
 class Segmentation:
     def data(self, split):
         x = images(split, 3, 8, 8)
@@ -132,6 +150,37 @@ class Sounds:
 
     def inputs(self, batch):
         return batch[0]
+
+
+class RightTags(Tags):
+    def correct(self, outputs, batch):
+        return ((outputs > 0) == batch[1].bool()).all(1)
+
+
+class NearlyRight(Regression):
+    def correct(self, outputs, batch):
+        return (outputs.squeeze(1) - batch[1]).abs() < 0.3
+
+
+class Classes(Segmentation):
+    """Two classes, whose figure counts errors."""
+
+    lower_is_better = True
+
+    def data(self, split):
+        x = images(split, 3, 8, 8)
+        return TensorDataset(x, (x.mean((1, 2, 3)) > 0.5).long())
+
+    def measure(self, model, batches):
+        return {"errors": torch.cat([model(x).argmax(1) != y for x, y in batches]).float().mean()}
+
+    def labels(self, batch):
+        return batch[1]
+
+
+class NamedSounds(Sounds):
+    def labels(self, batch):
+        return batch[1]
 
 
 class Crashing(Segmentation):

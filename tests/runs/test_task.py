@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 import compressor
 from compressor.cli import main
-from compressor.errors import DataError, FileError, UsageError
+from compressor.errors import DataError, FileError, ModelError, UsageError
+from compressor.exporting.forms import AtDepth
 from compressor.report.report import Report
 from compressor.runs.resume import resume
 from tests.runs import tasks
@@ -100,11 +103,87 @@ def test_a_sweep_and_its_comparison_name_the_figure(trained, tmp_path):
     assert "test mIoU" in (tmp_path / "sweep/comparison.html").read_text() or compared.fronts["macs"]
 
 
+# Class -> the arguments of its network, and which examples are right by hand.
+SINGLES: dict[str, tuple[dict[str, int], Any]] = {
+    "RightTags": ({"outputs": 5}, lambda scores, y: ((scores > 0) == y.bool()).all(1)),
+    "NearlyRight": ({"outputs": 1}, lambda scores, y: (scores[:, 0] - y).abs() < 0.3),
+    "Classes": ({}, lambda scores, y: scores.argmax(1) == y),
+    "NamedSounds": ({"kind": 1, "channels": 1}, lambda scores, y: scores.argmax(1) == y),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if kind in ("NearlyRight", "Classes") else ()) for kind in SINGLES],
+)
+def test_a_network_is_routed_by_what_its_task_calls_right(kind, tmp_path):
+    arguments, right = SINGLES[kind]
+    task = f"{FILE}:{kind}"
+    given = {"arch": f"{FILE}:deeper", "arch_arg": tuple(arguments.items()), "task": task}
+    report = compressor.route(**given, **FAST, target_macs=0.7, out=tmp_path / "run")
+    assert report.after.macs <= 0.8 * report.before.macs and report.after.figure == report.before.figure
+    file = tmp_path / "run/model.safetensors"
+    assert compressor.evaluate(file, task=task).figures == pytest.approx(report.after.figures, abs=1e-6)
+    routed, data = compressor.load(file).eval(), getattr(tasks, kind)().data("test")
+    found: list[Any] = [[], []]
+    for x, y in DataLoader(data, 16) if isinstance(data, Dataset) else data:
+        with torch.no_grad():
+            for each, scores in zip(found, (routed(x), AtDepth(routed, routed.depths - 1)(x)[0]), strict=True):
+                each.append(right(scores, y))
+    ways = {way["name"]: way["top1"] for way in report.details["ways"]}
+    assert [ways["the router"], ways["all layers"]] == pytest.approx(
+        [float(torch.cat(each).float().mean()) for each in found]
+    )
+    page = (tmp_path / "run/report.html").read_text()
+    assert "test accuracy" in page and "top-1" not in page and not report.variants
+
+
+def test_what_route_cannot_do_with_a_task_is_said(trained, tmp_path):
+    given = {"arch": f"{FILE}:deeper", "task": f"{FILE}:Classes", "out": tmp_path / "run", **FAST}
+    for name, value in {"router": "image", "label_epochs": 1, "max_drop": 0.1, "labels": "activation"}.items():
+        with pytest.raises(UsageError, match=f"`{name}` of route is for labelled images: leave it out"):
+            compressor.route(**given, **{name: value})
+    with pytest.raises(
+        UsageError, match=r"route looks at single examples: .* `correct\(self, outputs, batch\)` or `labels"
+    ):
+        compressor.route(trained, **given | {"arch": None, "task": f"{FILE}:Segmentation"})
+
+    class Pixels(tasks.Segmentation):
+        def correct(self, outputs: Any, batch: Any) -> Any:
+            return (outputs.argmax(1) == batch[1]).float().mean((1, 2)) > 0.9
+
+    class Points(tasks.Keypoints):
+        def correct(self, outputs: Any, batch: Any) -> Any:
+            return (outputs["maps"].flatten(2).argmax(2) == batch["points"]).all(1)
+
+    with pytest.raises(ModelError, match="gives 3x8x8 for an image: its early exits have to give scores"):
+        compressor.route(trained, **given | {"arch": None, "task": Pixels()})
+    with pytest.raises(
+        UsageError, match="route is for networks of one input, a tensor: inputs of .*Points-1 gives several"
+    ):
+        compressor.route(**given | {"arch": f"{FILE}:Pointer", "task": Points()})
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_early_stage_is_replaced_by_the_labels_of_a_task(tmp_path):
+    given = {"arch": f"{FILE}:deeper", **FAST, "until": "3", "retrain_epochs": 1, "out": tmp_path / "run"}
+    report = compressor.replace_early(**given, task=f"{FILE}:Classes")
+    assert report.after.figure.name == "errors" and report.rows[0]["validation_errors"] is not None
+    assert set(report.rows[0]["local_losses"]) == {"3", "5", "7"} and report.rows[-1]["phase"] == "classifier"
+    assert "train_top1" in report.rows[0]
+    again = compressor.evaluate(tmp_path / "run/model.safetensors", task=f"{FILE}:Classes")
+    assert again.figures == pytest.approx(report.after.figures)
+    with pytest.raises(UsageError, match=r"replace looks at single examples: .* `labels\(self, batch\)`"):
+        compressor.replace_early(**given | {"overwrite": True}, task=f"{FILE}:NearlyRight")
+    with pytest.raises(DataError, match="class 1, and the network gives 1 scores"):
+        compressor.replace_early(**given | {"overwrite": True}, arch_arg=(("outputs", 1),), task=f"{FILE}:Classes")
+    with pytest.raises(ModelError, match=r"takes inputs of shape \(1, 64\)"):
+        own = {"arch_arg": (("kind", 1), ("channels", 1)), "overwrite": True}
+        compressor.replace_early(**given | own, task=f"{FILE}:NamedSounds")
+
+
 def test_what_a_task_cannot_do_is_said(trained, tmp_path):
     given = {"task": f"{FILE}:Segmentation", "out": tmp_path / "run", **FAST}
-    for verb in (compressor.route, compressor.replace_early):
-        with pytest.raises(UsageError, match="needs images with classes, which .*Segmentation has none of"):
-            verb(trained, **given)
     with pytest.raises(UsageError, match="`mean` is for labelled images"):
         compressor.finetune(trained, mean=(0.5,), std=(0.5,), **given)
     with pytest.raises(UsageError, match="exclude each other"):
@@ -120,7 +199,7 @@ def test_what_a_task_cannot_do_is_said(trained, tmp_path):
         ("nowhere.py:Task", UsageError, "there is no file nowhere.py: give --task FILE.py:CLASS"),
         (f"{FILE}:Missing", UsageError, "has no function 'Missing'"),
         (f"{FILE}:Nobody", DataError, "inputs gave a batch without examples, float32 0x3x8x8"),
-        (f"{FILE}:Unbatched", DataError, r"gives, float32 1x8x8: .*`data` gives is batches: has it a batch dim"),
+        (f"{FILE}:Unbatched", DataError, r"gives, float32 1x8x8: .*a list that data gives is one of batches"),
         (f"{FILE}:Crashing", FileError, r"Crashing cannot be constructed: OSError: no data here \(line"),
         (f"{FILE}:Narrow", DataError, "does not take what inputs of .*Narrow gives, float32 1x2x8x8"),
         (f"{FILE}:images", FileError, "cannot be constructed: TypeError"),

@@ -13,7 +13,8 @@ from compressor.errors import CompressorError, DataError, UsageError
 from compressor.training.distillation import distilling
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
-from compressor.training.own_task import OwnTask, collate
+from compressor.training.own_part import collate
+from compressor.training.own_task import OwnTask
 from compressor.training.recalibrate import recalibrate_
 from compressor.training.settings import DistillSettings, TrainSettings
 from compressor.training.state import Diverged, Saving
@@ -248,6 +249,50 @@ def test_wrong_use_is_one_line(kind):
     with pytest.raises(UsageError, match=f"mine.py:Mine: .*{said}") as error:
         fit(net(), own, FAST)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "gives", "said"),
+    [
+        ("correct", lambda outputs, batch: outputs[:, 0] > 0, None),
+        ("correct", lambda outputs, batch: (outputs[:, 0] > 0).numpy(), None),
+        (
+            "correct",
+            lambda outputs, batch: outputs > 0,
+            "correct gave bool 8x1: return one bool for each of",
+        ),
+        ("correct", lambda outputs, batch: outputs[:, 0], "correct gave float32 8: return one bool"),
+        ("correct", lambda outputs, batch: (outputs > 0).any(), "correct gave bool scalar: return one bool"),
+        ("labels", lambda batch: (batch[1] > 0).long(), None),
+        ("labels", lambda batch: batch[1], "labels gave float32 8: return the class of each of the 8 examples"),
+        ("labels", lambda batch: [0] * 8, "labels gave a list without tensors: return the class"),
+        ("labels", lambda batch: batch["y"], "labels failed on a batch of float32 8x1x16, float32 8: TypeError"),
+    ],
+)
+def test_single_examples_are_right_by_the_users_methods(method, gives, said):
+    own = task(**{method: gives})
+    x, y = next(own.passing(own.test, 8))
+    outputs = net()(x).repeat(1, 1 if method == "correct" else 2) * torch.tensor(
+        [1.0, 2.0][: 1 + (method != "correct")]
+    )
+    if said is None:
+        wanted = outputs[:, 0] > 0 if method == "correct" else outputs.argmax(1) == (y[1] > 0)
+        assert torch.equal(own.correct(outputs, y), wanted)
+    else:
+        with pytest.raises(UsageError, match=said):
+            own.correct(outputs, y)
+
+
+def test_halves_and_some_of_a_part_are_parts_of_it():
+    own = task()
+    for first, second in (own.halves(own.train, 0), task(generated).halves(task(generated).train, 0)):
+        seen = [[x for x, _ in own.passing(half, 1)] for half in (first, second)]
+        whole = [x for x, _ in own.passing(own.train if first.of_examples else task(generated).train, 1)]
+        assert sum(map(len, seen)) == len(whole)
+        for x in whole:
+            assert sum(torch.equal(x, each) for half in seen for each in half) == 1
+    few = own.some(own.train, 5, 0)
+    assert few.count(1) == 5 and own.some(own.train, 100, 0) is own.train
 
 
 def test_figures_keep_their_names():

@@ -34,9 +34,9 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         UsageError: `keep` names no layer of the model, `also` no method, or the model or the example is none.
         ModelError: the model does not run on the example, or is of a kind that cannot be edited.
     """
+    model = bare(model)
     check_model(model)
     check_example(example)
-    model = bare(model)
     patterns, names = (keep,) if isinstance(keep, str) else tuple(keep), names_of(model)
     kept = frozenset(name for pattern in patterns for name in matching(pattern, names, "keep"))
     with uncollected():

@@ -13,17 +13,13 @@ from compressor.graph.held import tensors_in
 from compressor.graph.tensors import named_tensors
 
 
-def check_model(model: Any) -> None:
+def check_model(model: nn.Module) -> None:
     """Raise what a model is refused with before it is copied and run.
 
     Raises:
-        UsageError: it is no module.
         ModelError: it has no parameters, or ones without shapes, or of a layout that cannot be cut; or it is prepared
             for quantization.
     """
-    if isinstance(model, type) or not isinstance(model, nn.Module):
-        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise UsageError(f"a torch.nn.Module is needed, not {given}; compressor.load makes one of a file")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
     kinds = {type(module): name for name, module in model.named_modules()}

@@ -121,8 +121,9 @@ def bare(model: nn.Module) -> nn.Module:
         UsageError: this is no nn.Module.
         ModelError: FSDP has spread the weights over processes.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"the model is a {type(model).__name__}: give an nn.Module")
+    if isinstance(model, type) or not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise UsageError(f"a torch.nn.Module is needed, not {given}; compressor.load makes one of a file")
     inner: Any = model
     while isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(inner, "_orig_mod"):
         inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module

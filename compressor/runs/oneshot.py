@@ -15,7 +15,7 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
-from compressor.graph.tensors import device_of, named_tensors
+from compressor.graph.tensors import device_of, has_data, named_tensors
 from compressor.pruning.oneshot import decide, rank
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.pruning.reconstruction.synthetic import synthetic_inputs, used_to
@@ -237,9 +237,9 @@ def labelled(batches: Any) -> tuple[tuple[Tensor, Tensor], ...]:
 def check_can_be_edited(module: nn.Module) -> None:
     """Raise what is known before anything is decided: weights without values, a reducer that keeps the old sizes."""
     parameters = dict(module.named_parameters())
-    empty = next((name for name, parameter in parameters.items() if parameter.is_meta), None)
+    empty = next((name for name, parameter in parameters.items() if not has_data(parameter)), None)
     if empty is not None:
-        raise ModelError(f"{empty} has no values (it is on the meta device): load the weights first")
+        raise ModelError(f"{empty} has no values (it is on the meta device or fake): load the weights first")
     check_no_reducer(parameters.values())
 
 

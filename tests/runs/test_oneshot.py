@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import compressor
 from compressor.errors import CompressorError, DataError, ModelError, UsageError
@@ -32,6 +33,11 @@ def sparse():
 def on_meta():
     model = network()
     return nn.Sequential(*[layer.to("meta") if isinstance(layer, nn.Conv2d) else layer for layer in model])
+
+
+def faked():
+    with FakeTensorMode():
+        return network()
 
 
 def quantized():
@@ -61,6 +67,7 @@ REFUSED = {
     "lazy buffers": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(affine=False)), "no shape yet"),
     "sparse": (sparse, "0.weight is sparse_coo"),
     "meta": (on_meta, "0.weight has no values"),
+    "fake": (faked, "0.weight has no values"),
     "class": (lambda: nn.Conv2d, "not the class Conv2d"),
     "state dict": (lambda: network().state_dict(), "not OrderedDict"),
     "file": (lambda: "model.pt", "not str"),

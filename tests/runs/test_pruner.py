@@ -398,7 +398,7 @@ def test_an_optimizer_of_another_model_is_refused(optimizer, said):
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(UsageError, match="the model is a function: give an nn.Module"):
+    with pytest.raises(UsageError, match="a torch.nn.Module is needed, not function"):
         Pruner(by_loss, EXAMPLE, Loop().optimizer, "l1")
 
 

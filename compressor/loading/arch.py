@@ -126,6 +126,8 @@ def _what_is_wrong(text: str) -> str:
     """Why a text does not name an architecture, and what to write."""
     if text in vision.classifiers():
         return f"is not an architecture: write {_FORMS} (did you mean torchvision:{text}?)"
+    if text.endswith(".onnx"):
+        return "is a file that brings its weights: give it as the model, without --arch"
     bare = text.removesuffix(":")
     path = Path(bare) if bare.endswith(".py") else imports.find_file(text) if re.fullmatch(_MODULE, text) else None
     found = None if path is None else code.choices(path)

@@ -75,7 +75,7 @@ def recognise(path: Path, most_gib: float = LARGEST_GIB) -> Content:
             raise FileError(f"{path} {complaint}")
     raise FileError(
         f"{path} is not a model file: what opens is a checkpoint of compressor's, torch.save's state dict or module, "
-        "safetensors, and for profile and evaluate ONNX"
+        "safetensors, ONNX"
     )
 
 

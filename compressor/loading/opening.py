@@ -80,7 +80,7 @@ def _from_file(
 ) -> OpenedModel:
     content, about = recognise(path, max_size), dict[str, Any]()
     if content is Content.ONNX:
-        raise FileError(f"{path} is an ONNX model: only `compressor profile` and `compressor evaluate` take one")
+        raise FileError(f"{path} is an ONNX model: compressor.load and the commands open it")
     if content is Content.SAFETENSORS:
         contents = read(path, max_size)
         if KIND in contents.metadata:

@@ -1,4 +1,7 @@
-"""What a file may name in a network: published layers, activations, types of numbers, timm's enumerations."""
+"""What a file may name in a network: published layers, activations, types of numbers, timm's enumerations.
+
+The network of an ONNX file (loading.onnx_network) counts as published: it holds plain values and runs listed functions.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,14 @@ import torch
 from torch import fx, nn
 
 from compressor.graph.operators import of_kind
+from compressor.loading import onnx_network
 from compressor.vision import door as vision  # noqa: F401  its import puts torchvision's modules where the classes are looked up
 
 # Where the classes are defined; not what is merely imported there.
-_PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
+_PACKAGES = (
+    "torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.",
+    f"{onnx_network.__name__}.",
+)  # fmt: skip
 
 # Functions that layers hold as attributes, besides timm's activations.
 _ACTIVATIONS = (*of_kind("activation", "softmax"), "logsigmoid", "softsign", "tanhshrink")

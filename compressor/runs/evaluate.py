@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import UsageError
 from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.report.figure import TOP, Figure
 from compressor.report.manifest import card_inside, fed, manifest_inside, packaged
 from compressor.runs.looking import EvaluateJob
+from compressor.runs.models import refuse_definition
 from compressor.runs.own import task_of
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import class_numbers, open_subject, unsaid
@@ -64,8 +64,7 @@ def evaluate(job: EvaluateJob, tell: Callback = silent) -> Evaluated:
 
 def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
     """A package's graph says what its classes and normalisation are; of any other file the data's own are taken."""
-    if job.model.arch is not None:
-        raise UsageError(f"{path} is an ONNX model and brings its architecture: leave --arch out")
+    refuse_definition(path, job.model.arch)
     model = OnnxModel(path, most_gib=job.model.max_size)
     own = task_of(job.data)
     if own is not None:

@@ -1,12 +1,14 @@
 """Each command as a person runs it: the whole text it prints, its JSON, and the files it leaves."""
 
 import json
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.command import check_golden
+from compressor.runs.models import load
+from tests.cli.command import ROOT, check_golden
 
 DIGITS = "sample_models/digits_cnn.safetensors"
 # Which filters AdapNet takes hangs on the last bits of sums, which are others on another processor.
@@ -151,6 +153,21 @@ def test_prune_with_data(compressor):
     )
     check_golden("prune-with-data", ran, compressor.folder)
     assert (out / "model.onnx").exists()
+
+
+def test_prune_of_an_onnx_file(compressor):
+    out, file = compressor.folder / "run", compressor.folder / "digits.onnx"
+    network = load(ROOT / DIGITS)
+    axes = {"dynamic_axes": {"x": {0: "batch"}}, "dynamo": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.zeros(1, 1, 8, 8),), file, input_names=["x"], **axes)
+    ran = compressor(
+        "prune", file, "--data", "digits", "--epochs", "0", "--round-to", "8", "--out", out, "--no-latency"
+    )
+    check_golden("prune-onnx", ran, compressor.folder)
+    again = data_of(compressor("evaluate", out / "model.safetensors", "--data", "digits", "--json"))
+    assert again["top1"] == json.loads((out / "report.json").read_text())["after"]["top1"]
 
 
 def test_prune_as_json_is_the_report(compressor):

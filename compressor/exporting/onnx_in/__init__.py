@@ -1,0 +1,1 @@
+"""A network from an ONNX file: `reading.open_onnx`."""

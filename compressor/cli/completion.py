@@ -4,10 +4,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from compressor.pruning.catalogue import ABOUT, TRAINED
+from compressor.pruning.catalogue import METHODS
 from compressor.training.settings import SPECS
 
-METHODS = (*ABOUT, *TRAINED)
 SETS = tuple(spec.removesuffix("DIR") for spec in SPECS)
 _HOMES = ("torchvision:", "timm:")
 

@@ -2,8 +2,8 @@
 
 from compressor.cli.options import DryRun, Json
 from compressor.cli.results import carry_out
-from compressor.pruning.catalogue import ABOUT, TRAINED
-from compressor.runs.jobs import AdaptJob, PruneJob
+from compressor.pruning.catalogue import METHODS
+from compressor.runs.jobs import AdaptJob, BlocksJob, PruneJob
 
 HELP = (
     "Make a model smaller by removing its least important channels.\n\n"
@@ -11,16 +11,17 @@ HELP = (
     "every layer goes. With --data obs chooses, widths follow the error, layers that read pruned channels are refitted "
     "by least squares, and the smaller network is fine-tuned and measured.\n\n"
     "Methods:\n\n"
-    + "\n".join(f"  {name:<9} {about.summary}" for name, about in {**ABOUT, **TRAINED}.items())
+    + "\n".join(f"  {name:<9} {about.summary}" for name, about in METHODS.items())
     + "\n\nadapnet trains in three phases: before, while and after the structure changes. --preset paper takes up to "
     "120 epochs as in the paper, --preset quick minutes, --preset short four epochs of a trained network; learning "
-    "rate, weight decay and batch size are the preset's, too. Flags change single settings of each."
+    "rate, weight decay and batch size are the preset's, too. Flags change single settings of each. blocks takes whole "
+    "blocks of layers until --target-macs, --target-ms or --speedup is met."
 )
 EXAMPLE = (
     "compressor prune sample_models/digits_cnn.safetensors --target-macs 0.5 --data digits --epochs 5 --out runs/small"
 )
 
 
-def prune(job: PruneJob | AdaptJob, dry_run: DryRun = False, json: Json = False) -> None:
+def prune(job: PruneJob | BlocksJob | AdaptJob, dry_run: DryRun = False, json: Json = False) -> None:
     """Parse, run, print."""
     carry_out(job, dry_run=dry_run, json=json)

@@ -51,7 +51,7 @@ class Chain:
         return tuple(self._cut(index, node) for index, node in enumerate(self._crossings))
 
     def _cut(self, index: int, node: fx.Node) -> Cut:
-        readers = (user for user in sorted(node.users) if user.op != "output" and user.target is not _SIZE)
+        readers = (user for user in sorted(node.users) if user.op != "output" and user.target is not SIZE)
         after = next((user for user in readers if not _is_size(user)), None)
         reader, name = ("", "") if after is None else (module_of(after), name_of(after))
         shape = tuple(int(size) for size in node.meta["tensor_meta"].shape[1:])
@@ -72,8 +72,8 @@ class Chain:
 
         def copied(node: fx.Node) -> fx.Node:
             if node not in copies:  # a weight, or a size that was taken further up
-                batch = _is_batch_size(node)
-                copies[node] = graph.call_function(_SIZE, (image, 0)) if batch else graph.node_copy(node, copied)
+                batch = is_batch_size(node)
+                copies[node] = graph.call_function(SIZE, (image, 0)) if batch else graph.node_copy(node, copied)
             return copies[node]
 
         for node in self._graph.nodes:
@@ -100,16 +100,16 @@ def _crossings(graph: fx.Graph) -> list[fx.Node]:
             continue
         if farthest <= place[node] and _is_tensor(node) and not _constant(node):
             found.append(node)
-        users = (place[user] for user in node.users if not _is_batch_size(user))
+        users = (place[user] for user in node.users if not is_batch_size(user))
         farthest = max(farthest, max(users, default=-1))
         if node is results[0]:
             break
     return found
 
 
-def _is_batch_size(node: fx.Node) -> bool:
+def is_batch_size(node: fx.Node) -> bool:
     """Whether the node asks for the batch's size, which every tensor of the flow can tell."""
-    if node.target is not _SIZE or node.args[1] != 0:
+    if node.target is not SIZE or node.args[1] != 0:
         return False
     measured = node.args[0]
     return isinstance(measured, fx.Node) and not _constant(measured)  # a weight's size belongs to the weight
@@ -135,7 +135,7 @@ def _is_tensor(node: fx.Node) -> bool:
     return hasattr(node.meta.get("tensor_meta"), "shape")
 
 
-_SIZE = torch.ops.aten.sym_size.int
+SIZE = torch.ops.aten.sym_size.int
 
 
 def tail(chain: Chain, base: nn.Module, start: int, end: int, norms: Norms) -> fx.GraphModule:
@@ -145,9 +145,15 @@ def tail(chain: Chain, base: nn.Module, start: int, end: int, norms: Norms) -> f
     "switchable" these are their own too; with "shared" they are the base's. New ones start as copies.
     """
     part = chain.segment(start, end)
-    _use_weights_of_(part, base)
+    use_weights_of_(part, base)
     if norms != "shared":
         _give_own_norms_(part, norms == "switchable")
+    call_layers_(part, base)
+    return part
+
+
+def call_layers_(part: fx.GraphModule, base: nn.Module) -> None:
+    """Put calls of the base's layers in the place of operators that are all that these do; what is not used goes."""
     layers = dict(base.named_modules(remove_duplicate=False))
     for path, nodes in _by_module(part.graph).items():
         layer = layers.get(path)  # of an exported program, only those with weights are left, and they are no layers
@@ -158,7 +164,6 @@ def tail(chain: Chain, base: nn.Module, start: int, end: int, norms: Norms) -> f
     part.graph.eliminate_dead_code()
     part.delete_all_unused_submodules()
     part.recompile()
-    return part
 
 
 def _by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
@@ -246,7 +251,7 @@ def _tensor(part: fx.GraphModule, node: object) -> torch.Tensor | None:
     return held if isinstance(held, torch.Tensor) else None
 
 
-def _use_weights_of_(part: fx.GraphModule, base: nn.Module) -> None:
+def use_weights_of_(part: fx.GraphModule, base: nn.Module) -> None:
     """Make every parameter and buffer of the part the base's own object, as far as the base has one of that name."""
     tensors = dict(base.named_parameters(remove_duplicate=False)) | dict(base.named_buffers(remove_duplicate=False))
     held_here = (*part.named_parameters(remove_duplicate=False), *part.named_buffers(remove_duplicate=False))

@@ -36,6 +36,12 @@ TRAINED: dict[str, About] = {
     "adapnet": About("prune, merge and insert filters while the network trains", "", needs_data=True),
 }
 
+# Methods that choose whole blocks in one shot, not channels.
+BLOCKS: dict[str, About] = {
+    "blocks": About("residual blocks left out, or one fitted convolution in their place", "", needs_data=True),
+}
+METHODS = ABOUT | BLOCKS | TRAINED
+
 
 def is_own(method: str) -> bool:
     """Whether a method is a function of the user's: "FILE.py:score", or the name of one in memory."""

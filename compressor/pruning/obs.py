@@ -183,7 +183,7 @@ def _derivatives(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[dict
     with neutral(), evaluating(copied), plain_attention(), torch.enable_grad():
         for given in in_parts(fewer(inputs, _PROBED_IN_ALL), _PROBED, _PROBED_VALUES):
             given = tree_map(lambda leaf: leaf.detach().clone().requires_grad_() if _is_float(leaf) else leaf, given)
-            outputs = [leaf for leaf in _outputs(copied, given) if leaf.requires_grad]
+            outputs = [leaf for leaf in outputs_of(copied, given) if leaf.requires_grad]
             if not outputs:
                 return
             total = sum(_along(leaf, source) for leaf in outputs) / len(outputs) ** 0.5
@@ -360,7 +360,7 @@ class Downdated:
         return Change(consumer.reader.name, weight, -(consumer.mean.to(moved) @ moved).flatten())
 
 
-def _outputs(model: nn.Module, given: Any) -> list[Tensor]:
+def outputs_of(model: nn.Module, given: Any) -> list[Tensor]:
     arguments, keywords = call_arguments(given)
     leaves = tree_leaves(model(*arguments, **keywords))
     return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from compressor.errors import UsageError, did_you_mean
-from compressor.pruning.catalogue import ABOUT, TRAINED, is_own
+from compressor.pruning.catalogue import ABOUT, METHODS, TRAINED, is_own
 from compressor.settings import setting
 
 
@@ -90,11 +90,10 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
         )
     settings = resolved(settings, has_inputs=has_data)
     own = is_own(settings.method)
-    if settings.method not in ABOUT and not own:
-        known = [*ABOUT, *TRAINED]
-        hint = did_you_mean(settings.method, known)
-        raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(known)}")
-    if not own and ABOUT[settings.method].needs_data and not has_data:
+    if settings.method not in METHODS and not own:
+        hint = did_you_mean(settings.method, METHODS)
+        raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(METHODS)}")
+    if not own and METHODS[settings.method].needs_data and not has_data:
         free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)
         raise UsageError(f"{settings.method} needs data: give some, or use a method that needs none ({free})")
     for name, ratio in (("ratio", settings.ratio), *((f"ratio for {p}", r) for p, r in settings.ratio_for)):

@@ -195,16 +195,19 @@ def _edit_rows(edits: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, str,
 
 
 def _edits_summary(edits: tuple[Mapping[str, Any], ...]) -> str:
-    """ "prune: 312 channels in 14 groups; merge: ..."."""
+    """ "prune: 312 channels in 14 groups; merge: ...", or "fold: 3 blocks"."""
     channels: Counter[str] = Counter()
     groups: dict[str, set[str]] = {}
+    blocks = {str(edit.get("kind")) for edit in edits if "channels" not in edit}
     for edit in edits:
         kind = str(edit.get("kind", NOTHING))
         # A merge names two channels and takes one away; an insert names the one that it follows.
         channels[kind] += len(edit.get("channels", ())) if kind == "prune" else 1
         groups.setdefault(kind, set()).add(str(edit.get("group")))
     return "; ".join(
-        f"{kind}: {units.counted(count, 'channel')} in {units.counted(len(groups[kind]), 'group')}"
+        f"{kind}: {units.counted(count, 'block')}"
+        if kind in blocks
+        else f"{kind}: {units.counted(count, 'channel')} in {units.counted(len(groups[kind]), 'group')}"
         for kind, count in channels.items()
     )
 

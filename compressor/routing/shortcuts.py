@@ -6,15 +6,13 @@ asked for, a learned 1x1 convolution.
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from compressor.graph.program import is_weight, operator_of
+from compressor.graph.shortcuts import is_layer, own_shortcut
 
 
 class Shortcut(nn.Module):
@@ -120,60 +118,6 @@ def shortcut_text(body: fx.GraphModule, before: tuple[int, ...], after: tuple[in
     elif before[0] > after[0]:
         parts.append("mean of neighbouring channels")
     return ", ".join(parts) or "identity"
-
-
-def is_layer(node: fx.Node) -> bool:
-    """Whether an operator multiplies with weights or matrices: what costs MACs."""
-    return operator_of(node).is_layer
-
-
-def own_shortcut(body: fx.GraphModule) -> fx.Graph | None:
-    """The graph of a residual block without its main branch; None where the last thing that meets is no sum.
-
-    Of the two operands of the block's last addition the one with fewer convolutions and linear layers stays. A path
-    with a batch norm is not taken: the maps that reach it from shallower depths have other statistics than those it
-    averages, and images that leave early were then classified far worse than in training.
-    """
-    graph = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(body.graph, mapping)
-    addition = next((node for node in reversed(body.graph.nodes) if _is_sum(node)), None)
-    if addition is None:
-        return None
-    left, right = addition.args[0], addition.args[1]
-    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-    if len(_layers(left)) == len(_layers(right)):
-        return None
-    stays = left if len(_layers(left)) < len(_layers(right)) else right
-    graph.output(output)
-    mapping[addition].replace_all_uses_with(mapping[stays])
-    graph.eliminate_dead_code()
-    if any(operator_of(node).kind == "batch norm" for node in graph.nodes):
-        return None
-    remaining = sum(is_layer(node) for node in graph.nodes)
-    return graph if remaining < sum(is_layer(node) for node in body.graph.nodes) else None
-
-
-_SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, operator.add)
-
-
-def _is_sum(node: fx.Node) -> bool:
-    """Whether the node adds two tensors that are both computed from the input."""
-    if node.target not in _SUMS or node.kwargs:
-        return False
-    operands = node.args[:2]
-    return all(isinstance(each, fx.Node) and not is_weight(each) for each in operands)
-
-
-def _layers(node: fx.Node) -> set[fx.Node]:
-    """The convolutions and linear layers that the node is computed with."""
-    waiting, seen = [node], {node}
-    while waiting:
-        for other in waiting.pop().all_input_nodes:
-            if other not in seen:
-                seen.add(other)
-                waiting.append(other)
-    return {each for each in seen if is_layer(each)}
 
 
 def _pooled(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:

@@ -13,8 +13,9 @@ from torch import fx
 from compressor.errors import ModelError
 from compressor.graph.cuts import Chain
 from compressor.graph.program import module_of, operator_of
+from compressor.graph.shortcuts import is_layer, own_shortcut
 from compressor.profiling.macs import macs_of
-from compressor.routing.shortcuts import is_layer, own_shortcut, shortcut_fits, shortcut_text
+from compressor.routing.shortcuts import shortcut_fits, shortcut_text
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ class PruneJob(RunJob):
 
     @classmethod
     def takes(cls, given: Mapping[str, Any]) -> bool:
-        """All methods but AdapNet."""
-        return given.get("method") != "adapnet"
+        """Methods that choose channels in one shot."""
+        return given.get("method") not in ("adapnet", "blocks")
 
     def completed(self) -> Self:
         """The job itself."""
@@ -78,6 +78,29 @@ class PruneJob(RunJob):
             if self.data is None and name in self.chosen:
                 raise UsageError(f"`{name}` looks at images, which needs `data`: give some, or leave it out")
         return self
+
+
+@dataclass(frozen=True)
+class BlocksJob(PruneJob):
+    """One-shot pruning of whole blocks, which data choose."""
+
+    RUN: ClassVar[str] = "prune_blocks.BlocksRun"
+    LACKS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("ratio", "ratio_for", "allocate", "round_to", "min_channels"),
+            "it takes whole blocks, and no channels, until `target_macs`, `target_ms` or `speedup` is met",
+        ),
+        **dict.fromkeys(("target_mb", "target_ram"), "give `target_macs`, `target_ms` or `speedup`"),
+        "table": "a table has times of layers, not of blocks",
+        "plan": "it has no channels to list; the same command makes the same choice",
+        "also": "only what forward runs is seen",
+        "reconstruct": "what takes a block's place is fitted in any case",
+    }
+
+    @classmethod
+    def takes(cls, given: Mapping[str, Any]) -> bool:
+        """The method that chooses blocks."""
+        return given.get("method") == "blocks"
 
 
 @dataclass(frozen=True)
@@ -290,7 +313,7 @@ VERBS: dict[str, tuple[type[Job], ...]] = {
     "shrink": (ShrinkJob,),
     "train": (TrainJob,),
     "evaluate": (EvaluateJob,),
-    "prune": (PruneJob, AdaptJob),
+    "prune": (PruneJob, BlocksJob, AdaptJob),
     "detach": (DetachJob,),
     "replace": (ReplaceJob,),
     "route": (RouteJob,),

@@ -22,8 +22,15 @@ from compressor.loading.opening import OpenedModel
 from compressor.loading.steps import Rebuilders
 from compressor.primenet.rebuild import rebuild as replaced
 from compressor.routing.rebuild import rebuild as routed
+from compressor.surgery.blocks import rebuild as shortened
 
-REBUILDERS: Rebuilders = {"detach": detached, "nsn": nested, "primenet": replaced, "route": routed}
+REBUILDERS: Rebuilders = {
+    "blocks": shortened,
+    "detach": detached,
+    "nsn": nested,
+    "primenet": replaced,
+    "route": routed,
+}
 
 save_model = partial(saving.save_model, rebuilders=REBUILDERS)
 transformed = partial(saving.transformed, rebuilders=REBUILDERS)

@@ -16,6 +16,7 @@ from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import device_of, has_data, named_tensors
+from compressor.pruning.catalogue import BLOCKS
 from compressor.pruning.oneshot import decide, rank
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.pruning.reconstruction.synthetic import synthetic_inputs, used_to
@@ -25,12 +26,15 @@ from compressor.report.cost import Profile
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
+from compressor.runs.blocks import choose_blocks
 from compressor.runs.criterion import criterion, in_words
 from compressor.runs.latency_goal import select_in_ms
 from compressor.runs.measuring import filters, layer_sizes
 from compressor.settings import filled
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import assign_, check_no_reducer
+from compressor.surgery.blocks import replace_blocks_
+from compressor.surgery.edits import rows_of
 from compressor.surgery.snapshot import Snapshot
 
 
@@ -65,8 +69,9 @@ def prune_(
 
     Args:
         example: an input as the module takes it, (batch, channels, height, width), or a tuple or dict of inputs.
-        method: "obs", "l1", "l2", "bn-scale", "fpgm", "taylor" or "random"; "auto": obs with `data`, l1 without; or a
-            function `(model, channels, given) -> Scores` of your own, or "FILE.py:score".
+        method: "obs", "l1", "l2", "bn-scale", "fpgm", "taylor" or "random"; "auto": obs with `data`, l1 without;
+            "blocks": whole blocks of layers in place of channels, by `data`, until `target_macs`, `target_ms` or
+            `speedup` is met; or a function `(model, channels, given) -> Scores` of your own, or "FILE.py:score".
         ratio: share of the channels that go, 0 to below 1: of every layer where `allocate` is uniform, else of all.
         target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
         target_ms: the same in milliseconds for one image, in ONNX Runtime on one thread of this machine. Layers are
@@ -116,38 +121,63 @@ def prune_(
         raise UsageError(f'data is {data!r}: give a loader, or "synthetic" where there are no images')
     data = None if synthetic else data
     choice = resolved(choice, has_inputs=data is not None)
-    check(choice, has_data=bool(images) or (data is not None and choice.method == "obs"))
+    check(choice, has_data=bool(images) or (data is not None and choice.method in ("obs", *BLOCKS)))
     module = bare(module)
-    channels = capture(module, example, keep=choice.keep, also=also)
     check_can_be_edited(module)
     if optimizer is not None:
         check_optimizer(module, optimizer)
     inputs = () if data is None else inputs_of(data, example, module)
+    if choice.method in BLOCKS:
+        if optimizer is not None or also:
+            raise UsageError("blocks makes new layers: leave out `optimizer` and make one afterwards, and `also`")
+        return _replace_blocks_(module, example, choice, inputs, latency)
+    channels = capture(module, example, keep=choice.keep, also=also)
     if not in_time(choice):
         selection = decide(module, channels, choice, images, inputs, score)
     else:
         ranked = rank(module, channels, choice, images, inputs, score)
         selection = select_in_ms(module, example, channels, ranked, choice)
-    missing = {"top1": "no data was given"}
-    widths = filters(module)
-    before = Measurements.of(profile(module, example, latency=latency, layers=False), reasons=missing)
-    cost, refit = apply_plan_(
+    widths, before = filters(module), profile(module, example, latency=latency, layers=False)
+    after, refit = apply_plan_(
         module, selection.plan, channels, example, optimizer, inputs=inputs, synthetic=synthetic, latency=latency
     )
-    after = Measurements.of(cost, reasons=missing)
-    return Report(
-        command="compressor.prune_",
-        settings=asdict(choice),
-        seed=seed,
-        versions=versions(),
-        device=device_words(device_of(module)),
-        before=before,
-        after=after,
+    return _report(
+        module, choice, before, after, widths,
         edits=tuple(selection.plan.rows()),
         frozen=channels.frozen,
         refused=dict(selection.refused),
-        layers=layer_sizes(widths, filters(module)),
         notes=(*channels.notes, *selection.notes, *refit.words()),
+    )  # fmt: skip
+
+
+def _replace_blocks_(
+    module: nn.Module, example: Any, choice: PruneSettings, inputs: Sequence[Any], latency: bool
+) -> Report:
+    """Choose blocks, and put what was chosen in their places: first in a copy, which has to run."""
+    chosen = choose_blocks(module, example, inputs, choice)
+    widths, before = filters(module), profile(module, example, latency=latency, layers=False)
+    copied = skeleton(module, real=True)
+    replace_blocks_(copied, chosen.edits, example)
+    after = profile(copied, example, latency=latency, layers=False)
+    replace_blocks_(module, chosen.edits, example)
+    edits, refused = tuple(rows_of(chosen.edits)), dict(chosen.refused)
+    return _report(module, choice, before, after, widths, edits=edits, refused=refused, notes=chosen.notes)
+
+
+def _report(
+    module: nn.Module, choice: PruneSettings, before: Profile, after: Profile, widths: dict[str, int], **more: Any
+) -> Report:
+    missing = {"top1": "no data was given"}
+    return Report(
+        command="compressor.prune_",
+        settings=asdict(choice),
+        seed=choice.seed,
+        versions=versions(),
+        device=device_words(device_of(module)),
+        before=Measurements.of(before, reasons=missing),
+        after=Measurements.of(after, reasons=missing),
+        layers=layer_sizes(widths, filters(module)),
+        **more,
     )
 
 

@@ -21,6 +21,7 @@ from compressor.graph.neutral import bare, neutral
 from compressor.graph.tensors import device_of, named_tensors
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.catalogue import BLOCKS
 from compressor.pruning.l1 import l1
 from compressor.pruning.price import Goal, in_words
 from compressor.pruning.reconstruction import enough_images, inputs_of
@@ -176,6 +177,8 @@ class Pruner:
 
     def _gradual(self, choice: PruneSettings, score: Score | None, every: int | None, data: Any, loss: Any) -> Gradual:
         choice = resolved(choice, has_inputs=data is not None)
+        if choice.method in BLOCKS:
+            raise UsageError("blocks makes new layers, which the optimizer lacks: call prune_ before the loop")
         check(choice, has_data=data is not None or choice.method == "taylor")
         if looks_at_inputs(choice) and data is None:
             raise UsageError(f'`data` is missing: allocate="{choice.allocate}" looks at batches')

@@ -1,7 +1,7 @@
 """What may be done to a group of channels, as plain data: a plan can be printed, counted, saved and tested."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -65,7 +65,31 @@ class Insert:
         return (self.after,)
 
 
+@dataclass(frozen=True)
+class Bypass:
+    """Leave out the branch of a residual block, a module: its shortcut stands alone."""
+
+    group: str  # the module's name
+    why: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    kind: Literal["bypass"] = "bypass"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Put one convolution of the block's input in the place of its branch: of zeros, or with this weight and bias."""
+
+    group: str
+    kernel: int  # its height and width
+    why: str
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    kind: Literal["fold"] = "fold"
+
+
 Edit = Prune | Merge | Insert
+BlockEdit = Bypass | Fold
 
 
 @dataclass(frozen=True)
@@ -82,15 +106,21 @@ class Plan:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The edits as plain types, for the report."""
-        for edit in self.edits:
-            yield {
-                "kind": edit.kind,
-                "period": self.period,
-                "group": edit.group,
-                "channels": list(edit.channels),
-                "why": edit.why,
-                **({"numbers": dict(edit.numbers)} if edit.numbers else {}),
-            }
+        return rows_of(self.edits, self.period)
+
+
+def rows_of(edits: Iterable[Edit | BlockEdit], period: int = 0) -> Iterator[dict[str, Any]]:
+    """Edits as plain types."""
+    for edit in edits:
+        channels = {} if isinstance(edit, Bypass | Fold) else {"channels": list(edit.channels)}
+        yield {
+            "kind": edit.kind,
+            "period": period,
+            "group": edit.group,
+            **channels,
+            "why": edit.why,
+            **({"numbers": dict(edit.numbers)} if edit.numbers else {}),
+        }
 
 
 def plan_of(rows: Sequence[Mapping[str, Any]]) -> Plan:

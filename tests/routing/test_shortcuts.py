@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from compressor.graph.cuts import Chain
+from compressor.graph.shortcuts import own_shortcut
 from compressor.routing.shortcuts import (
     Adapter,
     ExitHead,
@@ -12,7 +13,6 @@ from compressor.routing.shortcuts import (
     Skippable,
     _grid,
     head_side,
-    own_shortcut,
     shortcut_fits,
 )
 from tests.routing.nets import Block

@@ -1,0 +1,230 @@
+"""Modules of a network that less can stand for: residual blocks, and convolutions in a row.
+
+A block is a module that is called once, with one tensor, and gives one. Its branch, which holds its layers, can be
+left out where a sum joins it to a shortcut of the same shape; where it makes maps of maps, one convolution can take
+its place.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from compressor.graph.cuts import SIZE, call_layers_, is_batch_size, use_weights_of_
+from compressor.graph.program import is_weight, module_of, operator_of, program
+from compressor.graph.shortcuts import Meeting, is_layer, is_sum, meeting
+from compressor.graph.trace import trace
+
+KERNELS = (1, 3)  # heights and widths of a convolution in a branch's place
+_CONVOLUTION = "fitted"  # within its block, the name of the convolution in the branch's place
+_ROW = frozenset({"convolution", "batch norm", "activation", "dropout"})  # of a row of convolutions
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A module as a graph of its own, on the network's parameters under the network's names."""
+
+    name: str
+    part: fx.GraphModule
+    branch: fx.Node  # of its graph: what gives the result of the branch
+    shortcut: fx.Node | None  # what is added to it; None: nothing, and the branch cannot be left out
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The shape of its input, without the batch."""
+        return _shape(next(iter(self.part.graph.nodes)))
+
+    @property
+    def made(self) -> tuple[int, ...]:
+        """The shape of what the branch makes, without the batch."""
+        return _shape(self.branch)
+
+    @property
+    def total(self) -> fx.Node:
+        """Where the branch has joined the shortcut, or what it gives where there is none."""
+        return self.branch if self.shortcut is None else next(iter(self.branch.users))
+
+    def convolution(self, kernel: int) -> nn.Conv2d | None:
+        """A convolution of the input, all zeros, with the branch's shapes; None where none of this size has them."""
+        if len(self.given) != 3 or len(self.made) != 3:
+            return None
+        (inputs, *sizes), (outputs, *wanted) = self.given, self.made
+        rows, columns = (-(-old // new) for old, new in zip(sizes, wanted, strict=True))
+        padding, like = kernel // 2, next(self.part.parameters())
+        made = [(old + 2 * padding - kernel) // by + 1 for old, by in zip(sizes, (rows, columns), strict=True)]
+        if made != wanted:
+            return None
+        found = nn.Conv2d(inputs, outputs, kernel, (rows, columns), padding, device=like.device, dtype=like.dtype)
+        for parameter in found.parameters():
+            nn.init.zeros_(parameter)
+        return found
+
+    def ending(self, node: fx.Node) -> fx.GraphModule:
+        """The part up to one of its nodes."""
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(self.part.graph, mapping)
+        graph.output(mapping[node])
+        return _tidied(fx.GraphModule(self.part, graph))
+
+    def replaced(self, convolution: nn.Module | None) -> fx.GraphModule:
+        """The part with a convolution of its input in the place of the branch, or without the branch."""
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        graph.output(graph.graph_copy(self.part.graph, mapping))
+        part = fx.GraphModule(self.part, graph)
+        branch = mapping[self.branch]
+        if convolution is None:
+            assert self.shortcut is not None
+            mapping[self.total].replace_all_uses_with(mapping[self.shortcut])
+            return _tidied(part)
+        start = next(iter(graph.nodes))
+        name = f"{self.name}.{_CONVOLUTION}"
+        part.add_submodule(name, convolution)
+        with graph.inserting_after(start):
+            branch.replace_all_uses_with(graph.call_module(name, (start,)))
+        return _tidied(part)
+
+    def module(self, model: nn.Module, convolution: nn.Module | None) -> nn.Module:
+        """What takes the module's place in the model: `replaced`, of the model's own layers under the names in it."""
+        part = self.replaced(convolution)
+        use_weights_of_(part, model)
+        call_layers_(part, model)
+        for node in part.graph.nodes:
+            if node.op in ("get_attr", "call_module"):
+                node.target = str(node.target).removeprefix(f"{self.name}.")
+        if [node.op for node in part.graph.nodes] == ["placeholder", "output"]:
+            return nn.Identity()
+        held = dict(part.named_modules()).get(self.name, nn.Module())
+        return fx.GraphModule(held, part.graph, type(model.get_submodule(self.name)).__name__)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks by name, in the order in which they run, and what was looked at and is none, with the reason."""
+
+    found: dict[str, Block]
+    refused: dict[str, str]
+
+
+def find_blocks(model: nn.Module, example: Tensor) -> Blocks:
+    """The blocks of a network of one tensor of images, on its own parameters.
+
+    Raises:
+        ModelError: the network does not run, or cannot be written as one graph.
+    """
+    whole = program(model, example)
+    inside = _inside(whole.graph)
+    calls: dict[str, int] = {}
+    for call in trace(model, example).calls:
+        plain = len(call.inputs) == len(call.outputs) == 1
+        calls[call.module] = calls.get(call.module, 0) + (1 if plain else 2)
+    found: dict[str, Block] = {}
+    refused: dict[str, str] = {}
+    for name in _candidates(whole.graph, inside):
+        block = _block(whole, name, inside[name]) if name else "a sum of paths stands in code outside any module"
+        if isinstance(block, Block) and calls.get(name) != 1:
+            block = "it is called several times, or with or for several tensors"
+        if isinstance(block, Block):
+            found[name] = block
+        else:
+            refused[name or "(model)"] = block
+    return Blocks(found, refused)
+
+
+def _inside(graph: fx.Graph) -> dict[str, set[fx.Node]]:
+    """The operators on tensors that ran in each module, those of the modules in it included."""
+    found: dict[str, set[fx.Node]] = {"": set()}
+    for node in graph.nodes:
+        stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+        if node.op == "call_function" and _is_tensor(node):
+            for path, _ in stack.values():
+                found.setdefault(str(path), set()).add(node)
+    return found
+
+
+def _candidates(graph: fx.Graph, inside: Mapping[str, set[fx.Node]]) -> Iterator[str]:
+    """Modules in whose own code paths meet, and the smallest others with several layers."""
+    met = {module_of(node) for node in graph.nodes if is_sum(node)}
+    several = {name for name, nodes in inside.items() if name and sum(map(is_layer, nodes)) > 1}
+    smallest = {name for name in several - met if not any(_within(each, name) for each in several | met)}
+    smallest = {name for name in smallest if not any(_within(name, each) for each in met if each)}
+    yield from sorted(met | smallest, key=lambda name: min(inside[name], default=next(iter(graph.nodes))))
+
+
+def _within(name: str, outer: str) -> bool:
+    return name.startswith(f"{outer}.")
+
+
+def _block(whole: fx.GraphModule, name: str, inside: set[fx.Node]) -> Block | str:
+    """The block that a module is, or why it is none."""
+    graph = _part(whole.graph, inside)
+    if isinstance(graph, str):
+        return graph
+    part = fx.GraphModule(whole, graph)
+    held = {str(node.target) for node in graph.nodes if is_weight(node)} - {"training"}
+    if not all(_within(each, name) for each in held):
+        return "it reads parameters of other modules"
+    met = meeting(graph)
+    if met is not None and _may_stand_alone(met):
+        return Block(name, part, met.branch, met.shortcut)
+    if met is not None or any(is_sum(node) for node in graph.nodes):
+        return "no path in it can stand for the sum of both"
+    made = (node for node in reversed(graph.nodes) if operator_of(node).kind in ("convolution", "batch norm"))
+    branch = next(made, None)
+    odd = {operator_of(node).kind for node in graph.nodes if node.op == "call_function" and _is_tensor(node)} - _ROW
+    if branch is None or odd or len(_shape(branch)) != 3:
+        return "it does more than convolve, normalise and activate maps"
+    return Block(name, part, branch, None)
+
+
+def _may_stand_alone(met: Meeting) -> bool:
+    return _shape(met.shortcut) == _shape(met.total) == _shape(met.branch) and list(met.branch.users) == [met.total]
+
+
+def _part(whole: fx.Graph, inside: set[fx.Node]) -> fx.Graph | str:
+    """The operators of a module as a graph of one input and one output; a text where it has not one of each."""
+    given = {each for node in inside for each in node.all_input_nodes if _flows(each) and each not in inside}
+    made = [node for node in inside if any(user not in inside and not _is_size(user) for user in node.users)]
+    if len(given) != 1 or len(made) != 1:
+        return f"it takes {len(given)} tensors and gives {len(made)}: blocks have one of each"
+    (start,) = given
+    graph = fx.Graph()
+    copies = {start: graph.placeholder("x")}
+    copies[start].meta = dict(start.meta)
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:  # a weight, or a size that was taken further up
+            batch = is_batch_size(node)
+            copies[node] = graph.call_function(SIZE, (copies[start], 0)) if batch else graph.node_copy(node, copied)
+        return copies[node]
+
+    for node in whole.nodes:
+        if node in inside:
+            copied(node)
+    graph.output(copies[made[0]])
+    return graph
+
+
+def _flows(node: fx.Node) -> bool:
+    return _is_tensor(node) and not is_weight(node)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _is_size(node: fx.Node) -> bool:
+    return node.op == "call_function" and not _is_tensor(node)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(int(size) for size in node.meta["val"].shape[1:])
+
+
+def _tidied(part: fx.GraphModule) -> fx.GraphModule:
+    part.graph.eliminate_dead_code()
+    part.delete_all_unused_submodules()
+    part.recompile()
+    return part

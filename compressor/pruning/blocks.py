@@ -1,0 +1,311 @@
+"""Which blocks of a network go: those that move its outputs least for what they save, measured again as others go.
+
+A block may lose its branch, where a shortcut stands alone, or have one convolution in its place. The convolution is
+fitted by least squares on what the block is given in the network as it stands, to what the whole block made in the
+network as it came: so it also makes up for what blocks before it have lost.
+
+Reference: Kim et al., "LayerMerge: Neural Network Depth Compression through Layer Pruning and Merging", ICML 2024,
+which multiplies the kernels of convolutions whose activations it drops. Ours: least squares in place of the product.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.graph.blocks import KERNELS, Block
+from compressor.graph.neutral import neutral
+from compressor.graph.skeleton import skeleton
+from compressor.graph.trace import trace
+from compressor.pruning.obs import outputs_of
+from compressor.pruning.reconstruction.calibration import HELD_BACK, draws
+from compressor.pruning.reconstruction.gram import Gram, Rows
+from compressor.pruning.reconstruction.products import Product
+from compressor.surgery.edits import BlockEdit, Bypass, Fold
+from compressor.training.evaluate import evaluating
+
+_WORTH = 0.25  # of a block's own cost: an option that saves less is none
+_WIDEST = 4608  # unknowns of a convolution that is fitted: 512 channels, 3x3
+_FITTED, _JUDGED = (1 << 20, 256), (1 << 18, 64)  # values, and images, at least by which an order is found
+_LAST = 4  # options that are measured again where one of them is the last that is needed
+
+Saving = Callable[[Block, nn.Conv2d | None], float]  # what a block saves without its branch, or with a convolution
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What may become of a block, and what that saves: `kernel` 0 leaves the branch out."""
+
+    block: str
+    kernel: int
+    saved: float
+
+    def edit(self, moved: float, unit: str) -> BlockEdit:
+        """In the form that surgery takes, with its reason."""
+        why = f"outputs move by {moved:.2%} of their variance with it, for {self.saved:.3g} {unit} saved"
+        numbers = {"moved": moved, "saved": self.saved}
+        return Fold(self.block, self.kernel, why, numbers=numbers) if self.kernel else Bypass(self.block, why, numbers)
+
+
+def options(blocks: Mapping[str, Block], saving: Saving, cost: Callable[[Block], float]) -> list[Option]:
+    """All that pays, in the order of the blocks."""
+    found = []
+    for name, block in blocks.items():
+        tried: dict[int, nn.Conv2d | None] = {} if block.shortcut is None else {0: None}
+        for kernel in KERNELS:
+            convolution = block.convolution(kernel)
+            if convolution is not None and block.given[0] * kernel**2 <= _WIDEST:
+                tried[kernel] = convolution
+        each = [Option(name, kernel, saving(block, convolution)) for kernel, convolution in tried.items()]
+        worth = _WORTH * cost(block)
+        found += [option for option in each if option.saved > worth]
+    return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """An option that was taken, what all up to it save, and how far the outputs are from there."""
+
+    option: Option
+    saved: float
+    moved: float
+
+
+class Shortening:
+    """An order in which blocks are replaced, found as far as it is asked for; the model is not changed."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, Block],
+        choices: Sequence[Option],
+        inputs: Sequence[Tensor],
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        self.blocks, self.steps = blocks, list[Step]()
+        self._inputs = inputs
+        self._whole, self._small = skeleton(model, real=True), skeleton(model, real=True)
+        self._fits = _Fits(blocks, choices, _first(inputs, *_FITTED))
+        self._judged = _first(inputs, *_JUDGED)
+        self._queue: list[tuple[float, int, int, Option, float]] = []  # score, number, after how many steps, moved
+        with self._inside():
+            self._outputs = [outputs_of(self._whole, given) for given in self._judged]
+            self._variance = _variance(self._outputs)
+            self._fits.start(self._whole)
+            for number, option in enumerate(choices):
+                progress(number, len(choices))
+                self._measure(number, option)
+
+    def until(self, saved: float) -> list[Step]:
+        """The first steps that save so much; all that there are where they do not."""
+        with self._inside():
+            while (self.steps[-1].saved if self.steps else 0) < saved and self._queue:
+                self._take(saved)
+        count = next((number for number, step in enumerate(self.steps, 1) if step.saved >= saved), len(self.steps))
+        return self.steps[:count]
+
+    def plain(self, steps: Sequence[Step], unit: str = "") -> list[BlockEdit]:
+        """What these steps come to, of every block the last, in the order of the blocks; convolutions are zero."""
+        last = {step.option.block: step for step in steps}
+        return [last[name].option.edit(last[name].moved, unit) for name in self.blocks if name in last]
+
+    def edits(self, steps: Sequence[Step], unit: str) -> tuple[list[BlockEdit], float]:
+        """The same with convolutions fitted again, one after the other, and how far the outputs are then."""
+        edits, found = self.plain(steps, unit), list[BlockEdit]()
+        last = {step.option.block: step.option for step in steps}
+        fits = _Fits(self.blocks, list(last.values()), self._inputs)
+        with self._inside():
+            fits.start(self._whole)
+            for name in self.blocks:
+                self._put(name, None if name not in last else self._module(last[name], None))
+            for edit in edits:
+                if isinstance(edit, Fold):
+                    fitted = fits.convolution(self._small, edit.group, edit.kernel)
+                    self._put(edit.group, self._module(last[edit.group], fitted))
+                    edit = replace(edit, weight=fitted.weight.detach(), bias=_bias(fitted))
+                found.append(edit)
+            return found, self._moved()
+
+    def _moved(self) -> float:
+        """How far the outputs are from those of the network as it came, in shares of their variance."""
+        error = 0.0
+        for given, before in zip(self._judged, self._outputs, strict=True):
+            outputs = outputs_of(self._small, given)
+            error += sum(float((now - was).square().sum()) for now, was in zip(outputs, before, strict=True))
+        return error / self._variance
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        with neutral(), torch.no_grad(), evaluating(self._whole), evaluating(self._small):
+            yield
+
+    def _saved(self, block: str) -> float:
+        """What is saved at a block already."""
+        return next((step.option.saved for step in reversed(self.steps) if step.option.block == block), 0.0)
+
+    def _measure(self, number: int, option: Option) -> None:
+        """Put an option into the queue by how far it moves the outputs as the network stands, for what it saves."""
+        gain = option.saved - self._saved(option.block)
+        if gain <= 0:
+            return
+        before = self._small.get_submodule(option.block)
+        self._put(option.block, self._fitted(option))
+        moved = self._moved()
+        self._put(option.block, before)
+        score = (moved - (self.steps[-1].moved if self.steps else 0)) / gain
+        heapq.heappush(self._queue, (score, number, len(self.steps), option, moved))
+
+    def _take(self, wanted: float) -> None:
+        """Take the best option; of those with which enough is saved the one that moves the outputs least."""
+        queue, now = self._queue, self.steps[-1].saved if self.steps else 0.0
+        while queue and queue[0][2] < len(self.steps):
+            _, number, _, option, _ = heapq.heappop(queue)
+            self._measure(number, option)
+        if not queue:
+            return
+        best = queue[0][3]
+        if now + best.saved - self._saved(best.block) >= wanted:
+            enough = [each for each in queue if now + each[3].saved - self._saved(each[3].block) >= wanted]
+            for each in sorted(enough, key=lambda each: each[4])[:_LAST]:
+                if each[2] < len(self.steps):
+                    queue.remove(each)
+                    self._measure(each[1], each[3])
+            fresh = [each for each in queue if each[2] == len(self.steps)]
+            best = min((each for each in fresh if each[3] in {one[3] for one in enough}), key=lambda each: each[4])[3]
+        taken = next(each for each in queue if each[3] == best)
+        queue.remove(taken)
+        heapq.heapify(queue)
+        self._put(best.block, self._fitted(best))
+        self.steps.append(Step(best, now + best.saved - self._saved(best.block), taken[4]))
+
+    def _fitted(self, option: Option) -> nn.Module:
+        if not option.kernel:
+            return self._module(option, None)
+        return self._module(option, self._fits.convolution(self._small, option.block, option.kernel))
+
+    def _module(self, option: Option, convolution: nn.Conv2d | None) -> nn.Module:
+        block = self.blocks[option.block]
+        if option.kernel and convolution is None:
+            convolution = block.convolution(option.kernel)
+        return block.module(self._whole, convolution).eval()
+
+    def _put(self, name: str, module: nn.Module | None) -> None:
+        """A module in the small network; None: that of the whole one."""
+        parent, _, leaf = name.rpartition(".")
+        setattr(self._small.get_submodule(parent), leaf, self._whole.get_submodule(name) if module is None else module)
+
+
+class _Stop(BaseException):
+    """Nothing further of a run is asked for; no `Exception`, which the model's code might catch."""
+
+
+class _Fits:
+    """Least squares for the convolutions in the branches' places."""
+
+    def __init__(self, blocks: Mapping[str, Block], choices: Sequence[Option], inputs: Sequence[Tensor]) -> None:
+        self._inputs, self._draws = inputs, draws(inputs)
+        self._held = set(sorted(seed for draw in self._draws for seed in draw.seeds)[HELD_BACK - 1 :: HELD_BACK])
+        names = dict.fromkeys(option.block for option in choices if option.kernel)
+        self._blocks = {name: blocks[name] for name in names}
+        self._paths: dict[str, fx.GraphModule] = {}  # up to where what is left out would have been added
+        self._totals: dict[str, list[Tensor]] = {name: [] for name in names}  # (1, rows, outputs) of every batch
+        for name, block in self._blocks.items():
+            if block.shortcut is not None:
+                self._paths[name] = block.ending(block.shortcut).eval()
+
+    def start(self, whole: nn.Module) -> None:
+        """Look at what the blocks make in the network as it came."""
+        parts = {name: block.ending(block.total).eval() for name, block in self._blocks.items()}
+
+        def look(number: int, name: str, x: Tensor) -> None:
+            self._totals[name].append(self._rows(number, parts[name](x)))
+
+        self._each(whole, list(parts), look)
+
+    def convolution(self, small: nn.Module, name: str, kernel: int) -> nn.Conv2d:
+        """Fitted to the block's input in a network."""
+        found = self._blocks[name].convolution(kernel)
+        assert found is not None
+        product = Product(trace(found, torch.zeros(1, *self._blocks[name].given, device=found.weight.device)).ops[0], 1)
+        gram = Gram(constant=True)
+        rest = (found.stride, found.padding, found.dilation, False, (0, 0), 1)
+
+        def look(number: int, name: str, x: Tensor) -> None:
+            y = self._totals[name][number].to(x)
+            if name in self._paths:
+                y = y - self._rows(number, self._paths[name](x))
+            sizes = zip(x.shape[2:], found.stride, strict=True)
+            shape = (len(x), found.out_channels, *((size + 2 * (kernel // 2) - kernel) // by + 1 for size, by in sizes))
+            count = product.row_count((), shape)
+            rows, held = self._draws[number].rows(count), self._draws[number].held_back(count, self._held)
+            taken = product.inputs((x, found.weight, None, *rest), shape, rows.to(x.device))
+            gram.add(Rows(taken, y), held.to(x.device))
+
+        self._each(small, [name], look)
+        before = gram.inner.new_zeros(1, gram.inner.shape[1], found.out_channels)
+        matrix = gram.best(before).matrix.to(found.weight)
+        product.write_(found.weight, matrix[:, :-1])
+        _bias(found).copy_(matrix[0, -1])
+        return found
+
+    def _rows(self, number: int, maps: Tensor) -> Tensor:
+        """(1, rows, channels) of maps, at the drawn places."""
+        flat = maps.flatten(2)
+        rows = self._draws[number].rows(len(flat) * flat.shape[2]).to(maps.device)
+        return flat[rows // flat.shape[2], :, rows % flat.shape[2]][None]
+
+    def _each(self, model: nn.Module, names: Sequence[str], look: Callable[[int, str, Tensor], None]) -> None:
+        """Show what modules are given, batch by batch; of the last one nothing is run."""
+        for number, given in enumerate(self._inputs):
+            left = set(names)
+
+            def entered(module: nn.Module, args: tuple[Tensor], number: int, name: str, left: set[str]) -> None:
+                look(number, name, args[0])
+                left.discard(name)
+                if not left:
+                    raise _Stop
+
+            hooks = [
+                model.get_submodule(name).register_forward_pre_hook(
+                    partial(entered, number=number, name=name, left=left)
+                )
+                for name in names
+            ]
+            try:
+                outputs_of(model, given)
+            except _Stop:
+                pass
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+
+def _variance(outputs: Sequence[Sequence[Tensor]]) -> float:
+    """The sum of squares around the mean over images, of batches of outputs; each size of images has its own mean."""
+    alike: dict[tuple[int, ...], list[Tensor]] = {}
+    for batch in outputs:
+        for number, leaf in enumerate(batch):
+            alike.setdefault((number, *leaf.shape[1:]), []).append(leaf)
+    leaves = map(torch.cat, alike.values())
+    return max(sum(float((leaf - leaf.mean(0)).square().sum()) for leaf in leaves), 1e-300)
+
+
+def _first(batches: Sequence[Tensor], values: int, images: int) -> list[Tensor]:
+    """The first batches, until they hold so many values and images."""
+    found: list[Tensor] = []
+    for given in batches:
+        if values <= 0 and images <= 0:
+            break
+        found.append(given)
+        values, images = values - given.numel(), images - len(given)
+    return found
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None
+    return convolution.bias.detach()

@@ -1,0 +1,77 @@
+"""Replace whole blocks of a network by less in one shot and, with data, fine-tune it: `prune --method blocks`."""
+
+import copy
+from dataclasses import replace
+
+from compressor.errors import ModelError
+from compressor.exits.detachable import Detachable
+from compressor.exits.nested import Nested
+from compressor.exporting.latency import profile
+from compressor.graph.skeleton import skeleton
+from compressor.report import units
+from compressor.report.measurements import LayerSize, Measurements
+from compressor.report.report import Report
+from compressor.runs.blocks import Chosen, choose_blocks
+from compressor.runs.measuring import filters
+from compressor.runs.models import transformed
+from compressor.runs.prune import PruneRun
+from compressor.runs.run import UNMEASURED
+from compressor.runs.stages import PartEvent, Stage
+from compressor.runs.subject import calibration_inputs, refuse_routed
+from compressor.runs.tuning import on_validation
+from compressor.surgery.blocks import replace_blocks_, step_of
+from compressor.surgery.edits import rows_of
+from compressor.training import distributed
+
+
+class BlocksRun(PruneRun):
+    """Blocks in place of channels: choose, replace, fit; with data also fine-tune."""
+
+    chosen: Chosen
+
+    def plan(self) -> None:
+        """Choose what becomes of the blocks."""
+        subject, choice = self.subject, self.job.choice
+        refuse_routed(subject, "prune")
+        if isinstance(subject.module, Detachable | Nested):
+            raise ModelError("the network has sub-models, which share its blocks: prune them before detach")
+        self.inputs = calibration_inputs(subject, choice.seed)
+        self.chosen = distributed.from_first(
+            lambda: choose_blocks(
+                subject.module, subject.example, self.inputs, choice, lambda text: self.tell(Stage(text)),
+                lambda done, total: self.tell(PartEvent("ways to replace blocks", done, total)),
+            )
+        )  # fmt: skip
+        self.note(*self.chosen.notes)
+        self.facts = {"edits": tuple(rows_of(self.chosen.edits)), "refused": dict(self.chosen.refused)}
+
+    def predicted(self) -> tuple[Measurements, Measurements]:
+        """Of a copy, edited."""
+        edited, example = skeleton(self.subject.module, real=True), self.subject.example
+        replace_blocks_(edited, self.chosen.edits, example)
+        self.facts["layers"] = self.layers(self.widths(), filters(edited))
+        cost = profile(edited, example, layers=False)
+        return self.size, Measurements(macs=cost.macs, params=cost.params, reasons=UNMEASURED)
+
+    def leave_plan(self, report: Report) -> None:
+        """None: the same command makes the same choice."""
+
+    def shorten(self) -> None:
+        """Nothing is solved when blocks are replaced, all of it when they are chosen."""
+
+    def change(self) -> None:
+        """Put what was chosen in the blocks' places."""
+        subject, edits = self.subject, self.chosen.edits
+        self.before = None if subject.data is None else on_validation(subject)
+        self.teacher = subject.module if self.job.distilling.distill else None
+        self.tell(Stage(f"replacing {units.counted(len(edits), 'block')}"))
+        module = copy.deepcopy(subject.module)
+        replace_blocks_(module, edits, subject.example)
+        step = step_of(edits, subject.example)
+        self.subject = replace(subject, opened=transformed(subject.opened, module, step))
+        distributed.alike_(module)
+
+    def layers(self, before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:
+        """With the convolutions that took the places of blocks."""
+        new = (LayerSize(name, 0, count) for name, count in after.items() if name not in before)
+        return (*super().layers(before, after), *new)

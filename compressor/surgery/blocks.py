@@ -1,0 +1,67 @@
+"""Replace blocks of a network by less, in place, and do it again on a new build of the network."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import FileError, ModelError
+from compressor.graph.blocks import KERNELS, find_blocks
+from compressor.graph.tensors import device_of
+from compressor.surgery.edits import BlockEdit, Bypass, Fold
+
+KIND = "blocks"  # of its entry in a checkpoint
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def replace_blocks_(model: nn.Module, edits: Sequence[BlockEdit], example: Tensor) -> None:
+    """Carry out the edits; layers that stay are the model's own objects, under their names.
+
+    Raises:
+        ModelError: an edit names a module that is no such block; nothing was changed.
+    """
+    found = find_blocks(model, example).found
+    made: dict[str, nn.Module] = {}
+    for edit in edits:
+        block = found.get(edit.group)
+        convolution = None if block is None or isinstance(edit, Bypass) else block.convolution(edit.kernel)
+        stands = convolution is not None if isinstance(edit, Fold) else block is not None and block.shortcut is not None
+        if block is None or not stands or edit.group in made:
+            raise ModelError(f"{edit.group} is no block of the network that a {edit.kind} could replace")
+        if isinstance(edit, Fold) and edit.weight is not None and edit.bias is not None:
+            assert convolution is not None and convolution.bias is not None
+            convolution.weight.copy_(edit.weight)
+            convolution.bias.copy_(edit.bias)
+        made[edit.group] = block.module(model, convolution)
+    for name, module in made.items():
+        parent, _, leaf = name.rpartition(".")
+        before = model.get_submodule(name)
+        setattr(model.get_submodule(parent), leaf, module.train(before.training))
+
+
+def step_of(edits: Sequence[BlockEdit], example: Tensor) -> dict[str, Any]:
+    """What a checkpoint has to know to do this again on a new build of the network (see `rebuild`)."""
+    rows = [[edit.group, edit.kernel if isinstance(edit, Fold) else 0] for edit in edits]
+    return {"kind": KIND, "input_shape": list(example.shape[1:]), "edits": rows}
+
+
+def rebuild(module: nn.Module, step: Mapping[str, Any]) -> nn.Module:
+    """The network that `step_of` described, of a new build; the weights of new convolutions are still to be loaded.
+
+    Raises:
+        FileError: the step does not fit the network.
+    """
+    try:
+        rows = [(str(name), int(kernel)) for name, kernel in step["edits"]]
+        if not {kernel for _, kernel in rows} <= {0, *KERNELS}:
+            raise ValueError("its convolutions have other sizes")
+        example = torch.zeros(1, *map(int, step["input_shape"]), device=device_of(module))
+        edits = [Fold(name, kernel, "") if kernel else Bypass(name, "") for name, kernel in rows]
+        replace_blocks_(module, edits, example)
+    except (ArithmeticError, LookupError, ModelError, RuntimeError, TypeError, ValueError) as error:
+        raise FileError(
+            f"the checkpoint's blocks do not fit its network ({error}): it is damaged, or of another architecture"
+        ) from error
+    return module

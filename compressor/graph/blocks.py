@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from compressor.graph.cuts import SIZE, call_layers_, is_batch_size, use_weights_of_
@@ -17,7 +18,7 @@ from compressor.graph.shortcuts import Meeting, is_layer, is_sum, meeting
 from compressor.graph.trace import trace
 
 KERNELS = (1, 3)  # heights and widths of a convolution in a branch's place
-_CONVOLUTION = "fitted"  # within its block, the name of the convolution in the branch's place
+CONVOLUTION, GATE = "fitted", "gate"  # within its block, what stands in the branch's place, or behind it
 _ROW = frozenset({"convolution", "batch norm", "activation", "dropout"})  # of a row of convolutions
 
 
@@ -68,27 +69,36 @@ class Block:
         graph.output(mapping[node])
         return _tidied(fx.GraphModule(self.part, graph))
 
-    def replaced(self, convolution: nn.Module | None) -> fx.GraphModule:
-        """The part with a convolution of its input in the place of the branch, or without the branch."""
+    def replaced(self, convolution: nn.Module | None, gate: nn.Module | None = None) -> fx.GraphModule:
+        """The part with a convolution of its input in the place of the branch, or without the branch.
+
+        With a `gate`, a module that is given what the branch makes, the branch stays behind it, beside the convolution.
+        """
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
         graph.output(graph.graph_copy(self.part.graph, mapping))
         part = fx.GraphModule(self.part, graph)
-        branch = mapping[self.branch]
-        if convolution is None:
+        branch, start = mapping[self.branch], next(iter(graph.nodes))
+        made: list[fx.Node] = []
+        for name, module, given in ((GATE, gate, branch), (CONVOLUTION, convolution, start)):
+            if module is not None:
+                part.add_submodule(f"{self.name}.{name}", module)
+                with graph.inserting_after(made[-1] if made else branch):
+                    made.append(graph.call_module(f"{self.name}.{name}", (given,)))
+        if not made:
             assert self.shortcut is not None
             mapping[self.total].replace_all_uses_with(mapping[self.shortcut])
             return _tidied(part)
-        start = next(iter(graph.nodes))
-        name = f"{self.name}.{_CONVOLUTION}"
-        part.add_submodule(name, convolution)
-        with graph.inserting_after(start):
-            branch.replace_all_uses_with(graph.call_module(name, (start,)))
+        whole = made[0]
+        if len(made) > 1:
+            with graph.inserting_after(made[-1]):
+                whole = graph.call_function(torch.ops.aten.add.Tensor, tuple(made))
+        branch.replace_all_uses_with(whole, delete_user_cb=lambda user: user not in made)
         return _tidied(part)
 
-    def module(self, model: nn.Module, convolution: nn.Module | None) -> nn.Module:
+    def module(self, model: nn.Module, convolution: nn.Module | None, gate: nn.Module | None = None) -> nn.Module:
         """What takes the module's place in the model: `replaced`, of the model's own layers under the names in it."""
-        part = self.replaced(convolution)
+        part = self.replaced(convolution, gate)
         use_weights_of_(part, model)
         call_layers_(part, model)
         for node in part.graph.nodes:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,24 @@ from compressor.exporting.engines import ENGINES
 from compressor.exporting.latency import Compared, profile, side_by_side
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtimes import check_runtime
+from compressor.graph import capture
 from compressor.graph.blocks import Block, find_blocks
 from compressor.graph.names import matching, names_of
 from compressor.graph.skeleton import skeleton
+from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import TensorRef, trace
 from compressor.profiling.macs import macs_of
 from compressor.pruning.blocks import Progress, Shortening, Step, options
 from compressor.pruning.price import Goal, Price, in_words
+from compressor.pruning.reconstruction import Reconstruction, no_progress, reconstruct_
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.pruning.target import TOLERANCE
+from compressor.report.cost import Profile
 from compressor.runs.latency_goal import TOLERANCE as TIME_TOLERANCE
 from compressor.runs.latency_goal import target_in_ms
-from compressor.surgery.blocks import replace_blocks_
+from compressor.surgery import Plan
+from compressor.surgery.assign import assign_
+from compressor.surgery.blocks import gated, replace_blocks_
 from compressor.surgery.edits import BlockEdit
 
 _CORRECTIONS = 3  # of a plan that takes another time than predicted
@@ -98,6 +104,38 @@ def _chosen(
     stays = "replacing it moves the outputs more for what it saves"
     refused |= {name: stays for name in found if name not in gone}
     return Chosen(tuple(edits), refused, tuple(notes))
+
+
+def replace_(
+    module: nn.Module,
+    edits: Sequence[BlockEdit],
+    example: Tensor,
+    inputs: Sequence[Any],
+    *,
+    progress: Progress = no_progress,
+    latency: bool = False,
+) -> tuple[Profile, Reconstruction]:
+    """Carry out edits of blocks, first on a copy that has to run, and refit the layers behind them to the module as it
+    was; returns the cost of the result and what became of these layers.
+
+    Raises:
+        ModelError: the edited network does not run; the module is as it was.
+    """
+    copied = skeleton(module, real=True)
+    replace_blocks_(copied, edits, example)
+    cost = profile(copied, example, latency=latency, layers=False)
+    whole, masked, changed = gated(module, edits, example)
+    found = reconstruct_(
+        masked, whole, capture(module, example), Plan(), inputs, progress,
+        changed=changed, only=dict(copied.named_parameters()).keys(),
+    )  # fmt: skip
+    replace_blocks_(module, edits, example)
+    if found.layers:
+        refitted = named_tensors(masked)
+        for name, tensor in named_tensors(module).items():
+            if not torch.equal(tensor, refitted[name]):
+                assign_(tensor, refitted[name].detach())
+    return cost, replace(found, layers_are="layers behind replaced blocks")
 
 
 def _shares(name: str, kept: str) -> bool:

@@ -26,14 +26,13 @@ from compressor.report.cost import Profile
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
-from compressor.runs.blocks import choose_blocks
+from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.criterion import criterion, in_words
 from compressor.runs.latency_goal import select_in_ms
 from compressor.runs.measuring import filters, layer_sizes
 from compressor.settings import filled
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import assign_, check_no_reducer
-from compressor.surgery.blocks import replace_blocks_
 from compressor.surgery.edits import rows_of
 from compressor.surgery.snapshot import Snapshot
 
@@ -153,15 +152,13 @@ def prune_(
 def _replace_blocks_(
     module: nn.Module, example: Any, choice: PruneSettings, inputs: Sequence[Any], latency: bool
 ) -> Report:
-    """Choose blocks, and put what was chosen in their places: first in a copy, which has to run."""
+    """Choose blocks, and put what was chosen in their places."""
     chosen = choose_blocks(module, example, inputs, choice)
     widths, before = filters(module), profile(module, example, latency=latency, layers=False)
-    copied = skeleton(module, real=True)
-    replace_blocks_(copied, chosen.edits, example)
-    after = profile(copied, example, latency=latency, layers=False)
-    replace_blocks_(module, chosen.edits, example)
+    after, refit = replace_(module, chosen.edits, example, inputs, latency=latency)
     edits, refused = tuple(rows_of(chosen.edits)), dict(chosen.refused)
-    return _report(module, choice, before, after, widths, edits=edits, refused=refused, notes=chosen.notes)
+    notes = (*chosen.notes, *refit.words())
+    return _report(module, choice, before, after, widths, edits=edits, refused=refused, notes=notes)
 
 
 def _report(

@@ -3,6 +3,8 @@
 import copy
 from dataclasses import replace
 
+from torch import nn
+
 from compressor.errors import ModelError
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
@@ -11,7 +13,7 @@ from compressor.graph.skeleton import skeleton
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.report.report import Report
-from compressor.runs.blocks import Chosen, choose_blocks
+from compressor.runs.blocks import Chosen, choose_blocks, replace_
 from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
 from compressor.runs.prune import PruneRun
@@ -57,19 +59,31 @@ class BlocksRun(PruneRun):
         """None: the same command makes the same choice."""
 
     def shorten(self) -> None:
-        """Nothing is solved when blocks are replaced, all of it when they are chosen."""
+        """Where replacing was given up in its least squares, it is done without."""
+        if not self.cut:
+            module = copy.deepcopy(self.subject.module)
+            replace_blocks_(module, self.chosen.edits, self.subject.example)
+            self._go_on_with(module)
 
     def change(self) -> None:
-        """Put what was chosen in the blocks' places."""
+        """Put what was chosen in the blocks' places, and refit what lies behind them to the network as it was."""
         subject, edits = self.subject, self.chosen.edits
         self.before = None if subject.data is None else on_validation(subject)
         self.teacher = subject.module if self.job.distilling.distill else None
         self.tell(Stage(f"replacing {units.counted(len(edits), 'block')}"))
         module = copy.deepcopy(subject.module)
-        replace_blocks_(module, edits, subject.example)
-        step = step_of(edits, subject.example)
-        self.subject = replace(subject, opened=transformed(subject.opened, module, step))
+        _, found = replace_(
+            module, edits, subject.example, self.inputs,
+            progress=lambda done, total: self.tell(PartEvent("least squares", done, total)),
+        )  # fmt: skip
+        self.note(*found.words())
         distributed.alike_(module)
+        self._go_on_with(module)
+
+    def _go_on_with(self, module: nn.Module) -> None:
+        step = step_of(self.chosen.edits, self.subject.example)
+        self.subject = replace(self.subject, opened=transformed(self.subject.opened, module, step))
+        self.cut = True
 
     def layers(self, before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:
         """With the convolutions that took the places of blocks."""

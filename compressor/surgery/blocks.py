@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError
-from compressor.graph.blocks import KERNELS, find_blocks
+from compressor.graph.blocks import CONVOLUTION, GATE, KERNELS, find_blocks
+from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import device_of
 from compressor.surgery.edits import BlockEdit, Bypass, Fold
 
@@ -22,6 +23,37 @@ def replace_blocks_(model: nn.Module, edits: Sequence[BlockEdit], example: Tenso
     Raises:
         ModelError: an edit names a module that is no such block; nothing was changed.
     """
+    _put_(model, edits, example, None)
+
+
+class Gate(nn.Module):
+    """Lets pass what a branch makes, or zeros."""
+
+    open: Tensor
+
+    def __init__(self, open: bool) -> None:
+        super().__init__()
+        self.register_buffer("open", torch.tensor(float(open)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.open
+
+
+def gated(model: nn.Module, edits: Sequence[BlockEdit], example: Tensor) -> tuple[nn.Module, nn.Module, frozenset[str]]:
+    """Two networks of the same operators: the model as it is, and what the edits make of it, in which their blocks keep
+    their branches behind closed gates; and the names of all that differs.
+    """
+    whole, masked = (skeleton(model, real=True) for _ in range(2))
+    plain = [Fold(edit.group, edit.kernel, "") if isinstance(edit, Fold) else edit for edit in edits]
+    with torch.no_grad():
+        _put_(whole, plain, example, True)
+        _put_(masked, edits, example, False)
+    ways = (f"{GATE}.open", f"{CONVOLUTION}.weight", f"{CONVOLUTION}.bias")
+    return whole, masked, frozenset(f"{edit.group}.{way}" for edit in edits for way in ways)
+
+
+def _put_(model: nn.Module, edits: Sequence[BlockEdit], example: Tensor, open: bool | None) -> None:
+    """Replace blocks, or put their branches behind gates."""
     found = find_blocks(model, example).found
     made: dict[str, nn.Module] = {}
     for edit in edits:
@@ -34,7 +66,8 @@ def replace_blocks_(model: nn.Module, edits: Sequence[BlockEdit], example: Tenso
             assert convolution is not None and convolution.bias is not None
             convolution.weight.copy_(edit.weight)
             convolution.bias.copy_(edit.bias)
-        made[edit.group] = block.module(model, convolution)
+        gate = None if open is None else Gate(open).to(example)
+        made[edit.group] = block.module(model, convolution, gate)
     for name, module in made.items():
         parent, _, leaf = name.rpartition(".")
         before = model.get_submodule(name)

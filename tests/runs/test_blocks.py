@@ -15,13 +15,15 @@ from compressor import Pruner, prune_
 from compressor.errors import ModelError, UsageError
 from compressor.pruning.settings import PruneSettings
 from compressor.runs import blocks
-from compressor.runs.blocks import choose_blocks
+from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.job import flat
 from compressor.runs.jobs import VERBS, BlocksJob, job_of
 from compressor.runs.resume import resume
 from compressor.runs.run import dry_run, run
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.settings import read
+from compressor.surgery.blocks import replace_blocks_
+from compressor.surgery.edits import Bypass
 from compressor.training.events import BatchEvent
 from compressor.training.interrupt import Interrupted
 from tests.routing.nets import Block, Residual
@@ -203,3 +205,22 @@ def test_the_model_is_as_it_was_when_nothing_can_be_done():
     with pytest.raises(ModelError):
         prune_(model, EXAMPLE, "blocks", target_macs=0.01, data=loader())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_what_lies_behind_replaced_blocks_is_refitted(machine):
+    """Nearer to the network as it came than with the blocks alone replaced; only layers behind them change."""
+    torch.manual_seed(0)
+    model, inputs = Deep().eval(), loader()
+    edits = [Bypass("1", ""), Bypass("3", "")]
+    alone, refitted = copy.deepcopy(model), copy.deepcopy(model)
+    replace_blocks_(alone, edits, EXAMPLE)
+    cost, found = replace_(refitted, edits, EXAMPLE, inputs)
+    with torch.no_grad():
+        wanted, before, after = (each(inputs[0]) for each in (model, alone, refitted))
+    assert (after - wanted).square().mean() < 0.5 * (before - wanted).square().mean()
+    assert [layer.name for layer in found.layers] == [
+        f"{block}.conv{number}.weight" for block in (2, 4, 5) for number in (1, 2)
+    ] + ["7.weight"]  # fmt: skip
+    assert torch.equal(refitted[0].weight, model[0].weight)
+    assert cost.macs == compressor.profile(refitted, EXAMPLE).macs
+    assert "layers behind replaced blocks are refitted" in found.words()[0]

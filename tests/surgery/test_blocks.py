@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError
 from compressor.graph import capture
+from compressor.graph.tensors import named_tensors
+from compressor.graph.trace import trace
 from compressor.loading.arch import parse_arch
 from compressor.loading.opening import OpenedModel
 from compressor.runs.models import load, save_model, transformed
 from compressor.surgery import Plan, Prune, operate_
-from compressor.surgery.blocks import rebuild, replace_blocks_, step_of
+from compressor.surgery.blocks import gated, rebuild, replace_blocks_, step_of
 from compressor.surgery.edits import Bypass, Fold
 from tests.routing.nets import Residual
 
@@ -123,3 +125,17 @@ def test_what_is_no_block_is_refused_and_nothing_changed(edit):
 def test_a_damaged_step_is_one_line(step):
     with pytest.raises(FileError, match="do not fit its network"):
         rebuild(network(), {"kind": "blocks", **step})
+
+
+def test_gates_make_both_networks_of_the_same_operators():
+    model = network()
+    edits = [Bypass("blocks.0", ""), Fold("blocks.1", 3, "", torch.randn(6, 4, 3, 3), torch.randn(6))]
+    whole, masked, changed = gated(model, edits, example())
+    replaced = copy.deepcopy(model)
+    replace_blocks_(replaced, edits, example())
+    assert torch.equal(whole(example()), model(example()))
+    assert torch.allclose(masked(example()), replaced(example()), atol=1e-6)
+    assert [op.func for op in trace(whole, example()).ops] == [op.func for op in trace(masked, example()).ops]
+    one, other = named_tensors(whole), named_tensors(masked)
+    differing = {name for name in one if not torch.equal(one[name], other[name])}
+    assert differing == changed - {"blocks.0.fitted.weight", "blocks.0.fitted.bias"}

@@ -1,6 +1,6 @@
 """Which layers of a network read something that pruning changed, and where in a parameter a layer's weight lies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,12 +66,12 @@ def _one_matrix(program: Program, product: Product) -> bool:
     return product.convolves or len(weight.shape) == 2 or weight.shape[0] == 1 or "expand" in steps
 
 
-def touched(dense: Program, small: Program) -> set[int]:
-    """Memory of the dense program that holds something which pruning changed."""
-    found: set[int] = set()
+def touched(dense: Program, small: Program, changed: Collection[str] = ()) -> set[int]:
+    """Memory of the dense program that holds something which pruning changed, or the values of these parameters."""
+    found = {index for index, name in dense.trace.parameters.items() if name in changed}
     for mine, other in zip(dense.ops, small.ops, strict=False):
-        changed = any(a.shape != b.shape for a, b in zip(mine.inputs, other.inputs, strict=True))
-        if changed or any(dense.memory(ref) in found for ref in mine.inputs):
+        resized = any(a.shape != b.shape for a, b in zip(mine.inputs, other.inputs, strict=True))
+        if resized or any(dense.memory(ref) in found for ref in mine.inputs):
             found |= {dense.memory(ref) for ref in mine.outputs}
     return found
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ class Reconstruction:
 
     images: int = 0
     images_are: str = "images"
+    layers_are: str = "layers that read pruned channels"
     layers: list[Refit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # layers that could not be solved, and why
 
@@ -59,7 +60,7 @@ class Reconstruction:
         kept = [layer.name for layer in self.layers if not layer.after < layer.before]
         worst = max(self.layers, key=lambda layer: layer.after)
         done = (
-            f"{len(self.layers) - len(kept)} of {len(self.layers)} layers that read pruned channels are refitted by "
+            f"{len(self.layers) - len(kept)} of {len(self.layers)} {self.layers_are} are refitted by "
             f"least squares on {self.images:,} {self.images_are}; the largest error on images held back has "
             f"{worst.name}: {worst.after:.1%} of its output's variance, {worst.before:.1%} as cut"
         )
@@ -78,6 +79,8 @@ def reconstruct_(
     plan: Plan,
     inputs: Sequence[Any],
     progress: Progress = no_progress,
+    changed: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> Reconstruction:
     """Refit the pruned network in place, layer by layer in the order in which they run.
 
@@ -88,6 +91,8 @@ def reconstruct_(
     Args:
         channels: the map of `dense`, and `plan` the prunes of it by which `small` was cut.
         inputs: batches as the networks take them.
+        changed: parameters and buffers that hold other values in `small`, where no plan tells.
+        only: weights of layers that may be solved; None: of any.
 
     Returns:
         What was done; without layers where nothing could be, and its notes say why.
@@ -98,7 +103,7 @@ def reconstruct_(
     """
     with neutral(), torch.no_grad():
         try:
-            solver = _Solver(small, dense, channels, plan, inputs)
+            solver = _Solver(small, dense, channels, plan, inputs, changed, only)
             for number, reader in enumerate(solver.readers):
                 progress(number, len(solver.readers))
                 solver.refit_(number, reader)
@@ -183,7 +188,14 @@ class _Solver:
     """The two networks side by side, each stored in front of the layer that is next."""
 
     def __init__(
-        self, small: nn.Module, dense: nn.Module, channels: Channels, plan: Plan, inputs: Sequence[Any]
+        self,
+        small: nn.Module,
+        dense: nn.Module,
+        channels: Channels,
+        plan: Plan,
+        inputs: Sequence[Any],
+        changed: Collection[str],
+        only: Collection[str] | None,
     ) -> None:
         self.dense, self.small = Replay(dense, inputs), Replay(small, inputs)
         self.full, self.cut = self.dense.tensors, self.small.tensors
@@ -194,8 +206,8 @@ class _Solver:
         program = self.dense.program
         if [op.func for op in program.ops] != [op.func for op in self.small.program.ops]:
             raise DivergedError("the pruned network runs others than the dense one")
-        affected = touched(program, self.small.program)
-        self.readers = readers(program, affected)
+        affected = touched(program, self.small.program, changed)
+        self.readers = [each for each in readers(program, affected) if only is None or each.name in only]
         self.views = survey(self.dense, self.readers)
         self.places = survey(self.small, self.readers)
         self.stores = self._stores(self.found.images)

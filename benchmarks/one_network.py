@@ -148,7 +148,7 @@ def _apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def _trains(model: nn.Module, example: Any) -> bool:
-    arguments, keywords = call_arguments(example)
+    arguments, keywords = call_arguments(example, model)
     try:
         model.train()(*arguments, **keywords)
     except (RuntimeError, ValueError, AssertionError, TypeError):

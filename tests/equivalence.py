@@ -94,7 +94,7 @@ def duplicate_(model: nn.Module, channels: Channels, group_name: str) -> tuple[i
 
 def outputs(model: nn.Module, example: Any) -> list[Tensor]:
     """Every tensor the model gives, in a fixed order."""
-    arguments, keywords = call_arguments(example)
+    arguments, keywords = call_arguments(example, model)
     with torch.no_grad():
         return [leaf for leaf in tree_leaves(model(*arguments, **keywords)) if isinstance(leaf, Tensor)]
 

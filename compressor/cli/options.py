@@ -42,7 +42,9 @@ def named(model: ModelSettings) -> str:
     words += [] if model.arch is None else ["--arch", model.arch]
     for name, value in model.arch_arg:
         words += ["--arch-arg", f"{name}={value}"]
-    words += [] if model.input is None else ["--input", "x".join(map(str, model.input))]
+    given = ["x".join(map(str, model.shape))] if model.shape else model.input or ()
+    for each in given:
+        words += ["--input", str(each)]
     return shlex.join(words)
 
 

@@ -143,6 +143,8 @@ def begins(name: str, at: str, cut: Cut) -> bool:
 
 def survey(base: nn.Module, example: Tensor) -> Survey:
     """The base with its chain of cuts. Raises ModelError for a network that cannot be written as one chain."""
+    if not isinstance(example, Tensor):
+        raise ModelError("the network takes several inputs: sub-models are cut out of networks of one")
     return Survey(base, tuple(example.shape[1:]))
 
 

@@ -44,17 +44,15 @@ def flatten(
                 f"{name or 'the model'} is a layer that torch has quantized ({type(module).__name__}), which it cannot "
                 "write: export the network as it was before, with --precision int8"
             )
-    arguments, keywords = call_arguments(example)
+    arguments, keywords = call_arguments(example, reference)
     batch = torch.export.Dim("batch")
-    free = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, example)
-    single = isinstance(example, Tensor)
-    shapes = (free,) if single else tuple(free) if isinstance(free, list) else free
+    given = keywords or arguments
+    shapes = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, given)
 
     def exported(model: nn.Module | torch.export.ExportedProgram) -> Any:
         return torch.onnx.export(
             model,
-            arguments,
-            kwargs=keywords,
+            (*arguments, keywords),  # a dict in the last place is taken for keywords, whatever it is
             dynamo=True,
             dynamic_shapes=shapes,
             opset_version=opset,

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import ModelError
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
 from compressor.graph.trace import trace
@@ -63,13 +62,8 @@ class Form:
 
 
 def form_of(module: nn.Module, example: object) -> Form:
-    """Recognise what a model is by its class.
-
-    Raises ModelError for a model of several inputs: a package takes images.
-    """
-    if not isinstance(example, Tensor):
-        raise ModelError("a package takes one tensor of images; export a model of several inputs with --out FILE.onnx")
-    shape = tuple(example.shape[1:])
+    """Recognise what a model is by its class; a model of several inputs has no shape of an image."""
+    shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
     if isinstance(module, Detachable | Nested):
         names = ("base", *module.at)
         exits = tuple(

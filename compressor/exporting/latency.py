@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, first_line
 from compressor.exporting.engines import ENGINES
 from compressor.exporting.layer_latency import layer_latency
 from compressor.exporting.onnx import export_onnx
@@ -74,11 +74,16 @@ def model_latencies(
     milliseconds, `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), that of ONNX Runtime also
     `layers` (the milliseconds of each); and a reason for each None.
     """
+    if not isinstance(example, Tensor):
+        reason = {"latency_ms.onnxruntime": "measured for models with one input only"}
+        try:
+            return [({"torch": timing, "onnxruntime": None}, reason) for timing in _torch_timings(modules, example)]
+        except Exception as error:  # a list of images has no batch in its first dimension
+            reason["latency_ms.torch"] = f"the model does not run on a batch made of the example ({first_line(error)})"
+            return [({"torch": None, "onnxruntime": None}, reason) for _ in modules]
     found: list[dict[str, Timing | None]] = [
         {"torch": timing, "onnxruntime": None} for timing in _torch_timings(modules, example)
     ]
-    if not isinstance(example, Tensor):
-        return [(timings, {"latency_ms.onnxruntime": "measured for models with one input only"}) for timings in found]
     reasons: list[dict[str, str]] = [{} for _ in modules]
     with tempfile.TemporaryDirectory() as folder:
         sessions: dict[int, OnnxModel] = {}
@@ -123,7 +128,8 @@ def _torch_timings(modules: Sequence[nn.Module], example: Any) -> list[Timing]:
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
 
     def calling(batch: int) -> list[Callable[[], object]]:
-        arguments, keywords = call_arguments(with_tensors(example, lambda tensor: _repeated(tensor, batch, device)))
+        given = with_tensors(example, lambda tensor: _repeated(tensor, batch, device))
+        arguments, keywords = call_arguments(given, modules[0])
         return [partial(module, *arguments, **keywords) for module in modules]
 
     with ExitStack() as stack:

@@ -131,7 +131,8 @@ def _compared(file: Path, inputs: Any, expected: list[Array]) -> tuple[float, fl
     try:
         session = open_session(file)
         names = [entry.name for entry in session.get_inputs()]
-        tensors = inputs if isinstance(inputs, dict) else dict(zip(names, tree_leaves(inputs), strict=True))
+        by_name = isinstance(inputs, dict) and inputs.keys() == set(names)
+        tensors = inputs if by_name else dict(zip(names, tree_leaves(inputs), strict=True))
         got = session.run(None, {name: tensors[name].numpy() for name in names})
     except Exception as error:  # onnxruntime's exceptions share no class of their own
         raise CompressorError(f"ONNX Runtime cannot run the exported graph ({first_line(error)})") from error

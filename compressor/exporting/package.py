@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.certify import share_at_most
-from compressor.errors import FileError, UsageError
+from compressor.errors import FileError, ModelError, UsageError
 from compressor.exporting import run, watch
 from compressor.exporting.builds import build, modules
 from compressor.exporting.compose import StageMaker
@@ -105,6 +105,8 @@ def export_package(
     runtime = check_runtime(settings.runtime, int8=settings.int8 is not None)
     key = None if settings.sign is None else private_key(settings.sign)
     outdated = check_target(target, overwrite=settings.overwrite)
+    if not isinstance(example, Tensor):
+        raise ModelError("a package takes one tensor of images; export a model of several inputs with --out FILE.onnx")
     form = form_of(reference_of(module), portable(example))
     evidence = (evidence or Evidence()).on(portable(example))
     assert evidence.images is not None

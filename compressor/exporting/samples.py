@@ -60,7 +60,7 @@ def torch_outputs(reference: nn.Module, inputs: Any) -> list[Array]:
     Raises:
         ModelError: it does not run on the inputs, or gives infinities or NaN.
     """
-    arguments, keywords = call_arguments(inputs)
+    arguments, keywords = call_arguments(inputs, reference)
     try:
         with torch.inference_mode():
             outputs = reference(*arguments, **keywords)

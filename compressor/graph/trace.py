@@ -153,18 +153,20 @@ def alike(replica: Replica, way: Way, listener: Listener | None = None) -> Itera
 
 def _ready(replica: Replica, way: Way) -> tuple[tuple[Any, ...], dict[str, Any]]:
     given = with_tensors(way.example, lambda tensor: _moved(tensor, replica.device))
-    return call_arguments(given, replica.model.forward if way.entry == "forward" else way.called(replica.model))
+    return call_arguments(given, way.called(replica.model))
 
 
-def call_arguments(example: Any, called: Callable[..., Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How an example is passed: a mapping as keywords, a tuple or list as positions, all else alone.
+def call_arguments(example: Any, called: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How an example is passed to a module or a function: a mapping as keywords, a tuple or list as positions, all else
+    alone.
 
-    A mapping or a named tuple that is no set of arguments of `called` is passed alone, too.
+    A mapping or a named tuple that is no set of its arguments is passed alone, too.
     """
+    called = called.forward if isinstance(called, nn.Module) else called
     if isinstance(example, Mapping):
-        return ((), dict(example)) if called is None or _takes(called, **example) else ((example,), {})
+        return ((), dict(example)) if _takes(called, **example) else ((example,), {})
     if isinstance(example, list | tuple):
-        plain = called is None or not hasattr(example, "_fields") or _takes(called, *example)
+        plain = not hasattr(example, "_fields") or _takes(called, *example)
         return (tuple(example) if plain else (example,)), {}
     return (example,), {}
 

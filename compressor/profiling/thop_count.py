@@ -24,7 +24,7 @@ def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:
 
     Run on a copy, since thop leaves its buffers in the module when it fails; on shapes alone where the model allows.
     """
-    arguments, keywords = call_arguments(example)
+    arguments, keywords = call_arguments(example, module)
     if keywords:
         return None, "thop takes inputs by position only"
     weighted = [id(layer) for _, layer in module.named_modules(remove_duplicate=False) if layer._parameters]

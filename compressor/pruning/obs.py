@@ -361,6 +361,6 @@ class Downdated:
 
 
 def outputs_of(model: nn.Module, given: Any) -> list[Tensor]:
-    arguments, keywords = call_arguments(given)
+    arguments, keywords = call_arguments(given, model)
     leaves = tree_leaves(model(*arguments, **keywords))
     return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -73,7 +73,7 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
     manifest = manifest_inside(model.metadata, str(path))
     if job.exit is not None:
         model.feeds = fed(packaged(manifest, job.exit, path).feeds)
-    shape = job.model.input or tuple(size for size in model.input_shape if size is not None)
+    shape = job.model.shape or tuple(size for size in model.input_shape if size is not None)
     whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
     card = card_inside(model.metadata, str(path))
     data = open_data(job.data, job.loading, input_shape=whole, preparation=card.preparation)

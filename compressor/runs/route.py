@@ -169,7 +169,7 @@ class RouteRun(Run[RouteJob]):
         }
         after, data = _after(self.subject, found, self.size_bytes), self.data
         if isinstance(data, Data):
-            return before, replace(after, top1=found.routed.top1)
+            return before, after.scored(data.figure, {data.figure.name: found.routed.top1})
         figures = distributed.from_first(lambda: evaluate(self.routed, data.test, data).figures)
         return before, after.scored(data.figure, figures, data.amount(data.test))
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from compressor.files.limits import LARGEST_GIB
 from compressor.pruning.settings import PruneSettings
 from compressor.report.certificate import CONFIDENCE
-from compressor.settings import duration, setting, shape
+from compressor.settings import Input, duration, inputs, setting
 from compressor.training.settings import TrainSettings
 
 # Weights that are good already are trained on gently.
@@ -26,14 +26,34 @@ class ModelSettings:
     arch_arg: tuple[tuple[str, Any], ...] = setting(
         (), "Argument of the architecture, such as num_classes=10. Repeatable.", "KEY=VALUE", many=True
     )
-    input: tuple[int, ...] | None = setting(
-        None, "Shape of the images, such as 3x224x224, where the model does not say.", "CxHxW", read=shape
+    input: tuple[int, ...] | tuple[str, ...] | None = setting(
+        None,
+        "Shape of the images, such as 3x224x224, where the model does not say. Of several inputs each: mask=1x64x64.",
+        "CxHxW",
+        many=True,
+        read=str,
     )
     weights: str | None = setting(None, "Which weights of a file with several, such as model_ema.", "KEY", rare=True)
     trust: bool = setting(
         False, "Let a pickled model or a program run code while it is opened. Only for files of your own."
     )
     max_size: float = setting(LARGEST_GIB, "Largest model file, also unpacked, in GiB.", "GIB", 0, rare=True)
+
+    def __post_init__(self) -> None:
+        """A single shape is held as its sizes. Raises UsageError for inputs that cannot be read."""
+        found = self.inputs
+        if len(found) == 1 and found[0].name is None and found[0].kind is None:
+            object.__setattr__(self, "input", found[0].sizes)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The sizes of the only input, where they are given."""
+        return None if self.input is None or self.inputs else tuple(int(size) for size in self.input)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Each of several inputs, or one that has a name or another type than float32; else none."""
+        return inputs(text for text in self.input or () if isinstance(text, str))
 
 
 @dataclass(frozen=True)

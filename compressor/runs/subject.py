@@ -19,6 +19,7 @@ from compressor.routing.network import Routed
 from compressor.runs.models import open_model
 from compressor.runs.own import task_of
 from compressor.runs.settings import ModelSettings
+from compressor.settings import Input
 from compressor.training import distributed
 from compressor.training.class_numbers import read_class_numbers
 from compressor.training.data import Data, count_outputs, fit_to_model, open_data, with_input_shape, with_normalisation
@@ -80,6 +81,11 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
     place = choose_device(device)
     own = None if data is None else task_of(data)
     seed_everything_(loading.seed)
+    if model.inputs:
+        if data is not None:
+            raise UsageError("`input` of several, or with a name or type, is for models without data: leave it out")
+        opened = _opened(model, {})
+        return Subject(replace(opened, module=opened.module.to(place)), None, place, _made(model.inputs, place))
     if own is not None:
         return _with_task(model, own, loading, place)
     if data is None:
@@ -125,6 +131,19 @@ def _with_task(model: ModelSettings, task: OwnTask, loading: DataSettings, place
             ) from error
     shape = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else None
     return Subject(replace(opened, module=module, input_shape=shape), task, place, sample)
+
+
+def _made(inputs: Sequence[Input], place: torch.device) -> Any:
+    """An example of several inputs, always the same: noise, zeros where they are whole numbers or truths."""
+    source = torch.Generator().manual_seed(0)
+    made = []
+    for each in inputs:
+        kind, sizes = getattr(torch, each.kind or "float32"), (1, *each.sizes)
+        noise = torch.randn(sizes, generator=source)
+        made.append((noise if kind.is_floating_point else torch.zeros(sizes)).to(place, kind))
+    if inputs[0].name is not None:
+        return {each.name: tensor for each, tensor in zip(inputs, made, strict=True)}
+    return made[0] if len(made) == 1 else tuple(made)
 
 
 def check_tells(subject: Subject, verb: str, *methods: str) -> None:
@@ -176,7 +195,7 @@ def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:
         model.model,
         arch=model.arch,
         arch_arguments=arguments,
-        input_shape=model.input,
+        input_shape=model.shape,
         weights=model.weights,
         trust=model.trust,
         max_size=model.max_size,
@@ -188,7 +207,7 @@ def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
     if model.arch is None:
         raise UsageError("no model: give a file, or --arch for a network with random weights")
     arch = parse_arch(model.arch, dict(model.arch_arg))
-    channels = model.input[0] if model.input else data.input_shape[0]
+    channels = model.shape[0] if model.shape else data.input_shape[0]
     return data_arguments(arch, num_classes=len(data.classes), channels=channels)
 
 
@@ -201,7 +220,7 @@ def card_of(subject: Subject) -> Card:
 def _declared_shape(model: ModelSettings) -> tuple[int, ...] | None:
     """The input shape of an architecture without a file, as far as it is known before the network is built."""
     if model.input is not None or model.arch is None:
-        return model.input
+        return model.shape
     return find(parse_arch(model.arch, dict(model.arch_arg)), named=True).shape()
 
 

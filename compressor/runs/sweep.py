@@ -73,7 +73,7 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
     if not done:
         raise CompressorError(f"every run failed: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     timed = None
-    if job.output.latency and job.output.onnx:
+    if all((report.after.latency_ms or {}).get("onnxruntime") for report in done.values()):  # else none has a figure
         tell(Stage("timing the results in turn"))
         timed = timed_in_turn(list(done))
     compared = compare_runs(done, failed, timed)

@@ -145,7 +145,7 @@ def first_output(outputs: Any) -> Tensor:
 
 def called(model: Model, x: Any) -> Any:
     """What a model gives for inputs: one tensor, a tuple of several, a dict of keywords."""
-    arguments, keywords = call_arguments(x)
+    arguments, keywords = call_arguments(x, model)
     return model(*arguments, **keywords)
 
 

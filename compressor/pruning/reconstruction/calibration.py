@@ -39,6 +39,11 @@ def inputs_of(data: Iterable[Any], example: Any, model: nn.Module, device: torch
         UsageError: a batch holds nothing like the example, or there are no images.
         DataError: the network does not run on images of a batch, which have another size than the example.
     """
+    if any(isinstance(part, list) for part in (example if isinstance(example, list | tuple) else ())):
+        raise UsageError(
+            "the network takes a list of images of their own sizes, and only batches that are tensors can be looked "
+            "at: choose `method` l1 and `allocate` uniform, without `reconstruct`"
+        )
     found: list[Any] = []
     device = device_of(model) if device is None else device
     known = {_sizes(example)}

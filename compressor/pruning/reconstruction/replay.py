@@ -192,11 +192,12 @@ class Replay:
             raise refused(first, trace.error) from trace.error
         self.program = Program(trace)
         specs: dict[tuple[Any, ...], dict[int, list[tuple[Any, ...]]]] = {}
-        self.first = _Batch(*call_arguments(first), {})
+        self.first = _Batch(*call_arguments(first, self._replica.model), {})
         self.batches = []
         for given in inputs:
             shapes = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
-            self.batches.append(_Batch(*call_arguments(given), specs.setdefault(shapes, {})))
+            called = call_arguments(given, self._replica.model)
+            self.batches.append(_Batch(*called, specs.setdefault(shapes, {})))
 
     def run(
         self, number: int | None, before: Hooks, after: Hooks, stop: int | None = None, store: int | None = None

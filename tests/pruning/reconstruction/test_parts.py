@@ -18,7 +18,7 @@ from tests.networks import NETWORKS
 
 
 def leaves(model: nn.Module, given: Any) -> list[Tensor]:
-    arguments, keywords = call_arguments(given)
+    arguments, keywords = call_arguments(given, model)
     return [leaf for leaf in tree_leaves(model(*arguments, **keywords)) if isinstance(leaf, Tensor)]
 
 

@@ -40,7 +40,7 @@ def images(count: int, *shape: int, seed: int = 0) -> Tensor:
 
 
 def outputs(model: nn.Module, given: Any) -> Tensor:
-    arguments, keywords = call_arguments(given)
+    arguments, keywords = call_arguments(given, model)
     leaves = tree_leaves(model(*arguments, **keywords))
     return torch.cat([leaf.flatten().double() for leaf in leaves if isinstance(leaf, Tensor)])
 

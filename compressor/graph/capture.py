@@ -12,9 +12,10 @@ from compressor.graph import groups
 from compressor.graph.channels import KEPT, Channels
 from compressor.graph.editable import check_example, check_model
 from compressor.graph.held import with_tensors
+from compressor.graph.known import Map
 from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.neutral import bare, neutrally, uncollected
-from compressor.graph.refine import Map, Refinement
+from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Trace, Way, refused, run
 from compressor.graph.unregistered import in_one_memory, unregistered

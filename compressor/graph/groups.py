@@ -12,10 +12,11 @@ from torch import nn
 from compressor.graph.attributes import value_at
 from compressor.graph.channels import SINGLE, Absorber, Cost, Group, Held, Ids, Key, Place, Site, Size, owner
 from compressor.graph.lives import lives
-from compressor.graph.propagate import Propagation, RawSize, Unions
+from compressor.graph.propagate import Propagation, RawSize
 from compressor.graph.records import Trace
 from compressor.graph.rules_layers import KERNEL
 from compressor.graph.rules_shapes import permute
+from compressor.graph.unions import Unions
 
 Roots = NDArray[np.int64]
 
@@ -253,3 +254,14 @@ def absorbers(walk: Propagation) -> dict[str, Absorber]:
             if mean is not None:  # else it is computed
                 found.setdefault(made[op.args[0].index], Absorber("running_mean", mean))
     return found
+
+
+def first_use(trace: Trace, tensors: dict[str, int]) -> dict[str, int]:
+    """For every parameter, when the network first reads it: the order in which groups are named and listed."""
+    order: dict[str, int] = {}
+    for op in trace.ops:
+        for ref in op.inputs:
+            name = trace.parameters.get(ref.index)
+            if name is not None:
+                order.setdefault(name, len(order))
+    return order | {name: len(order) + place for name, place in tensors.items() if name not in order}

@@ -3,7 +3,7 @@
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,100 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.errors import ModelError
-from compressor.graph.copies import CONSTANTS
 from compressor.graph.held import leaves, tensors_in
 from compressor.graph.operators import lookup
-from compressor.graph.records import Found, ModuleCall, Op, Ran, TensorRef, Trace, plain_name
-from compressor.graph.shapes import run_on_shapes
+from compressor.graph.outline import Answer, Watching, is_reserve
+from compressor.graph.records import ModuleCall, Op, TensorRef, Trace, plain_name
 from compressor.graph.skeleton import Replica
-
-Answer = Callable[[int, Any], Any]  # how many values Python has read, and the next one -> what it is told
-
-
-class _Watching(TorchDispatchMode):
-    """A mode that dynamo may look into: keeping it out costs more than most operators do on shapes alone."""
-
-    def __init__(self, replica: Replica, answer: Answer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._values, self._on_meta = replica.values, replica.device.type == "meta"
-        self._answer = answer
-        self.reads: list[Any] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def _given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._on_meta:
-            output = run_on_shapes(func, args, kwargs, self._values)
-        else:
-            output = func(*args, **kwargs)
-        if func is _READS:
-            output = self._answer(len(self.reads), output)
-            self.reads.append(output)
-        return output
-
-
-_READS = torch.ops.aten._local_scalar_dense.default
-_EMPTY = torch.ops.aten.empty.memory_format
-
-
-def is_reserve(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
-    """Whether `empty` is called by batch norm, which keeps nothing in what it makes."""
-    return func is _EMPTY and args == ([0],) and kwargs is not None and kwargs.get("dtype") is torch.uint8
-
 
 _EXACT = frozenset({torch.bool, torch.int64, torch.int32})
 _MOST_FOUND = 1_000_000  # numbers
-
-
-class Outline(_Watching):
-    """Writes down name and shapes of every operator; gives what was found before where `found` has it, by the names of
-    all operators but those of layout: which boxes remain, how often a loop runs.
-    """
-
-    def __init__(self, replica: Replica, answer: Answer, found: Sequence[tuple[str, Found]]) -> None:
-        super().__init__(replica, answer)
-        self.ops: list[Ran] = []
-        self._found = [*found]
-        self._next = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if is_reserve(func, args, kwargs):
-            return func(*args, **kwargs or {})
-        operator, name = lookup(func), plain_name(func)
-        plain = tuple([value if type(value) in CONSTANTS else _plain(value) for value in args])
-        try:
-            output = self._given(func, args, kwargs or {})
-        except BaseException:
-            self.ops.append(Ran(operator, name, plain, ()))
-            raise
-        if self._found and not operator.incidental:
-            self._next += 1
-            told, found = self._found[self._next - 1] if self._next <= len(self._found) else ("", ())
-            output = _replaced(output, found) if told == name else output
-        shapes = tuple([leaf.shape for leaf in leaves(output)])
-        self.ops.append(Ran(operator, name, plain, shapes))
-        return output
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(value) if all(type(entry) is int for entry in value) else None
-    return None if isinstance(value, Tensor) else value
-
-
-def _replaced(output: Any, found: Found) -> Any:
-    if isinstance(output, Tensor):
-        return output if not found or found[0] is None else found[0].clone()
-    if isinstance(output, tuple) and len(found) == len(output):
-        return tuple(one if known is None else known.clone() for one, known in zip(output, found, strict=True))
-    return output
 
 
 def base_of(tensor: Tensor) -> Tensor | None:
@@ -138,7 +54,7 @@ class _Watched(weakref.ref[Tensor]):
     number: int
 
 
-class Recorder(_Watching):
+class Recorder(Watching):
     """Writes every operator into `result`; an object's identity names a tensor as long as it lives.
 
     Tensors on the meta device are kept alive until the end; those with data go when the model lets them go.

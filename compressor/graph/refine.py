@@ -6,78 +6,26 @@ has the channels is told to propagation itself, which then starts again.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from compressor.graph import groups, trial
-from compressor.graph.channels import KEPT, Group, Ids, Key, Size
+from compressor.graph import groups, objections, trial
+from compressor.graph.channels import KEPT, Group, Ids
 from compressor.graph.kept_sizes import kept_sizes
+from compressor.graph.known import Attempt, Known, Map
 from compressor.graph.names import labels
-from compressor.graph.propagate import Propagation, RawSize, Unions
+from compressor.graph.propagate import Propagation, RawSize
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Trace, Way
 from compressor.graph.trial import Copies, Mismatch
+from compressor.graph.unions import Unions
 from compressor.graph.ways import beside, left_over
 
 _MOST_TRIALS = 200
 Run = tuple[Propagation, Way]
-
-
-@dataclass(frozen=True)
-class Known:
-    """What trials have shown beyond what propagation says."""
-
-    pairs: tuple[tuple[Ids, Ids], ...] = ()  # that belong together
-    frozen: tuple[tuple[Ids, str], ...] = ()
-    prune_only: tuple[tuple[Ids, str], ...] = ()
-    sizes: tuple[RawSize, ...] = ()  # attributes that the code reads
-    least: Mapping[str, int] = field(default_factory=dict)  # groups of which a trial leaves more than one channel
-
-    def tying(self, one: Ids, other: Ids) -> "Known":
-        return replace(self, pairs=(*self.pairs, (one, other)))
-
-    def freezing(self, arrays: Iterable[Ids], reason: str) -> "Known":
-        return replace(self, frozen=(*self.frozen, *((ids, reason) for ids in arrays)))
-
-    def beyond(self, ties: Unions) -> Unions:
-        """The ties of propagation with these."""
-        return replace(
-            ties,
-            pairs=[*ties.pairs, *self.pairs],
-            frozen=[*ties.frozen, *self.frozen],
-            prune_only=[*ties.prune_only, *self.prune_only],
-        )
-
-
-@dataclass(frozen=True)
-class Map:
-    """The channels as propagation and what is known say."""
-
-    known: Known
-    ties: Unions
-    numbered: groups.Numbered
-    identities: Mapping[Key, Ids]
-    groups: tuple[Group, ...]
-    sizes: tuple[Size, ...]
-
-    @property
-    def roots(self) -> Ids:
-        return self.numbered.roots
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A map, and what a trial of it objects to."""
-
-    map: Map
-    objection: Mismatch | None
-
-    def goes_further(self, than: Mismatch) -> bool:
-        now = self.objection
-        return now is None or (now.walk is than.walk and now.op > than.op)
 
 
 class Refinement:
@@ -95,7 +43,7 @@ class Refinement:
         self.replica = replica
         self.tensors = replica.tensors
         self.modules = {n: m for n, m in replica.modules.items() if not isinstance(m, torch.jit.ScriptModule)}
-        self.order = trial.first_use(runs[0][0], {name: place for place, name in enumerate(self.tensors)})
+        self.order = groups.first_use(runs[0][0], {name: place for place, name in enumerate(self.tensors)})
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
         self.left_over = left_over(replica, never)
@@ -109,8 +57,9 @@ class Refinement:
             walk.follow()
         self.walks: list[Run] = [(walk, *run[1:]) for walk, run in zip(walks, self.runs, strict=True)]
         self.trials = self.walks, self.walks
-        if len(walks) == 1 or (len(walks) == 2 and trial.same_operators(*walks)):  # one code: each mode tries it once
-            self.trials = self.walks[:1], self.walks[-1:] if trial.asks_for_sizes(walks[-1]) else []
+        # One code: each mode tries it once.
+        if len(walks) == 1 or (len(walks) == 2 and objections.same_operators(*walks)):
+            self.trials = self.walks[:1], self.walks[-1:] if objections.asks_for_sizes(walks[-1]) else []
         self.read = [size for walk in walks for size in walk.sizes]
 
     def refine(self, keep: frozenset[str]) -> tuple[Map, list[str]]:
@@ -211,7 +160,7 @@ class Refinement:
 
         Code that takes the first so many channels, as many as there are, shows only then: torch runs an `alias` there.
         """
-        if not trial.asks_for_sizes(self.walks[0][0]):
+        if not objections.asks_for_sizes(self.walks[0][0]):
             return found
         seen: Counter[int] = Counter()
         while objection := self._objection(found, trial.grown(found.groups, len(found.roots)), self.walks[:1]):
@@ -232,7 +181,7 @@ class Refinement:
             if objection is None:
                 return more
             at = objection.walk.trace.ops[objection.op].module
-            gone = {(size.attribute, id(size.ids)) for size in kept if trial.inside(at, size.module)}
+            gone = {(size.attribute, id(size.ids)) for size in kept if objections.inside(at, size.module)}
             kept = [size for size in kept if (size.attribute, id(size.ids)) not in gone] if gone else []
         return found
 
@@ -249,26 +198,11 @@ class Refinement:
         if len(follow) != 1 or follow[0] in held:
             return None
         axes = [dict(each) for each in self.axes]
-        for run, other, number in self._same_reshapes(walk, objection.op):
+        every = [each for each, _ in self.walks]
+        for run, other, number in objections.same_reshapes(objection.op, walk, self.model, every):
             if len(other.choices[number]) == len(dims):
                 axes[run].setdefault(number, other.choices[number][dims.index(follow[0])])
         return axes if axes != self.axes else None
-
-    def _same_reshapes(self, walk: Propagation, number: int) -> Iterator[tuple[int, Propagation, int]]:
-        """The run, its walk, and the same reshape in every module of the same class.
-
-        A module without submodules is a layer like any other, whose numbers are its own.
-        """
-        module = walk.trace.ops[number].module
-        kind = type(self.modules.get(module)) if any(self.model.get_submodule(module).children()) else None
-        turn = [each for each in walk.choices if walk.trace.ops[each].module == module].index(number)
-        for run, (other, *_) in enumerate(self.walks):
-            of_module: dict[str, list[int]] = {}
-            for each in other.choices:
-                of_module.setdefault(other.trace.ops[each].module, []).append(each)
-            for name, numbers in of_module.items():
-                if (name == module or type(self.modules.get(name)) is kind) and turn < len(numbers):
-                    yield run, other, numbers[turn]
 
     def _borrowed(self, found: Map, objection: Mismatch) -> Iterator[Known]:
         """Tie channels to others whose number the code takes for theirs, and freeze those of a fixed number."""
@@ -302,7 +236,7 @@ class Refinement:
         """
         walk = objection.walk
         for outwards in (0,) if objection.asked else (0, 1):
-            numbers = trial.same_code(objection.op, walk, self.model)
+            numbers = objections.same_code(objection.op, walk, self.model)
             alternatives = [self._stored(walk, number, outwards) for number in numbers]
             for names in self._stored(walk, objection.op, outwards):
                 known = found.known
@@ -311,11 +245,11 @@ class Refinement:
                 if known is not found.known:
                     yield known
 
-    def _stored(self, walk: Propagation, number: int, outwards: int) -> dict[trial.Named, list[RawSize]]:
+    def _stored(self, walk: Propagation, number: int, outwards: int) -> dict[objections.Named, list[RawSize]]:
         """Alternatives of attributes that may hold what an operator used, by their names."""
         path = walk.trace.ops[number].module.split(".")
         module = ".".join(path[: max(0, len(path) - outwards)])
-        return trial.stored_sizes(number, walk, module, self.model.get_submodule(module), self.model)
+        return objections.stored_sizes(number, walk, module, self.model.get_submodule(module), self.model)
 
     def _keeping(self, found: Map, known: Known, size: RawSize) -> Known:
         """With a size, or with its channels tied to those that it is known to count; unchanged where that is old."""
@@ -328,7 +262,7 @@ class Refinement:
 
     def _evened(self, found: Map, objection: Mismatch) -> Iterator[Known]:
         """Tie the parts into which slices cut a dimension evenly, as `chunk` does; then learn a size besides."""
-        parts = trial.parts(objection.walk.trace.ops[objection.op], objection.walk)
+        parts = objections.parts(objection.walk.trace.ops[objection.op], objection.walk)
         if parts is not None:
             known = found.known.tying(np.broadcast_to(parts[0], parts[1:].shape).ravel(), parts[1:].ravel())
             yield known
@@ -361,8 +295,8 @@ class Refinement:
             return [list(self.ties.blocks.values())]
         if widen > 1:
             return walk.op_inputs[: objection.op + 1]
-        numbers = trial.same_code(objection.op, walk, self.model)
+        numbers = objections.same_code(objection.op, walk, self.model)
         if widen:
-            return [ids for number in numbers for ids in trial.earlier_in_module(number, walk, self.model)]
+            return [ids for number in numbers for ids in objections.earlier_in_module(number, walk, self.model)]
         tracks = ([ids for track in walk.op_outputs[number] for ids in track.values()] for number in numbers)
         return [walk.op_inputs[number] or made for number, made in zip(numbers, tracks, strict=True)]

@@ -21,7 +21,8 @@ from compressor.files.limits import lacks_memory, within_memory
 from compressor.graph.generators import Draws, seeded
 from compressor.graph.held import tensors_in, with_tensors
 from compressor.graph.neutral import bare, neutral, neutrally
-from compressor.graph.recorder import Answer, Outline, Recorder, base_of
+from compressor.graph.outline import Answer, Outline
+from compressor.graph.recorder import Recorder, base_of
 from compressor.graph.records import Found, ModuleCall, Op, Ran, TensorRef, Trace
 from compressor.graph.skeleton import Replica, blank
 from compressor.graph.values import Listener

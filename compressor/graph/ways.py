@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, cause, did_you_mean
-from compressor.graph.recorder import Answer
+from compressor.graph.outline import Answer
 from compressor.graph.records import TensorRef, Trace
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, run

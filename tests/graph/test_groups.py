@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from compressor.graph import capture
 from compressor.graph.groups import Numbered, Reasons, batch_of, connected, grouped, roots_of
-from compressor.graph.propagate import Unions
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, run
+from compressor.graph.unions import Unions
 from compressor.surgery import operate_
 from tests.equivalence import half_plan
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.graph.groups import roots_of
-from compressor.graph.propagate import Propagation, Unions
+from compressor.graph.propagate import Propagation
 from compressor.graph.trace import trace
+from compressor.graph.unions import Unions
 
 Operator = Callable[[Tensor], Tensor]
 

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from compressor.graph.groups import roots_of
-from compressor.graph.propagate import Propagation, Unions
+from compressor.graph.propagate import Propagation
 from compressor.graph.records import Trace
 from compressor.graph.trace import trace
+from compressor.graph.unions import Unions
 
 
 def empty() -> Propagation:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.graph.propagate import Unions
 from compressor.graph.refine import Known, Refinement
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, run
+from compressor.graph.unions import Unions
 from tests.networks import NETWORKS
 
 A, B = np.arange(2), np.arange(2, 4)

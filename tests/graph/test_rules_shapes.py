@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from compressor.graph.propagate import Propagation, Unions
+from compressor.graph.propagate import Propagation
 from compressor.graph.trace import trace
+from compressor.graph.unions import Unions
 
 
 class Grey(nn.Module):

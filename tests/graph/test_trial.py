@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from compressor.graph import capture
 from compressor.graph.channels import Group
+from compressor.graph.objections import asks_for_sizes, inside
 from compressor.graph.operators import lookup
-from compressor.graph.propagate import Propagation, Unions
+from compressor.graph.propagate import Propagation
 from compressor.graph.records import Ran
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import trace
-from compressor.graph.trial import _asked, _Left, asks_for_sizes, edited, grown, half, inside, uneven
+from compressor.graph.trial import _asked, _Left, edited, grown, half, uneven
+from compressor.graph.unions import Unions
 
 MODEL = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1), nn.Flatten(1), nn.Linear(96, 5))
 CHANNELS = capture(MODEL, torch.zeros(1, 3, 4, 4))

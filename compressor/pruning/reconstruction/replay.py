@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
-from compressor.graph.recorder import is_reserve
+from compressor.graph.outline import is_reserve
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Op, TensorRef, Trace, Way, alike, call_arguments, refused, run
 from compressor.pruning.reconstruction.calibration import first_images

@@ -9,9 +9,10 @@ have `estimated`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from compressor.report.certificate import CONFIDENCE, Certificate
@@ -42,37 +43,54 @@ class Paired:
         return (self.lost - self.won) / self.images if self.images else 0.0
 
 
+@lru_cache(4096)
 def p_value(paired: Paired, drop: float) -> float:
-    """How likely a difference as small as this is at most, where the drop is larger than promised.
+    """How likely images that speak at least as much for the promise are at most, where the drop is larger.
 
-    Where few images may be lost (`images * drop` below 8, known before one looks) the binomial tail of the images lost:
-    the drop is no more than their share. Else the tail of the images lost less those won, at the largest share
-    won that is in line with what was won (below the mean it grows with that share, as the spread does), plus the chance
-    that the share is larger still.
+    How much they speak for it is the score: the images lost less those won, against the promise, in standard deviations
+    at the likeliest share won where the promise just fails. The probability of all outcomes with a score as low is
+    taken at the share won that makes it largest, of those in line with what was won, plus the chance that the share is
+    none of these.
 
-    References: Clopper and Pearson 1934; Berger and Boos 1994, "P values maximized over a confidence set for the
-    nuisance parameter"; Suissa and Shuster 1991 (the unconditional test of paired shares).
+    References: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design" (the score); Suissa and Shuster 1991 (its unconditional test); Berger and Boos 1994, "P values
+    maximized over a confidence set for the nuisance parameter".
     """
     if not 0 <= drop < 1:
         raise ValueError(f"a drop of {drop} is no share from 0 to below 1")
-    if paired.images * drop < _FEW:
-        return float(stats.binom.cdf(paired.lost, paired.images, drop))
     n, won = paired.images, paired.won
-    highest = share_at_most(won, n, 1 - _BESIDE)
-    return min(1.0, _tail(paired, drop, min(highest, (1 - drop) / 2)) + _BESIDE)
+    if not n or paired.drop >= drop:
+        return 1.0
+    low, high = 1 - share_at_most(n - won, n, 1 - _BESIDE / 2), share_at_most(won, n, 1 - _BESIDE / 2)
+    shares = np.linspace(low, min(high, (1 - drop) / 2), _SHARES)[:, None]
+    reach = stats.binom.ppf([1e-12, 1 - 1e-12], n, shares[[0, -1], 0]).astype(int)
+    wins = np.arange(reach[0], reach[1] + 1)
+    lost = stats.binom.cdf(_most_lost(paired, drop, wins), n - wins, (drop + shares) / (1 - shares))
+    return min(1.0, float((stats.binom.pmf(wins, n, shares) * lost).sum(1).max()) + _BESIDE)
 
 
-_FEW = 8.0  # images that a promise leaves to be lost
-_BESIDE = 0.002  # chance that the share won is above what is looked at
+_BESIDE = 0.001  # chance that the share won is none of those that are looked at
+_SHARES = 13  # that are looked at: the probability hardly depends on them
 
 
-def _tail(paired: Paired, drop: float, share: float) -> float:
-    """The probability that lost less won is no more than it is, where `share` of all images is won, more is lost."""
-    n, difference = paired.images, paired.lost - paired.won
-    reach = stats.binom.ppf([1e-12, 1 - 1e-12], n, share).astype(int)
-    won = np.arange(reach[0], reach[1] + 1)
-    lost = stats.binom.cdf(difference + won, n - won, (drop + share) / (1 - share))
-    return float((stats.binom.pmf(won, n, share) * lost).sum())
+def _score(lost: NDArray[np.float64], won: NDArray[np.float64], images: int, drop: float) -> NDArray[np.float64]:
+    """Of lost less won against `images * drop`, in standard deviations at the likeliest share won of that drop."""
+    rest = (lost + won) * (1 - drop) - 2 * drop * (images - lost)
+    share = (rest + np.sqrt(rest**2 + 8 * images * won * drop * (1 - drop))) / (4 * images)
+    spread = np.sqrt(images * (2 * share + drop - drop**2))
+    found: NDArray[np.float64] = (lost - won - images * drop) / np.maximum(spread, 1e-12)
+    return found
+
+
+def _most_lost(paired: Paired, drop: float, won: NDArray[np.int64]) -> NDArray[np.int64]:
+    """With so many images won, how many may be lost to speak for the promise as much as these do; -1 for none."""
+    score = _score(np.array(float(paired.lost)), np.array(float(paired.won)), paired.images, drop)
+    low, high = np.full(len(won), -1), paired.images - won + 1  # `low` do, `high` do not: the score grows with the lost
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        enough = _score(middle.astype(float), won.astype(float), paired.images, drop) <= score + 1e-9
+        low, high = np.where(enough & (middle >= 0), middle, low), np.where(enough, high, middle)
+    return low
 
 
 def bound(paired: Paired, confidence: float = CONFIDENCE) -> float:
@@ -106,7 +124,7 @@ def images_needed(drop: float, confidence: float = CONFIDENCE, share_lost: float
 
     Raises ValueError where no number would: as many are lost as may be.
 
-    Example: `images_needed(0.002)` is 1497.
+    Example: `images_needed(0.002)` is 1507.
     """
     if not 0 <= share_lost < drop < 1:
         raise ValueError(f"with {share_lost:g} of the images lost no number of them promises {drop:g}")

@@ -64,7 +64,7 @@ def test_too_few_images_promise_nothing_and_say_how_many_would():
     assert not certificate.kept and point.shares == (0.0, 1.0)
     assert certificate.words().startswith(
         "No promise of at most 0.2 points of top-1 can be made on 300 images at 95% confidence, so all layers run; "
-        "with as many lost as here, 0.00 points, 1,497 would do, and at most 0.99 points can be promised on these."
+        "with as many lost as here, 0.00 points, 1,507 would do, and at most 1.00 points can be promised on these."
     )
 
 

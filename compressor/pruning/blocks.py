@@ -9,22 +9,18 @@ which multiplies the kernels of convolutions whose activations it drops. Ours: l
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from compressor.graph.blocks import KERNELS, Block
 from compressor.graph.neutral import neutral
 from compressor.graph.skeleton import skeleton
-from compressor.graph.trace import trace
+from compressor.pruning.block_fits import Fits, bias_of
 from compressor.pruning.obs import outputs_of
-from compressor.pruning.reconstruction.calibration import HELD_BACK, draws
-from compressor.pruning.reconstruction.gram import Gram, Rows
-from compressor.pruning.reconstruction.products import Product
 from compressor.surgery.edits import BlockEdit, Bypass, Fold
 from compressor.training.evaluate import evaluating
 
@@ -90,7 +86,7 @@ class Shortening:
         self.blocks, self.steps = blocks, list[Step]()
         self._inputs = inputs
         self._whole, self._small = skeleton(model, real=True), skeleton(model, real=True)
-        self._fits = _Fits(blocks, choices, _first(inputs, *_FITTED))
+        self._fits = self._fits_of(choices, _first(inputs, *_FITTED))
         self._judged = _first(inputs, *_JUDGED)
         self._queue: list[tuple[float, int, int, Option, float]] = []  # score, number, after how many steps, moved
         with self._inside():
@@ -118,7 +114,7 @@ class Shortening:
         """The same with convolutions fitted again, one after the other, and how far the outputs are then."""
         edits, found = self.plain(steps, unit), list[BlockEdit]()
         last = {step.option.block: step.option for step in steps}
-        fits = _Fits(self.blocks, list(last.values()), self._inputs)
+        fits = self._fits_of(last.values(), self._inputs)
         with self._inside():
             fits.start(self._whole)
             for name in self.blocks:
@@ -127,7 +123,7 @@ class Shortening:
                 if isinstance(edit, Fold):
                     fitted = fits.convolution(self._small, edit.group, edit.kernel)
                     self._put(edit.group, self._module(last[edit.group], fitted))
-                    edit = replace(edit, weight=fitted.weight.detach(), bias=_bias(fitted))
+                    edit = replace(edit, weight=fitted.weight.detach(), bias=bias_of(fitted))
                 found.append(edit)
             return found, self._moved()
 
@@ -143,6 +139,10 @@ class Shortening:
     def _inside(self) -> Iterator[None]:
         with neutral(), torch.no_grad(), evaluating(self._whole), evaluating(self._small):
             yield
+
+    def _fits_of(self, choices: Iterable[Option], inputs: Sequence[Tensor]) -> Fits:
+        names = dict.fromkeys(option.block for option in choices if option.kernel)
+        return Fits({name: self.blocks[name] for name in names}, inputs)
 
     def _saved(self, block: str) -> float:
         """What is saved at a block already."""
@@ -200,91 +200,6 @@ class Shortening:
         setattr(self._small.get_submodule(parent), leaf, self._whole.get_submodule(name) if module is None else module)
 
 
-class _Stop(BaseException):
-    """Nothing further of a run is asked for; no `Exception`, which the model's code might catch."""
-
-
-class _Fits:
-    """Least squares for the convolutions in the branches' places."""
-
-    def __init__(self, blocks: Mapping[str, Block], choices: Sequence[Option], inputs: Sequence[Tensor]) -> None:
-        self._inputs, self._draws = inputs, draws(inputs)
-        self._held = set(sorted(seed for draw in self._draws for seed in draw.seeds)[HELD_BACK - 1 :: HELD_BACK])
-        names = dict.fromkeys(option.block for option in choices if option.kernel)
-        self._blocks = {name: blocks[name] for name in names}
-        self._paths: dict[str, fx.GraphModule] = {}  # up to where what is left out would have been added
-        self._totals: dict[str, list[Tensor]] = {name: [] for name in names}  # (1, rows, outputs) of every batch
-        for name, block in self._blocks.items():
-            if block.shortcut is not None:
-                self._paths[name] = block.ending(block.shortcut).eval()
-
-    def start(self, whole: nn.Module) -> None:
-        """Look at what the blocks make in the network as it came."""
-        parts = {name: block.ending(block.total).eval() for name, block in self._blocks.items()}
-
-        def look(number: int, name: str, x: Tensor) -> None:
-            self._totals[name].append(self._rows(number, parts[name](x)))
-
-        self._each(whole, list(parts), look)
-
-    def convolution(self, small: nn.Module, name: str, kernel: int) -> nn.Conv2d:
-        """Fitted to the block's input in a network."""
-        found = self._blocks[name].convolution(kernel)
-        assert found is not None
-        product = Product(trace(found, torch.zeros(1, *self._blocks[name].given, device=found.weight.device)).ops[0], 1)
-        gram = Gram(constant=True)
-        rest = (found.stride, found.padding, found.dilation, False, (0, 0), 1)
-
-        def look(number: int, name: str, x: Tensor) -> None:
-            y = self._totals[name][number].to(x)
-            if name in self._paths:
-                y = y - self._rows(number, self._paths[name](x))
-            sizes = zip(x.shape[2:], found.stride, strict=True)
-            shape = (len(x), found.out_channels, *((size + 2 * (kernel // 2) - kernel) // by + 1 for size, by in sizes))
-            count = product.row_count((), shape)
-            rows, held = self._draws[number].rows(count), self._draws[number].held_back(count, self._held)
-            taken = product.inputs((x, found.weight, None, *rest), shape, rows.to(x.device))
-            gram.add(Rows(taken, y), held.to(x.device))
-
-        self._each(small, [name], look)
-        before = gram.inner.new_zeros(1, gram.inner.shape[1], found.out_channels)
-        matrix = gram.best(before).matrix.to(found.weight)
-        product.write_(found.weight, matrix[:, :-1])
-        _bias(found).copy_(matrix[0, -1])
-        return found
-
-    def _rows(self, number: int, maps: Tensor) -> Tensor:
-        """(1, rows, channels) of maps, at the drawn places."""
-        flat = maps.flatten(2)
-        rows = self._draws[number].rows(len(flat) * flat.shape[2]).to(maps.device)
-        return flat[rows // flat.shape[2], :, rows % flat.shape[2]][None]
-
-    def _each(self, model: nn.Module, names: Sequence[str], look: Callable[[int, str, Tensor], None]) -> None:
-        """Show what modules are given, batch by batch; of the last one nothing is run."""
-        for number, given in enumerate(self._inputs):
-            left = set(names)
-
-            def entered(module: nn.Module, args: tuple[Tensor], number: int, name: str, left: set[str]) -> None:
-                look(number, name, args[0])
-                left.discard(name)
-                if not left:
-                    raise _Stop
-
-            hooks = [
-                model.get_submodule(name).register_forward_pre_hook(
-                    partial(entered, number=number, name=name, left=left)
-                )
-                for name in names
-            ]
-            try:
-                outputs_of(model, given)
-            except _Stop:
-                pass
-            finally:
-                for hook in hooks:
-                    hook.remove()
-
-
 def _variance(outputs: Sequence[Sequence[Tensor]]) -> float:
     """The sum of squares around the mean over images, of batches of outputs; each size of images has its own mean."""
     alike: dict[tuple[int, ...], list[Tensor]] = {}
@@ -304,8 +219,3 @@ def _first(batches: Sequence[Tensor], values: int, images: int) -> list[Tensor]:
         found.append(given)
         values, images = values - given.numel(), images - len(given)
     return found
-
-
-def _bias(convolution: nn.Conv2d) -> Tensor:
-    assert convolution.bias is not None
-    return convolution.bias.detach()

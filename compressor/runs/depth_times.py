@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from compressor.exporting.forms import AtDepth
+from compressor.exporting.forms import forced
 from compressor.exporting.latency import file_latency
 from compressor.exporting.onnx import export_onnx
 from compressor.routing.curve import mean_ms
@@ -16,16 +16,22 @@ from compressor.routing.section import Findings
 
 
 def depth_times(routed: Routed, example: Tensor) -> tuple[float, ...]:
-    """Median milliseconds of one image on ONNX Runtime, the router on the way included; weights do not matter.
+    """Median milliseconds of one image on ONNX Runtime in the whole network, at thresholds that make it leave there.
+
+    So what sends images on and puts their scores together again is included. Weights do not matter.
 
     Raises CompressorError where the network cannot be exported.
     """
-    found = []
-    with TemporaryDirectory() as folder:
-        for depth in range(routed.depths):
-            file = Path(folder) / f"depth_{depth}.onnx"
-            export_onnx(AtDepth(routed, depth), example, file)
-            found.append(float(file_latency(file, tuple(example.shape[1:]))["median"]))
+    found, before = [], routed.thresholds.clone()
+    try:
+        with TemporaryDirectory() as folder:
+            for depth in range(routed.depths):
+                file = Path(folder) / f"depth_{depth}.onnx"
+                routed.set_threshold_(forced(routed.depths, depth).tolist())
+                export_onnx(routed, example, file)
+                found.append(float(file_latency(file, tuple(example.shape[1:]))["median"]))
+    finally:
+        routed.thresholds.copy_(before)
     return tuple(found)
 
 

@@ -122,10 +122,13 @@ class SweepSettings:
 
     methods: tuple[str, ...] = setting(
         ("obs", "taylor", "adapnet"),
-        "Pruning methods, see `compressor prune --help`. [obs,taylor,adapnet]",
+        "Pruning methods, see `compressor prune --help`. [obs,taylor,adapnet; the last not for --target-ms]",
         "NAME,NAME,...",
     )
     targets: tuple[float, ...] = setting((0.7, 0.5, 0.3), "Shares of the MACs to keep. [0.7,0.5,0.3]", "SHARE,...")
+    target_ms: tuple[float, ...] = setting(
+        (), "Instead of shares, milliseconds for one image in onnxruntime on this machine, such as 5,3.", "MS,..."
+    )
     control: bool = setting(True, "Also fine-tune the unpruned model with the same budget, to compare.")
     lsep: int | None = setting(None, "Optimizer steps between pruning steps.", "STEPS", 1)
     reconstruct: bool = setting(

@@ -11,7 +11,7 @@ from typing import Any
 from compressor.errors import CompressorError, DataError, FileError, UsageError
 from compressor.files.paths import check_writable, write_json
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.catalogue import TRAINED
+from compressor.pruning.catalogue import BLOCKS, TRAINED
 from compressor.pruning.settings import PruneSettings, check
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
@@ -19,7 +19,7 @@ from compressor.report.runs import compare_runs
 from compressor.runs.compare import timed_in_turn
 from compressor.runs.folder import REPORT, SETTINGS, file_sha256, read_settings
 from compressor.runs.job import RunJob, flat
-from compressor.runs.jobs import AdaptJob, FinetuneJob, PruneJob, ShrinkJob, SweepJob
+from compressor.runs.jobs import AdaptJob, BlocksJob, FinetuneJob, PruneJob, ShrinkJob, SweepJob
 from compressor.runs.lock import FolderLock
 from compressor.runs.promise import Judge
 from compressor.runs.restart import restart
@@ -31,7 +31,7 @@ from compressor.training.interrupt import Interrupted
 
 CONTROL = "control"
 # A sweep that goes on may have other methods and targets than it began with, and these have no part in its results.
-_MAY_CHANGE = {"typed", "out", "overwrite", "methods", "targets", "control", "cwd", "chosen", "device"}
+_MAY_CHANGE = {"typed", "out", "overwrite", "methods", "targets", "target_ms", "control", "cwd", "chosen", "device"}
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,16 @@ def plan(job: SweepJob) -> list[Cell]:
     if job.output.out is None:
         raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
     grid = job.grid
-    for each, what in ((grid.methods, "method"), (grid.targets, "target")):
-        if not each or len(set(each)) < len(each):
-            raise UsageError(f"a sweep needs every {what} once: give --{what}s as a list, without repetition")
+    for each, name in ((grid.methods, "methods"), (grid.targets, "targets"), (grid.target_ms, "target_ms")):
+        if len(set(each)) < len(each) or not (each or name == "target_ms"):
+            raise UsageError(f"a sweep needs everything in `{name}` once: give it as a list, without repetition")
     for target in grid.targets:
         if not 0 < target < 1:
             raise UsageError(
                 f"the target {target:g} is no share of the MACs: give numbers between 0 and 1, such as 0.5"
             )
+    if grid.target_ms and any(method in TRAINED for method in grid.methods):
+        raise UsageError("`target_ms` is for methods that choose in one shot: leave adapnet out of `methods`")
     for method in grid.methods:
         if method not in TRAINED:
             check(PruneSettings(method=method), has_data=True)
@@ -115,18 +117,21 @@ def _runs(job: SweepJob) -> Iterator[Cell]:
         yield Cell(
             CONTROL, FinetuneJob(**common(job, CONTROL), training=job.training, command=_command(job, CONTROL, {}))
         )
+    kind, unit, targets = "target_macs", "", job.grid.targets
+    if job.grid.target_ms:
+        kind, unit, targets = "target_ms", "ms", job.grid.target_ms
     for method in job.grid.methods:
-        for target in job.grid.targets:
-            name = re.sub(r"[^\w.-]+", "-", f"{method}-{target:g}")
+        for target in targets:
+            name = re.sub(r"[^\w.-]+", "-", f"{method}-{target:g}{unit}")
             if method in TRAINED:
                 yield Cell(name, _adapnet(job, name, target))
                 continue
-            given: dict[str, Any] = {"method": method, "target_macs": target}
-            given |= {} if job.grid.reconstruct else {"reconstruct": False}
+            given: dict[str, Any] = {"method": method, kind: target}
+            given |= {} if job.grid.reconstruct or method in BLOCKS else {"reconstruct": False}
             choice = PruneSettings(**given, seed=job.training.seed)
             command = _command(job, name, given)
-            job_of_cell = PruneJob(**common(job, name), choice=choice, training=job.training, command=command)
-            yield Cell(name, job_of_cell)
+            pruning = BlocksJob if method in BLOCKS else PruneJob
+            yield Cell(name, pruning(**common(job, name), choice=choice, training=job.training, command=command))
 
 
 def _adapnet(job: SweepJob, name: str, target: float) -> AdaptJob:

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import ModelError, UsageError
-from compressor.exporting.engines import ENGINES
 from compressor.exporting.latency import Compared, profile, side_by_side
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.runtimes import check_runtime
 from compressor.graph import capture
 from compressor.graph.blocks import Block, find_blocks
 from compressor.graph.names import matching, names_of
@@ -29,7 +27,8 @@ from compressor.pruning.settings import PruneSettings, in_time
 from compressor.pruning.target import TOLERANCE
 from compressor.report.cost import Profile
 from compressor.runs.latency_goal import TOLERANCE as TIME_TOLERANCE
-from compressor.runs.latency_goal import target_in_ms
+from compressor.runs.latency_goal import check_timed, target_in_ms
+from compressor.runs.latency_goal import in_words as time_in_words
 from compressor.surgery import Plan
 from compressor.surgery.assign import assign_
 from compressor.surgery.blocks import gated, replace_blocks_
@@ -199,7 +198,7 @@ class _InTime(_InMacs):
         self, module: nn.Module, example: Tensor, choice: PruneSettings, tell: Callable[[str], None], folder: Path
     ) -> None:
         super().__init__(module, example[:1], choice, tell, folder)
-        check_runtime("onnx" if choice.runtime == "onnxruntime" else choice.runtime)
+        check_timed(example, choice)
         self._known: dict[Any, float] = {}
         tell("timing the blocks and what could replace them")
 
@@ -236,11 +235,8 @@ class _InTime(_InMacs):
         missed, _, ms, steps, found = min(tried, key=lambda each: each[:2])
         if missed and steps[-1].saved < wanted:
             raise self._unreachable(ms)
-        self.notes.append(
-            f"{ms:.3g} ms for one image in {ENGINES[self.choice.runtime].label} where it took {whole:.3g} "
-            f"({1 / found.ratio:.2f} times as fast, 90% of {1 / found.high:.2f} to {1 / found.low:.2f}); predicted "
-            f"were {whole - steps[-1].saved:.3g} ms"
-        )
+        found = replace(found, before=whole, after=ms)
+        self.notes.append(time_in_words(found, self.choice.runtime, whole - steps[-1].saved))
         return steps, ms
 
     @cached_property

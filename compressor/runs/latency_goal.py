@@ -1,7 +1,8 @@
 """A target in milliseconds: plan by the times of layers, measure what the plan really takes, and plan again."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,39 +57,68 @@ def select_in_ms(
         UsageError: the network is that fast already, or takes several inputs.
         ModelError: the target cannot be reached, or torch cannot export the network.
     """
-    if not isinstance(example, Tensor):
-        raise UsageError("a target of time is for models of one input")
-    check_runtime("onnx" if choice.runtime == "onnxruntime" else choice.runtime)
-    given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
-    with tempfile.TemporaryDirectory(prefix="compressor-") as place:
-        folder, one = Path(place), example[:1]
-        tell("exporting the network as it came")
-        export_onnx(module, one, folder / "before.onnx")
-        tell("timing its layers")
-        times = layer_times(
-            folder / "before.onnx", channels, threads=choice.threads, runtime=choice.runtime, given=given
-        )
-        price = times.price(channels)
-        if given is not None:
-            target = target_in_ms(choice, price.whole())
+    with _timed(module, example, channels, choice, tell) as (times, price, whole):
+        before = price.whole()
+        wanted = target = target_in_ms(choice, before)
+        if choice.table is not None:
             return _noted(_planned(channels, ranked, choice, price, target), times, target)
-
-        whole = folder / "before.onnx"
-        before = _compared((whole, whole), one, choice.threads, choice.runtime).before
-        price = scaled(price, before / price.whole())  # what a profile adds to every operator taken out
-        target = target_in_ms(choice, before)
-        wanted, tried = target, []
+        tried = []
         for number in range(1 + _CORRECTIONS):
             attempt = _planned(channels, ranked, choice, price, wanted)
             tell(f"timing plan {number + 1}, which should take {attempt.predicted:.3g} ms")
-            found = _beside(whole, module, one, channels, attempt.selection.plan, choice.threads, choice.runtime)
+            plan = attempt.selection.plan
+            found = _beside(whole, module, example[:1], channels, plan, choice.threads, choice.runtime)
             ms = found.ratio * before
             tried.append((_off(ms, target), replace(attempt, found=replace(found, before=before, after=ms))))
             off = ms / target
-            if abs(off - 1) <= TOLERANCE or not 0 < wanted / off < price.whole():
+            if abs(off - 1) <= TOLERANCE or not 0 < wanted / off < before:
                 break
             wanted /= off
         return _noted(min(tried, key=lambda each: each[0])[1], times, target)
+
+
+def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: PruneSettings) -> Price:
+    """Milliseconds of one image by channels, by this machine's layers in the runtime or another's table.
+
+    Raises:
+        UsageError: the network takes several inputs.
+        ModelError: torch cannot export the network.
+    """
+    with _timed(module, example, channels, choice) as (_, price, _):
+        return price
+
+
+@contextmanager
+def _timed(
+    module: nn.Module,
+    example: Any,
+    channels: Channels,
+    choice: PruneSettings,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Iterator[tuple[LayerTimes, Price, Path]]:
+    """A network's layer times, the price by them, on this machine of what the whole network takes, and its graph, which
+    is there as long.
+    """
+    check_timed(example, choice)
+    given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        file = Path(folder) / "before.onnx"
+        tell("exporting the network as it came")
+        export_onnx(module, example[:1], file)
+        tell("timing its layers")
+        times = layer_times(file, channels, threads=choice.threads, runtime=choice.runtime, given=given)
+        price = times.price(channels)
+        if given is None:
+            whole = _compared((file, file), example[:1], choice.threads, choice.runtime).before
+            price = scaled(price, whole / price.whole())  # what a profile adds to every operator taken out
+        yield times, price, file
+
+
+def check_timed(example: Any, choice: PruneSettings) -> None:
+    """Raise UsageError for what no time is measured of: several inputs, or a runtime that is not installed."""
+    if not isinstance(example, Tensor):
+        raise UsageError("a target of time is for models of one input")
+    check_runtime("onnx" if choice.runtime == "onnxruntime" else choice.runtime)
 
 
 def plan_latency(module: nn.Module, example: Tensor, channels: Channels, plan: Plan, threads: int) -> Compared:
@@ -123,27 +153,6 @@ def _beside(
     return _compared((whole, file), one, threads, runtime)
 
 
-def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: PruneSettings) -> Price:
-    """Milliseconds of one image by channels, by this machine's layers in ONNX Runtime or another's table.
-
-    Raises:
-        UsageError: the network takes several inputs.
-        ModelError: torch cannot export the network.
-    """
-    if not isinstance(example, Tensor):
-        raise UsageError("a target of time is for models of one input")
-    check_runtime("onnx" if choice.runtime == "onnxruntime" else choice.runtime)
-    given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
-    with tempfile.TemporaryDirectory(prefix="compressor-") as place:
-        file = Path(place) / "before.onnx"
-        export_onnx(module, example[:1], file)
-        price = layer_times(file, channels, threads=choice.threads, runtime=choice.runtime, given=given).price(channels)
-        if given is not None:
-            return price
-        whole = _compared((file, file), example[:1], choice.threads, choice.runtime).before
-        return scaled(price, whole / price.whole())  # what a profile adds to every operator taken out
-
-
 def target_in_ms(choice: PruneSettings, whole: float) -> float:
     """Milliseconds that the settings want of a network that takes so many."""
     wanted = [whole / choice.speedup] if choice.speedup else []
@@ -160,6 +169,15 @@ def _planned(channels: Channels, ranked: Ranked, choice: PruneSettings, price: P
     return Attempt(selection, price.without(selection.plan.removed))
 
 
+def in_words(found: Compared, runtime: str, predicted: float) -> str:
+    """A line on how fast a network is now, and was to be."""
+    return (
+        f"{found.after:.3g} ms for one image in {ENGINES[runtime].label} where it took {found.before:.3g} "
+        f"({1 / found.ratio:.2f} times as fast, 90% of {1 / found.high:.2f} to {1 / found.low:.2f}); predicted were "
+        f"{predicted:.3g} ms"
+    )
+
+
 def _noted(attempt: Attempt, times: LayerTimes, target: float) -> Selection:
     """The selection with what a user should know of its time."""
     notes = list(attempt.selection.notes)
@@ -168,12 +186,7 @@ def _noted(attempt: Attempt, times: LayerTimes, target: float) -> Selection:
         notes.append(f"{attempt.predicted:.3g} ms are predicted for {machine.chip}; nothing was timed here")
     else:
         found = attempt.found
-        spread = f"90% of {1 / found.high:.2f} to {1 / found.low:.2f}"
-        notes.append(
-            f"{found.after:.3g} ms for one image in {ENGINES[machine.runtime.split()[0]].label} where it took "
-            f"{found.before:.3g} ({1 / found.ratio:.2f} times as fast, {spread}); predicted were "
-            f"{attempt.predicted:.3g} ms"
-        )
+        notes.append(in_words(found, machine.runtime.split()[0], attempt.predicted))
         if _off(found.after, target) > (False, TOLERANCE * target):
             notes.append(f"the target of {target:.3g} ms is not met within {TOLERANCE:.0%}")
     if not times.complete:

@@ -47,6 +47,7 @@ def prune_(
     target_macs: float | None = PruneSettings.target_macs,
     target_ms: float | None = PruneSettings.target_ms,
     speedup: float | None = PruneSettings.speedup,
+    runtime: Literal["onnxruntime", "openvino"] = PruneSettings.runtime,
     target_mb: float | None = PruneSettings.target_mb,
     target_ram: float | None = PruneSettings.target_ram,
     allocate: str = PruneSettings.allocate,
@@ -76,6 +77,7 @@ def prune_(
         target_ms: the same in milliseconds for one image, in ONNX Runtime on one thread of this machine. Layers are
             timed, once and for all networks that have them, and the plan is measured. Several targets are all met.
         speedup: in place of a ratio, how many times as fast, by the same measure.
+        runtime: what times are measured on, "onnxruntime" or "openvino".
         target_mb: the same in megabytes of float32 weights.
         target_ram: the same in megabytes of float32 activations of one image that live at once, as `profile` counts.
         allocate: how much of each layer goes: "uniform" (the same share), "global" (the lowest scores of the whole
@@ -109,7 +111,7 @@ def prune_(
     score = criterion(method)
     given = checked(
         method=method if isinstance(method, str) else in_words(method), ratio=ratio,
-        target_macs=target_macs, target_ms=target_ms, speedup=speedup, target_mb=target_mb,
+        target_macs=target_macs, target_ms=target_ms, speedup=speedup, runtime=runtime, target_mb=target_mb,
         target_ram=target_ram, allocate=allocate,
         round_to=round_to, min_channels=min_channels, ratio_for=ratio_for, keep=keep, also=also, seed=seed,
     )  # fmt: skip

@@ -50,7 +50,7 @@ from compressor.training.randomness import seed_everything_
 from compressor.training.task import examples_in
 
 _ROUNDS = 10  # of a criterion that is applied gradually, where nothing else is said
-_IN_TIME: tuple[str, ...] = ("target_ms", "speedup", "threads", "table")
+_IN_TIME: tuple[str, ...] = ("target_ms", "speedup", "runtime", "threads", "table")
 
 
 class Pruner:
@@ -70,7 +70,7 @@ class Pruner:
             AdapNetSettings or PruneSettings.
         ratio: share of the channels that go.
         target_macs: multiply-adds that stay: up to 1 as a share, above as a number.
-        target_ms: milliseconds for one image in ONNX Runtime on this machine.
+        target_ms: milliseconds for one image on this machine, in ONNX Runtime or as `runtime="openvino"` says.
         steps: over how many steps of the optimizer the structure changes; 1: all at once, at the first. AdapNet's
             `max_epochs` are equal parts of them.
         every: steps between two prunings by a criterion; a tenth of `steps`. AdapNet has `lsep`.

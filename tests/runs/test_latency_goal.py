@@ -42,7 +42,7 @@ def alone(layer, widths):
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """Layers take what `alone` says; whole graphs that to a power, which no table knows."""
-    made = SimpleNamespace(power=1.0, timed=0)
+    made = SimpleNamespace(power=1.0, timed=0, runtimes=set())
 
     def in_graph(file):
         proto = onnx.load(file)
@@ -52,6 +52,7 @@ def machine(monkeypatch, tmp_path):
 
     def side_by_side(files, shape, threads, rounds=3, runtime="onnxruntime"):
         made.timed += len(files) - 1
+        made.runtimes.add(runtime)
         return [[in_graph(file) for file in files]] * rounds
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -136,6 +137,19 @@ def test_a_speedup_is_a_share_of_what_the_network_takes(net, machine):
     assert float(note.split("(")[1].split()[0]) == pytest.approx(2.0, rel=0.06)
     with pytest.raises(UsageError, match="give more than 1"):
         prune_(net[0], net[1], speedup=0.5)
+
+
+def test_times_are_of_the_runtime_that_is_named(net, machine):
+    pytest.importorskip("openvino")
+    report = prune_(net[0], net[1], speedup=1.5, runtime="openvino", round_to=1)
+    assert machine.runtimes == {"openvino"} and any("in OpenVINO" in note for note in report.notes)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 144, 4))
+    machine.runtimes.clear()
+    Pruner(model, net[1], torch.optim.SGD(model.parameters(), lr=0.01), "adapnet", speedup=1.2, runtime="openvino",
+           steps=9, max_epochs=3, lsep=1)  # fmt: skip
+    assert machine.runtimes == {"openvino"}
+    with pytest.raises(UsageError, match="runtime is 'tflite', and has to be one of onnxruntime, openvino"):
+        prune_(model, net[1], speedup=1.2, runtime="tflite")
 
 
 @pytest.mark.slow

@@ -61,7 +61,8 @@ class QuantizingMaker(StageMaker):
         quantized = self._scratch / "quantized.onnx"
         try:
             with quiet():
-                _quantize(file, quantized, self._scheme, _Reader(samples, inputs))
+                quantize(file, quantized, self._scheme, _Reader(samples, inputs))
+                free_scores_(quantized)
         except Exception as error:  # the quantizer fails in many ways
             raise ModelError(f"ONNX Runtime cannot quantize this model ({first_line(error)})") from error
         return self._taken(quantized)
@@ -90,7 +91,8 @@ def _piece(tensor: Tensor, place: int, images: int) -> Array:
     return whole
 
 
-def _quantize(source: Path, target: Path, scheme: Scheme, reader: _Reader) -> None:
+def quantize(source: Path, target: Path, scheme: Scheme, reader: Any, **options: Any) -> None:
+    """Write a float graph in INT8, calibrated on what the reader hands out; `options` are the quantizer's own."""
     from onnxruntime import quantization
     from onnxruntime.quantization.registry import QDQRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -108,7 +110,28 @@ def _quantize(source: Path, target: Path, scheme: Scheme, reader: _Reader) -> No
         reduce_range=scheme.reduced,
         activation_type=getattr(kinds, scheme.activations),
         weight_type=getattr(kinds, scheme.weights),
+        **options,
     )
+
+
+def free_scores_(file: Path) -> None:
+    """Leave what a matrix product gives at the graph's end as it is, in float32: rounded to 8 bits, scores above those
+    of the calibration images would be cut off. ONNX Runtime multiplies in 8 bits all the same.
+    """
+    import onnx
+
+    model = onnx.load(file)
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    for output in graph.output:
+        restored = makers[output.name]
+        rounded = makers.get(restored.input[0]) if restored.op_type == "DequantizeLinear" else None
+        product = None if rounded is None else makers.get(rounded.input[0])
+        if rounded is not None and product is not None and product.op_type in ("Gemm", "MatMul"):
+            product.output[0] = output.name
+            graph.node.remove(restored)
+            graph.node.remove(rounded)
+    onnx.save(model, file)
 
 
 def saturates(chip: Chip) -> bool:

@@ -56,6 +56,21 @@ def test_every_convolution_runs_in_int8_and_the_outputs_stay_near(tmp_path: Path
     assert verify_package(tmp_path / "net") == manifest
 
 
+def test_scores_beyond_those_of_the_calibration_are_not_cut_off(tmp_path: Path) -> None:
+    net = small_net()
+    evidence = Evidence(IMAGES[:8], IMAGES, lambda run: 0.9)
+    with torch.no_grad():
+        order = net(IMAGES).amax(1).argsort()
+    export_package(
+        net, EXAMPLE, tmp_path / "net", evidence=replace(evidence, calibration=IMAGES[order[:20]]), settings=SETTINGS
+    )
+    ran = executed(tmp_path / "net" / "model.onnx", {}, IMAGES[:1].numpy())
+    assert sum(count for name, count in ran.items() if "QGemm" in name) == 1
+    high = OnnxModel(tmp_path / "net" / "model.onnx")(IMAGES[order[-5:]].numpy()).max(1)
+    low = OnnxModel(tmp_path / "net" / "model.onnx")(IMAGES[order[:20]].numpy()).max()
+    assert high.max() > 1.02 * low and len(set(high.tolist())) == 5
+
+
 @pytest.mark.parametrize("chip", [chip for chip in SCHEMES if chip != "x86"])
 def test_other_chips_have_their_own_scheme(chip: Chip, tmp_path: Path) -> None:
     manifest = export_package(

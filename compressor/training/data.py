@@ -241,7 +241,7 @@ def open_data(
     if kind == "folder":
         folder = scan(root, loading.bad_images)
         notes, problems = folder.notes, folder.problems
-        splits, prepared = open_splits(folder, input_shape, preparation)
+        splits, prepared = open_splits(folder, input_shape, preparation, loading.decode_cache)
         classes, suits = folder.classes, "crop+flip"
     else:
         named = _named(kind, root, loading.download)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from compressor.vision.preparation import Box, Pixels, Preparation, Size, as_array, middle, pixels, read, resized
 
@@ -20,6 +22,25 @@ def decode(
         return pixels(path, shape, preparation)
     image = read(path, shape[0])
     return as_array(resized(image, (shape[2], shape[1]), preparation, _random_window(image.size, seed)))
+
+
+def whole(path: Path | str, side: Size, channels: int, preparation: Preparation) -> tuple[Size, Pixels]:
+    """An image file's width and height, and all of it in another, as bytes `(height, width, channels)`.
+
+    Raises Unreadable.
+    """
+    image = read(path, channels)
+    kept = resized(image, side, preparation, (0.0, 0.0, float(image.width), float(image.height)))
+    return image.size, np.asarray(kept, dtype=np.uint8).reshape(side[1], side[0], channels)
+
+
+def window_of(kept: Pixels, size: Size, shape: tuple[int, int, int], preparation: Preparation, seed: int) -> Pixels:
+    """The random window of `decode`, taken out of what `whole` gave of an image of this width and height."""
+    image = Image.fromarray(kept[:, :, 0] if shape[0] == 1 else kept)
+    left, top, right, bottom = _random_window(size, seed)
+    across, down = image.width / size[0], image.height / size[1]
+    box = left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)
+    return as_array(resized(image, (shape[2], shape[1]), preparation, box))
 
 
 def _random_window(size: Size, seed: int) -> Box:

@@ -12,6 +12,7 @@ import torch
 
 from compressor.errors import DataError
 from compressor.report.progress import counted
+from compressor.training.decode_cache import SPARE, place
 from compressor.training.decoding import decode
 from compressor.training.sets import IN_MEMORY_BYTES, ImageSet
 from compressor.training.streaming import FolderSet, processor_count
@@ -81,10 +82,13 @@ def scan(root: Path, bad_images: str) -> Folder:
 
 
 def open_splits(
-    folder: Folder, input_shape: tuple[int, int, int] | None, preparation: Preparation | None
+    folder: Folder,
+    input_shape: tuple[int, int, int] | None,
+    preparation: Preparation | None,
+    decode_cache: float | None = None,
 ) -> tuple[dict[str, ImageSet | FolderSet], Preparation]:
     """The splits as sets, and how their images were prepared; in memory where all of them decoded take up to
-    IN_MEMORY_BYTES, else read when needed."""
+    IN_MEMORY_BYTES, else read when needed, with what was decoded kept on disk in up to `decode_cache` GB."""
     shape = input_shape or (3, *_common_size(folder))
     preparation = preparation or Preparation.usual(shape[1], shape[2])
     _note_small_images(folder, shape)
@@ -97,7 +101,27 @@ def open_splits(
         name: FolderSet.of(files.paths, files.labels, shape, preparation, folder.report)
         for name, files in folder.splits.items()
     }
+    if decode_cache is not None:
+        streamed = _cached(folder, streamed, decode_cache * 1e9)
     return {**streamed}, preparation
+
+
+def _cached(folder: Folder, streamed: dict[str, FolderSet], most: float) -> dict[str, FolderSet]:
+    """Every split with its part of a cache of so many bytes: training images for random windows, others as they are."""
+    sizes = {name: len(each) * (SPARE**2 if name == "train" else 1) for name, each in streamed.items()}
+    kept = {
+        name: each.cached(most * sizes[name] / sum(sizes.values()), windows=name == "train")
+        for name, each in streamed.items()
+    }
+    caches = [each.cache for each in kept.values() if each.cache is not None]
+    taken = sum(each.count * each.record.itemsize for each in caches) / 1e9
+    share = sum(each.count for each in caches) / sum(map(len, kept.values()))
+    side = "x".join(str(round(SPARE * size)) for size in kept["train"].shape[1:])
+    folder.notes.append(
+        f"decode cache: {taken:.2f} GB in {place()} for {share:.0%} of the images; random windows are taken of whole "
+        f"ones at {side}"
+    )
+    return kept
 
 
 def _class_names(place: Path) -> tuple[str, ...]:

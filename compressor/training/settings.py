@@ -33,6 +33,10 @@ class DataSettings:
     bad_images: Literal["skip", "stop"] = setting(
         "skip", "Where an image cannot be read: skip and report it, or stop.", "WHAT", rare=True
     )
+    decode_cache: float | None = setting(
+        None, "Keep decoded images on disk, in up to so many GB, of a folder that is too large for memory.", "GB", 0,
+        rare=True,
+    )  # fmt: skip
     mean: tuple[float, ...] | None = setting(
         None, "Mean of each channel of pixels in 0..1, such as 0.485,0.456,0.406.", "NUMBERS", rare=True
     )

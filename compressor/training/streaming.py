@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from compressor.errors import DataError
 from compressor.training.augment import Augmentation, augment
-from compressor.training.decoding import decode
+from compressor.training.decode_cache import SPARE, DecodeCache
+from compressor.training.decoding import decode, whole, window_of
 from compressor.training.randomness import derive_seed, generator
 from compressor.training.sets import Draws
-from compressor.vision.preparation import Preparation, Unreadable
+from compressor.vision.preparation import Pixels, Preparation, Unreadable
 
 Decoded = tuple[Tensor, Tensor, list[tuple[str, str]]]  # images, labels, (path, reason) of those that are left out
 
@@ -40,6 +41,9 @@ class FolderSet:
     shape: tuple[int, int, int]
     preparation: Preparation
     report: Callable[[str, str], None]
+    rows: Tensor  # the number of each file in the cache
+    cache: DecodeCache | None = None
+    windows: bool = False  # the cache holds whole images, for random windows of them
 
     @classmethod
     def of(
@@ -51,14 +55,23 @@ class FolderSet:
         report: Callable[[str, str], None],
     ) -> "FolderSet":
         """A set over files; `report(path, reason)` is told of every image that cannot be read."""
-        return cls(np.array([os.fsencode(path) for path in paths]), torch.tensor(labels), shape, preparation, report)
+        names = np.array([os.fsencode(path) for path in paths])
+        return cls(names, torch.tensor(labels), shape, preparation, report, torch.arange(len(paths)))
+
+    def cached(self, most: float, *, windows: bool) -> "FolderSet":
+        """The same, which keeps what is decoded on disk, in so many bytes: with `windows` for random windows."""
+        channels, height, width = self.shape
+        shape = (round(SPARE * height), round(SPARE * width), channels) if windows else self.shape
+        cache = DecodeCache.of(self.paths.tolist(), shape, f"{self.preparation} {windows}", most)
+        return replace(self, cache=cache, windows=windows)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "FolderSet":
         """The files at some indices, in their order."""
-        return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
+        rows = self.rows[indices]
+        return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices], rows=rows)
 
     def with_labels(self, labels: Tensor) -> "FolderSet":
         """The same files under other labels."""
@@ -111,8 +124,9 @@ class _Batches(Dataset[Decoded]):
     """What a worker runs: item i is the whole i-th batch."""
 
     def __init__(self, files: FolderSet, batches: Sequence[Tensor], draws: Draws | None) -> None:
-        self.paths, self.labels = files.paths, files.labels
+        self.paths, self.labels, self.rows = files.paths, files.labels, files.rows
         self.shape, self.preparation = files.shape, files.preparation
+        self.cache, self.windows = files.cache, files.windows
         self.batches, self.draws = batches, draws
 
     def __len__(self) -> int:
@@ -130,12 +144,23 @@ class _Batches(Dataset[Decoded]):
                 path = os.fsdecode(self.paths[index])
                 own = None if seed is None else derive_seed(seed, begin + position)
                 try:
-                    images.append(decode(path, self.shape, self.preparation, own))
+                    images.append(self._decoded(index, path, own))
                     kept.append(position)
                 except Unreadable as error:
                     bad.append((path, str(error)))
         stacked = np.stack(images) if images else np.empty((0, *self.shape), dtype=np.uint8)
         return torch.from_numpy(stacked), self.labels[indices[kept]], bad
+
+    def _decoded(self, index: int, path: str, seed: int | None) -> Pixels:
+        shape, preparation, cache = self.shape, self.preparation, self.cache
+        if cache is None or self.windows != (seed is not None):
+            return decode(path, shape, preparation, seed)
+        row = int(self.rows[index])
+        if seed is None:
+            return cache.get(row, lambda: ((0, 0), decode(path, shape, preparation)))[1]
+        high, wide, channels = cache.shape
+        size, kept = cache.get(row, lambda: whole(path, (wide, high), channels, preparation))
+        return window_of(kept, size, shape, preparation, seed)
 
 
 def _prepare_worker(worker: int) -> None:

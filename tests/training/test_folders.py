@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compressor.errors import DataError
+from compressor.errors import DataError, FileError
 from compressor.training import folders
 from compressor.training.augment import Augmentation
 from compressor.training.data import Data, fit_to_model, open_data
@@ -191,6 +191,86 @@ def test_streamed_reading_leaves_the_global_generator_alone(root, monkeypatch):
     before = torch.get_rng_state()
     list(data.train.read(torch.arange(18).split(5), CPU, Draws(Augmentation(4, True), 0, 0)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def kept(tmp_path_factory, monkeypatch) -> Path:
+    """Where decoded images are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder := tmp_path_factory.mktemp("cache")))
+    return folder / "compressor" / "decoded"
+
+
+WINDOWS = Draws(Augmentation(4, True), 0, 0)
+
+
+def test_images_are_decoded_once_where_they_are_kept_on_disk(root, monkeypatch, kept):
+    plain = opened(root, monkeypatch, True)
+    data = opened(root, monkeypatch, True, decode_cache=1.0)
+    assert any(note.startswith("decode cache: 0.00 GB in") and "100% of the images" in note for note in data.notes)
+
+    def windows() -> torch.Tensor:
+        return torch.cat([x for x, _ in data.train.read(torch.arange(18).split(5), CPU, WINDOWS)])
+
+    def whole(given: Data) -> torch.Tensor:
+        return torch.cat([x for x, _ in given.test.read(torch.arange(6).split(4), CPU)])
+
+    first, wanted = windows(), whole(plain)
+    assert torch.equal(whole(data), wanted)
+    for file in root.glob("t*/*/*.png"):  # nothing but what is kept can give them now
+        taken = file.stat()
+        file.write_bytes(b"\0" * taken.st_size)
+        os.utime(file, ns=(taken.st_atime_ns, taken.st_mtime_ns))
+    assert torch.equal(windows(), first) and torch.equal(whole(data), wanted)
+    again = open_data(f"folder:{root}", DataSettings(decode_cache=1.0), input_shape=(3, 12, 12))  # another run
+    assert torch.equal(whole(again), wanted) and len(list(kept.iterdir())) == 2
+
+
+def test_windows_of_kept_images_are_those_of_the_files(tmp_path, monkeypatch, kept):
+    """Smooth images, so that a second resizing changes little."""
+    ramp = np.add.outer(np.linspace(0, 160, 60), np.linspace(0, 90, 90))
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.stack([ramp, ramp[::-1], ramp + 5], 2).astype(np.uint8)).save(
+                tmp_path / split / name / "0.png"
+            )
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
+    found = []
+    for cache in (None, 1.0):
+        data = open_data(f"folder:{tmp_path}", DataSettings(decode_cache=cache), input_shape=(3, 32, 32))
+        found.append(torch.cat([x for x, _ in data.train.read([torch.arange(2)] * 3, CPU, WINDOWS)]).float())
+    assert float((found[0] - found[1]).abs().mean()) < 1.5 and not torch.equal(found[0][0], found[0][2])
+
+
+def test_what_is_kept_is_bounded_and_what_was_damaged_is_made_again(root, monkeypatch, kept):
+    wanted = torch.cat([x for x, _ in opened(root, monkeypatch, True).test.read([torch.arange(6)], CPU)])
+    data = opened(root, monkeypatch, True, decode_cache=4e-6)  # GB
+    assert 0 < sum(file.stat().st_size for file in kept.iterdir()) <= 4000
+    assert any("% of the images" in note and "100%" not in note for note in data.notes)
+    for _ in range(2):
+        assert torch.equal(torch.cat([x for x, _ in data.test.read([torch.arange(6)], CPU)]), wanted)
+    for file in kept.iterdir():
+        held = bytearray(file.read_bytes())
+        held[20::50] = bytes(255 - each for each in held[20::50])
+        file.write_bytes(held)
+    data = opened(root, monkeypatch, True, decode_cache=4e-6)
+    assert torch.equal(torch.cat([x for x, _ in data.test.read([torch.arange(6)], CPU)]), wanted)
+
+
+def test_a_changed_file_is_decoded_anew(root, monkeypatch, kept):
+    data = opened(root, monkeypatch, True, decode_cache=1.0)
+    list(data.test.read([torch.arange(6)], CPU))
+    write_images(root / "test" / "cat", 3, seed=7)
+    wanted = torch.cat([x for x, _ in opened(root, monkeypatch, True).test.read([torch.arange(6)], CPU)])
+    data = opened(root, monkeypatch, True, decode_cache=1.0)
+    assert torch.equal(torch.cat([x for x, _ in data.test.read([torch.arange(6)], CPU)]), wanted)
+
+
+def test_a_cache_without_room_is_one_line(root, monkeypatch, kept):
+    kept.parent.mkdir(parents=True)
+    kept.write_text("in the way")
+    with pytest.raises(FileError, match="cannot be written .*: leave `decode_cache` out"):
+        opened(root, monkeypatch, True, decode_cache=1.0)
 
 
 def test_labels_follow_the_models_names_in_a_streamed_set(root, monkeypatch):

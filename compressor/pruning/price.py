@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,6 +76,11 @@ def memory_prices(channels: Channels) -> list[Price]:
         if any(each.last < following for each in living):  # else more live at the next
             found.append(Price("MB of activations", tuple(terms[id(each)] for each in living)))
     return found
+
+
+def peak_memory(channels: Channels, removed: Collection[int] = ()) -> float:
+    """Megabytes of activations at the moment that needs most, without these channels."""
+    return max(price.without(removed) for price in memory_prices(channels))
 
 
 def memory_goals(channels: Channels, wanted: float) -> list["Goal"]:

@@ -12,7 +12,7 @@ from compressor.profiling.chip import preferred_multiple
 from compressor.pruning.allocate import ranks
 from compressor.pruning.catalogue import ABOUT, About
 from compressor.pruning.obs import Curve
-from compressor.pruning.price import Goal, combined, in_words, macs_price, memory_goals, memory_prices, size_price
+from compressor.pruning.price import Goal, combined, in_words, macs_price, memory_goals, peak_memory, size_price
 from compressor.pruning.removal import BLOCKS, Unit, by_score, by_share, cuts, narrowed, together, units, up_to
 from compressor.pruning.scores import Scores, Values
 from compressor.pruning.settings import PruneSettings
@@ -120,8 +120,7 @@ def _select(
     else:
         taken = [unit for queue in open_queues.values() for unit in queue]
     if settings.target_ram is not None:
-        prices = memory_prices(channels)
-        after, before = (max(p.without(ids) for p in prices) for ids in (removed([*fixed, *taken]).tolist(), ()))
+        before, after = peak_memory(channels), peak_memory(channels, removed([*fixed, *taken]).tolist())
         notes += (f"{after:.3g} MB of activations of one image live at once, {before:.3g} MB before",)
     return replace(_selection(channels, scores, settings, [*fixed, *taken], goals), off=off, notes=notes)
 

@@ -12,7 +12,7 @@ from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
 from compressor.pruning.oneshot import Ranked, rank
-from compressor.pruning.price import Goal, Price, macs_price, memory_goals, memory_prices, size_price
+from compressor.pruning.price import Goal, Price, macs_price, memory_goals, peak_memory, size_price
 from compressor.pruning.scores import Score
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
@@ -68,7 +68,7 @@ class Gradual:
         self._before = (Snapshot.of(model, copies=False), channels, dict(self._prices))
         self._whole = {"target_macs": channels.macs(), "target_mb": size_price(channels).whole()}
         if choice.target_ram is not None:
-            self._whole["target_ram"] = max(price.whole() for price in memory_prices(channels))
+            self._whole["target_ram"] = peak_memory(channels)
         self._whole |= {name: each.whole() for name, each in self._prices.items()}
         self._changes: dict[str, Tensor] = {}  # squared changes of the loss by group, since the round before
         self._products: dict[str, Tensor] = {}  # gradient times weight of the batch that runs

@@ -132,11 +132,12 @@ class Borrowing(nn.Module):
         (Borrowing(), "block", "parameters of other modules"),
         (nn.Sequential(Around(row(), torch.mul)), "0.inner", None),
         (nn.Sequential(Around(row(4, 1))), "0", "no path"),
+        (nn.Sequential(Around(row(), lambda x, y: (x + y) * y)), "0", "no path"),
         (nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.Linear(4, 4))), "0", "more than"),
         (Residual(), "(model)", "outside any module"),
         (Depthwise(), "(model)", None),
     ],
-    ids=["twice", "two inputs", "borrowed weights", "a product", "broadcast", "no maps", "top level", "nothing"],
+    ids=["twice", "two inputs", "borrowed weights", "a product", "broadcast", "read twice", "no maps", "top level", "nothing"],
 )
 def test_what_is_no_block_is_told(model, name, why):
     example = model.example() if hasattr(model, "example") else torch.randn(2, 4, 8, 8)

@@ -12,6 +12,7 @@ from compressor.profiling.macs import macs_of
 from compressor.pruning.blocks import Shortening, Step, options
 from compressor.surgery.blocks import replace_blocks_
 from compressor.surgery.edits import Bypass, Fold
+from tests.graph.test_blocks import Around
 from tests.routing.nets import Block, Residual
 
 
@@ -85,6 +86,31 @@ def test_how_far_outputs_move_is_told_by_definition():
     edits, told = order.edits(order.until(1), "MACs")
     assert told == pytest.approx(moved(model, edits, inputs), rel=1e-4)
     assert edits[0].numbers["moved"] > 0 and "MACs" in edits[0].why
+
+
+def test_every_step_is_measured_in_the_network_as_it_stands():
+    """What a block is worth alone says little of it without another."""
+    torch.manual_seed(0)
+    model = stack([2.0, 2.0, 0.8])
+    inputs = images(2)
+    found = find_blocks(model, inputs[0]).found
+    bypasses = [option for option in options(found, saving, macs) if option.kernel == 0]
+    order = Shortening(model, found, bypasses, inputs)
+    for count, step in enumerate(order.until(1e9), 1):
+        assert step.moved == pytest.approx(moved(model, order.plain(order.steps[:count]), inputs), rel=1e-4)
+    first = min(bypasses, key=lambda option: moved(model, [Bypass(option.block, "")], inputs))
+    assert order.steps[0].option == first and len(order.steps) == 3
+
+
+def test_the_branch_of_a_residual_block_is_fitted_without_its_shortcut():
+    """A branch without activation is one convolution exactly, whatever is added to it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Around(nn.Sequential(nn.Conv2d(4, 32, 1), nn.Conv2d(32, 4, 1))), nn.Flatten()).eval()
+    inputs = images(4)
+    order = shortening(model, inputs)
+    (one,) = (option for option in options(order.blocks, saving, macs) if option.kernel == 1)
+    (fold,), told = order.edits([Step(one, 0, 0)], "")
+    assert told < 1e-6 and moved(model, [fold], inputs) < 1e-6
 
 
 def linear(inputs: int, outputs: int) -> nn.Sequential:

@@ -64,6 +64,9 @@ def test_layers_that_stay_are_the_same_objects_and_train():
     assert all(after[name] is kept[name] for name in kept.keys() - gone)
     assert after.keys() == kept.keys() - gone | {"blocks.1.fitted.weight", "blocks.1.fitted.bias"}
     assert all(module.training for module in model.modules())
+    in_evaluation = network()
+    replace_blocks_(in_evaluation, EDITS, example())
+    assert not any(module.training for module in in_evaluation.modules())
     model(example()).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 

@@ -7,7 +7,7 @@ its place.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +20,30 @@ from compressor.graph.trace import trace
 KERNELS = (1, 3)  # heights and widths of a convolution in a branch's place
 CONVOLUTION, GATE = "fitted", "gate"  # within its block, what stands in the branch's place, or behind it
 _ROW = frozenset({"convolution", "batch norm", "activation", "dropout"})  # of a row of convolutions
+
+
+class Values(NamedTuple):
+    """Of a convolution: its weight, what is added to its outputs, and mean and variance of these before."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def put_(self, made: nn.Sequential) -> None:
+        """Into a convolution that `Block.convolution` made; behind a batch norm it computes the same."""
+        convolution, *behind = made
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.weight.copy_(self.weight)
+        if convolution.bias is not None:
+            convolution.bias.copy_(self.bias)
+            return
+        (norm,) = behind
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(self.mean)
+        norm.running_var.copy_(self.variance)
+        norm.weight.copy_((self.variance + norm.eps).sqrt())
+        norm.bias.copy_(self.mean + self.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +70,11 @@ class Block:
         """Where the branch has joined the shortcut, or what it gives where there is none."""
         return self.branch if self.shortcut is None else next(iter(self.branch.users))
 
-    def convolution(self, kernel: int) -> nn.Conv2d | None:
-        """A convolution of the input, all zeros, with the branch's shapes; None where none of this size has them."""
+    def convolution(self, kernel: int) -> nn.Sequential | None:
+        """A convolution of the input, all zeros, with the branch's shapes; None where none of this size has them.
+
+        A batch norm follows it where the branch ends in one, so that it trains as the branch did.
+        """
         if len(self.given) != 3 or len(self.made) != 3:
             return None
         (inputs, *sizes), (outputs, *wanted) = self.given, self.made
@@ -56,10 +83,12 @@ class Block:
         made = [(old + 2 * padding - kernel) // by + 1 for old, by in zip(sizes, (rows, columns), strict=True)]
         if made != wanted:
             return None
-        found = nn.Conv2d(inputs, outputs, kernel, (rows, columns), padding, device=like.device, dtype=like.dtype)
-        for parameter in found.parameters():
+        normed = operator_of(self.branch).kind == "batch norm"
+        convolution = nn.Conv2d(inputs, outputs, kernel, (rows, columns), padding, bias=not normed)
+        for parameter in convolution.parameters():
             nn.init.zeros_(parameter)
-        return found
+        found = nn.Sequential(convolution, *([nn.BatchNorm2d(outputs)] if normed else []))
+        return found.to(like.device, like.dtype)
 
     def ending(self, node: fx.Node) -> fx.GraphModule:
         """The part up to one of its nodes."""

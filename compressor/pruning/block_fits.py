@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.graph.blocks import Block
+from compressor.graph.blocks import Block, Values
 from compressor.graph.trace import trace
 from compressor.pruning.obs import outputs_of
 from compressor.pruning.reconstruction.calibration import HELD_BACK, draws
@@ -40,10 +40,12 @@ class Fits:
 
         self._each(whole, list(parts), look)
 
-    def convolution(self, small: nn.Module, name: str, kernel: int) -> nn.Conv2d:
+    def values(self, small: nn.Module, name: str, kernel: int) -> Values:
         """Fitted to the block's input in a network."""
-        found = self._blocks[name].convolution(kernel)
-        assert found is not None
+        made = self._blocks[name].convolution(kernel)
+        assert made is not None
+        found = made[0]
+        assert isinstance(found, nn.Conv2d)
         product = Product(trace(found, torch.zeros(1, *self._blocks[name].given, device=found.weight.device)).ops[0], 1)
         gram = Gram(constant=True)
         rest = (found.stride, found.padding, found.dilation, False, (0, 0), 1)
@@ -61,10 +63,14 @@ class Fits:
 
         self._each(small, [name], look)
         before = gram.inner.new_zeros(1, gram.inner.shape[1], found.out_channels)
-        matrix = gram.best(before).matrix.to(found.weight)
-        product.write_(found.weight, matrix[:, :-1])
-        bias_of(found).copy_(matrix[0, -1])
-        return found
+        matrix = gram.best(before).matrix
+        moments = gram.inner[0] / gram.inner[0, -1, -1]
+        mean, weights = moments[-1:, :-1], matrix[0, :-1]
+        around = moments[:-1, :-1] - mean.T @ mean
+        variance = (weights * (around @ weights)).sum(0).clamp(min=0)
+        product.write_(found.weight, matrix[:, :-1].to(found.weight))
+        parts = (each.to(found.weight) for each in (matrix[0, -1], (mean @ weights)[0], variance))
+        return Values(found.weight.detach(), *parts)
 
     def _rows(self, number: int, maps: Tensor) -> Tensor:
         """(1, rows, channels) of maps, at the drawn places."""
@@ -96,9 +102,3 @@ class Fits:
             finally:
                 for hook in hooks:
                     hook.remove()
-
-
-def bias_of(convolution: nn.Conv2d) -> Tensor:
-    """Of a convolution that has one."""
-    assert convolution.bias is not None
-    return convolution.bias.detach()

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from compressor.graph.blocks import KERNELS, Block
+from compressor.graph.blocks import KERNELS, Block, Values
 from compressor.graph.neutral import neutral
 from compressor.graph.skeleton import skeleton
-from compressor.pruning.block_fits import Fits, bias_of
+from compressor.pruning.block_fits import Fits
 from compressor.pruning.obs import outputs_of
 from compressor.surgery.edits import BlockEdit, Bypass, Fold
 from compressor.training.evaluate import evaluating
@@ -29,7 +29,7 @@ _WIDEST = 4608  # unknowns of a convolution that is fitted: 512 channels, 3x3
 _FITTED, _JUDGED = (1 << 20, 256), (1 << 18, 64)  # values, and images, at least by which an order is found
 _LAST = 4  # options that are measured again where one of them is the last that is needed
 
-Saving = Callable[[Block, nn.Conv2d | None], float]  # what a block saves without its branch, or with a convolution
+Saving = Callable[[Block, nn.Module | None], float]  # what a block saves without its branch, or with a convolution
 Progress = Callable[[int, int], None]
 
 
@@ -52,7 +52,7 @@ def options(blocks: Mapping[str, Block], saving: Saving, cost: Callable[[Block],
     """All that pays, in the order of the blocks."""
     found = []
     for name, block in blocks.items():
-        tried: dict[int, nn.Conv2d | None] = {} if block.shortcut is None else {0: None}
+        tried: dict[int, nn.Module | None] = {} if block.shortcut is None else {0: None}
         for kernel in KERNELS:
             convolution = block.convolution(kernel)
             if convolution is not None and block.given[0] * kernel**2 <= _WIDEST:
@@ -121,9 +121,8 @@ class Shortening:
                 self._put(name, None if name not in last else self._module(last[name], None))
             for edit in edits:
                 if isinstance(edit, Fold):
-                    fitted = fits.convolution(self._small, edit.group, edit.kernel)
-                    self._put(edit.group, self._module(last[edit.group], fitted))
-                    edit = replace(edit, weight=fitted.weight.detach(), bias=bias_of(fitted))
+                    edit = replace(edit, values=fits.values(self._small, edit.group, edit.kernel))
+                    self._put(edit.group, self._module(last[edit.group], edit.values))
                 found.append(edit)
             return found, self._moved()
 
@@ -186,12 +185,13 @@ class Shortening:
     def _fitted(self, option: Option) -> nn.Module:
         if not option.kernel:
             return self._module(option, None)
-        return self._module(option, self._fits.convolution(self._small, option.block, option.kernel))
+        return self._module(option, self._fits.values(self._small, option.block, option.kernel))
 
-    def _module(self, option: Option, convolution: nn.Conv2d | None) -> nn.Module:
+    def _module(self, option: Option, values: Values | None) -> nn.Module:
         block = self.blocks[option.block]
-        if option.kernel and convolution is None:
-            convolution = block.convolution(option.kernel)
+        convolution = block.convolution(option.kernel) if option.kernel else None
+        if convolution is not None and values is not None:
+            values.put_(convolution)
         return block.module(self._whole, convolution).eval()
 
     def _put(self, name: str, module: nn.Module | None) -> None:

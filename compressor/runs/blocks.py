@@ -165,7 +165,7 @@ class _InMacs:
         """Of the block as it is."""
         return self._of(block.part, block)
 
-    def saving(self, block: Block, convolution: nn.Conv2d | None) -> float:
+    def saving(self, block: Block, convolution: nn.Module | None) -> float:
         """Of the block without its branch, or with a convolution there."""
         return self.cost(block) - self._of(block.replaced(convolution), block)
 

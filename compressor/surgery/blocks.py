@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError
-from compressor.graph.blocks import CONVOLUTION, GATE, KERNELS, find_blocks
+from compressor.graph.blocks import KERNELS, find_blocks
 from compressor.graph.skeleton import skeleton
-from compressor.graph.tensors import device_of
+from compressor.graph.tensors import device_of, named_tensors
 from compressor.surgery.edits import BlockEdit, Bypass, Fold
 
 KIND = "blocks"  # of its entry in a checkpoint
@@ -48,8 +48,8 @@ def gated(model: nn.Module, edits: Sequence[BlockEdit], example: Tensor) -> tupl
     with torch.no_grad():
         _put_(whole, plain, example, True)
         _put_(masked, edits, example, False)
-    ways = (f"{GATE}.open", f"{CONVOLUTION}.weight", f"{CONVOLUTION}.bias")
-    return whole, masked, frozenset(f"{edit.group}.{way}" for edit in edits for way in ways)
+    one, other = named_tensors(whole), named_tensors(masked)
+    return whole, masked, frozenset(name for name, tensor in one.items() if not torch.equal(tensor, other[name]))
 
 
 def _put_(model: nn.Module, edits: Sequence[BlockEdit], example: Tensor, open: bool | None) -> None:
@@ -62,10 +62,8 @@ def _put_(model: nn.Module, edits: Sequence[BlockEdit], example: Tensor, open: b
         stands = convolution is not None if isinstance(edit, Fold) else block is not None and block.shortcut is not None
         if block is None or not stands or edit.group in made:
             raise ModelError(f"{edit.group} is no block of the network that a {edit.kind} could replace")
-        if isinstance(edit, Fold) and edit.weight is not None and edit.bias is not None:
-            assert convolution is not None and convolution.bias is not None
-            convolution.weight.copy_(edit.weight)
-            convolution.bias.copy_(edit.bias)
+        if isinstance(edit, Fold) and edit.values is not None and convolution is not None:
+            edit.values.put_(convolution)
         gate = None if open is None else Gate(open).to(example)
         made[edit.group] = block.module(model, convolution, gate)
     for name, module in made.items():

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from compressor.errors import FileError
+from compressor.graph.blocks import Values
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,12 @@ class Bypass:
 
 @dataclass(frozen=True)
 class Fold:
-    """Put one convolution of the block's input in the place of its branch: of zeros, or with this weight and bias."""
+    """Put one convolution of the block's input in the place of its branch, of zeros where it has no values."""
 
     group: str
     kernel: int  # its height and width
     why: str
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    values: Values | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
     kind: Literal["fold"] = "fold"
 

@@ -57,8 +57,9 @@ def test_a_convolution_takes_the_place_of_the_branch(kernel):
     model = nn.Sequential(Block(4, 6, 2), row(6, 8, 2)).eval()
     for block, old in zip(find_blocks(model, torch.randn(2, 4, 8, 8)).found.values(), model):
         convolution = block.convolution(kernel)
-        assert not any(parameter.any() for parameter in convolution.parameters())
-        nn.init.normal_(convolution.weight)
+        assert not convolution[0].weight.any() and convolution[0].bias is None and len(convolution) == 2
+        nn.init.normal_(convolution[0].weight)
+        convolution.eval()
         x = torch.randn(3, *block.given)
         wanted = (convolution(x) + old.down(x)).relu() if isinstance(old, Block) else convolution(x)
         assert torch.allclose(block.replaced(convolution).eval()(x), wanted, atol=1e-6)
@@ -79,7 +80,7 @@ def test_what_replaces_a_module_has_the_models_own_layers_under_their_names():
     made = block.module(model, block.convolution(1))
     assert made.get_submodule("down.0") is model[0].down[0]
     assert {name for name, _ in made.named_parameters()} == {
-        "down.0.weight", "down.1.weight", "down.1.bias", "fitted.weight", "fitted.bias"
+        "down.0.weight", "down.1.weight", "down.1.bias", "fitted.0.weight", "fitted.1.weight", "fitted.1.bias"
     }  # fmt: skip
     assert isinstance(find_blocks(nn.Sequential(Around(row())).eval(), torch.randn(2, 4, 8, 8)).found["0"]
                       .module(nn.Sequential(Around(row())), None), nn.Identity)  # fmt: skip
@@ -137,7 +138,7 @@ class Borrowing(nn.Module):
         (Residual(), "(model)", "outside any module"),
         (Depthwise(), "(model)", None),
     ],
-    ids=["twice", "two inputs", "borrowed weights", "a product", "broadcast", "read twice", "no maps", "top level", "nothing"],
+    ids=["twice", "two inputs", "borrowed", "a product", "broadcast", "read twice", "no maps", "top level", "nothing"],
 )
 def test_what_is_no_block_is_told(model, name, why):
     example = model.example() if hasattr(model, "example") else torch.randn(2, 4, 8, 8)

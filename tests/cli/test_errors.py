@@ -23,7 +23,7 @@ WRONG_USE = {
     "unknown-method": ["prune", DIGITS, "--method", "bnscale", "--dry-run"],
     "method-needs-data": ["prune", DIGITS, "--method", "taylor", "--dry-run"],
     "epochs-without-data": ["prune", DIGITS, "--epochs", "3", "--dry-run"],
-    "unreadable-input": ["profile", DIGITS, "--input", "3x4"],
+    "unreadable-input": ["profile", DIGITS, "--input", "4x4"],
     "unreadable-arch-arg": ["profile", "--arch", "torchvision:resnet18", "--arch-arg", "10"],
     "unreadable-ratio-for": ["prune", DIGITS, "--ratio-for", "0.5", "--dry-run"],
     "unreadable-milestones": ["finetune", DIGITS, "--data", "digits", "--milestones", "a,b", "--dry-run"],

@@ -18,7 +18,18 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import adapnet_show, adapnet_small, kinds, pareto_show, real_show, surgery_show, watch, without_data
+from benchmarks import (
+    adapnet_show,
+    adapnet_small,
+    int8_ways,
+    kinds,
+    onnx_in,
+    pareto_show,
+    real_show,
+    surgery_show,
+    watch,
+    without_data,
+)
 from benchmarks import adapnet_tables as paper_tables
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import exits as exits_together
@@ -392,6 +403,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "routing": routing,
     "exits": exits,
     "int8": int8,
+    "int8_ways": lambda: int8_ways.table(_read("int8_ways.json")),
+    "onnx_in": lambda: onnx_in.words(_read("onnx_in.json")),
     "promises": promises,
     "watch": watched,
     "runtimes": runtimes,

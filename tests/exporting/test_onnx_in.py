@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.onnx_in import measured
 from compressor.errors import FileError, UsageError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_in import reading
@@ -331,6 +332,14 @@ def test_equal_constants_are_not_tied(tmp_path, trusted):
     assert [group.size for group in channels.free] == [6, 6]
 
 
+def test_scales_learn_and_grids_do_not(tmp_path, trusted):
+    constants = {"scale": floats(3, 1, 1), "grid": floats(4, 4), "stride": np.full(4, 8, np.float32), "two": floats(1)}
+    lines = "Mul x scale > a", "Add a grid > b", "Mul b stride > c", "Add c two > y"
+    network = open_onnx(write(tmp_path / "m.onnx", nodes_of(*lines), constants, ("b", 3, 4, 4))).module
+    assert [name for name, _ in network.named_parameters()] == ["scale"]
+    assert {name for name, _ in network.named_buffers()} == {"grid", "stride", "two"}
+
+
 def test_it_learns(tmp_path, trusted):
     network = open_onnx(exported(small(), tmp_path / "m.onnx")).module.train()
     network(torch.randn(4, *IMAGE)).square().mean().backward()
@@ -390,3 +399,21 @@ def test_what_our_own_files_say_is_kept(tmp_path):
     onnx.save(model, path)
     opened = open_model(path)
     assert (opened.classes, opened.history, opened.input_shape) == (("cat", "dog"), ("made",), (3, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "exporter"),
+    [
+        *(
+            (name, "torchscript")
+            for name in words("squeezenet1_1 resnet18 mobilenet_v3_small regnet_x_400mf densenet121")
+        ),
+        *((name, "dynamo") for name in words("resnet18 efficientnet_b0 convnext_tiny")),
+    ],
+)
+def test_torchvisions_networks_are_as_free_as_their_code(name, exporter):
+    row = measured(f"torchvision:{name}", exporter)
+    assert row["failures"] == [] and row["error"] < 1e-10 and row["back"] < 1e-4
+    assert row["file"] == row["code"]

@@ -153,7 +153,7 @@ class _Assembly:
             return self._names[name]
         tensor = torch.from_numpy(np.array(self._graph.values.constants[name]))
         own = self._unused(_cleaned(name) or "constant")
-        if tensor.is_floating_point() and tensor.numel() > 1:
+        if _learns(tensor):
             self._root.register_parameter(own, nn.Parameter(tensor))
         else:
             self._root.register_buffer(own, tensor)
@@ -176,6 +176,13 @@ class _Assembly:
             count += 1
             taken = f"{name}_{count}"
         return taken
+
+
+def _learns(tensor: Tensor) -> bool:
+    """Whether a constant is a parameter, such as a layer's scale, and not a grid, an anchor or a stride: a vector, and
+    not of halves and whole numbers alone."""
+    vector = tensor.is_floating_point() and tensor.numel() > 1 and max(tensor.shape) == tensor.numel()
+    return vector and not bool((2 * tensor).frac().eq(0).all())
 
 
 def _with_ends(calls: list[tuple[str, list[str], list[str]]], outputs: list[str]) -> list[list[Any]]:

@@ -60,6 +60,19 @@ class OnnxNetwork(nn.Module):
         return found[0] if len(found) == 1 else found
 
 
+def lacks_norms(module: nn.Module) -> bool:
+    """Whether a network came out of an ONNX file in which no norm is left: exporters fold batch norm, and with the
+    weights that this gives gradients are larger.
+    """
+    layers = list(module.modules())
+    return any(isinstance(each, OnnxNetwork) for each in layers) and not any(
+        isinstance(each, _NORMS) for each in layers
+    )
+
+
+_NORMS = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm
+
+
 def _reshape(x: Tensor, sizes: Sizes) -> Tensor:
     """Each size is a number, -1, or `[dimensions, divisor]`: the product of what `x` has there, divided."""
     computed = [

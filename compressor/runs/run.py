@@ -17,6 +17,7 @@ from torch import nn
 
 from compressor.errors import CompressorError, UsageError
 from compressor.exporting.latency import profile
+from compressor.loading.onnx_network import lacks_norms
 from compressor.report import units
 from compressor.report.certificate import Certificate
 from compressor.report.environment import device_words, versions
@@ -28,6 +29,7 @@ from compressor.runs.job import RunJob, flat
 from compressor.runs.measuring import filters, in_words, layer_sizes, measure, timed
 from compressor.runs.promise import Promise, put_aside
 from compressor.runs.results import Exported, export_result, write_results
+from compressor.runs.settings import FINETUNE
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, open_subject
 from compressor.settings import filled, settings_of
@@ -110,8 +112,8 @@ class Run(ABC, Generic[J]):
         self.folder = RunFolder(self.job.output, model=self.job.model.model, resume=resume)
         if self.job.time.for_ is not None and not resume:
             self.fit_in(self.job.time.for_)
-        job = self.job
         self.open()
+        job = self.job
         self.plan()
         tell(Stage("measuring the model as it came"))
         before, widths = self.measured_before(), self.widths()
@@ -188,6 +190,11 @@ class Run(ABC, Generic[J]):
             data, self.aside = put_aside(self.subject.data, job.loading.seed)
             self.subject = replace(self.subject, data=data)
         self.note(*self.subject.notes)
+        usual = cast(float, FINETUNE.lr)
+        if lacks_norms(self.subject.module) and job.training.lr == usual and "lr" not in job.chosen:
+            self.job = replace(job, training=replace(job.training, lr=usual / 10))
+            if job.data is not None and job.training.epochs:
+                self.note(f"no norms are left in the network: it learns at {usual / 10:g}; `lr` sets another rate")
 
     def measured_before(self) -> Measurements:
         """The model as it came; how fast it is will be measured beside what becomes of it."""

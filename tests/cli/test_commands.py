@@ -166,6 +166,7 @@ def test_prune_of_an_onnx_file(compressor):
         "prune", file, "--data", "digits", "--epochs", "0", "--round-to", "8", "--out", out, "--no-latency"
     )
     check_golden("prune-onnx", ran, compressor.folder)
+    assert json.loads((out / "settings.json").read_text())["lr"] == 0.001  # batch norms are folded
     again = data_of(compressor("evaluate", out / "model.safetensors", "--data", "digits", "--json"))
     assert again["top1"] == json.loads((out / "report.json").read_text())["after"]["top1"]
 

@@ -21,7 +21,7 @@ from compressor.exporting.onnx_in.operators import BUILDERS
 from compressor.exporting.onnx_in.reading import open_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph import capture
-from compressor.loading.onnx_network import FUNCTIONS
+from compressor.loading.onnx_network import FUNCTIONS, lacks_norms
 from compressor.report.manifest import CARD_KEY, Card, card_text
 from compressor.runs.models import open_model, save_model
 from compressor.surgery import operate_
@@ -330,6 +330,14 @@ def test_equal_constants_are_not_tied(tmp_path, trusted):
     network = open_onnx(exported(module, tmp_path / "m.onnx")).module
     channels = capture(network, torch.zeros(1, *IMAGE))
     assert [group.size for group in channels.free] == [6, 6]
+
+
+def test_norms_that_are_left_are_seen(tmp_path, trusted):
+    folded = open_onnx(
+        exported(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), tmp_path / "m.onnx")
+    ).module
+    kept = open_onnx(exported(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)).eval(), tmp_path / "m.onnx")).module
+    assert [lacks_norms(each) for each in (folded, kept, nn.Conv2d(3, 4, 1))] == [True, False, False]
 
 
 def test_scales_learn_and_grids_do_not(tmp_path, trusted):

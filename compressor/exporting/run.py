@@ -311,6 +311,8 @@ def network() -> Network:
 def prepared(path: str) -> np.ndarray:
     """An image as the network takes it: float32 (channels, height, width)."""
     image = manifest(FOLDER)["input"]
+    if len(image["shape"]) != 3:
+        raise ValueError(f"the network takes arrays of {image['shape']}, no images: call network() in Python")
     channels, height, width = image["shape"]
     if not path.endswith(".npy"):
         from compressor.vision.preparation import Preparation, normalised, pixels
@@ -339,6 +341,8 @@ def classify(path: str, leaving: int | None = None) -> list[tuple[str, float]]:
     """The names and probabilities of the classes, the likeliest first. Raises ValueError for what does not fit."""
     chosen = asked(network().about, leaving)
     scores = watched()({"input": prepared(path)[None], **chosen})[0][0]
+    if scores.ndim != 1:
+        raise ValueError(f"the network gives {scores.shape}, no scores of classes: call network() in Python")
     shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     names = network().about["classes"] or [str(number) for number in range(len(scores))]
     return [(names[number], float(shares[number])) for number in np.argsort(-scores)]

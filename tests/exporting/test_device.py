@@ -203,6 +203,25 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.parametrize(
+    ("net", "shape", "said"),
+    [
+        (
+            nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(28, 4)),
+            (1, 16),
+            r"takes arrays of [1, 16], no images",
+        ),
+        (nn.Conv2d(3, 2, 3), (3, 8, 8), "gives (2, 6, 6), no scores of classes"),
+    ],
+    ids=["signals", "maps"],
+)
+def test_a_network_that_classifies_no_images_says_so(net, shape, said, plain, tmp_path):
+    export_package(net, torch.zeros(1, *shape), tmp_path / "made", settings=PackageSettings(latency=False))
+    command = [sys.executable, "run.py", str(plain / "image.npy")]
+    ran = subprocess.run(command, cwd=tmp_path / "made", capture_output=True, text=True)
+    assert ran.returncode == 1 and said in ran.stderr and len(ran.stderr.splitlines()) == 1
+
+
 def test_without_pillow_only_pictures_fail_and_say_so(plain: Path) -> None:
     hide = (
         "import runpy, sys; sys.modules['PIL'] = None; sys.modules['torch'] = None; sys.modules['compressor'] = None\n"

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError, FileError, first_line, listed, shown
 from compressor.exporting.onnx_in.nodes import Built, Node, Untaken
 from compressor.exporting.onnx_in.operators import build
-from compressor.exporting.onnx_in.values import Graph, evaluate
+from compressor.exporting.onnx_in.values import Graph, evaluate, sampled
 from compressor.exporting.runtime import private_copy
 from compressor.exporting.samples import RELATIVE_LIMIT, largest_difference, torch_outputs
 from compressor.files.limits import LARGEST_GIB
 from compressor.loading.onnx_network import OnnxNetwork
 from compressor.loading.opening import OpenedModel
-from compressor.report.manifest import Array, card_inside
+from compressor.report.manifest import card_inside
 
 _VALUE = "%"  # begins the names of values, and no tensor's
 _DEVIATES = 1e-3  # of the largest value: an operator is wrong and not only rounded otherwise
@@ -63,14 +63,14 @@ def open_onnx(path: Path, *, shape: tuple[int, ...] | None = None, most_gib: flo
 
 
 class _Assembly:
-    """A network while it is put together, node by node, each run at once on the images of the graph."""
+    """A network while it is put together, node by node, and then run on the images of the graph."""
 
     def __init__(self, graph: Graph, path: Path) -> None:
         self._graph, self._path = graph, path
         self._root = OnnxNetwork(f"{_VALUE}images", (), ())
         self._names = {graph.values.image: f"{_VALUE}images"}  # ONNX's name of a value -> the network's
-        self._values = {f"{_VALUE}images": torch.from_numpy(graph.images)}
         self._calls: list[tuple[str, list[str], list[str]]] = []  # layer, sources, results
+        self._origins: list[tuple[Any, list[str]]] = []  # of each call: its node, and ONNX's names of its results
         self._shared: dict[Any, str] = {}  # what makes two nodes one layer -> its name
 
     def network(self) -> OnnxNetwork:
@@ -82,7 +82,9 @@ class _Assembly:
                 self._add(node, made)
         outputs = [self._names[name] for name in self._graph.outputs]
         self._root.outputs, self._root.nodes = outputs, _with_ends(self._calls, outputs)
-        return self._root.eval()
+        self._root.eval()
+        self._compare_all()
+        return self._root
 
     def _built(self) -> list[tuple[Any, Built]]:
         """Every node with its layer, before anything is run."""
@@ -99,12 +101,7 @@ class _Assembly:
                 built.append((proto, made))
             except Untaken as why:
                 refused.append(f"{_called(proto)}: {why}")
-            except (
-                LookupError,
-                TypeError,
-                ValueError,
-                RuntimeError,
-            ) as error:  # of attributes as no exporter writes them
+            except (LookupError, TypeError, ValueError, RuntimeError) as error:  # of attributes that no exporter writes
                 refused.append(f"{_called(proto)}: {first_line(error, 80)}")
         if refused:
             raise FileError(
@@ -119,31 +116,45 @@ class _Assembly:
         if made.layer is None:
             self._names[results[0]] = sources[0]
             return
-        layer = self._layer(node, made)
-        try:
-            given = [self._values[name] if name in self._values else getattr(self._root, name) for name in sources]
-            with torch.no_grad():
-                found = getattr(self._root, layer).eval()(*given)
-        except Exception as error:  # whatever torch refuses
-            raise FileError(f"{self._path}: torch does not run {_called(node)} ({first_line(error)})") from error
-        for name, tensor in zip(results, (found,) if isinstance(found, Tensor) else found):
-            if name:
-                self._compare(node, given, tensor, self._graph.results[name])
-                self._names[name] = f"{_VALUE}{len(self._names)}"
-                self._values[self._names[name]] = tensor
-        self._calls.append((layer, sources, [self._names.get(name, "") for name in results]))
+        for name in filter(None, results):
+            self._names[name] = f"{_VALUE}{len(self._names)}"
+        self._calls.append((self._layer(node, made), sources, [self._names.get(name, "") for name in results]))
+        self._origins.append((node, results))
 
-    def _compare(self, node: Any, given: list[Tensor], ours: Tensor, theirs: Array) -> None:
+    def _compare_all(self) -> None:
+        """Run the network layer by layer. Raises FileError that names the first operator that ONNX Runtime contradicts."""
+        values = {self._root.image: torch.from_numpy(self._graph.images)}
+        for (layer, sources, results, spent), (node, names) in zip(self._root.nodes, self._origins, strict=True):
+            try:
+                given = [values[name] if name in values else getattr(self._root, name) for name in sources]
+                with torch.no_grad():
+                    found = getattr(self._root, layer)(*given)
+            except Exception as error:  # whatever torch refuses
+                raise FileError(f"{self._path}: torch does not run {_called(node)} ({first_line(error)})") from error
+            for name, ours, tensor in zip(names, results, (found,) if isinstance(found, Tensor) else found):
+                values[ours] = tensor
+                if name:
+                    self._compare(node, given, tensor, name)
+            for name in spent:
+                del values[name]
+
+    def _compare(self, node: Any, given: list[Tensor], ours: Tensor, name: str) -> None:
         """Raises FileError where a result is off by more than rounding makes of values as large as these."""
-        if theirs.dtype.kind != "f" or not np.isfinite(theirs).all():
+        shape, theirs = self._graph.values.shapes[name], self._graph.results[name]
+        expected = sampled(theirs) if name in self._graph.outputs else theirs
+        if tuple(ours.shape) != shape:
+            raise FileError(
+                f"{self._path}: {_called(node)} gives {tuple(ours.shape)} in torch, {shape} in ONNX Runtime"
+            )
+        if expected.dtype.kind != "f" or not np.isfinite(expected).all():
             return
-        numbers = [each.detach() for each in given if each.is_floating_point()]
-        largest = max(float(each.abs().max()) for each in (*numbers, torch.from_numpy(theirs)) if each.numel())
-        apart, _ = largest_difference([theirs], [ours.numpy()])
+        numbers = [each.detach() for each in (*given, ours) if each.is_floating_point() and each.numel()]
+        largest = max((float(each.abs().max()) for each in numbers), default=0.0)
+        apart, _ = largest_difference([expected], [sampled(ours.numpy())])
         if apart > _DEVIATES * largest:
             raise FileError(
-                f"{self._path}: {_called(node)} differs between torch and ONNX Runtime by {apart:.0e} where values "
-                f"are up to {largest:.0e}, so the network is not opened; please report it"
+                f"{self._path}: {_called(node)} differs between torch and ONNX Runtime by {apart:.0e} where values are "
+                f"up to {largest:.0e}, so the network is not opened; please report it"
             )
 
     def _source(self, name: str) -> str:

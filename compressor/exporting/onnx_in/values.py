@@ -16,6 +16,8 @@ from compressor.exporting.runtime import noise, open_session
 from compressor.report.manifest import Array
 
 _FREE_BATCHES = 2, 3  # where the file leaves the batch size open: what differs between the two depends on it
+_AT_ONCE = 16  # results that are in memory together
+_SAMPLE = 4096
 _SIZES = frozenset({"Shape", "Size"})  # of values that depend on images, what does not
 
 
@@ -27,7 +29,7 @@ class Graph:
     nodes: list[Any]  # those that depend on the images and lead to an output, in the graph's order
     values: Values
     images: Array
-    results: Mapping[str, Array]  # of those nodes
+    results: Mapping[str, Array]  # of those nodes: whole where they are outputs, else `sampled`
     fixed: bool  # whether the file names its batch size
 
 
@@ -65,8 +67,11 @@ def evaluate(path: Path, named: Path, shape: tuple[int, ...] | None) -> Graph:
     session = open_session(whole, level="off", named=named)
     batch = sizes[0] if fixed else _FREE_BATCHES[0]
     images = noise((batch, *sizes[1:]))
-    results = _run(session, [*kept, *sorted(asked)], image, images, named)
-    constants = {**weights, **{name: results[name] for name in asked}}
+    constants = {**weights, **_run(session, sorted(asked), image, images, named)}
+    ends, shapes, results = set(outputs), {image: images.shape}, dict[str, Array]()
+    for place in range(0, len(kept), _AT_ONCE):
+        for name, found in _run(session, kept[place : place + _AT_ONCE], image, images, named).items():
+            shapes[name], results[name] = found.shape, found if name in ends else sampled(found)
     varying: set[str] = set()
     if not fixed and asked:
         others = _run(session, sorted(asked), image, noise((_FREE_BATCHES[1], *sizes[1:])), named)
@@ -75,9 +80,13 @@ def evaluate(path: Path, named: Path, shape: tuple[int, ...] | None) -> Graph:
     for node in needed:
         for name in node.input:
             readers[name].append(node)
-    shapes = {image: images.shape, **{name: results[name].shape for name in kept}}
     values = Values(image, opset, batch, constants, varying, shapes, readers)
     return Graph(outputs, needed, values, images, results, fixed)
+
+
+def sampled(values: Array) -> Array:
+    """Some thousand of the values, evenly over all."""
+    return values.ravel()[:: max(1, values.size // _SAMPLE)].copy()
 
 
 def _check_kinds(weights: Mapping[str, Array], named: Path) -> None:
@@ -137,10 +146,14 @@ def _needed(nodes: list[Any], moving: set[int], outputs: list[str]) -> list[Any]
 
 
 def _run(session: Any, names: list[str], image: str, images: Array, named: Path) -> dict[str, Array]:
+    if not names:
+        return {}
     try:
         return dict(zip(names, session.run(names, {image: images}), strict=True))
     except Exception as error:  # onnxruntime's exceptions share no class of their own
-        raise FileError(f"{named} does not run on images of {images.shape[1:]} ({first_line(error)})") from error
+        raise FileError(
+            f"{named} does not run on images of {'x'.join(map(str, images.shape[1:]))} ({first_line(error)})"
+        ) from error
 
 
 def _equal(one: Array, other: Array) -> bool:

@@ -368,6 +368,13 @@ def test_an_operator_that_computes_something_else_is_named(tmp_path, trusted, mo
         open_onnx(path)
 
 
+def test_outputs_that_differ_by_more_than_rounding_are_refused(tmp_path, trusted, monkeypatch):
+    monkeypatch.setitem(FUNCTIONS, "Relu", lambda x: functional.relu(x) * (1 + 5e-4))
+    path = write(tmp_path / "m.onnx", nodes_of("Relu x > y"), {}, ("b", 3, 4))
+    with pytest.raises(FileError, match="the outputs in torch differ from ONNX Runtime's by 5e-04"):
+        open_onnx(path)
+
+
 @pytest.mark.parametrize(
     ("nodes", "constants", "shape", "said"),
     [

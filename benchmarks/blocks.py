@@ -1,8 +1,10 @@
-"""Whole blocks against widths at the same cost: ResNet-20 on CIFAR-10, EfficientNet-Lite0 on Imagenette.
+"""Whole blocks against widths at the same cost: ResNet-20 on CIFAR-10, networks of inverted residuals on two sets.
 
-    python -m benchmarks.blocks --nets DIR --data cifar10-jpeg=folder:DIR --data imagenette=folder:DIR --lite0 FILE
+    python -m benchmarks.blocks --nets DIR --data cifar10-jpeg=folder:DIR --data fashion-mnist=fashion-mnist:DIR \\
+        --data imagenette=folder:DIR --lite0 FILE
 
-The trained networks, images and short fine-tuning of `benchmarks/real.py`. `--method blocks` goes first; `obs` with
+The trained networks, images and short fine-tuning of `benchmarks/real.py`, and a small MobileNetV2 that is trained here
+for two epochs on 20,000 images of Fashion-MNIST. `--method blocks` goes first; `obs` with
 widths by the error is then asked for the multiply-adds, or the milliseconds of one image on one thread of ONNX Runtime,
 that blocks came to, so that both cost the same. Both refit by least squares on the same images. Times are of the
 exported graphs, in turn with the dense one's. Writes benchmarks/results/blocks.json, cell by cell, and goes on where
@@ -21,7 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.real import NETWORKS, case_of
+from benchmarks import real
+from benchmarks.adapnet_small import subset
 from benchmarks.real_arms import Case
 from benchmarks.resumable import opened
 from compressor import prune_
@@ -29,13 +32,37 @@ from compressor.exporting.latency import Compared, side_by_side
 from compressor.exporting.onnx import export_onnx
 from compressor.files.paths import write_json
 from compressor.report import units
+from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
+from compressor.training.loop import fit
 from compressor.training.randomness import seed_everything_
+from compressor.training.settings import DataSettings, TrainSettings
+from compressor.vision import door as vision
 
 OUT = Path(__file__).parent / "results" / "blocks.json"
 TARGETS = {
     "resnet20": ({"speedup": 1.5}, {"target_macs": 0.5}),
+    "small mobilenet_v2": ({"speedup": 1.5}, {"target_macs": 0.5}),
     "efficientnet_lite0": ({"speedup": 1.5},),
+}
+
+
+def _mobilenet(arguments: argparse.Namespace, data: Data) -> nn.Module:
+    assert vision  # before torchvision
+    from torchvision.models import MobileNetV2
+
+    blocks = [[1, 16, 1, 1], [6, 24, 3, 2], [6, 40, 3, 2], [6, 64, 2, 1]]
+    seed_everything_(0)
+    model: nn.Module = MobileNetV2(num_classes=len(data.classes), inverted_residual_setting=blocks)
+    stem = model.get_submodule("features.0")
+    assert isinstance(stem, nn.Sequential)
+    stem[0] = nn.Conv2d(data.input_shape[0], 32, 3, padding=1, bias=False)
+    fit(model, subset(data, 20_000, 0), TrainSettings(epochs=2, device=arguments.device, evaluate_every=0))
+    return model
+
+
+NETWORKS = real.NETWORKS | {
+    "small mobilenet_v2": real.Network("fashion-mnist", _mobilenet, (), 4000, loading=DataSettings())
 }
 ARMS = {"blocks": "blocks", "widths": "obs"}
 
@@ -53,7 +80,7 @@ def main() -> None:
     specs = dict(each.split("=", 1) for each in arguments.data)
     result = opened(arguments.out, {"epochs": arguments.epochs}, arguments.device, torch.get_num_threads())
     for name in arguments.networks:
-        case = case_of(NETWORKS[name], specs[NETWORKS[name].data], 0, arguments)
+        case = real.case_of(NETWORKS[name], specs[NETWORKS[name].data], 0, arguments)
         done = {(row["network"], row["target"], row["arm"]): row for row in result["rows"]}
         if (name, "none", "dense") not in done:
             _keep(arguments.out, result, {"network": name, "target": "none", "arm": "dense", **_top1(case, case.start)})

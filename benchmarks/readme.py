@@ -31,6 +31,7 @@ from benchmarks import (
     without_data,
 )
 from benchmarks import adapnet_tables as paper_tables
+from benchmarks import blocks as block_costs
 from benchmarks import cnsn as cnsn_benchmark
 from benchmarks import exits as exits_together
 from benchmarks import latency as latency_targets
@@ -388,6 +389,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "real": real,
     "widths": widths,
     "latency": latency,
+    "blocks": lambda: block_costs.table(_read("blocks.json")),
     "without_data": lambda: without_data.table(_read("without_data.json")),
     "kinds": lambda: kinds.table(_read("kinds.json")),
     "adapnet": adapnet,

@@ -209,14 +209,14 @@ class _InTime(_InMacs):
         return Goal.at(Price("ms", (), whole), target_in_ms(self.choice, whole))
 
     def _of(self, part: fx.GraphModule, block: Block) -> float:
-        key = _alike(part, block.given)
+        key = _alike(part, self.example.new_zeros(1, *block.given))
         if key and key not in self._known:
             self._known[key] = self._timed(part, block)
         return self._known[key] if key else 0.0
 
     def _timed(self, part: fx.GraphModule, block: Block) -> float:
         file, shape = self.folder / "block.onnx", (1, *block.given)
-        export_onnx(part, torch.zeros(shape), file)
+        export_onnx(part, self.example.new_zeros(shape), file)
         return min(ms for (ms,) in side_by_side((file,), shape, self.choice.threads, runtime=self.choice.runtime))
 
     def met(self, order: Shortening) -> tuple[list[Step], float]:
@@ -257,10 +257,10 @@ class _InTime(_InMacs):
         return Compared.of(side_by_side((self._whole, file), shape, choice.threads, runtime=choice.runtime))
 
 
-def _alike(part: fx.GraphModule, given: Sequence[int]) -> tuple[Any, ...]:
+def _alike(part: fx.GraphModule, example: Tensor) -> tuple[Any, ...]:
     """What parts that take the same time have in common: operators, and the shapes that they are given."""
     found = []
-    for op in trace(part, torch.zeros(1, *given)).ops:
+    for op in trace(part, example).ops:
         numbers = [each for each in op.args if not isinstance(each, TensorRef)]
         found.append((op.name, tuple(ref.shape for ref in op.inputs), str(numbers)))
     return tuple(found)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compressor.errors import FileError, listed
 from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.report.figure import TOP, Figure
 from compressor.report.manifest import card_inside, fed, manifest_inside, packaged
@@ -68,6 +69,12 @@ def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
     model = OnnxModel(path, most_gib=job.model.max_size)
     own = task_of(job.data)
     if own is not None:
+        given = [output.name for output in model.session.get_outputs() if output.name != "exit"]
+        if len(given) > 1:
+            raise FileError(
+                f"{path} gives {len(given)} outputs ({listed(given)}), and {own.name} would see the first alone: "
+                "evaluate the model that it was exported from"
+            )
         note_all(own.notes, tell)
         return replace(_evaluated(job, model, own, tell, " with ONNX Runtime"), model=str(path), notes=tuple(own.notes))
     manifest = manifest_inside(model.metadata, str(path))

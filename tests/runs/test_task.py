@@ -12,6 +12,7 @@ import compressor
 from compressor.cli import main
 from compressor.errors import DataError, FileError, ModelError, UsageError
 from compressor.exporting.forms import AtDepth
+from compressor.exporting.onnx import export_onnx
 from compressor.report.report import Report
 from compressor.runs.resume import resume
 from tests.runs import tasks
@@ -94,6 +95,18 @@ def test_an_onnx_file_is_measured_by_the_task(trained, tmp_path):
     compressor.export(trained, tmp_path / "m.onnx", **given)
     onnx = compressor.evaluate(tmp_path / "m.onnx", **given)
     assert onnx.figures["mIoU"] == pytest.approx(compressor.evaluate(trained, **given).figures["mIoU"], abs=1e-3)
+
+
+def test_an_onnx_file_of_several_outputs_is_not_measured_by_its_first(tmp_path):
+    class Both(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return x, -x
+
+    export_onnx(Both(), torch.zeros(1, 3, 8, 8), tmp_path / "m.onnx")
+    with pytest.raises(
+        FileError, match=r"gives 2 outputs .*Segmentation would be told of the first alone: evaluate the"
+    ):
+        compressor.evaluate(tmp_path / "m.onnx", task=f"{FILE}:Segmentation")
 
 
 def test_a_sweep_and_its_comparison_name_the_figure(trained, tmp_path):

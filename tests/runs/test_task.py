@@ -104,7 +104,7 @@ def test_an_onnx_file_of_several_outputs_is_not_measured_by_its_first(tmp_path):
 
     export_onnx(Both(), torch.zeros(1, 3, 8, 8), tmp_path / "m.onnx")
     with pytest.raises(
-        FileError, match=r"gives 2 outputs .*Segmentation would be told of the first alone: evaluate the"
+        FileError, match=r"gives 2 outputs .*Segmentation would see the first alone: evaluate the model"
     ):
         compressor.evaluate(tmp_path / "m.onnx", task=f"{FILE}:Segmentation")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,12 +47,17 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.image, self.outputs, self.nodes = image, list(outputs), [list(node) for node in nodes]
 
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer of the network's own; nothing else is looked up for a name, which a file may hold."""
+        held: Mapping[str, Any] = self._parameters if name in self._parameters else self._buffers
+        found: Tensor = held[name]
+        return found
+
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The graph's output, or all where it has several."""
-        values = {self.image: images}
+        values, layers = {self.image: images}, dict[str, Any](self._modules)
         for layer, sources, results, spent in self.nodes:
-            given = [values[name] if name in values else getattr(self, name) for name in sources]
-            made = getattr(self, layer)(*given)
+            made = layers[layer](*(values[name] if name in values else self.tensor(name) for name in sources))
             values.update(zip(results, (made,) if isinstance(made, Tensor) else made))
             for name in spent:
                 del values[name]

@@ -354,6 +354,15 @@ def test_it_learns(tmp_path, trusted):
     assert all(each.grad is not None for each in network.parameters())
 
 
+def test_a_file_names_layers_and_tensors_and_nothing_else(tmp_path, trusted):
+    network = open_onnx(write(tmp_path / "m.onnx", nodes_of("Relu x > y"), {}, ("b", 3, 4))).module
+    [[layer, _, results, spent]] = network.nodes
+    for odd in (["zero_grad", [], results, spent], [layer, ["training"], results, spent]):
+        network.nodes = [odd]
+        with pytest.raises(KeyError):
+            network(torch.zeros(1, 3, 4))
+
+
 def test_what_is_unknown_is_named_before_any_work(tmp_path, trusted):
     lines = "Relu x > r", "NonZero r > n", "Hardmax r > y"
     path = write(tmp_path / "m.onnx", nodes_of(*lines), {}, ("b", 3, 4))

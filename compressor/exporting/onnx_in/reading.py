@@ -128,7 +128,7 @@ class _Assembly:
         values = {self._root.image: torch.from_numpy(self._graph.images)}
         for (layer, sources, results, spent), (node, names) in zip(self._root.nodes, self._origins, strict=True):
             try:
-                given = [values[name] if name in values else getattr(self._root, name) for name in sources]
+                given = [values[name] if name in values else self._root.tensor(name) for name in sources]
                 with torch.no_grad():
                     found = getattr(self._root, layer)(*given)
             except Exception as error:  # whatever torch refuses

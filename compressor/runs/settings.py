@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 from compressor.files.limits import LARGEST_GIB
 from compressor.pruning.settings import PruneSettings
 from compressor.report.certificate import CONFIDENCE
-from compressor.settings import Input, duration, inputs, setting
+from compressor.runs.inputs import Input, inputs
+from compressor.settings import duration, setting
 from compressor.training.settings import TrainSettings
 
 # Weights that are good already are trained on gently.

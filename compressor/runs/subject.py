@@ -16,10 +16,10 @@ from compressor.loading.opening import OpenedModel
 from compressor.pruning.reconstruction import enough_images, inputs_of
 from compressor.report.manifest import Card, chosen
 from compressor.routing.network import Routed
+from compressor.runs.inputs import Input
 from compressor.runs.models import open_model
 from compressor.runs.own import task_of
 from compressor.runs.settings import ModelSettings
-from compressor.settings import Input
 from compressor.training import distributed
 from compressor.training.class_numbers import read_class_numbers
 from compressor.training.data import Data, count_outputs, fit_to_model, open_data, with_input_shape, with_normalisation

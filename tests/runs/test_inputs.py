@@ -15,8 +15,8 @@ from compressor import Pruner
 from compressor.cli import main
 from compressor.errors import ModelError, UsageError
 from compressor.graph.trace import call_arguments
+from compressor.runs.inputs import Input, inputs
 from compressor.runs.settings import ModelSettings
-from compressor.settings import Input, inputs
 from tests.runs import tasks
 
 FILE = Path(__file__)

@@ -323,6 +323,17 @@ def test_a_layer_that_is_called_twice_stays_one(tmp_path, trusted):
     assert sum(each.numel() for each in network.parameters()) == 3 * 3 * 9 + 3
 
 
+def test_a_group_norm_is_one_again(tmp_path, trusted):
+    """The exporters write it as a reshape, an instance norm, a reshape, a product and a sum."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)).eval()
+    nn.init.normal_(module[1].weight), nn.init.normal_(module[1].bias)
+    network = open_onnx(exported(module, tmp_path / "m.onnx")).module
+    [norm] = [each for each in network.modules() if isinstance(each, nn.GroupNorm)]
+    assert (norm.num_groups, len(network.nodes)) == (2, 3)
+    x = torch.randn(2, *IMAGE)
+    torch.testing.assert_close(network(x), module(x), rtol=1e-4, atol=1e-5)
+
+
 def test_equal_constants_are_not_tied(tmp_path, trusted):
     """Exporters keep equal weights once: norms as they begin have all the same."""
     halves = [(nn.Conv2d(width, 6, 1), nn.ReLU(), nn.BatchNorm2d(6)) for width in (3, 6)]

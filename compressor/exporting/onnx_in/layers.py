@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.exporting.onnx_in.nodes import Built, Node, Untaken, flipped
+from compressor.exporting.onnx_in.nodes import Built, Node, Untaken, Values, flipped
+from compressor.exporting.onnx_in.shapes import Shape
 from compressor.loading.onnx_network import Operation
 
 
@@ -110,8 +111,33 @@ def _grouped(node: Node) -> Built | None:
         or node.constant(2).any()
     ):
         return None
-    layer = nn.GroupNorm(groups, before[1], eps=node.attributes.get("epsilon", 1e-5), affine=False)
-    return Built(layer, [source], results=list(readers[0].output), covered=(id(readers[0]),))
+    covered, result, found = [readers[0]], readers[0].output[0], dict[str, Tensor]()
+    for operator, name in (("Mul", "weight"), ("Add", "bias")):
+        after = values.readers.get(result, [])
+        given = (
+            _by_channel(values, after[0], result, before) if [each.op_type for each in after] == [operator] else None
+        )
+        if given is None:
+            break
+        covered, result, found[name] = [*covered, after[0]], after[0].output[0], given
+    if len(found) != 2:
+        covered, result = covered[:1], readers[0].output[0]
+    layer = nn.GroupNorm(groups, before[1], eps=node.attributes.get("epsilon", 1e-5), affine=len(found) == 2)
+    return Built(
+        _with(layer, **found) if len(found) == 2 else layer,
+        [source],
+        results=[result],
+        covered=tuple(map(id, covered)),
+    )
+
+
+def _by_channel(values: Values, node: Any, result: str, shape: Shape) -> Tensor | None:
+    """The other operand of a node, where it is a constant of one number a channel."""
+    name = next((each for each in node.input if each != result), "")
+    held = None if name in values.varying else values.constants.get(name)
+    rank = len(shape) - 1  # without the batch
+    fits = held is not None and held.size == shape[1] and held.ndim >= rank and held.shape[-rank] == shape[1]
+    return torch.from_numpy(np.array(held)).flatten() if fits else None
 
 
 def _normalised(node: Node) -> Built:

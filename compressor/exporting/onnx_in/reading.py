@@ -83,10 +83,22 @@ class _Assembly:
                 covered.update(made.covered)
                 self._add(node, made)
         outputs = [self._names[name] for name in self._graph.outputs]
+        self._drop_unread(outputs)
         self._root.outputs, self._root.nodes = outputs, _with_ends(self._calls, outputs)
         self._root.eval()
         self._compare_all()
         return self._root
+
+    def _drop_unread(self, outputs: list[str]) -> None:
+        """Forget calls of which nothing is read, since another layer computes what they were for."""
+        read, kept = set(outputs), []
+        for call, origin in zip(reversed(self._calls), reversed(self._origins)):
+            if read.intersection(call[2]):
+                kept.append((call, origin))
+                read.update(call[1])
+        self._calls, self._origins = [call for call, _ in kept[::-1]], [origin for _, origin in kept[::-1]]
+        for name in {*self._root._modules} - {layer for layer, *_ in self._calls}:
+            del self._root._modules[name]
 
     def _built(self) -> list[tuple[Any, Built]]:
         """Every node with its layer, before anything is run."""

@@ -27,9 +27,11 @@ class Replica:
         self.tensors = named_tensors(self.model)
         self.device = next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
         self.values = Values(() if real else readable)
-        self.state = State(self.model)
         self._training: bool | None = None  # the mode of the last run
         self._keeps_mode = all(_keeps_mode(module) for module in self.modules.values())
+        if not self._keeps_mode:  # what a class forgets in training mode, as a cache, it forgets before the first run
+            self.set_mode(True)
+        self.state = State(self.model)
 
     @cached_property
     def references(self) -> list[tuple[Tensor, TensorRef]]:

@@ -53,15 +53,17 @@ def _rectangular(w: Propagation, op: Op, ids: NDArray[np.int64], dims: list[int]
     """One dimension's identities for an array over several: an edit must leave it a box, so rows are tied.
 
     Which dimension follows the channels is the code's to say: the one whose size it leaves open, else what a trial has
-    shown, else the largest.
+    shown, else the last of the large ones.
     """
     varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis)).any()]
     kept = varying[-1] if varying else int(np.argmax(ids.shape))  # all tied into one: any dimension holds them
     if len(varying) > 1:
         w.choices[w.number] = tuple(dims[axis] for axis in varying)
         asked = op.args[1] if isinstance(op.args[1], list) else []
+        most = max(ids.shape)
+        large = min(most, max(5, most / 2))  # heads may be more than the channels of each, which come behind them
         kept = max(varying, key=lambda axis: (dims[axis] == w.axes.get(w.number), -1 in asked[dims[axis] :][:1],
-                                              ids.shape[axis], axis))  # fmt: skip
+                                              ids.shape[axis] >= large, axis))  # fmt: skip
     rows = np.moveaxis(ids, kept, -1).reshape(-1, ids.shape[kept])
     return {dims[kept]: w.tie_rows(rows) if len(varying) > 1 else rows[0]}
 

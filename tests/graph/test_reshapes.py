@@ -125,6 +125,29 @@ def test_sizes_taken_from_another_tensor_tie_to_it() -> None:
     assert relative_error(outputs(model, x), reference) < 1e-10
 
 
+class Heads(nn.Module):
+    """Sixteen heads of sixteen channels, of both of which the module knows the number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.heads, self.size = 16, 16
+        self.a, self.b, self.head = nn.Conv2d(3, 256, 3, padding=1), nn.Conv2d(256, 6, 1), nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.rand(16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.a(x).view(2, self.heads, self.size, 64) * self.scale).softmax(3)
+        return self.head(self.b(x.view(2, -1, 8, 8)).mean((2, 3)))
+
+
+def test_heads_of_which_there_are_more_than_channels_in_each_stay() -> None:
+    model, x = randomise_(Heads()), torch.randn(2, 3, 8, 8).double()
+    channels = capture(model, x)
+    updated = operate_(model, half_plan(channels), channels)
+    assert model.heads == 16 and 4 < model.size < 12
+    assert same_map(updated, capture(model, x)) is None
+
+
 class Shuffling(nn.Module):
     """Half of the channels goes through a layer of its own, then both halves are interleaved; again and again."""
 

@@ -161,23 +161,22 @@ def test_the_end_of_the_phase_spares_what_is_still_frozen() -> None:
 
 
 def test_a_new_filter_is_spared_at_exactly_the_next_two_boundaries(monkeypatch: pytest.MonkeyPatch) -> None:
-    spared: dict[int, int] = {}
+    spared: Counter[tuple[int, int]] = Counter()  # by identity, which another may take once it is gone, and birth
     asked = boundary.prune.candidates
 
     def watching(table, concepts, eligible, *more):  # type: ignore[no-untyped-def]
         unit = next(unit for unit in running.method.units.values() if unit.table is table)
         for identity, free in zip(unit.ids, eligible.tolist()):
             if not free:
-                spared[identity] = spared.get(identity, 0) + 1
+                spared[identity, running.born[identity]] += 1
         return asked(table, concepts, eligible, *more)
 
     monkeypatch.setattr(boundary.prune, "candidates", watching)
     torch.manual_seed(0)
     running = Running(SETTINGS, small_net(8))
     running.train(100)
-    old_enough = [identity for identity, period in running.born.items() if period + 2 < 10]
-    assert old_enough and all(spared[identity] == 2 for identity in old_enough)
-    assert set(spared) <= set(running.born)
+    old_enough = [born for born in running.born.items() if born[1] + 2 < 10]
+    assert old_enough and all(spared[born] == 2 for born in old_enough)
 
 
 def test_deciding_changes_nothing_in_the_model_and_leaves_no_hook() -> None:

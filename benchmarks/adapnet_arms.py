@@ -21,13 +21,14 @@ from benchmarks.real_arms import Case, Outcome
 from compressor.graph import capture
 from compressor.graph.channels import Channels, Ids
 from compressor.graph.tensors import device_of
-from compressor.pruning import obs
+from compressor.pruning import consumers, obs
 from compressor.pruning.adapnet import boundary, extract, neighbours, prune, tables
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.observe import reader_inputs
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.adapnet.unit import Unit
-from compressor.pruning.obs import Consumer, Curve
+from compressor.pruning.consumers import Consumer
+from compressor.pruning.obs import Curve
 from compressor.pruning.price import Goal, macs_price
 from compressor.pruning.scores import Scores, in_order
 from compressor.pruning.selection import select
@@ -200,7 +201,7 @@ def discriminant(case: Case, model: nn.Module, channels: Channels, layers: list[
     images, labels = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     with patch.object(obs, "_sensitivities", lambda *_: {}):
         for label in range(len(case.data.classes)):
-            for each in obs.consumers(model, channels, [images[labels == label]]):
+            for each in consumers.consumers(model, channels, [images[labels == label]]):
                 parts.setdefault(each.reader.start, []).append(each.mean)
     found = []
     for each in layers:
@@ -234,7 +235,7 @@ class Choice:
     def plan(self, case: Case, model: nn.Module, channels: Channels, macs: float) -> tuple[Plan, list[Tensor]]:
         """What goes, and the images by which that was decided."""
         inputs = [x for x, _ in case.images(LOOKED_AT)]
-        layers = obs.consumers(model, channels, inputs)
+        layers = consumers.consumers(model, channels, inputs)
         if self.weigh is not None:
             layers = self.weigh(case, model, channels, layers)
         found = obs.curves(model, channels, layers)
@@ -313,7 +314,7 @@ def grow_(case: Case, model: nn.Module, channels: Channels, macs: float, optimiz
     names = [group.name for group in channels.free]
     while True:
         inputs = [x for x, _ in case.images(LOOKED_AT)]
-        found = obs.calibrated(model, obs.curves(model, channels, obs.consumers(model, channels, inputs)), inputs)
+        found = obs.calibrated(model, obs.curves(model, channels, consumers.consumers(model, channels, inputs)), inputs)
         whole, edits, spent = channels.macs(), [], 0
         coupled = {group.name for group in channels.free if len(neighbours.makers(model, group)) > 1}
         needs = {}

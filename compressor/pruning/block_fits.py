@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from compressor.graph.blocks import Block, Values
 from compressor.graph.trace import trace
-from compressor.pruning.obs import outputs_of
+from compressor.pruning.consumers import outputs_of
 from compressor.pruning.reconstruction.calibration import HELD_BACK, draws
 from compressor.pruning.reconstruction.gram import Gram, Rows
 from compressor.pruning.reconstruction.products import Product

@@ -20,7 +20,7 @@ from compressor.graph.blocks import KERNELS, Block, Values
 from compressor.graph.neutral import neutral
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.block_fits import Fits
-from compressor.pruning.obs import outputs_of
+from compressor.pruning.consumers import outputs_of
 from compressor.surgery.edits import BlockEdit, Bypass, Fold
 from compressor.training.evaluate import evaluating
 

@@ -12,7 +12,8 @@ from torch import nn
 import compressor
 from compressor.graph import capture
 from compressor.pruning.allocate import Widths, ranks
-from compressor.pruning.obs import Curve, Downdated, _sensitivities, calibrated, consumers, curve, curves
+from compressor.pruning.consumers import _sensitivities, consumers
+from compressor.pruning.obs import Curve, Downdated, calibrated, curve, curves
 from compressor.pruning.oneshot import sensitivity
 from compressor.pruning.price import macs_price
 from compressor.pruning.reconstruction.calibration import in_parts
@@ -147,7 +148,7 @@ def test_a_layer_with_very_many_inputs_is_looked_at_channel_by_channel(monkeypat
     with torch.no_grad():
         model[3].weight.view(4, 6, 25)[:, 2] = 0  # nothing reads this one
     whole = curves(model, channels, consumers(model, channels, [x]))["0"]
-    monkeypatch.setattr("compressor.pruning.obs._WIDE", 100)
+    monkeypatch.setattr("compressor.pruning.consumers._WIDE", 100)
     parted = curves(model, channels, consumers(model, channels, [x]))["0"]
     assert whole.ids[0] == parted.ids[0] == channels.group("0").ids[2]
     assert parted.errors[1] == pytest.approx(0, abs=1e-6) and not any(parted.levels.values())
@@ -183,7 +184,7 @@ class Constant(nn.Module):
 
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_images_are_looked_at_in_parts_that_tell_them_apart(net, images, count, monkeypatch):
-    monkeypatch.setattr("compressor.pruning.obs._PROBED_VALUES", 15)  # three images, so that one is left of four
+    monkeypatch.setattr("compressor.pruning.consumers._PROBED_VALUES", 15)  # three images, so that one is left of four
     assert [len(part) for part in in_parts([images[:4]], 4, 15)] == [2, 2]
     found = _sensitivities(Constant(net), [images[:count]])
     assert found.keys() == {"net.0.weight", "net.2.weight"}

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 from compressor.graph.rules_shapes import order_of, permute
 from compressor.graph.trace import Op, TensorRef
 from compressor.pruning.reconstruction.products import Product
-from compressor.pruning.reconstruction.replay import DivergedError, Program
+from compressor.pruning.reconstruction.program import Program
+from compressor.pruning.reconstruction.replay import DivergedError
 
 
 def only_consumer(program: Program, ref: TensorRef, behind: int) -> int | None:

@@ -15,7 +15,8 @@ from compressor.graph.channels import Channels, Ids
 from compressor.graph.trace import TensorRef
 from compressor.pruning.reconstruction.paths import Call, clipped, find_path, is_affine, only_consumer, summand_factor
 from compressor.pruning.reconstruction.products import Product
-from compressor.pruning.reconstruction.replay import Hook, Program, Replay
+from compressor.pruning.reconstruction.program import Program
+from compressor.pruning.reconstruction.replay import Hook, Replay
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ ADAPTED = (
     (r"(pruned|merged|inserted|frozen) \d+", r"\1 N"),
     (r"\d+ filters, \d+% of MACs", "N filters, P% of MACs"),
     (r"[\d.]+ [kM]?MAC are left", "N MAC are left"),
+    (r"[\d.]+x of the MACs \((.*) to .*\), [\d.]+x of", r"Nx of the MACs (\1 to N), Nx of"),
     (r"^((?:MACs|MACs \(thop\)|parameters|file size)\s.*) (?:SIZE|[\d.]+ \w+)\s+\d\.\d\dx$", r"\1 AFTER"),
 )
 SMALL = ["--no-latency", "--no-onnx", "--device", "cpu"]

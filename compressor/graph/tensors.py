@@ -8,8 +8,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, then buffers (those that are not saved too), each under its first name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Parameters, then buffers (those that are not saved too), each under its first name.
+
+    As `named_parameters` and `named_buffers` give them, in one walk through the modules: captures ask again and again.
+    """
+    found: dict[str, Tensor] = {}
+    modules = [(f"{path}." if path else "", module) for path, module in model.named_modules()]
+    for kind in ("_parameters", "_buffers"):
+        met: set[int] = set()
+        for path, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in met:
+                    met.add(id(tensor))
+                    found[path + name] = tensor
+    return found
 
 
 def saved_tensors(model: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:

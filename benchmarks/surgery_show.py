@@ -52,8 +52,15 @@ def _peer_failures(result: Result) -> str:
     limit = result["limit_cpu_s"]
     return (
         f"Torch-Pruning's: {slow} by the limit of {limit} CPU seconds a network, which holds for both, {broken} do not "
-        f"run in training mode any more, {len(why) - slow - broken} stop with an exception (each in the result file). "
+        f"run in training mode any more, {len(why) - slow - broken} stop with an exception (each in the result file)"
+        f"{_measured_before(result)}. "
     )
+
+
+def _measured_before(result: Result) -> str:
+    """Where the peer was measured, if elsewhere."""
+    before = result.get("torch_pruning_measured")
+    return f", measured on {before['machine']}, torch {before['versions']['torch']}" if before else ""
 
 
 def speed(result: Result) -> str:

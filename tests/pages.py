@@ -4,6 +4,7 @@ Training is cut to an epoch and latency left out; nothing else is changed. The r
 in the same layout, the reader's models small ones of the same names.
 """
 
+import contextlib
 import json
 import re
 import shlex
@@ -99,7 +100,10 @@ def stand_ins(folder: Path) -> None:
         "from torch import nn\n\nINPUT_SHAPE = (3, 32, 32)\n\n\ndef build():\n    return " + _NET
     )
     (folder / "classes.json").write_text(json.dumps({f"class {number}": number for number in range(10)}))
-    torch.save(eval(_NET, {"nn": torch.nn}).state_dict(), folder / "weights.pt")
+    network = eval(_NET, {"nn": torch.nn}).eval()
+    torch.save(network.state_dict(), folder / "weights.pt")
+    with contextlib.redirect_stdout(None):
+        torch.onnx.export(network, (torch.zeros(1, 3, 32, 32),), folder / "net.onnx", dynamo=True)
 
 
 def owned(lines: list[str]) -> Iterator[str]:

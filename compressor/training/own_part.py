@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -13,16 +13,24 @@ from compressor.errors import DataError, UsageError
 from compressor.graph.generators import seeded
 from compressor.training.randomness import derive_seed, generator
 
-if TYPE_CHECKING:
-    from compressor.training.own_task import OwnTask
-
 BATCH = 64  # examples at once where nothing is learnt
+
+
+class Giver(Protocol):
+    """The task that a part asks for its data."""
+
+    @property
+    def name(self) -> str: ...
+
+    def asked(self, method: str, *given: Any) -> Any: ...
+
+    def failed(self, what: str, error: Exception) -> NoReturn: ...
 
 
 class Part:
     """One split of a user's data."""
 
-    def __init__(self, task: "OwnTask", split: str, given: Any = None) -> None:
+    def __init__(self, task: Giver, split: str, given: Any = None) -> None:
         self.task, self.split = task, split
         self._used = False  # once, of what can be iterated over once only
         self._given = self._asked() if given is None else given

@@ -68,11 +68,7 @@ ARMS = {"blocks": "blocks", "widths": "obs"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", type=Path, help="folder with the published ResNets")
-    parser.add_argument("--lite0", type=Path, help="the published weights of EfficientNet-Lite0")
-    parser.add_argument("--data", action="append", metavar="NAME=SPEC", required=True)
-    parser.add_argument("--networks", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser = real.parser_of(__doc__, TARGETS)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=OUT)

@@ -20,7 +20,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -114,12 +114,18 @@ NETWORKS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None, networks: Iterable[str]) -> argparse.ArgumentParser:
+    """Where the published weights and the data lie, and which networks are asked for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", type=Path, help="folder with the published ResNets")
     parser.add_argument("--lite0", type=Path, help="the published weights of EfficientNet-Lite0")
     parser.add_argument("--data", action="append", metavar="NAME=SPEC", required=True)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=networks, default=[*networks])
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__, NETWORKS)
     parser.add_argument("--arms", nargs="+", help=f"of {', '.join(ARMS)}; with{DISTILLED} behind it")
     parser.add_argument("--left", nargs="+", type=float)
     parser.add_argument("--seeds", nargs="+", type=int)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import FileError, ModelError, UsageError
 from compressor.exporting.latency import Compared, profile, side_by_side
 from compressor.exporting.onnx import export_onnx
 from compressor.graph import capture
@@ -20,7 +20,7 @@ from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import TensorRef, trace
 from compressor.profiling.macs import macs_of
-from compressor.pruning.blocks import Progress, Shortening, Step, options
+from compressor.pruning.blocks import Option, Progress, Shortening, Step, options
 from compressor.pruning.price import Goal, Price, in_words
 from compressor.pruning.reconstruction import Reconstruction, no_progress, reconstruct_
 from compressor.pruning.settings import PruneSettings, in_time
@@ -71,6 +71,27 @@ def choose_blocks(
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         measuring = (_InTime if in_time(choice) else _InMacs)(module, example, choice, tell, Path(folder))
         return _chosen(module, found, refused, inputs, measuring, progress)
+
+
+def chosen_before(
+    module: nn.Module, example: Tensor, inputs: Sequence[Any], choice: PruneSettings, structure: Mapping[str, Any]
+) -> Chosen:
+    """What `structure` of a run that was broken off says was chosen, with convolutions fitted again.
+
+    Raises:
+        FileError: it is of another network.
+    """
+    found = find_blocks(module, example).found
+    try:
+        steps = [
+            Step(Option(row["group"], row.get("kernel", 0), row["numbers"]["saved"]), 0.0, row["numbers"]["moved"])
+            for row in structure["edits"]
+        ]
+        order = Shortening(module, found, (), inputs)
+        edits, _ = order.edits(steps, "ms" if in_time(choice) else "MACs")
+        return Chosen(tuple(edits), dict(structure["refused"]), tuple(structure["notes"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"the checkpoint's blocks do not fit the network ({error}): start the run again") from error
 
 
 def _chosen(

@@ -13,6 +13,7 @@ from compressor.files.paths import write_whole
 from compressor.graph.channels import Channels, Group
 from compressor.pruning.selection import Selection
 from compressor.surgery import Plan, Prune
+from compressor.surgery.edits import plan_of
 
 FORMAT, VERSION, NAME = "compressor plan", 1, "plan.json"
 _LONGEST = 1 << 26  # characters
@@ -47,6 +48,27 @@ def _groups(text: str) -> str:
 def _line(group: Group, gone: set[int]) -> str:
     at = [position for position, identity in enumerate(group.ids.tolist()) if identity in gone]
     return f"    {json.dumps(group.name)}: {json.dumps({'channels': group.size, 'remove': at})}"
+
+
+def structure_of(selection: Selection) -> dict[str, Any]:
+    """A selection as plain types, for a run's checkpoint."""
+    return {"edits": list(selection.plan.rows()), "refused": dict(selection.refused), "notes": list(selection.notes)}
+
+
+def selection_of(structure: Mapping[str, Any], channels: Channels) -> Selection:
+    """The selection that `structure_of` wrote down.
+
+    Raises:
+        FileError: it is of another network.
+    """
+    try:
+        plan, refused, notes = plan_of(structure["edits"]), dict(structure["refused"]), tuple(structure["notes"])
+        known = {group.name: set(group.ids.tolist()) for group in channels.free}
+        if not all(set(edit.channels) < known[edit.group] for edit in plan.edits):
+            raise ValueError("it removes channels that the network lacks")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"the checkpoint's plan does not fit the network ({error}): start the run again") from error
+    return Selection(plan, channels.macs(plan.removed), channels.params(plan.removed), refused, notes)
 
 
 def read_plan(path: str, channels: Channels) -> Selection:

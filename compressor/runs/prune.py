@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from compressor.runs.jobs import PruneJob
 from compressor.runs.latency_goal import plan_latency, select_in_ms
 from compressor.runs.measuring import filters_after, layer_sizes
 from compressor.runs.oneshot import apply_plan_
-from compressor.runs.plans import read_plan, write_plan
+from compressor.runs.plans import read_plan, selection_of, structure_of, write_plan
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, PartEvent, Stage
 from compressor.runs.subject import calibration_inputs, refuse_routed, score_batches
@@ -59,11 +59,13 @@ class PruneRun(Run[PruneJob]):
         self.tell(Stage("finding which channels belong together"))
         self.channels = channels = capture(subject.module, subject.example, keep=choice.keep, also=choice.also)
         self.note(*channels.notes)
-        if job.plan is not None:
+        if self.decided:
+            self.selection = selection_of(self.decided, channels)
+        elif job.plan is not None:
             self.selection = read_plan(job.plan, channels)
         else:
             self.selection = self._selected()
-            self.note(*self.selection.notes)
+        self.note(*self.selection.notes)
         edits = tuple(self.selection.plan.rows())
         self.facts = {"edits": edits, "frozen": channels.frozen, "refused": dict(self.selection.refused)}
 
@@ -154,7 +156,12 @@ class PruneRun(Run[PruneJob]):
         step = step_for(subject.module, self.teacher, job.distilling, job.training, self.data)
         # The validation figure of the base alone says little of sub-models.
         candidate = now if step is None or self.teacher is not None else None
-        self.learned(finetune_(subject, job.training, step, self.saving(phase="finetune"), self.record, candidate))
+        saving = self.saving(phase="finetune", structure=self.structure)
+        self.learned(finetune_(subject, job.training, step, saving, self.record, candidate))
+
+    def structure(self) -> dict[str, Any]:
+        """What was decided, from which a run that goes on makes the same network: times, and chips, may differ then."""
+        return structure_of(self.selection)
 
     def _seen(self) -> str:
         """A remark on validation figures of a network that was trained elsewhere: on all training images, as a rule."""

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from compressor.graph.skeleton import skeleton
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.report.report import Report
-from compressor.runs.blocks import Chosen, choose_blocks, replace_
+from compressor.runs.blocks import Chosen, choose_blocks, chosen_before, replace_
 from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
 from compressor.runs.prune import PruneRun
@@ -38,14 +39,23 @@ class BlocksRun(PruneRun):
         if isinstance(subject.module, Detachable | Nested):
             raise ModelError("the network has sub-models, which share its blocks: prune them before detach")
         self.inputs = calibration_inputs(subject, choice.seed)
-        self.chosen = distributed.from_first(
-            lambda: choose_blocks(
-                subject.module, subject.example, self.inputs, choice, lambda text: self.tell(Stage(text)),
-                lambda done, total: self.tell(PartEvent("ways to replace blocks", done, total)),
-            )
-        )  # fmt: skip
+        self.chosen = distributed.from_first(self._chosen)
         self.note(*self.chosen.notes)
         self.facts = {"edits": tuple(rows_of(self.chosen.edits)), "refused": dict(self.chosen.refused)}
+
+    def _chosen(self) -> Chosen:
+        subject, choice = self.subject, self.job.choice
+        if self.decided:
+            return chosen_before(subject.module, subject.example, self.inputs, choice, self.decided)
+        return choose_blocks(
+            subject.module, subject.example, self.inputs, choice, lambda text: self.tell(Stage(text)),
+            lambda done, total: self.tell(PartEvent("ways to replace blocks", done, total)),
+        )  # fmt: skip
+
+    def structure(self) -> dict[str, Any]:
+        """The blocks and what came in their places; the convolutions are fitted again."""
+        chosen = self.chosen
+        return {"edits": [*rows_of(chosen.edits)], "refused": dict(chosen.refused), "notes": [*chosen.notes]}
 
     def predicted(self) -> tuple[Measurements, Measurements]:
         """Of a copy, edited."""

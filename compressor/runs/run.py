@@ -6,11 +6,12 @@ A verb brings its plan and its middle: a subclass of `Run` in its own file, whic
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import nn
@@ -77,6 +78,7 @@ class Run(ABC, Generic[J]):
     whole: nn.Module | None = None  # the network as it came, to be timed
     aside: AnySet | None = None  # images that nothing looks at but the promise
     promise: Promise | None = None  # what is asked of the result on them
+    decided: Mapping[str, Any] = MappingProxyType({})  # what its checkpoint says of the edits, where it goes on
 
     def __init__(self, job: J, tell: Callback = silent) -> None:
         """Raises UsageError for settings that make no sense for any network, also where no reader saw them."""
@@ -110,6 +112,7 @@ class Run(ABC, Generic[J]):
         if self.NEEDS_DATA and self.job.data is None:
             raise UsageError("`data` is missing: give digits (built in), folder:DIR, another set, or your own `task`")
         self.folder = RunFolder(self.job.output, model=self.job.model.model, resume=resume)
+        self.decided = self.folder.decided()
         if self.job.time.for_ is not None and not resume:
             self.fit_in(self.job.time.for_)
         self.open()

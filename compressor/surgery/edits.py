@@ -112,7 +112,8 @@ class Plan:
 def rows_of(edits: Iterable[Edit | BlockEdit], period: int = 0) -> Iterator[dict[str, Any]]:
     """Edits as plain types."""
     for edit in edits:
-        channels = {} if isinstance(edit, Bypass | Fold) else {"channels": list(edit.channels)}
+        of_block = {"kernel": edit.kernel} if isinstance(edit, Fold) else {}
+        channels = of_block if isinstance(edit, Bypass | Fold) else {"channels": list(edit.channels)}
         yield {
             "kind": edit.kind,
             "period": period,

@@ -14,7 +14,7 @@ import compressor
 from compressor import Pruner, prune_
 from compressor.errors import ModelError, UsageError
 from compressor.pruning.settings import PruneSettings
-from compressor.runs import blocks
+from compressor.runs import blocks, prune_blocks
 from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.job import flat
 from compressor.runs.jobs import VERBS, BlocksJob, job_of
@@ -67,7 +67,7 @@ def test_a_dry_run_predicts_what_the_run_comes_to(tmp_path):
     assert predicted.before.macs == made.before.macs
 
 
-def test_a_run_that_was_broken_off_comes_to_the_same_end(tmp_path):
+def test_a_run_that_was_broken_off_comes_to_the_same_end(tmp_path, monkeypatch):
     def listen(event):
         if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (1, 2):
             signal.raise_signal(signal.SIGTERM)
@@ -75,7 +75,9 @@ def test_a_run_that_was_broken_off_comes_to_the_same_end(tmp_path):
     whole = run(job(tmp_path / "whole", epochs=2))
     with pytest.raises(Interrupted):
         run(job(tmp_path / "broken", epochs=2), listen)
-    assert resume(str(tmp_path / "broken")).edits == whole.edits
+    monkeypatch.setattr(prune_blocks, "choose_blocks", lambda *given: pytest.fail("chosen again"))
+    report = resume(str(tmp_path / "broken"))
+    assert (report.edits, report.refused, report.notes) == (whole.edits, whole.refused, whole.notes)
     one, other = (
         compressor.load(tmp_path / name / "model.safetensors", arch=ARCH).state_dict() for name in ("whole", "broken")
     )

@@ -15,10 +15,11 @@ from compressor.pruning.settings import PruneSettings
 from compressor.runs.folder import RunFolder
 from compressor.runs.job import RunJob, flat
 from compressor.runs.jobs import VERBS, AdaptJob, DetachJob, PruneJob, ReplaceJob, ShrinkJob, SweepJob, TrainJob, job_of
+from compressor.runs.prune import PruneRun
 from compressor.runs.resume import resume
 from compressor.runs.run import Run, run, run_class
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
-from compressor.training.checkpoint import NAME, PREVIOUS
+from compressor.training.checkpoint import NAME, PREVIOUS, read_checkpoint, write_checkpoint
 from compressor.training.events import BatchEvent
 from compressor.training.interrupt import Interrupted
 
@@ -76,6 +77,23 @@ def test_a_run_that_was_broken_off_comes_to_the_same_end(name, tmp_path):
 
     lines = (tmp_path / "moved" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
+
+
+def test_what_was_decided_is_not_decided_again(tmp_path, monkeypatch):
+    """Times differ from day to day, and vector widths from chip to chip: another plan would not fit the checkpoint."""
+    whole = run(pruning(tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        run(pruning(tmp_path / "broken"), breaking_off(1, 4))
+    shutil.copytree(tmp_path / "broken", tmp_path / "odd")
+    monkeypatch.setattr(PruneRun, "_selected", lambda self: pytest.fail("decided again"))
+    report = resume(str(tmp_path / "broken"))
+    assert report.edits == whole.edits and report.refused == whole.refused and report.notes == whole.notes
+
+    content = read_checkpoint(tmp_path / "odd" / NAME)
+    content["structure"]["edits"][0]["channels"] = [9999]
+    write_checkpoint(tmp_path / "odd", content)
+    with pytest.raises(FileError, match="plan does not fit the network .it removes channels that the network lacks"):
+        resume(str(tmp_path / "odd"))
 
 
 def test_a_run_broken_off_before_its_first_checkpoint_begins_again(tmp_path):

@@ -49,6 +49,12 @@ def setting(
     return field(default=default, metadata={"about": About(text, metavar, least, most, **more)})
 
 
+def same(kind: type, name: str) -> Any:
+    """A field like that of another class of settings: one setting, which several verbs or methods take."""
+    (entry,) = (entry for entry in fields(kind) if entry.name == name)
+    return field(default=entry.default, metadata=entry.metadata)
+
+
 @dataclass(frozen=True)
 class Known:
     """A setting that a job takes."""

@@ -46,7 +46,7 @@ class Price:
         stays = np.ones(self.next_id, dtype=np.int64)
         stays[gone[gone < self.next_id]] = 0
         counts = Counts(stays)
-        return self.fixed + sum(term.cost(*map(counts.of, term.axes)) for term in self.terms)
+        return float(self.fixed + sum(term.cost(*map(counts.of, term.axes)) for term in self.terms))
 
 
 def macs_price(channels: Channels) -> Price:

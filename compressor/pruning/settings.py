@@ -3,7 +3,7 @@ line can read it for `--help`.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.pruning.catalogue import ABOUT, METHODS, TRAINED, is_own
@@ -71,7 +71,7 @@ def resolved(settings: PruneSettings, *, has_inputs: bool) -> PruneSettings:
     return replace(settings, method=method, allocate=allocate)
 
 
-def in_time(settings: PruneSettings) -> bool:
+def in_time(settings: Any) -> bool:
     """Whether there is a target of time, so that layers have to be timed."""
     return settings.target_ms is not None or settings.speedup is not None
 

@@ -10,11 +10,14 @@ from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.price import in_words
+from compressor.pruning.settings import in_time
 from compressor.report.measurements import Measurements
 from compressor.runs.adapnet_section import section
 from compressor.runs.concept_pictures import galleries
 from compressor.runs.goals import Guard, Target
 from compressor.runs.jobs import AdaptJob
+from compressor.runs.latency_goal import goal_in_ms
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, check_period, hints
 from compressor.runs.run import UNMEASURED, Run
@@ -22,6 +25,7 @@ from compressor.runs.stages import Stage
 from compressor.runs.subject import refuse_routed
 from compressor.runs.training_phases import TrainingPhases
 from compressor.runs.tuning import measured_here
+from compressor.training import distributed
 from compressor.training.events import NoteEvent
 
 _TRIED_STEPS = 10  # of a period, for an estimate
@@ -43,7 +47,7 @@ class AdaptRun(Run[AdaptJob]):
         steps = data.steps(self.phases.training)
         check_period(job.adapnet, steps)
         self.tell(Stage("finding which channels belong together"))
-        channels = capture(subject.module, subject.example, keep=job.keep, also=job.also)
+        self.channels = channels = capture(subject.module, subject.example, keep=job.keep, also=job.also)
         notes(*channels.notes, *hints(job.adapnet, subject.module))
         self.method = AdapNet(job.adapnet, classes=len(data.classes), steps_per_epoch=steps, seed=job.training.seed)
         self.method.adopt(subject.module, channels)
@@ -51,10 +55,27 @@ class AdaptRun(Run[AdaptJob]):
         if not self.method.units:
             raise ModelError(f"there is nothing that AdapNet could change: {reasons(channels, self.method)}")
         guard = Guard(job.goals.undo_drop, partial(measured_here, subject), data)
-        target = Target.of(job.goals, channels)
-        self.periods = Periods(subject.module, channels, self.method, target, guard, self.tell, job.goals.round_to)
+        self.periods = Periods(
+            subject.module, channels, self.method, self._target(), guard, self.tell, job.goals.round_to
+        )
         self.training = TrainingPhases(subject.module, data, self.periods, self.phases, job.distilling, self._trained)
         self.facts["frozen"] = {**channels.frozen, **self.method.locked}
+
+    def _target(self) -> Target:
+        """With times by the first process, which the others wait for."""
+        goals, found = self.job.goals, list[Target]()
+        if in_time(goals):
+            self.tell(Stage("timing the network's layers"))
+
+        def measured() -> dict[str, float]:
+            goal = goal_in_ms(self.subject.module, self.subject.example, self.channels, goals)
+            found.append(Target.of(goals, self.channels, goal))
+            return found[0].measured()
+
+        known = distributed.from_first(measured)
+        if not found:
+            measured()
+        return found[0].as_measured(known)
 
     @property
     def _trained(self) -> bool:
@@ -106,6 +127,8 @@ class AdaptRun(Run[AdaptJob]):
             "refused": dict(periods.refused),
             "sections": section(periods.rows, edits, pictures),
         }
+        if periods.target.ms is not None:
+            self.note(f"{in_words(periods.target.ms.price.whole(), 'ms')} are predicted for one image")
         missed = periods.target.shortfall(periods.channels)
         if missed is not None:
             self.tell(NoteEvent(missed))

@@ -1,11 +1,12 @@
 """What a user may ask of a run that changes the structure as it trains: a target, and a limit to each plan's harm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
-from compressor.pruning.price import Goal, Price, Term, in_words
+from compressor.pruning.price import Goal, Price, Term, in_words, scaled
 from compressor.report import units
 from compressor.report.figure import TOP
 from compressor.runs.settings import GoalSettings
@@ -43,6 +44,17 @@ class Target:
         return (
             self if self.ms is None else replace(self, ms=Goal(followed(self.ms.price, plan, channels), self.ms.wanted))
         )
+
+    def measured(self) -> dict[str, float]:
+        """What a timing gave, for the checkpoint of a run: another one would not be the same."""
+        return {} if self.ms is None else {"whole_ms": self.ms.price.whole(), "wanted_ms": self.ms.wanted}
+
+    def as_measured(self, found: Mapping[str, Any]) -> "Target":
+        """The same by what `measured` found before the run was broken off."""
+        if self.ms is None or "whole_ms" not in found:
+            return self
+        factor = found["whole_ms"] / self.ms.price.whole()
+        return replace(self, ms=Goal(scaled(self.ms.price, factor), found["wanted_ms"]))
 
     def trimmed(self, plan: Plan, channels: Channels) -> Plan:
         """As many of the plan's edits as meet the target, in their order; none when it is met, all when it is not."""

@@ -8,7 +8,7 @@ from compressor.errors import FileError, UsageError
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.catalogue import ABOUT, TRAINED
+from compressor.pruning.catalogue import ABOUT
 from compressor.pruning.settings import PruneSettings
 from compressor.pruning.settings import check as check_pruning
 from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSettings, paper
@@ -111,9 +111,8 @@ class AdaptJob(RunJob):
     SHOWS: ClassVar[frozenset[str]] = _SHOWN
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            {"ratio", "allocate", "min_channels", "ratio_for", *_TARGETS, "threads", "table", "runtime"}
-            - {"target_macs"},
-            "it decides itself how much goes; `target_macs` or `target_params` end it sooner",
+            ("ratio", "allocate", "min_channels", "ratio_for", "target_mb", "target_ram"),
+            "it decides itself how much goes; `target_macs`, `target_params` or `target_ms` end it sooner",
         ),
         **dict.fromkeys(
             ("schedule", "milestones", "gamma", "warmup_epochs"),
@@ -272,15 +271,12 @@ class SweepJob(RunJob):
     distilling: DistillSettings = field(default_factory=DistillSettings)  # of every run, the control included
 
     def completed(self) -> Self:
-        """The job; where nobody chose, with methods that meet targets of time if these are asked for."""
+        """The job itself."""
         if self.model.model is None:
             raise UsageError("a sweep starts from a trained model: give its file, after compressor train made it")
-        if not self.grid.target_ms:
-            return self
-        if "targets" in self.chosen:
+        if self.grid.target_ms and "targets" in self.chosen:
             raise UsageError("`targets` and `target_ms` both say how small: leave one of them out")
-        methods = tuple(name for name in self.grid.methods if "methods" in self.chosen or name not in TRAINED)
-        return replace(self, grid=replace(self.grid, methods=methods))
+        return self
 
 
 # What is searched for where nobody says.

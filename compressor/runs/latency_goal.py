@@ -23,7 +23,8 @@ from compressor.profiling.timetable import Timetable
 from compressor.pruning.oneshot import Ranked
 from compressor.pruning.price import Goal, Price, scaled
 from compressor.pruning.selection import Selection, goals_of, select
-from compressor.pruning.settings import PruneSettings
+from compressor.pruning.settings import PruneSettings, in_time
+from compressor.runs.settings import GoalSettings
 from compressor.surgery import Plan, operate_
 
 TOLERANCE = 0.05  # of the target: how near counts as met
@@ -77,7 +78,7 @@ def select_in_ms(
         return _noted(min(tried, key=lambda each: each[0])[1], times, target)
 
 
-def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: PruneSettings) -> Price:
+def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: PruneSettings | GoalSettings) -> Price:
     """Milliseconds of one image by channels, by this machine's layers in the runtime or another's table.
 
     Raises:
@@ -88,12 +89,25 @@ def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: Pru
         return price
 
 
+def goal_in_ms(
+    module: nn.Module, example: Any, channels: Channels, choice: PruneSettings | GoalSettings
+) -> Goal | None:
+    """The target of time by such a price, for a method that goes on until it is met; None where there is none.
+
+    Raises what `price_in_ms` does, and UsageError where the network is that fast already.
+    """
+    if not in_time(choice):
+        return None
+    price = price_in_ms(module, example, channels, choice)
+    return Goal.at(price, target_in_ms(choice, price.whole()))
+
+
 @contextmanager
 def _timed(
     module: nn.Module,
     example: Any,
     channels: Channels,
-    choice: PruneSettings,
+    choice: PruneSettings | GoalSettings,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[LayerTimes, Price, Path]]:
     """A network's layer times, the price by them, on this machine of what the whole network takes, and its graph, which
@@ -114,7 +128,7 @@ def _timed(
         yield times, price, file
 
 
-def check_timed(example: Any, choice: PruneSettings) -> None:
+def check_timed(example: Any, choice: PruneSettings | GoalSettings) -> None:
     """Raise UsageError for what no time is measured of: several inputs, or a runtime that is not installed."""
     if not isinstance(example, Tensor):
         raise UsageError("a target of time is for models of one input")
@@ -153,10 +167,13 @@ def _beside(
     return _compared((whole, file), one, threads, runtime)
 
 
-def target_in_ms(choice: PruneSettings, whole: float) -> float:
-    """Milliseconds that the settings want of a network that takes so many."""
-    wanted = [whole / choice.speedup] if choice.speedup else []
-    return min([*wanted, *([choice.target_ms] if choice.target_ms else [])])
+def target_in_ms(choice: PruneSettings | GoalSettings, whole: float) -> float:
+    """Milliseconds that the settings want of a network that takes so many. Raises UsageError for none."""
+    wanted = [] if choice.target_ms is None else [choice.target_ms]
+    wanted += [] if choice.speedup is None else [whole / max(choice.speedup, 1e-9)]
+    if not min(wanted) > 0:
+        raise UsageError(f"the target is {min(wanted):g} ms; give milliseconds for one image, such as 2.5")
+    return min(wanted)
 
 
 def _off(ms: float, target: float) -> tuple[bool, float]:

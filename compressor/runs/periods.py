@@ -212,7 +212,7 @@ class Periods:
 
     def structure(self) -> dict[str, Any]:
         """The edits so far, from which `restore` makes the same network and the same channels."""
-        return {"plans": self.plans}
+        return {"plans": self.plans, **self._before[2].measured()}
 
     def state(self) -> dict[str, Any]:
         """Everything else that a resumed run needs, as plain data and tensors."""
@@ -227,8 +227,10 @@ class Periods:
         """Go back, or forward, to the structure and the method's state of a checkpoint; weights are put in after."""
         self.disarm()
         self._watch = self._held = None
-        snapshot, self.channels, self.target = self._before
+        snapshot, self.channels, target = self._before
+        self._before = (snapshot, self.channels, target.as_measured(structure))
         snapshot.restore_()
+        self.target = self._before[2]
         self.plans = [list(rows) for rows in structure["plans"]]
         for rows in self.plans:
             self._replay(plan_of(rows))

@@ -81,8 +81,10 @@ class PruneRun(Run[PruneJob]):
         )
         if not in_time(choice):
             return select(channels, ranked.scores, choice, ranked.curves)
-        return select_in_ms(
-            subject.module, subject.example, channels, ranked, choice, lambda text: self.tell(Stage(text))
+        return distributed.from_first(
+            lambda: select_in_ms(
+                subject.module, subject.example, channels, ranked, choice, lambda text: self.tell(Stage(text))
+            )
         )
 
     def predicted(self) -> tuple[Measurements, Measurements]:

@@ -27,7 +27,7 @@ from compressor.pruning.price import Goal, in_words
 from compressor.pruning.reconstruction import enough_images, inputs_of
 from compressor.pruning.scores import Given, Score
 from compressor.pruning.selection import goals_of, select
-from compressor.pruning.settings import PruneSettings, check, in_time, looks_at_inputs, resolved
+from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
@@ -38,7 +38,7 @@ from compressor.runs.criterion import criterion
 from compressor.runs.criterion import in_words as named
 from compressor.runs.goals import Guard, Target
 from compressor.runs.gradual import Gradual
-from compressor.runs.latency_goal import price_in_ms, target_in_ms
+from compressor.runs.latency_goal import goal_in_ms
 from compressor.runs.measuring import filters, layer_sizes
 from compressor.runs.oneshot import check_can_be_edited, check_optimizer, checked
 from compressor.runs.periods import Periods
@@ -50,7 +50,6 @@ from compressor.training.randomness import seed_everything_
 from compressor.training.task import examples_in
 
 _ROUNDS = 10  # of a criterion that is applied gradually, where nothing else is said
-_IN_TIME: tuple[str, ...] = ("target_ms", "speedup", "runtime", "threads", "table")
 
 
 class Pruner:
@@ -155,13 +154,13 @@ class Pruner:
         if preset not in PRESETS:
             raise UsageError(f"there is no preset {preset!r}: these are {', '.join(PRESETS)}")
         base = base or PRESETS[preset]
-        mine, timed = settings_of(base), {name: given.pop(name) for name in _IN_TIME if name in given}
+        mine = settings_of(base)
         settings = filled(base, {name: given.pop(name) for name in list(given) if name in mine})
-        names: tuple[str, ...] = ("target_macs", "target_params", "round_to")
-        known = {name: given.pop(name) for name in names if name in given}
+        names = settings_of(GoalSettings()).keys() - {"undo_drop", "fill"}
+        known = {name: given.pop(name) for name in sorted(names) if name in given}
         settings = filled(settings, given)  # what is left is unknown
         goals, channels = filled(GoalSettings(), known), self._channels
-        self._settings = {**asdict(settings), **known, **timed}
+        self._settings = {**asdict(settings), **known}
         self._epochs = settings.max_epochs
         if self._steps < self._epochs:
             raise UsageError(f"`steps` is {self._steps}, and has to be at least `max_epochs`, which is {self._epochs}")
@@ -171,7 +170,7 @@ class Pruner:
         method.adopt(self.model, channels)
         if not method.units:
             raise ModelError(f"there is nothing that AdapNet could change: {reasons(channels, method)}")
-        target = Target.of(goals, channels, self._in_time(filled(PruneSettings(), timed)))
+        target = Target.of(goals, channels, goal_in_ms(self.model, self._example, channels, goals))
         guard = Guard(None, lambda: 0.0)
         return Periods(self.model, channels, method, target, guard, self._tell, goals.round_to, self.followers)
 
@@ -188,7 +187,7 @@ class Pruner:
         if every is not None and every > steps:
             raise UsageError(f"`every` is {every}, and there are only {steps} `steps`")
         self._settings, self._steps, self._epochs = asdict(choice), steps, 1
-        goal = self._in_time(choice)
+        goal = goal_in_ms(self.model, self._example, self._channels, choice)
         _check_reached(self.model, self._channels, choice, goal)
         batches = [] if data is None else _first(data, self._example, choice.score_images)
         return Gradual(
@@ -198,12 +197,6 @@ class Pruner:
             batches=batches if loss is not None or score is not None else (),
             price=None if goal is None else goal.price, followers=self.followers,
         )  # fmt: skip
-
-    def _in_time(self, choice: PruneSettings) -> Goal | None:
-        if not in_time(choice):
-            return None
-        price = price_in_ms(self.model, self._example, self._channels, choice)
-        return Goal.at(price, target_in_ms(choice, price.whole()))
 
     def step(self) -> bool:
         """Call this after the optimizer's step; True when the structure has changed.

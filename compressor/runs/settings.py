@@ -7,7 +7,7 @@ from compressor.files.limits import LARGEST_GIB
 from compressor.pruning.settings import PruneSettings
 from compressor.report.certificate import CONFIDENCE
 from compressor.runs.inputs import Input, inputs
-from compressor.settings import duration, setting
+from compressor.settings import duration, same, setting
 from compressor.training.settings import TrainSettings
 
 # Weights that are good already are trained on gently.
@@ -99,19 +99,17 @@ class GoalSettings:
 
     PANEL: ClassVar[str] = "AdapNet"
 
-    target_macs: float | None = setting(
-        None, "Instead of a ratio, the MACs to keep: 0.5 for half, 2e8 for 200 million.", "MACS"
-    )
+    target_macs: float | None = same(PruneSettings, "target_macs")
+    target_ms: float | None = same(PruneSettings, "target_ms")
+    speedup: float | None = same(PruneSettings, "speedup")
+    threads: int = same(PruneSettings, "threads")
+    runtime: Literal["onnxruntime", "openvino"] = same(PruneSettings, "runtime")
+    table: str | None = same(PruneSettings, "table")
     target_params: float | None = setting(None, "Parameters to keep, like --target-macs; adapnet only.", "PARAMS")
     undo_drop: float | None = setting(
         None, "Undo a pruning step that costs more validation top-1 than this, such as 0.02.", "SHARE", 0, 1, rare=True
     )
-    round_to: int | Literal["auto"] = setting(
-        PruneSettings.round_to,
-        "Round pruned widths to a multiple of N; auto: the processor's vector width. [auto]",
-        "N",
-        1,
-    )
+    round_to: int | Literal["auto"] = same(PruneSettings, "round_to")
     fill: bool = setting(False, "Use epochs left over by pruning for fine-tuning.", rare=True)
 
 
@@ -123,7 +121,7 @@ class SweepSettings:
 
     methods: tuple[str, ...] = setting(
         ("obs", "taylor", "adapnet"),
-        "Pruning methods, see `compressor prune --help`. [obs,taylor,adapnet; the last not for --target-ms]",
+        "Pruning methods, see `compressor prune --help`. [obs,taylor,adapnet]",
         "NAME,NAME,...",
     )
     targets: tuple[float, ...] = setting((0.7, 0.5, 0.3), "Shares of the MACs to keep. [0.7,0.5,0.3]", "SHARE,...")
@@ -132,7 +130,4 @@ class SweepSettings:
     )
     control: bool = setting(True, "Also fine-tune the unpruned model with the same budget, to compare.")
     lsep: int | None = setting(None, "Optimizer steps between pruning steps.", "STEPS", 1)
-    reconstruct: bool = setting(
-        PruneSettings.reconstruct,
-        "Least-squares reconstruction of layers that read pruned channels. [adapnet: off]",
-    )
+    reconstruct: bool = same(PruneSettings, "reconstruct")

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,6 @@ def plan(job: SweepJob) -> list[Cell]:
             raise UsageError(
                 f"the target {target:g} is no share of the MACs: give numbers between 0 and 1, such as 0.5"
             )
-    if grid.target_ms and any(method in TRAINED for method in grid.methods):
-        raise UsageError("`target_ms` is for methods that choose in one shot: leave adapnet out of `methods`")
     for method in grid.methods:
         if method not in TRAINED:
             check(PruneSettings(method=method), has_data=True)
@@ -124,7 +122,7 @@ def _runs(job: SweepJob) -> Iterator[Cell]:
         for target in targets:
             name = re.sub(r"[^\w.-]+", "-", f"{method}-{target:g}{unit}")
             if method in TRAINED:
-                yield Cell(name, _adapnet(job, name, target))
+                yield Cell(name, _adapnet(job, name, {kind: target}))
                 continue
             given: dict[str, Any] = {"method": method, kind: target}
             given |= {} if job.grid.reconstruct or method in BLOCKS else {"reconstruct": False}
@@ -134,7 +132,7 @@ def _runs(job: SweepJob) -> Iterator[Cell]:
             yield Cell(name, pruning(**common(job, name), choice=choice, training=job.training, command=command))
 
 
-def _adapnet(job: SweepJob, name: str, target: float) -> AdaptJob:
+def _adapnet(job: SweepJob, name: str, target: Mapping[str, Any]) -> AdaptJob:
     """AdapNet with the same number of epochs, of which it may change the structure in three quarters."""
     training = job.training
     fine = max(1, training.epochs // 4)
@@ -143,10 +141,10 @@ def _adapnet(job: SweepJob, name: str, target: float) -> AdaptJob:
     changed |= {"batch_size": training.batch_size, "max_epochs": max(1, training.epochs - fine)}
     changed |= {"finetune_epochs": fine, "startup_epochs": 0, "lsep": job.grid.lsep}
     changed = {key: value for key, value in changed.items() if value is not None or key == "lsep"}
-    typed = {"method": "adapnet", "preset": "quick", "target_macs": target, "fill": True}
+    typed = {"method": "adapnet", "preset": "quick", **target, "fill": True}
     return AdaptJob(
         **common(job, name),
-        goals=GoalSettings(target_macs=target, fill=True),
+        goals=GoalSettings(**target, fill=True),
         training=training,
         preset="quick",
         adapnet=replace(PRESETS["quick"], **changed),

@@ -22,7 +22,7 @@ def test_targets_in_milliseconds_are_runs_of_methods_that_meet_them(compressor):
     ran = compressor("sweep", DIGITS, *given, "--out", "runs/sweep", "--dry-run", "--json")
     commands = json.loads(ran.out)["commands"]
     assert [command.split(" --out ")[1] for command in commands] == [
-        f"runs/sweep/{method}-{target}ms" for method in ("obs", "taylor") for target in ("0.05", "0.2")
+        f"runs/sweep/{method}-{target}ms" for method in ("obs", "taylor", "adapnet") for target in ("0.05", "0.2")
     ]
     assert all("--target-ms 0." in command and "--target-macs" not in command for command in commands)
     blocks = compressor("sweep", DIGITS, "--methods", "blocks", *given, "--out", "runs/sweep", "--dry-run", "--json")
@@ -91,11 +91,10 @@ def test_stopped_sweep_says_how_to_go_on(compressor, monkeypatch):
         ([DIGITS, "--methods", "l1,l1"], "without repetition"),
         ([DIGITS, "--target-ms", "3,3"], "--target-ms once"),
         ([DIGITS, "--target-ms", "3", "--targets", "0.5"], "leave one of them out"),
-        ([DIGITS, "--target-ms", "3", "--methods", "l1,adapnet"], "leave adapnet out"),
         ([DIGITS, "--methods", "taylr"], "did you mean taylor"),
         (["--arch", "torchvision:resnet18"], "starts from a trained model"),
     ],
-    ids=["target", "twice", "twice in ms", "both targets", "adapnet in ms", "method", "untrained"],
+    ids=["target", "twice", "twice in ms", "both targets", "method", "untrained"],
 )
 def test_grids_that_make_no_sense_are_refused(compressor, arguments, said):
     out = compressor.folder / "sweep"

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +18,20 @@ from compressor.errors import ModelError, UsageError
 from compressor.exporting import layer_times
 from compressor.graph import capture
 from compressor.profiling.timetable import Timetable
+from compressor.pruning.adapnet.settings import PRESETS
 from compressor.pruning.oneshot import rank
 from compressor.pruning.settings import PruneSettings, resolved
 from compressor.runs import latency_goal
+from compressor.runs.jobs import AdaptJob
 from compressor.runs.latency_goal import price_in_ms, select_in_ms
+from compressor.runs.resume import resume
+from compressor.runs.run import run
+from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, OutputSettings
 from compressor.surgery import Insert, Plan, Prune, operate_
+from compressor.training.events import BatchEvent
+from compressor.training.interrupt import Interrupted
+
+DIGITS = str(Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors")
 
 
 @pytest.fixture
@@ -186,3 +197,34 @@ def test_adapnet_prunes_to_a_time_by_the_price_of_the_network_as_it_stands(net, 
         assert target.after(plan, channels).ms.price.whole() == pytest.approx(fresh.whole(), rel=0.02)
     assert not target.met(channels) and target.met(channels, half.removed)
     assert "ms are predicted for one image" in " ".join(pruner.finish().notes)
+
+
+def test_an_adapnet_run_prunes_to_a_time_that_it_keeps_when_it_goes_on(machine, tmp_path):
+    goals = GoalSettings(speedup=1.5, round_to=1)
+    adapnet = replace(PRESETS["quick"], startup_epochs=0, max_epochs=3, finetune_epochs=1, lsep=8)
+    training = replace(FINETUNE, device="cpu", log_seconds=0.0)
+
+    def job(name):
+        output = OutputSettings(str(tmp_path / name), latency=False, onnx=False)
+        return AdaptJob(ModelSettings(DIGITS), "digits", output, training=training, goals=goals, adapnet=adapnet)
+
+    def broken_off(event):
+        if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (2, 4):
+            signal.raise_signal(signal.SIGTERM)
+
+    whole = run(job("whole"))
+    [note] = [note for note in whole.notes if "predicted for one image" in note]
+    with pytest.raises(Interrupted):
+        run(job("broken"), broken_off)
+    machine.power = 0.5  # another day
+    again = resume(str(tmp_path / "broken"))
+    assert again.edits == whole.edits and again.notes == whole.notes and again.refused == whole.refused
+    assert whole.after.macs < whole.before.macs or "were asked for" in whole.refused["target"]
+    assert float(note.split()[0]) > 0
+
+
+@pytest.mark.parametrize("target", [{"target_ms": 0.0}, {"speedup": 1e-12}, {"target_ms": 1e6}])
+def test_targets_of_time_that_are_none_are_one_line(net, machine, target):
+    optimizer = torch.optim.SGD(net[0].parameters(), lr=0.01)
+    with pytest.raises(UsageError, match="the target is 0 ms|no more than the target of"):
+        Pruner(net[0], net[1], optimizer, "adapnet", steps=9, max_epochs=3, lsep=1, **target)

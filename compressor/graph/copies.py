@@ -50,7 +50,7 @@ def copied(value: Any, memo: Memo) -> Any:
     return _instance(value, memo) if _is_plain(value) else _deepcopied(value, memo)
 
 
-_HOLDERS = frozenset({dict, OrderedDict, set})
+HOLDERS = frozenset({dict, OrderedDict, set})
 HAVE_CODE = (fx.GraphModule, torch.jit.ScriptModule)  # modules that are more than their attributes
 
 
@@ -61,7 +61,7 @@ def attributes(value: Any, memo: Memo) -> dict[str, Any]:
         kind = type(each)
         if kind in CONSTANTS:
             made[key] = each
-        elif kind in _HOLDERS and not each:  # as most: hooks of which there are none
+        elif kind in HOLDERS and not each:  # as most: hooks of which there are none
             made[key] = kind()
         elif key != "_compiled_call_impl":
             made[key] = copied(each, memo)

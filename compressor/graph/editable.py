@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph.held import tensors_in
-from compressor.graph.tensors import named_tensors
+from compressor.graph.tensors import named_modules, named_tensors
 
 
 def check_model(model: nn.Module) -> None:
@@ -22,7 +22,7 @@ def check_model(model: nn.Module) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
-    kinds = {type(module): name for name, module in model.named_modules()}
+    kinds = {type(module): name for name, module in named_modules(model)}
     for kind, name in kinds.items():
         if not {"FakeQuantizeBase", "ObserverBase"}.isdisjoint(each.__name__ for each in kind.__mro__):
             raise ModelError(f"{name} prepares the model for quantization: prune first, then prepare what is left")
@@ -30,11 +30,12 @@ def check_model(model: nn.Module) -> None:
     lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
     if lazy:
         raise ModelError(f"{lazy[0]} has no shape yet: run the model once on an input, which initialises lazy modules")
-    odd = [name for name, tensor in tensors.items() if _layout(tensor) != "strided"]
+    odd = [name for name, tensor in tensors.items() if _layout(tensor) is not torch.strided]
     if odd:
-        raise ModelError(f"{odd[0]} is {_layout(tensors[odd[0]])}; layers can be edited only where weights are dense")
+        kind = str(_layout(tensors[odd[0]])).removeprefix("torch.")
+        raise ModelError(f"{odd[0]} is {kind}; layers can be edited only where weights are dense")
     if next(model.parameters(), None) is None:
-        packed = any(type(module).__module__.startswith("torch.ao.nn.quantized") for module in model.modules())
+        packed = any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in kinds)
         why = "its weights are quantized: prune first, then quantize" if packed else "nothing can be edited"
         raise ModelError(f"the model has no parameters: {why}")
 
@@ -49,7 +50,7 @@ def check_example(example: Any) -> None:
         raise UsageError(f"the example is empty (shape {'x'.join(map(str, empty.shape))}): give a batch of one or more")
 
 
-def _layout(tensor: Tensor) -> str:
+def _layout(tensor: Tensor) -> torch.layout | str:
     if tensor.is_quantized or tensor.is_nested:
         return "quantized" if tensor.is_quantized else "nested"
-    return str(tensor.layout).removeprefix("torch.")
+    return tensor.layout

@@ -1,6 +1,5 @@
 """Names of layers as a person writes them: a layer, a block, a parameter, a pattern, with the prefix of a wrapper."""
 
-import itertools
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.graph.channels import Channels, Group, owner
+from compressor.graph.tensors import named_modules
 
 _WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put in front of a name
 
@@ -16,9 +16,15 @@ _WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put i
 def names_of(model: nn.Module) -> dict[str, str]:
     """Every name of every module, parameter and buffer -> its first name; what is shared has several."""
     first: dict[int, str] = {}
-    every = (model.named_modules, model.named_parameters, model.named_buffers)
-    named = itertools.chain.from_iterable(each(remove_duplicate=False) for each in every)
-    return {name: first.setdefault(id(one), name) for name, one in named if name}
+    modules = named_modules(model, every=True)
+    found = {path: first.setdefault(id(module), path) for path, module in modules if path}
+    for kind in ("_parameters", "_buffers"):
+        for path, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None:
+                    place = f"{path}.{name}" if path else name
+                    found[place] = first.setdefault(id(tensor), place)
+    return found
 
 
 def matching(pattern: str, names: Mapping[str, str], what: str) -> frozenset[str]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from compressor.graph.copies import CONSTANTS, HAVE_CODE, attributes, copied
+from compressor.graph.copies import CONSTANTS, HAVE_CODE, HOLDERS, attributes, copied
 from compressor.graph.records import TensorRef
 from compressor.graph.state import State
-from compressor.graph.tensors import named_tensors
+from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.values import Values, may_be_read
 
 
@@ -23,7 +23,7 @@ class Replica:
     def __init__(self, model: nn.Module, *, real: bool = False) -> None:
         readable: list[tuple[Tensor, Tensor]] = []
         self.model = skeleton(model, real=real, readable=readable)
-        self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
+        self.modules: dict[str, nn.Module] = dict(named_modules(self.model))
         self.tensors = named_tensors(self.model)
         self.device = next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
         self.values = Values(() if real else readable)
@@ -37,11 +37,8 @@ class Replica:
     def references(self) -> list[tuple[Tensor, TensorRef]]:
         """The model's own tensors, parameters and buffers first, by the numbers that they have in every run."""
         held = (value for module in self.modules.values() for value in vars(module).values())
-        own = {
-            id(each): each
-            for each in (*self.tensors.values(), *held)
-            if isinstance(each, Tensor) and not each.is_nested
-        }
+        rest = (each for each in held if type(each) not in _NO_TENSORS and isinstance(each, Tensor))
+        own = {id(each): each for each in (*self.tensors.values(), *rest) if not each.is_nested}
         return [(each, TensorRef(at, tuple(each.shape), each.dtype)) for at, each in enumerate(own.values())]
 
     def set_mode(self, training: bool) -> None:
@@ -116,9 +113,9 @@ def skeleton(model: nn.Module, *, real: bool = False, readable: list[tuple[Tenso
     """
     memo: dict[int, Any] = {}
     plain, others = [], 0
-    for module in model.modules():
+    for _, module in named_modules(model):
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if type(tensor) not in CONSTANTS and isinstance(tensor, Tensor) and id(tensor) not in memo:
+            if type(tensor) not in _NO_TENSORS and isinstance(tensor, Tensor) and id(tensor) not in memo:
                 memo[id(tensor)] = stand_in = _stand_in(tensor, real)
                 if readable is not None and may_be_read(tensor, module):
                     readable.append((stand_in, tensor))
@@ -134,6 +131,9 @@ def skeleton(model: nn.Module, *, real: bool = False, readable: list[tuple[Tenso
         vars(memo[id(module)]).update(attributes(module, memo))
     result: nn.Module = copied(model, memo)
     return result
+
+
+_NO_TENSORS = CONSTANTS | HOLDERS | {tuple, list}  # as most attributes
 
 
 def _stand_in(tensor: Tensor, real: bool) -> Tensor:

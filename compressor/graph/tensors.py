@@ -7,13 +7,31 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, then buffers (those that are not saved too), each under its first name.
-
-    As `named_parameters` and `named_buffers` give them, in one walk through the modules: captures ask again and again.
+def named_modules(model: nn.Module, *, every: bool = False) -> list[tuple[str, nn.Module]]:
+    """As torch gives them, under `every` name or the first of each, without a generator for each layer: captures ask
+    again and again.
     """
+    found: list[tuple[str, nn.Module]] = []
+    _visit("", model, found, None if every else set())
+    return found
+
+
+def _visit(path: str, module: nn.Module, found: list[tuple[str, nn.Module]], met: set[int] | None) -> None:
+    if met is not None:
+        if id(module) in met:
+            return
+        met.add(id(module))
+    found.append((path, module))
+    for name, inner in module._modules.items():
+        if inner is not None:
+            own = inner.named_modules.__self__  # what a proxy stands for
+            _visit(f"{path}.{name}" if path else name, own, found, met)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, then buffers (those that are not saved too), each under its first name, as torch gives them."""
     found: dict[str, Tensor] = {}
-    modules = [(f"{path}." if path else "", module) for path, module in model.named_modules()]
+    modules = [(f"{path}." if path else "", module) for path, module in named_modules(model)]
     for kind in ("_parameters", "_buffers"):
         met: set[int] = set()
         for path, module in modules:
@@ -37,7 +55,7 @@ def transient_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that are not in the state dict."""
     return {
         f"{path}.{name}".lstrip("."): buffer
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         for name, buffer in module._buffers.items()
         if buffer is not None and name in module._non_persistent_buffers_set
     }

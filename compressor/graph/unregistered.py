@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.graph.copies import CONSTANTS, is_constant
 from compressor.graph.held import reached
-from compressor.graph.tensors import has_data, named_tensors
+from compressor.graph.tensors import has_data, named_modules, named_tensors
 
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
 _HOLDERS = frozenset({dict, OrderedDict, list, set, tuple})
@@ -34,11 +34,11 @@ def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterato
     of the model's own; tensors that stand alone are made anew by hooks (masks, old weight norm).
     """
     wanted, names = set(shapes), []
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    for path, module in model.named_modules():
+    own = {id(tensor) for tensor in named_tensors(model).values()}
+    for path, module in named_modules(model):
         for name, value in vars(module).items():
             kind = type(value)
-            if kind in CONSTANTS or name in _REGISTERED or (kind in _HOLDERS and not value):  # as most
+            if kind in CONSTANTS or (kind in _HOLDERS and not value) or name in _REGISTERED:  # as most
                 continue
             if not (is_constant(value) or isinstance(value, Tensor)) and _holds(value, wanted, own):
                 names.append(f"{path}.{name}".removeprefix("."))

@@ -21,9 +21,52 @@ from compressor.graph.unions import Unions
 Roots = NDArray[np.int64]
 
 
-def roots_of(ties: Unions) -> Roots:
-    """For every raw identity, the number of the set it was tied into."""
-    return connected(ties.pairs, ties.count)
+def leads_of(ties: Unions) -> dict[int, Ids]:
+    """For every array that is tied, by its `id`, one that it is tied to position by position, itself or another.
+
+    It is the first block of identities among these, if there is one.
+    """
+    leads = {id(block): block for block in ties.fresh_blocks}
+    turn = {number: at for at, number in enumerate(leads)}
+
+    def lead(ids: Ids) -> Ids:
+        above = leads.setdefault(id(ids), ids)
+        while above is not ids:
+            ids, above = above, leads[id(above)]
+        return ids
+
+    for pair in ties.pairs:
+        one, other = map(lead, pair)
+        if turn.get(id(one), len(turn)) > turn.get(id(other), len(turn)):
+            one, other = other, one
+        leads[id(other)] = one
+    return {number: lead(ids) for number, ids in leads.items()}
+
+
+def roots_of(ties: Unions, leads: Mapping[int, Ids] | None = None) -> Roots:
+    """For every raw identity, the number of the set it was tied into; `leads` are those of the ties."""
+    leads = leads_of(ties) if leads is None else leads
+    base, number = np.arange(ties.count), np.empty(ties.count, dtype=np.int64)
+    for block in ties.fresh_blocks:
+        if leads[id(block)] is not block:
+            base[block[0] : block[0] + len(block)] = leads[id(block)]
+    own = {id(block) for block in ties.fresh_blocks}
+    rest = {id(ids): ids for pair in ties.pairs for ids in pair if id(ids) not in own}
+    if rest:
+        pairs = [(base[ids], base[leads[number]]) for number, ids in rest.items()]
+        met = np.zeros(ties.count, dtype=bool)
+        met[np.concatenate([ids for pair in pairs for ids in pair])] = True
+        nodes = np.flatnonzero(met)
+        number[nodes] = np.arange(len(nodes))
+        labels = connected([(number[one], number[other]) for one, other in pairs], len(nodes))
+        firsts = np.empty_like(nodes)
+        firsts[labels[::-1]] = nodes[::-1]
+        joined = np.arange(ties.count)
+        joined[nodes] = firsts[labels]
+        base = joined[base]
+    own_lead = np.flatnonzero(base == np.arange(ties.count))
+    number[own_lead] = np.arange(len(own_lead))
+    return number[base]
 
 
 def connected(pairs: list[tuple[Ids, Ids]], count: int) -> Roots:
@@ -39,8 +82,9 @@ def connected(pairs: list[tuple[Ids, Ids]], count: int) -> Roots:
 class Numbered:
     """Arrays of raw identities in final ones; equal arrays are one object, so that what follows meets each once."""
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, leads: Mapping[int, Ids] | None = None) -> None:
         self.roots = roots
+        self._leads = leads or {}
         self.count = int(roots.max(initial=-1)) + 1
         self._by_content: dict[bytes, Ids] = {}
         self._by_object: dict[int, tuple[Ids, Ids]] = {}  # the raw array is kept, lest another takes its number
@@ -48,7 +92,8 @@ class Numbered:
     def __call__(self, raw: Ids) -> Ids:
         known = self._by_object.get(id(raw))
         if known is None:
-            ids = self.roots[raw]
+            lead = self._leads.get(id(raw), raw)
+            ids = self.roots[raw] if lead is raw else self(lead)
             known = self._by_object[id(raw)] = raw, self._by_content.setdefault(ids.tobytes(), ids)
         return known[1]
 
@@ -112,49 +157,64 @@ BOTH_WAYS = "a weight both makes and reads them"
 
 def _roles(ties: Unions) -> dict[Key, tuple[str, ...]]:
     """Whether a weight makes the channels on a dimension, reads them, or both."""
-    links = connected(ties.aliases, ties.count)  # of a computed weight, the parameters it comes from
-    columns, rows = (_marked(arrays, links) for arrays in (ties.columns, ties.rows))
+    links = connected(ties.aliases, ties.count) if ties.aliases else None  # of a computed weight, what it comes from
+    bounds = [bound for ids in ties.blocks.values() for bound in (ids[0], ids[-1] + 1)]
+    columns, rows = (_marked(arrays, links, ties.count) for arrays in (ties.columns, ties.rows))
     found: dict[Key, tuple[str, ...]] = {}
-    for key, ids in ties.blocks.items():
-        linked = links[ids]
-        read = bool(columns[linked].any())
-        made = not read or bool(rows[linked].any())
-        found[key] = ("row",) * made + ("column",) * read
+    for key, read, made in zip(ties.blocks, *(_any_between(bounds, marked) for marked in (columns, rows)), strict=True):
+        found[key] = ("row",) * (made or not read) + ("column",) * read
     return found
 
 
-def _marked(arrays: Iterable[Ids], links: Roots) -> NDArray[np.bool_]:
-    marked = np.zeros(len(links), dtype=bool)
-    for ids in arrays:
-        marked[links[ids]] = True
+def _marked(arrays: Iterable[Ids], links: Roots | None, count: int) -> NDArray[np.bool_]:
+    """Whether each identity is in one of the arrays, or linked to one that is."""
+    marked = np.zeros(count + 1, dtype=bool)  # with one behind the last
+    marked[_joined(arrays)] = True
+    if links is not None:
+        linked = np.zeros(count, dtype=bool)
+        linked[links[marked[:-1]]] = True
+        marked[:-1] = linked[links]
     return marked
+
+
+def _any_between(bounds: list[int], marked: NDArray[np.bool_]) -> list[bool]:
+    """Whether any is marked from each first bound to the next."""
+    return np.logical_or.reduceat(marked, bounds)[::2].tolist() if bounds else []
 
 
 def _families(held: Mapping[Key, Ids], apart: list[Ids], count: int) -> list[tuple[Ids, list[Key]]]:
     """Identities that occur equally often in the same places, found by hashing; frozen and free ones never mix."""
     generator = np.random.default_rng(0)
+    marks = generator.integers(1, 2**63, size=len(held) + len(apart)).tolist()  # a number of each place, added up
+    arrays = {id(ids): ids for ids in held.values()}
+    totals = dict.fromkeys(arrays, 0)
+    for ids, mark in zip(held.values(), marks, strict=False):
+        totals[id(ids)] += mark
+    sums = np.array([*(total % 2**64 for total in totals.values()), *marks[len(held) :]], dtype=np.uint64)
+    places = [*arrays.values(), *map(np.unique, apart)]
     signatures = np.zeros(count, dtype=np.uint64)
-    nothing = np.zeros(0, dtype=np.int64)
-    arrays = [nothing, *held.values(), *map(np.unique, apart)]
-    marks = generator.integers(1, 2**63, size=len(arrays), dtype=np.uint64)  # a number of each place, added up
-    np.add.at(signatures, np.concatenate(arrays), np.repeat(marks, [*map(len, arrays)]))
-    every = np.concatenate([nothing, *held.values()])
+    np.add.at(signatures, _joined(places), np.repeat(sums, [*map(len, places)]))
+    every = _joined(arrays.values())
     first = np.full(count, -1, dtype=np.int64)
     first[every[::-1]] = np.arange(len(every))[::-1]
-    seen = np.flatnonzero(first >= 0)
-    seen = seen[np.argsort(first[seen], kind="stable")]
-    _, inverse = np.unique(signatures[seen], return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    runs = np.split(seen[order], np.flatnonzero(np.diff(inverse[order])) + 1) if len(seen) else []
-    runs.sort(key=lambda run: int(first[run[0]]))
+    seen = every[first[every] == np.arange(len(every))]
+    families: dict[int, list[Ids]] = {}
+    marked = signatures[seen]
+    for run in np.split(seen, np.flatnonzero(marked[1:] != marked[:-1]) + 1) if len(seen) else ():
+        families.setdefault(int(signatures[run[0]]), []).append(run)
+    runs = [_joined(family) for family in families.values()]
     members: dict[int, list[Key]] = {int(run[0]): [] for run in runs}
     leads = np.zeros(count, dtype=bool)
     leads[list(members)] = True
-    led = {id(ids): dict.fromkeys(ids[leads[ids]].tolist()) for ids in held.values()}
+    led = {number: dict.fromkeys(ids[leads[ids]].tolist()) for number, ids in arrays.items()}
     for key, ids in held.items():
         for identity in led[id(ids)]:
             members[identity].append(key)
     return [(run, members[int(run[0])]) for run in runs]
+
+
+def _joined(arrays: Iterable[Ids]) -> Ids:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *arrays])
 
 
 def _producers(places: Iterable[Place], ranks: Mapping[str, int]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ it ties together. Ties are collected as pairs of arrays and resolved once at the
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from compressor.graph.unions import Unions
 Track = dict[int, Ids]  # dimension -> identities, one per position
 
 
-@dataclass(frozen=True)
-class RawCost:
+class RawCost(NamedTuple):
     """Multiply-adds of one operator: `factor` times the number of channels in each axis."""
 
     module: str
@@ -26,8 +25,7 @@ class RawCost:
     axes: tuple[Ids, ...]
 
 
-@dataclass(frozen=True)
-class RawSize:
+class RawSize(NamedTuple):
     """An attribute of a module that counts these channels."""
 
     module: str
@@ -123,7 +121,8 @@ class Propagation:
         known = (id(one), id(other), self._computes_weight)
         if one is not other and known not in self.ties.met:
             self.ties.met[known] = one, other
-            pair = (one if one.shape == other.shape else np.broadcast_to(one, other.shape)).ravel(), other.ravel()
+            plain = one.shape == other.shape and one.ndim == 1
+            pair = (one, other) if plain else (np.broadcast_to(one, other.shape).ravel(), other.ravel())
             self.ties.tie(*pair)
             if self._computes_weight:
                 self.ties.aliases.append(pair)

@@ -79,7 +79,8 @@ class Refinement:
 
     def _map(self, known: Known) -> Map:
         ties = known.beyond(self.ties)
-        numbered = groups.Numbered(groups.roots_of(ties))
+        leads = groups.leads_of(ties)
+        numbered = groups.Numbered(groups.roots_of(ties, leads), leads)
         identities = groups.identities(ties, numbered)
         found = tuple(map(self._kept, groups.grouped(ties, numbered, self.ranks, self.order)))
         return self._with_sizes(Map(known, ties, numbered, identities, found, ()), ())

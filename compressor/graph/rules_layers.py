@@ -50,7 +50,7 @@ def _grouped(w: Propagation, op: Op, groups: int, transposed: bool) -> Ids | Non
     alone = f"{where(op)} has groups and an input or a weight that is not tracked"
     multiplicity = op.outputs[0].shape[1] // groups
     if x.shape[1] == groups:  # depthwise: a channel keeps its own filters, in the whole network
-        spread = None if ids is None else ids.repeat(1 if transposed else multiplicity)
+        spread = ids if ids is None or transposed or multiplicity == 1 else ids.repeat(multiplicity)
         rows = w.join(((spread, 2), (rows, 2)), alone)
         w.freeze(columns, "depth multiplier of a transposed convolution")
         out = rows.repeat(multiplicity) if transposed and rows is not None else rows

@@ -17,6 +17,7 @@ class Unions:
     """
 
     count: int = 0
+    fresh_blocks: list[Ids] = field(default_factory=list)  # of all identities, in their order
     blocks: dict[Key, Ids] = field(default_factory=dict)
     pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Unions:
 
     def fresh(self, size: int, made: bool = False) -> Ids:
         ids = np.arange(self.count, self.count + size, dtype=np.int64)
+        self.fresh_blocks.append(ids)
         self.count += size
         self._any_made |= made
         if self.count > len(self.made):

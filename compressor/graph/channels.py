@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,7 @@ KEPT = "kept by request"
 SINGLE = "a single channel, or all channels tied into one"
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A dimension of a parameter or buffer in which a group's channels live."""
 
     tensor: str  # name in the state dict
@@ -57,8 +56,7 @@ def owner(tensor: str) -> str:
     return module or tensor
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """The output of a module, as long as its dimension `dim` holds tracked channels: `ids`, one per position."""
 
     module: str
@@ -69,8 +67,7 @@ class Site:
     elementwise: bool  # the module only applied a function to each element (activation, batch norm at inference)
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """An integer of a module (`out_channels`, `groups`, one entry of a tuple) that counts the channels `ids`."""
 
     module: str
@@ -78,8 +75,7 @@ class Size:
     ids: Ids
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Multiply-adds of one operator for one image: `factor` times the number of channels in each of `axes`."""
 
     module: str
@@ -87,8 +83,7 @@ class Cost:
     axes: tuple[Ids, ...]
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """A tensor in memory: for one image `factor` bytes times the number of channels in each of `axes`, from the
     operator with the number `born` to the `last` that needs it.
     """

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,8 +58,7 @@ class Operator:
         return arithmetic or self.kind in ("batch norm", "dropout", "creation", "reshape") or self.keeps == "all"
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(NamedTuple):
     """One operator call; tensors among the arguments stand as `TensorRef`."""
 
     func: torch._ops.OpOverload
@@ -72,8 +71,7 @@ class Op:
     module: str  # dotted name of the innermost module that was running
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleCall:
+class ModuleCall(NamedTuple):
     """One call of a module: the operators `ops[start:end]` ran inside it."""
 
     module: str
@@ -105,8 +103,7 @@ class Trace:
     error: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(NamedTuple):
     """One operator call of an outline: its name, its arguments that are no tensors, the shapes of what it gave."""
 
     operator: Operator

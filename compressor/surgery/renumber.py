@@ -61,8 +61,11 @@ class Renumbering:
         known = self._arrays.get(id(ids))
         if known is None:
             order, new = self.sources(ids)
-            after: Ids = np.where(new, self.newcomer[ids[order]], ids[order])
-            known = self._arrays[id(ids)] = ids if np.array_equal(after, ids) else after
+            grown = bool(new.any())
+            known = ids if len(order) == len(ids) and not grown else ids[order]
+            if grown:
+                known[new] = self.newcomer[known[new]]
+            self._arrays[id(ids)] = known
         return known
 
     def apply(self, channels: Channels) -> Channels:
@@ -70,7 +73,8 @@ class Renumbering:
         identities = {key: self.array(ids) for key, ids in channels.identities.items()}
         shapes = dict(channels.shapes)
         for (name, dim), ids in identities.items():
-            shapes[name] = (*shapes[name][:dim], len(ids), *shapes[name][dim + 1 :])
+            if len(ids) != shapes[name][dim]:
+                shapes[name] = (*shapes[name][:dim], len(ids), *shapes[name][dim + 1 :])
         return replace(
             channels,
             identities=identities,
@@ -79,7 +83,7 @@ class Renumbering:
             sites_by_module=tuple(map(self._site, channels.sites_by_module)),
             sizes=tuple(Size(s.module, s.attribute, self.array(s.ids)) for s in channels.sizes),
             costs=tuple(Cost(c.module, c.factor, tuple(map(self.array, c.axes))) for c in channels.costs),
-            held=tuple(replace(each, axes=tuple(map(self.array, each.axes))) for each in channels.held),
+            held=tuple(h._replace(axes=tuple(map(self.array, h.axes))) for h in channels.held),
         )
 
     def _group(self, group: Group) -> Group:
@@ -93,4 +97,4 @@ class Renumbering:
         if ids is site.ids:
             return site
         shape = (*site.shape[: site.dim], len(ids), *site.shape[site.dim + 1 :])
-        return replace(site, ids=ids, shape=shape)
+        return site._replace(ids=ids, shape=shape)

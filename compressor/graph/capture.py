@@ -41,19 +41,25 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
     patterns, names = (keep,) if isinstance(keep, str) else tuple(keep), names_of(model)
     kept = frozenset(name for pattern in patterns for name in matching(pattern, names, "keep"))
     with uncollected():
-        first = _first_runs(model, example, entries(model, also, example))
-        usual = [(trace, replace(way, reads=tuple(trace.reads))) for trace, way in first.runs]
-        runs = [*usual, *further(first.replica, usual)]
-        never = unused(first.replica.tensors, runs)
-        notes = [*first.notes, *unreached(model, unused(first.replica.tensors, usual), never)]
-        if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0], first.replica.modules):
-            del runs[1]
-        refinement = Refinement(first.replica, runs, never)
-        refined, more = refinement.refine(kept)
-        found = _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more])
+        found = _captured(model, example, kept, also)
         found = _with_kept(replace(found, names=names), patterns)
         edited = {found.shapes[place.tensor] for group in found.free for place in group.places}
         return replace(found, notes=(*found.notes, *unregistered(model, edited), *in_one_memory(model)))
+
+
+def _captured(model: nn.Module, example: Any, kept: frozenset[str], also: Also) -> Channels:
+    """The map itself; the traces are gone when it returns, before garbage is collected again."""
+    first = _first_runs(model, example, entries(model, also, example))
+    usual = [(trace, replace(way, reads=tuple(trace.reads))) for trace, way in first.runs]
+    runs = [*usual, *further(first.replica, usual)]
+    never = unused(first.replica.tensors, runs)
+    missed = unused(first.replica.tensors, usual) if len(runs) > len(usual) else never
+    notes = [*first.notes, *unreached(model, missed, never)]
+    if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0], first.replica.modules):
+        del runs[1]
+    refinement = Refinement(first.replica, runs, never)
+    refined, more = refinement.refine(kept)
+    return _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more])
 
 
 def _with_kept(channels: Channels, patterns: Iterable[str]) -> Channels:

@@ -62,16 +62,16 @@ def rank(
     check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches or changes))
     if settings.allocate == "error" and not inputs:
         raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
-    scores, orders = Scores({}), None
+    scores = Scores({})
     if settings.method != "obs":
         given = Given(tuple(batches), settings.seed, changes, loss)
         own = score is not None
         scores = (score or score_of(settings.method))(model, channels, given)
         scores = complete(scores, channels, settings.method) if own else scores
-        orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
-                  for name, values in scores.values.items()}  # fmt: skip
     if not channels.free or not looks_at_inputs(settings):
         return Ranked(scores)
+    orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
+              for name, values in scores.values.items()} if settings.method != "obs" else None  # fmt: skip
     found = curves(model, channels, consumers(model, channels, inputs), orders)
     if settings.method == "obs":
         scores = _as_scores(channels, found)

@@ -82,10 +82,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def slices(tensor: Tensor, place: Place, channels: Channels, group: Group) -> Tensor:
     """The group's part of a tensor, one row for each channel: (channels, values), in single precision or better."""
-    where = channels.positions(place, group.ids).ravel()
-    whole = len(where) == tensor.shape[place.dim] and bool((where[:-1] < where[1:]).all())
-    picked = tensor if whole else tensor.index_select(place.dim, torch.from_numpy(where).to(tensor.device))
-    rows = picked.movedim(place.dim, 0).reshape(group.size, -1)
+    if not np.array_equal(channels.identities[place.tensor, place.dim], group.ids):  # as they are in most
+        where = channels.positions(place, group.ids).ravel()
+        if len(where) != tensor.shape[place.dim] or (where[:-1] > where[1:]).any():
+            tensor = tensor.index_select(place.dim, torch.from_numpy(where).to(tensor.device))
+    rows = tensor.movedim(place.dim, 0).reshape(group.size, -1)
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
@@ -102,7 +103,8 @@ def relative(model: nn.Module, channels: Channels, measure: Callable[[Tensor], T
     values = {}
     for group in channels.free:
         members = [measure(rows).double() for rows in filters(tensors, channels, group)]
-        values[group.name] = as_values(torch.stack([in_means(member) for member in members]).mean(0), group)
+        means = [in_means(member) for member in members]
+        values[group.name] = as_values(torch.stack(means).mean(0) if len(means) > 1 else means[0], group)
     return Scores(values)
 
 

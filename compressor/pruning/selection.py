@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels, Group
@@ -158,8 +159,10 @@ def _selection(
     channels: Channels, scores: Scores, settings: PruneSettings, taken: list[Unit], goals: Sequence[Goal]
 ) -> Selection:
     gone: dict[str, list[int]] = {}
+    leaving = np.zeros(channels.next_id, dtype=bool)
     for unit in taken:
         gone.setdefault(unit.group, []).extend(unit.ids.tolist())
+        leaving[unit.ids] = True
     if not gone and goals:
         has = in_words(goals[0].price.whole(), goals[0].price.unit)
         raise UsageError(
@@ -168,7 +171,7 @@ def _selection(
     if not gone:
         raise _nothing(channels, scores, settings)
     edits = [
-        _edit(group, gone[group.name], scores.values[group.name], settings)
+        _edit(group, gone[group.name], scores.values[group.name], leaving[group.ids], settings)
         for group in channels.free
         if group.name in gone
     ]
@@ -179,9 +182,8 @@ def _selection(
     return Selection(plan, macs, params, refused)
 
 
-def _edit(group: Group, gone: list[int], scores: Values, settings: PruneSettings) -> Prune:
+def _edit(group: Group, gone: list[int], scores: Values, leaving: NDArray[np.bool_], settings: PruneSettings) -> Prune:
     """The prune of one group, with what decided it: the lowest and highest score that goes, the lowest that stays."""
-    leaving = np.isin(group.ids, gone)
     low, high, stays = float(scores[leaving].min()), float(scores[leaving].max()), float(scores[~leaving].min())
     about = ABOUT.get(settings.method, About("", ""))
     return Prune(

@@ -93,8 +93,7 @@ def _edited(
     tensors: Mapping[str, Tensor], plan: Plan, channels: Channels, renumbering: Renumbering, states: Mapping[Any, Any]
 ) -> list[_Edited]:
     """Every tensor that the plan changes, as it will be; nothing is written to yet."""
-    before = {name: tensor.detach() for name, tensor in tensors.items()}
-    data = dict(before)
+    data = dict(tensors)
     compensate_(data, plan, channels)
     layouts, touched, found = Layouts(renumbering), _touched(plan, channels), []
     for name, tensor in tensors.items():
@@ -106,7 +105,7 @@ def _edited(
             )
             for place, edits in touched.get(name, ())
         ]
-        if not slices and data[name] is before[name]:
+        if not slices and data[name] is tensor:
             continue
         for cut in slices:
             data[name] = cut.apply(data[name], name)

@@ -32,8 +32,8 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(f"{lazy[0]} has no shape yet: run the model once on an input, which initialises lazy modules")
     odd = [name for name, tensor in tensors.items() if _layout(tensor) is not torch.strided]
     if odd:
-        kind = str(_layout(tensors[odd[0]])).removeprefix("torch.")
-        raise ModelError(f"{odd[0]} is {kind}; layers can be edited only where weights are dense")
+        layout = str(_layout(tensors[odd[0]])).removeprefix("torch.")
+        raise ModelError(f"{odd[0]} is {layout}; layers can be edited only where weights are dense")
     if next(model.parameters(), None) is None:
         packed = any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in kinds)
         why = "its weights are quantized: prune first, then quantize" if packed else "nothing can be edited"

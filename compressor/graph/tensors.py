@@ -24,7 +24,7 @@ def _visit(path: str, module: nn.Module, found: list[tuple[str, nn.Module]], met
     found.append((path, module))
     for name, inner in module._modules.items():
         if inner is not None:
-            own = inner.named_modules.__self__  # what a proxy stands for
+            own = inner.named_modules.__self__  # type: ignore[attr-defined]  # what a proxy stands for
             _visit(f"{path}.{name}" if path else name, own, found, met)
 
 

@@ -58,7 +58,8 @@ class Layouts:
                 merged.append(there(after, edit.keep))
             elif isinstance(edit, Insert) and (where := there(after, self.renumbering.newcomer[edit.after])).size:
                 inserts.append((edit, placed(where), placed(there(after, edit.after))))
-        pairs = [placed(*keep), placed(*drop), placed(*merged)] if keep else [placed()] * 3
+        nothing = placed()
+        pairs = (placed(*keep), placed(*drop), placed(*merged)) if keep else (nothing, nothing, nothing)
         return Layout(*pairs, placed(order), tuple(inserts))
 
 

@@ -26,7 +26,7 @@ def leads_of(ties: Unions) -> dict[int, Ids]:
 
     It is the first block of identities among these, if there is one.
     """
-    leads = {id(block): block for block in ties.fresh_blocks}
+    leads = dict(ties.fresh_blocks)
     turn = {number: at for at, number in enumerate(leads)}
 
     def lead(ids: Ids) -> Ids:
@@ -46,27 +46,26 @@ def leads_of(ties: Unions) -> dict[int, Ids]:
 def roots_of(ties: Unions, leads: Mapping[int, Ids] | None = None) -> Roots:
     """For every raw identity, the number of the set it was tied into; `leads` are those of the ties."""
     leads = leads_of(ties) if leads is None else leads
-    base, number = np.arange(ties.count), np.empty(ties.count, dtype=np.int64)
-    for block in ties.fresh_blocks:
-        if leads[id(block)] is not block:
-            base[block[0] : block[0] + len(block)] = leads[id(block)]
-    own = {id(block) for block in ties.fresh_blocks}
-    rest = {id(ids): ids for pair in ties.pairs for ids in pair if id(ids) not in own}
+    base, turn = np.arange(ties.count), np.empty(ties.count, dtype=np.int64)
+    for number, block in ties.fresh_blocks.items():
+        if leads[number] is not block:
+            base[block[0] : block[0] + len(block)] = leads[number]
+    rest = {id(ids): ids for pair in ties.pairs for ids in pair if id(ids) not in ties.fresh_blocks}
     if rest:
         pairs = [(base[ids], base[leads[number]]) for number, ids in rest.items()]
         met = np.zeros(ties.count, dtype=bool)
         met[np.concatenate([ids for pair in pairs for ids in pair])] = True
         nodes = np.flatnonzero(met)
-        number[nodes] = np.arange(len(nodes))
-        labels = connected([(number[one], number[other]) for one, other in pairs], len(nodes))
+        turn[nodes] = np.arange(len(nodes))
+        labels = connected([(turn[one], turn[other]) for one, other in pairs], len(nodes))
         firsts = np.empty_like(nodes)
         firsts[labels[::-1]] = nodes[::-1]
         joined = np.arange(ties.count)
         joined[nodes] = firsts[labels]
         base = joined[base]
     own_lead = np.flatnonzero(base == np.arange(ties.count))
-    number[own_lead] = np.arange(len(own_lead))
-    return number[base]
+    turn[own_lead] = np.arange(len(own_lead))
+    return turn[base]
 
 
 def connected(pairs: list[tuple[Ids, Ids]], count: int) -> Roots:
@@ -240,9 +239,11 @@ def sites(walk: Propagation, numbered: Numbered) -> tuple[Site, ...]:
     return tuple(found)
 
 
-def sizes(found: Iterable[RawSize], modules: Mapping[str, nn.Module], numbered: Numbered) -> tuple[Size, ...]:
-    """The attributes that exist, can be written, and hold exactly the count they were said to hold."""
-    kept: dict[tuple[str, str], Size] = {}
+def sizes(
+    found: Iterable[RawSize], modules: Mapping[str, nn.Module], numbered: Numbered, known: Iterable[Size] = ()
+) -> tuple[Size, ...]:
+    """The attributes that exist and hold exactly the count they were said to hold, after those that are known."""
+    kept = {(size.module, size.attribute): size for size in known}
     for raw in found:
         value = value_at(modules.get(raw.module), raw.attribute)
         if type(value) is int and value == len(raw.ids):

@@ -60,6 +60,8 @@ class Propagation:
         """Apply to every operator its rule; those that no channels reach matter only where they make tensors."""
         for number, op in enumerate(self.trace.ops):
             self.number = number
+            if op.operator.kind == "batch norm":
+                self._lend(op)
             tracks = [self.track(ref) for ref in op.inputs]
             touched = [ids for track in tracks for ids in track.values()]
             self._computes_weight = all(ref.index in self._sources for ref in op.inputs)
@@ -78,6 +80,16 @@ class Propagation:
             unread = (ref for op in self.trace.ops for ref in op.outputs if not self.is_used(ref))
             for ref in unread:
                 self.freeze_all(self.track(ref).values(), UNSEEN)
+
+    def _lend(self, op: Op) -> None:
+        """A norm's vectors that are met for the first time hold the channels that it norms, where these are a block:
+        identities of their own would be tied to these at once.
+        """
+        ids = self.track(op.inputs[0]).get(1)
+        if ids is not None and id(ids) in self.ties.fresh_blocks and not self.is_made(ids):
+            for ref in op.inputs[1:]:
+                if ref.index in self.trace.parameters and ref.shape == (len(ids),):
+                    self.ties.blocks.setdefault((self.trace.parameters[ref.index], 0), ids)
 
     def track(self, ref: TensorRef) -> Track:
         known = self._tracks.get(ref.index)
@@ -234,10 +246,11 @@ class Propagation:
         for ref in op.outputs:  # features written into a tensor that the code made
             for index in (ref.index, self._base.get(ref.index, ref.index)):
                 self._sources.pop(index, None)
-        given = {int(ids[0]) for ref in op.outputs for ids in self._tracks.get(ref.index, {}).values() if len(ids)}
-        for ref in op.inputs:
-            if self._sources.get(ref.index):
-                self.ties.rows.extend(ids for ids in self.track(ref).values() if int(ids[0]) in given)
+        weights = [ref for ref in op.inputs if self._sources.get(ref.index)]
+        outputs = op.outputs if weights else ()
+        given = {int(ids[0]) for ref in outputs for ids in self._tracks.get(ref.index, {}).values() if len(ids)}
+        for ref in weights:
+            self.ties.rows.extend(ids for ids in self.track(ref).values() if int(ids[0]) in given)
 
 
 UNSEEN = "something computes where operators are not seen, as in another thread, and may read it"

@@ -17,7 +17,7 @@ class Unions:
     """
 
     count: int = 0
-    fresh_blocks: list[Ids] = field(default_factory=list)  # of all identities, in their order
+    fresh_blocks: dict[int, Ids] = field(default_factory=dict)  # of all identities, in their order, by their `id`
     blocks: dict[Key, Ids] = field(default_factory=dict)
     pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
@@ -33,14 +33,14 @@ class Unions:
     met: dict[tuple[int, int, bool], tuple[Ids, Ids]] = field(default_factory=dict)  # arrays that are tied, by which
 
     def fresh(self, size: int, made: bool = False) -> Ids:
-        ids = np.arange(self.count, self.count + size, dtype=np.int64)
-        self.fresh_blocks.append(ids)
-        self.count += size
+        start, self.count = self.count, self.count + size
+        ids = np.arange(start, self.count, dtype=np.int64)
+        self.fresh_blocks[id(ids)] = ids
         self._any_made |= made
         if self.count > len(self.made):
             more = np.zeros(max(len(self.made), size), dtype=bool)
             self.made, self.fixed = np.concatenate([self.made, more]), np.concatenate([self.fixed, more])
-        self.made[ids] = made
+        self.made[start : self.count] = made
         return ids
 
     def is_made(self, ids: Ids) -> bool:

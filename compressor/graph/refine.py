@@ -83,12 +83,12 @@ class Refinement:
         numbered = groups.Numbered(groups.roots_of(ties, leads), leads)
         identities = groups.identities(ties, numbered)
         found = tuple(map(self._kept, groups.grouped(ties, numbered, self.ranks, self.order)))
-        return self._with_sizes(Map(known, ties, numbered, identities, found, ()), ())
+        sizes = groups.sizes((*self.read, *known.sizes), self.modules, numbered)
+        return Map(known, ties, numbered, identities, found, sizes)
 
     def _with_sizes(self, found: Map, more: Iterable[RawSize]) -> Map:
         known = replace(found.known, sizes=(*found.known.sizes, *more))
-        sizes = groups.sizes((*self.read, *known.sizes), self.modules, found.numbered)
-        return replace(found, known=known, sizes=sizes)
+        return replace(found, known=known, sizes=groups.sizes(more, self.modules, found.numbered, found.sizes))
 
     def _kept_sizes(self, found: Map) -> tuple[list[RawSize], list[str]]:
         known = {(size.module, size.attribute) for size in found.sizes}

@@ -20,8 +20,8 @@ from compressor.errors import cause
 from compressor.graph.attributes import put_, write_
 from compressor.graph.channels import Counts, Group, Ids, Key, Size
 from compressor.graph.objections import bounds
-from compressor.graph.propagate import Propagation, where
-from compressor.graph.records import Found, argument, dimension
+from compressor.graph.propagate import Propagation, Track, where
+from compressor.graph.records import Found, TensorRef, argument, dimension
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Op, Ran, Way, outline
 from compressor.graph.unions import Unions
@@ -78,19 +78,19 @@ def grown(groups: tuple[Group, ...], count: int) -> Copies:
 def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size], copies: Copies) -> Iterator[Replica]:
     """The replica with so many of every channel, its data meaningless; as it was afterwards."""
     counted = Counts(copies)
-    changes: dict[str, dict[int, Copies]] = {}
+    changes: dict[str, dict[int, Ids]] = {}
     for (name, dim), ids in identities.items():
         if counted.of(ids) != len(ids):  # a trial removes or adds, never both
-            changes.setdefault(name, {})[dim] = copies[ids]
+            changes.setdefault(name, {})[dim] = ids
     whole = {name: replica.tensors[name].data for name in changes}
     values = dict(replica.values.held)
     blanks: dict[Any, Tensor] = {}
     for name, dims in changes.items():
         tensor = replica.tensors[name]
-        tensor.data = _blank(tensor, dims, blanks) if tensor.is_meta else _taken(tensor.data, dims)
+        tensor.data = _blank(tensor, dims, counted, blanks) if tensor.is_meta else _taken(tensor.data, dims, copies)
         if id(tensor) in values:
             blank, data = values[id(tensor)]
-            replica.values.held[id(tensor)] = blank, _taken(data, dims)
+            replica.values.held[id(tensor)] = blank, _taken(data, dims, copies)
     counts = [(replica.modules[size.module], size.attribute, counted.of(size.ids), len(size.ids)) for size in sizes]
     changed = [(module, path, now) for module, path, now, before in counts if now != before]
     heads = dict.fromkeys((module, path.partition(".")[0]) for module, path, _ in changed)
@@ -106,18 +106,22 @@ def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size
             put_(module, attribute, value)
 
 
-def _blank(tensor: Tensor, dims: Mapping[int, Copies], known: dict[Any, Tensor]) -> Tensor:
+def _blank(tensor: Tensor, dims: Mapping[int, Ids], counted: Counts, known: dict[Any, Tensor]) -> Tensor:
     """The same without data; tensors of one shape share theirs."""
-    shape = tuple(int(dims[dim].sum()) if dim in dims else size for dim, size in enumerate(tensor.shape))
-    if (shape, tensor.dtype) not in known:
-        known[shape, tensor.dtype] = torch.empty(shape, dtype=tensor.dtype, device="meta")
-    return known[shape, tensor.dtype]
+    shape = [*tensor.shape]
+    for dim, ids in dims.items():
+        shape[dim] = counted.of(ids)
+    key = (*shape, tensor.dtype)
+    if key not in known:
+        known[key] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return known[key]
 
 
-def _taken(data: Tensor, dims: Mapping[int, Copies]) -> Tensor:
+def _taken(data: Tensor, dims: Mapping[int, Ids], copies: Copies) -> Tensor:
     """The data with so many of every position of some dimensions."""
-    for dim, times in dims.items():
-        data = data.index_select(dim, torch.from_numpy(np.repeat(np.arange(len(times)), times)).to(data.device))
+    for dim, ids in dims.items():
+        positions = torch.from_numpy(np.repeat(np.arange(len(ids)), copies[ids]))
+        data = data.index_select(dim, positions.to(data.device))
     return data
 
 
@@ -230,6 +234,13 @@ class _Left(Counts):
         ref, ids = walk.trace.ops[number].outputs[output], walk.op_outputs[number][output].get(dim)
         return size == (ref.shape[dim] if ids is None else self.of(ids)) or self.loose(ids)
 
+    def shape(self, ref: TensorRef, track: Track) -> tuple[int, ...]:
+        """Of a tensor, as predicted."""
+        shape = [*ref.shape]
+        for dim, ids in track.items():
+            shape[dim] = self.of(ids)
+        return tuple(shape)
+
     def before(self, ids: Ids) -> list[int]:
         """For every bound between positions, how many are in front of it."""
         return [0, *np.cumsum(self.times[ids]).tolist()]
@@ -238,13 +249,15 @@ class _Left(Counts):
 def _difference(walk: Propagation, number: int, after: Ran, left: _Left) -> str | None:
     """In what an operator of an edited run is not what the map predicts."""
     before = walk.trace.ops[number]
-    if before.name.removeprefix("_unsafe_") != after.name.removeprefix("_unsafe_"):
+    if before.name != after.name and before.name.removeprefix("_unsafe_") != after.name.removeprefix("_unsafe_"):
         return _OTHERS
     if len(before.outputs) != len(after.shapes):
         return _WRITTEN
     for output, (ref, found) in enumerate(zip(before.outputs, after.shapes, strict=True)):
         if len(ref.shape) != len(found):
             return _WRITTEN
+        if left.shape(ref, walk.op_outputs[number][output]) == found:
+            continue
         for dim, size in enumerate(found):
             if not left.agrees(walk, number, output, dim, size):
                 return _WRITTEN if size == ref.shape[dim] or _same_sizes(before, after) else _ELSEWHERE

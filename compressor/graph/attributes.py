@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from compressor.errors import ModelError
-from compressor.graph.copies import CONSTANTS
+from compressor.graph.copies import CONSTANTS, is_constant
 
 OWN = frozenset(vars(nn.Module()))  # what `torch.nn.Module` itself keeps
 _SPACES = (types.SimpleNamespace, argparse.Namespace, collections.UserDict)
@@ -32,13 +32,18 @@ _WORDS = frozenset(
 _NO_WIDTHS = frozenset({"layers", "axis", "experts"})  # "num_hidden_layers"
 
 
-def integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Every integer with its path; what `torch.nn.Module` itself keeps is left out."""
+def integers(module: nn.Module, *, widths: bool = False) -> Iterator[tuple[str, int]]:
+    """Every integer with its path, or those alone that are called as `widths`; what `torch.nn.Module` itself keeps is
+    left out.
+    """
     for name, held in vars(module).items():
         if type(held) is int:
-            yield name, held
-        elif type(held) not in CONSTANTS and name not in OWN:
-            yield from _below(name, held, _DEPTH)
+            if not widths or counts_channels(name):
+                yield name, held
+        elif type(held) in CONSTANTS or name in OWN or (widths and is_constant(held) and not counts_channels(name)):
+            continue
+        else:
+            yield from (each for each in _below(name, held, _DEPTH) if not widths or counts_channels(each[0]))
 
 
 def _below(path: str, held: Any, depth: int) -> Iterator[tuple[str, int]]:

@@ -6,14 +6,14 @@ which is what a new head reads. In a dict that names a module it counts what lea
 only kind of channels of this width there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from compressor.graph.attributes import can_write, counts_channels, integers, value_at, words
+from compressor.graph.attributes import can_write, integers, value_at, words
 from compressor.graph.channels import Ids
 from compressor.graph.groups import Numbered
 from compressor.graph.propagate import Propagation, RawSize
@@ -32,13 +32,19 @@ def kept_sizes(
     `known` holds module and attribute of the sizes that `forward` reads.
     """
     taken = set(known)
+    owned: dict[str, list[Ids]] = {}  # by the module that has them, however far inside
+    for (path, _), ids in walk.ties.blocks.items():
+        while path:
+            path = path.rpartition(".")[0]
+            owned.setdefault(path, []).append(ids)
     calls: dict[str, ModuleCall] = {}
     for call in walk.trace.calls:
         calls.setdefault(call.module, call)
     asked: dict[tuple[Any, str], list[_Candidate]] = {}  # by where it stands: what several modules hold is one place
     for name, call in calls.items():
-        paths = [each for each in _asked(modules[name]) if (name, each[0]) not in taken] if name in modules else []
-        widths = _Widths(walk, numbered, name, call) if paths else None
+        asked_of = integers(modules[name], widths=True) if name in modules else ()
+        paths = [(path, value) for path, value in asked_of if value > 1 and (name, path) not in taken]
+        widths = _Widths(walk, numbered, owned.get(name, []), call) if paths else None
         for path, value in paths:
             head, _, rest = path.partition(".")
             held = vars(modules[name])[head]
@@ -79,11 +85,6 @@ def _note(reason: str, names: list[str]) -> list[str]:
     return [f"kept as they are, since {reason}: {', '.join(names[:_NOTED])}{more}"] if names else []
 
 
-def _asked(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """What may count channels."""
-    return ((path, value) for path, value in integers(module) if value > 1 and counts_channels(path))
-
-
 def _told(module: nn.Module, path: str, name: str, calls: Mapping[str, ModuleCall]) -> ModuleCall | None:
     """Of a size in a dict that says whose it is, as timm's `feature_info`, the call of that module."""
     around, _, _ = path.rpartition(".")
@@ -94,20 +95,19 @@ def _told(module: nn.Module, path: str, name: str, calls: Mapping[str, ModuleCal
 class _Widths:
     """The channels that one module sees: those that enter, those that leave, and all in the order they come up."""
 
-    def __init__(self, walk: Propagation, numbered: Numbered, name: str, call: ModuleCall) -> None:
+    def __init__(self, walk: Propagation, numbered: Numbered, owned: list[Ids], call: ModuleCall) -> None:
         self._walk, self._numbered = walk, numbered
         self._enters = _of(walk, call.inputs)
         self._leaves = _of(walk, call.outputs)
-        self._prefix = f"{name}." if name else ""
+        self._owned = owned
         self._outputs = walk.op_outputs[call.start : call.end]
 
     @cached_property
     def _inside(self) -> dict[int, list[Ids]]:
         """By their width."""
         found: dict[int, list[Ids]] = {}
-        parameters = [ids for (tensor, _), ids in self._walk.ties.blocks.items() if tensor.startswith(self._prefix)]
         tracks = [track for outputs in self._outputs for track in outputs]
-        for ids in (*parameters, *(ids for track in tracks for ids in track.values())):
+        for ids in (*self._owned, *(ids for track in tracks for ids in track.values())):
             found.setdefault(len(ids), []).append(ids)
         return found
 

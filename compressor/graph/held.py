@@ -20,6 +20,7 @@ _CLOSED = (
     *(type, types.ModuleType, types.CodeType, nn.Module, Optimizer, io.IOBase),
     *(str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Generator),
 )
+_PLAIN = frozenset({Tensor, nn.Parameter})
 _MOST_OBJECTS = 100_000  # beyond them nobody meant to hand over a tensor
 _MOST_ITEMS = 10_000  # taken from an iterator that may have no end
 
@@ -40,7 +41,9 @@ def leaves(values: Any) -> Sequence[Tensor]:
     """The same of what an operator gives: most are one, or a plain tuple of them."""
     if isinstance(values, Tensor):
         return (values,)
-    if type(values) is tuple and all(isinstance(value, Tensor) for value in values):
+    if type(values) is tuple and (
+        _PLAIN.issuperset(map(type, values)) or all(isinstance(value, Tensor) for value in values)
+    ):
         return values
     return tensors_in(values)
 

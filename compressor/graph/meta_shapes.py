@@ -15,11 +15,14 @@ class NotQuick(Exception):
     """The operands are not the common case: torch's own rule decides."""
 
 
-_NOTHING = torch.empty(0, device="meta")
+_META = torch.device("meta")
+_NOTHING = torch.empty(0, device=_META)
 
 
 def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, device="meta")
+    if not shape:
+        return torch.empty((), dtype=x.dtype, device=_META)
+    return torch.empty(*shape, dtype=x.dtype, device=_META)  # torch reads them twice as fast one by one
 
 
 def _like(x: Tensor) -> Tensor:
@@ -29,32 +32,33 @@ def _like(x: Tensor) -> Tensor:
     dense, strides = 1, x.stride()
     for stride, size in sorted((stride, size) for stride, size in zip(strides, x.shape, strict=True) if size != 1):
         if stride != dense:  # it is not one block of memory in some order
-            return torch.empty_like(x, device="meta")
+            return torch.empty_like(x, device=_META)
         dense *= size
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device="meta")
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=_META)
 
 
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int,
 ) -> Tensor:  # fmt: skip
-    shape, kernel = x.shape, weight.shape
-    rank = len(shape) - 2
-    if transposed and rank + 2 == len(kernel) and shape[1] != kernel[0]:  # which torch checks on data only
-        raise RuntimeError(f"a transposed convolution of {kernel[0]} channels was given {shape[1]}")
-    reads, makes = (kernel[0] // groups, kernel[1] * groups) if transposed else (kernel[1], kernel[0])
-    fits = shape[1] == reads * groups and makes % groups == 0 and (bias is None or bias.shape == (makes,))
-    if not fits or rank + 2 != len(kernel) or x.dtype != weight.dtype:
+    images, given, *pixels = x.shape
+    first, second, *kernel = weight.shape
+    rank = len(pixels)
+    if transposed and rank == len(kernel) and given != first:  # which torch checks on data only
+        raise RuntimeError(f"a transposed convolution of {first} channels was given {given}")
+    reads, makes = (first // groups, second * groups) if transposed else (second, first)
+    fits = given == reads * groups and makes % groups == 0 and (bias is None or bias.shape == (makes,))
+    if not fits or rank != len(kernel) or x.dtype != weight.dtype:
         raise NotQuick
     lists = [v if len(v) == rank else v * rank for v in (stride, padding, dilation, output_padding)]
-    sizes = zip(shape[2:], kernel[2:], *lists, strict=True)
+    sizes = zip(pixels, kernel, *lists, strict=True)
     if transposed:
         spatial = [(n - 1) * step - 2 * pad + gap * (k - 1) + more + 1 for n, k, step, pad, gap, more in sizes]
     else:
         spatial = [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap, _ in sizes]
     if min(spatial) < 1:
         raise NotQuick
-    return _empty(x, (shape[0], makes, *spatial))
+    return torch.empty(images, makes, *spatial, dtype=x.dtype, device=_META)
 
 
 def batch_norm(
@@ -107,14 +111,19 @@ def in_place(x: Tensor, *rest: Any) -> Tensor:
 def concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     first = tensors[0]
     at = dim % first.ndim if first.ndim else 0
-    for other in tensors[1:]:
-        same = first.is_meta and other.ndim == first.ndim and other.dtype == first.dtype
-        if not same or any(d != at and a != b for d, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))):
+    shape = [*first.shape]
+    total, own = 0, shape[at]
+    for other in tensors:
+        sizes = [*other.shape]
+        if other.dtype != first.dtype or len(sizes) != len(shape):
             raise NotQuick
-    if not all(tensor.is_contiguous() for tensor in tensors) and first.ndim in (4, 5):
+        total += sizes[at]
+        sizes[at] = own
+        if sizes != shape:
+            raise NotQuick
+    if not first.is_meta or (len(shape) in (4, 5) and not all(tensor.is_contiguous() for tensor in tensors)):
         raise NotQuick
-    shape = list(first.shape)
-    shape[at] = sum(tensor.shape[at] for tensor in tensors)
+    shape[at] = total
     return _empty(first, shape)
 
 

@@ -23,6 +23,7 @@ class Watching(TorchDispatchMode):
     def __init__(self, replica: Replica, answer: Answer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._values, self._on_meta = replica.values, replica.device.type == "meta"
+        self._reserve = torch.empty(0, dtype=torch.uint8, device=replica.device)
         self._answer = answer
         self.reads: list[Any] = []
 
@@ -43,6 +44,7 @@ class Watching(TorchDispatchMode):
 
 _READS = torch.ops.aten._local_scalar_dense.default
 _EMPTY = torch.ops.aten.empty.memory_format
+_INTEGERS = frozenset({int})
 
 
 def is_reserve(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
@@ -65,7 +67,7 @@ class Outline(Watching):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if is_reserve(func, args, kwargs):
-            return func(*args, **kwargs or {})
+            return self._reserve
         operator, name = lookup(func), plain_name(func)
         plain = tuple([value if type(value) in CONSTANTS else _plain(value) for value in args])
         try:
@@ -77,14 +79,14 @@ class Outline(Watching):
             self._next += 1
             told, found = self._found[self._next - 1] if self._next <= len(self._found) else ("", ())
             output = _replaced(output, found) if told == name else output
-        shapes = tuple([leaf.shape for leaf in leaves(output)])
+        shapes = (output.shape,) if type(output) is Tensor else tuple([leaf.shape for leaf in leaves(output)])
         self.ops.append(Ran(operator, name, plain, shapes))
         return output
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return tuple(value) if all(type(entry) is int for entry in value) else None
+        return tuple(value) if _INTEGERS.issuperset(map(type, value)) else None
     return None if isinstance(value, Tensor) else value
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from compressor.errors import ModelError
+from compressor.graph.copies import CONSTANTS
 from compressor.graph.held import leaves, tensors_in
 from compressor.graph.operators import lookup
 from compressor.graph.outline import Answer, Watching, is_reserve
@@ -84,7 +85,7 @@ class Recorder(Watching):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if is_reserve(func, args, kwargs):
-            return func(*args, **kwargs or {})
+            return self._reserve
         seen: list[TensorRef] = []
         arguments = self._written(args, seen)
         options = dict(zip(kwargs, self._written(tuple(kwargs.values()), seen), strict=True)) if kwargs else {}
@@ -197,7 +198,9 @@ class Recorder(Watching):
         """Arguments with references for their tensors, which are also added to `seen`."""
         written = []
         for value in values:
-            if isinstance(value, Tensor):
+            if type(value) in CONSTANTS:
+                pass
+            elif isinstance(value, Tensor):
                 value = self._ref(value)
                 seen.append(value)
             elif isinstance(value, list | tuple) and type(value[0] if value else 0) is not int:

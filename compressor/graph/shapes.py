@@ -16,19 +16,17 @@ from compressor.graph.values import Values
 
 def run_on_shapes(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values) -> Any:
     """What the operator gives; tensors that the user's code made elsewhere join the others on the meta device."""
-    output = _shaped(func, args, kwargs, values)
+    rule = _quick_rule(func) if not kwargs else None
+    try:
+        output = rule(*args) if rule is not None else _shaped(func, args, kwargs, values)
+    except NotQuick:
+        output = _shaped(func, args, kwargs, values)
     if not values.nothing_of(args):
         values.follow(func, args, kwargs, output)
     return output
 
 
 def _shaped(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values) -> Any:
-    rule = _quick_rule(func)
-    if rule is not None and not kwargs:
-        try:
-            return rule(*args)
-        except NotQuick:
-            pass
     try:
         return func(*args, **kwargs)
     except RuntimeError:

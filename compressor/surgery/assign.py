@@ -15,13 +15,13 @@ def assign_(tensor: Tensor, data: Tensor) -> None:
     """Give a parameter or buffer data of any shape; the object, its hooks and its attributes stay.
 
     As long as an output of the model is alive, autograd keeps the accumulator of gradients in the shape that they had,
-    and would use it again: the tensor gets a new one. To backpropagate such an output raises.
+    which holds the tensor, and would use it again: the tensor gets a new one. To backpropagate such an output raises.
     """
     if tensor.is_inference():  # made in inference mode: it has no gradients, and stays as it is
         with torch.inference_mode():
             tensor.data = data.clone()
         return
-    if tensor.requires_grad and tensor.is_leaf:
+    if tensor.requires_grad and tensor.is_leaf and tensor._use_count() > 1:  # type: ignore[attr-defined]
         torch.autograd.graph.get_gradient_edge(tensor).node.register_prehook(_outdated)
     # `data` keeps the accumulator unless the type changes. torch.utils.swap_tensors would give a new one too, but it
     # drops hooks and attributes and refuses while an output, a view or a weak reference is alive.

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from compressor.errors import ModelError
 from compressor.graph.attributes import write_
 from compressor.graph.channels import Channels, Place
-from compressor.graph.tensors import named_tensors
+from compressor.graph.tensors import named_modules, named_tensors
 from compressor.surgery.assign import assign_, check_no_reducer
 from compressor.surgery.companions import edited, edited_state, forget_, in_format_of
 from compressor.surgery.compensation import compensate_
@@ -53,18 +53,19 @@ def operate_(
         check_no_reducer(each.parameters())
         its_optimizer = optimizer if each is model else None
         states = {} if its_optimizer is None else its_optimizer.state
-        edits = _edited(named_tensors(each), plan, channels, renumbering, states)
-        work.append((each, its_optimizer, edits, Snapshot.of(each, its_optimizer, copies=False)))
+        edits, modules = _edited(named_tensors(each), plan, channels, renumbering, states), dict(named_modules(each))
+        counts = [(modules[now.module], now.attribute, len(now.ids)) for now in changed]
+        touched = [edit.tensor for edit in edits], {module for module, _, _ in counts}
+        work.append((its_optimizer, edits, counts, Snapshot.of(each, its_optimizer, copies=False, only=touched)))
     try:
-        for each, its_optimizer, edits, _ in work:
+        for its_optimizer, edits, counts, _ in work:
             for edit in edits:
                 edit.carry_out_(its_optimizer)
-            modules = dict(each.named_modules())
-            write_((modules[now.module], now.attribute, len(now.ids)) for now in changed)
+            write_(counts)
             if its_optimizer is not None and edits:
                 forget_(its_optimizer)
     except BaseException:
-        for _, _, _, before in work:
+        for *_, before in work:
             before.restore_()
         raise
     return updated

@@ -1,6 +1,6 @@
 """A model as it stood before an edit, so that the edit can be taken back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +22,23 @@ class Snapshot:
     copies: bool
 
     @staticmethod
-    def of(model: nn.Module, optimizer: Optimizer | None = None, *, copies: bool = True) -> "Snapshot":
-        """Take down the model; with an optimizer its state too.
+    def of(
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        copies: bool = True,
+        only: tuple[Iterable[Tensor], Iterable[nn.Module]] | None = None,
+    ) -> "Snapshot":
+        """Take down the model, or `only` some of its tensors and modules; with an optimizer its state too.
 
         Without `copies` only what is replaced meanwhile can be put back, not what is written to.
         """
         take = _copy if copies else _same
+        tensors, modules = (named_tensors(model).values(), model.modules()) if only is None else only
         return Snapshot(
             optimizer,
-            tuple((each, take(each.detach()), take(each.grad)) for each in named_tensors(model).values()),
-            tuple((module, dict(vars(module))) for module in model.modules()),
+            tuple((each, take(each.detach()), take(each.grad)) for each in tensors),
+            tuple((module, dict(vars(module))) for module in modules),
             {} if optimizer is None else _state(optimizer.state, take),
             copies,
         )

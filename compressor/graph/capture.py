@@ -76,8 +76,9 @@ def _channels(refinement: Refinement, refined: Map, batch: int, notes: Iterable[
     grouped = np.zeros(len(refined.roots), dtype=bool)
     for group in refined.groups:
         grouped[group.ids] = True
+    held = {id(ids) for ids in {id(ids): ids for ids in refined.identities.values()}.values() if grouped[ids].any()}
     return Channels(
-        identities={key: ids for key, ids in refined.identities.items() if grouped[ids].any()},
+        identities={key: ids for key, ids in refined.identities.items() if id(ids) in held},
         groups=refined.groups,
         sites_by_module=groups.sites(walk, refined.numbered),
         sizes=refined.sizes,

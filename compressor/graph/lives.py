@@ -1,13 +1,12 @@
 """How long the tensors of a run stay in memory."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from compressor.graph.trace import Op, TensorRef, Trace
 
 
-@dataclass(frozen=True)
-class Life:
+class Life(NamedTuple):
     """A tensor with memory of its own, and the numbers of the operators that make it and need it last."""
 
     ref: TensorRef

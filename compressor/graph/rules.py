@@ -11,7 +11,8 @@ def elementwise(w: Propagation, op: Op) -> None:
     for out in op.outputs:
         rank = len(out.shape)
         track: Track = {}
-        for dim in range(rank):
+        reached = {rank - len(ref.shape) + dim for ref in op.inputs for dim in w.track(ref)}
+        for dim in sorted(reached):
             aligned = ((ref, dim - rank + len(ref.shape)) for ref in op.inputs)
             operands = [w.held(ref, at) for ref, at in aligned if at >= 0]
             ids = w.join(operands, untracked(op))

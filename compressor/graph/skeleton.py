@@ -1,7 +1,7 @@
 """A copy of a model that may be edited and run freely, without its data or with it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ class Replica:
         self.device = next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
         self.values = Values(() if real else readable)
         self._training: bool | None = None  # the mode of the last run
-        self._keeps_mode = all(_keeps_mode(module) for module in self.modules.values())
+        self._keeps_mode = _keep_mode(self.modules.values())
         if not self._keeps_mode:  # what a class forgets in training mode, as a cache, it forgets before the first run
             self.set_mode(True)
         self.state = State(self.model)
@@ -91,10 +91,13 @@ class _Asked(dict[str, Any]):
         return False
 
 
-def _keeps_mode(module: nn.Module) -> bool:
-    """Whether a module's mode is its own attribute `training` and nothing else."""
-    own = hasattr(type(module), "training") or isinstance(module, torch.jit.ScriptModule)
-    return getattr(module.train, "__func__", None) is nn.Module.train and not own
+def _keep_mode(modules: Collection[nn.Module]) -> bool:
+    """Whether the mode of each module is its own attribute `training` and nothing else."""
+    kinds = {type(module) for module in modules}
+    plain = not any(hasattr(kind, "training") or issubclass(kind, torch.jit.ScriptModule) for kind in kinds)
+    return (
+        plain and all(kind.train is nn.Module.train for kind in kinds) and not any("train" in vars(m) for m in modules)
+    )
 
 
 def set_mode(model: nn.Module, training: bool) -> None:

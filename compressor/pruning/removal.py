@@ -1,5 +1,6 @@
 """The order in which scored channels go: units of channels of one group that leave together, the first to go first."""
 
+import bisect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ def cuts(group: Group, channels: Channels, multiple: int, least: int = 1, most: 
     step = step_of(group, channels, multiple)
     least = max(1, math.ceil(least / step)) * step
     total = group.size
-    sizes = [total, *(size for size in range((total - 1) // step * step, 0, -step) if size >= least)]
-    return [total - size for size in sizes if (total - size) / total <= most + 1e-9]
+    gone = range(total - (total - 1) // step * step, total - least + 1, step)
+    return [0, *gone[: bisect.bisect_right(gone, most + 1e-9, key=lambda count: count / total)]]
 
 
 def units(group: Group, scores: Values, cuts: Sequence[int]) -> list[Unit]:

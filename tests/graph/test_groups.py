@@ -1,5 +1,7 @@
 """Ties become one identity per channel, and channels in the same places become a group."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.graph import capture
-from compressor.graph.groups import Numbered, Reasons, batch_of, connected, grouped, roots_of
+from compressor.graph.groups import Numbered, Reasons, batch_of, connected, grouped, leads_of, roots_of
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, run
 from compressor.graph.unions import Unions
@@ -29,6 +31,20 @@ def test_what_is_tied_in_any_order_has_one_number(pairs):
     roots = connected([(np.array([one]), np.array([other])) for one, other in pairs], 20)
     assert all((roots[one] == roots[other]) == (other in sets[one]) for one in range(20) for other in range(20))
     assert set(roots.tolist()) == set(range(len(set(roots.tolist()))))
+
+
+@given(PAIRS)
+def test_arrays_tied_whole_have_the_numbers_of_their_positions_tied_one_by_one(pairs):
+    ties = Unions()
+    blocks = [ties.fresh(3) for _ in range(6)]
+    arrays = [*blocks, *(np.concatenate([one[:1], other[1:]]) for one, other in itertools.pairwise(blocks))]
+    arrays += [block[::-1] for block in blocks]
+    for one, other in pairs:
+        ties.tie(arrays[one % len(arrays)], arrays[other % len(arrays)])
+    roots, leads = roots_of(ties), leads_of(ties)
+    assert np.array_equal(roots, connected(ties.pairs, ties.count))
+    numbered = Numbered(roots, leads)
+    assert all(np.array_equal(numbered(ids), roots[ids]) for ids in arrays)
 
 
 def ties_of(**blocks: int) -> Unions:

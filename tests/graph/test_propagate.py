@@ -63,3 +63,22 @@ def test_a_rule_says_which_attributes_of_its_module_count_its_channels():
     walk.follow()
     found = {(size.module, size.attribute): len(size.ids) for size in walk.sizes}
     assert found == {("0", "out_channels"): 4, ("1", "num_features"): 4}
+
+
+class Normed(nn.Module):
+    """Normalises what a convolution makes, and zeros of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)), self.other(torch.zeros(1, 4, 2, 2))
+
+
+def test_vectors_of_a_norm_hold_the_channels_that_it_norms_unless_these_take_any_size() -> None:
+    walk = Propagation(trace(Normed(), torch.zeros(2, 3, 4, 4)), Unions())
+    walk.follow()
+    blocks = walk.ties.blocks
+    assert blocks["norm.weight", 0] is blocks["norm.running_var", 0] is blocks["conv.weight", 0]
+    assert not walk.is_made(blocks["other.weight", 0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.graph.tensors import named_tensors
+from compressor.graph.tensors import named_modules, named_tensors
 
 
 class Shared(nn.Module):
@@ -27,3 +27,10 @@ def test_names_and_order_are_those_of_torch() -> None:
     found = named_tensors(model)
     assert list(found) == [name for name, _ in expected]
     assert all(found[name] is tensor for name, tensor in expected if not name.startswith("scripted"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of scripts
+@pytest.mark.parametrize("every", [False, True])
+def test_modules_and_their_order_are_those_of_torch(every) -> None:
+    model = Shared()
+    assert named_modules(model, every=every) == [*model.named_modules(remove_duplicate=not every)]

@@ -19,22 +19,20 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
-from compressor.pruning.catalogue import score_of
 from compressor.pruning.oneshot import decide
 from compressor.pruning.scores import Given
-from compressor.pruning.settings import PruneSettings
+from compressor.pruning.settings import PruneSettings, score_of
 from compressor.runs.goals import Guard, Target
 from compressor.runs.periods import Periods
-from compressor.runs.phases import Phases
+from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import silent
-from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import Plan, Prune, operate_
+from compressor.training.batch_norm import recalibrate_
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
-from compressor.training.randomness import derive_seed, seed_everything_
-from compressor.training.recalibrate import recalibrate_
+from compressor.training.numerics import derive_seed, seed_everything_
 from compressor.training.settings import DistillSettings, TrainSettings
 from sample_models.vgg11 import build
 

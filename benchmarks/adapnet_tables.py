@@ -22,16 +22,14 @@ from compressor.pruning.oneshot import decide
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.goals import Guard, Target
 from compressor.runs.periods import Periods
-from compressor.runs.phases import Phases
+from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import PeriodEvent
-from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import operate_
 from compressor.training.data import Data, with_input_shape
 from compressor.training.evaluate import evaluating
 from compressor.training.events import EpochEvent
-from compressor.training.numerics import choose_device
-from compressor.training.randomness import seed_everything_
+from compressor.training.numerics import choose_device, seed_everything_
 from compressor.training.settings import DistillSettings, TrainSettings
 from compressor.vision import door as vision
 from sample_models import net2, vgg11

@@ -34,8 +34,7 @@ from compressor.graph import capture
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
-from compressor.training.numerics import choose_device
-from compressor.training.randomness import seed_everything_
+from compressor.training.numerics import choose_device, seed_everything_
 from compressor.training.settings import DistillSettings, TrainSettings
 from sample_models import vgg11
 

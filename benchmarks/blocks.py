@@ -35,7 +35,7 @@ from compressor.report import units
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
-from compressor.training.randomness import seed_everything_
+from compressor.training.numerics import seed_everything_
 from compressor.training.settings import DataSettings, TrainSettings
 from compressor.vision import door as vision
 

@@ -33,8 +33,7 @@ from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
-from compressor.training.numerics import choose_device
-from compressor.training.randomness import generator, seed_everything_
+from compressor.training.numerics import choose_device, generator, seed_everything_
 from compressor.training.settings import DataSettings
 from sample_models.vgg16_cifar import build
 

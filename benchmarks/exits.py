@@ -30,7 +30,7 @@ from benchmarks.cnsn import AT, SCALES, _accuracies, _data
 from benchmarks.resumable import opened
 from compressor.exits.cutting import cut, model_costs
 from compressor.exits.detachable import Detachable
-from compressor.exits.losses import multi_model_step
+from compressor.exits.learning import multi_model_step
 from compressor.exits.settings import CNSN, DetachSettings
 from compressor.files.paths import write_json
 from compressor.profiling.model_profile import profile
@@ -38,7 +38,7 @@ from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.microbatches import Step
-from compressor.training.randomness import seed_everything_
+from compressor.training.numerics import seed_everything_
 from sample_models.vgg16_cifar import build
 
 OUT = Path(__file__).parent / "results" / "exits.json"

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from benchmarks.real import _resnet
 from benchmarks.stranger_resnet import resnet20
-from compressor.exporting.flat import OPSET, flatten
+from compressor.exporting.onnx import OPSET, flatten
 from compressor.exporting.onnx_in.reading import open_onnx
 from compressor.exporting.proof import agreement
 from compressor.exporting.quantize import SCHEMES, free_scores_, quantize

@@ -32,11 +32,11 @@ from compressor.pruning.oneshot import decide, rank, sensitivity
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.oneshot import apply_plan_
 from compressor.surgery import Plan, Prune, operate_
+from compressor.training.batch_norm import recalibrate_
 from compressor.training.data import Data, open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
-from compressor.training.randomness import seed_everything_
-from compressor.training.recalibrate import recalibrate_
+from compressor.training.numerics import seed_everything_
 from compressor.training.settings import TrainSettings
 
 OUT = Path(__file__).parent / "results" / "kinds.json"

@@ -25,7 +25,7 @@ from benchmarks.networks import build
 from compressor import prune_
 from compressor.exporting.latency import Compared, side_by_side
 from compressor.exporting.onnx import export_onnx
-from compressor.profiling.chip import preferred_multiple
+from compressor.profiling.timetable import preferred_multiple
 from compressor.report.environment import device_words, versions
 from compressor.vision import door as vision
 

@@ -20,9 +20,8 @@ from typing import Any
 from torch import nn
 
 from benchmarks.where import machines
-from compressor.exits.learning import training_of
+from compressor.exits.learning import l2_of, training_of
 from compressor.exits.nested import Nested, make_nested
-from compressor.exits.pairs import l2_of
 from compressor.exits.points import Survey
 from compressor.exits.settings import NSN, DetachSettings, falling
 from compressor.report.environment import device_words, versions
@@ -30,8 +29,7 @@ from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
-from compressor.training.numerics import choose_device
-from compressor.training.randomness import seed_everything_
+from compressor.training.numerics import choose_device, seed_everything_
 from compressor.training.settings import DataSettings, TrainSettings
 from sample_models.mlp import INPUT_SHAPE, build
 

@@ -39,8 +39,7 @@ from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.training.data import open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
-from compressor.training.numerics import choose_device
-from compressor.training.randomness import seed_everything_
+from compressor.training.numerics import choose_device, seed_everything_
 from compressor.training.settings import TrainSettings
 from sample_models import resnet_cifar, vgg11
 

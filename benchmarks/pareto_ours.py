@@ -11,11 +11,11 @@ from compressor.pruning.settings import PruneSettings
 from compressor.pruning.target import TOLERANCE
 from compressor.runs.goals import Guard, Target
 from compressor.runs.periods import Periods
+from compressor.runs.phases import TrainingPhases
 from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import silent
-from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import operate_
-from compressor.training.recalibrate import recalibrate_
+from compressor.training.batch_norm import recalibrate_
 from compressor.training.settings import DistillSettings
 
 

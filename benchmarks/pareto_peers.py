@@ -13,10 +13,10 @@ from torch_pruning.pruner import BasePruner, GroupNormPruner
 from torch_pruning.pruner.importance import GroupMagnitudeImportance, MagnitudeImportance, TaylorImportance
 
 from benchmarks.pareto_case import Arm, Case, Outcome
+from compressor.training.batch_norm import recalibrate_
 from compressor.training.evaluate import evaluating
 from compressor.training.loop import plain
 from compressor.training.microbatches import Step
-from compressor.training.recalibrate import recalibrate_
 
 HALVINGS = 12  # of the interval that holds the ratio: to 1/4096 of the channels
 SPARSE = 5e-4  # of the sparse training, as in their benchmarks

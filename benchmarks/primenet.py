@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.where import machines
-from compressor.primenet.choosing import best_scale, local_losses
+from compressor.primenet.learning import best_scale, local_losses
 from compressor.primenet.memory import training_memory
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.phases import represent_, retrain_
@@ -31,8 +31,7 @@ from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
-from compressor.training.numerics import choose_device
-from compressor.training.randomness import generator
+from compressor.training.numerics import choose_device, generator
 from compressor.training.settings import DataSettings, TrainSettings
 from sample_models.primenet import build
 

@@ -39,8 +39,7 @@ from compressor.graph import capture
 from compressor.training.data import Data, open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
-from compressor.training.numerics import choose_device
-from compressor.training.randomness import seed_everything_
+from compressor.training.numerics import choose_device, seed_everything_
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 from compressor.vision import door as vision
 from sample_models import vgg11

@@ -25,17 +25,16 @@ from compressor.pruning.settings import PruneSettings
 from compressor.runs.goals import Guard, Target
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.periods import Periods
-from compressor.runs.phases import Phases
+from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import FINETUNE, GoalSettings
 from compressor.runs.stages import silent
-from compressor.runs.training_phases import TrainingPhases
 from compressor.surgery import Plan, Prune, operate_
+from compressor.training.batch_norm import recalibrate_
 from compressor.training.data import Data
 from compressor.training.distillation import distilling
 from compressor.training.evaluate import evaluating
 from compressor.training.loop import fit, plain
 from compressor.training.microbatches import Step
-from compressor.training.recalibrate import recalibrate_
 from compressor.training.settings import DistillSettings, TrainSettings
 
 

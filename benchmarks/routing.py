@@ -28,6 +28,7 @@ from torch import nn
 
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
+from compressor.profiling.latency import time_images
 from compressor.report.environment import device_words, versions
 from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
@@ -45,7 +46,6 @@ from compressor.routing.observing import Observation, observe
 from compressor.routing.phases import Taught, Teacher, top1_at_labels
 from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings, every_unit, paper
-from compressor.routing.timing import time_images
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event

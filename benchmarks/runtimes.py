@@ -37,9 +37,8 @@ from benchmarks.stranger_resnet import resnet20
 from compressor.errors import CompressorError
 from compressor.exits.cutting import cut
 from compressor.exits.settings import DetachSettings
-from compressor.exporting.evidence import Evidence
 from compressor.exporting.package import PackageSettings, export_package
-from compressor.exporting.proof import agreement, executed
+from compressor.exporting.proof import Evidence, agreement, executed
 from compressor.exporting.run import Network, fed
 from compressor.exporting.runtimes import RUNTIMES
 from compressor.files.paths import write_json

@@ -32,10 +32,9 @@ from compressor.pruning.adapnet.settings import PRESETS
 from compressor.report.environment import device_words, versions
 from compressor.runs.goals import Guard, Target
 from compressor.runs.periods import Periods
-from compressor.runs.phases import Phases
+from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import silent
-from compressor.runs.training_phases import TrainingPhases
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit

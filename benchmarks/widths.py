@@ -22,7 +22,7 @@ import torch
 from compressor import prune_
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
-from compressor.profiling.chip import preferred_multiple
+from compressor.profiling.timetable import preferred_multiple
 from compressor.report.environment import device_words, versions
 from compressor.vision import door as vision
 

@@ -28,7 +28,7 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.oneshot import decide
-from compressor.pruning.reconstruction import synthetic
+from compressor.pruning.reconstruction import calibration
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.oneshot import apply_plan_
 from compressor.surgery import Plan, Prune
@@ -128,7 +128,7 @@ def _noise(model: nn.Module, channels: Channels, plan: Plan, example: Tensor) ->
     def noise(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return torch.randn(count, *shape, generator=generator)
 
-    with mock.patch.object(synthetic, "dead_leaves", noise):
+    with mock.patch.object(calibration, "dead_leaves", noise):
         _leaves(model, channels, plan, example)
 
 

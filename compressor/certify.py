@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from compressor.report.certificate import CONFIDENCE, Certificate
-from compressor.report.figure import Figure
+from compressor.report.measurements import CONFIDENCE, Certificate, Figure
 
 
 @dataclass(frozen=True)

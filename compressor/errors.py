@@ -6,7 +6,10 @@ Anything else that is raised is a bug and keeps its traceback.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
@@ -78,3 +81,26 @@ def first_line(error: BaseException, most: int = 400) -> str:
     said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)[:10_000])
     lines = (line.strip() for line in said.splitlines())
     return shown(next(filter(None, lines), type(error).__name__), most)
+
+
+_KINDS = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError),
+    *(ValueError, struct.error, zipfile.BadZipFile),
+)
+
+
+@contextmanager
+def one_line(
+    start: str, end: str = "): copy or download it again", kind: type[Exception] = FileError
+) -> Iterator[None]:
+    """Raise `kind` in place of an error that damaged data cause; what happened stands between `start` and `end`."""
+    try:
+        yield
+    except _KINDS as error:
+        if isinstance(error, CompressorError | kind):
+            raise
+        name, told = type(error).__name__, first_line(error)
+        if isinstance(error, RecursionError):
+            raise kind(f"{start}its parts lie too deep in one another{end}") from error
+        told = told if isinstance(error, ValueError | zipfile.BadZipFile) or told == name else f"{name}: {told}"
+        raise kind(f"{start}{told}{end}") from error

@@ -10,9 +10,9 @@ from typing import Literal
 
 from torch import nn
 
+from compressor.primenet.block import build_stage
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
-from compressor.primenet.stage import build_stage
 
 INPUT_SHAPE = (1, 28, 28)
 

@@ -10,8 +10,8 @@ from rich.text import Text
 from compressor.cli import main
 from compressor.cli.terminal import Terminal
 from compressor.errors import printable
+from compressor.report.html import draw
 from compressor.report.manifest import Manifest
-from compressor.report.plots import draw
 from compressor.report.report import page
 from compressor.report.sections import Curve, Plot
 from tests.report.reports import full_report

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from compressor.pruning.catalogue import METHODS
+from compressor.pruning.settings import METHODS
 from compressor.training.settings import SPECS
 
 SETS = tuple(spec.removesuffix("DIR") for spec in SPECS)

@@ -6,8 +6,8 @@ from rich.text import Text
 
 from compressor.cli.options import Json, is_onnx, named, with_data
 from compressor.cli.terminal import Terminal
-from compressor.report.figure import TOP1
-from compressor.runs.looking import EvaluateJob
+from compressor.report.measurements import TOP1
+from compressor.runs.job import EvaluateJob
 
 if TYPE_CHECKING:
     from compressor.runs.evaluate import Evaluated

@@ -2,7 +2,7 @@
 
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
-from compressor.runs.looking import ExportJob
+from compressor.runs.job import ExportJob
 
 HELP = (
     "Write a model for another runtime, after it gave the same outputs there.\n\n"
@@ -23,7 +23,7 @@ def export(job: ExportJob, json: Json = False) -> None:
         made = run(job, tell)
     terminal.print_json({"format": job.to, **made.facts})
     if made.manifest is not None:
-        from compressor.report.exits import exits_table
+        from compressor.report.tables import exits_table
 
         terminal.show(exits_table(made.manifest))
     package = made.manifest is not None

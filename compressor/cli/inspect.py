@@ -8,7 +8,7 @@ import typer
 from compressor.cli.options import Json, named
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.runs.looking import InspectJob
+from compressor.runs.job import InspectJob
 
 HELP = "Show which channels of a model belong together, which can be edited, and why others cannot."
 EXAMPLE = "compressor inspect --arch torchvision:resnet18 --picture coupling.svg"

@@ -6,7 +6,7 @@ import typer
 
 from compressor.cli.options import Json, is_onnx, named
 from compressor.cli.terminal import Terminal
-from compressor.runs.looking import ProfileJob
+from compressor.runs.job import ProfileJob
 
 HELP = "Measure what a model, or an .onnx file, costs to run: MACs, parameters, memory, latency."
 EXAMPLE = "compressor profile --arch torchvision:resnet18 --layers --latency"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from compressor.cli.names import as_typed
 from compressor.report import units
-from compressor.report.figure import TOP1, validated
+from compressor.report.measurements import TOP1, validated
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent, Stage
 from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
 

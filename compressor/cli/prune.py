@@ -2,7 +2,7 @@
 
 from compressor.cli.options import DryRun, Json
 from compressor.cli.results import carry_out
-from compressor.pruning.catalogue import METHODS
+from compressor.pruning.settings import METHODS
 from compressor.runs.jobs import AdaptJob, BlocksJob, PruneJob
 
 HELP = (

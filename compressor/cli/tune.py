@@ -3,7 +3,7 @@
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
-from compressor.runs.looking import TuneJob
+from compressor.runs.job import TuneJob
 
 HELP = (
     "Make a package fast and small in memory on this machine: write a graph with the weights as this processor wants "
@@ -26,8 +26,8 @@ def tune(job: TuneJob, json: Json = False) -> None:
         terminal.made(words, f"prune MODEL --target-ms MS --table {job.kit}/table.json")
         return
     from compressor.exporting.tune import tune_package
-    from compressor.report.exits import tuned_table
     from compressor.report.manifest import TUNED_MODEL, TUNED_WEIGHTS
+    from compressor.report.tables import tuned_table
 
     folder = job.model.model
     if folder is None:

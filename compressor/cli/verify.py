@@ -23,7 +23,7 @@ def verify(
     terminal = Terminal(as_json=json)
     from compressor.exporting.run import fits_here
     from compressor.exporting.verify import verify_package
-    from compressor.report.exits import exits_table
+    from compressor.report.tables import exits_table
 
     manifest = verify_package(folder, key)
     if manifest.tuned is not None and not fits_here(manifest.tuned):

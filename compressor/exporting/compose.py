@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.exporting.flat import flatten
+from compressor.exporting.onnx import flatten
 from compressor.exporting.samples import images
 from compressor.exporting.weights import WeightsFile
 from compressor.report.manifest import Array

@@ -26,8 +26,8 @@ from compressor.graph.tensors import device_of
 from compressor.graph.trace import call_arguments
 from compressor.profiling.latency import measure_in_turn, once
 from compressor.profiling.model_profile import profile as profile_costs
-from compressor.report.cost import Profile
 from compressor.report.manifest import Array
+from compressor.report.measurements import Profile
 from compressor.report.progress import progress
 from compressor.training.evaluate import evaluating
 

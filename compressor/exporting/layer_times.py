@@ -18,8 +18,7 @@ from compressor.exporting.onnx_profile import with_one_image
 from compressor.exporting.runtime import noise
 from compressor.files.paths import own_folder, write_json
 from compressor.graph.channels import Channels
-from compressor.profiling.chip import preferred_multiple
-from compressor.profiling.timetable import FORMAT, Grid, Layer, Machine, Timetable, Widths
+from compressor.profiling.timetable import FORMAT, Grid, Layer, Machine, Timetable, Widths, preferred_multiple
 from compressor.pruning.price import Price, Term
 from compressor.report.progress import progress
 

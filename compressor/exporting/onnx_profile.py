@@ -17,8 +17,8 @@ from compressor.exporting.outside import Taken, take_in
 from compressor.exporting.runtime import SECONDS, OnnxModel
 from compressor.exporting.weights import graphs_in
 from compressor.files.limits import LARGEST_GIB, allow, apart
-from compressor.report.cost import LayerCost, Profile
 from compressor.report.manifest import MODEL, TUNED_MODEL, fed, manifest_inside, packaged
+from compressor.report.measurements import LayerCost, Profile
 
 
 def profile_onnx(

@@ -26,18 +26,17 @@ from compressor.errors import FileError, ModelError, UsageError
 from compressor.exporting import run, watch
 from compressor.exporting.builds import build, modules
 from compressor.exporting.compose import StageMaker
-from compressor.exporting.evidence import Demands, Evidence, opened, prove, routing_facts
-from compressor.exporting.flat import OPSET, check_file, check_opset
 from compressor.exporting.forms import Form, form_of
+from compressor.exporting.onnx import OPSET, check_file, check_opset
+from compressor.exporting.proof import Demands, Evidence, opened, prove, routing_facts
 from compressor.exporting.quantize import Chip, QuantizingMaker, facts
 from compressor.exporting.run import Run
 from compressor.exporting.runtime import noise, open_session
 from compressor.exporting.runtimes import Runtime, check_runtime, convert, write
 from compressor.exporting.samples import portable, reference_of
-from compressor.exporting.signing import SIGNATURE, private_key
-from compressor.exporting.staging import folder_beside, move_folder
-from compressor.exporting.verify import check_package
+from compressor.exporting.verify import SIGNATURE, check_package, private_key
 from compressor.exporting.weights import WeightsFile
+from compressor.files.paths import folder_beside, move_folder
 from compressor.report.environment import VERSION
 from compressor.report.manifest import (
     MANIFEST,

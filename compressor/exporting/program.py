@@ -21,8 +21,7 @@ from compressor.exporting.samples import (
     torch_outputs,
 )
 from compressor.graph.program import with_free_batch
-from compressor.loading.opening import open_model
-from compressor.loading.program import EXTRA
+from compressor.loading.opening import EXTRA, open_model
 from compressor.report.manifest import Array, Card
 from compressor.report.measurements import OnnxCheck
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError, first_line
 from compressor.exporting.compose import Samples, Stage, StageMaker
-from compressor.exporting.flat import quiet
+from compressor.exporting.onnx import quiet
 from compressor.exporting.weights import WeightsFile
 from compressor.report.manifest import Array
 

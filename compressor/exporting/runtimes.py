@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, first_line
-from compressor.exporting.flat import quiet, root_of
+from compressor.exporting.onnx import quiet, root_of
 
 
 @dataclass(frozen=True)

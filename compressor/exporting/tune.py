@@ -19,9 +19,9 @@ from compressor.errors import CompressorError, FileError, first_line
 from compressor.exporting.proof import Runner, executed
 from compressor.exporting.runtime import noise, open_session, private_copy, session_options
 from compressor.exporting.samples import largest_difference
-from compressor.exporting.staging import folder_beside, move_files
 from compressor.exporting.verify import check_package, read_portable
 from compressor.exporting.weights import WeightsFile
+from compressor.files.paths import folder_beside, move_files
 from compressor.profiling.latency import measure
 from compressor.report.manifest import (
     MANIFEST,

@@ -14,10 +14,9 @@ from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
-from compressor.errors import FileError, ModelError
+from compressor.errors import FileError, ModelError, one_line
 from compressor.loading.arch import FORM, Arch
 from compressor.loading.container import Contents, write
-from compressor.loading.damage import one_line
 from compressor.loading.forms import Packer, encode, plain, unpack
 from compressor.settings import fits
 from compressor.vision.preparation import Preparation

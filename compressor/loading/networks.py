@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.loading.damage import one_line
+from compressor.errors import one_line
 from compressor.loading.forms import decode, encode, number
 from compressor.loading.published import UnbuiltError, bound, dtype_named, member, name_of, named, network_class
 

@@ -2,29 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from compressor.errors import FileError, UsageError, shown
+from compressor.errors import FileError, UsageError, first_line, one_line, shown
 from compressor.files.limits import LARGEST_GIB
+from compressor.graph.program import trainable
 from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.checkpoint import KIND, Checkpoint, Origin, read_checkpoint
 from compressor.loading.container import read
 from compressor.loading.content import Content, recognise
-from compressor.loading.damage import one_line
 from compressor.loading.networks import blank
 from compressor.loading.pickles import read_pickle, rebuilt, skeleton
-from compressor.loading.program import open_program
 from compressor.loading.proportion import Proportion
 from compressor.loading.stand_ins import StandIn
-from compressor.loading.steps import NONE, STRUCTURE, Rebuilders, apply_steps
 from compressor.loading.weights import find_weights, fit, put
+from compressor.surgery.structure import apply_
+from compressor.vision.preparation import Preparation
+
+STRUCTURE = "structure"  # the kind of a step in which only sizes changed, by surgery
+
+# Kind of any other step -> what gives the network after it, of the network before and the step; rooms above bring them.
+Rebuilders = Mapping[str, Callable[[nn.Module, Mapping[str, Any]], nn.Module]]
+NONE: Rebuilders = {}
+
+
+def apply_steps(
+    module: nn.Module,
+    steps: Iterable[Mapping[str, Any]],
+    path: Path,
+    rebuilders: Rebuilders,
+    allowed: Proportion | None = None,
+) -> nn.Module:
+    """The network that the steps made of a fresh build, in their order; its weights are still to be loaded.
+
+    Raises FileError for a step that is damaged, unknown, does not fit or gets out of proportion.
+    """
+    for step in steps:
+        kind = step.get("kind")
+        with (
+            one_line(f"{path} is a damaged checkpoint (its step {kind!r}: "),
+            nullcontext() if allowed is None else allowed.watching(),
+        ):
+            if kind == STRUCTURE:
+                apply_(module, step)
+            elif isinstance(kind, str) and kind in rebuilders:
+                module = rebuilders[kind](module, step)
+            else:
+                raise FileError(f"{path} is a damaged checkpoint, or a newer one: it has a step of the kind {kind!r}")
+        if allowed is not None:
+            allowed.check(module)
+    return module
+
+
+EXTRA = "compressor.json"  # our own file in the archive: classes, normalisation, history
+
+
+def open_program(path: Path, content: Content, trust: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that a program is, and what is known about it, by the fields of OpenedModel.
+
+    A checkpoint cannot be saved of it without an architecture. Raises FileError without `trust`, since torch runs what
+    the file holds.
+    """
+    if not trust:
+        raise FileError(
+            f"{path} holds code ({content.value}), and opening one runs what it holds: give --trust if you know who "
+            "made it, or a state dict with --arch"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's about torch's own internals
+            if content is Content.SCRIPT:
+                return torch.jit.load(path, map_location="cpu"), {}
+            extra = {EXTRA: ""}
+            program = torch.export.load(path, extra_files=extra)
+            return trainable(program), _about(program, json.loads(extra[EXTRA] or "{}"))
+    except Exception as error:
+        raise FileError(f"{path} cannot be opened ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _about(program: ExportedProgram, told: dict[str, Any]) -> dict[str, Any]:
+    """What export wrote beside the program; of another's program the size of its images, where it is fixed."""
+    shape = next(
+        node.meta["val"].shape for node in program.graph.nodes if node.name in program.graph_signature.user_inputs
+    )
+    fixed = tuple(shape[1:]) if all(isinstance(size, int) for size in shape[1:]) else None
+    fields = {key: told.get(key) for key in ("input_shape", "classes", "history")}
+    found: dict[str, Any] = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    if isinstance(told.get("preparation"), dict):
+        found["preparation"] = Preparation.from_json(told["preparation"])
+    return {"input_shape": fixed, **found}
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import CompressorError, FileError, first_line, listed, shown
+from compressor.errors import CompressorError, FileError, first_line, listed, one_line, shown
 from compressor.files.limits import LARGEST_GIB, check_size
-from compressor.loading.archive import records
-from compressor.loading.damage import one_line
+from compressor.loading.content import records
 from compressor.loading.networks import OwnMethod, Skeleton, build, checked, describe
 from compressor.loading.published import UnbuiltError, dtype_named, named
 from compressor.loading.stand_ins import Names, StandIn, unpickle

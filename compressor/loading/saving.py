@@ -18,9 +18,8 @@ from compressor.loading.arch import Arch, find, parse_arch
 from compressor.loading.checkpoint import Checkpoint, Origin, extra_state, write_checkpoint
 from compressor.loading.networks import blank
 from compressor.loading.networks import describe as describe_layers
-from compressor.loading.opening import OpenedModel
+from compressor.loading.opening import NONE, STRUCTURE, OpenedModel, Rebuilders, apply_steps
 from compressor.loading.published import UnbuiltError
-from compressor.loading.steps import NONE, STRUCTURE, Rebuilders, apply_steps
 from compressor.surgery.structure import apply_, describe
 
 

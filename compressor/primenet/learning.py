@@ -1,4 +1,4 @@
-"""The first phase: every capsule learns from its own loss while the batch passes; what is behind learns as usual."""
+"""The first phase: every capsule learns from its own loss while the batch passes, and the best scale is chosen."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import UsageError
+from compressor.graph.tensors import device_of
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.training import checkpoint
 from compressor.training.data import cross_entropy
 from compressor.training.distributed import add_up_
+from compressor.training.evaluate import evaluating
 from compressor.training.loop import backward
-from compressor.training.task import Model
+from compressor.training.task import Model, Task
 
 # Each capsule's own Adam, besides its learning rate (section 4.1; Keras's epsilon).
 LOCAL_BETAS, LOCAL_EPS = (0.99, 0.999), 1e-7
@@ -140,3 +142,37 @@ def refuse_single(batch: int) -> None:
     """Raises UsageError for batches of one image, which have no statistics for batch norm."""
     if batch < 2:
         raise UsageError("a batch of one image: batch norm in the block needs more, give a --batch-size of 2 or larger")
+
+
+def local_losses(network: PrimeNetwork, part: Any, task: Task, batch_size: int = 512) -> dict[int, float]:
+    """Mean cross-entropy, in nats, of each scale's local classifier over a part of the data, in eval mode."""
+    count = 0
+    block, device = network.stage.block, device_of(network)
+    sums = {scale: torch.zeros((), dtype=torch.float64, device=device) for scale in block.scales}
+    with evaluating(network), torch.no_grad():
+        for x, y in task.passing(part, batch_size, device):
+            labels = task.labels(y)
+            count += len(labels)
+            for scale in block.scales:
+                scores = block.heads[str(scale)](block.capsules[str(scale)](x))
+                sums[scale] += functional.cross_entropy(scores.float(), labels, reduction="sum")
+    return {scale: float(total) / count for scale, total in sums.items()}
+
+
+def best_scale(losses: dict[int, float]) -> int:
+    """The scale with the smallest loss, the smaller one where equal."""
+    return min(losses, key=lambda scale: (losses[scale], scale))
+
+
+class WithOneScale(nn.Module):
+    """The network as it would be if this scale were kept, on the network's own layers."""
+
+    def __init__(self, network: PrimeNetwork, scale: int) -> None:
+        super().__init__()
+        self.network = network
+        self.scale = str(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stage = self.network.stage
+        scores: Tensor = self.network.rest(stage.join(stage.block.capsules[self.scale](x), x))
+        return scores

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.primenet.block import PrimeStage
 from compressor.primenet.settings import PrimeNetSettings
-from compressor.primenet.stage import PrimeStage
 
 KIND = "primenet"  # of its entry in a checkpoint
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError
 from compressor.graph.trace import trace
-from compressor.primenet.choosing import WithOneScale, best_scale, local_losses
-from compressor.primenet.learning import LocalLearning, refuse_single
+from compressor.primenet.learning import LocalLearning, WithOneScale, best_scale, local_losses, refuse_single
 from compressor.primenet.network import PrimeNetwork
 from compressor.training import checkpoint
 from compressor.training.evaluate import evaluate

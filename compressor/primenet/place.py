@@ -1,22 +1,22 @@
 """Where the early stage of a user's network may end, what it costs, and what the block in its place would."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from compressor.errors import ModelError, UsageError, did_you_mean
+from compressor.errors import FileError, ModelError, UsageError, did_you_mean
 from compressor.graph.cuts import Chain, Cut, tail
 from compressor.graph.names import module_named, names_of
 from compressor.graph.operators import CONVOLUTIONS, LAYERS
 from compressor.graph.program import module_of
 from compressor.graph.tensors import device_of
+from compressor.primenet.block import PrimeStage, build_stage
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
-from compressor.primenet.stage import PrimeStage, build_stage
 from compressor.profiling.macs import macs_of
 
 PAYS = 2.0  # the automatic choice wants this many times the block's multiply-adds gone
@@ -211,3 +211,37 @@ def _listed(names: Iterable[str]) -> str:
     found = list(dict.fromkeys(names))
     more = f" and {len(found) - _NAMED_AT_MOST} more" if len(found) > _NAMED_AT_MOST else ""
     return ", ".join(found[:_NAMED_AT_MOST]) + more if found else "no named module"
+
+
+def rebuild(module: nn.Module, step: Mapping[str, Any]) -> PrimeNetwork:
+    """The network that `step()` described, around `module`: a new build of the user's, or a PrimeNet itself.
+
+    The weights are random until they are loaded. Raises FileError for a step that does not fit the module.
+    """
+    try:
+        scales, origin, learning = [int(scale) for scale in step["scales"]], step["origin"], bool(step["learning"])
+        network = module if isinstance(module, PrimeNetwork) else _replaced(module, origin)
+        if not set(scales) <= set(network.stage.block.scales):
+            raise FileError(f"the checkpoint keeps scales {scales}, which its block does not have: it is damaged")
+    except (ArithmeticError, LookupError, ModelError, RuntimeError, TypeError, UsageError, ValueError) as error:
+        raise FileError(
+            f"the checkpoint's block does not fit its network ({error}): it is damaged, or of another architecture"
+        ) from error
+    if not learning and network.stage.block.learning:
+        network.stage.block.settle_(scales)
+    return network
+
+
+def _replaced(module: nn.Module, origin: Mapping[str, Any]) -> PrimeNetwork:
+    scales, image = tuple(map(int, origin["scales"])), tuple(map(int, origin["image"]))
+    settings = replace(PrimeNetSettings(), scales=scales, reduced=int(origin["reduced"]), fit=origin["fit"])
+    early = Early(module, image, int(origin["classes"]), settings)
+    shape = tuple(map(int, origin["shape"]))
+    cuts = early.chain.cuts
+    if origin["until"]:
+        cut = early.find(str(origin["until"]))
+    else:  # made by code outside any module: only its number says which
+        cut = cuts[min(int(origin["cut"]), len(cuts) - 1)]
+    if cut.shape != shape:
+        raise FileError(f"the checkpoint's stage ends at {shape}, the architecture has {cut.shape} there: give its own")
+    return early.replaced(cut)

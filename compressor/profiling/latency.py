@@ -1,7 +1,7 @@
-"""How long a forward pass takes: one way of measuring for everything that can be called."""
+"""Milliseconds of a call, of calls in turn, and of networks that take a different time for every image."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -9,6 +9,7 @@ from math import ceil
 import numpy as np
 
 from compressor.graph.neutral import uncollected
+from compressor.report.progress import counted
 
 BUDGET_SECONDS = 1.0  # that are measured, after the warm-up
 _WARM_RUNS, _WARM_SECONDS = 2, 0.2  # both are reached before anything is measured
@@ -87,3 +88,39 @@ def once(call: Callable[[], object], finish: Callable[[], object] = lambda: None
     call()
     finish()
     return time.perf_counter() - start
+
+
+_WARM = 3  # images that are run before anything is measured
+
+
+@dataclass(frozen=True)
+class ImageTimes:
+    """Wall-clock time of one call, in milliseconds, over images; for each image the median of its repetitions."""
+
+    mean: float
+    median: float
+    p95: float
+    runs: int  # images times repetitions
+    threads: int  # CPU threads that one operator may use
+    batch: int = 1
+
+
+def time_images(
+    calls: Mapping[str, Callable[[int], object]], images: int, *, threads: int, repeats: int = 5
+) -> dict[str, ImageTimes]:
+    """Time `call(number)` for the numbers below `images`, the calls taking turns, so that all see the same machine."""
+    taken = {name: np.zeros((images, repeats)) for name in calls}
+    for call in calls.values():
+        for number in range(min(_WARM, images)):
+            call(number)
+    with uncollected():
+        for number in counted("timing images", range(images), images):
+            for turn in range(repeats):
+                for name, call in calls.items():
+                    taken[name][number, turn] = 1e3 * once(partial(call, number))
+    return {name: _summary(np.median(times, axis=1), images * repeats, threads) for name, times in taken.items()}
+
+
+def _summary(times: "np.ndarray[tuple[int], np.dtype[np.float64]]", runs: int, threads: int) -> ImageTimes:
+    median, p95 = (float(value) for value in np.percentile(times, [50, 95]))
+    return ImageTimes(float(times.mean()), median, p95, runs, threads)

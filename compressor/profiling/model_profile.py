@@ -9,12 +9,28 @@ from torch import nn
 from compressor.errors import ModelError
 from compressor.graph.groups import batch_of
 from compressor.graph.held import tensors_in, with_tensors
+from compressor.graph.lives import lives
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.trace import ModuleCall, TensorRef, Trace, trace
-from compressor.profiling.macs import count_macs
-from compressor.profiling.memory import peak_activation_bytes
-from compressor.profiling.thop_count import left_out, thop_macs
-from compressor.report.cost import LayerCost, Profile, Shapes
+from compressor.profiling.macs import count_macs, left_out, thop_macs
+from compressor.report.measurements import LayerCost, Profile, Shapes
+
+
+def peak_activation_bytes(trace: Trace) -> int:
+    """The most bytes of activations that live at once, for the batch that was traced.
+
+    An operator's own scratch space is not counted, and nothing is fused: a floor for a runtime that executes these
+    operators in this order, one after the other.
+    """
+    changes = [0] * (len(trace.ops) + 2)
+    for life in lives(trace):
+        changes[life.born] += life.bytes
+        changes[life.last + 1] -= life.bytes
+    live = peak = 0
+    for change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak
 
 
 @neutrally

@@ -21,9 +21,8 @@ from torch.func import functional_call
 
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.pruning.consumers import Consumer, derivatives
-from compressor.pruning.l1 import l1
-from compressor.pruning.reconstruction.fold import cells
-from compressor.pruning.reconstruction.gram import RIDGE, pulled
+from compressor.pruning.criteria import l1
+from compressor.pruning.reconstruction.gram import RIDGE, cells, pulled
 from compressor.pruning.scores import Given
 
 _STEPS = 64  # in which a group's channels go at most

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
-from compressor.pruning.catalogue import score_of
 from compressor.pruning.consumers import consumers
 from compressor.pruning.obs import Curve, calibrated, curves
 from compressor.pruning.scores import Given, Score, Scores, complete, in_order
 from compressor.pruning.selection import Selection, select
-from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved
+from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved, score_of
 from compressor.training.task import Model, Pair
 
 

@@ -7,10 +7,10 @@ import numpy as np
 from torch import nn
 
 from compressor.graph.channels import Channels, Group, Ids
-from compressor.profiling.chip import preferred_multiple
-from compressor.pruning.l1 import l1
-from compressor.pruning.removal import narrowed, step_of
+from compressor.profiling.timetable import preferred_multiple
+from compressor.pruning.criteria import l1
 from compressor.pruning.scores import Given
+from compressor.pruning.target import narrowed, step_of
 from compressor.surgery.edits import Edit, Insert, Plan, Prune
 
 

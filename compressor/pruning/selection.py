@@ -9,15 +9,25 @@ from numpy.typing import NDArray
 from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels, Group
 from compressor.graph.names import groups_named
-from compressor.profiling.chip import preferred_multiple
+from compressor.profiling.timetable import preferred_multiple
 from compressor.pruning.allocate import ranks
-from compressor.pruning.catalogue import ABOUT, About
 from compressor.pruning.obs import Curve
 from compressor.pruning.price import Goal, combined, in_words, macs_price, memory_goals, peak_memory, size_price
-from compressor.pruning.removal import BLOCKS, Unit, by_score, by_share, cuts, narrowed, together, units, up_to
 from compressor.pruning.scores import Scores, Values
-from compressor.pruning.settings import PruneSettings
-from compressor.pruning.target import meet, removed
+from compressor.pruning.settings import ABOUT, About, PruneSettings
+from compressor.pruning.target import (
+    BLOCKS,
+    Unit,
+    by_score,
+    by_share,
+    cuts,
+    meet,
+    narrowed,
+    removed,
+    together,
+    units,
+    up_to,
+)
 from compressor.surgery.edits import Plan, Prune
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.report import units
-from compressor.report.figure import Figure
-from compressor.report.measurements import Measurements
+from compressor.report.measurements import Figure, Measurements
 from compressor.report.units import NOTHING
 
 _NOTICEABLE = 1.05  # as fast; less lies within what two measurements differ by

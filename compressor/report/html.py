@@ -1,14 +1,197 @@
-"""Pages that need nothing else: templates filled, plots drawn into them, sections as the templates take them."""
+"""Pages that need nothing else: templates filled, plots as SVG that take the page's colours, light or dark."""
 
+import hashlib
+import io
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.errors import printable
-from compressor.report.plots import draw
-from compressor.report.sections import Gallery, Plot, Section, Table
+from compressor.report.measurements import TOP1, validated
+from compressor.report.sections import Curve, Gallery, Plot, Section, Table
 from compressor.report.units import NOTHING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# matplotlib wants colours; these stand for the page's own and are exchanged in the finished SVG.
+_INK, _FAINT = "#010203", "#040506"
+_SERIES = ("#a00001", "#a00002", "#a00003", "#a00004", "#a00005", "#a00006")
+_EXCHANGE = {
+    _INK: "currentColor",
+    _FAINT: "var(--line)",
+    **{color: f"var(--series-{number})" for number, color in enumerate(_SERIES, 1)},
+}
+_SHAPES = ("o", "s", "^", "D", "v", "P")  # of points, so that series differ without colours too
+_WIDTH = 4.6  # inches: 331 points, shown near their natural size on a telephone and on a desk
+_BAR_HEIGHT = 0.17  # inches
+
+
+def draw(plot: Plot) -> str:
+    """The plot as one `<svg>` element, at most as wide as what it stands in."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    plot = _readable(plot)
+    bars = plot.kind == "bars"
+    names = len(plot.curves[0].x) if bars and plot.curves else 0
+    height = 0.9 + _BAR_HEIGHT * names * max(len(plot.curves), 1) if bars else 2.7
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "compressor",
+        "font.size": 8.5,
+        "text.parse_math": False,  # a layer's name may hold a dollar sign
+        "text.color": _INK,
+        "axes.edgecolor": _FAINT,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "grid.color": _FAINT,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        (_draw_bars if bars else _draw_curves)(axes, plot)
+        axes.set_xlabel(plot.x_label)
+        axes.set_ylabel(plot.y_label)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(plot.curves) > 1:
+            figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(buffer.getvalue(), plot.title)
+
+
+def run_plots(rows: tuple[dict[str, Any], ...]) -> tuple[Plot, ...]:
+    """Plots of a run's metrics over its epochs: accuracy, loss and, where a method writes them, costs."""
+    return tuple(plot for plot in _candidates(rows) if plot.curves)
+
+
+def _candidates(rows: tuple[dict[str, Any], ...]) -> Iterator[Plot]:
+    wanted = {
+        ("Accuracy", "top-1, %", 100.0): {"validation_top1": "validation", "train_top1": "training"},
+        **_own_figures(rows),
+        ("Loss", "loss", 1.0): {"validation_loss": "validation", "train_loss": "training"},
+        ("Multiply-adds", "MMAC per image", 1e-6): {"macs": "model"},
+        ("Parameters", "million", 1e-6): {"params": "model"},
+        ("Filters", "filters", 1.0): {"filters": "model"},
+    }
+    epochs = _epochs(rows)
+    for (title, y_label, factor), keys in wanted.items():
+        curves = []
+        for key, label in keys.items():
+            y = tuple(_times(row.get(key), factor) for row in rows)
+            if any(value is not None for value in y):
+                curves.append(Curve(label, epochs, y))
+        yield Plot(title, "epoch", y_label, tuple(curves))
+
+
+def _own_figures(rows: tuple[dict[str, Any], ...]) -> dict[tuple[str, str, float], dict[str, str]]:
+    """The main figure of a user's task."""
+    found = [validated(row) for row in rows]
+    names = {each[0].name for each in found if each is not None} - {TOP1}
+    return {(name, name, 1.0): {f"validation_{name}": "validation"} for name in sorted(names)}
+
+
+def _epochs(rows: tuple[dict[str, Any], ...]) -> tuple[float, ...]:
+    """Epochs done after each row, or the rows' numbers where a phase starts its epochs anew."""
+    epochs = [row.get("epoch") for row in rows]
+    if all(isinstance(epoch, int | float) for epoch in epochs):
+        done = [epoch + 1 for epoch in epochs if epoch is not None]
+        if all(earlier < later for earlier, later in itertools.pairwise(done)):
+            return tuple(done)
+    return tuple(range(1, len(rows) + 1))
+
+
+def _times(value: Any, factor: float) -> float | None:
+    return None if value is None else float(value) * factor
+
+
+def _draw_curves(axes: "Axes", plot: Plot) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    colors, shapes = itertools.cycle(_SERIES), itertools.cycle(_SHAPES)
+    for curve in plot.curves:
+        known = [(x, y) for x, y in zip(curve.x, curve.y) if y is not None]
+        x, y = [float(pair[0]) for pair in known], [pair[1] for pair in known]
+        axes.plot(x, y, label=curve.label, **_look(plot, curve, len(known), colors, shapes))
+        for name, at in zip(curve.names, known):
+            if name:
+                axes.annotate(name, (float(at[0]), at[1]), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    places = {float(x) for curve in plot.curves for x in curve.x}
+    if len(places) == 1 and plot.kind == "line":
+        axes.set_xlim(min(places) - 1, max(places) + 1)
+    if all(place.is_integer() for place in places):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(linewidth=0.6)
+
+
+def _look(plot: Plot, curve: Curve, points: int, colors: Iterator[str], shapes: Iterator[str]) -> dict[str, Any]:
+    """How a curve is drawn; marks and dashed lines take no colour of the series."""
+    if curve.look == "dashed":
+        return {"color": _SERIES[-1], "linestyle": "--", "linewidth": 1.2, "zorder": 1}
+    if curve.look:
+        marker = {"gone": "x", "come": "^", "joined": "o"}[curve.look]
+        return {"color": _INK, "linestyle": "none", "marker": marker, "markersize": 5.5, "markerfacecolor": "none"}
+    if plot.kind == "points":
+        return {"color": next(colors), "linestyle": "none", "marker": next(shapes), "markersize": 4.5}
+    return {"color": next(colors), "linewidth": 1.6, "marker": "o" if points <= 40 else "", "markersize": 3.2}
+
+
+def _draw_bars(axes: "Axes", plot: Plot) -> None:
+    thick = 0.8 / len(plot.curves)
+    # The last colour is the quiet one: what was before, behind what is now.
+    colors = itertools.cycle((_SERIES[-1], *_SERIES[:-1]) if len(plot.curves) > 1 else _SERIES)
+    for index, (curve, color) in enumerate(zip(plot.curves, colors)):
+        places = [row - 0.4 + thick * (index + 0.5) for row in range(len(curve.x))]
+        lengths = [value or 0.0 for value in curve.y]
+        axes.barh(places, lengths, height=thick * 0.95, color=color, label=curve.label)
+    names = [_shortened(str(name)) for name in plot.curves[0].x]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="x", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labeltop=True)  # of a long figure the lower end may be out of sight
+
+
+def _readable(plot: Plot) -> Plot:
+    """The plot with texts that control nothing, and that the fonts can be asked for."""
+    curves = tuple(
+        replace(
+            curve,
+            label=printable(curve.label),
+            x=tuple(printable(each) if isinstance(each, str) else each for each in curve.x),
+            names=tuple(map(printable, curve.names)),
+        )
+        for curve in plot.curves
+    )
+    title, x_label, y_label = map(printable, (plot.title, plot.x_label, plot.y_label))
+    return replace(plot, title=title, x_label=x_label, y_label=y_label, curves=curves)
+
+
+def _shortened(name: str, longest: int = 26) -> str:
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
+
+
+def _for_page(svg: str, title: str) -> str:
+    """Without prolog and notes, with the page's colours and font, and identifiers that no other plot has."""
+    from markupsafe import escape
+
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    for stand_in, color in _EXCHANGE.items():
+        body = body.replace(stand_in, color)
+    body = re.sub(r"font-family: [^;\"]*;? ?|<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
+    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+    prefix = f"plot-{hashlib.sha256(body.encode()).hexdigest()[:8]}-"
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", body)
+    return body.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+
 
 _QUANTITY = re.compile(r"[+-]?[\d.,]+( ?[TGMk]?(?:MAC|B)| [TGMk]| ms| %| pp|x)?")
 

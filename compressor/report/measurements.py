@@ -1,13 +1,167 @@
-"""What a model costs and how well it does, as plain data."""
+"""What a model costs, how well it does, and what is promised of it on fresh images, as plain data and in words."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from compressor.report.certificate import Certificate
-from compressor.report.cost import Profile
-from compressor.report.figure import TOP1, Figure
+from compressor.report import units
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What one module costs itself, without the modules inside it."""
+
+    name: str  # dotted; "(model)" for what the outermost forward does itself
+    kind: str  # class of the module, or operator of an .onnx file
+    input_shapes: Shapes  # of the first call, for one image; empty where the module never ran
+    output_shapes: Shapes
+    macs: int  # multiply-adds for one image, over all calls
+    params: int  # its own; a tensor shared by several modules counts for the first
+    ms: float | None = None  # of one image in ONNX Runtime, where latency was measured
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a model costs for one image; what is None or not whole has its reason in `reasons`."""
+
+    macs: int  # multiply-adds of convolutions and matrix products, biases not counted
+    macs_thop: int | None
+    params: int  # shared ones once
+    layers: tuple[LayerCost, ...] = ()
+    uncounted: dict[str, int] = field(default_factory=dict)  # operators without a rule -> calls; they count as zero
+    activation_bytes: int | None = None  # peak, without weights
+    latency_ms: dict[str, Any] | None = None
+    file_bytes: int | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as `compressor profile --json` prints it."""
+        return asdict(self)
+
+
+TOP1 = "top1"  # fraction in 0..1 of the images whose largest score is their class's
+_LOST = 0.01  # of top-1, or of the size of any other figure: a smaller change is about the same
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a network is measured by: top-1, or what a user's task calls its main figure."""
+
+    name: str = TOP1
+    higher: bool = True  # is better
+
+    @property
+    def label(self) -> str:
+        """As a table says it."""
+        return "top-1" if self.name == TOP1 else self.name
+
+    @property
+    def axis(self) -> tuple[str, float]:
+        """As a plot says it, and the factor of its values."""
+        return ("top-1, %", 100.0) if self.name == TOP1 else (self.name, 1.0)
+
+    def write(self, value: float, digits: int = 2) -> str:
+        """A value: "93.20 %", 0.8123."""
+        return f"{100 * value:.{digits}f} %" if self.name == TOP1 else f"{value:.4g}"
+
+    def change(self, before: float, after: float) -> str:
+        """From one value to another: "-0.80 pp", "+0.0123"."""
+        return units.points(before, after) if self.name == TOP1 else f"{after - before:+.3g}"
+
+    def drop(self, before: float, after: float) -> float:
+        """How much worse the second is; below zero where it is better."""
+        return before - after if self.higher else after - before
+
+    def gain(self, before: float, after: float) -> float:
+        """How much better the second is, where 1 is what one would notice."""
+        scale = _LOST if self.name == TOP1 else _LOST * abs(before) or _LOST
+        return -self.drop(before, after) / scale
+
+
+TOP = Figure()
+
+
+def validated(row: Mapping[str, Any]) -> tuple[Figure, float | None] | None:
+    """The main figure in an epoch's row, of the validation set; None where it was not looked for."""
+    names = [key.removeprefix("validation_") for key in row if key.startswith("validation_")]
+    name = next((name for name in names if name not in ("loss", "local_losses")), None)
+    return None if name is None else (Figure(name), row[f"validation_{name}"])
+
+
+CONFIDENCE = 0.95  # of a promise, unless another is asked for
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is promised of a network against the one that it was made of, and what its images showed."""
+
+    drop: float  # at most, of top-1 as a share of the images: what they allow to be promised of this candidate alone
+    confidence: float
+    images: int  # which chose nothing; of a user's task examples, or batches
+    observed: float  # the drop on them
+    kept: bool  # whether what was asked for is promised
+    asked: float
+    would_do: int | None  # images that would be enough if as many of them were lost; None where kept, or none would
+    worst_class: str = ""
+    worst_drop: float = 0.0
+    worst_images: int = 0
+    agreement: float | None = None  # share of the images that both networks have right, or both wrong
+    otherwise: str = ""  # what is done where nothing is promised
+    subject: str = ""  # of which network of several it speaks, to begin the sentence with
+    exit: int | None = None  # the exit that it is of, where one is asked for by its number
+    figure: str = TOP1  # that may fall; of another than top-1 the drop is in its units
+    unit: str = "images"
+    differed: int | None = None  # images that the deepest exit gives another class; None where there are no exits
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, with the sentence."""
+        return {**asdict(self), "words": self.words()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Certificate":
+        """The certificate that `to_json` wrote. Raises KeyError or TypeError for other data."""
+        return cls(**{each.name: data[each.name] for each in fields(cls)})
+
+    @property
+    def kind(self) -> str:
+        """How sure the bound is: exact for top-1, and for a user's own figure an estimate."""
+        return "exact" if self.figure == TOP1 else "bootstrap estimate"
+
+    def words(self) -> str:
+        """The sentence for a report."""
+        shown = of = ""
+        scale, digits, unit = 1, ".4g", f"of {self.figure}"
+        if self.figure == TOP1:
+            scale, digits, unit, of = 100, ".2f", "points", " of top-1"
+        if self.agreement is not None:
+            shown = (
+                f" The class that loses most, {self.worst_class}, loses {100 * self.worst_drop:.1f} points of its "
+                f"{self.worst_images:,} images; both networks are right or wrong together on {self.agreement:.1%}."
+            )
+        asked = f"at most {scale * self.asked:g} {unit}{of}"
+        observed, drop = (format(scale * each, digits) for each in (self.observed, self.drop))
+        if self.kept:
+            begin = f"{self.subject} loses" if self.subject else "Loses"
+            return (
+                f"{begin} {asked} on {self.unit} like these, with {self.confidence:.0%} confidence "
+                f"(n = {self.images:,}, {self.kind}; {observed} on them).{shown}"
+            )
+        why = (
+            f"on these it loses {observed}"
+            if self.would_do is None
+            else f"with as many lost as here, {100 * max(self.observed, 0):.2f} points, {self.would_do:,} would do"
+        )
+        why += f", and at most {drop} {unit} can be promised on these"
+        otherwise = f", so {self.otherwise}" if self.otherwise else ""
+        estimate = "" if self.figure == TOP1 else f" ({self.kind})"
+        return (
+            f"No promise of {asked} can be made on {self.images:,} {self.unit} at "
+            f"{self.confidence:.0%} confidence{estimate}{otherwise}; {why}.{shown}"
+        )
+
 
 _MEASURED = ("macs", "macs_thop", "params", "file_bytes", "latency_ms", "top1")
 

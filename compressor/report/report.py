@@ -16,8 +16,8 @@ from compressor.errors import FileError
 from compressor.files.paths import write_json, write_whole
 from compressor.report import html, units
 from compressor.report.comparison import answers, compare
+from compressor.report.html import run_plots
 from compressor.report.measurements import LayerSize, Measurements, OnnxCheck, plain
-from compressor.report.plots import run_plots
 from compressor.report.sections import Curve, Plot, Section, section_from_json
 from compressor.report.units import NOTHING
 

@@ -11,9 +11,8 @@ from rich.text import Text
 
 from compressor.files.paths import write_json, write_whole
 from compressor.report import units
-from compressor.report.certificate import Certificate
-from compressor.report.figure import TOP, TOP1, Figure
 from compressor.report.html import drawn, rendered
+from compressor.report.measurements import TOP, TOP1, Certificate, Figure
 from compressor.report.sections import Curve, Plot
 from compressor.report.tables import plain_table
 from compressor.report.units import NOTHING

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.certify import promised
 from compressor.errors import UsageError
+from compressor.report.measurements import Certificate
 from compressor.routing.costs import Costs
 from compressor.routing.observing import Observation
 
@@ -172,3 +174,32 @@ def _sweep(values: Tensor, point: Callable[[float], Point]) -> list[Point]:
     beyond = [float(values.min()) - 1e-3, float(values.max()) + 1e-3]
     found = {each.macs: each for each in map(point, [*spread.tolist(), *beyond])}
     return [found[macs] for macs in sorted(found)]
+
+
+# From all layers for all images to the first depth for all: even steps in the log-odds of how sure the router is, known
+# before any image is looked at.
+THRESHOLDS = (2.0, *torch.linspace(12, -8, 161, dtype=torch.float64).sigmoid().tolist(), 0.0)
+
+
+def certified_point(
+    seen: Observation,
+    costs: Costs,
+    before: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    *,
+    drop: float,
+    confidence: float,
+) -> tuple[Point, Certificate]:
+    """The cheapest of the router's points that loses at most `drop` with this confidence; where none does, all layers.
+
+    Args:
+        seen: what the network does with images that have chosen nothing so far.
+        before: which of them the network had right as it came, bool (images,).
+        labels: their classes, int64 (images,).
+    """
+    rows = [right_at(seen, leaving(seen, threshold)) for threshold in THRESHOLDS]
+    at, certificate = promised(
+        labels, before, rows, classes, drop=drop, confidence=confidence, otherwise="all layers run"
+    )
+    return point_at(seen, costs, THRESHOLDS[at or 0]), certificate

@@ -16,7 +16,7 @@ from compressor.routing.router import Gates, ImageRouter
 from compressor.training.data import cross_entropy
 from compressor.training.loop import backward
 from compressor.training.microbatches import Step
-from compressor.training.randomness import derive_seed, generator
+from compressor.training.numerics import derive_seed, generator
 from compressor.training.task import Model, by_class
 
 EARLY_WEIGHT = 0.3  # of each earlier depth's loss; the last one's is 1

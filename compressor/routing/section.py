@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from compressor.profiling.latency import ImageTimes
 from compressor.report import units as written
 from compressor.report.sections import Curve, Plot, Section, Table
 from compressor.routing.costs import Costs
 from compressor.routing.curve import UNPROMISED_DROP, Point
 from compressor.routing.phases import Taught
 from compressor.routing.settings import RouteSettings
-from compressor.routing.timing import ImageTimes
 from compressor.routing.units import Unit
 
 _TEXT = (

@@ -25,7 +25,7 @@ from compressor.pruning.price import Goal, Price, in_words
 from compressor.pruning.reconstruction import Reconstruction, no_progress, reconstruct_
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.pruning.target import TOLERANCE
-from compressor.report.cost import Profile
+from compressor.report.measurements import Profile
 from compressor.runs.latency_goal import TOLERANCE as TIME_TOLERANCE
 from compressor.runs.latency_goal import check_timed, target_in_ms
 from compressor.runs.latency_goal import in_words as time_in_words

@@ -8,12 +8,12 @@ from typing import Any
 from compressor.errors import FileError, UsageError
 from compressor.exporting.runtime import OnnxModel
 from compressor.files.paths import check_writable
+from compressor.profiling.latency import time_images
 from compressor.report.environment import processor
 from compressor.report.manifest import Array
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import Timed, compare_runs
-from compressor.routing.timing import time_images
 from compressor.runs.folder import ONNX
 
 

@@ -15,8 +15,7 @@ from compressor.exits.learning import recalibrated, training_of
 from compressor.exits.points import legal_points
 from compressor.exporting.latency import profile
 from compressor.report import units
-from compressor.report.certificate import Certificate
-from compressor.report.measurements import Measurements
+from compressor.report.measurements import Certificate, Measurements
 from compressor.runs.exits import Row, hardly_smaller, measured_rows, outdone, parts_of
 from compressor.runs.jobs import DetachJob
 from compressor.runs.measuring import filters
@@ -29,7 +28,7 @@ from compressor.training import distributed
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
-from compressor.training.randomness import seed_everything_
+from compressor.training.numerics import seed_everything_
 
 
 class DetachRun(Run[DetachJob]):

@@ -6,9 +6,9 @@ from typing import Any
 
 from compressor.errors import FileError, listed
 from compressor.exporting.runtime import OnnxModel, onnx_at
-from compressor.report.figure import TOP, Figure
 from compressor.report.manifest import card_inside, fed, manifest_inside, packaged
-from compressor.runs.looking import EvaluateJob
+from compressor.report.measurements import TOP, Figure
+from compressor.runs.job import EvaluateJob
 from compressor.runs.models import refuse_definition
 from compressor.runs.own import task_of
 from compressor.runs.stages import Callback, Stage, note_all, silent

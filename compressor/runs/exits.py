@@ -10,8 +10,7 @@ from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
 from compressor.exporting.latency import profile
 from compressor.report import units
-from compressor.report.figure import TOP, Figure
-from compressor.report.measurements import Measurements
+from compressor.report.measurements import TOP, Figure, Measurements
 from compressor.report.sections import Curve, Plot, Section, Table
 from compressor.runs.subject import Subject
 from compressor.training import distributed

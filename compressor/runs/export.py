@@ -8,18 +8,16 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import UsageError
-from compressor.exporting.evidence import Evidence
-from compressor.exporting.flat import OPSET, check_opset
 from compressor.exporting.forms import form_of
-from compressor.exporting.onnx import export_onnx
+from compressor.exporting.onnx import OPSET, check_opset, export_onnx
 from compressor.exporting.package import PackageSettings, check_target, export_package
 from compressor.exporting.program import export_program
-from compressor.exporting.proof import PROOF_IMAGES
+from compressor.exporting.proof import PROOF_IMAGES, Evidence
 from compressor.exporting.runtimes import RUNTIMES, check_runtime
 from compressor.files.paths import check_writable
-from compressor.report.certificate import Certificate
 from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Array, Manifest, chosen
-from compressor.runs.looking import ExportJob
+from compressor.report.measurements import Certificate
+from compressor.runs.job import ExportJob
 from compressor.runs.promise import Promise, put_aside
 from compressor.runs.settings import PromiseSettings
 from compressor.runs.stages import Callback, Stage, note_all, silent

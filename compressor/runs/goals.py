@@ -8,7 +8,7 @@ from compressor.errors import UsageError
 from compressor.graph.channels import Channels
 from compressor.pruning.price import Goal, Price, Term, in_words, scaled
 from compressor.report import units
-from compressor.report.figure import TOP
+from compressor.report.measurements import TOP
 from compressor.runs.settings import GoalSettings
 from compressor.runs.tuning import said
 from compressor.surgery.edits import Plan

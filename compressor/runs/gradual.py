@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
+from compressor.pruning.criteria import add_, products_of
 from compressor.pruning.oneshot import Ranked, rank
 from compressor.pruning.price import Goal, Price, macs_price, memory_goals, peak_memory, size_price
 from compressor.pruning.scores import Score
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
-from compressor.pruning.taylor import add_, products_of
 from compressor.runs.goals import followed
 from compressor.runs.latency_goal import select_in_ms, target_in_ms
 from compressor.runs.oneshot import apply_plan_

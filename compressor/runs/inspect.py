@@ -5,7 +5,7 @@ from typing import Any
 
 from compressor.graph import Channels, capture
 from compressor.pruning.oneshot import sensitivity
-from compressor.runs.looking import InspectJob
+from compressor.runs.job import InspectJob
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import Subject, calibration_inputs, open_subject
 

@@ -1,8 +1,8 @@
-"""What jobs of verbs share; nothing heavy is imported, so that the command line can read it for `--help`."""
+"""What jobs of verbs share, and those of verbs that look at a model; nothing heavy is imported, for `--help`'s sake."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, is_dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from compressor.errors import UsageError
 from compressor.runs.settings import ModelSettings, OutputSettings, PromiseSettings, TimeSettings
@@ -60,3 +60,88 @@ def flat(job: Job) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+_EXIT: dict[str, Any] = {"text": "Only this exit of a model or package that has several.", "metavar": "N"}
+
+
+@dataclass(frozen=True)
+class InspectJob(ModelJob):
+    """Which channels belong together; and, with data, what it costs to prune them."""
+
+    model: ModelSettings
+    keep: tuple[str, ...] = setting((), "Layers to leave unpruned.", "PATTERN", many=True)
+    also: tuple[str, ...] = setting((), "Method of the model to trace besides forward.", "METHOD", many=True)
+    sensitivity: bool = setting(False, "Predict from data what pruning each group costs the outputs.")
+    data: str | None = setting(None, **DATA)
+    loading: DataSettings = field(default_factory=DataSettings)
+
+    def completed(self) -> Self:
+        """The job itself."""
+        super().completed()
+        if self.sensitivity != (self.data is not None):
+            raise UsageError("`sensitivity` looks at images, and nothing else does: give both `sensitivity` and `data`")
+        return self
+
+
+@dataclass(frozen=True)
+class EvaluateJob(ModelJob):
+    """The accuracy of a model on a test set."""
+
+    model: ModelSettings
+    data: str = setting(MISSING, **DATA)
+    loading: DataSettings = field(default_factory=DataSettings)
+    device: str = setting(TrainSettings.device, "auto, cpu, cuda or cuda:NUMBER.", "DEVICE")
+    split: Literal["test", "validation", "train"] = setting("test", "test, validation or train.", "SPLIT")
+    exit: int | None = setting(None, **_EXIT)
+
+
+@dataclass(frozen=True)
+class ProfileJob(ModelJob):
+    """The cost of a model."""
+
+    model: ModelSettings
+    latency: bool = setting(False, "Measure latency, which takes some seconds.")
+    device: str = setting("cpu", "Where latency is measured.", "DEVICE")
+    exit: int | None = setting(None, **_EXIT)
+
+
+@dataclass(frozen=True)
+class TuneJob(ModelJob):
+    """A package made fast on this machine, or what another machine times a model's layers with."""
+
+    model: ModelSettings
+    kit: str | None = setting(
+        None, "Of a model: write a folder that times its layers on another machine, for prune --table.", "FOLDER"
+    )
+    threads: int = setting(1, "Threads while timing.", "N", 1)
+    latency: bool = setting(True, "Measure each exit before and after.")
+
+
+@dataclass(frozen=True)
+class ExportJob(ModelJob):
+    """A model as a file for another runtime."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    model: ModelSettings
+    out: str = setting(MISSING, "The file (.onnx, .pt2) or the folder (a package) to write.", "PATH")
+    to: Literal["onnx", "openvino", "litert", "executorch", "ncnn", "torch", "pt2"] = setting(
+        "onnx", "The runtime; torch: a Python file with weights; pt2: torch's program.", "RUNTIME"
+    )
+    precision: Literal["fp32", "int8"] = setting("fp32", "int8: quantized, calibrated on training images.", "HOW")
+    overwrite: bool = setting(False, "Replace what is there.")
+    opset: int | None = setting(None, "ONNX opset, 15 to 23. [20]", "N")
+    exit: int | None = setting(None, "Only this exit of a model that has several.", "N")
+    exits: Literal["one", "separate"] = setting(
+        "one", "one: a graph with branches; separate: also a flat graph for each exit, on the same weights.", "HOW"
+    )
+    latency: bool = setting(True, "Measure each exit of a package.")
+    chip: Literal["x86", "x86-old", "arm", "npu"] = setting(
+        "x86", "Target of int8: x86, x86-old (no VNNI), arm, npu.", "CHIP"
+    )
+    calibration_images: int = setting(128, "Number of calibration images for int8.", "N", 8)
+    promise: PromiseSettings = field(default_factory=PromiseSettings)  # of int8, against the model as it is
+    sign: str | None = setting(None, "Private ed25519 key (PEM) to sign a package with.", "KEY")
+    data: str | None = setting(None, **DATA)  # whose validation images the file is compared on
+    loading: DataSettings = field(default_factory=DataSettings)

@@ -8,13 +8,11 @@ from compressor.errors import FileError, UsageError
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.catalogue import ABOUT
-from compressor.pruning.settings import PruneSettings
+from compressor.pruning.settings import ABOUT, PruneSettings
 from compressor.pruning.settings import check as check_pruning
 from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSettings, paper
 from compressor.routing.settings import check as check_routing
-from compressor.runs.job import DATA, RunJob
-from compressor.runs.looking import EvaluateJob, ExportJob, InspectJob, ProfileJob, TuneJob
+from compressor.runs.job import DATA, EvaluateJob, ExportJob, InspectJob, ProfileJob, RunJob, TuneJob
 from compressor.runs.settings import FINETUNE, GoalSettings, PromiseSettings, SweepSettings, TimeSettings
 from compressor.settings import Job, fits, plain, read, recorded_of, setting
 from compressor.training.settings import DistillSettings, TrainSettings
@@ -84,7 +82,7 @@ class PruneJob(RunJob):
 class BlocksJob(PruneJob):
     """One-shot pruning of whole blocks, which data choose."""
 
-    RUN: ClassVar[str] = "prune_blocks.BlocksRun"
+    RUN: ClassVar[str] = "prune.BlocksRun"
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
             ("ratio", "ratio_for", "allocate", "round_to", "min_channels"),

@@ -6,10 +6,9 @@ from pathlib import Path
 from compressor.errors import UsageError
 from compressor.exporting.layer_times import write_kit
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.staging import folder_beside, move_folder
-from compressor.files.paths import check_writable
+from compressor.files.paths import check_writable, folder_beside, move_folder
 from compressor.graph import capture
-from compressor.runs.looking import TuneJob
+from compressor.runs.job import TuneJob
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import open_subject
 from compressor.training.settings import DataSettings

@@ -18,9 +18,8 @@ from compressor.exporting.runtime import onnx_at
 from compressor.files.limits import LARGEST_GIB
 from compressor.graph.neutral import afresh
 from compressor.loading import opening, saving
-from compressor.loading.opening import OpenedModel
-from compressor.loading.steps import Rebuilders
-from compressor.primenet.rebuild import rebuild as replaced
+from compressor.loading.opening import OpenedModel, Rebuilders
+from compressor.primenet.place import rebuild as replaced
 from compressor.routing.rebuild import rebuild as routed
 from compressor.surgery.blocks import rebuild as shortened
 

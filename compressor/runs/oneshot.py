@@ -16,20 +16,18 @@ from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import device_of, has_data, named_tensors
-from compressor.pruning.catalogue import BLOCKS
 from compressor.pruning.oneshot import decide, rank
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
-from compressor.pruning.reconstruction.synthetic import synthetic_inputs, used_to
+from compressor.pruning.reconstruction.calibration import synthetic_inputs, used_to
 from compressor.pruning.scores import Score
-from compressor.pruning.settings import PruneSettings, check, in_time, resolved
-from compressor.report.cost import Profile
+from compressor.pruning.settings import BLOCKS, PruneSettings, check, in_time, resolved
 from compressor.report.environment import device_words, versions
-from compressor.report.measurements import Measurements
+from compressor.report.measurements import Measurements, Profile
 from compressor.report.report import Report
 from compressor.runs.blocks import choose_blocks, replace_
-from compressor.runs.criterion import criterion, in_words
 from compressor.runs.latency_goal import select_in_ms
 from compressor.runs.measuring import filters, layer_sizes
+from compressor.runs.own import criterion, in_words
 from compressor.settings import filled
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import assign_, check_no_reducer

@@ -1,13 +1,19 @@
-"""A user's own code that a setting names, "FILE.py:NAME": which text is such a name, and the task that one is."""
+"""A user's own code that a setting names, "FILE.py:NAME", or an object: a task, or a function that scores channels."""
 
 import itertools
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import FileError, UsageError
+from torch import nn
+
+from compressor.errors import CompressorError, FileError, UsageError
+from compressor.graph.channels import Channels
 from compressor.loading import code
+from compressor.pruning.scores import Given, Score, Scores
+from compressor.pruning.settings import is_own
 from compressor.training.own_task import OwnTask
 
 _FORM = re.compile(r"(.+\.py):(\w+)")
@@ -66,3 +72,45 @@ def task_of(text: str) -> OwnTask | None:
 
 def _told(path: Path, error: Exception) -> str:
     return code.told(error, path)
+
+
+def criterion(method: str | Score) -> Score | None:
+    """A function itself, or the one that "FILE.py:score" names, `(model, channels, given) -> Scores`; None for a method
+    of ours.
+
+    Raises:
+        UsageError: there is no such file or function.
+        FileError: importing the file fails.
+    """
+    if not isinstance(method, str):
+        if not callable(method):
+            raise UsageError(f"method is {method!r}, and has to be a text or a function")
+        return method
+    if not is_own(method):
+        return None
+    path, function = _parts(method)
+    found = code.load(path, function, expected=None, named=True).function
+
+    def score(model: nn.Module, channels: Channels, given: Given) -> Scores:
+        try:
+            scores: Scores = found(model, channels, given)
+        except CompressorError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{method} failed: {code.told(error, path)}") from error
+        return scores
+
+    return score
+
+
+def in_words(score: Callable[..., object]) -> str:
+    """What a function in memory is called in a report."""
+    name = getattr(score, "__qualname__", type(score).__qualname__)
+    return f"{getattr(score, '__module__', 'function')}:{name}"
+
+
+def _parts(method: str) -> tuple[Path, str]:
+    found = parts(method)
+    if found is None:
+        raise UsageError(f"method {method[:200]!r} is neither one of ours nor FILE.py:FUNCTION, such as mine.py:score")
+    return found

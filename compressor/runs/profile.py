@@ -5,8 +5,8 @@ from pathlib import Path
 
 from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.runtime import onnx_at
-from compressor.report.cost import Profile
-from compressor.runs.looking import ProfileJob
+from compressor.report.measurements import Profile
+from compressor.runs.job import ProfileJob
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.training.settings import DataSettings
 

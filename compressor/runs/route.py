@@ -14,11 +14,11 @@ from compressor.exporting.forms import AtDepth
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
-from compressor.report.certificate import Certificate
-from compressor.report.measurements import Measurements
-from compressor.routing.certificate import certified_point
+from compressor.profiling.latency import ImageTimes, time_images
+from compressor.report.measurements import Certificate, Measurements
 from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
+    certified_point,
     check_time,
     choose,
     choose_in_time,
@@ -36,7 +36,6 @@ from compressor.routing.phases import Teacher
 from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.section import Findings, Way, doubts, planned_section, remarks, section
 from compressor.routing.settings import RouteSettings, check, every_unit
-from compressor.routing.timing import ImageTimes, time_images
 from compressor.routing.units import Units
 from compressor.runs.depth_times import depth_times, in_time
 from compressor.runs.jobs import RouteJob

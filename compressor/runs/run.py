@@ -20,9 +20,8 @@ from compressor.errors import CompressorError, UsageError
 from compressor.exporting.latency import profile
 from compressor.loading.onnx_network import lacks_norms
 from compressor.report import units
-from compressor.report.certificate import Certificate
 from compressor.report.environment import device_words, versions
-from compressor.report.measurements import LayerSize, Measurements, OnnxCheck
+from compressor.report.measurements import Certificate, LayerSize, Measurements, OnnxCheck
 from compressor.report.report import Report
 from compressor.runs.estimate import epochs_within, estimate
 from compressor.runs.folder import ONNX, RunFolder

@@ -20,8 +20,8 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import finish
 from compressor.pruning.settings import PruneSettings
 from compressor.report import units
-from compressor.report.certificate import Certificate
 from compressor.report.manifest import MANIFEST, WEIGHTS, read_manifest
+from compressor.report.measurements import Certificate
 from compressor.report.report import Report
 from compressor.report.run_comparison import Point, RunComparison
 from compressor.report.runs import Timed, compare_runs
@@ -30,9 +30,9 @@ from compressor.runs.compare import time_files
 from compressor.runs.estimate import estimate
 from compressor.runs.export import export
 from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings
+from compressor.runs.job import ExportJob
 from compressor.runs.jobs import PruneJob, RouteJob, ShrinkJob
 from compressor.runs.lock import FolderLock
-from compressor.runs.looking import ExportJob
 from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
 from compressor.runs.prune import PruneRun

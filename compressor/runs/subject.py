@@ -16,17 +16,15 @@ from compressor.loading.opening import OpenedModel
 from compressor.pruning.reconstruction import enough_images, inputs_of
 from compressor.report.manifest import Card, chosen
 from compressor.routing.network import Routed
-from compressor.runs.inputs import Input
 from compressor.runs.models import open_model
 from compressor.runs.own import task_of
-from compressor.runs.settings import ModelSettings
+from compressor.runs.settings import Input, ModelSettings
 from compressor.training import distributed
-from compressor.training.class_numbers import read_class_numbers
 from compressor.training.data import Data, count_outputs, fit_to_model, open_data, with_input_shape, with_normalisation
 from compressor.training.evaluate import evaluating
-from compressor.training.numerics import choose_device
+from compressor.training.folders import read_class_numbers
+from compressor.training.numerics import choose_device, seed_everything_
 from compressor.training.own_task import OPTIONAL, OwnTask
-from compressor.training.randomness import seed_everything_
 from compressor.training.settings import DataSettings
 from compressor.training.task import Pair, Task, called, examples_in, shapes
 from compressor.vision.preparation import Preparation

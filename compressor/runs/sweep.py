@@ -11,8 +11,7 @@ from typing import Any
 from compressor.errors import CompressorError, DataError, FileError, UsageError
 from compressor.files.paths import check_writable, write_json
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.catalogue import BLOCKS, TRAINED
-from compressor.pruning.settings import PruneSettings, check
+from compressor.pruning.settings import BLOCKS, TRAINED, PruneSettings, check
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import compare_runs

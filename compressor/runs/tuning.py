@@ -8,7 +8,7 @@ from torch import nn
 from compressor.errors import UsageError
 from compressor.exits.learning import step_of
 from compressor.report import units
-from compressor.report.figure import TOP1, Figure
+from compressor.report.measurements import TOP1, Figure
 from compressor.runs.stages import Callback, Stage
 from compressor.runs.subject import Subject
 from compressor.training import distributed

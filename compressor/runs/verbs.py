@@ -18,8 +18,8 @@ from compressor.primenet.settings import PrimeNetSettings
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
 from compressor.routing.settings import RouteSettings
+from compressor.runs.job import EvaluateJob, ExportJob, InspectJob
 from compressor.runs.jobs import VERBS
-from compressor.runs.looking import EvaluateJob, ExportJob, InspectJob
 from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings, SweepSettings
 from compressor.runs.stages import Callback, silent
 from compressor.settings import filled, read, settings_of

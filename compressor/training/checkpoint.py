@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import FileError
+from compressor.errors import FileError, one_line
 from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.loading.checkpoint import extra_state
 from compressor.loading.container import read, write
-from compressor.loading.damage import one_line
 from compressor.loading.forms import Packer, from_json, to_json, unpack
 from compressor.training import distributed
 

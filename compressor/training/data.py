@@ -13,14 +13,12 @@ from torch.nn import functional
 
 from compressor.errors import DataError, ModelError, UsageError, did_you_mean
 from compressor.graph.tensors import device_of
-from compressor.training import distributed, named_sets
-from compressor.training.augment import choose_augmentation
-from compressor.training.batching import InputTransform
+from compressor.training import distributed, sets
+from compressor.training.batching import InputTransform, choose_augmentation, describe_fit, preparation_for
 from compressor.training.evaluate import evaluating, modes_kept
 from compressor.training.folders import open_splits, scan
-from compressor.training.randomness import generator
-from compressor.training.resizing import describe_fit, preparation_for
-from compressor.training.sets import Draws, ImageSet, split_indices
+from compressor.training.numerics import generator
+from compressor.training.sets import Draws, ImageSet, NamedSet, read_digits, split_indices
 from compressor.training.settings import NAMED_SETS, SPECS, DataSettings, TrainSettings
 from compressor.training.streaming import FolderSet
 from compressor.training.task import Model, Pair, Task, by_class, first_output
@@ -264,10 +262,10 @@ def open_data(
     return replace(data, preparation=with_normalisation(data.preparation, loading, data.input_shape[0]))
 
 
-def _named(kind: str, root: Path, download: bool) -> named_sets.NamedSet:
+def _named(kind: str, root: Path, download: bool) -> NamedSet:
     if kind == "digits":
-        return named_sets.read_digits()
-    found: named_sets.NamedSet = getattr(named_sets, NAMED_SETS[kind])(root, download)
+        return read_digits()
+    found: NamedSet = getattr(sets, NAMED_SETS[kind])(root, download)
     return found
 
 

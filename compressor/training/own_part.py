@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, default_collat
 
 from compressor.errors import DataError, UsageError
 from compressor.graph.generators import seeded
-from compressor.training.randomness import derive_seed, generator
+from compressor.training.numerics import derive_seed, generator
 
 BATCH = 64  # examples at once where nothing is learnt
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from compressor.errors import CompressorError, UsageError, cause
 from compressor.files.limits import lacks_memory
 from compressor.training import distributed
+from compressor.training.numerics import derive_seed
 from compressor.training.own_part import BATCH, Part
-from compressor.training.randomness import derive_seed
 from compressor.training.settings import TrainSettings
 from compressor.training.task import Model, Pair, Task, by_class, examples_in, moved, shapes, taken
 

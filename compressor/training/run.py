@@ -20,8 +20,7 @@ from compressor.training.events import Event, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
 from compressor.training.meter import Meter
 from compressor.training.microbatches import MicroBatches, Step
-from compressor.training.numerics import choose_device, uses_bfloat16
-from compressor.training.randomness import derive_seed, seed_everything_
+from compressor.training.numerics import choose_device, derive_seed, seed_everything_, uses_bfloat16
 from compressor.training.schedule import lr_at, make_optimizer
 from compressor.training.settings import TrainSettings
 from compressor.training.state import Diverged, History, Saving, TrainState

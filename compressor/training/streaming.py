@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compressor.errors import DataError
-from compressor.training.augment import Augmentation, augment
-from compressor.training.decode_cache import SPARE, DecodeCache
-from compressor.training.decoding import decode, whole, window_of
-from compressor.training.randomness import derive_seed, generator
+from compressor.training.batching import Augmentation, augment
+from compressor.training.decoding import SPARE, DecodeCache, decode, whole, window_of
+from compressor.training.numerics import derive_seed, generator
 from compressor.training.sets import Draws
 from compressor.vision.preparation import Pixels, Preparation, Unreadable
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph.trace import call_arguments
-from compressor.report.figure import Figure
+from compressor.report.measurements import Figure
 from compressor.training.settings import TrainSettings
 
 # What a network is called with, and what its outputs are compared with, both with the batch first: images and labels;

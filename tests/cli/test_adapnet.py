@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.catalogue import ABOUT
+from compressor.pruning.settings import ABOUT
 from compressor.runs.settings import GoalSettings
 
 DIGITS = "sample_models/digits_cnn.safetensors"

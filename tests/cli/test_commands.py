@@ -92,7 +92,7 @@ def test_metrics_are_written_for_tensorboard(compressor):
 
 
 def test_without_tensorboard_a_line_says_what_to_install(compressor, monkeypatch):
-    monkeypatch.setattr("compressor.runs.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("compressor.runs.folder.find_spec", lambda name: None)
     out = compressor.folder / "run"
     ran = compressor("finetune", DIGITS, "--data", "digits", "--tensorboard", "--out", out)
     assert ran.code == 2 and "pip install 'cnn-compressor[tensorboard]'" in ran.err and not out.exists()

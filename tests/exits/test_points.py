@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compressor.errors import ModelError, UsageError
-from compressor.exits.choose import choose_points, nearest
+from compressor.exits.cutting import choose_points, nearest
 from compressor.exits.detachable import make_detachable
 from compressor.exits.points import Survey, legal_points
 from compressor.exits.settings import DetachSettings

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.exits.choose import choose_points
+from compressor.exits.cutting import choose_points
 from compressor.exits.detachable import make_detachable
 from compressor.exits.points import Survey
 from compressor.exits.settings import DetachSettings

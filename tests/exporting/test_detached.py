@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
-from compressor.exporting.evidence import Evidence
 from compressor.exporting.package import PackageSettings, export_package
-from compressor.exporting.proof import executed
+from compressor.exporting.proof import Evidence, executed
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.weights import graphs_in
 from compressor.graph import capture

@@ -18,7 +18,7 @@ from compressor.exporting.package import PackageSettings, export_package, write_
 from compressor.exporting.runtime import OnnxModel
 from compressor.report.manifest import Card, Manifest, card_inside, input_facts
 from compressor.runs.evaluate import evaluate
-from compressor.runs.looking import EvaluateJob
+from compressor.runs.job import EvaluateJob
 from compressor.runs.settings import ModelSettings
 from compressor.training.data import open_data
 from compressor.training.settings import DataSettings

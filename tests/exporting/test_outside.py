@@ -16,7 +16,7 @@ from compressor.errors import FileError
 from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.outside import take_in
 from compressor.exporting.runtime import OnnxModel
-from compressor.files import forks
+from compressor.files import limits
 from compressor.files.limits import apart
 
 SECRET = np.full((3, 3), 7, np.float32)
@@ -380,7 +380,7 @@ def test_a_bomb_is_one_line_in_little_time_and_memory(name: str, tmp_path: Path)
 
 
 def test_the_bombs_together_took_little() -> None:
-    forks.stop()  # its children count when it has ended
+    limits.stop()  # its children count when it has ended
     seconds, memory = spent()
     assert seconds < 10 * len(BOMBS) and memory < 2 << 30
 
@@ -398,15 +398,15 @@ def test_a_crash_is_one_line_and_a_bug_keeps_its_traceback(tmp_path: Path) -> No
 
 def test_a_server_that_was_killed_is_started_again_and_forked_processes_share_it(tmp_path: Path) -> None:
     assert apart(tmp_path, "os:getppid") != apart(tmp_path, "os:getppid")  # a process for each
-    assert forks._process is not None
-    forks._process.kill()
-    forks._process.wait()
+    assert limits._process is not None
+    limits._process.kill()
+    limits._process.wait()
     assert apart(tmp_path, "operator:add", 1, 2) == 3
-    server = forks._process.pid
+    server = limits._process.pid
     child = os.fork()
     if child == 0:
         os._exit(apart(tmp_path, "operator:add", 1, 2) != 3)
-    assert os.waitpid(child, 0)[1] == 0 and forks._process.pid == server and forks._process.poll() is None
+    assert os.waitpid(child, 0)[1] == 0 and limits._process.pid == server and limits._process.poll() is None
 
 
 def test_a_file_is_named_by_its_place_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
-from compressor.exporting import evidence as judging
-from compressor.exporting.evidence import Evidence
+from compressor.exporting import proof as judging
 from compressor.exporting.forms import cost_of, form_of
 from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.proof import Evidence
 from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.exporting.tune import tune_package
 from compressor.exporting.verify import verify_package

@@ -10,16 +10,15 @@ import torch
 
 from compressor.certify import promised
 from compressor.errors import CompressorError, UsageError
-from compressor.exporting.evidence import Evidence
 from compressor.exporting.forms import form_of
 from compressor.exporting.package import PackageSettings, export_package
-from compressor.exporting.proof import executed
+from compressor.exporting.proof import Evidence, executed
 from compressor.exporting.quantize import SCHEMES, Chip, facts, saturates
 from compressor.exporting.runtime import OnnxModel
 from compressor.exporting.samples import torch_outputs
 from compressor.exporting.verify import verify_package
-from compressor.report.certificate import Certificate
 from compressor.report.manifest import read_manifest
+from compressor.report.measurements import Certificate
 from tests.exits.nets import detachable
 from tests.exits.nets import images as subnet_images
 from tests.exporting.nets import small_net, trained

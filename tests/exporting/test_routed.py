@@ -12,10 +12,9 @@ import torch
 
 from compressor.certify import share_at_most
 from compressor.errors import CompressorError
-from compressor.exporting.evidence import Evidence
 from compressor.exporting.forms import forced, form_of
 from compressor.exporting.package import PackageSettings, export_package, watch_facts
-from compressor.exporting.proof import executed
+from compressor.exporting.proof import Evidence, executed
 from compressor.exporting.routed import check_mixture, mixtures
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.watch import OVERHEAD

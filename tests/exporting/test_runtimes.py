@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
 from compressor.exporting import runtimes
-from compressor.exporting.evidence import Evidence
 from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.proof import Evidence
 from compressor.exporting.run import Network
 from compressor.exporting.runtimes import RUNTIMES
 from compressor.exporting.verify import verify_package

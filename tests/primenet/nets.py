@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.primenet.block import build_stage
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.settings import PrimeNetSettings
-from compressor.primenet.stage import build_stage
 from compressor.training.data import Data
 from compressor.training.sets import ImageSet
 from compressor.vision.preparation import Preparation

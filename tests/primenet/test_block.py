@@ -6,10 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from compressor.errors import ModelError, UsageError
-from compressor.primenet.block import Capsule, entropy, local_head
+from compressor.primenet.block import Capsule, build_stage, entropy, local_head, pooling, strided, strides
 from compressor.primenet.settings import PrimeNetSettings
-from compressor.primenet.shrink import pooling, strided, strides
-from compressor.primenet.stage import build_stage
 from tests.primenet.nets import CLASSES, IMAGE, batch, network
 
 
@@ -140,3 +138,13 @@ def test_classifiers_that_are_equally_sure_leave_it_to_the_smallest_scale():
         nn.init.zeros_(head[-1].weight)
     x, _ = batch(5)
     assert torch.equal(block(x), block.capsules["3"](x))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"filters": 0}, {"projected": 0}, {"size": (IMAGE[1] + 1, IMAGE[2])}, {"size": (IMAGE[1], IMAGE[2] + 1)}],
+    ids=str,
+)
+def test_a_stage_without_filters_or_projection_or_of_larger_maps_is_refused(wanted: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match="the block cannot make .* choose another stage"):
+        build_stage(IMAGE, CLASSES, PrimeNetSettings(), **{"filters": 4, "projected": 4, "size": (4, 4), **wanted})

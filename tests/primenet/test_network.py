@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from compressor.errors import FileError
 from compressor.primenet.network import PrimeNetwork
-from compressor.primenet.place import Early
-from compressor.primenet.rebuild import rebuild
+from compressor.primenet.place import Early, rebuild
 from compressor.primenet.settings import PrimeNetSettings
 from tests.primenet.nets import CLASSES, IMAGE, Residual, batch, network, plain
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compressor.errors import UsageError
-from compressor.primenet.choosing import best_scale, local_losses
+from compressor.primenet.learning import best_scale, local_losses
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.phases import CLASSIFIER, REPRESENTATION, train_in_two_phases
 from compressor.primenet.settings import REPRESENTATION as PAPER

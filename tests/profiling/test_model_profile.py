@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError
 from compressor.graph import capture
-from compressor.profiling.model_profile import profile
+from compressor.graph.trace import trace
+from compressor.profiling.model_profile import peak_activation_bytes, profile
 from compressor.vision import door as vision
 
 
@@ -136,3 +137,50 @@ def test_macs_that_depend_on_what_is_found_are_said_to(way: str, rows: int) -> N
     assert cost.macs == 64 + rows * 8
     share = f"{rows * 8 / cost.macs:.1%} of them depend on how much the network finds in the example, such as boxes"
     assert cost.reasons.get("macs") == (share if rows == 3 else None)
+
+
+class Residual(nn.Module):
+    """The input waits for two layers: three tensors live when the second one runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 2, 1)
+        self.second = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x))
+
+
+class Views(nn.Module):
+    """Views cost nothing; they keep alive what they look at."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = x * 2
+        row = doubled.flatten(1).view(-1, 1, x[0].numel())[:, 0].expand(-1, -1)
+        return row + 1
+
+
+MAP = 2 * 4 * 4 * 4  # bytes of one feature map: two channels of 4 x 4 values
+
+
+@pytest.mark.parametrize(
+    ("model", "maps"),
+    [
+        (nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)), 2),
+        (nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)), 3),
+        (nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True), nn.Flatten()), 2),
+        (nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten()), 2),
+        (Residual(), 3),
+        (Views(), 2),
+        (nn.Identity(), 1),
+    ],
+    ids=["chain", "wide middle", "in place", "not in place", "residual", "views", "identity"],
+)
+def test_the_largest_sum_of_living_tensors(model: nn.Module, maps: int) -> None:
+    assert peak_activation_bytes(trace(model, torch.zeros(1, 2, 4, 4))) == maps * MAP
+
+
+def test_memory_grows_with_batch_and_type() -> None:
+    model = nn.Conv2d(2, 2, 1)
+    assert peak_activation_bytes(trace(model, torch.zeros(5, 2, 4, 4))) == 10 * MAP
+    assert peak_activation_bytes(trace(model.half(), torch.zeros(1, 2, 4, 4, dtype=torch.float16))) == MAP

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import FileError
-from compressor.profiling.timetable import Layer, Machine, Timetable
+from compressor.profiling.timetable import Layer, Machine, Timetable, preferred_multiple
 
 CONV = Layer("Conv", (14, 14), (("kernel_shape", (3, 3)), ("strides", (1, 1))))
 HERE = Machine("a chip", "onnxruntime 1.0", 1)
@@ -96,3 +96,11 @@ def test_grids_are_what_a_slow_interpolation_gives():
         box = values[i : i + 2, j : j + 2]
         slow = (1 - u) * ((1 - v) * box[0, 0] + v * box[0, 1]) + u * ((1 - v) * box[1, 0] + v * box[1, 1])
         assert grid.at(a, b) == pytest.approx(slow)
+
+
+def test_wide_vectors_want_sixteen_and_others_eight() -> None:
+    assert preferred_multiple("AVX512")[0] == 16
+    for capability in ("AVX2", "DEFAULT", "NO AVX", "SVE256"):
+        multiple, why = preferred_multiple(capability)
+        assert multiple == 8 and capability in why
+    assert preferred_multiple()[0] in (8, 16)

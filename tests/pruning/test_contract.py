@@ -6,9 +6,8 @@ import torch
 
 from compressor.errors import ModelError
 from compressor.graph import capture
-from compressor.pruning.catalogue import ABOUT, score_of
 from compressor.pruning.oneshot import decide
-from compressor.pruning.settings import PruneSettings
+from compressor.pruning.settings import ABOUT, PruneSettings, score_of
 from tests.pruning.nets import NETS, batches
 
 # Every method on every network it can judge: one has no batch norm.

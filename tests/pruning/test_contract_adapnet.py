@@ -13,7 +13,7 @@ from compressor.graph import capture
 from compressor.pruning.adapnet import boundary, concepts, prune, schedule
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
-from compressor.pruning.catalogue import ABOUT, TRAINED
+from compressor.pruning.settings import ABOUT, TRAINED
 from compressor.surgery import Insert, Prune
 from tests.pruning.nets import NETS
 

@@ -7,15 +7,10 @@ from torch import nn
 
 from compressor.errors import ModelError
 from compressor.graph import capture
-from compressor.pruning.bn_scale import bn_scale
-from compressor.pruning.fpgm import fpgm
-from compressor.pruning.l1 import l1
-from compressor.pruning.l2 import l2
-from compressor.pruning.random import random
+from compressor.pruning.criteria import bn_scale, fpgm, l1, l2, random, taylor
 from compressor.pruning.scores import Given
 from compressor.pruning.selection import select
 from compressor.pruning.settings import PruneSettings
-from compressor.pruning.taylor import taylor
 from tests.pruning.nets import Grouped, Plain, Residual, batches
 
 NOTHING = Given()

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph import capture
-from compressor.profiling.chip import preferred_multiple
+from compressor.profiling.timetable import preferred_multiple
 from compressor.pruning.oneshot import decide
-from compressor.pruning.removal import cuts, units
 from compressor.pruning.scores import Scores
 from compressor.pruning.selection import select
 from compressor.pruning.settings import PruneSettings, check, resolved
+from compressor.pruning.target import cuts, units
 from compressor.surgery import operate_
 from tests.pruning.nets import NETS, Grouped, Plain, Residual
 

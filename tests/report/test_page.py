@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from compressor.report.certificate import Certificate
 from compressor.report.comparison import answers
+from compressor.report.measurements import Certificate
 from compressor.report.report import Report, page, write_page
 from compressor.report.run_comparison import comparison_page
 from compressor.report.runs import compare_runs

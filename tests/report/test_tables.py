@@ -6,7 +6,7 @@ from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
 from compressor.profiling.model_profile import profile
-from compressor.report.cost import LayerCost, Profile
+from compressor.report.measurements import LayerCost, Profile
 from compressor.report.report import Report
 from compressor.report.tables import (
     before_after_table,

@@ -3,13 +3,13 @@
 import json
 from dataclasses import asdict, replace
 
+from compressor.profiling.latency import ImageTimes
 from compressor.report.sections import section_from_json
 from compressor.routing.curve import Point
 from compressor.routing.labels import Balance
 from compressor.routing.phases import Taught
 from compressor.routing.section import Findings, Way, doubts, remarks, section
 from compressor.routing.settings import RouteSettings
-from compressor.routing.timing import ImageTimes
 from compressor.routing.units import Unit
 from tests.routing.nets import SHAPE, small_data
 

@@ -17,9 +17,8 @@ from compressor.report.comparison import answers
 from compressor.report.report import Report
 from compressor.runs.evaluate import evaluate
 from compressor.runs.export import export
-from compressor.runs.job import flat
+from compressor.runs.job import EvaluateJob, ExportJob, ProfileJob, flat
 from compressor.runs.jobs import PruneJob, TrainJob
-from compressor.runs.looking import EvaluateJob, ExportJob, ProfileJob
 from compressor.runs.measuring import filters
 from compressor.runs.profile import profile
 from compressor.runs.run import dry_run, run

@@ -7,10 +7,9 @@ import torch
 from torch.nn import functional
 
 from compressor.errors import UsageError
-from compressor.training.augment import Augmentation, augment, choose_augmentation
+from compressor.training.batching import Augmentation, augment, choose_augmentation, fit_shape
 from compressor.training.data import with_input_shape
-from compressor.training.randomness import generator
-from compressor.training.resizing import fit_shape
+from compressor.training.numerics import generator
 from compressor.training.settings import TrainSettings
 from compressor.vision.preparation import Preparation
 from tests.training.small import small_data

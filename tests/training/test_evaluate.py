@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
+from compressor.training.batch_norm import recalibrate_
 from compressor.training.data import count_outputs, open_data, with_input_shape
 from compressor.training.evaluate import evaluate
-from compressor.training.recalibrate import recalibrate_
 from compressor.training.sets import ImageSet
 from tests.training.small import Viewing, assert_same, small_data, small_net, weights
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from compressor.training.batching import fit_shape
 from compressor.training.data import open_data
-from compressor.training.resizing import fit_shape
 from compressor.vision.preparation import (
     FORMATS,
     Preparation,

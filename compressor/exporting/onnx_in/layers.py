@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.exporting.onnx_in.nodes import Built, Node, Untaken, Values, flipped
-from compressor.exporting.onnx_in.shapes import Shape
+from compressor.exporting.onnx_in.nodes import Built, Node, Shape, Untaken, Values, flipped
 from compressor.loading.onnx_network import Operation
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressor.exporting.onnx_in.layers import LAYERS
-from compressor.exporting.onnx_in.nodes import Built, Node, Untaken, flipped
-from compressor.exporting.onnx_in.shapes import is_whole, reshaped, resliced
+from compressor.exporting.onnx_in.nodes import Built, Node, Untaken, flipped, is_whole, reshaped, resliced
 from compressor.loading.onnx_network import FUNCTIONS, Operation
 
 

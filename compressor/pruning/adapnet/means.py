@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group
-from compressor.pruning.reconstruction.fold import residuals
+from compressor.pruning.reconstruction.gram import residuals
 
 
 class Moments(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from compressor.graph.generators import random_states, restore_random_states_
-from compressor.training.randomness import derive_seed, seed_everything_
+from compressor.training.numerics import derive_seed, seed_everything_
 
 
 def test_seeds_of_different_places_differ():

@@ -1,17 +1,92 @@
-"""The shared gradient is the mean over neighbouring models, and the momentum the paper's."""
+"""How the models of a detachable network learn together: losses, shared gradients, the paper's momentum."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch.nn import functional
 
-from compressor.exits.pairs import damped_sgd, gradient_shares, l2_of, shared_gradient_step
+from compressor.errors import UsageError
+from compressor.exits.learning import damped_sgd, gradient_shares, l2_of, multi_model_step, shared_gradient_step
 from compressor.exits.settings import DetachSettings
-from tests.exits.nets import FLAT, SHAPE, Residual, images, nested, perceptron
+from tests.exits.nets import FLAT, SHAPE, Residual, detachable, images, nested, perceptron
 from tests.training.small import small_data
 
 LABELS = torch.tensor([0, 1, 2, 3])
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 0.5, 0.25)])
+def test_gradients_are_those_of_the_sum(weights):
+    model = detachable().double().train()
+    whole = copy.deepcopy(model)
+    x = images().double()
+    loss, right = multi_model_step(small_data(), 2, DetachSettings(loss_weights=weights))(model, x, LABELS)
+    outputs = whole(x)
+    each = [functional.cross_entropy(output, LABELS) for output in outputs]
+    total = sum(weight * part for weight, part in zip(weights or (1.0, 1.0, 1.0), each))
+    total.backward()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-6)
+    assert right == (outputs[0].argmax(1) == LABELS).sum()
+    torch.testing.assert_close(gradients(model), gradients(whole))
+    torch.testing.assert_close(model.state_dict(), whole.state_dict())
+
+
+def test_further_outputs_of_the_base_count_three_tenths_each():
+    given = [torch.randn(4, 5, requires_grad=True) for _ in range(3)]
+
+    def model(_, exit):
+        return tuple(given[:2]) if exit == 0 else given[2]
+
+    loss, right = multi_model_step(small_data(), 1, DetachSettings(loss_weights=(2.0, 0.5)))(model, images(), LABELS)
+    found = [each.grad.clone() for each in given]
+    losses = [functional.cross_entropy(each, LABELS) for each in given]
+    assert loss.item() == pytest.approx((2 * (losses[0] + 0.3 * losses[1]) + 0.5 * losses[2]).item())
+    wanted = torch.autograd.grad(sum(losses), given)
+    torch.testing.assert_close(found, [2 * wanted[0], 0.6 * wanted[1], 0.5 * wanted[2]])
+    assert right == (given[0].argmax(1) == LABELS).sum()
+
+
+def test_distillation_follows_the_base_and_leaves_it_alone():
+    model = detachable().double().train()
+    plain, x = copy.deepcopy(model), images().double()
+    multi_model_step(small_data(), 2, DetachSettings(distill=1.0, loss_weights=(1, 1, 0)))(model, x, LABELS)
+    outputs = plain(x)
+    teacher = outputs[0].detach().float()
+    loss = functional.cross_entropy(outputs[0], LABELS) + small_data().imitation(outputs[1].float(), teacher, 4.0)
+    loss.backward()
+    for name, gradient in gradients(plain).items():
+        if gradient is not None:
+            torch.testing.assert_close(gradients(model)[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_distillation_loss_is_zero_for_equal_scores_and_by_hand():
+    scores, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    assert small_data().imitation(scores, scores, 3.0).item() == pytest.approx(0, abs=1e-6)
+    student = torch.softmax(scores / 2, 1)[0]
+    by_hand = 4 * sum(0.5 * math.log(0.5 / each) for each in student.tolist())
+    assert small_data().imitation(scores, teacher, 2.0).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_weights": (1.0, 1.0)}, "give 3, the base's"),
+        ({"loss_weights": (0.0, 1.0, 1.0)}, "above 0"),
+        ({"distill": 1.5}, "distill is 1.5"),
+        ({"distill_temperature": 0.0}, "distill_temperature is 0"),
+    ],
+)
+def test_options_out_of_range(settings, message):
+    with pytest.raises(UsageError, match=message):
+        multi_model_step(small_data(), 2, DetachSettings(**settings))
+
+
+DIGITS = torch.tensor([0, 1, 2, 3])
 PLAIN = {"keep_input": 1.0, "keep_hidden": 1.0, "l2": 0.0}
 
 
@@ -20,14 +95,14 @@ def by_model(model, x) -> list[dict[str, torch.Tensor]]:
     found = []
     for exit in range(model.exits + 1):
         alone = copy.deepcopy(model)
-        functional.cross_entropy(alone(x, exit=exit), LABELS).backward()
+        functional.cross_entropy(alone(x, exit=exit), DIGITS).backward()
         found.append({name: p.grad for name, p in alone.base.named_parameters() if p.grad is not None})
     return found
 
 
 def run(model, settings):
     x = images(FLAT).double()
-    shared_gradient_step(small_data(), model, settings)(model, x, LABELS)
+    shared_gradient_step(small_data(), model, settings)(model, x, DIGITS)
     return by_model(model, x), {name: p.grad for name, p in model.base.named_parameters()}
 
 
@@ -57,7 +132,7 @@ def test_copying_and_averaging_as_the_paper_writes_it_gives_the_same():
     copies = [[copy.deepcopy(base[1 + 2 * j]) for j in range(k, 4)] for k in range(4)]  # copies[k]: input layer first
     for seed in range(3):
         x = images(FLAT, seed=seed).double()
-        shared_gradient_step(small_data(), model, settings)(model, x, LABELS)
+        shared_gradient_step(small_data(), model, settings)(model, x, DIGITS)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= 0.1 * parameter.grad
@@ -73,7 +148,7 @@ def _paper_update(copies, x) -> None:
         for number, layer in enumerate(layers):
             layer.zero_grad()
             h = layer(h) if number == len(layers) - 1 else layer(h).relu()
-        functional.cross_entropy(h, LABELS).backward()
+        functional.cross_entropy(h, DIGITS).backward()
     with torch.no_grad():
         for larger in range(len(copies)):
             for number, layer in enumerate(copies[larger]):
@@ -96,7 +171,7 @@ def test_penalty_is_the_bases_alone():
     settings = DetachSettings(method="nsn", **{**PLAIN, "l2": 0.5})
     model = nested(**PLAIN).double()
     x = images(FLAT).double()
-    shared_gradient_step(small_data(), model, settings)(model, x, LABELS)
+    shared_gradient_step(small_data(), model, settings)(model, x, DIGITS)
     each = by_model(model, x)
     first, second = model.base[1], model.base[3]
     torch.testing.assert_close(first.weight.grad, each[0]["1.weight"] + 0.5 * first.weight)
@@ -135,7 +210,7 @@ def test_models_stay_nested_after_every_step():
     model = nested().train()
     optimizer, step = damped_sgd(model, 0.3), shared_gradient_step(small_data(), model)
     for seed in range(3):
-        step(model, images(FLAT, seed=seed), LABELS)
+        step(model, images(FLAT, seed=seed), DIGITS)
         optimizer.step()
         for exit in (0, 1):
             larger, smaller = (list(model.detach(k).parameters()) for k in (exit, exit + 1))

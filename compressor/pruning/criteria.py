@@ -1,16 +1,96 @@
-"""Prune the channels whose loss would change least, estimated from gradients on a few batches."""
+"""Criteria that score channels one by one: the methods of one-shot pruning but for obs, which ranks by curves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import DataError, cause
+from compressor.errors import DataError, ModelError, cause
 from compressor.graph.channels import Channels, Group
-from compressor.pruning.scores import Given, Scores, as_values, in_means, slices
+from compressor.pruning.scores import Given, Scores, as_values, in_means, relative, slices, tensors_of
 from compressor.training.evaluate import evaluating
 from compressor.training.task import Pair
+
+
+def l1(model: nn.Module, channels: Channels, given: Given) -> Scores:
+    """The L1 norm of a channel's filters.
+
+    Reference: Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1.
+    The paper follows the shortcut where layers are coupled; here all coupled layers have a say (`scores`).
+    """
+    return relative(model, channels, lambda rows: rows.abs().sum(1))
+
+
+def l2(model: nn.Module, channels: Channels, given: Given) -> Scores:
+    """The L2 norm of a channel's filters.
+
+    Reference: He, Kang, Dong, Fu, Yang, "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks",
+    IJCAI 2018, section 3.2. Here filters are cut at once and not zeroed again in every epoch.
+    """
+    return relative(model, channels, lambda rows: torch.linalg.vector_norm(rows, dim=1))
+
+
+def fpgm(model: nn.Module, channels: Channels, given: Given) -> Scores:
+    """The sum of a filter's Euclidean distances to all filters of its layer; lowest near their geometric median.
+
+    Reference: He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks
+    Acceleration", CVPR 2019, section 3.3. The distances are all taken before the first filter goes, as there.
+    """
+    return relative(model, channels, _distances)
+
+
+def _distances(rows: Tensor) -> Tensor:
+    exact = rows.double()  # distances between near neighbours are small differences of large numbers
+    return torch.cdist(exact, exact).sum(1)
+
+
+def random(model: nn.Module, channels: Channels, given: Given) -> Scores:
+    """A number from 0 to 1 for each channel, the same for the same seed.
+
+    Reference: Mittal, Bhardwaj, Khapra, Ravindran, "Recovering from Random Pruning: On the Plasticity of Deep
+    Convolutional Neural Networks", WACV 2018.
+    """
+    generator = np.random.default_rng(given.seed)
+    return Scores({group.name: generator.random(group.size) for group in channels.free})
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # the first: batch norm and instance norm
+
+
+def bn_scale(model: nn.Module, channels: Channels, given: Given) -> Scores:
+    """The absolute scale of a channel's normalisation, averaged over all layers that normalise the channel.
+
+    Reference: Liu, Li, Shen, Huang, Yan, Zhang, "Learning Efficient Convolutional Networks through Network Slimming",
+    ICCV 2017, section 3. The scales are compared as they are, as there; the paper's training with an L1 penalty on them
+    is the user's. Group and layer norm are read the same way. Groups without normalisation are refused.
+
+    Raises:
+        ModelError: no free group has a scale.
+    """
+    tensors = tensors_of(model)
+    scales = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, _NORMS) and module.weight is not None
+    }
+    values, refused = {}, {}
+    for group in channels.free:
+        members = list(_scales(group, channels, tensors, scales))
+        if members:
+            values[group.name] = as_values(torch.stack(members).mean(0), group)
+        else:
+            refused[group.name] = "bn-scale: no normalisation layer scales these channels"
+    if refused and not values:
+        raise ModelError("bn-scale looks at batch norm, and no layer that may be pruned has one: use l1")
+    return Scores(values, refused)
+
+
+def _scales(group: Group, channels: Channels, tensors: dict[str, Tensor], scales: set[str]) -> Iterator[Tensor]:
+    for place in group.places:
+        if place.tensor in scales:
+            yield slices(tensors[place.tensor], place, channels, group).double().abs().mean(1)
 
 
 def taylor(model: nn.Module, channels: Channels, given: Given) -> Scores:

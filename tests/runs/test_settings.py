@@ -15,8 +15,7 @@ from compressor import Pruner
 from compressor.cli import main
 from compressor.errors import ModelError, UsageError
 from compressor.graph.trace import call_arguments
-from compressor.runs.inputs import Input, inputs
-from compressor.runs.settings import ModelSettings
+from compressor.runs.settings import Input, ModelSettings, inputs
 from tests.runs import tasks
 
 FILE = Path(__file__)

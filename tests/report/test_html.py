@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compressor.report.plots import draw, run_plots
+from compressor.report.html import draw, run_plots
 from compressor.report.sections import Curve, Plot
 from tests.report.reports import full_report
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, first_line
-from compressor.exporting.engines import ENGINES
 from compressor.exporting.layer_latency import layer_latency
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel, noise
+from compressor.exporting.runtimes import ENGINES
 from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
 from compressor.graph.neutral import bare, neutrally, uncollected

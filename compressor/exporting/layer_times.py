@@ -11,11 +11,11 @@ from typing import Any
 
 from compressor.errors import FileError
 from compressor.exporting import measure
-from compressor.exporting.engines import ENGINES
 from compressor.exporting.measure import PASSES, machine
 from compressor.exporting.onnx_layers import Placed, others, placed, samples, shapes_of, single
 from compressor.exporting.onnx_profile import with_one_image
 from compressor.exporting.runtime import noise
+from compressor.exporting.runtimes import ENGINES
 from compressor.files.paths import own_folder, write_json
 from compressor.graph.channels import Channels
 from compressor.profiling.timetable import FORMAT, Grid, Layer, Machine, Timetable, Widths, preferred_multiple

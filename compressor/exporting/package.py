@@ -32,7 +32,7 @@ from compressor.exporting.proof import Demands, Evidence, opened, prove, routing
 from compressor.exporting.quantize import Chip, QuantizingMaker, facts
 from compressor.exporting.run import Run
 from compressor.exporting.runtime import noise, open_session
-from compressor.exporting.runtimes import Runtime, check_runtime, convert, write
+from compressor.exporting.runtimes import Runtime, check_runtime, written
 from compressor.exporting.samples import portable, reference_of
 from compressor.exporting.verify import SIGNATURE, check_package, private_key
 from compressor.exporting.weights import WeightsFile
@@ -243,21 +243,22 @@ def _write_graphs(
     form: Form, evidence: Evidence, staging: Path, settings: PackageSettings, runtime: Runtime
 ) -> dict[str, str]:
     """Write what the runtime runs; returns the file of each graph."""
-    if runtime.writer is None:
-        return _write_onnx(form, evidence, staging, settings)
     made: dict[str, str] = {}
-    if runtime.graph:
+    if runtime.convert is not None:
         with tempfile.TemporaryDirectory() as folder:
             for name, file in _write_onnx(form, evidence, Path(folder), settings).items():
                 made[name] = f"{name}{runtime.suffix}"
-                convert(runtime, Path(folder) / file, staging / made[name])
+                written(runtime, runtime.convert, Path(folder) / file, staging / made[name])
         return made
-    images = evidence.calibration if settings.int8 else evidence.images
+    if runtime.write is None:
+        return _write_onnx(form, evidence, staging, settings)
+    int8 = settings.int8 is not None
+    images = evidence.calibration if int8 else evidence.images
     assert images is not None
     with torch.no_grad():
-        for name, part, maps in modules(form, images if settings.int8 else images[:2]):
+        for name, part, maps in modules(form, images if int8 else images[:2]):
             made[name] = f"{name}{runtime.suffix}"
-            write(runtime, part, maps, staging / made[name], int8=settings.int8 is not None)
+            written(runtime, runtime.write, part, maps, staging / made[name], int8)
     return made
 
 

@@ -1,15 +1,105 @@
-"""The runtimes that a package can be written for: one row each, and one file that writes a network for it."""
+"""The runtimes that a package can be written for and networks are timed on: one row each, with what writes for it."""
 
-import importlib
 import importlib.util
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, first_line
+from compressor.exporting import run, to_torch
+from compressor.exporting.measure import ROUNDS, SECONDS, profiled, without_reorders
 from compressor.exporting.onnx import quiet, root_of
+from compressor.exporting.runtime import noise, open_session
+from compressor.profiling.latency import once
+from compressor.report.manifest import Array
+
+
+def _litert(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
+    """A .tflite file for one image; in INT8 its input and outputs are numbers of 8 bits, too."""
+    import litert_torch
+
+    litert_torch.convert(module, (samples[:1],)).export(str(target))
+    if int8:
+        _quantize_litert(target, samples)
+
+
+def _quantize_litert(file: Path, samples: Tensor) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import quantizer, recipe
+
+    [(signature, names)] = Interpreter(str(file)).get_signature_list().items()
+    work = quantizer.Quantizer(str(file))
+    work.load_quantization_recipe(recipe.static_wi8_ai8())
+    calls = [{names["inputs"][0]: image[None].numpy()} for image in samples]
+    work.quantize(work.calibrate({signature: calls})).export_model(str(file), overwrite=True)
+
+
+def _executorch(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
+    """A .pte file for one image; what XNNPACK lacks runs in ExecuTorch's portable operators."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    example = (samples[:1].contiguous(),)
+    program = torch.export.export(_quantized_for_xnnpack(module, samples) if int8 else module, example)
+    made = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+    target.write_bytes(made.buffer)
+
+
+def _quantized_for_xnnpack(module: nn.Module, samples: Tensor) -> nn.Module:
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    own = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(torch.export.export(module, (samples[:1],)).module(), own)
+    with torch.no_grad():
+        for image in samples:
+            prepared(image[None])
+    made: nn.Module = convert_pt2e(prepared)
+    return made
+
+
+def _ncnn(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
+    """A .param and a .bin file for one image, converted by pnnx. Raises ModelError for an operator that ncnn lacks."""
+    import ncnn
+    import pnnx
+
+    assert not int8, "ncnn's quantizer is a program that its Python package lacks"
+    image = samples[:1].contiguous()
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+        file = Path(scratch) / "network.pt"
+        torch.jit.save(torch.jit.trace(module, image, check_trace=False), file)
+        shape = ",".join(map(str, image.shape))
+        command = [str(Path(pnnx.__file__).with_name("pnnx")), str(file), f"inputshape=[{shape}]f32", "fp16=0"]
+        ran = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
+        made = [file.with_suffix(f".ncnn{suffix}") for suffix in (".param", ".bin")]
+        if ran.returncode or not all(each.exists() for each in made):
+            raise ModelError(
+                f"pnnx cannot convert this model ({(ran.stderr.strip().splitlines() or ['no reason'])[-1]})"
+            )
+        layers = {line.split()[0] for line in made[0].read_text().splitlines()[2:]}
+        unknown = sorted(layer for layer in layers if ncnn.layer_to_index(layer) < 0)
+        if unknown:
+            raise ModelError(f"ncnn has no operator {', '.join(unknown)}, which this model needs")
+        for each, suffix in zip(made, (".param", ".bin")):
+            target.with_suffix(suffix).write_bytes(each.read_bytes())
+
+
+def _openvino(graph: Path, target: Path) -> None:
+    """An ONNX file and its weights as `target` (.xml) and a .bin beside it, in float32."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(str(graph)), str(target), compress_to_fp16=False)
 
 
 @dataclass(frozen=True)
@@ -20,28 +110,28 @@ class Runtime:
     title: str
     suffix: str  # of its files
     packages: tuple[str, ...]  # that it is imported by; the extra in pyproject has the runtime's name
-    writer: str | None = None  # the file with `write`, or `convert`; None: the ONNX graphs are what it takes
-    made_with: tuple[str, ...] = ()  # packages whose versions the manifest names
-    graph: bool = False  # it is written from the ONNX graphs, with their branches
+    made_with: tuple[str, ...]  # packages whose versions the manifest names
+    write: Callable[[nn.Module, Tensor, Path, bool], None] | None = None  # a module in evaluation mode, for one image
+    convert: Callable[[Path, Path], None] | None = None  # an ONNX graph, with its branches; with neither it is the file
     int8: bool = True
 
 
 RUNTIMES: dict[str, Runtime] = {
     each.name: each
     for each in (
-        Runtime("onnx", "ONNX Runtime", ".onnx", ("onnxruntime",), None, ("onnx", "onnxruntime"), graph=True),
-        Runtime("openvino", "OpenVINO", ".xml", ("openvino",), "to_openvino", ("onnx", "openvino"), graph=True),
+        Runtime("onnx", "ONNX Runtime", ".onnx", ("onnxruntime",), ("onnx", "onnxruntime")),
+        Runtime("openvino", "OpenVINO", ".xml", ("openvino",), ("onnx", "openvino"), convert=_openvino),
         Runtime(
             "litert",
             "LiteRT",
             ".tflite",
             ("ai_edge_litert", "litert_torch"),
-            "to_litert",
             ("litert-torch", "ai-edge-litert"),
+            _litert,
         ),
-        Runtime("executorch", "ExecuTorch", ".pte", ("executorch", "torchao"), "to_executorch", ("executorch",)),
-        Runtime("ncnn", "ncnn", ".param", ("ncnn", "pnnx"), "to_ncnn", ("ncnn", "pnnx"), int8=False),
-        Runtime("torch", "plain PyTorch", ".py", ("torch",), "to_torch", ("safetensors",), int8=False),
+        Runtime("executorch", "ExecuTorch", ".pte", ("executorch", "torchao"), ("executorch",), _executorch),
+        Runtime("ncnn", "ncnn", ".param", ("ncnn", "pnnx"), ("ncnn", "pnnx"), _ncnn, int8=False),
+        Runtime("torch", "plain PyTorch", ".py", ("torch",), ("safetensors",), to_torch.write, int8=False),
     )
 }
 
@@ -60,25 +150,78 @@ def check_runtime(name: str, *, int8: bool = False) -> Runtime:
     return runtime
 
 
-def write(runtime: Runtime, module: nn.Module, samples: Tensor, target: Path, *, int8: bool) -> None:
-    """Write a module in evaluation mode for a runtime; `samples` (the batch first) are what it is called with, and what
-    a quantizer is calibrated on.
-
-    Raises ModelError, which names the operator where the runtime lacks one.
-    """
-    _tried(runtime, "write", module, samples, target, int8)
-
-
-def convert(runtime: Runtime, graph: Path, target: Path) -> None:
-    """Write an ONNX file for a runtime; raises ModelError as `write` does."""
-    _tried(runtime, "convert", graph, target)
-
-
-def _tried(runtime: Runtime, function: str, *arguments: Any) -> None:
+def written(runtime: Runtime, make: Callable[..., None], *arguments: Any) -> None:
+    """Call what a row has. Raises ModelError, which names the operator where the runtime lacks one."""
     try:
         with quiet():
-            getattr(importlib.import_module(f"compressor.exporting.{runtime.writer}"), function)(*arguments)
+            make(*arguments)
     except ModelError:
         raise
     except Exception as error:  # every converter fails in ways of its own
         raise ModelError(f"{runtime.title} cannot take this model ({first_line(root_of(error))})") from error
+
+
+_AS_IN_ONNX = {"Convolution": "Conv", "Deconvolution": "ConvTranspose", "FullyConnected": "Gemm", "MatMul": "Gemm"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A runtime whose operators can be timed."""
+
+    label: str
+    package: str
+    operators: Callable[[Any, Mapping[str, Array], int, float], dict[str, float]]  # ms by ONNX's name, of path or bytes
+    calling: Callable[[Path, tuple[int, ...], int], Callable[[], object]]
+
+    @property
+    def version(self) -> str:
+        """Of what is installed."""
+        return version(self.package)
+
+    def layer_ms(self, model: bytes, shape: tuple[int, ...], threads: int) -> float:
+        """Milliseconds of the one layer of a graph, without what re-orders its input and output."""
+        return without_reorders(self.operators(model, {"x": noise(shape)}, threads, SECONDS))
+
+
+def _calling_onnxruntime(file: Path, shape: tuple[int, ...], threads: int) -> Callable[[], object]:
+    session = open_session(file, threads=threads)
+    feeds = {session.get_inputs()[0].name: noise(shape)}
+    return lambda: session.run(None, feeds)
+
+
+def _calling_openvino(file: Path, shape: tuple[int, ...], threads: int) -> Callable[[], object]:
+    network, feeds = run.openvino(file, threads), {"input": noise(shape)}
+    return lambda: network(feeds)
+
+
+def _openvino_operators(model: Any, feeds: Mapping[str, Array], threads: int, seconds: float) -> dict[str, float]:
+    """By its own counters, which know microseconds: the mean over the runs, without the slower half."""
+    core = run.openvino_core()
+    graph = core.read_model(model)
+    graph.reshape({name: list(value.shape) for name, value in feeds.items()})
+    options = {"PERF_COUNT": True, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(graph, "CPU", options).create_infer_request()
+    found: dict[str, tuple[str, list[float]]] = {}
+    runs, spent = 0, 0.0
+    while runs < ROUNDS[0] or (runs < ROUNDS[1] and spent < seconds):
+        spent += once(lambda: request.infer(dict(feeds)))
+        runs += 1
+        for node in request.profiling_info:
+            ms = node.real_time.total_seconds() * 1e3
+            if ms:
+                found.setdefault(node.node_name, (node.node_type, []))[1].append(ms)
+    sums: dict[str, float] = {}
+    for kind, times in found.values():
+        operator = _AS_IN_ONNX.get(kind, kind)
+        sums[operator] = sums.get(operator, 0.0) + float(np.mean(sorted(times)[: (len(times) + 1) // 2]))
+    return sums
+
+
+def _onnxruntime_operators(model: Any, feeds: Mapping[str, Array], threads: int, seconds: float) -> dict[str, float]:
+    return profiled(model, dict(feeds), threads, seconds)
+
+
+ENGINES = {
+    "onnxruntime": Engine("ONNX Runtime", "onnxruntime", _onnxruntime_operators, _calling_onnxruntime),
+    "openvino": Engine("OpenVINO", "openvino", _openvino_operators, _calling_openvino),
+}

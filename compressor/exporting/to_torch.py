@@ -1,4 +1,4 @@
-"""Plain PyTorch: a Python file with the network's own sizes and a safetensors file."""
+"""For plain PyTorch: a Python file with the network's own sizes and a safetensors file."""
 
 import re
 from pathlib import Path

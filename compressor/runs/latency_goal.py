@@ -10,13 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import UsageError
-from compressor.exporting.engines import ENGINES
 from compressor.exporting.latency import Compared, side_by_side
 from compressor.exporting.layer_times import LayerTimes, layer_times
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_layers import without
 from compressor.exporting.onnx_profile import with_one_image
-from compressor.exporting.runtimes import check_runtime
+from compressor.exporting.runtimes import ENGINES, check_runtime
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.profiling.timetable import Timetable

@@ -11,12 +11,12 @@ from torch import nn
 from compressor.errors import FileError
 from compressor.exporting import layer_times as times
 from compressor.exporting import onnx_layers
-from compressor.exporting.engines import ENGINES
 from compressor.exporting.layer_times import Timed, cache_file, here, layer_times, price, timed, write_kit
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_layers import placed, samples, single, without
 from compressor.exporting.onnx_profile import with_one_image
 from compressor.exporting.runtime import open_session
+from compressor.exporting.runtimes import ENGINES
 from compressor.graph import capture
 from compressor.profiling.timetable import Layer, Timetable
 from compressor.report.progress import listening

@@ -10,9 +10,9 @@ from compressor.pruning.adapnet import (
     clusters,
     concepts,
     insert,
-    kse,
     maps,
     merge,
+    neighbours,
     prune,
     schedule,
     subspace,
@@ -39,7 +39,7 @@ CONSTANTS = {
     # DSC-Net and KSE, as published
     subspace: {"EPOCHS": 2, "LEARNING_RATE": 1e-3, "BATCH": 128, "LAMBDA1": 1.0, "LAMBDA2": 30.0, "ALPHA": 0.2,
                "TAU": 0.1},
-    kse: {"NEIGHBOURS": 5, "ROWS": 256},
+    neighbours: {"NEIGHBOURS": 5, "ROWS": 256},
     # ours
     maps: {"REC_BATCHES": 8, "REC_MAPS": 3, "COSINE_IMAGES": 16}, tables: {"ROW_MIN": 40},
     clusters: {"K_MIN": 4, "EXEMPLARS": 8, "RETIRE_AFTER": 5, "RETIRE_SHARE": 0.01},

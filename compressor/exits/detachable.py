@@ -13,6 +13,7 @@ from compressor.errors import FileError, ModelError
 from compressor.exits.once import store_once_, tie_
 from compressor.exits.points import Survey
 from compressor.exits.stepdown import StepDown, StepDownPlan, plan_step_down
+from compressor.files.plain import from_plain, plain
 from compressor.graph.cuts import Norms, tail
 
 KIND = "detach"  # of the entry among a checkpoint's steps
@@ -82,7 +83,7 @@ class Detachable(nn.Module):
     def step(self) -> dict[str, Any]:
         """How to make this of its base again, as plain data; `rebuild` takes it."""
         plans = [part.step_down.plan for part in _submodels(self)]
-        exits = [{"at": name, "step_down": plan.to_json()} for name, plan in zip(self.at, plans, strict=True)]
+        exits = [{"at": name, "step_down": plain(plan)} for name, plan in zip(self.at, plans, strict=True)]
         return {"kind": KIND, "input_shape": [plans[0].in_channels, *plans[0].image], "bn": self.norms, "exits": exits}
 
 
@@ -106,7 +107,7 @@ def rebuild(base: nn.Module, step: Mapping[str, Any]) -> Detachable:
     """
     try:
         found = Survey(base, tuple(int(size) for size in step["input_shape"]))
-        plans = {str(each["at"]): StepDownPlan.from_json(each["step_down"]) for each in step["exits"]}
+        plans = {str(each["at"]): from_plain(StepDownPlan, each["step_down"]) for each in step["exits"]}
         for name, plan in plans.items():
             feature = found.chain.cuts[found.names.index(name)].shape
             if plan != plan_step_down(found.input_shape, feature, norm=plan.norm, activation=plan.activation):

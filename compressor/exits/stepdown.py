@@ -4,7 +4,6 @@ Reference: Fuengfusin and Tamukoh, "Convolutional Network with Sub-Networks", se
 size divides the image's; the arithmetic for all others is ours.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,23 +42,6 @@ class StepDownPlan:
     resize: Pair | None  # what the image is brought to first, where kernels would be far longer than their stride
     norm: bool  # batch norm behind it; else it has a bias
     activation: tuple[Any, ...] | None  # name of the operator and its numbers: ("relu",), ("hardtanh", 0.0, 6.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-
-    @staticmethod
-    def from_json(held: Mapping[str, Any]) -> "StepDownPlan":
-        """The plan again; raises KeyError, TypeError or ValueError for something else."""
-        pairs = {key: _pair(held[key]) for key in ("image", "feature", "kernel", "stride")}
-        return StepDownPlan(
-            in_channels=int(held["in_channels"]),
-            out_channels=int(held["out_channels"]),
-            resize=None if held["resize"] is None else _pair(held["resize"]),
-            norm=bool(held["norm"]),
-            activation=None if held["activation"] is None else tuple(held["activation"]),
-            **pairs,
-        )
 
     @property
     def note(self) -> str | None:
@@ -135,11 +117,6 @@ def _activation(held: tuple[Any, ...] | None) -> nn.Module:
     if known is None or known.kind != "activation":
         raise ValueError(f"there is no activation {held[0]!r}")
     return known.modules[0](*held[1:])
-
-
-def _pair(values: Any) -> Pair:
-    height, width = values
-    return int(height), int(width)
 
 
 def _by(pair: Pair) -> str:

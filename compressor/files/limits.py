@@ -75,7 +75,7 @@ def _server() -> str:
     with _started:
         if _place is None:
             _place = tempfile.mkdtemp(prefix="compressor-")
-            command = fresh(f"from compressor.files import forks, limits; forks.preside({_place!r}, limits.serve)")
+            command = fresh(f"from compressor.files import limits; limits.preside({_place!r}, limits.serve)")
             environment = {**os.environ, **ONE_THREAD}
             _process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             assert _process.stdout is not None

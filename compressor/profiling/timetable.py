@@ -1,10 +1,9 @@
 """How long a chip takes for a layer by its widths: samples on a grid, and what lies between them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import FileError
 from compressor.files.paths import write_json
+from compressor.files.plain import from_plain
 
 # ONNX Runtime packs the channels of a feature map in blocks of this many before it convolves, and falls back to a
 # slower way where they do not fill the blocks.
@@ -44,12 +44,6 @@ class Layer:
     size: tuple[int, ...]  # of the maps that it takes, (height, width); rows of a matrix product
     settings: tuple[tuple[str, tuple[int, ...]], ...] = ()  # attributes of the operator, such as strides, by name
     groups: int = 1  # 0: as many as channels
-
-    @classmethod
-    def from_json(cls, read: Mapping[str, Any]) -> "Layer":
-        """What `asdict` made."""
-        settings = tuple((str(name), tuple(map(int, values))) for name, values in read["settings"])
-        return cls(str(read["operator"]), tuple(map(int, read["size"])), settings, int(read["groups"]))
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ class Timetable:
             table = cls(Machine(**read["machine"]), whole=read.get("whole"))
             for row in read["layers"]:
                 for taken, made, ms in row["samples"]:
-                    table.add(Layer.from_json(row), (int(taken), int(made)), float(ms))
+                    table.add(from_plain(Layer, row), (int(taken), int(made)), float(ms))
         except OSError as error:
             raise FileError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:

@@ -1,10 +1,10 @@
 """What a model costs, how well it does, and what is promised of it on fresh images, as plain data and in words."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from compressor.files.plain import plain
 from compressor.report import units
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -120,11 +120,6 @@ class Certificate:
         """Plain data, with the sentence."""
         return {**asdict(self), "words": self.words()}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Certificate":
-        """The certificate that `to_json` wrote. Raises KeyError or TypeError for other data."""
-        return cls(**{each.name: data[each.name] for each in fields(cls)})
-
     @property
     def kind(self) -> str:
         """How sure the bound is: exact for top-1, and for a user's own figure an estimate."""
@@ -239,19 +234,6 @@ class Measurements:
             found["seen"] = self.seen
         return found if self.certificate is None else found | {"certificate": self.certificate.to_json()}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Measurements":
-        """The measurements that `to_json` wrote."""
-        promised = data.get("certificate")
-        return cls(
-            **{name: data.get(name) for name in _MEASURED},
-            reasons=dict(data.get("reasons", {})),
-            certificate=None if promised is None else Certificate.from_json(promised),
-            figures=dict(data.get("figures", {})),
-            higher=bool(data.get("higher", True)),
-            seen=data.get("seen"),
-        )
-
 
 @dataclass(frozen=True)
 class LayerSize:
@@ -272,20 +254,3 @@ class OnnxCheck:
     batches: tuple[int, ...]  # batch sizes compared
     inputs: str  # "real" or "random"
     opset: int | None = None  # of an ONNX file
-
-
-def plain(value: Any) -> Any:
-    """Types that JSON has: tuples become lists, dataclasses dicts, numbers of NumPy and torch Python's."""
-    if isinstance(value, Measurements):
-        return value.to_json()
-    if hasattr(value, "__dataclass_fields__"):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(entry) for entry in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return plain(value.item()) if hasattr(value, "item") else str(value)

@@ -14,11 +14,12 @@ from typing import Any
 
 from compressor.errors import FileError
 from compressor.files.paths import write_json, write_whole
+from compressor.files.plain import from_plain, plain
 from compressor.report import html, units
 from compressor.report.comparison import answers, compare
 from compressor.report.html import run_plots
-from compressor.report.measurements import LayerSize, Measurements, OnnxCheck, plain
-from compressor.report.sections import Curve, Plot, Section, section_from_json
+from compressor.report.measurements import LayerSize, Measurements, OnnxCheck
+from compressor.report.sections import Curve, Plot, Section
 from compressor.report.units import NOTHING
 
 VERSION = 1
@@ -72,19 +73,9 @@ class Report:
             raise FileError("this is no report of compressor's; give the report.json of a run")
         if data["report_version"] != VERSION:
             raise FileError(f"the report has version {data['report_version']}, this compressor reads {VERSION}")
-        values = {entry.name: data[entry.name] for entry in fields(cls) if entry.name in data}
         try:
-            values["before"], values["after"] = (Measurements.from_json(data[side]) for side in ("before", "after"))
-            values["layers"] = tuple(LayerSize(**layer) for layer in data.get("layers", ()))
-            values["sections"] = tuple(section_from_json(section) for section in data.get("sections", ()))
-            variants = data.get("variants", {}).items()
-            values["variants"] = {name: Measurements.from_json(measured) for name, measured in variants}
-            check = data.get("export")
-            values["export"] = check and OnnxCheck(**{**check, "batches": tuple(check["batches"])})
-            for name in ("edits", "notes", "rows"):
-                values[name] = tuple(data.get(name, ()))
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
+            return from_plain(cls, data)
+        except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"the report is broken ({error}); run the command again") from error
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -1,10 +1,7 @@
 """Parts of a report that only some methods have, handed in as data: a title, words, tables and plots."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from compressor.errors import FileError
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -65,37 +62,3 @@ class Section:
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
     galleries: tuple[Gallery, ...] = ()
-
-
-def section_from_json(data: Mapping[str, Any]) -> Section:
-    """The section that `dataclasses.asdict` made plain.
-
-    Raises:
-        FileError: a key is missing or unknown.
-    """
-    try:
-        return Section(
-            title=data["title"],
-            text=data["text"],
-            tables=tuple(
-                Table(tuple(table["columns"]), tuple(tuple(row) for row in table["rows"]), table["caption"])
-                for table in data["tables"]
-            ),
-            plots=tuple(_plot_from_json(plot) for plot in data["plots"]),
-            galleries=tuple(_gallery_from_json(gallery) for gallery in data.get("galleries", ())),
-        )
-    except (KeyError, TypeError) as error:
-        raise FileError(f"a section of the report is broken ({error}); run the command again") from error
-
-
-def _gallery_from_json(data: Mapping[str, Any]) -> Gallery:
-    rows = tuple((str(label), tuple(map(str, pictures))) for label, pictures in data["rows"])
-    return Gallery(data["title"], rows, data["caption"])
-
-
-def _plot_from_json(data: Mapping[str, Any]) -> Plot:
-    curves = tuple(
-        Curve(each["label"], tuple(each["x"]), tuple(each["y"]), each.get("look", ""), tuple(each.get("names", ())))
-        for each in data["curves"]
-    )
-    return Plot(data["title"], data["x_label"], data["y_label"], curves, data["kind"])

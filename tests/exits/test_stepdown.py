@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from compressor.errors import ModelError
 from compressor.exits.stepdown import StepDown, StepDownPlan, plan_step_down, step_down
+from compressor.files.plain import from_plain, plain
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_layer_is_convolution_norm_activation():
 
 def test_plan_survives_as_plain_data():
     plan = plan_step_down((3, 32, 32), (8, 20, 20), norm=True, activation=("leaky_relu", 0.1))
-    assert StepDownPlan.from_json(plan.to_json()) == plan
+    assert from_plain(StepDownPlan, plain(plan)) == plan
 
 
 def test_small_images_are_refused():

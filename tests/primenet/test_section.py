@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from compressor.files.plain import from_plain
 from compressor.primenet.memory import TrainingMemory
 from compressor.primenet.phases import Learnt
 from compressor.primenet.section import remarks, section
 from compressor.report.measurements import Measurements
-from compressor.report.sections import section_from_json
+from compressor.report.sections import Section
 
 ROWS = [
     {"phase": "representation", "epoch": 0, "train_loss": 3.0,
@@ -48,7 +49,7 @@ def test_entropy_says_that_all_scales_are_paid_for():
 def test_is_plain_data():
     from dataclasses import asdict
 
-    assert section_from_json(json.loads(json.dumps(asdict(drawn())))) == drawn()
+    assert from_plain(Section, json.loads(json.dumps(asdict(drawn())))) == drawn()
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 import json
 from dataclasses import asdict, replace
 
+from compressor.files.plain import from_plain
 from compressor.profiling.latency import ImageTimes
-from compressor.report.sections import section_from_json
+from compressor.report.sections import Section
 from compressor.routing.curve import Point
 from compressor.routing.labels import Balance
 from compressor.routing.phases import Taught
@@ -76,7 +77,7 @@ def test_slower_network_is_said():
 def test_section_and_findings_are_plain_data():
     found = findings()
     part = section(found, remarks(found))
-    assert section_from_json(json.loads(json.dumps(asdict(part)))) == part
+    assert from_plain(Section, json.loads(json.dumps(asdict(part)))) == part
     assert json.loads(json.dumps(found.to_json()))["labels"] == [30, 10]
 
 

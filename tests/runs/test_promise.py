@@ -14,6 +14,7 @@ import compressor
 from compressor.certify import Paired, estimated, p_value
 from compressor.errors import CompressorError, DataError, UsageError
 from compressor.exits.settings import CNSN, DetachSettings, falling
+from compressor.files.plain import from_plain
 from compressor.pruning.settings import PruneSettings
 from compressor.report.comparison import answers
 from compressor.report.measurements import Certificate, Figure
@@ -234,7 +235,7 @@ def test_the_order_is_tested_until_one_fails_and_the_direction_is_the_figures() 
     assert words.startswith("No promise of at most 0.02 of mIoU can be made on 50 examples at 95% conf")
     assert "bootstrap estimate" in words
     assert estimated(larger, [bold], Figure("mae", higher=False), **kwargs)[0] == 0
-    assert Certificate.from_json(certificate.to_json()) == certificate
+    assert from_plain(Certificate, certificate.to_json()) == certificate
 
 
 def test_it_is_broken_about_as_often_as_it_says() -> None:

@@ -124,7 +124,7 @@ def slow_indicator(weight: np.ndarray, k: int) -> list[float]:
 
 @pytest.mark.parametrize(("readers", "elements"), [(12, 9), (4, 9), (2, 1), (7, 1)])
 def test_indicator_equals_a_loop(drawing: torch.Generator, readers: int, elements: int) -> None:
-    weight = torch.randn(readers, 6, elements, drawing=drawing)
+    weight = torch.randn(readers, 6, elements, generator=drawing)
     if readers == 2:  # two kernels are equally far from each other: nothing is told apart
         assert neighbours.indicator(weight, drawing, 5, 256).tolist() == [1.0] * 6
         return
@@ -133,7 +133,7 @@ def test_indicator_equals_a_loop(drawing: torch.Generator, readers: int, element
 
 
 def test_chunks_over_channels_change_nothing(drawing: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(10, 9, 9, drawing=drawing)
+    weight = torch.randn(10, 9, 9, generator=drawing)
     whole = neighbours.indicator(weight, drawing, 5, 256)
     monkeypatch.setattr(neighbours, "PAIRS_AT_ONCE", 250)
     assert torch.equal(neighbours.indicator(weight, drawing, 5, 256), whole)
@@ -141,7 +141,7 @@ def test_chunks_over_channels_change_nothing(drawing: torch.Generator, monkeypat
 
 def test_one_reader_and_equal_kernels_say_nothing(drawing: torch.Generator) -> None:
     assert neighbours.indicator(torch.randn(1, 5, 9), drawing, 5, 256).tolist() == [1.0] * 5
-    weight = torch.randn(8, 5, 9, drawing=drawing)
+    weight = torch.randn(8, 5, 9, generator=drawing)
     weight[:, 2] = 0.0
     values = neighbours.indicator(weight, drawing, 5, 256)
     others = neighbours.indicator(weight[:, [0, 1, 3, 4]], drawing, 5, 256)
@@ -150,7 +150,7 @@ def test_one_reader_and_equal_kernels_say_nothing(drawing: torch.Generator) -> N
 
 
 def test_many_readers_are_sampled_by_the_generator_alone() -> None:
-    weight = torch.randn(40, 6, 9, drawing=torch.Generator().manual_seed(1))
+    weight = torch.randn(40, 6, 9, generator=torch.Generator().manual_seed(1))
     first, second, other = (neighbours.indicator(weight, torch.Generator().manual_seed(s), 5, 16) for s in (5, 5, 6))
     assert torch.equal(first, second) and not torch.equal(first, other)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from compressor.files.paths import write_json, write_whole
@@ -14,7 +14,7 @@ from compressor.report import units
 from compressor.report.html import drawn, rendered
 from compressor.report.measurements import TOP, TOP1, Certificate, Figure
 from compressor.report.sections import Curve, Plot
-from compressor.report.tables import plain_table
+from compressor.report.tables import plain_table, with_remarks
 from compressor.report.units import NOTHING
 
 PAGE, DATA = "comparison.html", "comparison.json"
@@ -148,7 +148,7 @@ def comparison_table(compared: RunComparison) -> RenderableType:
         table.add_row(Text(f"{number} {_name(point, shared)}"), Text(point.method), *cells, _main(point))
     remarks = [LEGEND.format(compared.figure.label), _latency_remark(compared), *compared.notes]
     remarks += [f"{name} failed: {why}" for name, why in compared.failed.items()]
-    return Group(table, *(Text(remark, style="dim") for remark in remarks if remark))
+    return with_remarks(table, *remarks)
 
 
 def comparison_page(compared: RunComparison) -> str:

@@ -160,12 +160,9 @@ def _shape(shapes: "Shapes") -> str:
 
 def exits_table(manifest: "Manifest") -> RenderableType:
     """Costs, accuracy and latency of every exit; below, what was not measured and how an exit is chosen."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("exit", overflow="fold", min_width=12)
     quantized = manifest.quantization is not None
-    titles = ("MACs", "parameters", *(("top-1 float32",) if quantized else ("convolutions",)), "top-1", "latency")
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
+    titles = ("MACs", "parameters", "top-1 float32" if quantized else "convolutions", "top-1", "latency")
+    table = plain_table("exit", *((title, "right") for title in titles))
     for each in manifest.exits:
         table.add_row(
             Text(f"{each.number} {each.name}" if len(manifest.exits) > 1 else each.name),
@@ -194,20 +191,17 @@ def exits_table(manifest: "Manifest") -> RenderableType:
     times = [each.torch_ms for each in manifest.exits if each.torch_ms is not None]
     if times:
         remarks.append(f"torch takes {', '.join(map(units.milliseconds, times))}, measured in turn")
-    return Group(table, *(Text(remark, style="dim") for remark in remarks))
+    return with_remarks(table, *remarks)
 
 
 def tuned_table(manifest: "Manifest") -> RenderableType:
     """The time of every exit in the portable graph and in the one made for this machine."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("exit", overflow="fold", min_width=12)
-    for title in ("portable", "tuned"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = plain_table("exit", ("portable", "right"), ("tuned", "right"))
     tuned = manifest.tuned or {}
     for each, before, after in zip(manifest.exits, tuned.get("portable_ms", ()), tuned.get("latency_ms", ())):
         table.add_row(Text(f"{each.number} {each.name}"), units.milliseconds(before), units.milliseconds(after))
     remark = f"batch 1, {tuned.get('threads')} thread(s) an operator, {tuned.get('machine')}, default options before"
-    return Group(table, Text(remark, style="dim"))
+    return with_remarks(table, remark)
 
 
 def _share(fraction: float | None) -> str:

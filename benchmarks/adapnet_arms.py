@@ -41,11 +41,11 @@ from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import silent
 from compressor.surgery import Insert, Plan, operate_
 from compressor.surgery.renumber import Renumbering
+from compressor.training.checkpoint import TrainState
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.schedule import make_optimizer
 from compressor.training.settings import TrainSettings
-from compressor.training.state import TrainState
 
 LOOKED_AT = 256  # images by which channels are judged and layers refitted
 RECORDED = 8 * 2  # batches for one table of concepts: two periods

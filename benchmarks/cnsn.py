@@ -27,7 +27,7 @@ from compressor.exits.cutting import cut, model_costs
 from compressor.exits.detachable import Detachable
 from compressor.exits.learning import recalibrated, training_of
 from compressor.exits.settings import CNSN, DetachSettings, falling
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from compressor.report.environment import device_words, versions
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate

@@ -33,7 +33,7 @@ from compressor.exits.detachable import Detachable
 from compressor.exits.learning import multi_model_step
 from compressor.exits.settings import CNSN, DetachSettings
 from compressor.files.paths import write_json
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit

@@ -14,8 +14,7 @@ from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.phases import Phases
 from compressor.training.data import Data
-from compressor.training.distillation import distilling
-from compressor.training.loop import fit
+from compressor.training.loop import distilling, fit
 from compressor.training.microbatches import Step
 from compressor.training.settings import DistillSettings, TrainSettings
 

@@ -20,12 +20,11 @@ from typing import Any
 import torch
 
 from benchmarks.where import machines
-from compressor.primenet.learning import best_scale, local_losses
-from compressor.primenet.memory import training_memory
+from compressor.primenet.learning import best_scale, local_losses, training_memory
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.phases import represent_, retrain_
 from compressor.primenet.settings import REPRESENTATION
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from compressor.report.environment import device_words, versions
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate

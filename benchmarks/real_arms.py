@@ -31,9 +31,8 @@ from compressor.runs.stages import silent
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batch_norm import recalibrate_
 from compressor.training.data import Data
-from compressor.training.distillation import distilling
 from compressor.training.evaluate import evaluating
-from compressor.training.loop import fit, plain
+from compressor.training.loop import distilling, fit, plain
 from compressor.training.microbatches import Step
 from compressor.training.settings import DistillSettings, TrainSettings
 

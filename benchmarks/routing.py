@@ -30,11 +30,12 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.profiling.latency import time_images
 from compressor.report.environment import device_words, versions
-from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
+    Costs,
     Point,
     accuracy_at,
     choose,
+    costs,
     early_exit_at,
     early_exit_points,
     fixed_points,
@@ -196,7 +197,7 @@ def _skipping(
     first: nn.Module, data: Data, settings: RouteSettings, training: TrainSettings
 ) -> tuple[Taught, Routed, float]:
     """Teach a copy of CNN 1 by labels; also CNN 1's own accuracy on the training images that the labels chose."""
-    from compressor.routing.labels import activations, paper_labels
+    from compressor.routing.observing import activations, paper_labels
 
     network = copy.deepcopy(first)
     chain, found = survey(network, data.input_shape)

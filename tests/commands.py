@@ -5,7 +5,6 @@ from functools import cache
 import typer
 
 from compressor.exporting import latency as exporting
-from compressor.exporting import layer_latency
 from compressor.profiling import latency
 from compressor.runs import estimate
 
@@ -19,5 +18,5 @@ def briefly() -> None:
     """Latency is measured for a tenth second and a dry run tries two steps; others test what such figures are worth."""
     for function in (latency.measure, latency.measure_in_turn):
         function.__kwdefaults__["seconds"] = 0.1
-    latency._WARM_SECONDS = layer_latency._SECONDS = exporting._SECONDS = 0.02
+    latency._WARM_SECONDS = latency._SECONDS = exporting._PROFILED_SECONDS = exporting._SECONDS = 0.02
     estimate._SECONDS = 0.0

@@ -17,7 +17,7 @@ import typer
 
 from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
-from compressor.cli.names import as_typed
+from compressor.cli.options import as_typed
 from compressor.cli.terminal import Terminal
 from compressor.errors import CompressorError, Elsewhere, UsageError, printable
 from compressor.runs.job import RunJob

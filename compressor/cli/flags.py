@@ -21,8 +21,7 @@ import typer
 
 from compressor.cli.completion import COMPLETERS
 from compressor.cli.help import show_all
-from compressor.cli.names import flag
-from compressor.cli.options import Config, Quiet, Verbose, typed
+from compressor.cli.options import Config, Quiet, Verbose, flag, typed
 from compressor.cli.terminal import VERBOSITY
 from compressor.errors import CompressorError, FileError, UsageError
 from compressor.settings import Job, Known, is_text, known_to, read, stranger

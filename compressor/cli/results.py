@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from compressor.cli.names import as_typed
-from compressor.cli.options import with_data
+from compressor.cli.options import as_typed, with_data
 from compressor.cli.terminal import Terminal
 from compressor.report import units
 from compressor.runs.jobs import PruneJob

@@ -14,7 +14,7 @@ from compressor.exits.stepdown import StepDown, StepDownPlan, plan_step_down
 from compressor.graph.cuts import Chain, Cut
 from compressor.graph.operators import CONVOLUTIONS
 from compressor.graph.program import module_of, name_of, operator_of
-from compressor.profiling.macs import macs_of
+from compressor.profiling.costs import macs_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
 from compressor.graph.trace import trace
-from compressor.profiling.macs import count_macs
+from compressor.profiling.costs import count_macs
 from compressor.report.manifest import Array
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter

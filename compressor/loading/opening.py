@@ -19,8 +19,7 @@ from compressor.files.limits import LARGEST_GIB
 from compressor.graph.program import trainable
 from compressor.graph.tensors import saved_tensors, transient_buffers
 from compressor.loading.arch import Arch, find, parse_arch
-from compressor.loading.checkpoint import KIND, Checkpoint, Origin, read_checkpoint
-from compressor.loading.container import read
+from compressor.loading.checkpoint import KIND, Checkpoint, Origin, read, read_checkpoint
 from compressor.loading.content import Content, recognise
 from compressor.loading.networks import blank
 from compressor.loading.pickles import read_pickle, rebuilt, skeleton

@@ -11,11 +11,11 @@ from compressor.graph.trace import trace
 from compressor.primenet.learning import LocalLearning, WithOneScale, best_scale, local_losses, refuse_single
 from compressor.primenet.network import PrimeNetwork
 from compressor.training import checkpoint
+from compressor.training.checkpoint import Saving
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent, Event
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
-from compressor.training.state import Saving
 from compressor.training.task import Task
 
 REPRESENTATION, CLASSIFIER = "representation", "classifier"

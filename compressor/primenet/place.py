@@ -14,10 +14,9 @@ from compressor.graph.names import module_named, names_of
 from compressor.graph.operators import CONVOLUTIONS, LAYERS
 from compressor.graph.program import module_of
 from compressor.graph.tensors import device_of
-from compressor.primenet.block import PrimeStage, build_stage
-from compressor.primenet.network import PrimeNetwork
+from compressor.primenet.network import PrimeNetwork, PrimeStage, build_stage
 from compressor.primenet.settings import PrimeNetSettings
-from compressor.profiling.macs import macs_of
+from compressor.profiling.costs import macs_of
 
 PAYS = 2.0  # the automatic choice wants this many times the block's multiply-adds gone
 _NAMED_AT_MOST = 12  # places listed in a message

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from compressor.primenet.memory import TrainingMemory
+from compressor.primenet.learning import TrainingMemory
 from compressor.primenet.phases import REPRESENTATION, Learnt
 from compressor.report import units
 from compressor.report.measurements import Measurements

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
 from compressor.graph.tensors import device_of
-from compressor.routing.labels import as_good, outcome_labels
 from compressor.routing.network import Routed
+from compressor.routing.observing import as_good, outcome_labels
 from compressor.routing.router import Gates, ImageRouter
 from compressor.training.data import cross_entropy
 from compressor.training.loop import backward

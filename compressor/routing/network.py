@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from compressor.errors import UsageError
 from compressor.graph.cuts import Chain
 from compressor.routing.router import Gates, ImageRouter, Router
-from compressor.routing.shortcuts import ExitHead, Skippable
-from compressor.routing.units import Unit
+from compressor.routing.units import ExitHead, Skippable, Unit
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""What a skipping network does with every image of a set: one pass, from which labels, gates and curves are made."""
+"""What a skipping network does with every image of a set, in one pass, and the depth labels that follow from it.
+
+A label says after which unit an image may leave, by activations as in the paper or by what the network gets right: 0 is
+the cheapest depth, the last one runs the whole network.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import DataError
 from compressor.graph.tensors import device_of
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter, sureness
 from compressor.training import distributed
+from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
 from compressor.training.task import Task, called
 
@@ -62,3 +68,97 @@ def share_right(model: nn.Module, part: Any, task: Task) -> float:
         return float(torch.cat(found).float().mean())
 
     return distributed.from_first(look)
+
+
+MAPS = 10  # feature maps looked at in every layer, as in the paper
+TOP = 10  # images chosen for every feature map, as in the paper
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How many images have each label."""
+
+    counts: tuple[int, ...]  # one for each depth
+
+    @property
+    def constant(self) -> int | None:
+        """The only label there is; None where there are several."""
+        present = [label for label, count in enumerate(self.counts) if count]
+        return present[0] if len(present) == 1 else None
+
+    def in_words(self) -> str:
+        """The share of every label, in percent."""
+        total = max(1, sum(self.counts))
+        return ", ".join(f"depth {label} {count / total:.1%}" for label, count in enumerate(self.counts))
+
+    @property
+    def largest_share(self) -> float:
+        """The share of the commonest label: what always answering it would get right."""
+        return max(self.counts) / max(1, sum(self.counts))
+
+
+def balance(labels: Tensor, depths: int) -> Balance:
+    """Count labels, int64 (images,)."""
+    return Balance(tuple(int(count) for count in torch.bincount(labels, minlength=depths)))
+
+
+def activations(routed: Routed, image_set: AnySet, data: Data, maps: int = MAPS, batch_size: int = 512) -> Tensor:
+    """Mean absolute activation of the first `maps` feature maps behind each depth, (images, depths, maps).
+
+    Where a layer has fewer maps, the last columns are zero for all images.
+    """
+    rows = []
+    with evaluating(routed), torch.no_grad():
+        for x, _ in data.passing(image_set, batch_size, device_of(routed)):
+            row = torch.zeros(len(x), routed.depths, maps)
+            for depth in range(routed.depths):
+                x = routed.segment(depth, x)
+                seen = x[:, :maps].flatten(2).abs().mean(2)
+                row[:, depth, : seen.shape[1]] = seen.cpu()
+            rows.append(row)
+    return torch.cat(rows)
+
+
+def paper_labels(strength: Tensor, top: int = TOP) -> tuple[Tensor, Tensor]:
+    """The paper's rule: the `top` images that each map answers to most strongly get their layer as label.
+
+    Returns their indices, ascending, and their labels. An image chosen for several layers keeps the deepest; of equal
+    activations the image that comes first is chosen. Layers with fewer maps choose fewer images.
+
+    Raises DataError where there are fewer than `top` images.
+    """
+    images, depths, _ = strength.shape
+    if images < top:
+        raise DataError(f"labelling by activations needs {top} images for every feature map, there are {images}")
+    labels = torch.full((images,), -1, dtype=torch.int64)
+    for depth in range(depths):
+        fires = strength[:, depth].amax(0) > 0
+        order = strength[:, depth, fires].argsort(dim=0, descending=True, stable=True)
+        labels[order[:top].flatten()] = depth
+    chosen = (labels >= 0).nonzero().flatten()
+    return chosen, labels[chosen]
+
+
+def activation_labels(strength: Tensor) -> Tensor:
+    """The paper's rule for every image: the layer in which one of its maps stands out most among all images.
+
+    Activations are taken as deviations from the map's mean over the images, in standard deviations, so that layers
+    compare; the deeper layer wins a tie. int64 (images,).
+    """
+    deviation = strength.std(0, correction=0)
+    normal = (strength - strength.mean(0)) / deviation.clamp_min(1e-12)
+    strongest = normal.masked_fill(deviation <= 1e-12, -torch.inf).amax(2)
+    return strongest.shape[1] - 1 - strongest.flip(1).argmax(1)
+
+
+def outcome_labels(right: Tensor) -> Tensor:
+    """The cheapest depth that is `as_good` as the whole network, int64 (images,)."""
+    return as_good(right).int().argmax(1)
+
+
+def as_good(right: Tensor) -> Tensor:
+    """Where the network answers as well as at its full depth, bool (images, depths), from where it is right.
+
+    An image that the whole network gets wrong is best left at the first depth: going on costs and does not help.
+    """
+    return right | ~right[:, -1:]

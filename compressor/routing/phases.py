@@ -9,21 +9,23 @@ from torch import Tensor, nn
 
 from compressor.errors import DataError, UsageError
 from compressor.graph.tensors import device_of
-from compressor.routing.labels import (
+from compressor.routing.learning import all_depths, by_label, fit_gates, image_router, reset_
+from compressor.routing.network import Routed
+from compressor.routing.observing import (
     Balance,
+    Observation,
     activation_labels,
     activations,
     as_good,
     balance,
+    observe,
     outcome_labels,
     paper_labels,
 )
-from compressor.routing.learning import all_depths, by_label, fit_gates, image_router, reset_
-from compressor.routing.network import Routed
-from compressor.routing.observing import Observation, observe
 from compressor.routing.router import Gates, ImageRouter
 from compressor.routing.settings import RouteSettings
 from compressor.training import checkpoint, distributed
+from compressor.training.checkpoint import Saving
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
 from compressor.training.events import Event, NoteEvent
@@ -33,7 +35,6 @@ from compressor.training.numerics import choose_device
 from compressor.training.schedule import start_lr
 from compressor.training.sets import split_indices
 from compressor.training.settings import TrainSettings
-from compressor.training.state import Saving
 from compressor.training.task import Task
 
 ALWAYS_WHOLE = 2.0  # a threshold above any probability

@@ -11,8 +11,7 @@ from compressor.graph.cuts import Chain
 from compressor.graph.tensors import device_of
 from compressor.routing.network import Layout, Routed, check_layout
 from compressor.routing.settings import RouteSettings
-from compressor.routing.shortcuts import head_side
-from compressor.routing.units import Unit, Units, find_units
+from compressor.routing.units import Unit, Units, find_units, head_side
 
 _HEAD_SHARE = 0.02  # of the network's MACs that an exit head may take, where it has a choice
 

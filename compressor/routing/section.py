@@ -8,8 +8,7 @@ from typing import Any
 from compressor.profiling.latency import ImageTimes
 from compressor.report import units as written
 from compressor.report.sections import Curve, Plot, Section, Table
-from compressor.routing.costs import Costs
-from compressor.routing.curve import UNPROMISED_DROP, Point
+from compressor.routing.curve import UNPROMISED_DROP, Costs, Point
 from compressor.routing.phases import Taught
 from compressor.routing.settings import RouteSettings
 from compressor.routing.units import Unit

@@ -19,7 +19,7 @@ from compressor.graph.skeleton import skeleton
 from compressor.pruning.adapnet.freeze import Held
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.observe import Watch
-from compressor.pruning.rounding import rounded
+from compressor.pruning.target import rounded
 from compressor.runs.goals import Guard, Target
 from compressor.runs.stages import Callback, PeriodEvent, PeriodStep, note_all
 from compressor.surgery import Plan, operate_

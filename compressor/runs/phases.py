@@ -18,12 +18,11 @@ from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.runs.periods import Periods
 from compressor.runs.stages import Stage
 from compressor.training import checkpoint
-from compressor.training.distillation import distilling
-from compressor.training.loop import fit, plain
+from compressor.training.checkpoint import History, Saving, TrainState
+from compressor.training.loop import distilling, fit, plain
 from compressor.training.microbatches import Step
 from compressor.training.schedule import make_optimizer
 from compressor.training.settings import DistillSettings, TrainSettings
-from compressor.training.state import History, Saving, TrainState
 from compressor.training.task import Task
 
 Phase = Literal["startup", "periods", "finetune"]

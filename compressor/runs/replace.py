@@ -9,12 +9,12 @@ from compressor.errors import DataError, ModelError
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
 from compressor.exporting.latency import profile
-from compressor.primenet.memory import TrainingMemory, training_memory
+from compressor.primenet.learning import TrainingMemory, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
 from compressor.primenet.phases import train_in_two_phases
 from compressor.primenet.place import Early, Place
 from compressor.primenet.section import remarks, section
-from compressor.profiling.macs import macs_of
+from compressor.profiling.costs import macs_of
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.runs.jobs import ReplaceJob

@@ -16,12 +16,13 @@ from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
 from compressor.profiling.latency import ImageTimes, time_images
 from compressor.report.measurements import Certificate, Measurements
-from compressor.routing.costs import Costs, costs
 from compressor.routing.curve import (
+    Costs,
     certified_point,
     check_time,
     choose,
     choose_in_time,
+    costs,
     early_exit_at,
     early_exit_points,
     fixed_points,

@@ -34,9 +34,9 @@ from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, open_subject
 from compressor.settings import filled, settings_of
 from compressor.training import distributed
+from compressor.training.checkpoint import History, Saving
 from compressor.training.data import AnySet
 from compressor.training.events import NoteEvent
-from compressor.training.state import History, Saving
 from compressor.training.task import Task
 
 J = TypeVar("J", bound=RunJob)

@@ -12,13 +12,12 @@ from compressor.report.measurements import TOP1, Figure
 from compressor.runs.stages import Callback, Stage
 from compressor.runs.subject import Subject
 from compressor.training import distributed
-from compressor.training.distillation import distilling
+from compressor.training.checkpoint import History, Saving
 from compressor.training.evaluate import evaluate
 from compressor.training.events import NoteEvent
-from compressor.training.loop import fit
+from compressor.training.loop import distilling, fit
 from compressor.training.microbatches import Step
 from compressor.training.settings import DistillSettings, TrainSettings
-from compressor.training.state import History, Saving
 from compressor.training.task import Task
 
 

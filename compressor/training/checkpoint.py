@@ -1,21 +1,67 @@
 """The state of a run, from which it is resumed: written whole, with a checksum, and the last two kept.
 
-A file is a safetensors file of its own kind (see loading.container): the tensors under names that say where they are,
+A file is a safetensors file of its own kind (see loading.checkpoint): the tensors under names that say where they are,
 and everything else as JSON, which is a tensor of bytes, since it grows with the run.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from compressor.errors import FileError, one_line
+from compressor.errors import CompressorError, FileError, one_line
 from compressor.graph.tensors import saved_tensors, transient_buffers
-from compressor.loading.checkpoint import extra_state
-from compressor.loading.container import read, write
+from compressor.loading.checkpoint import extra_state, read, write
 from compressor.loading.forms import Packer, from_json, to_json, unpack
 from compressor.training import distributed
+
+
+class Diverged(CompressorError):
+    """A loss or a weight is no longer a finite number."""
+
+
+@dataclass
+class TrainState:
+    """Where training stands; what `after_step` is given."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int  # counts as the settings' first_epoch does
+    batches: int  # optimizer steps per epoch
+    batch: int = 0  # of them done in this epoch
+    step: int = 0  # done in this phase
+    lr: float = 0.0  # of the last step
+
+
+AfterStep = Callable[[TrainState], bool | None]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a phase keeps its checkpoints, and what else its caller wants in them, as plain data and tensors."""
+
+    folder: Path
+    phase: str = "train"
+    resume: bool = False  # go on from the folder's last checkpoint, if it has one
+    every_seconds: float = 300.0  # within an epoch; besides one at every epoch's end
+    structure: Callable[[], dict[str, Any]] = dict  # how the model was edited
+    method: Callable[[], dict[str, Any]] = dict  # the state of whoever edits it
+    # Given both back before the tensors return; where the structure can change, it must make the model fit in place.
+    restore: Callable[[dict[str, Any], dict[str, Any]], None] | None = None
+
+
+@dataclass
+class History:
+    """What a phase did."""
+
+    rows: list[dict[str, Any]]  # one an epoch, plain data
+    notes: list[str]  # lines to tell the user
+    optimizer: torch.optim.Optimizer  # with its state, for a phase that follows
+    ended_early: bool  # by `after_step`
+
 
 NAME, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 _KIND, _VERSION = "compressor run", 1

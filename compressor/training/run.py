@@ -15,6 +15,7 @@ from compressor.errors import DataError, FileError, UsageError
 from compressor.files.limits import lacks_memory
 from compressor.graph.generators import random_states, restore_random_states_
 from compressor.training import checkpoint, distributed
+from compressor.training.checkpoint import Diverged, History, Saving, TrainState
 from compressor.training.evaluate import evaluate
 from compressor.training.events import Event, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
@@ -23,7 +24,6 @@ from compressor.training.microbatches import MicroBatches, Step
 from compressor.training.numerics import choose_device, derive_seed, seed_everything_, uses_bfloat16
 from compressor.training.schedule import lr_at, make_optimizer
 from compressor.training.settings import TrainSettings
-from compressor.training.state import Diverged, History, Saving, TrainState
 from compressor.training.task import Task
 
 

@@ -11,7 +11,7 @@ from compressor.exits.cutting import choose_points, nearest
 from compressor.exits.detachable import make_detachable
 from compressor.exits.points import Survey, legal_points
 from compressor.exits.settings import DetachSettings
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from sample_models import vgg16_cifar
 from tests.exits.nets import CONVOLUTIONAL, SHAPE, Plain, Residual, images, perceptron
 

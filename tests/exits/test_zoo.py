@@ -7,7 +7,7 @@ from compressor.exits.cutting import choose_points
 from compressor.exits.detachable import make_detachable
 from compressor.exits.points import Survey
 from compressor.exits.settings import DetachSettings
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from compressor.vision import door as vision
 from tests.equivalence import randomise_, relative_error
 from tests.exits.nets import images

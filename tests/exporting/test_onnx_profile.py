@@ -14,8 +14,8 @@ from compressor.exporting import latency
 from compressor.exporting import onnx as exporting
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.onnx_profile import profile_onnx
+from compressor.profiling.costs import profile
 from compressor.profiling.latency import measure_in_turn
-from compressor.profiling.model_profile import profile
 
 
 def small_net() -> nn.Module:

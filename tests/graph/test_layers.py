@@ -12,7 +12,7 @@ from compressor.graph.propagate import Propagation
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, run, trace
 from compressor.graph.unions import Unions
-from compressor.profiling.macs import count_macs
+from compressor.profiling.costs import count_macs
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error, same_map
 from tests.networks import Network, conv

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import compressor
 from compressor.graph import capture
 from compressor.graph.neutral import AsWritten, bare
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from tests.untouched import untouched
 
 

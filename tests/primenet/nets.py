@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.primenet.block import build_stage
-from compressor.primenet.network import PrimeNetwork
+from compressor.primenet.network import PrimeNetwork, build_stage
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.training.data import Data
 from compressor.training.sets import ImageSet

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from compressor.errors import UsageError
-from compressor.primenet.learning import LOCAL_BETAS, LOCAL_EPS, LocalLearning
-from compressor.primenet.memory import peak_bytes, training_memory
+from compressor.primenet.learning import LOCAL_BETAS, LOCAL_EPS, LocalLearning, peak_bytes, training_memory
 from compressor.primenet.settings import PrimeNetSettings
 from tests.primenet.nets import batch, network
 

@@ -10,9 +10,9 @@ from compressor.primenet.learning import best_scale, local_losses
 from compressor.primenet.network import PrimeNetwork
 from compressor.primenet.phases import CLASSIFIER, REPRESENTATION, train_in_two_phases
 from compressor.primenet.settings import REPRESENTATION as PAPER
+from compressor.training.checkpoint import Saving
 from compressor.training.evaluate import evaluate
 from compressor.training.events import EpochEvent
-from compressor.training.state import Saving
 from tests.primenet.nets import CLASSES, network, stripes
 
 QUICK = replace(PAPER, epochs=2, batch_size=8, lr=0.01, device="cpu")

@@ -11,7 +11,7 @@ from compressor.exporting.onnx import export_onnx
 from compressor.graph import capture
 from compressor.primenet.place import Early
 from compressor.primenet.settings import PrimeNetSettings
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from tests.primenet.nets import CLASSES, IMAGE, Residual, plain
 
 EXAMPLE = torch.zeros(1, *IMAGE)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from compressor.files.plain import from_plain
-from compressor.primenet.memory import TrainingMemory
+from compressor.primenet.learning import TrainingMemory
 from compressor.primenet.phases import Learnt
 from compressor.primenet.section import remarks, section
 from compressor.report.measurements import Measurements

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compressor.graph.blocks import find_blocks
-from compressor.profiling.macs import macs_of
+from compressor.profiling.costs import macs_of
 from compressor.pruning.blocks import Shortening, Step, options
 from compressor.surgery.blocks import replace_blocks_
 from compressor.surgery.edits import Bypass, Fold

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor.graph import capture
-from compressor.pruning.adapnet import boundary, concepts, prune, schedule
+from compressor.pruning.adapnet import boundary, prune, schedule, tables
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import ABOUT, TRAINED
@@ -23,7 +23,7 @@ EAGER = AdapNetSettings(lsep=6, freeze=False, beta_start=0.3, dict_size=96, max_
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch):
-    for room in (boundary, concepts, prune):
+    for room in (boundary, tables, prune):
         monkeypatch.setattr(room, "ROW_MIN", 0)
     monkeypatch.setattr(prune, "GAMMA1", 2.0)
     monkeypatch.setattr(schedule, "BETA_FLOOR", 0.3)

@@ -8,10 +8,8 @@ from compressor.exits.settings import CNSN, NSN, PAPER_EPOCHS, DetachSettings, f
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet import (
     clusters,
-    concepts,
     insert,
     maps,
-    merge,
     neighbours,
     prune,
     schedule,
@@ -33,15 +31,15 @@ ADAPNET = {
 CONSTANTS = {
     # the paper's
     schedule: {"BETA_FLOOR": 0.18, "STOP_FILTERS": 3, "STOP_PERIODS": 2}, phases: {"MOMENTUM": 0.8},
-    concepts: {"BORDER_FRACTION": 0.2, "BORDER_RATIO": 0.75}, prune: {"GAMMA1": 0.6},
-    merge: {"GAMMA2_FACTOR": 2.0, "GAMMA3": 0.8, "GAMMA2_CAP": 0.95},
+    prune: {"GAMMA1": 0.6, "GAMMA2_FACTOR": 2.0, "GAMMA3": 0.8, "GAMMA2_CAP": 0.95},
     insert: {"ACTIVE_SHARE": 0.3, "ACTIVE_MASS": 0.7}, unit: {"PROTECTION": 2},
     # DSC-Net and KSE, as published
     subspace: {"EPOCHS": 2, "LEARNING_RATE": 1e-3, "BATCH": 128, "LAMBDA1": 1.0, "LAMBDA2": 30.0, "ALPHA": 0.2,
                "TAU": 0.1},
     neighbours: {"NEIGHBOURS": 5, "ROWS": 256},
     # ours
-    maps: {"REC_BATCHES": 8, "REC_MAPS": 3, "COSINE_IMAGES": 16}, tables: {"ROW_MIN": 40},
+    maps: {"REC_BATCHES": 8, "REC_MAPS": 3, "COSINE_IMAGES": 16},
+    tables: {"ROW_MIN": 40, "BORDER_FRACTION": 0.2, "BORDER_RATIO": 0.75},
     clusters: {"K_MIN": 4, "EXEMPLARS": 8, "RETIRE_AFTER": 5, "RETIRE_SHARE": 0.01},
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph import capture
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from compressor.pruning.allocate import Widths
 from compressor.pruning.oneshot import decide
 from compressor.pruning.price import Goal, Price, Term, combined, macs_price, memory_prices, scaled, size_price

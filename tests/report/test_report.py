@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.errors import FileError
 from compressor.files.paths import write_whole
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from tests.report.reports import bare_report, full_report

@@ -5,7 +5,7 @@ import torch
 from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
-from compressor.profiling.model_profile import profile
+from compressor.profiling.costs import profile
 from compressor.report.measurements import LayerCost, Profile
 from compressor.report.report import Report
 from compressor.report.tables import (

@@ -8,15 +8,18 @@ import torch
 
 from compressor.certify import Paired, p_value
 from compressor.errors import UsageError
-from compressor.routing.costs import Costs
+from compressor.graph.trace import trace
+from compressor.profiling.costs import count_macs
 from compressor.routing.curve import (
     THRESHOLDS,
+    Costs,
     Point,
     accuracy_at,
     certified_point,
     cheapest,
     choose,
     choose_in_time,
+    costs,
     early_exit_at,
     early_exit_points,
     fixed_points,
@@ -26,6 +29,53 @@ from compressor.routing.curve import (
     thinned,
 )
 from compressor.routing.observing import Observation
+from tests.routing.nets import NETWORKS, SHAPE, images, routed
+
+
+@pytest.mark.parametrize("heads", ["own", "shared"])
+@pytest.mark.parametrize("router", ["gates", "image", "argmax"])
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_path_costs_are_what_runs(network, router, heads):
+    net = routed(network, router=router, heads=heads).eval()
+    counted = costs(net)
+    for depth in range(net.depths):
+        limits = [2.0] * (net.depths - 1)
+        limits[depth:] = [-2.0] * (net.depths - 1 - depth)
+        net.set_threshold_(limits)
+        assert net.route(images(1))[1].tolist() == [depth]
+        ran = count_macs(trace(net, images(1))).total
+        assert ran == counted.routed[depth]
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_whole_and_first_depth_are_known_by_hand(network):
+    counted = costs(routed(network, heads="shared", router="argmax"))
+    first = next(iter(network.units.values()))
+    assert counted.whole == counted.fixed[-1] == sum(network.units.values()) + network.head
+    assert counted.fixed[0] == first + network.head
+    assert counted.routed[0] == counted.fixed[0] + counted.router
+
+
+def test_early_exit_pays_for_every_head_on_its_way():
+    net = routed(heads="own")
+    counted = costs(net)
+    heads = [64 * channels // 4 * 10 for channels in (4, 6)]  # maps are pooled to 4x4
+    assert counted.early_exit[0] == counted.fixed[0]
+    assert counted.early_exit[1] == counted.fixed[1] + heads[0]
+    assert counted.early_exit[2] == counted.fixed[2] + sum(heads)
+    gates = [16 * (channels + 10 + 3) + 16 for channels in (4, 6)]
+    assert counted.router == sum(gates)
+    assert counted.routed[1] == counted.early_exit[1] + sum(gates)
+
+
+def test_counting_leaves_the_network_alone():
+    net = routed().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    costs(net)
+    assert net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert net.layout.input_shape == SHAPE
+
 
 COSTS = Costs(whole=100, fixed=(20, 60, 100), routed=(21, 62, 103), early_exit=(20, 61, 102), router=3)
 
@@ -118,12 +168,12 @@ def test_early_exit_points_against_a_loop():
 
 def test_curves_reach_from_the_cheapest_depth_to_the_whole():
     observed = seen()
-    for points, costs in (
+    for points, expected in (
         (routed_points(observed, COSTS), COSTS.routed),
         (early_exit_points(observed, COSTS), (20, 61, 102)),
     ):
-        assert points[0].macs == costs[0]
-        assert points[-1].macs == costs[-1]
+        assert points[0].macs == expected[0]
+        assert points[-1].macs == expected[-1]
         assert [point.macs for point in points] == sorted({point.macs for point in points})
 
 

@@ -10,7 +10,7 @@ from compressor.exporting.runtime import OnnxModel
 from compressor.routing.learning import by_label
 from compressor.routing.network import Layout, Routed
 from compressor.routing.rebuild import survey
-from compressor.routing.shortcuts import Adapter, Skippable
+from compressor.routing.units import Adapter, Skippable
 from tests.routing.nets import NETWORKS, SHAPE, Residual, Three, images, routed
 
 ROUTERS = ("gates", "image", "argmax")

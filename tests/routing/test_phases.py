@@ -10,9 +10,8 @@ from torch.nn import functional
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.exporting.forms import AtDepth
 from compressor.routing import phases
-from compressor.routing.labels import Balance
 from compressor.routing.learning import all_depths, by_label, fit_gates, image_router, reset_
-from compressor.routing.observing import observe
+from compressor.routing.observing import Balance, observe
 from compressor.routing.phases import Taught, Teacher, top1_at_labels
 from compressor.routing.router import Gates
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings, check, every_unit, paper

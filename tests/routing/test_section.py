@@ -7,7 +7,7 @@ from compressor.files.plain import from_plain
 from compressor.profiling.latency import ImageTimes
 from compressor.report.sections import Section
 from compressor.routing.curve import Point
-from compressor.routing.labels import Balance
+from compressor.routing.observing import Balance
 from compressor.routing.phases import Taught
 from compressor.routing.section import Findings, Way, doubts, remarks, section
 from compressor.routing.settings import RouteSettings

@@ -13,7 +13,7 @@ from PIL import Image
 
 import compressor
 from compressor.errors import CompressorError, ModelError, UsageError
-from compressor.pruning.adapnet import boundary, concepts, prune, schedule
+from compressor.pruning.adapnet import boundary, prune, schedule, tables
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.pruning.adapnet.subspace import new_autoencoder
 from compressor.pruning.adapnet.unit import Unit
@@ -47,7 +47,7 @@ SETTINGS = replace(
 def few_images():
     """Filters are judged by fewer maps than usual, and the changes of structure take all their epochs."""
     with pytest.MonkeyPatch.context() as patched:
-        for room in (boundary, concepts, prune):
+        for room in (boundary, tables, prune):
             patched.setattr(room, "ROW_MIN", 20)
         patched.setattr(schedule, "STOP_FILTERS", 0)
         yield

@@ -10,7 +10,7 @@ from torch import nn
 
 import compressor
 from compressor.errors import CompressorError
-from compressor.pruning.adapnet import boundary, concepts, prune
+from compressor.pruning.adapnet import boundary, prune, tables
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob
@@ -121,7 +121,7 @@ def loop(method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["taylor", "adapnet"])
 def test_a_loop_of_ones_own_stays_alike_in_all_processes(method, tmp_path, monkeypatch):
-    for room in (boundary, concepts, prune):
+    for room in (boundary, tables, prune):
         monkeypatch.setattr(room, "ROW_MIN", 20)
     first, second = together(loop, tmp_path, method)
     assert first == second and first[1]

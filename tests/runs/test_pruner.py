@@ -15,7 +15,7 @@ import compressor
 from compressor import Pruner
 from compressor.errors import ModelError, UsageError
 from compressor.graph import capture
-from compressor.pruning.adapnet import boundary, concepts, prune
+from compressor.pruning.adapnet import boundary, prune, tables
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.jobs import AdaptJob
@@ -37,7 +37,7 @@ EXAMPLE = torch.zeros(2, 1, 8, 8)
 def few_images():
     """Filters are judged by fewer maps than usual."""
     with pytest.MonkeyPatch.context() as patched:
-        for room in (boundary, concepts, prune):
+        for room in (boundary, tables, prune):
             patched.setattr(room, "ROW_MIN", 20)
         yield
 

@@ -10,9 +10,9 @@ from compressor.errors import UsageError
 from compressor.runs.settings import ModelSettings
 from compressor.runs.subject import open_subject
 from compressor.runs.tuning import finetune_, on_validation, step_for
+from compressor.training.checkpoint import Saving
 from compressor.training.data import open_data
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
-from compressor.training.state import Saving
 
 MODEL = "sample_models/digits_cnn.safetensors"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from compressor.training.checkpoint import Saving
 from compressor.training.loop import fit
-from compressor.training.state import Saving
 from tests.training.small import small_data, small_net, weights
 from tests.training.test_resume import SETTINGS
 

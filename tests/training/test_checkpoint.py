@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from compressor.errors import FileError
-from compressor.loading import container
+from compressor.loading import checkpoint
 from compressor.training.checkpoint import (
     NAME,
     PREVIOUS,
@@ -213,14 +213,14 @@ def to_bytes(text: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 def test_files_that_lie_are_one_line(tmp_path, lie):
-    container.write(tmp_path / NAME, "compressor run", *lie("{}", {}))
+    checkpoint.write(tmp_path / NAME, "compressor run", *lie("{}", {}))
     with pytest.raises(FileError) as caught:
         read_checkpoint(tmp_path / NAME)
     assert str(caught.value).isprintable()
 
 
 def test_model_and_pickle_are_not_the_state_of_a_run(tmp_path):
-    container.write(tmp_path / "model", "compressor", VERSION, {})
+    checkpoint.write(tmp_path / "model", "compressor", VERSION, {})
     canary = tmp_path / "canary"
 
     class Hostile:

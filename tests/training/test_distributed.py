@@ -9,10 +9,10 @@ from torch import nn
 
 from compressor.errors import CompressorError, UsageError
 from compressor.training import checkpoint, distributed
+from compressor.training.checkpoint import Saving
 from compressor.training.distributed import add_up_
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
-from compressor.training.state import Saving
 from tests.primenet.nets import batch as prime_batch
 from tests.primenet.nets import network as prime_network
 from tests.training.processes import together

@@ -11,13 +11,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from compressor.errors import CompressorError, DataError, UsageError
 from compressor.training.batch_norm import recalibrate_
-from compressor.training.distillation import distilling
+from compressor.training.checkpoint import Diverged, Saving
 from compressor.training.evaluate import evaluate
-from compressor.training.loop import fit
+from compressor.training.loop import distilling, fit
 from compressor.training.own_part import collate
 from compressor.training.own_task import OwnTask
 from compressor.training.settings import DistillSettings, TrainSettings
-from compressor.training.state import Diverged, Saving
 from compressor.training.task import examples_in, shapes, taken
 from tests.training.small import assert_same, weights
 

@@ -17,12 +17,11 @@ from torch import nn
 
 from compressor.errors import DataError, FileError
 from compressor.training import folders
-from compressor.training.checkpoint import NAME, latest_checkpoint
+from compressor.training.checkpoint import NAME, History, Saving, TrainState, latest_checkpoint
 from compressor.training.data import open_data
 from compressor.training.interrupt import Interrupted
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
-from compressor.training.state import History, Saving, TrainState
 from tests.training.small import assert_same, small_data, small_net, weights
 from tests.training.test_folders import write_images
 

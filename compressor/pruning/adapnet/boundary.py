@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group
-from compressor.pruning.adapnet import insert, merge, prune, tables
+from compressor.pruning.adapnet import insert, prune, tables
 from compressor.pruning.adapnet.means import Means
 from compressor.pruning.adapnet.neighbours import indicators, newcomer, strength
 from compressor.pruning.adapnet.settings import AdapNetSettings
@@ -84,7 +84,7 @@ def merges(looked: Looked, unit: Unit, leaving: Mapping[int, dict[str, float]]) 
     eligible[[unit.ids.index(identity) for identity in leaving]] = False
     concepts, room = tables.concept_shares(unit.table, unit.concepts), _room(looked, unit, len(leaving))
     why = "their maps look alike and they are active on the same concepts"
-    found = merge.pairs(unit.recording.similarity(), concepts, eligible, room, looked.settings)
+    found = prune.pairs(unit.recording.similarity(), concepts, eligible, room, looked.settings)
     return [Merge(unit.name, unit.ids[keep], unit.ids[drop], why, each) for (keep, drop), each in found.items()]
 
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from compressor.graph.channels import Channels, Group
 from compressor.graph.tensors import device_of
-from compressor.pruning.adapnet import boundary, clusters, concepts, prune, schedule
+from compressor.pruning.adapnet import boundary, clusters, prune, schedule, tables
 from compressor.pruning.adapnet.extract import extract
 from compressor.pruning.adapnet.freeze import Held, hold
 from compressor.pruning.adapnet.maps import REC_BATCHES, REC_MAPS, map_size, maps_per_batch
@@ -100,7 +100,7 @@ class AdapNet:
     def epoch_done(self) -> None:
         """Drop the concepts that became useless, and let the threshold fall."""
         for unit in self.units.values():
-            for concept in concepts.useless(unit.table, unit.concepts, unit.boundaries, self.beta, self.settings):
+            for concept in tables.useless(unit.table, unit.concepts, unit.boundaries, self.beta, self.settings):
                 unit.concepts.remove(concept)
         self.epoch += 1
 

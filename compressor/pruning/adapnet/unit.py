@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.pruning.adapnet import clusters, concepts, tables
+from compressor.pruning.adapnet import clusters, tables
 from compressor.pruning.adapnet.clusters import Clustering
 from compressor.pruning.adapnet.maps import Recording
 from compressor.pruning.adapnet.settings import AdapNetSettings
@@ -88,7 +88,7 @@ class Unit:
     def see_(self, found: Clustering, limit: int, beta: float, settings: AdapNetSettings) -> None:
         """Take the clusters of a period's maps, `limit` at most, for concepts where filters differ on them."""
         # `extract` has counted this period already.
-        self.concepts += concepts.detect(self.table, self.concepts, found, self.boundaries - 1, beta, settings)
+        self.concepts += tables.detect(self.table, self.concepts, found, self.boundaries - 1, beta, settings)
         dropped = clusters.retired(self.idle, self.concepts, self.clusters, limit)
         if dropped:
             self.forget_clusters_(dropped)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph import Channels, capture
-from compressor.pruning.adapnet import merge, method, prune
+from compressor.pruning.adapnet import method, prune
 from compressor.pruning.adapnet.boundary import UNIFORM
 from compressor.pruning.adapnet.clusters import Clustering
 from compressor.pruning.adapnet.means import moments
@@ -25,7 +25,7 @@ FILTERS, CONCEPTS = 8, 4
 def all_that_is_uniform_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels and the distance of concepts keep no filter back."""
     monkeypatch.setattr(prune, "GAMMA1", 2.0)
-    monkeypatch.setattr(merge, "GAMMA3", 2.0)
+    monkeypatch.setattr(prune, "GAMMA3", 2.0)
 
 
 SETTINGS = AdapNetSettings(beta_start=0.5, min_share=0.0, max_width=2.0)

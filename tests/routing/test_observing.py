@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compressor.errors import DataError
-from compressor.routing.labels import activation_labels, activations, balance, outcome_labels, paper_labels
+from compressor.routing.observing import activation_labels, activations, balance, outcome_labels, paper_labels
 from tests.routing.nets import Residual, Three, routed, small_data
 
 

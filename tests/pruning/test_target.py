@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressor.graph import capture
-from compressor.pruning.rounding import rounded
+from compressor.pruning.target import rounded
 from compressor.surgery import operate_
 
 EXAMPLE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

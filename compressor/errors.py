@@ -104,3 +104,17 @@ def one_line(
             raise kind(f"{start}its parts lie too deep in one another{end}") from error
         told = told if isinstance(error, ValueError | zipfile.BadZipFile) or told == name else f"{name}: {told}"
         raise kind(f"{start}{told}{end}") from error
+
+
+@contextmanager
+def misfit(what: str) -> Iterator[None]:
+    """Raise FileError in place of what a checkpoint's step causes where `what` it makes "do" or "does" not fit."""
+    try:
+        yield
+    except FileError:
+        raise
+    except (*_KINDS, CompressorError) as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise FileError(
+            f"the checkpoint's {what} not fit its network ({told}): it is damaged, or of another architecture"
+        ) from error

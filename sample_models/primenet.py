@@ -10,8 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from compressor.primenet.block import build_stage
-from compressor.primenet.network import PrimeNetwork
+from compressor.primenet.network import PrimeNetwork, build_stage
 from compressor.primenet.settings import PrimeNetSettings
 
 INPUT_SHAPE = (1, 28, 28)

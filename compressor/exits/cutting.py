@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, did_you_mean
-from compressor.exits.detachable import Detachable, make_detachable
-from compressor.exits.nested import Nested, make_nested
+from compressor.exits.detachable import make_detachable
+from compressor.exits.detaching import Detaching
+from compressor.exits.nested import make_nested
 from compressor.exits.points import Point, Survey, begins, legal_points, survey
 from compressor.exits.settings import DetachSettings
 from compressor.graph.names import module_named, names_of
@@ -98,7 +99,6 @@ def _listed(points: Sequence[Point]) -> str:
     return f" ({', '.join(point.at for point in points)})" if points else ""
 
 
-Detaching = Detachable | Nested
 MANY_MODELS = 4  # more of them, and the user is told what training costs
 
 

@@ -3,14 +3,14 @@
 Reference: Fuengfusin and Tamukoh, "Convolutional Network with Sub-Networks" (CNSN), section 2.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.errors import FileError, ModelError
-from compressor.exits.once import store_once_, tie_
+from compressor.errors import misfit
+from compressor.exits.detaching import Detaching
 from compressor.exits.points import Survey
 from compressor.exits.stepdown import StepDown, StepDownPlan, plan_step_down
 from compressor.files.plain import from_plain, plain
@@ -31,54 +31,17 @@ class SubModel(nn.Module):
         return self.tail(self.step_down(x))
 
 
-class Detachable(nn.Module):
-    """The base and its sub-models in one module; exit 0 is the base, a higher exit a smaller sub-model.
-
-    Called without an exit it is the base, as long as nothing learns. Where something does, be it that one layer of
-    batch norm takes statistics, it runs every model and gives all outputs as a tuple, the base's first: whoever trains
-    it, re-estimates it or follows its channels sees one network, and an edit of the base holds for every sub-model.
-    The state dict holds what the models share once, under the base's names.
-    """
+class Detachable(Detaching):
+    """A base whose sub-models each have a step-down of their own."""
 
     def __init__(self, base: nn.Module, submodels: Sequence[SubModel], at: Sequence[str], norms: Norms) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base, at, norms)
         self.submodels = nn.ModuleList(submodels)
-        self.at = tuple(at)  # the first module of the base that each sub-model keeps
-        self.norms = norms
-        self.train(base.training)
-        store_once_(self)
-
-    @property
-    def exits(self) -> int:
-        """The number of sub-models."""
-        return len(self.submodels)
-
-    def forward(self, x: Tensor, exit: int | None = None) -> Any:
-        """The output of one model, `(batch, classes)`; or of all, as described above."""
-        if exit is not None:
-            return self.detach(exit)(x)
-        if not any(module.training for module in self.modules()):
-            return self.base(x)
-        return tuple(_first(self.detach(number)(x)) for number in range(self.exits + 1))
-
-    def detach(self, exit: int) -> nn.Module:
-        """The model of an exit as a module of its own; its parameters are this module's, not copies.
-
-        Raises IndexError for an exit that does not exist.
-        """
-        if not 0 <= exit <= self.exits:
-            raise IndexError(f"there is no exit {exit}: 0 is the base, {self.exits} the smallest sub-model")
-        return self.submodels[exit - 1] if exit else self.base
+        self._share()
 
     def learners(self) -> list[nn.Module]:
-        """Every model as it is trained, the base first."""
-        return [self.detach(exit) for exit in range(self.exits + 1)]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Detachable":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        tie_(self)
-        return self
+        """Every model, the base first."""
+        return [self.base, *self.submodels]
 
     def step(self) -> dict[str, Any]:
         """How to make this of its base again, as plain data; `rebuild` takes it."""
@@ -105,7 +68,7 @@ def rebuild(base: nn.Module, step: Mapping[str, Any]) -> Detachable:
 
     Raises FileError for an entry that does not fit the base.
     """
-    try:
+    with misfit("sub-models do"):
         found = Survey(base, tuple(int(size) for size in step["input_shape"]))
         plans = {str(each["at"]): from_plain(StepDownPlan, each["step_down"]) for each in step["exits"]}
         for name, plan in plans.items():
@@ -116,11 +79,6 @@ def rebuild(base: nn.Module, step: Mapping[str, Any]) -> Detachable:
         if norms not in ("stats", "switchable", "shared") or not plans:
             raise ValueError(f"bn {norms!r}, {len(plans)} exits")
         return make_detachable(found, plans, norms)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, ModelError) as error:
-        raise FileError(
-            f"the checkpoint's sub-models do not fit its network ({type(error).__name__}: {error}): it is damaged, or "
-            "of another architecture"
-        ) from error
 
 
 @torch.no_grad()
@@ -135,8 +93,3 @@ def with_own_statistics(model: Detachable) -> Detachable:
 
 def _submodels(model: Detachable) -> list[SubModel]:
     return [each for each in model.submodels if isinstance(each, SubModel)]
-
-
-def _first(output: Any) -> Any:
-    """What a network classifies by; in training some give auxiliary outputs behind it."""
-    return output[0] if isinstance(output, tuple) else output

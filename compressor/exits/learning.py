@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from compressor.errors import UsageError
-from compressor.exits.cutting import Detaching
 from compressor.exits.detachable import Detachable, with_own_statistics
+from compressor.exits.detaching import Detaching
 from compressor.exits.nested import Nested, Stack
 from compressor.exits.settings import DetachSettings
 from compressor.training.batch_norm import recalibrate_
@@ -186,6 +186,7 @@ def training_of(
         raise UsageError("NSN has a rule of its own for gradients: leave --loss-weights and --distill away")
     if training.optimizer != "sgd":
         raise UsageError(f"NSN has a momentum of its own: leave --optimizer {training.optimizer} away")
+    assert isinstance(model, Nested)
     optimizer = damped_sgd(model, start_lr(training), training.momentum)
     return shared_gradient_step(task, model, settings), optimizer
 

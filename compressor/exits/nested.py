@@ -5,20 +5,19 @@ The paper has multilayer perceptrons whose hidden layers are as wide as the inpu
 layers or blocks in the middle of a network; what stands before and behind the run then belongs to every model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.errors import FileError, ModelError, UsageError
-from compressor.exits.once import store_once_, tie_
+from compressor.errors import ModelError, UsageError, misfit
+from compressor.exits.detaching import Detaching
 from compressor.exits.points import Survey, begins
 from compressor.exits.settings import DetachSettings
 from compressor.graph.cuts import Norms, tail
 from compressor.graph.operators import LAYERS, of_kind
 
-_REFUSED = (ModelError, UsageError)
 KIND = "nsn"  # of the entry among a checkpoint's steps
 
 
@@ -58,59 +57,22 @@ class Stack(nn.Module):
         return self.rest(h)
 
 
-class Nested(nn.Module):
-    """The base and its sub-models in one module; exit k is the base without the run's first k layers.
-
-    Called without an exit it behaves as `Detachable` does, and its state dict holds every weight once too.
-    """
+class Nested(Detaching):
+    """A base whose exit k is the base without the run's first k layers."""
 
     def __init__(self, base: nn.Module, stacks: Sequence[Stack], step: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base, step["at"][1:], step["bn"])
         self.stacks = nn.ModuleList(stacks)
-        self.at: tuple[str, ...] = tuple(step["at"][1:])  # the first layer that each sub-model keeps
-        self.norms: Norms = step["bn"]
         self._step = dict(step)
-        self.train(base.training)
-        store_once_(self)
-
-    @property
-    def exits(self) -> int:
-        """The number of sub-models."""
-        return len(self.stacks) - 1
-
-    def forward(self, x: Tensor, exit: int | None = None) -> Any:
-        """The output of one model, `(batch, classes)`; or of all while something learns, as a tuple."""
-        if exit is not None:
-            return self._stack(exit)(x)
-        if not any(module.training for module in self.modules()):
-            return self.base(x)
-        return tuple(stack(x) for stack in self.stacks)
-
-    def detach(self, exit: int) -> nn.Module:
-        """The model of an exit as a module of its own; its parameters are this module's, not copies.
-
-        Raises IndexError for an exit that does not exist.
-        """
-        return self._stack(exit) if exit else self.base
+        self._share()
 
     def learners(self) -> list[nn.Module]:
         """Every model as it is trained, with its dropout, the base first."""
         return list(self.stacks)
 
-    def _stack(self, exit: int) -> nn.Module:
-        if not 0 <= exit <= self.exits:
-            raise IndexError(f"there is no exit {exit}: 0 is the base, {self.exits} the smallest sub-model")
-        return self.stacks[exit]
-
     def step(self) -> dict[str, Any]:
         """How to make this of its base again, as plain data; `rebuild` takes it."""
         return {**self._step, "bn": self.norms}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Nested":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        tie_(self)
-        return self
 
 
 def find_run(found: Survey, start: str | None = None) -> Run:
@@ -197,14 +159,9 @@ def rebuild(base: nn.Module, step: Mapping[str, Any]) -> Nested:
 
     Raises FileError for an entry that does not fit the base.
     """
-    try:
+    with misfit("sub-models do"):
         found = Survey(base, tuple(int(size) for size in step["input_shape"]))
         run = find_run(found, str(step["at"][0]))
         if run.layers < int(step["layers"]) or not 2 <= len(step["at"]) <= int(step["layers"]) + 1:
             raise ValueError(f"{run.layers} layers can come off")
         return _make(found, Run(run.cuts[: int(step["layers"]) + 1], run.shape), step)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, *_REFUSED) as error:
-        raise FileError(
-            f"the checkpoint's sub-models do not fit its network ({type(error).__name__}: {error}): it is damaged, or "
-            "of another architecture"
-        ) from error

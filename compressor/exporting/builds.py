@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.exits.detachable import Detachable
-from compressor.exits.nested import Nested
+from compressor.exits.detaching import Detaching
 from compressor.exporting.compose import StageMaker, outputs_of
 from compressor.exporting.detached import flat_graph, ladder, one_graph, rungs
 from compressor.exporting.forms import Form
@@ -48,7 +47,7 @@ def _compact(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> G
 
 
 def _detachable(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:
-    assert isinstance(form.module, Detachable | Nested)
+    assert isinstance(form.module, Detaching)
     parts = rungs(ladder(form.module, images.shape[1:]), images, maker)
     flat = {flat_name(each.number): flat_graph(parts, each.number) for each in form.exits} if separate else {}
     return {"model": one_graph(parts), **flat}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.exits.detachable import Detachable, SubModel
-from compressor.exits.nested import Nested, find_run
+from compressor.exits.detaching import Detaching
+from compressor.exits.nested import find_run
 from compressor.exits.points import Survey
 from compressor.exporting.compose import Body, Stage, StageMaker, image_info, outputs_of
 from compressor.exporting.forms import START
@@ -119,7 +120,7 @@ class Ladder:
     entries: tuple[nn.Module | None, ...]
 
 
-def ladder(model: Detachable | Nested, shape: Sequence[int]) -> Ladder:
+def ladder(model: Detaching, shape: Sequence[int]) -> Ladder:
     """Cut a network between the points where its sub-models start; `shape` is (channels, height, width)."""
     found = Survey(model.base, tuple(shape))
     entries: tuple[nn.Module | None, ...] = (None,) * (model.exits + 1)

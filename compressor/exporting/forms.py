@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.exits.detachable import Detachable
-from compressor.exits.nested import Nested
+from compressor.exits.detaching import Detaching
 from compressor.graph.trace import trace
 from compressor.profiling.costs import count_macs
 from compressor.report.manifest import Array
@@ -64,7 +64,7 @@ class Form:
 def form_of(module: nn.Module, example: object) -> Form:
     """Recognise what a model is by its class; a model of several inputs has no shape of an image."""
     shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
-    if isinstance(module, Detachable | Nested):
+    if isinstance(module, Detaching):
         names = ("base", *module.at)
         exits = tuple(
             Exit(number, name, module.detach(number), {START: np.asarray(number, np.int64)})

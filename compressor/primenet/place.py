@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import FileError, ModelError, UsageError, did_you_mean
+from compressor.errors import FileError, ModelError, UsageError, did_you_mean, misfit
 from compressor.graph.cuts import Chain, Cut, tail
 from compressor.graph.names import module_named, names_of
 from compressor.graph.operators import CONVOLUTIONS, LAYERS
@@ -217,15 +217,11 @@ def rebuild(module: nn.Module, step: Mapping[str, Any]) -> PrimeNetwork:
 
     The weights are random until they are loaded. Raises FileError for a step that does not fit the module.
     """
-    try:
+    with misfit("block does"):
         scales, origin, learning = [int(scale) for scale in step["scales"]], step["origin"], bool(step["learning"])
         network = module if isinstance(module, PrimeNetwork) else _replaced(module, origin)
         if not set(scales) <= set(network.stage.block.scales):
             raise FileError(f"the checkpoint keeps scales {scales}, which its block does not have: it is damaged")
-    except (ArithmeticError, LookupError, ModelError, RuntimeError, TypeError, UsageError, ValueError) as error:
-        raise FileError(
-            f"the checkpoint's block does not fit its network ({error}): it is damaged, or of another architecture"
-        ) from error
     if not learning and network.stage.block.learning:
         network.stage.block.settle_(scales)
     return network

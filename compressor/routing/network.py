@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import UsageError
+from compressor.files.plain import plain
 from compressor.graph.cuts import Chain
 from compressor.routing.router import Gates, ImageRouter, Router
 from compressor.routing.units import ExitHead, Skippable, Unit
@@ -169,18 +170,7 @@ class Routed(nn.Module):
 
     def step(self) -> dict[str, object]:
         """What a checkpoint has to know to build this network around a new build of the user's (see `rebuild`)."""
-        layout = self.layout
-        return {
-            "kind": "route",
-            "input_shape": list(layout.input_shape),
-            "classes": layout.classes,
-            "leave_after": list(layout.leave_after),
-            "heads": layout.heads,
-            "grids": list(layout.grids),
-            "adapters": layout.adapters,
-            "router": layout.router,
-            "units": list(self.unit_names),
-        }
+        return {"kind": "route", **plain(self.layout), "units": list(self.unit_names)}
 
 
 def check_layout(layout: Layout, units: tuple[Unit, ...]) -> None:

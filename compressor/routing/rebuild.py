@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import CompressorError, FileError, ModelError
+from compressor.errors import ModelError, misfit
+from compressor.files.plain import from_plain
 from compressor.graph.cuts import Chain
 from compressor.graph.tensors import device_of
 from compressor.routing.network import Layout, Routed, check_layout
@@ -69,26 +70,13 @@ def rebuild(module: nn.Module, step: Mapping[str, Any]) -> Routed:
     The weights of its exits, adapters and router are random until they are loaded. Raises FileError for a step that
     is damaged or does not fit the module.
     """
-    try:
-        layout = Layout(
-            input_shape=tuple(int(size) for size in step["input_shape"]),
-            classes=int(step["classes"]),
-            leave_after=tuple(int(index) for index in step["leave_after"]),
-            heads=str(step["heads"]),
-            grids=tuple(int(side) for side in step["grids"]),
-            adapters=bool(step["adapters"]),
-            router=str(step["router"]),
-        )
+    with misfit("router does"):
+        layout = from_plain(Layout, step)
         chain, found = survey(module, layout.input_shape)
         names = [unit.name for unit in found.units]
         if names != list(step["units"]):
             raise ModelError(f"its units are {', '.join(names[:5])} ... here, {len(names)} of them")
         return _built(chain, found.units, layout)
-    except (CompressorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise FileError(
-            f"the checkpoint's router does not fit its network ({type(error).__name__}: {error}): it is damaged, or of "
-            "another architecture"
-        ) from error
 
 
 def _built(chain: Chain, units: tuple[Unit, ...], layout: Layout) -> Routed:

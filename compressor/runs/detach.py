@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.errors import UsageError
-from compressor.exits.cutting import Detaching, added_bytes, cut, model_costs
+from compressor.exits.cutting import added_bytes, cut, model_costs
+from compressor.exits.detaching import Detaching
 from compressor.exits.learning import recalibrated, training_of
 from compressor.exits.points import legal_points
 from compressor.exporting.latency import profile

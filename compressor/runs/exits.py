@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from compressor.exits.cutting import Detaching, ModelCost, model_costs
-from compressor.exits.detachable import Detachable
-from compressor.exits.nested import Nested
+from compressor.exits.cutting import ModelCost, model_costs
+from compressor.exits.detaching import Detaching
 from compressor.exporting.latency import profile
 from compressor.report import units
 from compressor.report.measurements import TOP, Figure, Measurements
@@ -53,7 +52,7 @@ def _rows(subject: Subject, model: Detaching, references: Sequence[float], laten
 
 def exit_parts(subject: Subject, *, latency: bool) -> dict[str, Any]:
     """The parts of a report for a network that is detachable, by their names; none for another."""
-    if not isinstance(subject.module, Detachable | Nested):
+    if not isinstance(subject.module, Detaching):
         return {}
     return parts_of(tuple(measured_rows(subject, subject.module, latency=latency)))
 

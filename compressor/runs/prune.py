@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, ModelError
-from compressor.exits.detachable import Detachable
-from compressor.exits.nested import Nested
+from compressor.exits.detaching import Detaching
 from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
@@ -195,7 +194,7 @@ class BlocksRun(PruneRun):
         """Choose what becomes of the blocks."""
         subject, choice = self.subject, self.job.choice
         refuse_routed(subject, "prune")
-        if isinstance(subject.module, Detachable | Nested):
+        if isinstance(subject.module, Detaching):
             raise ModelError("the network has sub-models, which share its blocks: prune them before detach")
         self.inputs = calibration_inputs(subject, choice.seed)
         self.chosen = distributed.from_first(self._chosen)

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from compressor.errors import DataError, ModelError
-from compressor.exits.detachable import Detachable
-from compressor.exits.nested import Nested
+from compressor.exits.detaching import Detaching
 from compressor.exporting.latency import profile
 from compressor.primenet.learning import TrainingMemory, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
@@ -41,7 +40,7 @@ class ReplaceRun(Run[ReplaceJob]):
         job, subject, data = self.job, self.subject, self.data
         check_tells(subject, "replace", "labels")
         refuse_routed(subject, "replace the early stage of")
-        if isinstance(subject.module, Detachable | Nested):
+        if isinstance(subject.module, Detaching):
             raise ModelError(
                 "the network has sub-models, which would be lost: replace its early stage first, then detach"
             )

@@ -18,45 +18,10 @@ from compressor.exporting.forms import THRESHOLDS
 from compressor.exporting.run import Run
 from compressor.exporting.samples import RELATIVE_LIMIT, largest_difference
 from compressor.report.manifest import Array
-from compressor.routing.network import Routed
+from compressor.routing.network import Piece, Routed
 from compressor.routing.router import Gates, ImageRouter
 
 _EDGE = 1e-5  # how near a threshold rounding may decide
-
-
-class _Segment(nn.Module):
-    def __init__(self, routed: Routed, depth: int) -> None:
-        super().__init__()
-        self.routed, self.depth = routed, depth
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.routed.segment(self.depth, x)
-
-
-class _Leave(nn.Module):
-    """From maps to scores and, where a gate looks at them, how sure it is."""
-
-    def __init__(self, routed: Routed, depth: int) -> None:
-        super().__init__()
-        self.routed, self.depth = routed, depth
-        self.gated = isinstance(routed.router, Gates) and depth < routed.depths - 1
-
-    def forward(self, maps: Tensor) -> Any:
-        scores = self.routed.leave(self.depth, maps)
-        if not self.gated:
-            return scores
-        router = self.routed.router
-        assert isinstance(router, Gates)
-        return scores, router.suffices(self.depth, maps, scores)
-
-
-class _Plan(nn.Module):
-    def __init__(self, router: ImageRouter) -> None:
-        super().__init__()
-        self.router = router
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.router.suffices(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +39,28 @@ def modules_of(routed: Routed, images: Tensor) -> Iterator[tuple[str, nn.Module,
 
     `segment_K` and `leave_K` of each depth, and `plan` of an image router.
     """
-    maps = images
-    if isinstance(routed.router, ImageRouter):
-        yield "plan", _Plan(routed.router).eval(), images, ["sure"]
+    maps, router = images, routed.router
+    if isinstance(router, ImageRouter):
+        yield "plan", Piece(routed, lambda net, x: net.router.suffices(x)), images, ["sure"]
     for depth in range(routed.depths):
-        segment, leave = _Segment(routed, depth).eval(), _Leave(routed, depth).eval()
+        segment = Piece(routed, lambda net, x, d=depth: net.segment(d, x))  # type: ignore[misc]
         yield f"segment_{depth}", segment, maps, ["y"]
         maps = outputs_of(segment, [(maps,)])[0]
-        yield f"leave_{depth}", leave, maps, ["scores", "sure"] if leave.gated else ["scores"]
+        gated = isinstance(router, Gates) and depth < routed.depths - 1
+        leave = _sure if gated else Routed.leave
+        yield (
+            f"leave_{depth}",
+            Piece(routed, lambda net, x, d=depth, go=leave: go(net, d, x)),  # type: ignore[misc]
+            maps,
+            ["scores", "sure"] if gated else ["scores"],
+        )
+
+
+def _sure(routed: Routed, depth: int, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """From maps to scores, and how sure the gate is that looks at them."""
+    scores, router = routed.leave(depth, maps), routed.router
+    assert isinstance(router, Gates)
+    return scores, router.suffices(depth, maps, scores)
 
 
 def parts_of(routed: Routed, images: Tensor, maker: StageMaker) -> Parts:

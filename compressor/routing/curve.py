@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressor.certify import promised
 from compressor.errors import UsageError
 from compressor.graph.trace import trace
 from compressor.profiling.costs import macs_of
 from compressor.report.measurements import Certificate
-from compressor.routing.network import Routed
+from compressor.routing.network import Piece, Routed
 from compressor.routing.observing import Observation
 from compressor.routing.router import Gates, ImageRouter
 
@@ -55,24 +55,12 @@ def costs(routed: Routed) -> Costs:
     return Costs(fixed[-1], fixed, paths, early, first + sum(gates))
 
 
-class _Piece(nn.Module):
-    """A part of the network as a module, for the trace."""
-
-    def __init__(self, routed: Routed, call: Callable[[Routed, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.routed = routed
-        self.call = call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.call(self.routed, x)
-
-
 def _macs(routed: Routed, call: Callable[[Routed, Tensor], Tensor], shape: tuple[int, ...]) -> int:
-    return macs_of(_Piece(routed, call), shape)
+    return macs_of(Piece(routed, call), shape)
 
 
 def _shape_after(routed: Routed, depth: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    found = trace(_Piece(routed, lambda net, x: net.segment(depth, x)), torch.zeros(1, *shape)).outputs[0].shape
+    found = trace(Piece(routed, lambda net, x: net.segment(depth, x)), torch.zeros(1, *shape)).outputs[0].shape
     return tuple(found[1:])
 
 

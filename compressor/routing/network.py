@@ -4,7 +4,9 @@ Reference: CNN 3 of the paper. A batch is worked through progressively: each uni
 it, and the scores are put back in the images' order.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +173,18 @@ class Routed(nn.Module):
     def step(self) -> dict[str, object]:
         """What a checkpoint has to know to build this network around a new build of the user's (see `rebuild`)."""
         return {"kind": "route", **plain(self.layout), "units": list(self.unit_names)}
+
+
+class Piece(nn.Module):
+    """A part of the network as a module in evaluation mode, to be traced or exported."""
+
+    def __init__(self, routed: Routed, call: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.routed, self.call = routed, call
+        self.training = False
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self.routed, x)
 
 
 def check_layout(layout: Layout, units: tuple[Unit, ...]) -> None:

@@ -1,6 +1,7 @@
 """Make a skipping network around a user's network: from settings, or again from a checkpoint's step."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def rebuild(module: nn.Module, step: Mapping[str, Any]) -> Routed:
     is damaged or does not fit the module.
     """
     with misfit("router does"):
-        layout = from_plain(Layout, step)
+        layout = from_plain(Layout, {each.name: step[each.name] for each in fields(Layout)})
         chain, found = survey(module, layout.input_shape)
         names = [unit.name for unit in found.units]
         if names != list(step["units"]):

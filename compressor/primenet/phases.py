@@ -53,7 +53,7 @@ def train_in_two_phases(
     refuse_single(settings.retrain_batch_size)
     if settings.inference not in ("static", "entropy") or settings.retrain not in ("rest", "head"):
         raise UsageError("--inference is static or entropy, --retrain is rest or head")
-    reached = _reached(saving)
+    reached = checkpoint.reached(saving)
     if reached is not None and reached["phase"] == CLASSIFIER:
         rows, losses = reached["method"]["rows"], reached["method"]["losses"]
     else:
@@ -135,13 +135,6 @@ def _with_best(network: PrimeNetwork, data: Task) -> dict[str, Any]:
     result = evaluate(WithOneScale(network, best_scale(losses)), data.validation, data)
     named = {str(scale): loss for scale, loss in losses.items()}
     return {"validation_local_losses": named, **{f"validation_{name}": each for name, each in result.figures.items()}}
-
-
-def _reached(saving: Saving | None) -> dict[str, Any] | None:
-    """The checkpoint that the run goes on from, if it does."""
-    if saving is None or not saving.resume or not checkpoint.has_checkpoint(saving.folder):
-        return None
-    return checkpoint.latest_checkpoint(saving.folder)[0]
 
 
 def _renaming(phase: str, on_event: Callable[[Event], None] | None) -> Callable[[Event], None]:

@@ -203,12 +203,8 @@ class Teacher:
 
     def _reached(self, phase: str) -> dict[str, Any] | None:
         """What a run that goes on from the middle of this phase, and not its beginning, knew then."""
-        saving = self.saving
-        if saving is None or not saving.resume or not checkpoint.has_checkpoint(saving.folder):
-            return None
-        content, _ = checkpoint.latest_checkpoint(saving.folder)
-        known: dict[str, Any] = content["method"]
-        return known if content["phase"] == phase and known else None
+        content = checkpoint.reached(self.saving)
+        return None if content is None or content["phase"] != phase else content["method"] or None
 
     def _fit(
         self, data: Task, step: Step, training: TrainSettings, phase: str, known: dict[str, Any] | None = None

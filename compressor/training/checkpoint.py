@@ -128,6 +128,13 @@ def has_checkpoint(folder: Path) -> bool:
     return distributed.from_first(lambda: (folder / NAME).exists() or (folder / PREVIOUS).exists())
 
 
+def reached(saving: Saving | None) -> dict[str, Any] | None:
+    """The checkpoint that the run goes on from, if it does."""
+    if saving is None or not saving.resume or not has_checkpoint(saving.folder):
+        return None
+    return latest_checkpoint(saving.folder)[0]
+
+
 def model_state(model: nn.Module) -> dict[str, Any]:
     """The tensors of the state dict, the buffers outside it, and what else is in it, as far as a file can hold that."""
     extra, _ = extra_state(model)

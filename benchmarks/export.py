@@ -36,7 +36,7 @@ from compressor.exporting.runtime import Level, open_session
 from compressor.exporting.tune import tune_package
 from compressor.report.environment import device_words, versions
 from compressor.report.manifest import TUNED_MODEL, ExitFacts, Manifest, fed
-from compressor.routing.rebuild import make_routed, survey
+from compressor.routing.network import make_routed, survey
 from compressor.routing.settings import RouteSettings
 from compressor.vision import door as vision
 from sample_models.vgg16_cifar import build

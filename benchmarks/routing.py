@@ -42,10 +42,9 @@ from compressor.routing.curve import (
     point_at,
     routed_points,
 )
-from compressor.routing.network import Routed
+from compressor.routing.network import Routed, make_routed, survey
 from compressor.routing.observing import Observation, observe
 from compressor.routing.phases import Taught, Teacher, top1_at_labels
-from compressor.routing.rebuild import make_routed, survey
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings, every_unit, paper
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate

@@ -44,7 +44,7 @@ from compressor.exporting.runtimes import RUNTIMES
 from compressor.files.paths import write_json
 from compressor.report.environment import device_words, versions
 from compressor.report.manifest import Manifest
-from compressor.routing.rebuild import make_routed, survey
+from compressor.routing.network import make_routed, survey
 from compressor.routing.settings import RouteSettings
 from compressor.training.data import open_data, with_input_shape
 from compressor.training.settings import DataSettings

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, did_you_mean
-from compressor.exits.detachable import make_detachable
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detaching, make_detachable
 from compressor.exits.nested import make_nested
 from compressor.exits.points import Point, Survey, begins, legal_points, survey
 from compressor.exits.settings import DetachSettings

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from compressor.errors import UsageError
-from compressor.exits.detachable import Detachable, with_own_statistics
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detachable, Detaching, with_own_statistics
 from compressor.exits.nested import Nested, Stack
 from compressor.exits.settings import DetachSettings
 from compressor.training.batch_norm import recalibrate_

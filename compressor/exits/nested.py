@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, misfit
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detaching
 from compressor.exits.points import Survey, begins
 from compressor.exits.settings import DetachSettings
 from compressor.graph.cuts import Norms, tail

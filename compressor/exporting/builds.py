@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detaching
 from compressor.exporting.compose import StageMaker, outputs_of
 from compressor.exporting.detached import flat_graph, ladder, one_graph, rungs
 from compressor.exporting.forms import Form

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.exits.detachable import Detachable, SubModel
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detachable, Detaching, SubModel
 from compressor.exits.nested import find_run
 from compressor.exits.points import Survey
 from compressor.exporting.compose import Body, Stage, StageMaker, image_info, outputs_of

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.exits.detachable import Detachable
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detachable, Detaching
 from compressor.graph.trace import trace
 from compressor.profiling.costs import count_macs
 from compressor.report.manifest import Array

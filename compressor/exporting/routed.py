@@ -6,6 +6,8 @@ entered when there are none), and their scores are put back in their places.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressorError
 from compressor.exporting.compose import Body, Stage, StageMaker, image_info, outputs_of
-from compressor.exporting.forms import THRESHOLDS
+from compressor.exporting.forms import THRESHOLDS, forced
+from compressor.exporting.latency import file_latency
+from compressor.exporting.onnx import export_onnx
 from compressor.exporting.run import Run
 from compressor.exporting.samples import RELATIVE_LIMIT, largest_difference
 from compressor.report.manifest import Array
@@ -215,3 +219,23 @@ def check_mixture(routed: Routed, run: Run, images: Tensor) -> float:
             f"routed, the exported graph differs from torch by {worst:.1e} of the largest output; nothing was written"
         )
     return worst
+
+
+def depth_times(routed: Routed, example: Tensor) -> tuple[float, ...]:
+    """Median milliseconds of one image on ONNX Runtime in the whole network, at thresholds that make it leave there.
+
+    So what sends images on and puts their scores together again is included. Weights do not matter.
+
+    Raises CompressorError where the network cannot be exported.
+    """
+    found, before = [], routed.thresholds.clone()
+    try:
+        with TemporaryDirectory() as folder:
+            for depth in range(routed.depths):
+                file = Path(folder) / f"depth_{depth}.onnx"
+                routed.set_threshold_(forced(routed.depths, depth).tolist())
+                export_onnx(routed, example, file)
+                found.append(float(file_latency(file, tuple(example.shape[1:]))["median"]))
+    finally:
+        routed.thresholds.copy_(before)
+    return tuple(found)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from compressor.errors import one_line
 from compressor.loading.forms import decode, encode, number
-from compressor.loading.published import UnbuiltError, bound, dtype_named, member, name_of, named, network_class
+from compressor.loading.proportion import UnbuiltError, bound, dtype_named, member, name_of, named, network_class
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(?:-[0-9]+)?")  # RegNet of torchvision has a "block1-0"
 _KEPT = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}  # of every layer, which building makes

@@ -22,7 +22,7 @@ from compressor.errors import CompressorError, FileError, first_line, listed, on
 from compressor.files.limits import LARGEST_GIB, check_size
 from compressor.loading.content import records
 from compressor.loading.networks import OwnMethod, Skeleton, build, checked, describe
-from compressor.loading.published import UnbuiltError, dtype_named, named
+from compressor.loading.proportion import UnbuiltError, dtype_named, named
 from compressor.loading.stand_ins import Names, StandIn, unpickle
 from compressor.vision import door as vision
 

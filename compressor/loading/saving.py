@@ -19,7 +19,7 @@ from compressor.loading.checkpoint import Checkpoint, Origin, extra_state, write
 from compressor.loading.networks import blank
 from compressor.loading.networks import describe as describe_layers
 from compressor.loading.opening import NONE, STRUCTURE, OpenedModel, Rebuilders, apply_steps
-from compressor.loading.published import UnbuiltError
+from compressor.loading.proportion import UnbuiltError
 from compressor.surgery.structure import apply_, describe
 
 

@@ -21,9 +21,8 @@ from torch.func import functional_call
 
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.pruning.consumers import Consumer, derivatives
-from compressor.pruning.criteria import l1
 from compressor.pruning.reconstruction.gram import RIDGE, cells, pulled
-from compressor.pruning.scores import Given
+from compressor.pruning.scores import Given, l1
 
 _STEPS = 64  # in which a group's channels go at most
 _LEVELS = (0.25, 0.5)  # shares of a group's channels at which a curve is calibrated

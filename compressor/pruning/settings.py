@@ -56,7 +56,7 @@ def is_own(method: str) -> bool:
 def score_of(method: str) -> "Score":
     """The function behind a method of the table; the function has its name. obs has none: it ranks by curves."""
     name = method.replace("-", "_")
-    return cast("Score", getattr(importlib.import_module("compressor.pruning.criteria"), name))
+    return cast("Score", getattr(importlib.import_module("compressor.pruning.scores"), name))
 
 
 @dataclass(frozen=True)

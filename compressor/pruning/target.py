@@ -13,9 +13,8 @@ from torch import nn
 
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.profiling.timetable import preferred_multiple
-from compressor.pruning.criteria import l1
 from compressor.pruning.price import Goal, in_words, unreachable
-from compressor.pruning.scores import Given, Values
+from compressor.pruning.scores import Given, Values, l1
 from compressor.surgery.edits import Edit, Insert, Plan, Prune
 
 BLOCKS = 2  # of the chip's, so many of them a layer has at least; where it is narrower, smaller ones

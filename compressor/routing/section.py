@@ -1,14 +1,16 @@
 """Routing's part of the report: what can be skipped, labels, and every way of using the network side by side."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from compressor.profiling.latency import ImageTimes
 from compressor.report import units as written
 from compressor.report.sections import Curve, Plot, Section, Table
-from compressor.routing.curve import UNPROMISED_DROP, Costs, Point
+from compressor.routing.curve import UNPROMISED_DROP, Costs, Point, mean_ms
 from compressor.routing.phases import Taught
 from compressor.routing.settings import RouteSettings
 from compressor.routing.units import Unit
@@ -122,6 +124,17 @@ def doubts(images: int, settings: RouteSettings) -> list[str]:
         f"The threshold was chosen on {images} validation images only, {what}: on others the router may do worse or "
         "cost more. More data, or a larger --validation share, makes it surer."
     ]
+
+
+def in_time(found: Findings, depth_ms: Sequence[float]) -> Iterator[str]:
+    """A line on how the budget in milliseconds was met; nothing without a budget."""
+    if not depth_ms:
+        return
+    each = ", ".join(f"depth {depth} {ms:.3g} ms" for depth, ms in enumerate(depth_ms))
+    yield (
+        f"On ONNX Runtime, {torch.get_num_threads()} threads, one image takes {each}; at the chosen threshold "
+        f"{mean_ms(found.routed, depth_ms):.3g} ms in the mean of the test images."
+    )
 
 
 def section(found: Findings, said: Sequence[str]) -> Section:

@@ -19,8 +19,8 @@ from compressor.graph.names import matching, names_of
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
 from compressor.graph.trace import TensorRef, trace
-from compressor.pruning.blocks import Option, Progress, Shortening, Step, options
 from compressor.profiling.costs import macs_of
+from compressor.pruning.blocks import Option, Progress, Shortening, Step, options
 from compressor.pruning.price import Goal, Price, in_words
 from compressor.pruning.reconstruction import Reconstruction, no_progress, reconstruct_
 from compressor.pruning.settings import PruneSettings, in_time

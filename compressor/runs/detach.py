@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.errors import UsageError
 from compressor.exits.cutting import added_bytes, cut, model_costs
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detaching
 from compressor.exits.learning import recalibrated, training_of
 from compressor.exits.points import legal_points
 from compressor.exporting.latency import profile
@@ -19,9 +19,9 @@ from compressor.report import units
 from compressor.report.measurements import Certificate, Measurements
 from compressor.runs.exits import Row, hardly_smaller, measured_rows, outdone, parts_of
 from compressor.runs.jobs import DetachJob
-from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
 from compressor.runs.promise import Promise, differing
+from compressor.runs.results import filters
 from compressor.runs.run import Run
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, refuse_routed

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from compressor.exits.cutting import ModelCost, model_costs
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detaching
 from compressor.exporting.latency import profile
 from compressor.report import units
 from compressor.report.measurements import TOP, Figure, Measurements

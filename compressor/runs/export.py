@@ -11,9 +11,9 @@ from compressor.errors import UsageError
 from compressor.exporting.forms import form_of
 from compressor.exporting.onnx import OPSET, check_opset, export_onnx
 from compressor.exporting.package import PackageSettings, check_target, export_package
-from compressor.exporting.program import export_program
 from compressor.exporting.proof import PROOF_IMAGES, Evidence
 from compressor.exporting.runtimes import RUNTIMES, check_runtime
+from compressor.exporting.to_torch import export_program
 from compressor.files.paths import check_writable
 from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Array, Manifest, chosen
 from compressor.report.measurements import Certificate

@@ -20,7 +20,7 @@ from compressor.graph.neutral import afresh
 from compressor.loading import opening, saving
 from compressor.loading.opening import OpenedModel, Rebuilders
 from compressor.primenet.place import rebuild as replaced
-from compressor.routing.rebuild import rebuild as routed
+from compressor.routing.network import rebuild as routed
 from compressor.surgery.blocks import rebuild as shortened
 
 REBUILDERS: Rebuilders = {

@@ -26,8 +26,8 @@ from compressor.report.measurements import Measurements, Profile
 from compressor.report.report import Report
 from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.latency_goal import select_in_ms
-from compressor.runs.measuring import filters, layer_sizes
 from compressor.runs.own import criterion, in_words
+from compressor.runs.results import filters, layer_sizes
 from compressor.settings import filled
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import assign_, check_no_reducer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, ModelError
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detaching
 from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
@@ -26,11 +26,11 @@ from compressor.runs.blocks import Chosen, choose_blocks, chosen_before, replace
 from compressor.runs.exits import exit_parts
 from compressor.runs.jobs import PruneJob
 from compressor.runs.latency_goal import plan_latency, select_in_ms
-from compressor.runs.measuring import filters, filters_after, layer_sizes
 from compressor.runs.models import transformed
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.own import criterion
 from compressor.runs.plans import read_plan, selection_of, structure_of, write_plan
+from compressor.runs.results import filters, filters_after, layer_sizes
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, PartEvent, Stage
 from compressor.runs.subject import calibration_inputs, refuse_routed, score_batches

@@ -21,10 +21,9 @@ from compressor.graph.neutral import bare, neutral
 from compressor.graph.tensors import device_of, named_tensors
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.criteria import l1
 from compressor.pruning.price import Goal, in_words
 from compressor.pruning.reconstruction import enough_images, inputs_of
-from compressor.pruning.scores import Given, Score
+from compressor.pruning.scores import Given, Score, l1
 from compressor.pruning.selection import goals_of, select
 from compressor.pruning.settings import BLOCKS, PruneSettings, check, looks_at_inputs, resolved
 from compressor.report.environment import device_words, versions
@@ -35,12 +34,12 @@ from compressor.runs.adapnet import reasons, section
 from compressor.runs.goals import Guard, Target
 from compressor.runs.gradual import Gradual
 from compressor.runs.latency_goal import goal_in_ms
-from compressor.runs.measuring import filters, layer_sizes
 from compressor.runs.oneshot import check_can_be_edited, check_optimizer, checked
 from compressor.runs.own import criterion
 from compressor.runs.own import in_words as named
 from compressor.runs.periods import Periods
 from compressor.runs.phases import check_period
+from compressor.runs.results import filters, layer_sizes
 from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import Callback, silent
 from compressor.settings import filled, settings_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from compressor.errors import DataError, ModelError
-from compressor.exits.detaching import Detaching
+from compressor.exits.detachable import Detaching
 from compressor.exporting.latency import profile
 from compressor.primenet.learning import TrainingMemory, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
@@ -17,8 +17,8 @@ from compressor.profiling.costs import macs_of
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.runs.jobs import ReplaceJob
-from compressor.runs.measuring import filters
 from compressor.runs.models import transformed
+from compressor.runs.results import filters
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
 from compressor.runs.subject import Subject, check_tells, refuse_routed

@@ -12,6 +12,7 @@ from torch import nn
 from compressor.errors import CompressorError, UsageError
 from compressor.exporting.forms import AtDepth
 from compressor.exporting.onnx import export_onnx
+from compressor.exporting.routed import depth_times
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
 from compressor.profiling.latency import ImageTimes, time_images
@@ -31,18 +32,16 @@ from compressor.routing.curve import (
     thinned,
     within,
 )
-from compressor.routing.network import Routed
+from compressor.routing.network import Routed, make_routed, survey
 from compressor.routing.observing import observe, share_right
 from compressor.routing.phases import Teacher
-from compressor.routing.rebuild import make_routed, survey
-from compressor.routing.section import Findings, Way, doubts, planned_section, remarks, section
+from compressor.routing.section import Findings, Way, doubts, in_time, planned_section, remarks, section
 from compressor.routing.settings import RouteSettings, check, every_unit
 from compressor.routing.units import Units
-from compressor.runs.depth_times import depth_times, in_time
 from compressor.runs.jobs import RouteJob
-from compressor.runs.measuring import file_bytes, filters
 from compressor.runs.models import transformed
 from compressor.runs.promise import Promise, differing
+from compressor.runs.results import file_bytes, filters
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, check_tells

@@ -26,9 +26,17 @@ from compressor.report.report import Report
 from compressor.runs.estimate import epochs_within, estimate
 from compressor.runs.folder import ONNX, RunFolder
 from compressor.runs.job import RunJob, flat
-from compressor.runs.measuring import filters, in_words, layer_sizes, measure, timed
 from compressor.runs.promise import Promise, put_aside
-from compressor.runs.results import Exported, export_result, write_results
+from compressor.runs.results import (
+    Exported,
+    export_result,
+    filters,
+    in_words,
+    layer_sizes,
+    measure,
+    timed,
+    write_results,
+)
 from compressor.runs.settings import FINETUNE
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, open_subject

@@ -16,10 +16,9 @@ from compressor.files.limits import lacks_memory
 from compressor.graph.generators import random_states, restore_random_states_
 from compressor.training import checkpoint, distributed
 from compressor.training.checkpoint import Diverged, History, Saving, TrainState
-from compressor.training.evaluate import evaluate
+from compressor.training.evaluate import Meter, evaluate
 from compressor.training.events import Event, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
-from compressor.training.meter import Meter
 from compressor.training.microbatches import MicroBatches, Step
 from compressor.training.numerics import choose_device, derive_seed, seed_everything_, uses_bfloat16
 from compressor.training.schedule import lr_at, make_optimizer

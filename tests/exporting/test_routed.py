@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from compressor.certify import share_at_most
 from compressor.errors import CompressorError
-from compressor.exporting.forms import forced, form_of
+from compressor.exporting import routed as module
+from compressor.exporting.forms import AtDepth, forced, form_of
 from compressor.exporting.package import PackageSettings, export_package, watch_facts
 from compressor.exporting.proof import Evidence, executed
-from compressor.exporting.routed import check_mixture, mixtures
+from compressor.exporting.routed import check_mixture, depth_times, mixtures
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.watch import OVERHEAD
 from compressor.exporting.weights import graphs_in
@@ -177,3 +179,25 @@ def test_without_a_certificate_that_shows_there_is_nothing_to_watch(certificate:
     _, manifest, model = made
     given = None if certificate is None else {**CERTIFICATE, **certificate}
     assert watch_facts(form_of(model, X[:1]), manifest.exits, manifest.routing, given) is None
+
+
+def test_each_depth_is_timed_in_the_whole_network(monkeypatch):
+    torch.manual_seed(0)
+    network = routed(Residual, leave_after=(1, 3)).eval()
+    network.set_threshold_([0.3])
+    x = torch.randn(2, 1, 8, 8)
+    ran = []
+
+    def latency(path, shape):
+        session = onnxruntime.InferenceSession(path)
+        ran.append(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        sends = {"NonZero", "ScatterND"} <= {node.op_type for node in onnx.load(path).graph.node}
+        return {"median": 10.0 * len(ran) + sends}
+
+    monkeypatch.setattr(module, "file_latency", latency)
+    assert depth_times(network, x) == (11.0, 21.0)
+    with torch.no_grad():
+        for depth, scores in enumerate(ran):
+            wanted = AtDepth(network, depth, router=False)(x)[0]
+            np.testing.assert_allclose(scores, wanted.numpy(), atol=1e-5)
+    assert torch.allclose(network.thresholds, torch.tensor([0.3]))

@@ -8,7 +8,7 @@ from torch import nn
 
 from compressor.loading.arch import find, parse_arch
 from compressor.loading.networks import build, describe
-from compressor.loading.published import UnbuiltError
+from compressor.loading.proportion import UnbuiltError
 from compressor.vision import door as vision
 
 

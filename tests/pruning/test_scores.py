@@ -7,8 +7,7 @@ from torch import nn
 
 from compressor.errors import ModelError
 from compressor.graph import capture
-from compressor.pruning.criteria import bn_scale, fpgm, l1, l2, random, taylor
-from compressor.pruning.scores import Given
+from compressor.pruning.scores import Given, bn_scale, fpgm, l1, l2, random, taylor
 from compressor.pruning.selection import select
 from compressor.pruning.settings import PruneSettings
 from tests.pruning.nets import Grouped, Plain, Residual, batches

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.cuts import Chain
-from compressor.routing.network import Layout, Routed
-from compressor.routing.rebuild import survey
+from compressor.routing.network import Layout, Routed, survey
 from compressor.routing.units import Units
 from compressor.training.data import Data, open_data
 

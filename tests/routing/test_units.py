@@ -8,7 +8,7 @@ from compressor.errors import ModelError
 from compressor.graph.cuts import Chain
 from compressor.graph.shortcuts import own_shortcut
 from compressor.profiling.costs import profile
-from compressor.routing.rebuild import spread, survey
+from compressor.routing.network import spread, survey
 from compressor.routing.units import (
     Adapter,
     ExitHead,

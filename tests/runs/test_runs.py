@@ -19,8 +19,8 @@ from compressor.runs.evaluate import evaluate
 from compressor.runs.export import export
 from compressor.runs.job import EvaluateJob, ExportJob, ProfileJob, flat
 from compressor.runs.jobs import PruneJob, TrainJob
-from compressor.runs.measuring import filters
 from compressor.runs.profile import profile
+from compressor.runs.results import filters
 from compressor.runs.run import dry_run, run
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
 from compressor.runs.stages import PartEvent, Stage

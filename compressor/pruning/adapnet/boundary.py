@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group
 from compressor.pruning.adapnet import insert, prune, tables
-from compressor.pruning.adapnet.means import Means
+from compressor.pruning.adapnet.maps import Means
 from compressor.pruning.adapnet.neighbours import indicators, newcomer, strength
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.tables import ROW_MIN

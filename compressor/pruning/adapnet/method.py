@@ -18,8 +18,7 @@ from compressor.graph.tensors import device_of
 from compressor.pruning.adapnet import boundary, clusters, prune, schedule, tables
 from compressor.pruning.adapnet.extract import extract
 from compressor.pruning.adapnet.freeze import Held, hold
-from compressor.pruning.adapnet.maps import REC_BATCHES, REC_MAPS, map_size, maps_per_batch
-from compressor.pruning.adapnet.means import Means
+from compressor.pruning.adapnet.maps import REC_BATCHES, REC_MAPS, Means, map_size, maps_per_batch
 from compressor.pruning.adapnet.neighbours import makers
 from compressor.pruning.adapnet.observe import Seen, Watch, reader_inputs, views
 from compressor.pruning.adapnet.settings import AdapNetSettings

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group, Site
-from compressor.pruning.adapnet.maps import REC_BATCHES, Part, Shown, draw_images, show
-from compressor.pruning.adapnet.means import Moments, moments
+from compressor.pruning.adapnet.maps import REC_BATCHES, Moments, Part, Shown, draw_images, moments, show
 from compressor.pruning.adapnet.unit import Unit
 
 # A map of fewer places has no pattern once it is normalised.

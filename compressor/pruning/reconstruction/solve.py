@@ -15,7 +15,7 @@ from compressor.graph.neutral import neutral
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.reconstruction.calibration import HELD_BACK, draws
 from compressor.pruning.reconstruction.gram import Fold, Gram, Solution, exactly
-from compressor.pruning.reconstruction.paths import Way
+from compressor.pruning.reconstruction.paths import Sample, Way, watch
 from compressor.pruning.reconstruction.readers import (
     Reader,
     kept_outputs,
@@ -26,7 +26,6 @@ from compressor.pruning.reconstruction.readers import (
     weighted,
 )
 from compressor.pruning.reconstruction.replay import DivergedError, Hook, Replay
-from compressor.pruning.reconstruction.samples import Sample, watch
 from compressor.surgery.edits import Plan
 
 Progress = Callable[[int, int], None]  # is told how many layers of how many are done

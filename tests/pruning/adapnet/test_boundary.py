@@ -11,7 +11,7 @@ from compressor.graph import Channels, capture
 from compressor.pruning.adapnet import method, prune
 from compressor.pruning.adapnet.boundary import UNIFORM
 from compressor.pruning.adapnet.clusters import Clustering
-from compressor.pruning.adapnet.means import moments
+from compressor.pruning.adapnet.maps import moments
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.unit import Unit

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compressor.graph import capture
-from compressor.pruning.adapnet.means import Means, moments
+from compressor.pruning.adapnet.maps import Means, moments
 from compressor.pruning.reconstruction import gram
 from compressor.pruning.reconstruction.gram import FEW_RIDGE, Fold, Rows, residuals, shares
 from compressor.surgery import Prune

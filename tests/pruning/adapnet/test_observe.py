@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from compressor.graph.capture import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet import observe
-from compressor.pruning.adapnet.means import Means, moments
+from compressor.pruning.adapnet.maps import Means, moments
 from compressor.pruning.adapnet.observe import View, Watch, reader_inputs, views
 from compressor.pruning.adapnet.subspace import new_autoencoder
 from compressor.pruning.adapnet.unit import Unit

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compressor.errors import CompressorError, FileError, ModelError
-from compressor.exporting.program import export_program
+from compressor.exporting.to_torch import export_program
 from compressor.graph import capture
 from compressor.loading.opening import open_model
 from compressor.report.manifest import Card

@@ -28,15 +28,15 @@ def test_dead_leaves_are_like_images(shape):
 
 
 def test_inputs_are_made_up_for_networks_of_images_only(monkeypatch):
-    monkeypatch.setattr(calibration, "_VALUES", 72 * 192)
+    monkeypatch.setattr(calibration, "_VALUES_MADE", 72 * 192)
     assert sum(map(len, synthetic_inputs(torch.zeros(1, 3, 8, 8)))) == 72
-    assert sum(map(len, synthetic_inputs(torch.zeros(1, 3, 16, 16)))) == calibration._FEWEST
+    assert sum(map(len, synthetic_inputs(torch.zeros(1, 3, 16, 16)))) == calibration._FEWEST_MADE
     assert synthetic_inputs(torch.zeros(1, 16)) == synthetic_inputs(torch.zeros(1, 8, 3, dtype=torch.int64)) == []
     assert synthetic_inputs((torch.zeros(1, 3, 8, 8),)) == []
 
 
 def test_a_network_without_data_is_nearer_to_itself_when_it_was_refitted(monkeypatch):
-    monkeypatch.setattr(calibration, "_MOST", 64)
+    monkeypatch.setattr(calibration, "_MOST_MADE", 64)
     dense, data = compressor.load(DIGITS), open_data("digits")
     example, nets = torch.zeros(1, 1, 8, 8), {}
     for given in (None, "synthetic"):

@@ -61,7 +61,7 @@ def stopping() -> Iterator[Stopped]:
 
 
 def _begun() -> list[Path]:
-    lock = sys.modules.get("compressor.runs.folder")  # not imported where no run got so far
+    lock = sys.modules.get("compressor.runs.lock")  # not imported where no run got so far
     return [] if lock is None else list(lock.begun_folders())
 
 

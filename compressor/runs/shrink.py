@@ -29,9 +29,10 @@ from compressor.routing.settings import TUNED_TRAINING
 from compressor.runs.compare import time_files
 from compressor.runs.estimate import estimate
 from compressor.runs.export import export
-from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, FolderLock, read_settings
+from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings
 from compressor.runs.job import ExportJob
 from compressor.runs.jobs import PruneJob, RouteJob, ShrinkJob
+from compressor.runs.lock import FolderLock
 from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
 from compressor.runs.prune import PruneRun

@@ -16,9 +16,10 @@ from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import compare_runs
 from compressor.runs.compare import timed_in_turn
-from compressor.runs.folder import REPORT, SETTINGS, FolderLock, file_sha256, read_settings
+from compressor.runs.folder import REPORT, SETTINGS, file_sha256, read_settings
 from compressor.runs.job import RunJob, flat
 from compressor.runs.jobs import AdaptJob, BlocksJob, FinetuneJob, PruneJob, ShrinkJob, SweepJob
+from compressor.runs.lock import FolderLock
 from compressor.runs.promise import Judge
 from compressor.runs.restart import restart
 from compressor.runs.run import run

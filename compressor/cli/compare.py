@@ -36,7 +36,6 @@ def compare(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     from compressor.report.run_comparison import comparison_table
     from compressor.runs.compare import compare as run

@@ -25,7 +25,6 @@ def demo(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     from compressor.runs.demo import demo_job
 
     carry_out(demo_job(out, overwrite, typed(ctx)), dry_run=dry_run, json=json)

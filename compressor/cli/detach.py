@@ -40,7 +40,6 @@ def detach(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     if not list_points:
         carry_out(job, dry_run=dry_run, json=json)
         return

@@ -26,7 +26,6 @@ def doctor(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     from compressor.report.tables import findings_table
     from compressor.runs.doctor import examine

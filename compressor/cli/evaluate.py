@@ -20,7 +20,6 @@ _SMALLER = [["compressor", verb] for verb in ("prune", "detach", "replace", "rou
 
 
 def evaluate(job: EvaluateJob, json: Json = False) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     with terminal.progress() as tell:
         from compressor.runs.evaluate import evaluate as run

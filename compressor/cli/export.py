@@ -15,7 +15,6 @@ EXAMPLE = "compressor export sample_models/digits_cnn.safetensors --to onnx --da
 
 
 def export(job: ExportJob, json: Json = False) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     with terminal.progress() as tell:
         from compressor.runs.export import export as run

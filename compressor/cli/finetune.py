@@ -9,5 +9,4 @@ EXAMPLE = "compressor finetune runs/small/model.safetensors --data digits --epoc
 
 
 def finetune(job: FinetuneJob, dry_run: DryRun = False, json: Json = False) -> None:
-    """Parse, run, print."""
     carry_out(job, dry_run=dry_run, json=json)

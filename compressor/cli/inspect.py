@@ -23,7 +23,6 @@ def inspect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     if picture is not None:
         _check_picture(Path(picture), overwrite)
     terminal = Terminal(as_json=json)

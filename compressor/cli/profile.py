@@ -17,7 +17,6 @@ def profile(
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     with terminal.progress() as tell:
         from compressor.runs.profile import profile as run

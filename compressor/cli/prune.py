@@ -23,5 +23,4 @@ EXAMPLE = (
 
 
 def prune(job: PruneJob | BlocksJob | AdaptJob, dry_run: DryRun = False, json: Json = False) -> None:
-    """Parse, run, print."""
     carry_out(job, dry_run=dry_run, json=json)

@@ -17,5 +17,4 @@ EXAMPLE = (
 
 
 def replace(job: ReplaceJob, dry_run: DryRun = False, json: Json = False) -> None:
-    """Parse, run, print."""
     carry_out(job, dry_run=dry_run, json=json)

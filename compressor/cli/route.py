@@ -37,7 +37,6 @@ def route(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     if not list_units:
         carry_out(job, dry_run=dry_run, json=json)
         return

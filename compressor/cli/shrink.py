@@ -18,7 +18,6 @@ EXAMPLE = (
 
 
 def shrink(job: ShrinkJob, json: Json = False) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     from compressor.runs import shrink as runs
 

@@ -20,7 +20,6 @@ EXAMPLE = (
 
 
 def sweep(job: SweepJob, dry_run: DryRun = False, json: Json = False) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     from compressor.runs import sweep as runs
 

@@ -24,5 +24,4 @@ def train(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     carry_out(job, dry_run=dry_run, json=json)

@@ -14,7 +14,6 @@ EXAMPLE = "compressor tune deploy"
 
 
 def tune(job: TuneJob, json: Json = False) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     if job.kit is not None:
         from compressor.runs.kit import kit

@@ -19,7 +19,6 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Parse, run, print."""
     terminal = Terminal(as_json=json)
     from compressor.exporting.run import fits_here
     from compressor.exporting.verify import verify_package

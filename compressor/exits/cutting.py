@@ -132,7 +132,6 @@ class ModelCost:
     reasons: dict[str, str]  # why something was not measured
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         return asdict(self)
 
 

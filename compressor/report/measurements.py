@@ -226,7 +226,6 @@ class Measurements:
         return cls(cost.macs, cost.macs_thop, cost.params, size, cost.latency_ms, top1, why)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         found = {**{name: plain(getattr(self, name)) for name in _MEASURED}, "reasons": dict(self.reasons)}
         if self.figures:
             found |= {"figures": plain(self.figures), "higher": self.higher}

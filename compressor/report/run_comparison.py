@@ -49,7 +49,6 @@ class Point:
         return self.main if self.figure.name == TOP1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         facts = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         main = facts.pop("main")
         return {**facts, self.figure.name: main, "figure": asdict(self.figure)}
@@ -94,7 +93,6 @@ class RunComparison:
         return {cost: tuple(index + 1 for index in front(self.points, cost)) for cost in COSTS}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         return {
             "points": [{"number": number, **point.to_json()} for number, point in enumerate(self.points, 1)],
             "latency_engine": self.engine,

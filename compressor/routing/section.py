@@ -52,7 +52,6 @@ class Findings:
         return self.ways[0].point
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         taught = self.taught
         return {
             "units": [asdict(unit) for unit in self.units],

@@ -34,7 +34,6 @@ class Evaluated(Figures):
     amount: str = ""  # the count with its unit
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         return {
             "model": self.model, "data": self.data, "split": self.split, **self.figures, "count": self.count,
             "notes": list(self.notes), "history": list(self.history),

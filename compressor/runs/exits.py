@@ -28,7 +28,6 @@ class Row:
     figure: Figure = TOP
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         return {**self.cost.to_json(), self.figure.name: self.main, f"alone_{self.figure.name}": self.alone}
 
 

@@ -77,7 +77,6 @@ class InspectJob(ModelJob):
     loading: DataSettings = field(default_factory=DataSettings)
 
     def completed(self) -> Self:
-        """The job itself."""
         super().completed()
         if self.sensitivity != (self.data is not None):
             raise UsageError("`sensitivity` looks at images, and nothing else does: give both `sensitivity` and `data`")

@@ -61,7 +61,6 @@ class PruneJob(RunJob):
         return given.get("method") not in ("adapnet", "blocks")
 
     def completed(self) -> Self:
-        """The job itself."""
         super().completed()
         target = next((name for name in _TARGETS if name in self.chosen), None)
         if target is not None and "ratio" in self.chosen:
@@ -165,7 +164,6 @@ class TrainJob(RunJob):
     command: str = "compressor train"
 
     def completed(self) -> Self:
-        """The job itself."""
         if self.model.arch is None and self.model.model is None:
             raise UsageError("`arch` is missing: give torchvision:NAME, timm:NAME or FILE.py:build")
         return self
@@ -201,7 +199,6 @@ class ReplaceJob(RunJob):
         return {"training": _with_optimizer(REPRESENTATION, given)}
 
     def completed(self) -> Self:
-        """The job itself."""
         super().completed()
         if min(self.training.batch_size, self.primenet.retrain_batch_size) < 2:
             raise UsageError("batches of one image: batch norm in the block needs more, give 2 or larger")
@@ -248,7 +245,6 @@ class RouteJob(RunJob):
         return {"choice": paper(given), "training": _with_optimizer(PAPER_TRAINING, given)}
 
     def completed(self) -> Self:
-        """The job itself."""
         super().completed()
         check_routing(self.choice)
         targets = [name for name in ("threshold", "target_macs", "target_ms") if getattr(self.choice, name) is not None]
@@ -269,7 +265,6 @@ class SweepJob(RunJob):
     distilling: DistillSettings = field(default_factory=DistillSettings)  # of every run, the control included
 
     def completed(self) -> Self:
-        """The job itself."""
         if self.model.model is None:
             raise UsageError("a sweep starts from a trained model: give its file, after compressor train made it")
         if self.grid.target_ms and "targets" in self.chosen:
@@ -297,7 +292,6 @@ class ShrinkJob(RunJob):
     distilling: DistillSettings = field(default_factory=DistillSettings)
 
     def completed(self) -> Self:
-        """The job itself."""
         if self.model.model is None:
             raise UsageError("shrink starts from a trained model: give its file, after compressor train made it")
         if self.promise.max_drop is None or self.time.for_ is None:

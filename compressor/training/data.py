@@ -93,13 +93,11 @@ class Data(Task):
     def drawn(
         self, part: AnySet, count: int, seed: int, device: torch.device, batch_size: int = 128
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As in `Task`."""
         return self._read(part, _order(part, seed, "score")[:count], batch_size, device)
 
     def alike(
         self, part: AnySet, batches: int, batch_size: int | None, seed: int, device: torch.device
     ) -> Iterator[Pair]:
-        """As in `Task`."""
         size = min(batch_size or self.easy_batch_size, len(part))
         count = min(batches, len(part) // size) * size
         return self._read(part, _order(part, seed, "recalibrate")[:count], size, device)
@@ -132,19 +130,15 @@ class Data(Task):
         return part.take(first), part.take(second)
 
     def some(self, part: AnySet, count: int, seed: int) -> AnySet:
-        """As in `Task`."""
         return part.take(_order(part, seed, "router")[:count].sort().values)
 
     def with_test(self, part: AnySet) -> "Data":
-        """As in `Task`."""
         return replace(self, test=part)
 
     def correct(self, outputs: Any, y: Tensor) -> Tensor:
-        """As in `Task`."""
         return by_class(outputs, y)
 
     def labels(self, y: Tensor) -> Tensor:
-        """As in `Task`."""
         return y
 
     def loss(self, model: Model, x: Tensor, y: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,6 @@ class OwnTask(Task):
         return part.amount()
 
     def steps(self, settings: TrainSettings) -> int:
-        """As in `Task`."""
         count: int = self.train.count(settings.batch_size, whole=True)
         return count
 
@@ -105,7 +104,6 @@ class OwnTask(Task):
         device: torch.device | str = "cpu",
         channels_last: bool = False,
     ) -> Iterator[Pair]:
-        """As in `Task`."""
         for batch in part.batches(batch_size or BATCH):
             yield self._pair(batch, device)
 
@@ -121,7 +119,6 @@ class OwnTask(Task):
     def alike(
         self, part: Part, batches: int, batch_size: int | None, seed: int, device: torch.device
     ) -> Iterator[Pair]:
-        """As in `Task`."""
         drawn = part.batches(batch_size or BATCH, derive_seed(seed, "recalibrate"), shuffled=True)
         size = 0
         for batch in islice(drawn, batches):
@@ -165,7 +162,6 @@ class OwnTask(Task):
         return part.some(count, seed)
 
     def with_test(self, part: Part) -> "OwnTask":
-        """As in `Task`."""
         kept = copy.copy(self)
         kept.test = part
         return kept

@@ -14,7 +14,7 @@ import compressor
 from compressor import Pruner, prune_
 from compressor.errors import ModelError, UsageError
 from compressor.pruning.settings import PruneSettings
-from compressor.runs import blocks, prune_blocks
+from compressor.runs import blocks, prune
 from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.job import flat
 from compressor.runs.jobs import VERBS, BlocksJob, job_of
@@ -75,7 +75,7 @@ def test_a_run_that_was_broken_off_comes_to_the_same_end(tmp_path, monkeypatch):
     whole = run(job(tmp_path / "whole", epochs=2))
     with pytest.raises(Interrupted):
         run(job(tmp_path / "broken", epochs=2), listen)
-    monkeypatch.setattr(prune_blocks, "choose_blocks", lambda *given: pytest.fail("chosen again"))
+    monkeypatch.setattr(prune, "choose_blocks", lambda *given: pytest.fail("chosen again"))
     report = resume(str(tmp_path / "broken"))
     assert (report.edits, report.refused, report.notes) == (whole.edits, whole.refused, whole.notes)
     one, other = (

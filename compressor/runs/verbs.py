@@ -7,53 +7,41 @@ folder, as the command does, and returns its report. `tell` hears what the run i
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, Unpack, get_args, get_type_hints
 
 from compressor.errors import UsageError
 from compressor.exits.settings import DetachSettings
+from compressor.graph.channels import Channels
+from compressor.graph.neutral import afresh
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
+from compressor.report.report import Report
+from compressor.report.run_comparison import RunComparison
 from compressor.routing.settings import RouteSettings
+from compressor.runs.evaluate import Evaluated
+from compressor.runs.evaluate import evaluate as _evaluate
+from compressor.runs.export import Exported
+from compressor.runs.export import export as _export
+from compressor.runs.inspect import inspect as _inspect
 from compressor.runs.job import EvaluateJob, ExportJob, InspectJob
 from compressor.runs.jobs import VERBS
+from compressor.runs.own import named
+from compressor.runs.run import run
 from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings, SweepSettings
+from compressor.runs.shrink import shrink as _shrink
 from compressor.runs.stages import Callback, silent
+from compressor.runs.sweep import sweep as _sweep
 from compressor.settings import filled, read, settings_of
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
-
-if TYPE_CHECKING:
-    from compressor.graph.channels import Channels
-    from compressor.report.report import Report
-    from compressor.report.run_comparison import RunComparison
-    from compressor.runs.evaluate import Evaluated
-    from compressor.runs.export import Exported
 
 Path = str | os.PathLike[str]
 Settings = (
     ModelSettings | DataSettings | OutputSettings | TrainSettings | DistillSettings | PruneSettings | AdapNetSettings
     | GoalSettings | DetachSettings | RouteSettings | PrimeNetSettings | SweepSettings
 )  # fmt: skip
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _afresh(verb: Callable[P, R]) -> Callable[P, R]:
-    """The verb as its command runs: in none of the caller's modes of torch; torch is imported at its first call."""
-
-    @wraps(verb)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        from compressor.graph.neutral import afresh
-
-        with afresh():
-            return verb(*args, **kwargs)
-
-    return inside
 
 
 class Common(TypedDict, total=False):
@@ -72,10 +60,10 @@ class Common(TypedDict, total=False):
     onnx: bool
 
 
-@_afresh
+@afresh()
 def train(
     *settings: Settings, data: str | None = None, out: Path, tell: Callback = silent, **keywords: Unpack[Common]
-) -> "Report":
+) -> Report:
     """Train an architecture from random weights.
 
     Args:
@@ -96,7 +84,7 @@ def train(
     return _run(tell, "train", settings, keywords, data=data, out=out)
 
 
-@_afresh
+@afresh()
 def finetune(
     model: Path,
     *settings: Settings,
@@ -105,7 +93,7 @@ def finetune(
     distill: bool | None = None,
     tell: Callback = silent,
     **keywords: Unpack[Common],
-) -> "Report":
+) -> Report:
     """Train a model further, gently: at a learning rate of 0.01 unless `lr` says otherwise.
 
     Example:
@@ -115,7 +103,7 @@ def finetune(
     return _run(tell, "finetune", settings, keywords, model=model, data=data, out=out, distill=distill)
 
 
-@_afresh
+@afresh()
 def prune(
     model: Path | None = None,
     *settings: Settings,
@@ -130,7 +118,7 @@ def prune(
     distill: bool | None = None,
     tell: Callback = silent,
     **keywords: Unpack[Common],
-) -> "Report":
+) -> Report:
     """Make a model smaller: in one shot, with data also fine-tuned, or by AdapNet while it trains (method="adapnet").
 
     `compressor.prune_` does the one-shot part in place on an nn.Module in memory.
@@ -158,7 +146,7 @@ def prune(
     )  # fmt: skip
 
 
-@_afresh
+@afresh()
 def detach(
     model: Path | None = None,
     *settings: Settings,
@@ -170,7 +158,7 @@ def detach(
     targets: Sequence[float] | None = None,
     tell: Callback = silent,
     **keywords: Unpack[Common],
-) -> "Report":
+) -> Report:
     """Make one network of several sizes, whose sub-models share its weights.
 
     Example:
@@ -183,7 +171,7 @@ def detach(
     return _run(tell, "detach", settings, keywords, model=model, data=data, out=out, **own)
 
 
-@_afresh
+@afresh()
 def route(
     model: Path | None = None,
     *settings: Settings,
@@ -196,7 +184,7 @@ def route(
     router_epochs: int | None = None,
     tell: Callback = silent,
     **keywords: Unpack[Common],
-) -> "Report":
+) -> Report:
     """Let each image run only the layers it needs.
 
     Example:
@@ -209,7 +197,7 @@ def route(
     return _run(tell, "route", settings, keywords, model=model, data=data, out=out, mode=mode, **own)
 
 
-@_afresh
+@afresh()
 def replace_early(
     model: Path | None = None,
     *settings: Settings,
@@ -220,7 +208,7 @@ def replace_early(
     retrain_epochs: int | None = None,
     tell: Callback = silent,
     **keywords: Unpack[Common],
-) -> "Report":
+) -> Report:
     """Replace the first layers by PrimeNet's block, which learns by local losses: `compressor replace`.
 
     Example:
@@ -233,7 +221,7 @@ def replace_early(
     return _run(tell, "replace", settings, keywords, model=model, data=data, out=out, **own)
 
 
-@_afresh
+@afresh()
 def sweep(
     model: Path,
     *settings: Settings,
@@ -243,7 +231,7 @@ def sweep(
     targets: Sequence[float] | None = None,
     tell: Callback = silent,
     **keywords: Unpack[Common],
-) -> "RunComparison":
+) -> RunComparison:
     """Prune by several methods to several targets with one budget, and compare; called again, it does what is missing.
 
     Args:
@@ -255,13 +243,11 @@ def sweep(
         )
         [(point.run, point.macs, point.top1) for point in compared.points]
     """
-    from compressor.runs.sweep import sweep as run
-
     own = {"methods": methods, "targets": targets}
-    return run(_job("sweep", settings, keywords, model=model, data=data, out=out, **own), tell)
+    return _sweep(_job("sweep", settings, keywords, model=model, data=data, out=out, **own), tell)
 
 
-@_afresh
+@afresh()
 def shrink(
     model: Path,
     *settings: Settings,
@@ -271,20 +257,18 @@ def shrink(
     target_ms: float | None = None,
     tell: Callback = silent,
     **keywords: Unpack[Common],
-) -> "RunComparison":
+) -> RunComparison:
     """The cheapest network that loses at most `max_drop` of top-1 on fresh images, found in `for_` seconds.
 
     Example:
         compared = compressor.shrink("runs/digits/model.safetensors", data="digits", max_drop=0.05, out="runs/shrunk")
         compared.promised, compared.certificate.words()
     """
-    from compressor.runs.shrink import shrink as run
-
     own = {"max_drop": max_drop, "target_ms": target_ms}
-    return run(_job("shrink", settings, keywords, model=model, data=data, out=out, **own), tell)
+    return _shrink(_job("shrink", settings, keywords, model=model, data=data, out=out, **own), tell)
 
 
-@_afresh
+@afresh()
 def evaluate(
     model: Path,
     *settings: ModelSettings | DataSettings,
@@ -294,19 +278,17 @@ def evaluate(
     device: str = EvaluateJob.device,
     tell: Callback = silent,
     **keywords: Any,
-) -> "Evaluated":
+) -> Evaluated:
     """Top-1 and loss of a model, or of an .onnx file.
 
     Example:
         compressor.evaluate("runs/digits/model.safetensors", data="digits").top1
     """
-    from compressor.runs.evaluate import evaluate as run
-
     own = {"split": split, "exit": exit, "device": device}
-    return run(_job("evaluate", settings, keywords, model=model, data=data, **own), tell)
+    return _evaluate(_job("evaluate", settings, keywords, model=model, data=data, **own), tell)
 
 
-@_afresh
+@afresh()
 def inspect(
     model: Path | None = None,
     *settings: ModelSettings,
@@ -315,19 +297,17 @@ def inspect(
     also: Sequence[str] = InspectJob.also,
     tell: Callback = silent,
     **keywords: Any,
-) -> "Channels":
+) -> Channels:
     """Which channels of a model belong together, which can be edited, and why others cannot.
 
     Example:
         channels = compressor.inspect("runs/digits/model.safetensors")
         channels.frozen                      # {group: reason}
     """
-    from compressor.runs.inspect import inspect as run
-
-    return run(_job("inspect", settings, keywords, model=model, arch=arch, keep=keep, also=also), tell)
+    return _inspect(_job("inspect", settings, keywords, model=model, arch=arch, keep=keep, also=also), tell)
 
 
-@_afresh
+@afresh()
 def export(
     model: Path,
     out: Path,
@@ -342,7 +322,7 @@ def export(
     overwrite: bool = False,
     tell: Callback = silent,
     **keywords: Any,
-) -> "Exported":
+) -> Exported:
     """Write a model for another runtime, after it gave the same outputs there: a file (NAME.onnx) or a package.
 
     Args:
@@ -352,8 +332,6 @@ def export(
         made = compressor.export("runs/digits/model.safetensors", "runs/digits.onnx", data="digits")
         made.files                           # {path: what it is}
     """
-    from compressor.runs.export import export as run
-
     own = {
         "to": to,
         "precision": precision,
@@ -363,12 +341,10 @@ def export(
         "chip": chip,
         "max_drop": max_drop,
     }
-    return run(_job("export", settings, keywords, model=model, out=out, overwrite=overwrite, **own), tell)
+    return _export(_job("export", settings, keywords, model=model, out=out, overwrite=overwrite, **own), tell)
 
 
-def _run(tell: Callback, verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **given: Any) -> "Report":
-    from compressor.runs.run import run
-
+def _run(tell: Callback, verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **given: Any) -> Report:
     return run(_job(verb, settings, keywords, **given), tell)
 
 
@@ -380,8 +356,6 @@ def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **give
     """
     values = {**{name: value for name, value in given.items() if value is not None}, **keywords}
     if values.get("task") is not None and not isinstance(values["task"], str):
-        from compressor.runs.own import named
-
         values["task"] = named(values["task"])
     kind = next(kind for kind in VERBS[verb] if kind.takes(values))
     homes = {hint: name for name, hint in get_type_hints(kind).items()}

@@ -33,12 +33,9 @@ class Observation:
         return len(self.right)
 
 
+@distributed.by_first
 def observe(routed: Routed, part: Any, task: Task, *, keep_seen: bool = False, batch_size: int = 512) -> Observation:
     """Run every depth on every image of a part of the data; of several processes the first does, and all know."""
-    return distributed.from_first(lambda: _observed(routed, part, task, keep_seen, batch_size))
-
-
-def _observed(routed: Routed, part: Any, task: Task, keep_seen: bool, batch_size: int) -> Observation:
     rows: list[tuple[Tensor, ...]] = []
     seen: list[list[Tensor]] = []
     router = routed.router
@@ -59,15 +56,12 @@ def _observed(routed: Routed, part: Any, task: Task, keep_seen: bool, batch_size
     return Observation(right, entropy, suffices, tuple(torch.cat(column) for column in zip(*seen)))
 
 
+@distributed.by_first
 def share_right(model: nn.Module, part: Any, task: Task) -> float:
     """The share of a part's examples that a network has right; of several processes the first looks."""
-
-    def look() -> float:
-        with evaluating(model), torch.no_grad():
-            found = [task.correct(called(model, x), y) for x, y in task.passing(part, device=device_of(model))]
-        return float(torch.cat(found).float().mean())
-
-    return distributed.from_first(look)
+    with evaluating(model), torch.no_grad():
+        found = [task.correct(called(model, x), y) for x, y in task.passing(part, device=device_of(model))]
+    return float(torch.cat(found).float().mean())
 
 
 MAPS = 10  # feature maps looked at in every layer, as in the paper

@@ -221,12 +221,9 @@ class Teacher:
         self.tell(NoteEvent(text))
 
 
+@distributed.by_first
 def router_labels(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
     """The depth that an image router finds most probable, int64 (images,)."""
-    return distributed.from_first(lambda: _named(routed, image_set, data))
-
-
-def _named(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
     named = []
     with evaluating(routed), torch.no_grad():
         for x, _ in data.passing(image_set, device=device_of(routed)):

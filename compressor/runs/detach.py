@@ -104,7 +104,7 @@ class DetachRun(Run[DetachJob]):
 
     def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
         """Every model; thop cannot count layers that stand in several, so its figure is the base's."""
-        rows = tuple(measured_rows(self.subject, self.model, self.references, latency=self.job.output.latency))
+        rows = measured_rows(self.subject, self.model, self.references, latency=self.job.output.latency)
         self._found(rows)
         before, after = super().measured_after(before)
         base = rows[0].cost

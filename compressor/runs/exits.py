@@ -1,6 +1,6 @@
 """What a report says of every model of a detachable network: costs, accuracies, and the two against each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,29 +31,27 @@ class Row:
         return {**self.cost.to_json(), self.figure.name: self.main, f"alone_{self.figure.name}": self.alone}
 
 
+@distributed.by_first
 def measured_rows(
     subject: Subject, model: Detaching, references: Sequence[float] = (), *, latency: bool
-) -> Iterator[Row]:
+) -> tuple[Row, ...]:
     """A row for each model; the accuracies of the same models trained alone are `references`, where there are any."""
-    yield from distributed.from_first(lambda: list(_rows(subject, model, references, latency)))
-
-
-def _rows(subject: Subject, model: Detaching, references: Sequence[float], latency: bool) -> Iterator[Row]:
-    data = subject.data
+    data, rows = subject.data, []
     for cost in model_costs(model, subject.example, partial(profile, latency=latency, layers=False)):
         alone = references[cost.exit] if references else None
         if data is None:
-            yield Row(cost, alone=alone)
+            rows.append(Row(cost, alone=alone))
             continue
         main = evaluate(model.detach(cost.exit), data.test, data).main
-        yield Row(cost, main, alone, data.figure)
+        rows.append(Row(cost, main, alone, data.figure))
+    return tuple(rows)
 
 
 def exit_parts(subject: Subject, *, latency: bool) -> dict[str, Any]:
     """The parts of a report for a network that is detachable, by their names; none for another."""
     if not isinstance(subject.module, Detaching):
         return {}
-    return parts_of(tuple(measured_rows(subject, subject.module, latency=latency)))
+    return parts_of(measured_rows(subject, subject.module, latency=latency))
 
 
 def parts_of(rows: tuple[Row, ...]) -> dict[str, Any]:

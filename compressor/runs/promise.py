@@ -41,6 +41,7 @@ from compressor.training.task import Pair, Task, first_output
 FEWEST = 20  # examples or batches to draw from
 
 
+@distributed.by_first
 def resampled(model: nn.Module | Predict, part: Part, task: OwnTask, samples: int) -> NDArray[np.float64]:
     """The main figure on a part, and then on so many samples of its examples; of a user's own batches, of its batches.
 
@@ -51,10 +52,6 @@ def resampled(model: nn.Module | Predict, part: Part, task: OwnTask, samples: in
         DataError: there are too few to draw from.
         UsageError: `measure` cannot be told again what the model gave.
     """
-    return distributed.from_first(lambda: _resampled(model, part, task, samples))
-
-
-def _resampled(model: nn.Module | Predict, part: Part, task: OwnTask, samples: int) -> NDArray[np.float64]:
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     with evaluating(model), torch.no_grad():
         held = Recorded(model, list(task.passing(part, 1, device)), task)
@@ -222,12 +219,9 @@ def differing(model: nn.Module, deepest: nn.Module, image_set: AnySet, data: Dat
     return int((first != second).sum())
 
 
+@distributed.by_first
 def _answers(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
     """The class that each image is given, and whether it is right: int64 (2, images)."""
-    return distributed.from_first(lambda: _answered(model, image_set, data))
-
-
-def _answered(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
     found = []
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     predict = model if isinstance(model, nn.Module) else through_numpy(model)

@@ -27,6 +27,7 @@ from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 
 
+@distributed.by_first
 def measure(subject: Subject) -> Measurements:
     """Cost, size of the checkpoint, and the figures on the test set where there are data.
 
@@ -35,10 +36,6 @@ def measure(subject: Subject) -> Measurements:
     Raises:
         UsageError: the model could not be saved, for want of an architecture.
     """
-    return distributed.from_first(lambda: _measured(subject))
-
-
-def _measured(subject: Subject) -> Measurements:
     cost = profile(subject.module, subject.example, layers=False)
     reasons = {"latency_ms": "left out by --no-latency"}
     if subject.data is None:
@@ -105,6 +102,7 @@ def filters_after(before: dict[str, int], channels: Channels, removed: tuple[int
 Exported = OnnxCheck | CompressorError | None  # None: not asked for
 
 
+@distributed.by_first
 def export_result(subject: Subject, folder: RunFolder, tell: Callback) -> OnnxCheck | CompressorError:
     """Write the checked ONNX file of a run's result; the check, or why there is no file."""
     tell(Stage("exporting to ONNX and comparing ONNX Runtime with torch"))
@@ -116,6 +114,7 @@ def export_result(subject: Subject, folder: RunFolder, tell: Callback) -> OnnxCh
         return error
 
 
+@distributed.by_first
 def write_results(subject: Subject, report: Report, folder: RunFolder, exported: Exported, tell: Callback) -> Report:
     """Fill the folder, each file whole, the report last; returns the report with what `export_result` found.
 
@@ -125,10 +124,6 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, exported:
         CompressorError: the ONNX file could not be made or computes something else; all other files are there then.
         FileError: the folder cannot be written.
     """
-    return distributed.from_first(lambda: _written(subject, report, folder, exported, tell))
-
-
-def _written(subject: Subject, report: Report, folder: RunFolder, exported: Exported, tell: Callback) -> Report:
     tell(Stage(f"writing {folder.path}"))
     left_out = save_model(
         subject.opened,

@@ -154,9 +154,7 @@ class RouteRun(Run[RouteJob]):
         found = self._chosen()
         if (whole := self.whole) is not None:
             self.tell(Stage("timing single images"))
-            found = replace(
-                found, times=distributed.from_first(lambda: _times(self.subject, whole.eval(), self.made()))
-            )
+            found = replace(found, times=_times(self.subject, whole.eval(), self.made()))
             before = before.timed(_timing(found, "whole"))  # on the same images, at the same time
         unsure = () if self.promise is not None else doubts(self.judged, self.settings)
         said = (*unsure, *remarks(found), *in_time(found, self.depth_ms))
@@ -231,6 +229,7 @@ def _params(module: nn.Module) -> int:
     return sum(each.numel() for each in module.parameters())
 
 
+@distributed.by_first
 def _times(subject: Subject, whole: nn.Module, made: Path | CompressorError | None) -> dict[str, dict[str, ImageTimes]]:
     """Both networks on single test images, on torch and on ONNX Runtime where both export; `made`: the routed one's."""
     assert subject.data is not None

@@ -229,7 +229,7 @@ class Run(ABC, Generic[J]):
         """The check of the result's ONNX file, which lies in the folder then, or why there is none."""
         if not self.job.output.onnx:
             return None
-        return distributed.from_first(lambda: export_result(self.subject, self.folder, self.tell))
+        return export_result(self.subject, self.folder, self.tell)
 
     def made(self) -> Path | CompressorError | None:
         """The result's ONNX file, or why there is none; None where it was not asked for."""

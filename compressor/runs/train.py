@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from functools import partial
 
 from torch import nn
 
@@ -45,7 +44,7 @@ class TrainRun(Run[TrainJob]):
         """The figures alone, unless training changes the costs, too: what only learning needs goes from a PrimeNet."""
         if self.learning:
             return super().measured_before()
-        found = distributed.from_first(partial(_test, self.subject))
+        found = _test(self.subject)
         return Measurements().scored(self.data.figure, found)
 
     def train(self) -> None:
@@ -86,6 +85,7 @@ def own_training(job: TrainJob) -> TrainSettings:
     return replace(REPRESENTATION, **{name: getattr(job.training, name) for name in chosen})
 
 
+@distributed.by_first
 def _test(subject: Subject) -> dict[str, float]:
     assert subject.data is not None
     return evaluate(subject.module, subject.data.test, subject.data).figures

@@ -102,15 +102,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+@distributed.by_first
 def latest_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The newest whole checkpoint of a folder, and a line for every newer one that had to be passed over.
 
     Raises FileError when there is none.
     """
-    return distributed.from_first(lambda: _latest(folder))
-
-
-def _latest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     passed_over: list[str] = []
     for path in (folder / NAME, folder / PREVIOUS):
         if not path.exists():
@@ -123,9 +120,10 @@ def _latest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     raise FileError(f"there is no checkpoint to go on from in {folder}{reason}: start the run again")
 
 
+@distributed.by_first
 def has_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a checkpoint, whole or not."""
-    return distributed.from_first(lambda: (folder / NAME).exists() or (folder / PREVIOUS).exists())
+    return (folder / NAME).exists() or (folder / PREVIOUS).exists()
 
 
 def reached(saving: Saving | None) -> dict[str, Any] | None:

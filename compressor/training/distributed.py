@@ -13,8 +13,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import wraps
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from compressor.errors import Elsewhere, UsageError
 _PATIENCE = timedelta(hours=2)  # while the first process measures or decides, the others wait
 _ON_THE_HOST = torch.device("cpu")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -87,6 +89,16 @@ def from_first(compute: Callable[[], T]) -> T:
     if told[1] is not None:
         raise Elsewhere(told[1])
     return told[0]  # type: ignore[no-any-return]
+
+
+def by_first(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, computed by the first process and told to all."""
+
+    @wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        return from_first(lambda: function(*args, **kwargs))
+
+    return told
 
 
 def each_from_first(items: Callable[[], Iterable[T]]) -> Iterator[T]:

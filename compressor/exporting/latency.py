@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ from compressor.exporting.measure import node_times
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel, noise
 from compressor.exporting.runtimes import ENGINES
+from compressor.exporting.weights import graphs_in
 from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
 from compressor.graph.neutral import bare, neutrally, uncollected
@@ -48,7 +49,7 @@ def layer_latency(model: OnnxModel, input_shape: tuple[int, ...], threads: int) 
 
 def by_layer(graph: Any, times: Mapping[str, tuple[str, float]]) -> dict[str, float]:
     """The times of the nodes that run, name -> (operator, ms), by the layers of the graph as it was exported."""
-    nodes = list(_nodes(graph))
+    nodes = [node for each in graphs_in(graph) for node in each.node]
     named = {node.name: node for node in nodes}
     made_by = {output: node for node in nodes for output in node.output}
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
@@ -69,15 +70,6 @@ def _weight(node: Any, weights: set[str]) -> str | None:
     if not any(part in node.op_type for part in _LAYERS):
         return None
     return next((name for name in node.input if name in weights), None)
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    """All nodes, those of branches included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
 
 
 LARGER_BATCH = 16

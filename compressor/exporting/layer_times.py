@@ -12,8 +12,8 @@ from typing import Any
 from compressor.errors import FileError
 from compressor.exporting import measure
 from compressor.exporting.measure import PASSES, machine
-from compressor.exporting.onnx_layers import Placed, others, placed, samples, shapes_of, single
-from compressor.exporting.onnx_profile import with_one_image
+from compressor.exporting.onnx_layers import Placed, others, placed, samples, single
+from compressor.exporting.onnx_profile import shapes_of, with_one_image
 from compressor.exporting.runtime import noise
 from compressor.exporting.runtimes import ENGINES
 from compressor.files.paths import own_folder, write_json
@@ -169,7 +169,7 @@ def layer_times(
     if measured:
         place.parent.mkdir(parents=True, exist_ok=True)
         table.write(place)
-    name, shape = proto.graph.input[0].name, shapes_of(proto)[proto.graph.input[0].name]
+    name, shape = proto.graph.input[0].name, shapes_of(proto.graph)[proto.graph.input[0].name]
     return LayerTimes(proto, layers, table, profile_whole(file, name, shape, threads, runtime), measured, complete)
 
 
@@ -196,7 +196,7 @@ def write_kit(file: Path, channels: Channels, folder: Path) -> int:
         rows.setdefault(layer, []).append([*widths, name, shape])
     shutil.copyfile(file, folder / "whole.onnx")
     given = proto.graph.input[0].name
-    whole = {"file": "whole.onnx", "input": given, "shape": shapes_of(proto)[given]}
+    whole = {"file": "whole.onnx", "input": given, "shape": shapes_of(proto.graph)[given]}
     listed = [{**asdict(layer), "samples": found} for layer, found in rows.items()]
     write_json(folder / "layers.json", {"format": FORMAT, "layers": listed, "whole": whole})
     shutil.copyfile(Path(measure.__file__), folder / "measure.py")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.exporting.onnx_profile import shapes_of
 from compressor.graph.channels import Channels, Ids, Key
 from compressor.profiling.timetable import Layer, Widths
 
@@ -41,7 +42,7 @@ def placed(proto: Any, channels: Channels, block: int) -> list[Placed]:
     multiples of `block`.
     """
     free = np.concatenate([np.empty(0, np.int64), *(group.ids for group in channels.free)])
-    shapes = shapes_of(proto)
+    shapes = shapes_of(proto.graph)
     weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     found = []
     for node in proto.graph.node:
@@ -178,7 +179,7 @@ def others(proto: Any, channels: Channels) -> Iterator[tuple[Ids, float]]:
 
     An output has the channels of the input that has as many; concatenated inputs follow each other.
     """
-    shapes, held = shapes_of(proto), dict[str, Ids]()
+    shapes, held = shapes_of(proto.graph), dict[str, Ids]()
     weights = {tensor.name for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         name = node.output[0]
@@ -201,11 +202,3 @@ def _carried(node: Any, given: Sequence[Ids | None], shape: tuple[int, ...]) -> 
     if len(known) == len(given) and len(known) > 1 and len(joined) == shape[1]:
         return joined
     return next((ids for ids in known if len(ids) == shape[1]), None)
-
-
-def shapes_of(proto: Any) -> dict[str, tuple[int, ...]]:
-    entries = [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]
-    dims = {entry.name: entry.type.tensor_type.shape.dim for entry in entries}
-    return {
-        name: tuple(dim.dim_value for dim in shape) for name, shape in dims.items() if all(d.dim_value for d in shape)
-    }

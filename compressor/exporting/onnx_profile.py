@@ -147,7 +147,7 @@ class _Tally:
 
     def add(self, graph: Any, outer: Shapes) -> None:
         """Count a graph; `outer` are the shapes known where it stands."""
-        shapes = {**outer, **_known_shapes(graph)}
+        shapes = {**outer, **shapes_of(graph)}
         for node in graph.node:
             if node.op_type == "If":
                 self._add_largest(node, shapes)
@@ -176,7 +176,8 @@ class _Tally:
         self.uncounted += largest.uncounted
 
 
-def _known_shapes(graph: Any) -> Shapes:
+def shapes_of(graph: Any) -> Shapes:
+    """The shape of every tensor of a graph, but of those in the graphs inside it, where all of it is known."""
     shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for entry in (*graph.input, *graph.output, *graph.value_info):
         kind = entry.type.tensor_type

@@ -36,7 +36,7 @@ def multi_model_step(
     activations of one model at a time are held. The loss it returns is the sum, the right answers are the base's.
     Beyond the paper: `loss_weights`, and `distill`, which lets sub-models follow the base's outputs on the same batch.
 
-    Raises UsageError for weights of another number and for a share of distillation outside 0..1.
+    Raises UsageError for weights of another number and for a temperature of 0.
     """
     settings = settings or DetachSettings()
     weights = settings.loss_weights or (1.0,) * (exits + 1)
@@ -45,11 +45,8 @@ def multi_model_step(
             f"loss weights {', '.join(f'{w:g}' for w in weights)}: give {exits + 1}, the base's (above 0) first, then "
             "one for each sub-model"
         )
-    if not 0 <= settings.distill <= 1 or settings.distill_temperature <= 0:
-        raise UsageError(
-            f"distill is {settings.distill:g} and has to be a share in 0..1, distill_temperature is "
-            f"{settings.distill_temperature:g} and has to be above 0"
-        )
+    if settings.distill_temperature <= 0:
+        raise UsageError("distill_temperature is 0 and has to be above 0")
 
     def step(model: nn.Module, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
         losses, right, wanted = [], None, None

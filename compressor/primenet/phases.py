@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.errors import UsageError
 from compressor.graph.trace import trace
 from compressor.primenet.learning import LocalLearning, WithOneScale, best_scale, local_losses, refuse_single
 from compressor.primenet.network import PrimeNetwork
@@ -51,8 +50,6 @@ def train_in_two_phases(
     settings = network.settings
     refuse_single(training.batch_size)
     refuse_single(settings.retrain_batch_size)
-    if settings.inference not in ("static", "entropy") or settings.retrain not in ("rest", "head"):
-        raise UsageError("--inference is static or entropy, --retrain is rest or head")
     reached = checkpoint.reached(saving)
     if reached is not None and reached["phase"] == CLASSIFIER:
         rows, losses = reached["method"]["rows"], reached["method"]["losses"]

@@ -59,8 +59,6 @@ class Data(Task):
 
     def steps(self, settings: TrainSettings) -> int:
         """As in `Task`. Raises UsageError for a batch size below 1 for each process."""
-        if settings.batch_size < 1:
-            raise UsageError(f"`batch_size` {settings.batch_size} must be at least 1")
         if min(settings.batch_size, len(self.train)) < distributed.size():
             raise UsageError(
                 f"{distributed.size()} processes share every batch: give a larger --batch-size, or start fewer"

@@ -131,12 +131,7 @@ def one_line(error: Exception) -> str:
 
 
 def plain(task: Task, smoothing: float = 0.0) -> Step:
-    """The step of plain training: the task's own loss.
-
-    Raises UsageError for a label smoothing outside 0..1.
-    """
-    if not 0 <= smoothing <= 1:
-        raise UsageError(f"label_smoothing={smoothing} must lie between 0 and 1")
+    """The step of plain training: the task's own loss."""
 
     def step(model: nn.Module, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
         loss, right = task.loss(model, x, y, smoothing)
@@ -158,11 +153,9 @@ def distilling(teacher: nn.Module, settings: DistillSettings, task: Task, smooth
     The teacher, on the model's device, is put into eval mode and never changed otherwise. Scores of classes are
     softened by the temperature (see `Data.imitation`); of a user's task all tensors that the model returns count.
 
-    Raises UsageError for a weight outside 0..1 or a temperature of 0 or below.
+    Raises UsageError for a temperature of 0.
     """
     weight, temperature = settings.distill_weight, settings.distill_temperature
-    if not 0 <= weight <= 1:
-        raise UsageError(f"distill_weight={weight} must lie between 0 and 1")
     if temperature <= 0:
         raise UsageError(f"distill_temperature={temperature} must be above 0")
     teacher.eval().requires_grad_(False)

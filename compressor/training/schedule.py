@@ -13,8 +13,7 @@ from compressor.training.settings import TrainSettings
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """The optimizer over all parameters that require gradients.
 
-    Raises UsageError for an unknown name and for values that the optimizer does not take, ModelError where there is
-    nothing to train.
+    Raises UsageError for values that the optimizer does not take, ModelError where there is nothing to train.
     """
     kinds = {
         "sgd": torch.optim.SGD,
@@ -22,8 +21,6 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
         "adamw": torch.optim.AdamW,
         "rmsprop": torch.optim.RMSprop,
     }
-    if settings.optimizer not in kinds:
-        raise UsageError(f"unknown optimizer {settings.optimizer!r}: choose {', '.join(kinds)}")
     own: dict[str, Any] = {"momentum": settings.momentum} if settings.optimizer == "sgd" else {}
     own |= dict(settings.optimizer_arg)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -50,8 +47,6 @@ def lr_at(settings: TrainSettings, epoch: float) -> float:
 
     Warm-up is linear and reaches the full rate after `warmup_epochs` of this phase. Cosine falls to zero at the phase's
     end (Loshchilov and Hutter 2017, "SGDR", equation 5, without restarts).
-
-    Raises UsageError for an unknown schedule.
     """
     full, done = start_lr(settings), epoch - settings.first_epoch
     if done < settings.warmup_epochs:
@@ -66,7 +61,6 @@ def lr_at(settings: TrainSettings, epoch: float) -> float:
         case "step":
             default = [settings.first_epoch + settings.epochs * share for share in (1 / 2, 3 / 4)]
             return full * settings.gamma ** sum(epoch >= milestone for milestone in settings.milestones or default)
-    raise UsageError(f"unknown schedule {settings.schedule!r}: choose cosine, step or constant")
 
 
 def set_lr_(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -77,7 +77,6 @@ def test_distillation_loss_is_zero_for_equal_scores_and_by_hand():
     [
         ({"loss_weights": (1.0, 1.0)}, "give 3, the base's"),
         ({"loss_weights": (0.0, 1.0, 1.0)}, "above 0"),
-        ({"distill": 1.5}, "distill is 1.5"),
         ({"distill_temperature": 0.0}, "distill_temperature is 0"),
     ],
 )

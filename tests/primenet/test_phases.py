@@ -118,11 +118,9 @@ def test_goes_on_to_the_same_weights(stopped_after, tmp_path):
     [
         ({}, {"batch_size": 1}, "--batch-size"),
         ({"retrain_batch_size": 1}, {}, "--batch-size"),
-        ({"inference": "oracle"}, {}, "--inference"),
-        ({"retrain": "all"}, {}, "--retrain"),
     ],
 )
-def test_refuses_settings_that_do_not_exist(change, training, said):
+def test_refuses_batches_of_one_image(change, training, said):
     net = fresh()
     net.settings = replace(net.settings, **change)
     with pytest.raises(UsageError, match=said):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from compressor.errors import UsageError
 from compressor.training.batching import Augmentation, augment, choose_augmentation, fit_shape
 from compressor.training.data import with_input_shape
 from compressor.training.numerics import generator
@@ -110,11 +109,6 @@ def test_no_augmentation_draws_nothing():
 )
 def test_augmentation_by_name(name, suits, expected):
     assert choose_augmentation(name, suits, 4) == expected
-
-
-def test_unknown_augmentation_lists_the_known_ones():
-    with pytest.raises(UsageError, match=r"choose auto, none, flip, crop, crop\+flip"):
-        choose_augmentation("mixup", "none", 4)
 
 
 def test_28_pixels_are_framed_to_32():

@@ -83,14 +83,6 @@ def test_frozen_parameters_are_left_to_nobody():
     )
 
 
-@pytest.mark.parametrize("field", ["optimizer", "schedule"])
-def test_unknown_name_lists_the_known_ones(field):
-    settings = TrainSettings(**{field: "magic"})
-    with pytest.raises(UsageError, match=f"unknown {field} 'magic': choose"):
-        make_optimizer(small_net(), settings)
-        lr_at(settings, 0.5)
-
-
 def test_group_keeps_its_own_scale():
     net = small_net()
     optimizer = torch.optim.SGD(

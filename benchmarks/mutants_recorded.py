@@ -42,7 +42,7 @@ KNOWN = (
     Fault("pruning/adapnet/boundary.py", "judged = ~unit.frozen & (", "judged = ("),
     Fault("pruning/adapnet/boundary.py", "fixed = coupled or group.prune_only is not None", "fixed = coupled"),
     Fault("pruning/adapnet/boundary.py", "mean = (means[identity] - sum(", "mean = (means[identity] + 0 * sum("),
-    Fault("pruning/adapnet/means.py", "found = moments - torch.outer(mean, mean)", "found = moments"),
+    Fault("pruning/adapnet/maps.py", "found = moments - torch.outer(mean, mean)", "found = moments"),
     Fault("pruning/adapnet/boundary.py", "(unit.protect > 0) | unit.frozen", "unit.protect > 0"),
     Fault("pruning/adapnet/extract.py", "choose_maps(fired, settings.dict_size, generator)",
           "choose_maps(fired, fired.numel(), generator)"),
@@ -50,10 +50,10 @@ KNOWN = (
     Fault("pruning/adapnet/method.py", "REC_MAPS, REC_BATCHES, self.settings.dict_size)",
           "REC_MAPS, REC_BATCHES, 0)"),
     # exits
-    Fault("exits/stepdown.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride:"),
-    Fault("exits/stepdown.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride + 2:"),
+    Fault("exits/points.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride:"),
+    Fault("exits/points.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride + 2:"),
     # routing
-    Fault("routing/labels.py", "x[:, :maps].flatten(2).abs().mean(2)", "x[:, :maps].flatten(2).mean(2)"),
+    Fault("routing/observing.py", "x[:, :maps].flatten(2).abs().mean(2)", "x[:, :maps].flatten(2).mean(2)"),
     Fault("routing/network.py", "leaves = sure >= self.thresholds[depth]", "leaves = sure > self.thresholds[depth]"),
     Fault("routing/curve.py", "_first(seen.suffices >= ", "_first(seen.suffices > "),
     Fault("routing/curve.py", "_first(seen.entropy[:, :-1] <= limit)", "_first(seen.entropy[:, :-1] < limit)"),
@@ -69,13 +69,13 @@ KNOWN = (
           "winner = torch.where(better, winner, number)"),
     Fault("primenet/learning.py", "better = loss < lowest", "better = loss > lowest"),
     Fault("primenet/learning.py", "better = loss < lowest", "better = loss <= lowest"),
-    Fault("primenet/block.py", "torch.where((value < lowest)[", "torch.where((value <= lowest)["),
-    Fault("primenet/choosing.py", "(losses[scale], scale)", "(losses[scale], -scale)"),
+    Fault("primenet/network.py", "torch.where((value < lowest)[", "torch.where((value <= lowest)["),
+    Fault("primenet/learning.py", "(losses[scale], scale)", "(losses[scale], -scale)"),
     # training
     Fault("training/loop.py", "    model.train()\n", "    pass\n"),
     Fault("training/data.py", "loss = loss + AUXILIARY_WEIGHT * functional", "loss = loss + functional"),
     Fault("training/data.py", "AUXILIARY_WEIGHT = 0.3", "AUXILIARY_WEIGHT = 0.5"),
-    Fault("exits/losses.py", "backward(weight * loss)", "backward(loss / weight)"),
+    Fault("exits/learning.py", "backward(weight * loss)", "backward(loss / weight)"),
 )  # fmt: skip
 
 # What a careless change would do.
@@ -105,20 +105,20 @@ OWN = (
     Fault("surgery/structure.py", "0 <= size < _LARGEST", "size < _LARGEST"),
     # adapnet
     Fault("pruning/adapnet/schedule.py", "(epoch // every)", "((epoch + 1) // every)"),
-    Fault("pruning/adapnet/concepts.py", "and to_nearest > radius", "and to_nearest >= 0"),
+    Fault("pruning/adapnet/tables.py", "and to_nearest > radius", "and to_nearest >= 0"),
     Fault("pruning/adapnet/freeze.py", "for tensor in (parameter, *companions))", "for tensor in (parameter,))"),
     Fault("pruning/adapnet/subspace.py", "return coefficients * (1 - eye), inverse", "return coefficients, inverse"),
     Fault("pruning/adapnet/clusters.py", "sums = (weights[:, None] * start)", "sums = (0 * start)"),
     Fault("pruning/adapnet/unit.py", "torch.maximum(self.protect[keep], self.protect[drop])", "self.protect[keep]"),
     # routing
     Fault("routing/network.py", "torch.cat(pieces)[torch.cat(order).argsort()]", "torch.cat(pieces)[torch.cat(order)]"),
-    Fault("routing/costs.py", "asked = [sum(gates[: depth + 1])", "asked = [sum(gates[:depth])"),
-    Fault("routing/labels.py", "return right | ~right[:, -1:]", "return right"),
+    Fault("routing/curve.py", "asked = [sum(gates[: depth + 1])", "asked = [sum(gates[:depth])"),
+    Fault("routing/observing.py", "return right | ~right[:, -1:]", "return right"),
     Fault("routing/router.py", "return probabilities.cumsum(1)[:, :-1]", "return probabilities[:, :-1]"),
     # exits
-    Fault("exits/pairs.py", "yield layer, 1 / 2 if last else 1.0", "yield layer, 1 / 2"),
-    Fault("exits/pairs.py", "dampening=momentum)", "dampening=0)"),
-    Fault("exits/losses.py", "backward(weight * loss)", "backward(loss)"),
+    Fault("exits/learning.py", "yield layer, 1 / 2 if last else 1.0", "yield layer, 1 / 2"),
+    Fault("exits/learning.py", "dampening=momentum)", "dampening=0)"),
+    Fault("exits/learning.py", "backward(weight * loss)", "backward(loss)"),
     # primenet
     Fault("primenet/network.py", "module.training = mode and module in self._learning", "module.training = mode"),
     Fault("primenet/learning.py", "self.optimizers[name].zero_grad(set_to_none=True)", "pass"),

@@ -197,7 +197,7 @@ def _top(x: Tensor, dim: int, count: int, largest: bool) -> tuple[Tensor, Tensor
     return values, indices
 
 
-# ONNX's operator -> what computes it; arguments as `exporting.onnx_nodes` reads them.
+# ONNX's operator -> what computes it; arguments as `exporting.onnx_in` reads them.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
     "Add": torch.add,

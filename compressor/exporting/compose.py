@@ -8,7 +8,6 @@ where it finds them beside it.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,134 +26,119 @@ IR_VERSION = 10  # of the file format; what torch's exporter writes
 class Stage:
     """A flat graph to be called, its weights in the package's file already."""
 
-    model: Any  # onnx.ModelProto
+    model: Any  # onnx_ir.Model
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of its inputs, in order."""
-        return tuple(entry.name for entry in self.model.graph.input)
+    def image(self) -> Any:
+        """What it takes first, as an onnx_ir.Value."""
+        return self.model.graph.inputs[0]
+
+    @property
+    def output(self) -> Any:
+        """What it gives first."""
+        return self.model.graph.outputs[0]
 
     def first_output(self) -> "Stage":
         """The graph with its first output alone, without what only the others need."""
-        import onnx_ir
         from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-        model = onnx_ir.from_proto(self.model)
+        model = self.model.clone()
         del model.graph.outputs[1:]
-        return Stage(onnx_ir.to_proto(RemoveUnusedNodesPass()(model).model))
+        return Stage(RemoveUnusedNodesPass()(model).model)
 
 
 class Body:
-    """Nodes and weights of one level, in the order they run."""
+    """Nodes and weights of one level, in the order they run; values are those of onnx_ir."""
 
     def __init__(self, outer: "Body | None" = None) -> None:
-        import onnx
+        import onnx_ir as ir
 
         self._numbers: itertools.count[int] = itertools.count() if outer is None else outer._numbers
         self._domains: dict[str, int] = {} if outer is None else outer._domains
-        self.graph = onnx.GraphProto()
+        self.graph = ir.Graph([], [], nodes=[], name="main" if outer is None else f"branch_{next(self._numbers)}")
 
     def inner(self) -> "Body":
         """An empty branch, which may use every value of this level."""
         return Body(self)
 
-    def call(self, stage: Stage, inputs: Mapping[str, str]) -> list[str]:
-        """Run a flat graph on values of this level, given by the names of its inputs; returns its outputs' names."""
-        for opset in stage.model.opset_import:
-            self._domains[opset.domain] = max(opset.version, self._domains.get(opset.domain, 0))
+    def input(self, name: str, like: Any) -> Any:
+        """An input of the model, like a value."""
+        self.graph.inputs.append(_like(name, like))
+        return self.graph.inputs[-1]
+
+    def call(self, stage: Stage, *inputs: Any) -> list[Any]:
+        """Run a flat graph on values of this level, given in the order of its inputs; returns its outputs."""
+        import onnx_ir as ir
+
+        for domain, version in stage.model.opset_imports.items():
+            self._domains[domain] = max(version, self._domains.get(domain, 0))
         graph, prefix = stage.model.graph, f"s{next(self._numbers)}/"
-        names = dict(inputs)
+        known = {None: None, **dict(zip(graph.inputs, inputs))}
+        for name, value in graph.initializers.items():
+            known[value] = self._stored(prefix + name, value.const_value)
+        for node in graph:
+            assert not any(each.type == ir.AttributeType.GRAPH for each in node.attributes.values()), "a stage is flat"
+            # Shapes of inner values stay behind: here the batch may be the part of it that goes through a branch.
+            made = [ir.Value(name=prefix + each.name) for each in node.outputs]
+            given, name = [known[each] for each in node.inputs], prefix + (node.name or node.op_type)
+            attributes = node.attributes.values()
+            self.graph.append(ir.Node(node.domain, node.op_type, given, attributes, outputs=made, name=name))
+            known.update(zip(node.outputs, made))
+        return [known[each] for each in graph.outputs]
 
-        def renamed(name: str) -> str:
-            return names.setdefault(name, prefix + name) if name else name
+    def run(self, operator: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        """One operator; returns its output, of several a list."""
+        import onnx_ir as ir
 
-        for tensor in graph.initializer:
-            self.graph.initializer.add().CopyFrom(tensor)
-            self.graph.initializer[-1].name = renamed(tensor.name)
-        for node in graph.node:
-            assert not any(attribute.HasField("g") for attribute in node.attribute), "a stage is flat"
-            copied = self.graph.node.add()
-            copied.CopyFrom(node)
-            copied.name = prefix + (node.name or node.op_type)
-            copied.input[:] = [renamed(name) for name in node.input]
-            copied.output[:] = [renamed(name) for name in node.output]
-        # Shapes of inner values stay behind: here the batch may be the part of it that goes through a branch.
-        return [renamed(entry.name) for entry in graph.output]
+        made = [ir.Value(name=f"v{next(self._numbers)}") for _ in range(outputs)]
+        name = f"{operator}_{made[0].name}"
+        self.graph.append(ir.node(operator, inputs, attributes, outputs=made, name=name))
+        return made[0] if outputs == 1 else made
 
-    def run(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """One operator with one output; returns the output's name."""
-        import onnx
-
-        output = f"v{next(self._numbers)}"
-        self.graph.node.append(
-            onnx.helper.make_node(operator, list(inputs), [output], name=f"{operator}_{output}", **attributes)
-        )
-        return output
-
-    def constant(self, value: Array | int | float) -> str:
+    def constant(self, value: Array | int | float) -> Any:
         """A small tensor; Python's numbers become int64 and float32."""
-        import onnx
+        import onnx_ir as ir
 
         array = np.asarray(value, {int: np.int64, float: np.float32}.get(type(value)))
-        name = f"c{next(self._numbers)}"
-        self.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-        return name
+        return self._stored(f"c{next(self._numbers)}", ir.tensor(array))
 
-    def weight(self, tensor: Any) -> str:
-        """A copy of a tensor that is stored already, under a name of its own."""
-        name = f"w{next(self._numbers)}"
-        self.graph.initializer.add().CopyFrom(tensor)
-        self.graph.initializer[-1].name = name
-        return name
+    def _stored(self, name: str, tensor: Any) -> Any:
+        import onnx_ir as ir
+
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
 
     def choose(
-        self, condition: str, then: "tuple[Body, Sequence[str]]", otherwise: "tuple[Body, Sequence[str]]"
-    ) -> list[str]:
-        """An If: one of two branches, each with the names of its outputs, runs; returns the chosen outputs."""
-        import onnx
+        self, condition: Any, then: "tuple[Body, Sequence[Any]]", otherwise: "tuple[Body, Sequence[Any]]"
+    ) -> list[Any]:
+        """An If: one of two branches, each with its outputs, runs; returns the chosen outputs."""
+        for body, values in (then, otherwise):
+            own = [value.producer() is not None and value.producer().graph is body.graph for value in values]
+            # What only comes from outside is handed through by an Identity.
+            body.graph.outputs.extend(
+                value if mine else body.run("Identity", value) for value, mine in zip(values, own)
+            )
+        branches = {"then_branch": then[0].graph, "else_branch": otherwise[0].graph}
+        made = self.run("If", condition, outputs=len(then[1]), **branches)
+        return made if len(then[1]) > 1 else [made]
 
-        outputs = [f"v{next(self._numbers)}" for _ in then[1]]
-        branches = {
-            name: body.finished(name, [], [onnx.ValueInfoProto(name=value) for value in values])
-            for name, (body, values) in (("then_branch", then), ("else_branch", otherwise))
-        }
-        self.graph.node.append(onnx.helper.make_node("If", [condition], outputs, name=f"If_{outputs[0]}", **branches))
-        return outputs
+    def model(self, outputs: Mapping[str, tuple[Any, Any]]) -> Any:
+        """The whole model; each output under its name, from a value and like another."""
+        import onnx_ir as ir
 
-    def finished(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-        """The level as a graph; a value that only comes from outside is handed through by an Identity."""
-        made = {value for node in self.graph.node for value in node.output}
-        for output in outputs:
-            if output.name not in made:
-                output.name = self.run("Identity", output.name)
-        self.graph.name = name
-        self.graph.input.extend(inputs)
-        self.graph.output.extend(outputs)
-        return self.graph
-
-    def model(self, inputs: Sequence[Any], outputs: Mapping[str, tuple[str, Any]]) -> Any:
-        """The whole model; each output under its name, from a value and like a description (ValueInfoProto)."""
-        import onnx
-
-        results = []
         for name, (value, like) in outputs.items():
-            self.graph.node.append(onnx.helper.make_node("Identity", [value], [name], name=f"Identity_{name}"))
-            results.append(onnx.ValueInfoProto())
-            results[-1].CopyFrom(like)
-            results[-1].name = name
-        graph = self.finished("main", inputs, results)
-        opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in self._domains.items()]
-        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="compressor")
+            result = _like(name, like)
+            self.graph.append(ir.node("Identity", [value], outputs=[result], name=f"Identity_{name}"))
+            self.graph.outputs.append(result)
+        self.graph.opset_imports.update(self._domains)
+        return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="compressor")
 
 
-def image_info(stage: Stage) -> Any:
-    """The description of a stage's first input, as the model's own input."""
-    import onnx
+def _like(name: str, other: Any) -> Any:
+    import onnx_ir as ir
 
-    info = onnx.ValueInfoProto()
-    info.CopyFrom(stage.model.graph.input[0])
-    info.name = "input"
-    return info
+    return ir.Value(name=name, type=other.type, shape=other.shape)
 
 
 # What a module is called with, one tuple for each time; with several, each is another way in which it is used.
@@ -164,34 +148,23 @@ Samples = Sequence[tuple[Tensor, ...]]
 class StageMaker:
     """Makes the graphs of one package in float32."""
 
-    def __init__(self, weights: WeightsFile, scratch: Path, opset: int) -> None:
+    def __init__(self, weights: WeightsFile, opset: int) -> None:
         self.weights, self.opset = weights, opset
-        self._scratch = scratch
 
     def make(self, module: nn.Module, samples: Samples, inputs: Sequence[str], outputs: Sequence[str] | None) -> Stage:
         """The module, in evaluation mode, as a graph; `samples` are what it is called with.
 
         Tensors of two or more images have a free batch size in the graph; others keep their shape.
         """
-        file = self._scratch / "stage.onnx"
-        self._program(module, samples, inputs, outputs).save(file, external_data=True)
-        return self._taken(file)
+        model = self._program(module, samples, inputs, outputs).model
+        self.weights.take(model)
+        return Stage(model)
 
     def _program(
         self, module: nn.Module, samples: Samples, inputs: Sequence[str], outputs: Sequence[str] | None
     ) -> Any:
         example = tuple(images(tensor, 2) if len(tensor) > 1 else tensor for tensor in samples[0])
         return flatten(module, example, self.opset, inputs, outputs)
-
-    def _taken(self, file: Path) -> Stage:
-        """A flat graph on the disk, its weights moved into the package's file and itself removed."""
-        import onnx
-
-        model: Any = onnx.load(file, load_external_data=False)
-        self.weights.take(model, file.parent)
-        for each in file.parent.iterdir():
-            each.unlink()
-        return Stage(model)
 
 
 @torch.no_grad()

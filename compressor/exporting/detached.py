@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from compressor.exits.detachable import Detachable, Detaching, SubModel
 from compressor.exits.nested import find_run
 from compressor.exits.points import Survey
-from compressor.exporting.compose import Body, Stage, StageMaker, image_info, outputs_of
+from compressor.exporting.compose import Body, Stage, StageMaker, outputs_of
 from compressor.exporting.forms import START
 from compressor.graph.program import operator_of, program
 
@@ -186,46 +186,40 @@ def _run(run: fx.GraphModule, flows: Sequence[Tensor], maker: StageMaker) -> tup
 
 def one_graph(parts: Rungs) -> Any:
     """All models in one graph, chosen by the input `start`: 0 is the base."""
-    import onnx
+    import onnx_ir as ir
 
     body = Body()
     last = len(parts.runs) - 1
-    start = body.run("Clip", START, body.constant(0), body.constant(last))
+    image = body.input("input", (parts.stem or parts.runs[0]).image)
+    start = body.input(START, ir.Value(type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([])))
+    start = body.run("Clip", start, body.constant(0), body.constant(last))
     row = body.run("Reshape", start, body.constant(np.asarray([1])))
-    flow = "input" if parts.stem is None else _call(body, parts.stem, "input", row)
+    flow = image if parts.stem is None else _call(body, parts.stem, image, row)
 
-    def before(level: Body, number: int) -> str:
+    def before(level: Body, number: int) -> Any:
         """The maps that go into a run, made at this level of the graph."""
         if number == 0:
             return flow
         late = level.run("GreaterOrEqual", start, level.constant(number))
         own, longer = level.inner(), level.inner()
         entry = parts.entries[number]
-        made = flow if entry is None else _call(own, entry, "input", row)
+        made = flow if entry is None else _call(own, entry, image, row)
         grown = _call(longer, parts.runs[number - 1], before(longer, number - 1), row)
         return level.choose(late, (own, [made]), (longer, [grown]))[0]
 
     scores = _call(body, parts.runs[-1], before(body, last), row)
-    start_info = onnx.helper.make_tensor_value_info(START, onnx.TensorProto.INT64, [])
-    inputs = [image_info(parts.stem or parts.runs[0]), start_info]
-    return body.model(inputs, {"logits": (scores, parts.runs[-1].model.graph.output[0])})
+    return body.model({"logits": (scores, parts.runs[-1].output)})
 
 
 def flat_graph(parts: Rungs, number: int) -> Any:
     """One of the models alone, on the same weights."""
     body = Body()
-    row = body.constant(np.asarray([number]))
-    entry = parts.entries[number]
-    flow = "input"
-    if entry is not None:
-        flow = _call(body, entry, flow, row)
-    elif parts.stem is not None:
-        flow = _call(body, parts.stem, flow, row)
-    for run in parts.runs[number:]:
-        flow = _call(body, run, flow, row)
-    first = entry or parts.stem or parts.runs[0]
-    return body.model([image_info(first)], {"logits": (flow, parts.runs[-1].model.graph.output[0])})
+    first = parts.entries[number] or parts.stem
+    flow, row = body.input("input", (first or parts.runs[0]).image), body.constant(np.asarray([number]))
+    for stage in (*([] if first is None else [first]), *parts.runs[number:]):
+        flow = _call(body, stage, flow, row)
+    return body.model({"logits": (flow, parts.runs[-1].output)})
 
 
-def _call(body: Body, stage: Stage, value: str, row: str) -> str:
-    return body.call(stage, dict(zip(stage.inputs, (value, row))))[0]
+def _call(body: Body, stage: Stage, value: Any, row: Any) -> Any:
+    return body.call(stage, value, row)[0]

@@ -263,19 +263,18 @@ def _write_graphs(
 
 
 def _write_onnx(form: Form, evidence: Evidence, staging: Path, settings: PackageSettings) -> dict[str, str]:
-    import onnx
+    import onnx_ir as ir
 
-    with WeightsFile(staging / WEIGHTS) as weights, tempfile.TemporaryDirectory(dir=staging) as scratch:
+    with WeightsFile(staging / WEIGHTS) as weights:
         if settings.int8 is None:
-            maker, images = StageMaker(weights, Path(scratch), settings.opset), evidence.images
+            maker, images = StageMaker(weights, settings.opset), evidence.images
             images = None if images is None else images[:2]  # only their shapes matter
         else:
-            maker = QuantizingMaker(weights, Path(scratch), settings.opset, settings.int8)
-            images = evidence.calibration
+            maker, images = QuantizingMaker(weights, settings.opset, settings.int8), evidence.calibration
         assert images is not None
         graphs = build(form, images, maker, separate=settings.separate)
     files = {name: f"{name}.onnx" for name in graphs}
     for name, model in graphs.items():
-        onnx.save(model, staging / files[name])
+        ir.save(model, staging / files[name])
         check_file(staging / files[name])
     return files

@@ -7,6 +7,7 @@ float stages before it give.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -50,22 +51,26 @@ _LEFT_OUT = frozenset({"Softmax", "Sigmoid", "LogSoftmax"})
 class QuantizingMaker(StageMaker):
     """Makes the graphs of one package in INT8, calibrated on the samples."""
 
-    def __init__(self, weights: WeightsFile, scratch: Path, opset: int, chip: Chip) -> None:
-        super().__init__(weights, scratch, opset)
+    def __init__(self, weights: WeightsFile, opset: int, chip: Chip) -> None:
+        super().__init__(weights, opset)
         self._scheme = SCHEMES[chip]
 
     def make(self, module: nn.Module, samples: Samples, inputs: Sequence[str], outputs: Sequence[str] | None) -> Stage:
         """The module as a quantized graph; see `StageMaker.make`."""
-        file = self._scratch / "stage.onnx"
-        self._program(module, samples, inputs, outputs).save(file, external_data=False)
-        quantized = self._scratch / "quantized.onnx"
-        try:
-            with quiet():
-                quantize(file, quantized, self._scheme, _Reader(samples, inputs))
-                free_scores_(quantized)
-        except Exception as error:  # the quantizer fails in many ways
-            raise ModelError(f"ONNX Runtime cannot quantize this model ({first_line(error)})") from error
-        return self._taken(quantized)
+        import onnx_ir as ir
+
+        with TemporaryDirectory() as scratch:
+            file, quantized = Path(scratch) / "stage.onnx", Path(scratch) / "quantized.onnx"
+            self._program(module, samples, inputs, outputs).save(file, external_data=False)
+            try:
+                with quiet():
+                    quantize(file, quantized, self._scheme, _Reader(samples, inputs))
+                    free_scores_(quantized)
+            except Exception as error:  # the quantizer fails in many ways
+                raise ModelError(f"ONNX Runtime cannot quantize this model ({first_line(error)})") from error
+            stage = Stage(ir.load(quantized))
+            self.weights.take(stage.model)
+        return stage
 
 
 class _Reader:

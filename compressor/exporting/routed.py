@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError
-from compressor.exporting.compose import Body, Stage, StageMaker, image_info, outputs_of
+from compressor.exporting.compose import Body, Stage, StageMaker, outputs_of
 from compressor.exporting.forms import THRESHOLDS, forced
 from compressor.exporting.latency import file_latency
 from compressor.exporting.onnx import export_onnx
@@ -80,57 +80,51 @@ def parts_of(routed: Routed, images: Tensor, maker: StageMaker) -> Parts:
 
 def routed_graph(parts: Parts) -> Any:
     """The network with its router, whose thresholds are an input."""
-    import onnx
+    import onnx_ir as ir
 
-    builder = _Builder(parts)
-    scores, ids = builder.whole()
-    body = builder.body
-    given = onnx.helper.make_tensor_value_info(THRESHOLDS, onnx.TensorProto.FLOAT, [len(parts.segments) - 1])
-    like = parts.leaves[-1].model.graph.output[0]
-    inputs = [image_info(parts.segments[0]), given]
-    return body.model(inputs, {"logits": (scores, like), "exit": (ids, _exit_info(like))})
+    body, like = Body(), parts.leaves[-1].output
+    image = body.input("input", parts.segments[0].image)
+    floats = ir.TensorType(ir.DataType.FLOAT)
+    given = body.input(THRESHOLDS, ir.Value(type=floats, shape=ir.Shape([len(parts.segments) - 1])))
+    plan = None if parts.plan is None else body.call(parts.plan, image)[0]
+    scores, ids = _Builder(parts, given).go_on(body, 0, image, plan)
+    return body.model({"logits": (scores, like), "exit": (ids, _exit_like(like))})
 
 
 def depth_graph(parts: Parts, depth: int) -> Any:
     """The network when all images leave at one depth, without a router."""
-    body = Body()
-    flow = "input"
+    body, like = Body(), parts.leaves[depth].output
+    flow = image = body.input("input", parts.segments[0].image)
     for segment in parts.segments[: depth + 1]:
-        flow = body.call(segment, {"x": flow})[0]
-    scores = body.call(parts.leaves[depth].first_output(), {"x": flow})[0]
-    like = parts.leaves[depth].model.graph.output[0]
-    ids = _filled(body, "input", depth)
-    return body.model([image_info(parts.segments[0])], {"logits": (scores, like), "exit": (ids, _exit_info(like))})
+        flow = body.call(segment, flow)[0]
+    scores = body.call(parts.leaves[depth].first_output(), flow)[0]
+    return body.model({"logits": (scores, like), "exit": (_filled(body, image, depth), _exit_like(like))})
 
 
-def _exit_info(like: Any) -> Any:
+def _exit_like(scores: Any) -> Any:
     """The description of one whole number for each image."""
-    import onnx
+    import onnx_ir as ir
 
-    batch = like.type.tensor_type.shape.dim[0].dim_param
-    return onnx.helper.make_tensor_value_info("exit", onnx.TensorProto.INT64, [batch])
+    return ir.Value(type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(scores.shape[:1]))
 
 
+@dataclass(frozen=True)
 class _Builder:
-    """The graph while it is built, depth by depth, each inside the branch of the one before."""
+    """What builds the graph depth by depth, each inside the branch of the one before."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts, self.body = parts, Body()
+    parts: Parts
+    thresholds: Any
 
-    def whole(self) -> tuple[str, str]:
-        """Names of the scores and of the depths at which images leave."""
-        plan = None if self.parts.plan is None else self.body.call(self.parts.plan, {"x": "input"})[0]
-        return self._from(self.body, 0, "input", plan)
-
-    def _from(self, body: Body, depth: int, maps: str, plan: str | None) -> tuple[str, str]:
-        maps = body.call(self.parts.segments[depth], {"x": maps})[0]
+    def go_on(self, body: Body, depth: int, maps: Any, plan: Any) -> tuple[Any, Any]:
+        """Scores, and the depths at which images leave, from a depth on."""
+        maps = body.call(self.parts.segments[depth], maps)[0]
         if depth == len(self.parts.segments) - 1:
-            return body.call(self.parts.leaves[depth], {"x": maps})[0], _filled(body, maps, depth)
+            return body.call(self.parts.leaves[depth], maps)[0], _filled(body, maps, depth)
         place = body.constant(np.asarray(depth, np.int64))
-        threshold = body.run("Gather", THRESHOLDS, place, axis=0)
+        threshold = body.run("Gather", self.thresholds, place, axis=0)
         scores = None
         if plan is None:
-            scores, sure = body.call(self.parts.leaves[depth], {"x": maps})
+            scores, sure = body.call(self.parts.leaves[depth], maps)
         else:
             sure = body.run("Gather", plan, place, axis=1)
         leaves = body.run("GreaterOrEqual", sure, threshold)
@@ -139,42 +133,41 @@ class _Builder:
         here = _filled(body, maps, depth)
         return self._going(body, depth, (maps, plan), (scores, here), leaves)
 
-    def _staying(self, body: Body, depth: int, maps: str, leaves: str) -> str:
+    def _staying(self, body: Body, depth: int, maps: Any, leaves: Any) -> Any:
         """Scores of those that leave here, zero for the others."""
         places, some = _places(body, leaves)
         batch = body.run("Shape", maps, end=1)
         shape = body.run("Concat", batch, body.constant(np.asarray([self.parts.classes])), axis=0)
         zeros = body.run("Expand", body.constant(np.zeros((1, 1), np.float32)), shape)
         then, otherwise = body.inner(), body.inner()
-        left = then.call(self.parts.leaves[depth], {"x": then.run("Gather", maps, places, axis=0)})[0]
+        left = then.call(self.parts.leaves[depth], then.run("Gather", maps, places, axis=0))[0]
         return body.choose(some, (then, [_put(then, zeros, places, left)]), (otherwise, [zeros]))[0]
 
     def _going(
-        self, body: Body, depth: int, flow: tuple[str, str | None], held: tuple[str, str], leaves: str
-    ) -> tuple[str, str]:
+        self, body: Body, depth: int, flow: tuple[Any, Any], held: tuple[Any, Any], leaves: Any
+    ) -> tuple[Any, Any]:
         """The scores and depths with those put in their places that go deeper."""
         places, some = _places(body, body.run("Not", leaves))
         then, otherwise = body.inner(), body.inner()
         maps, plan = (None if each is None else then.run("Gather", each, places, axis=0) for each in flow)
-        assert maps is not None
-        deeper = self._from(then, depth + 1, maps, plan)
+        deeper = self.go_on(then, depth + 1, maps, plan)
         placed = [_put(then, whole, places, part) for whole, part in zip(held, deeper)]
         scores, ids = body.choose(some, (then, placed), (otherwise, list(held)))
         return scores, ids
 
 
-def _places(body: Body, mask: str) -> tuple[str, str]:
+def _places(body: Body, mask: Any) -> tuple[Any, Any]:
     """Where a mask is true, int64 (count,), and whether it is anywhere."""
     places = body.run("Squeeze", body.run("NonZero", mask), body.constant(np.asarray([0])))
     return places, body.run("Greater", body.run("Size", places), body.constant(0))
 
 
-def _put(body: Body, whole: str, places: str, part: str) -> str:
+def _put(body: Body, whole: Any, places: Any, part: Any) -> Any:
     """Rows put in the places they came from."""
     return body.run("ScatterND", whole, body.run("Unsqueeze", places, body.constant(np.asarray([1]))), part)
 
 
-def _filled(body: Body, maps: str, depth: int) -> str:
+def _filled(body: Body, maps: Any, depth: int) -> Any:
     """The depth, once for each image."""
     return body.run("Expand", body.constant(np.asarray([depth])), body.run("Shape", maps, end=1))
 

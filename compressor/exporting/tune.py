@@ -87,28 +87,26 @@ def _try(copies: Path, place: Path) -> None:
 
 
 def _write(place: Path, staging: Path) -> None:
-    import onnx
+    import onnx_ir as ir
 
-    with WeightsFile(staging / TUNED_WEIGHTS) as weights, _optimized(place / MODEL) as (model, folder):
-        model = uniquified(model)
-        weights.take(model, folder)
-        onnx.save(model, staging / TUNED_MODEL)
+    with WeightsFile(staging / TUNED_WEIGHTS) as weights, _optimized(place / MODEL) as model:
+        weights.take(model := uniquified(model))
+        ir.save(model, staging / TUNED_MODEL)
 
 
 def uniquified(model: Any) -> Any:
-    """An onnx.ModelProto with names that are unique over the whole model: ONNX Runtime takes some twice when it saves a
-    graph with branches. Inputs and outputs keep theirs.
+    """An onnx_ir.Model with names that are unique over all of it: ONNX Runtime takes some twice when it saves a graph
+    with branches. Inputs and outputs keep theirs.
     """
-    import onnx_ir
     from onnx_ir.passes.common import NameFixPass
 
-    return onnx_ir.to_proto(NameFixPass()(onnx_ir.from_proto(model)).model)
+    return NameFixPass()(model).model
 
 
 @contextmanager
-def _optimized(file: Path) -> Iterator[tuple[Any, Path]]:
-    """The graph as ONNX Runtime changes it for this processor, and the folder in which its weights lie meanwhile."""
-    import onnx
+def _optimized(file: Path) -> Iterator[Any]:
+    """The graph as ONNX Runtime changes it for this processor, whose weights are there meanwhile."""
+    import onnx_ir as ir
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,12 +118,12 @@ def _optimized(file: Path) -> Iterator[tuple[Any, Path]]:
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
         try:
             onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            model = onnx.load(folder / "optimized.onnx", load_external_data=False)
+            model = ir.load(folder / "optimized.onnx")
         except Exception as error:  # onnxruntime's exceptions share no class of their own
             raise FileError(f"{file} cannot be optimized by ONNX Runtime ({first_line(error)})") from error
         # Weights of branches that stay as they are, are still read from the portable file.
         (folder / WEIGHTS).symlink_to((file.parent / WEIGHTS).resolve())
-        yield model, folder
+        yield model
 
 
 def _compare(place: Path, staging: Path, manifest: Manifest, threads: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -152,7 +153,8 @@ def test_names_that_two_branches_share_become_unique() -> None:
               helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])]  # fmt: skip
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])]
     graph = helper.make_graph([node], "main", inputs, outputs)
-    model = uniquified(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = ir.to_proto(uniquified(ir.from_proto(made)))
     onnx.checker.check_model(model, full_check=True)
     outer, *branches = ({value for node in each.node for value in node.output} for each in graphs_in(model.graph))
     assert not any(outer & each for each in branches) and [entry.name for entry in model.graph.output] == ["y"]

@@ -174,7 +174,8 @@ options.add_session_config_entry("optimization.disable_specified_optimizers", "C
 x = np.zeros((1, 3, 16, 16), np.float32)
 def opened(name):
     session = onnxruntime.InferenceSession(f"{folder}/{name}", options, providers=["CPUExecutionProvider"])
-    session.run(None, {"input": x})
+    others = {each.name: np.zeros(each.shape, np.int64) for each in session.get_inputs() if each.name != "input"}
+    session.run(None, {"input": x, **others})
     return session
 before = pss()
 sessions = [opened(name) for name in names]

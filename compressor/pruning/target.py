@@ -1,8 +1,7 @@
 """The order in which scored channels go, and how much of it meets a target, predicted without touching the model."""
 
-import bisect
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +38,7 @@ def cuts(group: Group, channels: Channels, multiple: int, least: int = 1, most: 
     least = max(1, math.ceil(least / step)) * step
     total = group.size
     gone = range(total - (total - 1) // step * step, total - least + 1, step)
-    return [0, *gone[: bisect.bisect_right(gone, most + 1e-9, key=lambda count: count / total)]]
+    return [0, *gone[: bisect_right(gone, most + 1e-9, key=lambda count: count / total)]]
 
 
 def units(group: Group, scores: Values, cuts: Sequence[int]) -> list[Unit]:

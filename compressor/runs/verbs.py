@@ -42,6 +42,7 @@ Settings = (
     ModelSettings | DataSettings | OutputSettings | TrainSettings | DistillSettings | PruneSettings | AdapNetSettings
     | GoalSettings | DetachSettings | RouteSettings | PrimeNetSettings | SweepSettings
 )  # fmt: skip
+_OWN = {"settings", "keywords", "tell"}  # parameters of every verb that are not single settings
 
 
 class Common(TypedDict, total=False):
@@ -81,7 +82,7 @@ def train(
         report = compressor.train(arch="sample_models/digits_cnn.py:build", data="digits", epochs=2, out="runs/digits")
         report.after.top1
     """
-    return _run(tell, "train", settings, keywords, data=data, out=out)
+    return run(*_asked("train", locals()))
 
 
 @afresh()
@@ -100,7 +101,7 @@ def finetune(
         report = compressor.finetune("runs/digits/model.safetensors", data="digits", epochs=1, out="runs/tuned")
         report.before.top1, report.after.top1
     """
-    return _run(tell, "finetune", settings, keywords, model=model, data=data, out=out, distill=distill)
+    return run(*_asked("finetune", locals()))
 
 
 @afresh()
@@ -140,10 +141,7 @@ def prune(
         )
         report.after.macs / report.before.macs
     """
-    return _run(
-        tell, "prune", settings, keywords, model=model, data=data, out=out, method=method, ratio=ratio,
-        target_macs=target_macs, target_ms=target_ms, keep=keep, preset=preset, distill=distill,
-    )  # fmt: skip
+    return run(*_asked("prune", locals()))
 
 
 @afresh()
@@ -167,8 +165,7 @@ def detach(
         )
         report.variants["exit 1"].macs, report.variants["exit 1"].top1
     """
-    own = {"method": method, "exits": exits, "at": at, "targets": targets}
-    return _run(tell, "detach", settings, keywords, model=model, data=data, out=out, **own)
+    return run(*_asked("detach", locals()))
 
 
 @afresh()
@@ -193,8 +190,7 @@ def route(
         )
         report.after.macs      # the mean over the test images
     """
-    own = {"target_macs": target_macs, "target_ms": target_ms, "max_drop": max_drop, "router_epochs": router_epochs}
-    return _run(tell, "route", settings, keywords, model=model, data=data, out=out, mode=mode, **own)
+    return run(*_asked("route", locals()))
 
 
 @afresh()
@@ -217,8 +213,7 @@ def replace_early(
         )
         report.after.macs
     """
-    own = {"until": until, "fit": fit, "retrain_epochs": retrain_epochs}
-    return _run(tell, "replace", settings, keywords, model=model, data=data, out=out, **own)
+    return run(*_asked("replace", locals()))
 
 
 @afresh()
@@ -243,8 +238,7 @@ def sweep(
         )
         [(point.run, point.macs, point.top1) for point in compared.points]
     """
-    own = {"methods": methods, "targets": targets}
-    return _sweep(_job("sweep", settings, keywords, model=model, data=data, out=out, **own), tell)
+    return _sweep(*_asked("sweep", locals()))
 
 
 @afresh()
@@ -264,8 +258,7 @@ def shrink(
         compared = compressor.shrink("runs/digits/model.safetensors", data="digits", max_drop=0.05, out="runs/shrunk")
         compared.promised, compared.certificate.words()
     """
-    own = {"max_drop": max_drop, "target_ms": target_ms}
-    return _shrink(_job("shrink", settings, keywords, model=model, data=data, out=out, **own), tell)
+    return _shrink(*_asked("shrink", locals()))
 
 
 @afresh()
@@ -284,8 +277,7 @@ def evaluate(
     Example:
         compressor.evaluate("runs/digits/model.safetensors", data="digits").top1
     """
-    own = {"split": split, "exit": exit, "device": device}
-    return _evaluate(_job("evaluate", settings, keywords, model=model, data=data, **own), tell)
+    return _evaluate(*_asked("evaluate", locals()))
 
 
 @afresh()
@@ -304,7 +296,7 @@ def inspect(
         channels = compressor.inspect("runs/digits/model.safetensors")
         channels.frozen                      # {group: reason}
     """
-    return _inspect(_job("inspect", settings, keywords, model=model, arch=arch, keep=keep, also=also), tell)
+    return _inspect(*_asked("inspect", locals()))
 
 
 @afresh()
@@ -332,29 +324,18 @@ def export(
         made = compressor.export("runs/digits/model.safetensors", "runs/digits.onnx", data="digits")
         made.files                           # {path: what it is}
     """
-    own = {
-        "to": to,
-        "precision": precision,
-        "data": data,
-        "exit": exit,
-        "exits": exits,
-        "chip": chip,
-        "max_drop": max_drop,
-    }
-    return _export(_job("export", settings, keywords, model=model, out=out, overwrite=overwrite, **own), tell)
+    return _export(*_asked("export", locals()))
 
 
-def _run(tell: Callback, verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **given: Any) -> Report:
-    return run(_job(verb, settings, keywords, **given), tell)
-
-
-def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **given: Any) -> Any:
-    """The job of a verb; keywords that are None are not given.
+def _asked(verb: str, given: Mapping[str, Any]) -> tuple[Any, Callback]:
+    """The job of a verb that was given this, by the names of its parameters, and who hears of it; keywords that are
+    None are not given.
 
     Raises:
         UsageError: a name is unknown, a value has another type, or an object of settings is not of the verb.
     """
-    values = {**{name: value for name, value in given.items() if value is not None}, **keywords}
+    settings, keywords, tell = given["settings"], given["keywords"], given["tell"]
+    values = {name: each for name, each in given.items() if name not in _OWN and each is not None} | keywords
     if values.get("task") is not None and not isinstance(values["task"], str):
         values["task"] = named(values["task"])
     kind = next(kind for kind in VERBS[verb] if kind.takes(values))
@@ -367,4 +348,5 @@ def _job(verb: str, settings: Sequence[Any], keywords: Mapping[str, Any], **give
     changed = (entry.name for each in settings for entry in fields(each) if getattr(each, entry.name) != entry.default)
     chosen = tuple(dict.fromkeys((*changed, *values)))
     called = f"compressor {verb} in Python: " + ", ".join(f"{name}={value!r}" for name, value in values.items())
-    return read(VERBS[verb], values, verb=f"compressor.{verb}", chosen=chosen, whole=whole, inside={"command": called})
+    job = read(VERBS[verb], values, verb=f"compressor.{verb}", chosen=chosen, whole=whole, inside={"command": called})
+    return job, tell

@@ -18,6 +18,7 @@ import typer
 from compressor.cli.flags import with_settings
 from compressor.cli.help import HelpfulCommand, HelpfulGroup
 from compressor.cli.options import as_typed
+from compressor.cli.results import carry_out
 from compressor.cli.terminal import Terminal
 from compressor.errors import CompressorError, Elsewhere, UsageError, printable
 from compressor.runs.job import RunJob
@@ -91,7 +92,8 @@ class Commands(HelpfulGroup):
         module = _module(cmd_name)
         alone = typer.Typer(rich_markup_mode=None, add_completion=False)
         described = alone.command(cmd_name, cls=HelpfulCommand, help=module.HELP, epilog=module.EXAMPLE)
-        described(with_settings(getattr(module, _in_python(cmd_name))))
+        command = getattr(module, _in_python(cmd_name), carry_out)  # what most verbs do, and no more
+        described(with_settings(command, VERBS[cmd_name]))
         return typer.main.get_command(alone)
 
     def summary(self, name: str) -> str:

@@ -1,7 +1,7 @@
 """Flags made from the settings of jobs, so that a setting stands in one place only.
 
-A command takes what it is asked to do, `job: PruneJob | AdaptJob`. `with_settings` shows Typer one option for each
-setting of these instead, under its name and with its default, and gives the command the job.
+A command takes what it is asked to do, a `job`. `with_settings` shows Typer one option for each setting of the kinds
+that this can be instead, under its name and with its default, and gives the command the job.
 
 `--config run.toml`, or the settings.json of a run, has the names of flags on one level, `target_macs = 0.5`; flags win.
 A settings.json gives the same run again, but for two things that a person has to give again: --overwrite, and --trust.
@@ -108,10 +108,9 @@ def _check_code(path: Path, found: Mapping[str, Any], ctx: typer.Context) -> Non
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer is to see it: its job given in pieces, one option each."""
+def with_settings(command: Callable[..., None], kinds: Sequence[type[Job]]) -> Callable[..., None]:
+    """The command as Typer is to see it: its job, of one of these kinds, given in pieces, one option each."""
     parameters = inspect.signature(command, eval_str=True).parameters
-    kinds = _kinds(parameters["job"].annotation) if "job" in parameters else ()
     known: dict[str, Known] = {}
     for kind in kinds:
         known |= {name: each for name, each in known_to(kind).items() if name not in known}
@@ -151,10 +150,6 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
     run.__signature__ = inspect.Signature([p.replace(kind=_KEYWORD) for p in shown.values()])  # type: ignore[attr-defined]
     return run
-
-
-def _kinds(annotation: Any) -> tuple[type[Job], ...]:
-    return (annotation,) if isinstance(annotation, type) else get_args(annotation)
 
 
 def _option(name: str, known: Known) -> inspect.Parameter:

@@ -1,9 +1,6 @@
 """`compressor prune`."""
 
-from compressor.cli.options import DryRun, Json
-from compressor.cli.results import carry_out
 from compressor.pruning.settings import METHODS
-from compressor.runs.jobs import AdaptJob, BlocksJob, PruneJob
 
 HELP = (
     "Make a model smaller by removing its least important channels.\n\n"
@@ -20,7 +17,3 @@ HELP = (
 EXAMPLE = (
     "compressor prune sample_models/digits_cnn.safetensors --target-macs 0.5 --data digits --epochs 5 --out runs/small"
 )
-
-
-def prune(job: PruneJob | BlocksJob | AdaptJob, dry_run: DryRun = False, json: Json = False) -> None:
-    carry_out(job, dry_run=dry_run, json=json)

@@ -1,9 +1,5 @@
 """`compressor replace`."""
 
-from compressor.cli.options import DryRun, Json
-from compressor.cli.results import carry_out
-from compressor.runs.jobs import ReplaceJob
-
 HELP = (
     "Replace the first layers by PrimeNet's block: parallel convolutions of several sizes, each trained by a loss of "
     "its own, without back-propagation through them.\n\n"
@@ -14,7 +10,3 @@ EXAMPLE = (
     "compressor replace sample_models/digits_cnn.safetensors --until 5 --fit stride --data digits --epochs 10 "
     "--retrain-epochs 5 --out runs/replaced"
 )
-
-
-def replace(job: ReplaceJob, dry_run: DryRun = False, json: Json = False) -> None:
-    carry_out(job, dry_run=dry_run, json=json)

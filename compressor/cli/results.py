@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from compressor.cli.options import as_typed, with_data
+from compressor.cli.options import DryRun, Json, as_typed, with_data
 from compressor.cli.terminal import Terminal
 from compressor.report import units
+from compressor.runs.job import RunJob
 from compressor.runs.jobs import PruneJob
 
 if TYPE_CHECKING:
     from compressor.report.report import Report
-    from compressor.runs.job import RunJob
 
 
-def carry_out(job: "RunJob", *, dry_run: bool, json: bool) -> None:
+def carry_out(job: RunJob, dry_run: DryRun = False, json: Json = False) -> None:
     """What every command does that leaves a run: carry its job out, or only say what would be done, and print that."""
     terminal = Terminal(as_json=json)
     with terminal.progress() as tell:

@@ -22,7 +22,7 @@ def tune(job: TuneJob, json: Json = False) -> None:
             count = kit(job, tell)
         terminal.print_json({"kit": job.kit, "samples": count})
         words = {f"{job.kit}/measure.py": f"times {count} layers; copy the folder to the device and run it there"}
-        terminal.made(words, f"prune MODEL --target-ms MS --table {job.kit}/table.json")
+        terminal.made(words, f"compressor prune MODEL --target-ms MS --table {job.kit}/table.json")
         return
     from compressor.exporting.tune import tune_package
     from compressor.report.manifest import TUNED_MODEL, TUNED_WEIGHTS

@@ -200,7 +200,7 @@ class Channels:
 
     def _without(self, removed: Iterable[int]) -> "Counts":
         times = np.ones(self.next_id, dtype=np.int64)
-        times[np.fromiter(removed, dtype=np.int64)] = 0
+        times[removed if isinstance(removed, np.ndarray) else np.fromiter(removed, dtype=np.int64)] = 0
         return Counts(times)
 
     def params(self, removed: Iterable[int] = ()) -> int:

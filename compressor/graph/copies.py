@@ -56,15 +56,12 @@ HAVE_CODE = (fx.GraphModule, torch.jit.ScriptModule)  # modules that are more th
 
 def attributes(value: Any, memo: Memo) -> dict[str, Any]:
     """Copies of an object's attributes; what a module was compiled to in place is left out, as it runs the original."""
-    made: dict[str, Any] = {}
-    for key, each in vars(value).items():
+    made = dict(vars(value))
+    made.pop("_compiled_call_impl", None)
+    for key, each in made.items():
         kind = type(each)
-        if kind in CONSTANTS:
-            made[key] = each
-        elif kind in HOLDERS and not each:  # as most: hooks of which there are none
-            made[key] = kind()
-        elif key != "_compiled_call_impl":
-            made[key] = copied(each, memo)
+        if kind not in CONSTANTS:  # holders of nothing are most: hooks of which there are none
+            made[key] = kind() if kind in HOLDERS and not each else copied(each, memo)
     return made
 
 

@@ -22,11 +22,12 @@ def check_model(model: nn.Module) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
-    kinds = {type(module): name for name, module in named_modules(model)}
+    modules = named_modules(model)
+    kinds = {type(module): name for name, module in modules}
     for kind, name in kinds.items():
         if not {"FakeQuantizeBase", "ObserverBase"}.isdisjoint(each.__name__ for each in kind.__mro__):
             raise ModelError(f"{name} prepares the model for quantization: prune first, then prepare what is left")
-    tensors = named_tensors(model)
+    tensors = named_tensors(model, modules)
     lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
     if lazy:
         raise ModelError(f"{lazy[0]} has no shape yet: run the model once on an input, which initialises lazy modules")

@@ -92,9 +92,12 @@ class Numbered:
         known = self._by_object.get(id(raw))
         if known is None:
             lead = self._leads.get(id(raw), raw)
-            ids = self.roots[raw] if lead is raw else self(lead)
-            known = self._by_object[id(raw)] = raw, self._by_content.setdefault(ids.tobytes(), ids)
+            known = self._by_object[id(raw)] = raw, self.only(self.roots[raw]) if lead is raw else self(lead)
         return known[1]
+
+    def only(self, ids: Ids) -> Ids:
+        """Of equal arrays of final identities the one that came up first."""
+        return self._by_content.setdefault(ids.tobytes(), ids)
 
 
 class Reasons:
@@ -147,7 +150,7 @@ def grouped(
         name = producers[0]
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        found.append(Group(unique, ids, mine, producers, reason, prune_only.of(int(ids[0]))))
+        found.append(Group(unique, numbered.only(ids), mine, producers, reason, prune_only.of(int(ids[0]))))
     return tuple(found)
 
 

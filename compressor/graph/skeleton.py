@@ -24,7 +24,7 @@ class Replica:
         readable: list[tuple[Tensor, Tensor]] = []
         self.model = skeleton(model, real=real, readable=readable)
         self.modules: dict[str, nn.Module] = dict(named_modules(self.model))
-        self.tensors = named_tensors(self.model)
+        self.tensors = named_tensors(self.model, self.modules.items())
         self.device = next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
         self.values = Values(() if real else readable)
         self._training: bool | None = None  # the mode of the last run

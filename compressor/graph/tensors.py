@@ -1,6 +1,8 @@
 """The tensors of a model by their names in the state dict, which may hold other values besides."""
 
 import itertools
+import weakref
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -24,21 +26,25 @@ def _visit(path: str, module: nn.Module, found: list[tuple[str, nn.Module]], met
     found.append((path, module))
     for name, inner in module._modules.items():
         if inner is not None:
-            own = inner.named_modules.__self__  # type: ignore[attr-defined]  # what a proxy stands for
-            _visit(f"{path}.{name}" if path else name, own, found, met)
+            if type(inner) in weakref.ProxyTypes:
+                inner = inner.named_modules.__self__  # type: ignore[attr-defined]  # what it stands for
+            _visit(f"{path}.{name}" if path else name, inner, found, met)
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, then buffers (those that are not saved too), each under its first name, as torch gives them."""
+def named_tensors(model: nn.Module, modules: Iterable[tuple[str, nn.Module]] | None = None) -> dict[str, Tensor]:
+    """Parameters, then buffers (those that are not saved too), each under its first name, as torch gives them.
+
+    `modules` are the model's, where they are at hand.
+    """
     found: dict[str, Tensor] = {}
-    modules = [(f"{path}." if path else "", module) for path, module in named_modules(model)]
+    modules = named_modules(model) if modules is None else modules
     for kind in ("_parameters", "_buffers"):
         met: set[int] = set()
         for path, module in modules:
             for name, tensor in getattr(module, kind).items():
                 if tensor is not None and id(tensor) not in met:
                     met.add(id(tensor))
-                    found[path + name] = tensor
+                    found[f"{path}.{name}" if path else name] = tensor
     return found
 
 

@@ -34,8 +34,9 @@ def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterato
     of the model's own; tensors that stand alone are made anew by hooks (masks, old weight norm).
     """
     wanted, names = set(shapes), []
-    own = {id(tensor) for tensor in named_tensors(model).values()}
-    for path, module in named_modules(model):
+    modules = named_modules(model)
+    own = {id(tensor) for tensor in named_tensors(model, modules).values()}
+    for path, module in modules:
         for name, value in vars(module).items():
             kind = type(value)
             if kind in CONSTANTS or (kind in _HOLDERS and not value) or name in _REGISTERED:  # as most

@@ -85,7 +85,8 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def slices(tensor: Tensor, place: Place, channels: Channels, group: Group) -> Tensor:
     """The group's part of a tensor, one row for each channel: (channels, values), in single precision or better."""
-    if not np.array_equal(channels.identities[place.tensor, place.dim], group.ids):  # as they are in most
+    held = channels.identities[place.tensor, place.dim]
+    if held is not group.ids and not np.array_equal(held, group.ids):
         where = channels.positions(place, group.ids).ravel()
         if len(where) != tensor.shape[place.dim] or (where[:-1] > where[1:]).any():
             tensor = tensor.index_select(place.dim, torch.from_numpy(where).to(tensor.device))

@@ -188,7 +188,8 @@ def _selection(
     plan = Plan(tuple(edits))
     untouched = [group for group in channels.free if group.name in scores.values and group.name not in gone]
     refused = dict(scores.refused) | {group.name: _spared(settings) for group in untouched}
-    macs, params = channels.macs(plan.removed), channels.params(plan.removed)
+    removed = np.flatnonzero(leaving)
+    macs, params = channels.macs(removed), channels.params(removed)
     return Selection(plan, macs, params, refused)
 
 

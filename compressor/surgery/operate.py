@@ -53,7 +53,8 @@ def operate_(
         check_no_reducer(each.parameters())
         its_optimizer = optimizer if each is model else None
         states = {} if its_optimizer is None else its_optimizer.state
-        edits, modules = _edited(named_tensors(each), plan, channels, renumbering, states), dict(named_modules(each))
+        modules = dict(named_modules(each))
+        edits = _edited(named_tensors(each, modules.items()), plan, channels, renumbering, states)
         counts = [(modules[now.module], now.attribute, len(now.ids)) for now in changed]
         touched = [edit.tensor for edit in edits], {module for module, _, _ in counts}
         work.append((its_optimizer, edits, counts, Snapshot.of(each, its_optimizer, copies=False, only=touched)))
@@ -143,7 +144,8 @@ def _check(plan: Plan, channels: Channels) -> None:
         if group.prune_only is not None and not all(isinstance(edit, Prune) for edit in edits):
             raise ModelError(f"{name} can only be pruned: {group.prune_only}")
         ids = [identity for edit in edits for identity in edit.channels]
-        if len(set(ids)) != len(ids) or not set(ids) <= set(group.ids.tolist()):
+        different = set(ids)
+        if len(different) != len(ids) or not different.issubset(group.ids.tolist()):
             raise ModelError(f"a plan for {name} names a channel twice, or one that it does not have")
         gone = sum(
             len(edit.channels) if isinstance(edit, Prune) else isinstance(edit, Merge) - isinstance(edit, Insert)

@@ -26,7 +26,7 @@ class Renumbering:
     def of(plan: Plan, channels: Channels) -> "Renumbering":
         count = channels.next_id
         gone = np.zeros(count, dtype=bool)
-        gone[list(plan.removed)] = True
+        gone[np.fromiter(plan.removed, dtype=np.int64)] = True
         newcomer = np.full(count, -1, dtype=np.int64)
         for edit in plan.edits:
             if isinstance(edit, Insert):

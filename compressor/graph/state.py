@@ -12,7 +12,7 @@ import operator
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,36 +44,27 @@ class State:
                 self._seen[id(one)] = one
                 self._note(one)
 
-    def _values(self) -> list[Any]:
-        """Of every attribute."""
-        return [*itertools.chain.from_iterable([held.values() for held in self._spaces])]
-
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Whatever is changed meanwhile is as before afterwards."""
-        names = [*itertools.chain.from_iterable([held.keys() for held in self._spaces])]  # torch.jit's cannot iterate
-        counts = [*map(len, self._spaces)]
-        values = self._values()
+        spaces = [held.copy() if isinstance(held, dict) else dict(held.items()) for held in self._spaces]  # torch.jit's
         shapes = [tensor.shape for tensor in self._tensors]
         before = [(tensor, tensor.detach().clone()) for tensor in self._tensors if not tensor.is_meta]
         try:
             yield
         finally:
-            self._put_back(names, values, counts)
+            self._put_back(spaces)
             for tensor, shape in zip(self._tensors, shapes, strict=True):
                 if tensor.shape != shape and tensor.is_meta:
                     tensor.data = torch.empty(shape, dtype=tensor.dtype, device="meta")
             for tensor, data in before:
                 tensor.data = data
 
-    def _put_back(self, names: list[str], values: list[Any], counts: list[int]) -> None:
+    def _put_back(self, before: list[dict[str, Any]]) -> None:
         """Attributes as the run found them, which an edit for a trial may have changed; all else as it was noted."""
-        now = self._values()
-        if len(now) != len(values) or not all(map(operator.is_, now, values)):
-            entries = zip(names, values, strict=True)
-            for held, count in zip(self._spaces, counts, strict=True):
-                kept = dict(itertools.islice(entries, count))
-                if len(held) != len(kept) or not all(map(operator.is_, held.values(), kept.values())):
+        if [*map(len, self._spaces)] != [*map(len, before)] or not _same(self._spaces, before):
+            for held, kept in zip(self._spaces, before, strict=True):
+                if len(held) != len(kept) or not _same([held], [kept]):
                     held.clear()
                     held.update(kept)
         if any(self._empty):
@@ -191,6 +182,12 @@ class State:
             self._undo.append(lambda: setattr(bits, "state", state))
         else:
             self._undo.append(functools.partial(source.set_state, source.get_state()))
+
+
+def _same(ones: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> bool:
+    """Whether the same objects stand in dicts of the same lengths."""
+    now, then = (itertools.chain.from_iterable([held.values() for held in each]) for each in (ones, others))
+    return all(map(operator.is_, now, then))
 
 
 _Noted = Callable[[State, Any], None]

@@ -9,6 +9,7 @@ the edit is told to keep it true; otherwise the channels that meet at that opera
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,14 +84,11 @@ def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size
         if counted.of(ids) != len(ids):  # a trial removes or adds, never both
             changes.setdefault(name, {})[dim] = ids
     whole = {name: replica.tensors[name].data for name in changes}
-    values = dict(replica.values.held)
     blanks: dict[Any, Tensor] = {}
     for name, dims in changes.items():
         tensor = replica.tensors[name]
+        replica.values.edited[id(tensor)] = partial(_taken, dims=dims, copies=copies)
         tensor.data = _blank(tensor, dims, counted, blanks) if tensor.is_meta else _taken(tensor.data, dims, copies)
-        if id(tensor) in values:
-            blank, data = values[id(tensor)]
-            replica.values.held[id(tensor)] = blank, _taken(data, dims, copies)
     counts = [(replica.modules[size.module], size.attribute, counted.of(size.ids), len(size.ids)) for size in sizes]
     changed = [(module, path, now) for module, path, now, before in counts if now != before]
     heads = dict.fromkeys((module, path.partition(".")[0]) for module, path, _ in changed)
@@ -99,7 +97,7 @@ def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size
     try:
         yield replica
     finally:
-        replica.values.held = values
+        replica.values.edited.clear()
         for name, data in whole.items():
             replica.tensors[name].data = data
         for module, attribute, value in kept:

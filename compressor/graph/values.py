@@ -5,7 +5,7 @@ A stride that a detector keeps in a buffer, `torch.arange(height)`, a learned nu
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ class Values:
 
     def __init__(self, held: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
         self.held = {id(blank): (blank, data) for blank, data in held}  # the model's own, as it starts
+        self.edited: dict[int, Callable[[Tensor], Tensor]] = {}  # what a trial makes of these, by the same numbers
         self._known: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def forget(self) -> None:
@@ -62,7 +63,10 @@ class Values:
             if not tensor.is_meta:
                 return tensor
             blank, data = self.held.get(id(tensor), (None, None))
-            if blank is None or data is None or data.shape != tensor.shape:
+            if blank is None or data is None:
+                return None
+            data = self.edited[id(tensor)](data) if id(tensor) in self.edited else data
+            if data.shape != tensor.shape:
                 return None
             known = self._known[id(tensor)] = tensor, data.detach().cpu().clone()
         return known[1]

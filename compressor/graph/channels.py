@@ -1,6 +1,7 @@
 """The map from every parameter dimension to the channels it holds, and the questions one may ask of it."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -196,7 +197,7 @@ class Channels:
     def macs(self, removed: Iterable[int] = ()) -> int:
         """Multiply-adds of convolutions and matrix products for one image, without the removed channels."""
         counts = self._without(removed)
-        return sum(cost.factor * _product(counts.of(axis) for axis in cost.axes) for cost in self.costs)
+        return sum(cost.factor * math.prod(counts.of(axis) for axis in cost.axes) for cost in self.costs)
 
     def _without(self, removed: Iterable[int]) -> "Counts":
         times = np.ones(self.next_id, dtype=np.int64)
@@ -208,9 +209,11 @@ class Channels:
         counts = self._without(removed)
         total = 0
         for name in self.counted:
-            dims = (self.identities.get((name, dim)) for dim in range(len(self.shapes[name])))
-            sizes = zip(dims, self.shapes[name], strict=True)
-            total += _product(size if ids is None else counts.of(ids) for ids, size in sizes)
+            here = 1
+            for dim, size in enumerate(self.shapes[name]):
+                ids = self.identities.get((name, dim))
+                here *= size if ids is None else counts.of(ids)
+            total += here
         return total
 
 
@@ -226,10 +229,3 @@ class Counts:
         if known is None:
             known = self._counted[id(ids)] = ids, int(self.times[ids].sum())
         return known[1]
-
-
-def _product(factors: Iterable[int]) -> int:
-    result = 1
-    for factor in factors:
-        result *= factor
-    return result

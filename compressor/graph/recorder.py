@@ -124,7 +124,9 @@ class Recorder(Watching):
         outputs = {ref.index for ref in self.result.outputs}
         watched: list[tuple[TensorRef, weakref.ref[Tensor]]]
         watched = [(self._known[number], found) for number, found in self._watched.items()]
-        watched += [(self._known[id(tensor)], weakref.ref(tensor)) for tensor, _ in self._alive]
+        own = [tensor for tensor, ref in self._alive if ref.index not in given]
+        watched += [(self._known[id(tensor)], weakref.ref(tensor)) for tensor in own]
+        del own
         self._alive.clear()
         if any(ref.index not in given and ref.index not in outputs and found() is not None for ref, found in watched):
             gc.collect(1)  # what only holds itself is nobody's

@@ -63,7 +63,7 @@ def narrowed(multiple: int, group: Group) -> int:
 def step_of(group: Group, channels: Channels, multiple: int) -> int:
     """How many channels make the width of every layer of the group a multiple: grouped layers hold a channel often."""
     step = 1
-    for place in group.places:
+    for place in group.places if multiple > 1 else ():
         if place.role == "row":
             occurrences = int(np.count_nonzero(channels.identities[place.tensor, place.dim] == group.ids[0]))
             step = math.lcm(step, multiple // math.gcd(multiple, occurrences))

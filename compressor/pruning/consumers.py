@@ -100,9 +100,8 @@ def _consumer(
     if weights is not None and told:
         scale = weights.to(matrix).sqrt().view(len(matrix), 1, -1)
     if places is not None:  # any matrix with the same products costs the same
-        matrix = (matrix * scale)[:, places].flatten(2)
-        values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
-        matrix, ids = vectors * values.clamp(min=0).sqrt()[:, None], ids[places[:, 0]]
+        matrix = torch.linalg.qr((matrix * scale)[:, places].flatten(2).mT, mode="r").R.mT
+        ids = ids[places[:, 0]]
         scale = torch.ones_like(matrix[:, :1])
     if not told:  # in shares of the variance of its outputs
         scale = scale / (matrix * (covariance @ matrix)).sum().clamp(min=1e-300).sqrt()

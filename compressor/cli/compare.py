@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compressor.cli.options import Json
+from compressor.cli.options import Json, with_data
 from compressor.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -71,4 +71,5 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     if left.is_dir():
         terminal.made(files, f"compressor verify {left}")
         return
-    terminal.made(files, f"compressor export {left if left.exists() else Path(best) / MODEL} --data DATA --out deploy")
+    given = "--data DATA" if compared.data is None else with_data(compared.data)
+    terminal.made(files, f"compressor export {left if left.exists() else Path(best) / MODEL} {given} --out deploy")

@@ -69,10 +69,10 @@ class RunComparison:
     in_turn: str | None = None  # the device on which all were timed in turn; None: each run's own figure
     notes: tuple[str, ...] = ()  # what makes the comparison less than fair
     failed: dict[str, str] = field(default_factory=dict)  # runs that failed -> why
-    promised: str | None = (
-        None  # the cheapest run of which the certificate is true; None: no run, or none was asked for
-    )
+    # The cheapest run of which the certificate is true; None: no run, or none was asked for.
+    promised: str | None = None
     certificate: Certificate | None = None
+    data: str | None = None  # or the task, of all runs, as it was named; None: none, or several
 
     @property
     def promise(self) -> str | None:
@@ -100,6 +100,7 @@ class RunComparison:
             "fronts": {cost: list(numbers) for cost, numbers in self.fronts.items()},
             "notes": list(self.notes),
             "failed": self.failed,
+            "data": self.data,
             "promised": self.promised,
             "certificate": None if self.certificate is None else self.certificate.to_json(),
         }

@@ -42,8 +42,11 @@ def compare_runs(
         new = {**_as_the_start(reports, timed.milliseconds), **timed.milliseconds}
         points = [replace(each, latency=None if each.variant else new.get(each.run)) for each in points]
     points.sort(key=lambda point: (-(point.macs or 0), point.run))
-    in_turn = None if timed is None else timed.device
-    return RunComparison(tuple(points), engine, in_turn, tuple(_notes(reports, in_turn)), dict(failed or {}))
+    in_turn, named = None if timed is None else timed.device, _values(reports, "data")
+    return RunComparison(
+        tuple(points), engine, in_turn, tuple(_notes(reports, in_turn)), dict(failed or {}),
+        data=named.pop() if len(named) == 1 else None,
+    )  # fmt: skip
 
 
 def _results(name: str, report: Report, engine: str | None) -> Iterator[Point]:

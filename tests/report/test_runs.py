@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from compressor.cli.compare import show_comparison
+from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
@@ -79,6 +81,17 @@ def test_a_run_that_is_dearer_and_worse_is_on_no_front():
 def test_what_does_not_compare_is_said(other, said):
     assert not compare_runs({"a": run(1000, 0.9), "b": run(2000, 0.8)}).notes
     assert said in " ".join(compare_runs({"a": run(1000, 0.9), "b": run(2000, 0.8, **other)}).notes)
+
+
+def test_the_data_of_all_runs_are_named_for_the_next_command(capsys):
+    task = "tasks.py:Streets"
+    a, b = (run(macs, 0.9, data=task) for macs in (1000, 2000))
+    compared = compare_runs({"a": a, "b": b})
+    assert compared.data == compared.to_json()["data"] == task
+    show_comparison(Terminal(as_json=False), compared, "runs/compared")
+    assert "--task tasks.py:Streets --out deploy" in capsys.readouterr().err
+    other = run(1500, 0.9, data="digits")
+    assert compare_runs({"a": a, "b": other}).data is None
 
 
 def test_latencies_that_were_timed_in_turn_replace_those_of_the_runs():

@@ -7,6 +7,7 @@ A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; `BLOCKS` s
 """
 
 import argparse
+import errno
 import json
 import re
 import sys
@@ -40,6 +41,7 @@ from benchmarks import primenet as primenet_benchmark
 from benchmarks import promises as promise_splits
 from benchmarks import routing as routing_benchmark
 from benchmarks import widths as width_times
+from benchmarks.first_run import command
 from compressor.exporting.runtimes import RUNTIMES
 from compressor.report.report import Report
 from compressor.report.tables import before_after_table
@@ -53,6 +55,17 @@ _WIDTH = 120
 def demo() -> str:
     """The table that `make demo` printed."""
     return _run_table("demo.json")
+
+
+def first_run() -> str:
+    """The table that README's first command printed, and what is promised of fresh images."""
+    result = _read("first.json")
+    if result["typed"] != command():
+        raise FileNotFoundError(errno.ENOENT, "measured with another command", "first.json")
+    certificate = Report.from_json(result).after.certificate
+    promised = [] if certificate is None else [certificate.words()]
+    words = " ".join([*promised, f"{round(result['seconds'] / 60)} minutes in all."])
+    return f"{_run_table('first.json')}\n\n{words}"
 
 
 def first() -> str:
@@ -378,6 +391,7 @@ def _ran(ran: dict[str, int]) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "first": first,
+    "first_run": first_run,
     "demo": demo,
     "fashion": fashion,
     "zoo": zoo,

@@ -310,7 +310,7 @@ def network() -> Network:
 
 def prepared(path: str) -> np.ndarray:
     """An image as the network takes it: float32 (channels, height, width)."""
-    image = manifest(FOLDER)["input"]
+    image = network().about["input"]
     if len(image["shape"]) != 3:
         raise ValueError(f"the network takes arrays of {image['shape']}, no images: call network() in Python")
     channels, height, width = image["shape"]

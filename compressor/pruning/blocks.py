@@ -21,6 +21,7 @@ from compressor.graph.neutral import neutral
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.block_fits import Fits
 from compressor.pruning.consumers import outputs_of
+from compressor.pruning.reconstruction.calibration import fewer
 from compressor.surgery.edits import BlockEdit, Bypass, Fold
 from compressor.training.evaluate import evaluating
 
@@ -86,8 +87,8 @@ class Shortening:
         self.blocks, self.steps = blocks, list[Step]()
         self._inputs = inputs
         self._whole, self._small = skeleton(model, real=True), skeleton(model, real=True)
-        self._fits = self._fits_of(choices, _first(inputs, *_FITTED))
-        self._judged = _first(inputs, *_JUDGED)
+        self._fits = self._fits_of(choices, fewer(inputs, *_FITTED))
+        self._judged = fewer(inputs, *_JUDGED)
         self._queue: list[tuple[float, int, int, Option, float]] = []  # score, number, after how many steps, moved
         with self._inside():
             self._outputs = [outputs_of(self._whole, given) for given in self._judged]
@@ -208,14 +209,3 @@ def _variance(outputs: Sequence[Sequence[Tensor]]) -> float:
             alike.setdefault((number, *leaf.shape[1:]), []).append(leaf)
     leaves = map(torch.cat, alike.values())
     return max(sum(float((leaf - leaf.mean(0)).square().sum()) for leaf in leaves), 1e-300)
-
-
-def _first(batches: Sequence[Tensor], values: int, images: int) -> list[Tensor]:
-    """The first batches, until they hold so many values and images."""
-    found: list[Tensor] = []
-    for given in batches:
-        if values <= 0 and images <= 0:
-            break
-        found.append(given)
-        values, images = values - given.numel(), images - len(given)
-    return found

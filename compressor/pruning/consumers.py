@@ -23,10 +23,10 @@ from compressor.pruning.reconstruction.readers import Reader, View, readers, sur
 from compressor.pruning.reconstruction.replay import Hook, Replay, plain_attention
 from compressor.training.evaluate import evaluating
 
-_PROBED = 128  # images whose derivatives are looked at,
+_PROBED = 512  # images whose derivatives are looked at,
 _PROBED_VALUES = 1 << 20  # so many values of them at once,
 _PROBED_IN_ALL = 1 << 22  # and in all: about 30 images of 3x224x224
-_JUDGED_VALUES = 1 << 24  # of the images by which channels are judged: about 130 of these
+JUDGED = (1 << 21, 128)  # values, and images, at least by which channels are judged
 _WIDE = 1500  # unknowns of a layer, from which on the places of a channel share their moments
 
 
@@ -49,7 +49,7 @@ def consumers(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> li
     """Every layer that reads channels of a free group, from one pass over the inputs."""
     free = np.concatenate([group.ids for group in channels.free])
     with neutral(), torch.no_grad():
-        replay = Replay(model, judged := fewer(inputs, _JUDGED_VALUES))
+        replay = Replay(model, judged := fewer(inputs, *JUDGED))
         tensors, ops = replay.tensors, replay.program.ops
         layers = readers(replay.program)
         views = survey(replay, layers)

@@ -1,7 +1,7 @@
 """Decide in one look at a trained network: score its channels by a method of the table, and select."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -9,18 +9,12 @@ from torch import Tensor, nn
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
 from compressor.pruning.consumers import consumers
-from compressor.pruning.obs import Curve, calibrated, curves
-from compressor.pruning.scores import Given, Score, Scores, complete, in_order
+from compressor.pruning.obs import calibrated, curves
+from compressor.pruning.ranked import Ranked, as_scores
+from compressor.pruning.scores import Given, Score, Scores, complete
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved, score_of
 from compressor.training.task import Model, Pair
-
-
-class Ranked(NamedTuple):
-    """Scores of every channel, and the error curves of groups where these decide how much of each goes."""
-
-    scores: Scores
-    curves: Mapping[str, Curve] | None = None
 
 
 def decide(
@@ -72,11 +66,14 @@ def rank(
     orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
               for name, values in scores.values.items()} if settings.method != "obs" else None  # fmt: skip
     found = curves(model, channels, consumers(model, channels, inputs), orders)
+    by_error = settings.allocate == "error"
+    if by_error:
+        found = calibrated(model, found, inputs)
     if settings.method == "obs":
-        scores = _as_scores(channels, found)
-    if settings.allocate != "error":
+        scores = as_scores(channels, found)
+    if not by_error:
         return Ranked(scores)
-    return Ranked(scores, calibrated(model, found, inputs))
+    return Ranked(scores, found)
 
 
 _SHARES = (0.1, 0.3, 0.5)
@@ -95,12 +92,3 @@ def sensitivity(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> 
         for name, each in found.items()
         if len(each.errors) > 1
     }
-
-
-def _as_scores(channels: Channels, found: Mapping[str, Curve]) -> Scores:
-    """Of every channel the error of its group when it goes, after those before it."""
-    values = {}
-    for group in channels.free:
-        each = found[group.name]
-        values[group.name] = in_order(np.append(each.errors[1:], np.inf), each.ids, group.ids)
-    return Scores(values)

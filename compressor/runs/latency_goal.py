@@ -19,8 +19,8 @@ from compressor.exporting.runtimes import ENGINES, check_runtime
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.profiling.timetable import Timetable
-from compressor.pruning.oneshot import Ranked
 from compressor.pruning.price import Goal, Price, scaled
+from compressor.pruning.ranked import Ranked
 from compressor.pruning.selection import Selection, goals_of, select
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.runs.settings import GoalSettings

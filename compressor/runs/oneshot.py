@@ -16,7 +16,6 @@ from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import device_of, has_data, named_tensors
-from compressor.pruning.oneshot import decide, rank
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.pruning.reconstruction.calibration import synthetic_inputs, used_to
 from compressor.pruning.scores import Score
@@ -28,6 +27,7 @@ from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.latency_goal import select_in_ms
 from compressor.runs.own import criterion, in_words
 from compressor.runs.results import filters, layer_sizes
+from compressor.runs.second_look import decided, ranked
 from compressor.settings import filled
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import assign_, check_no_reducer
@@ -132,10 +132,10 @@ def prune_(
         return _replace_blocks_(module, example, choice, inputs, latency)
     channels = capture(module, example, keep=choice.keep, also=also)
     if not in_time(choice):
-        selection = decide(module, channels, choice, images, inputs, score)
+        selection = decided(module, channels, choice, images, inputs, score)
     else:
-        ranked = rank(module, channels, choice, images, inputs, score)
-        selection = select_in_ms(module, example, channels, ranked, choice)
+        found = ranked(module, channels, choice, images, inputs, score)
+        selection = select_in_ms(module, example, channels, found, choice)
     widths, before = filters(module), profile(module, example, latency=latency, layers=False)
     after, refit = apply_plan_(
         module, selection.plan, channels, example, optimizer, inputs=inputs, synthetic=synthetic, latency=latency

@@ -15,7 +15,6 @@ from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
-from compressor.pruning.oneshot import rank
 from compressor.pruning.scores import Given
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import check, in_time, looks_at_inputs, resolved
@@ -32,6 +31,7 @@ from compressor.runs.own import criterion
 from compressor.runs.plans import read_plan, selection_of, structure_of, write_plan
 from compressor.runs.results import filters, filters_after, layer_sizes
 from compressor.runs.run import UNMEASURED, Run
+from compressor.runs.second_look import ranked
 from compressor.runs.stages import Callback, PartEvent, Stage
 from compressor.runs.subject import calibration_inputs, refuse_routed, score_batches
 from compressor.runs.tuning import finetune_, on_validation, said, step_for
@@ -84,14 +84,14 @@ class PruneRun(Run[PruneJob]):
             self.inputs = calibration_inputs(subject, choice.seed)
             self.tell(Stage("measuring what every channel is worth"))
         loss = Given.loss if subject.data is None else subject.data.loss
-        ranked = distributed.from_first(
-            lambda: rank(subject.module, channels, choice, batches, self.inputs, self.own, loss=loss)
+        found = distributed.from_first(
+            lambda: ranked(subject.module, channels, choice, batches, self.inputs, self.own, loss=loss)
         )
         if not in_time(choice):
-            return select(channels, ranked.scores, choice, ranked.curves)
+            return select(channels, found.scores, choice, found.curves)
         return distributed.from_first(
             lambda: select_in_ms(
-                subject.module, subject.example, channels, ranked, choice, lambda text: self.tell(Stage(text))
+                subject.module, subject.example, channels, found, choice, lambda text: self.tell(Stage(text))
             )
         )
 

@@ -27,7 +27,7 @@ from compressor.training.evaluate import evaluating
 from compressor.training.task import shapes
 
 MOST_POSITIONS = 64  # of each image and layer
-_ROWS = 1 << 16  # of all images together: with many images fewer places of each do
+_ROWS = 1 << 17  # of all images together: with many images fewer places of each do
 HELD_BACK = 8  # one image of so many only judges what the others gave
 _VALUES = 5_000_000  # of the inputs of a batch, about 32 images of 3x224x224
 _ALL_VALUES = 1 << 26  # and of all batches, but
@@ -85,14 +85,15 @@ def first_images(inputs: Any, count: int) -> Any:
     return _taken(inputs, slice(count), None)
 
 
-def fewer(batches: Sequence[Any], values: int) -> list[Any]:
-    """The first batches, until they hold so many values."""
+def fewer(batches: Sequence[Any], values: int, images: int = 0) -> list[Any]:
+    """The first batches, until they hold so many values and images."""
     found: list[Any] = []
     for given in batches:
-        if values <= 0:
+        if values <= 0 and images <= 0:
             break
         found.append(given)
         values -= max(leaf.numel() for leaf in _tensors(given))
+        images -= len(_tensors(given)[0])
     return found
 
 

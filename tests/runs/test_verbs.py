@@ -83,7 +83,7 @@ def test_examples_with_a_resnet18_give_what_they_name(tmp_path, monkeypatch):
     exec(example_of("save"), names)
     safetensors.torch.save_file(vision.build("resnet18").state_dict(), "weights.safetensors")
     (tmp_path / "runs/demo").mkdir(parents=True)
-    (tmp_path / "small.pt").rename(tmp_path / "runs/demo/model.safetensors")
+    (tmp_path / "small.safetensors").rename(tmp_path / "runs/demo/model.safetensors")
     names["report"].save("runs/demo")
     exec(example_of("load"), names)
     exec(example_of("Report"), names)

@@ -1,7 +1,5 @@
 """Makes a CNN cheaper to run; the public functions, imported when first used so that `import compressor` is instant."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

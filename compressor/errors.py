@@ -3,8 +3,6 @@
 Anything else that is raised is a bug and keeps its traceback.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import zipfile

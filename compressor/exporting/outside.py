@@ -3,8 +3,6 @@
 All of this runs in the process that `limits.apart` makes, because even reading a graph may take the machine.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -20,11 +20,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.errors import FileError, ModelError, first_line
 from compressor.exporting.onnx import write_checked
-from compressor.exporting.samples import (
-    images,
-    largest_difference,
-    torch_outputs,
-)
+from compressor.exporting.samples import images, largest_difference, torch_outputs
 from compressor.graph.program import is_weight, operator_of, program, with_free_batch
 from compressor.loading.opening import EXTRA, open_model
 from compressor.report.manifest import Array, Card

@@ -6,8 +6,6 @@ What looks at files is forked from a process that has imported it already, since
 second; that one lives until the process that started it, and all that were forked from it, are gone.
 """
 
-from __future__ import annotations
-
 import atexit
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Files from outside, opened once and only where they are real ones; files of ours, written whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """How to build a network again: `torchvision:NAME`, `timm:NAME`, `sample:NAME`, `FILE.py:FUNCTION`, with arguments."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Mapping
@@ -83,7 +81,7 @@ class Definition:
         network = self.call(**{**self.arch.arguments, **more})
         return network.module if isinstance(network, nn.DataParallel) else network
 
-    def with_arguments(self, **more: Any) -> Definition:
+    def with_arguments(self, **more: Any) -> "Definition":
         """The same definition, called with these arguments besides."""
         return replace(self, arch=replace(self.arch, arguments={**self.arch.arguments, **more}))
 

@@ -8,8 +8,6 @@ the network is an architecture (`arch`) or a description of published layers (`b
 (`steps`), and the sizes that surgery changed since (`structure`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

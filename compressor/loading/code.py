@@ -6,8 +6,6 @@ What is wanted is what was once given as --arch on this machine: path, function 
 $XDG_STATE_HOME/compressor/architectures.json (~/.local/state where that is not set).
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import inspect

@@ -1,7 +1,5 @@
 """What a model file is, told from its bytes and never from its name; and what lies in torch.save's archive, checked."""
 
-from __future__ import annotations
-
 import io
 import re
 import stat

@@ -1,7 +1,5 @@
 """Fold what computes a weight from other tensors into the weight: pruning masks, weight norm and spectral norm."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Plain values and tensors as JSON writes them, so that a file is read again without running code."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -3,8 +3,6 @@
 What one project's files import stays theirs: another project's module of the same name is another module.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import os
@@ -30,7 +28,7 @@ class Place:
     package: str  # dotted, of the file's folder; empty outside packages
 
     @classmethod
-    def of(cls, path: Path, source: bytes) -> Place:
+    def of(cls, path: Path, source: bytes) -> "Place":
         """A folder with `__init__.py` is a package; so is one without, as far as the file imports relative to it."""
         path = path.resolve()
         folders = [path.parent, *path.parent.parents]

@@ -9,8 +9,6 @@ the data name: classes are looked up in a positive list, attributes are plain va
 method.
 """
 
-from __future__ import annotations
-
 import enum
 import functools
 import keyword

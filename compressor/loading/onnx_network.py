@@ -5,8 +5,6 @@ an operation names its function by ONNX's operator, and only those of `FUNCTIONS
 comes in, as in code by hand, so that they follow when channels go: `exporting.onnx_in` finds out how.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Open a model from a file or from the name of an architecture, without running anybody's code unasked."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping

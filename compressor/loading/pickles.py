@@ -4,8 +4,6 @@ A pickle is read on stand-ins (see loading.stand_ins); what it says of tensors a
 when they are made of it.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -5,8 +5,6 @@ Published layers, activations, types of numbers and timm's enumerations may be n
 again is for the file to say, so a file of a few bytes could ask for a million classes, or layers without end.
 """
 
-from __future__ import annotations
-
 import enum
 import functools
 import sys
@@ -127,7 +125,7 @@ class Proportion:
     most_modules: int
 
     @classmethod
-    def to(cls, state: Iterable[Any], path: Path) -> Proportion:
+    def to(cls, state: Iterable[Any], path: Path) -> "Proportion":
         """What is in proportion to a file's weights."""
         tensors = [each for each in state if isinstance(each, Tensor)]
         held = sum(each.nbytes for each in tensors)

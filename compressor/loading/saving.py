@@ -1,7 +1,5 @@
 """Write compressor's own checkpoint; one that would not open again is an error here and not later."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import partial

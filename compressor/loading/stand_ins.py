@@ -4,8 +4,6 @@ Every class and function that a file asks for, torch's own among them, is read a
 given. Nothing is imported, called or allocated because a file says so; what the stand-ins mean is decided afterwards.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -45,7 +43,7 @@ class Ordered(dict[Any, Any]):
     __slots__ = ("_odd",)
     _odd: int
 
-    def __new__(cls, *_: Any) -> Ordered:
+    def __new__(cls, *_: Any) -> "Ordered":
         made = super().__new__(cls)
         made._odd = 0
         return made
@@ -87,7 +85,7 @@ class StandIn:
     entries: Ordered  # what is put into it as into a dict
     state: Any
 
-    def __new__(cls, *arguments: Any) -> StandIn:
+    def __new__(cls, *arguments: Any) -> "StandIn":
         if len(arguments) > _MOST_ARGUMENTS:
             raise ValueError(f"it calls {cls.name} with {len(arguments):,} arguments")
         made = super().__new__(cls)

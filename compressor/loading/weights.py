@@ -1,7 +1,5 @@
 """Find the weights in what a file holds, and fit them to an architecture: wrappers, prefixes, number of classes."""
 
-from __future__ import annotations
-
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """One process at a time writes to a run's folder; the lock ends with its process, however that ended."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Open and write every model, those too that our own rooms made of others: detached, routed, with a PrimeNet block."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from functools import partial

@@ -5,8 +5,6 @@ compiled operators, and `import torchvision` then fails with "operator torchvisi
 nothing used here needs them. So the two schemas that its Python code refers to are declared first.
 """
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import sys

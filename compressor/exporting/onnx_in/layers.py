@@ -1,7 +1,5 @@
 """Operators with weights -> torch's layers, so that all that looks for convolutions and norms finds them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

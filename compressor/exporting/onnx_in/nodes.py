@@ -4,8 +4,6 @@ Attributes moved to inputs as operator sets went on (`axes` of Squeeze, `pads` o
 Constant sizes are computed from what comes in, so that they still fit when channels go.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

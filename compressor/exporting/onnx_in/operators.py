@@ -1,7 +1,5 @@
 """Operators without weights -> operations: a table from ONNX's operator to what reads its attributes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

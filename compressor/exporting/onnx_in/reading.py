@@ -1,7 +1,5 @@
 """Open an ONNX file as a torch network that can be pruned and trained, and check it against ONNX Runtime."""
 
-from __future__ import annotations
-
 import copy
 import re
 from keyword import iskeyword

@@ -1,7 +1,5 @@
 """What ONNX Runtime gives for every value of a graph on some images: shapes, constants, and what to compare with."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass

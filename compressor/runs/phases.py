@@ -126,7 +126,7 @@ class TrainingPhases:
                     "or --startup-epochs"
                 )
             self.teacher = copy.deepcopy(model)
-            self._distil = distilling(self.teacher, distill, data)
+            self._distil = distilling(self.teacher, distill, data, phases.training.label_smoothing)
 
     def run(
         self, folder: Path | None = None, on_event: Callable[[Any], None] | None = None, *, resume: bool = False

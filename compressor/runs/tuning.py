@@ -61,7 +61,7 @@ def step_for(
         return own
     if own is not None:
         raise UsageError("a network with sub-models has losses of its own: leave out distill")
-    return distilling(teacher, settings, task)
+    return distilling(teacher, settings, task, training.label_smoothing)
 
 
 def on_validation(subject: Subject) -> float:

@@ -7,6 +7,8 @@ import torch
 
 import compressor
 from compressor.errors import UsageError
+from compressor.pruning.adapnet.settings import PRESETS
+from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import ModelSettings
 from compressor.runs.subject import open_subject
 from compressor.runs.tuning import finetune_, on_validation, step_for
@@ -48,6 +50,25 @@ def test_a_step_without_a_teacher_is_plain_cross_entropy_or_the_networks_own():
     assert step_for(module, None, DistillSettings(), training, open_data("digits")) is None
     assert step_for(module, copy.deepcopy(module), DistillSettings(True), training, open_data("digits")) is not None
     assert step_for(module, copy.deepcopy(module), DistillSettings(False), training, open_data("digits")) is None
+
+
+def of_the_phases(module, settings, training, data):
+    phases = Phases.of(PRESETS["quick"], training, trained=True)
+    return TrainingPhases(module, data, None, phases, settings, trained=True)._distil
+
+
+def of_fine_tuning(module, settings, training, data):
+    return step_for(module, copy.deepcopy(module), settings, training, data)
+
+
+@pytest.mark.parametrize("made", [of_fine_tuning, of_the_phases])
+def test_labels_are_smoothed_beside_a_teacher_too(made):
+    given, losses = subject(), []
+    x, y = next(given.data.passing(given.data.validation, 32))
+    for smoothing in (0.0, 0.5):
+        step = made(given.module, DistillSettings(True), TrainSettings(label_smoothing=smoothing), given.data)
+        losses.append(float(step(given.module, x, y)[0]))
+    assert losses[0] + 0.1 < losses[1]
 
 
 @pytest.mark.parametrize("verb", [pytest.param("prune", marks=pytest.mark.slow), "finetune"])

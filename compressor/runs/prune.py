@@ -84,8 +84,12 @@ class PruneRun(Run[PruneJob]):
             self.inputs = calibration_inputs(subject, choice.seed)
             self.tell(Stage("measuring what every channel is worth"))
         loss = Given.loss if subject.data is None else subject.data.loss
+
+        def progress(done: int, total: int) -> None:
+            self.tell(PartEvent("least squares half of the way", done, total))
+
         found = distributed.from_first(
-            lambda: ranked(subject.module, channels, choice, batches, self.inputs, self.own, loss=loss)
+            lambda: ranked(subject.module, channels, choice, batches, self.inputs, self.own, loss, progress)
         )
         if not in_time(choice):
             return select(channels, found.scores, choice, found.curves)

@@ -21,7 +21,7 @@ from compressor.pruning.oneshot import rank
 from compressor.pruning.price import Goal, macs_price
 from compressor.pruning.ranked import Ranked, as_scores
 from compressor.pruning.reconstruction.calibration import fewer
-from compressor.pruning.reconstruction.solve import reconstruct_
+from compressor.pruning.reconstruction.solve import Progress, no_progress, reconstruct_
 from compressor.pruning.scores import Given, Score
 from compressor.pruning.selection import Selection, goals_of, select
 from compressor.pruning.settings import PruneSettings, in_time, resolved
@@ -53,11 +53,12 @@ def ranked(
     inputs: Sequence[Any] = (),
     score: Score | None = None,
     loss: Callable[[Model, Any, Any], tuple[Tensor, Any]] = Given.loss,
+    progress: Progress = no_progress,
 ) -> Ranked:
     """Judge every channel, by errors twice: from half-way to the target on as things are there, unless that is near.
 
     The order of channels is found anew by `obs` alone. The model is not changed. Arguments and errors are those of
-    `rank`.
+    `rank`; `progress` hears of the least squares half-way.
     """
     first = rank(model, channels, settings, batches, inputs, score, loss=loss)
     plan = None if first.curves is None else _half_way(channels, settings, first)
@@ -68,7 +69,7 @@ def ranked(
     after = operate_(small, plan, channels)
     if not after.free:  # each group is down to one channel
         return first
-    reconstruct_(small, model, channels, plan, few)
+    reconstruct_(small, model, channels, plan, few, progress)
     orders = {name: each.ids[~np.isin(each.ids, plan.removed)] for name, each in first.curves.items()}
     by_obs = settings.method == "obs"
     again = curves(small, after, consumers(small, after, few), None if by_obs else orders)

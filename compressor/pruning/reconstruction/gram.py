@@ -58,21 +58,20 @@ class Rows:
 
     def errors(self, matrix: Tensor) -> Tensor:
         """(groups, outputs): sums of squared errors, behind the activation."""
-        made = self.made(matrix)
-        if self.level is None:
-            return (made - self.y).double().square().sum(1)
-        level = self.level
-        behind = (level.values + level.scale * (made - self.y)).clamp(level.low, level.high)
-        return (behind - level.values.clamp(level.low, level.high)).double().square().sum(1)
+        error, level = self.made(matrix).sub_(self.y), self.level
+        if level is not None:
+            error = error.mul_(level.scale).add_(level.values).clamp_(level.low, level.high).sub_(self.behind())
+        return exactly(error.square_().sum(1))
 
     def reached(self, matrix: Tensor) -> Tensor:
         """Targets that the activation tells no difference to: where it cuts off, what is made may lie further out."""
         level = self.level
         assert level is not None
-        made = level.values + level.scale * (self.made(matrix) - self.y)
-        wanted = torch.where(level.values <= level.low, made.clamp(max=level.low), level.values)
-        wanted = torch.where(level.values >= level.high, made.clamp(min=level.high), wanted)
-        return self.y + torch.where(level.scale == 0, 0, (wanted - level.values) / level.scale)
+        moved = self.made(matrix).sub_(self.y).mul_(level.scale)
+        free = torch.where(level.values <= level.low, torch.minimum(moved, level.low - level.values), 0)
+        if level.high < torch.inf:
+            free = torch.where(level.values >= level.high, torch.maximum(moved, level.high - level.values), free)
+        return free.mul_(torch.where(level.scale == 0, 0, 1 / level.scale)).add_(self.y)
 
     def behind(self) -> Tensor:
         """(groups, rows, outputs): the targets, behind the activation."""

@@ -93,7 +93,7 @@ OWN = (
     Fault("graph/attributes.py", "fresh = copy.copy(held)", "fresh = held"),
     Fault("graph/kept_sizes.py", 'whose = value_at(module, f"{around}.module") if around else None', "whose = None"),
     Fault("graph/trace.py", 'warnings.simplefilter("ignore")', "pass"),
-    Fault("graph/cuts.py", "if node.target is not _SIZE or node.args[1] != 0:", "if node.target is not _SIZE:"),
+    Fault("graph/cuts.py", "if node.target is not SIZE or node.args[1] != 0:", "if node.target is not SIZE:"),
     # surgery
     Fault("surgery/slices.py", "total if self.column else total / 2", "total / 2"),
     Fault("surgery/slices.py", "halves = result.index_select(self.dim, here) / 2",

@@ -16,13 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.graph import Channels, capture
 from compressor.graph.channels import SINGLE
-from compressor.graph.groups import roots_of
 from compressor.graph.outline import is_reserve
 from compressor.graph.propagate import Propagation
 from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica, skeleton
 from compressor.graph.trace import TensorRef, Way, call_arguments, run
-from compressor.graph.unions import Unions
+from compressor.graph.unions import Unions, roots_of
 from compressor.surgery import Plan, Prune
 
 STATISTICS = frozenset(

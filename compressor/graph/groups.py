@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from compressor.graph.attributes import value_at
@@ -16,66 +14,7 @@ from compressor.graph.propagate import Propagation, RawSize
 from compressor.graph.records import Trace
 from compressor.graph.rules_layers import KERNEL
 from compressor.graph.rules_shapes import permute
-from compressor.graph.unions import Unions
-
-Roots = NDArray[np.int64]
-
-
-def leads_of(ties: Unions) -> dict[int, Ids]:
-    """For every array that is tied, by its `id`, one that it is tied to position by position, itself or another.
-
-    It is the first block of identities among these, if there is one.
-    """
-    leads = dict(ties.fresh_blocks)
-    turn = {number: at for at, number in enumerate(leads)}
-
-    def lead(ids: Ids) -> Ids:
-        above = leads.setdefault(id(ids), ids)
-        while above is not ids:
-            ids, above = above, leads[id(above)]
-        return ids
-
-    for pair in ties.pairs:
-        one, other = map(lead, pair)
-        if turn.get(id(one), len(turn)) > turn.get(id(other), len(turn)):
-            one, other = other, one
-        leads[id(other)] = one
-    return {number: lead(ids) for number, ids in leads.items()}
-
-
-def roots_of(ties: Unions, leads: Mapping[int, Ids] | None = None) -> Roots:
-    """For every raw identity, the number of the set it was tied into; `leads` are those of the ties."""
-    leads = leads_of(ties) if leads is None else leads
-    base, turn = np.arange(ties.count), np.empty(ties.count, dtype=np.int64)
-    for number, block in ties.fresh_blocks.items():
-        if leads[number] is not block:
-            base[block[0] : block[0] + len(block)] = leads[number]
-    rest = {id(ids): ids for pair in ties.pairs for ids in pair if id(ids) not in ties.fresh_blocks}
-    if rest:
-        pairs = [(base[ids], base[leads[number]]) for number, ids in rest.items()]
-        met = np.zeros(ties.count, dtype=bool)
-        met[np.concatenate([ids for pair in pairs for ids in pair])] = True
-        nodes = np.flatnonzero(met)
-        turn[nodes] = np.arange(len(nodes))
-        labels = connected([(turn[one], turn[other]) for one, other in pairs], len(nodes))
-        firsts = np.empty_like(nodes)
-        firsts[labels[::-1]] = nodes[::-1]
-        joined = np.arange(ties.count)
-        joined[nodes] = firsts[labels]
-        base = joined[base]
-    own_lead = np.flatnonzero(base == np.arange(ties.count))
-    turn[own_lead] = np.arange(len(own_lead))
-    return turn[base]
-
-
-def connected(pairs: list[tuple[Ids, Ids]], count: int) -> Roots:
-    """The number of each identity's set, when the identities of each pair of arrays belong together."""
-    if not pairs:
-        return np.arange(count, dtype=np.int64)
-    ones, others = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    links = coo_matrix((np.ones(len(ones), dtype=bool), (ones, others)), shape=(count, count))
-    labels: Roots = connected_components(links, directed=False)[1].astype(np.int64)
-    return labels
+from compressor.graph.unions import Roots, Unions, connected, roots_of
 
 
 class Numbered:
@@ -113,10 +52,6 @@ class Reasons:
 
     def of(self, identity: int) -> str | None:
         return self._texts[self._first[identity]] if self._first[identity] >= 0 else None
-
-    @property
-    def marked(self) -> NDArray[np.bool_]:
-        return self._first >= 0
 
 
 def identities(ties: Unions, numbered: Numbered) -> dict[Key, Ids]:

@@ -21,7 +21,7 @@ from compressor.graph.propagate import Propagation, RawSize
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Trace, Way
 from compressor.graph.trial import Copies, Mismatch
-from compressor.graph.unions import Unions
+from compressor.graph.unions import Unions, leads_of, roots_of
 from compressor.graph.ways import beside, left_over
 
 _MOST_TRIALS = 200
@@ -79,8 +79,8 @@ class Refinement:
 
     def _map(self, known: Known) -> Map:
         ties = known.beyond(self.ties)
-        leads = groups.leads_of(ties)
-        numbered = groups.Numbered(groups.roots_of(ties, leads), leads)
+        leads = leads_of(ties)
+        numbered = groups.Numbered(roots_of(ties, leads), leads)
         identities = groups.identities(ties, numbered)
         found = tuple(map(self._kept, groups.grouped(ties, numbered, self.ranks, self.order)))
         sizes = groups.sizes((*self.read, *known.sizes), self.modules, numbered)

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.graph import capture
-from compressor.graph.groups import Numbered, Reasons, batch_of, connected, grouped, leads_of, roots_of
+from compressor.graph.groups import Numbered, Reasons, batch_of, grouped
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, run
-from compressor.graph.unions import Unions
+from compressor.graph.unions import Unions, connected, leads_of, roots_of
 from compressor.surgery import operate_
 from tests.equivalence import half_plan
 

@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.graph import capture
-from compressor.graph.groups import roots_of
 from compressor.graph.propagate import Propagation
 from compressor.graph.skeleton import Replica
 from compressor.graph.trace import Way, run, trace
-from compressor.graph.unions import Unions
+from compressor.graph.unions import Unions, roots_of
 from compressor.profiling.costs import count_macs
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error, same_map

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.graph.groups import roots_of
 from compressor.graph.propagate import Propagation
 from compressor.graph.trace import trace
-from compressor.graph.unions import Unions
+from compressor.graph.unions import Unions, roots_of
 
 Operator = Callable[[Tensor], Tensor]
 

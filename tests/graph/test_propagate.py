@@ -4,11 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from compressor.graph.groups import roots_of
 from compressor.graph.propagate import Propagation
 from compressor.graph.records import Trace
 from compressor.graph.trace import trace
-from compressor.graph.unions import Unions
+from compressor.graph.unions import Unions, roots_of
 
 
 def empty() -> Propagation:

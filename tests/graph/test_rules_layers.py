@@ -6,10 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.graph import capture
-from compressor.graph.groups import roots_of
 from compressor.graph.propagate import Propagation
 from compressor.graph.trace import trace
-from compressor.graph.unions import Unions
+from compressor.graph.unions import Unions, roots_of
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, outputs, relative_error
 

@@ -13,9 +13,9 @@ Kind = Literal["", "activation", "attention", "batch norm", "convolution", "crea
                "sum"]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # frozen ones take twice as long to make
 class TensorRef:
-    """A tensor that the trace saw: its number, which an in-place operator keeps, and its shape."""
+    """A tensor that the trace saw: its number, which an in-place operator keeps, and its shape; never changed."""
 
     index: int
     shape: tuple[int, ...]

@@ -3,6 +3,7 @@
 What no run reached is followed by nothing; it keeps its width, and the report names it.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from compressor.errors import ModelError, UsageError, cause, did_you_mean
 from compressor.graph.outline import Answer
 from compressor.graph.records import TensorRef, Trace
 from compressor.graph.skeleton import Replica
+from compressor.graph.tensors import named_modules
 from compressor.graph.trace import Way, run
 
 Run = tuple[Trace, Way]
@@ -182,20 +184,20 @@ def idle(model: nn.Module, names: frozenset[str]) -> list[str]:
     whole = {path for path, count in missed.items() if count == inside[path]}
     if "" in whole:
         return [""]
-    found = [path for path, _ in model.named_modules() if path in whole and whole.isdisjoint(_outer(path))]
+    found = [path for path, _ in named_modules(model) if path in whole and whole.isdisjoint(_outer(path))]
     return [*found, *sorted(name for name in own if name in names and whole.isdisjoint(around[name]))]
 
 
 def _outer(path: str) -> list[str]:
     """The modules around one."""
-    return [path[:at] for at, sign in enumerate(path) if sign == "."]
+    return [*itertools.accumulate(path.split(".")[:-1], "{}.{}".format)]
 
 
 def beside(model: nn.Module, never: frozenset[str]) -> dict[str, str]:
     """Used modules that stand in a list or dict of modules beside one of their class that no run used -> why what
     joins them to the rest is left as it is: what feeds the one may feed the other.
     """
-    modules = dict(model.named_modules()) if never else {}
+    modules = dict(named_modules(model)) if never else {}
     idle_ones = [name for name in idle(model, never) if name in modules]
     found = {}
     for name in idle_ones:
@@ -230,8 +232,8 @@ def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 def unreached(model: nn.Module, usually: frozenset[str], never: frozenset[str]) -> Iterator[str]:
     """Names the tensors that the usual runs did not use, and those that none did."""
-    missed, unseen = idle(model, usually), idle(model, never)
-    if missed != unseen:
+    unseen = idle(model, never)
+    if usually != never and idle(model, usually) != unseen:
         found = idle(model, usually - never)
         yield f"used on other branches than the example takes, which were followed: {_listed(found)}"
     if unseen:

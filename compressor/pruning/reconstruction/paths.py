@@ -172,13 +172,13 @@ def summand_factor(op: Op, position: int) -> float:
 
 
 def _unlaid(op: Op, given: TensorRef, values: Tensor) -> Tensor:
-    """Values in the layout before an operator; the batch is in the first dimension."""
+    """Values in the layout before an operator; the batch is in the first dimension, there maybe with other ones."""
     if op.operator.keeps == "all":
         return values
     if op.operator.rule is permute:
         order = order_of(op)
         return values.permute([order.index(dim) for dim in range(len(order))])
-    if values[0].numel() != math.prod(given.shape[1:]):
+    if values[0].numel() != math.prod(op.outputs[0].shape[1:]):
         raise DivergedError("images have other sizes")
     return values.reshape(-1, *given.shape[1:])
 

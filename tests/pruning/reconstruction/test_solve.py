@@ -90,6 +90,36 @@ def test_redundant_channels_of_a_linear_network_are_lost_without_a_trace(unpulle
     assert float(error.abs().max()) < 1e-4 * float(model(x).std())
 
 
+class Places(nn.Module):
+    """Linear layers at every place of tokens or of a map with channels last, behind them a residual sum."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first, self.second = kind, nn.Linear(6, 12), nn.Linear(12, 6)
+        self.scale = nn.Parameter(torch.rand(6) + 0.5)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x.permute(0, 2, 3, 1) if self.kind == "map" else x
+        inner = self.second(self.first(inner))
+        if self.kind == "map":
+            inner = (self.scale * inner).permute(0, 3, 1, 2)
+        return x + inner
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "shape"), [("tokens", (7, 6)), ("map", (6, 4, 5)), ("rows", (6,))])
+def test_layers_at_many_places_are_refitted_behind_a_residual_sum(kind, shape, unpulled):
+    model = Places(kind)
+    mix = torch.randn(9, 3, dtype=torch.float64)
+    model.first.weight[3:] = mix @ model.first.weight[:3]
+    model.first.bias[3:] = mix @ model.first.bias[:3]
+    x = images(64, *shape)
+    small, found = refitted(model, {"first": list(range(3, 12))}, list(x.split(16)))
+    assert [layer.name for layer in found.layers] == ["second.weight"]
+    assert float((small(x) - model(x)).abs().max()) < 1e-4 * float(model(x).std())
+
+
 LAYERS = {
     "plain": (nn.Conv2d(3, 8, 3), lambda: nn.Conv2d(8, 5, 3, stride=2, padding=1, dilation=2)),
     "no bias": (nn.Conv2d(3, 8, 3), lambda: nn.Conv2d(8, 5, 3, bias=False)),

@@ -134,6 +134,8 @@ def derivatives(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[dict[
     """
     calls: dict[str, _Calls] = {}
     copied = skeleton(model, real=True)
+    # Where inputs carry derivatives weights need none: what a model computes of them once and keeps has no graph then.
+    copied.requires_grad_(not any(map(_is_float, tree_leaves(list(inputs[:1])))))
 
     def ran(name: str, layer: nn.Module, args: Any, result: Tensor) -> None:
         if result.requires_grad and len(args) == 1:

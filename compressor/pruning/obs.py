@@ -116,7 +116,7 @@ def calibrated(model: nn.Module, curves: Mapping[str, Curve], inputs: Sequence[A
         seen += images
         for name, found in curves.items():
             for count, changes in found.levels.items():
-                parts = [_moved(call, each) for each in changes for call in layers.get(each.name, ())]
+                parts = [_moved(call, each, images) for each in changes for call in layers.get(each.name, ())]
                 if parts:
                     total = torch.stack(parts).sum(0).square().sum()
                     moved[name, count] = moved.get((name, count), 0.0) + float(total)
@@ -130,8 +130,12 @@ def calibrated(model: nn.Module, curves: Mapping[str, Curve], inputs: Sequence[A
     return {name: Curve(found.ids, found.errors * factors.get(name, usual)) for name, found in curves.items()}
 
 
-def _moved(call: tuple[nn.Module, Tensor, Tensor], change: Change) -> Tensor:
-    """(images,): what a change of a layer adds to the outputs, along the direction of the derivative."""
+def _moved(call: tuple[nn.Module, Tensor, Tensor], change: Change, images: int) -> Tensor:
+    """(images,): what a change of a layer adds to the outputs, along the direction of the derivative.
+
+    A layer may be given parts of images in its first dimension, one image after the other; where these are no whole
+    number for each, all of it is shared out evenly.
+    """
     layer, given, gradient = call
     weights = {"weight": change.weight} if layer.bias is None else {"weight": change.weight, "bias": change.shift}
     made = functional_call(layer, weights, given)
@@ -139,7 +143,9 @@ def _moved(call: tuple[nn.Module, Tensor, Tensor], change: Change) -> Tensor:
         shift = change.shift if isinstance(layer, nn.Linear) else change.shift.view(-1, *[1] * (given.ndim - 2))
         made = made + shift
     moved: Tensor = (made * gradient).flatten(1).sum(1)
-    return moved
+    if len(moved) % images:
+        return (moved.sum() / images).expand(images)
+    return moved.view(images, -1).sum(1)
 
 
 class Downdated:

@@ -217,3 +217,28 @@ def test_a_network_with_nothing_to_choose_from_is_one_line(method):
     model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
     with pytest.raises(compressor.ModelError, match="every layer is frozen"):
         compressor.prune_(model, torch.randn(1, 3, 8, 8), method=method, data=[torch.randn(8, 3, 8, 8)])
+
+
+class Windows(nn.Module):
+    """Parts of each image one after the other in the first dimension, as windows of attention are."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.whole, self.part = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Linear(8, 4)
+        self.kept = None
+
+    def forward(self, x):
+        if self.training or self.kept is None:
+            self.kept = self.whole.bias.square()  # computed once and kept, as biases of attention are
+        x = self.first(x).relu()
+        parts = x.view(*x.shape[:2], 2, 3, 2, 3).permute(0, 2, 4, 3, 5, 1).reshape(-1, 9, x.shape[1])
+        return self.whole(x).mean((2, 3)) + self.part(parts).mean(1).view(-1, 4, 4).mean(1) + self.kept
+
+
+def test_parts_of_images_in_the_first_dimension_and_what_is_computed_once():
+    torch.manual_seed(0)
+    model, x = Windows().eval(), torch.randn(40, 3, 6, 6)
+    channels = capture(model, x[:1])
+    found = calibrated(model, curves(model, channels, consumers(model, channels, [x])), [x])
+    [group] = channels.free
+    assert group.size == 8 and found["first"].errors[-1] > 0

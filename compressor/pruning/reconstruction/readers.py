@@ -137,17 +137,18 @@ def _absorber(program: Program, call: Call) -> tuple[str, int] | None:
 
 @dataclass(frozen=True)
 class View:
-    """Where in its parameter's memory a layer's weight lies."""
+    """Where in its parameter's memory a layer's weight lies, and how many rows it is given of two images."""
 
     name: str
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
+    rows: int = 0  # of a convolution, which has one for every place, not counted
 
     @classmethod
-    def of(cls, name: str, weight: Tensor, parameter: Tensor) -> "View":
+    def of(cls, name: str, weight: Tensor, parameter: Tensor, rows: int = 0) -> "View":
         offset = weight.storage_offset() - parameter.storage_offset()
-        return cls(name, tuple(weight.shape), tuple(weight.stride()), int(offset))
+        return cls(name, tuple(weight.shape), tuple(weight.stride()), int(offset), rows)
 
     def on(self, parameter: Tensor) -> Tensor:
         """The weight; what is written to it is written to the parameter."""
@@ -166,7 +167,9 @@ def survey(replay: Replay, layers: Sequence[Reader]) -> dict[int, View]:
     views: dict[int, View] = {}
 
     def look(args: Sequence[Any], _: Any, reader: Reader) -> None:
-        views[reader.start] = View.of(reader.name, args[reader.product.weight_at], replay.tensors[reader.name])
+        product = reader.product
+        rows = 0 if product.convolves else product.row_count(args, ())
+        views[reader.start] = View.of(reader.name, args[product.weight_at], replay.tensors[reader.name], rows)
 
     hooks: dict[int, list[Hook]] = {reader.start: [partial(look, reader=reader)] for reader in layers}
     replay.run(None, hooks, {}, max(hooks, default=0))

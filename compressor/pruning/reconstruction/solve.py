@@ -138,6 +138,11 @@ class _Solver:
         self.readers = [each for each in readers(program, affected) if only is None or each.name in only]
         self.views = survey(self.dense, self.readers)
         self.places = survey(self.small, self.readers)
+        mixing = [each for each in self.readers if self.views[each.start].rows != self.places[each.start].rows]
+        if mixing:
+            names = ", ".join(each.name for each in mixing)
+            self.found.notes.append(f"left as they were cut, because they have a row for every channel: {names}")
+            self.readers = [each for each in self.readers if each not in mixing]
         self.stores = self._stores(self.found.images)
         computed = {
             product.op.module

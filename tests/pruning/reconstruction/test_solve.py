@@ -120,6 +120,28 @@ def test_layers_at_many_places_are_refitted_behind_a_residual_sum(kind, shape, u
     assert float((small(x) - model(x)).abs().max()) < 1e-4 * float(model(x).std())
 
 
+class Mixer(nn.Module):
+    """A layer that mixes the places of each channel, and one that mixes channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.places, self.last = nn.Linear(6, 12), nn.Linear(7, 7), nn.Linear(12, 4)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.places(x.transpose(1, 2)).transpose(1, 2))
+
+
+@torch.no_grad()
+def test_a_layer_with_a_row_for_every_channel_stays_as_it_is():
+    model, x = Mixer(), images(64, 7, 6)
+    small, found = refitted(model, {"first": [1, 4, 5, 8]}, list(x.split(16)))
+    assert [layer.name for layer in found.layers] == ["last.weight"]
+    assert any("have a row for every channel: places.weight" in note for note in found.notes)
+    assert torch.equal(small.places.weight, model.places.weight)
+
+
 LAYERS = {
     "plain": (nn.Conv2d(3, 8, 3), lambda: nn.Conv2d(8, 5, 3, stride=2, padding=1, dilation=2)),
     "no bias": (nn.Conv2d(3, 8, 3), lambda: nn.Conv2d(8, 5, 3, bias=False)),

@@ -31,7 +31,7 @@ from compressor.graph.channels import Channels
 from compressor.pruning.oneshot import decide, rank, sensitivity
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.oneshot import apply_plan_
-from compressor.runs.second_look import decided
+from compressor.runs.second_look import ranked
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batch_norm import recalibrate_
 from compressor.training.data import Data, open_data, with_input_shape
@@ -263,7 +263,7 @@ def measure(build: Callable[[], nn.Module], data: Data, epochs: int) -> dict[str
         return model
 
     half = PruneSettings(method="obs", allocate="error", target_macs=0.5, round_to=1)
-    plan = decided(dense, channels, half, inputs=inputs).plan
+    plan = decide(dense, channels, half, inputs=inputs, judge=ranked).plan
     remeasured = copy.deepcopy(dense)
     operate_(remeasured, plan, channels)
     recalibrate_(remeasured, data.train, data)

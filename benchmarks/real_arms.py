@@ -26,7 +26,7 @@ from compressor.runs.goals import Guard, Target
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, TrainingPhases
-from compressor.runs.second_look import decided
+from compressor.runs.second_look import ranked
 from compressor.runs.settings import FINETUNE, GoalSettings
 from compressor.runs.stages import silent
 from compressor.surgery import Plan, Prune, operate_
@@ -107,7 +107,7 @@ def _chosen(case: Case, share: float, **settings: Any) -> tuple[nn.Module, Chann
     model = copy.deepcopy(case.start)
     channels, inputs = capture(model, case.example), case.inputs()
     choice = PruneSettings(method="obs", allocate="error", target_macs=share, seed=case.seed, **settings)
-    return model, channels, decided(model, channels, choice, inputs=inputs).plan, inputs
+    return model, channels, decide(model, channels, choice, inputs=inputs, judge=ranked).plan, inputs
 
 
 def remeasured(case: Case, share: float) -> Outcome:

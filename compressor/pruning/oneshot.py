@@ -1,7 +1,7 @@
 """Decide in one look at a trained network: score its channels by a method of the table, and select."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -9,26 +9,18 @@ from torch import Tensor, nn
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
 from compressor.pruning.consumers import consumers
-from compressor.pruning.obs import calibrated, curves
-from compressor.pruning.ranked import Ranked, as_scores
-from compressor.pruning.scores import Given, Score, Scores, complete
+from compressor.pruning.obs import Curve, calibrated, curves
+from compressor.pruning.scores import Given, Score, Scores, complete, in_order
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved, score_of
 from compressor.training.task import Model, Pair
 
 
-def decide(
-    model: nn.Module,
-    channels: Channels,
-    settings: PruneSettings,
-    batches: Sequence[tuple[Tensor, Tensor]] = (),
-    inputs: Sequence[Any] = (),
-    score: Score | None = None,
-) -> Selection:
-    """Choose what to prune; the model is not changed. Arguments and errors are those of `rank` and `select`."""
-    settings = resolved(settings, has_inputs=bool(inputs))
-    ranked = rank(model, channels, settings, batches, inputs, score)
-    return select(channels, ranked.scores, settings, ranked.curves)
+class Ranked(NamedTuple):
+    """Scores of every channel, and the error curves of groups where these decide how much of each goes."""
+
+    scores: Scores
+    curves: Mapping[str, Curve] | None = None
 
 
 def rank(
@@ -55,25 +47,48 @@ def rank(
     check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches or changes))
     if settings.allocate == "error" and not inputs:
         raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
-    scores = Scores({})
-    if settings.method != "obs":
+    scores, by_obs = Scores({}), settings.method == "obs"
+    if not by_obs:
         given = Given(tuple(batches), settings.seed, changes, loss)
         own = score is not None
         scores = (score or score_of(settings.method))(model, channels, given)
         scores = complete(scores, channels, settings.method) if own else scores
     if not channels.free or not looks_at_inputs(settings):
         return Ranked(scores)
-    orders = {name: channels.group(name).ids[np.argsort(values, kind="stable")]
-              for name, values in scores.values.items()} if settings.method != "obs" else None  # fmt: skip
+    orders = None if by_obs else {name: channels.group(name).ids[np.argsort(values, kind="stable")]
+                                  for name, values in scores.values.items()}  # fmt: skip
     found = curves(model, channels, consumers(model, channels, inputs), orders)
     by_error = settings.allocate == "error"
     if by_error:
         found = calibrated(model, found, inputs)
-    if settings.method == "obs":
-        scores = as_scores(channels, found)
-    if not by_error:
-        return Ranked(scores)
-    return Ranked(scores, found)
+    return Ranked(as_scores(channels, found) if by_obs else scores, found if by_error else None)
+
+
+def decide(
+    model: nn.Module,
+    channels: Channels,
+    settings: PruneSettings,
+    batches: Sequence[tuple[Tensor, Tensor]] = (),
+    inputs: Sequence[Any] = (),
+    score: Score | None = None,
+    judge: Callable[..., Ranked] = rank,
+) -> Selection:
+    """Choose what to prune; the model is not changed. Arguments and errors are those of `rank` and `select`.
+
+    `judge` takes the place of `rank`, such as `runs.second_look.ranked`.
+    """
+    settings = resolved(settings, has_inputs=bool(inputs))
+    ranked = judge(model, channels, settings, batches, inputs, score)
+    return select(channels, ranked.scores, settings, ranked.curves)
+
+
+def as_scores(channels: Channels, found: Mapping[str, Curve]) -> Scores:
+    """Of every channel the error of its group when it goes, after those before it."""
+    values = {}
+    for group in channels.free:
+        each = found[group.name]
+        values[group.name] = in_order(np.append(each.errors[1:], np.inf), each.ids, group.ids)
+    return Scores(values)
 
 
 _SHARES = (0.1, 0.3, 0.5)

@@ -11,9 +11,8 @@ from torch.optim import Optimizer
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
-from compressor.pruning.oneshot import rank
+from compressor.pruning.oneshot import Ranked, rank
 from compressor.pruning.price import Goal, Price, macs_price, memory_goals, peak_memory, size_price
-from compressor.pruning.ranked import Ranked
 from compressor.pruning.scores import Score, add_, products_of
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs

@@ -19,8 +19,8 @@ from compressor.exporting.runtimes import ENGINES, check_runtime
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.profiling.timetable import Timetable
+from compressor.pruning.oneshot import Ranked
 from compressor.pruning.price import Goal, Price, scaled
-from compressor.pruning.ranked import Ranked
 from compressor.pruning.selection import Selection, goals_of, select
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.runs.settings import GoalSettings
@@ -37,6 +37,20 @@ class Attempt:
     selection: Selection
     predicted: float
     found: Compared | None = None  # None: by another machine's times, or not yet
+
+
+def selected(
+    module: nn.Module,
+    example: Any,
+    channels: Channels,
+    ranked: Ranked,
+    choice: PruneSettings,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Selection:
+    """Choose what goes, by a target of time where there is one. Errors are those of `select` and `select_in_ms`."""
+    if not in_time(choice):
+        return select(channels, ranked.scores, choice, ranked.curves)
+    return select_in_ms(module, example, channels, ranked, choice, tell)
 
 
 def select_in_ms(

@@ -19,15 +19,15 @@ from compressor.graph.tensors import device_of, has_data, named_tensors
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.pruning.reconstruction.calibration import synthetic_inputs, used_to
 from compressor.pruning.scores import Score
-from compressor.pruning.settings import BLOCKS, PruneSettings, check, in_time, resolved
+from compressor.pruning.settings import BLOCKS, PruneSettings, check, resolved
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements, Profile
 from compressor.report.report import Report
 from compressor.runs.blocks import choose_blocks, replace_
-from compressor.runs.latency_goal import select_in_ms
+from compressor.runs.latency_goal import selected
 from compressor.runs.own import criterion, in_words
 from compressor.runs.results import filters, layer_sizes
-from compressor.runs.second_look import decided, ranked
+from compressor.runs.second_look import ranked
 from compressor.settings import filled
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import assign_, check_no_reducer
@@ -131,11 +131,8 @@ def prune_(
             raise UsageError("blocks makes new layers: leave out `optimizer` and make one afterwards, and `also`")
         return _replace_blocks_(module, example, choice, inputs, latency)
     channels = capture(module, example, keep=choice.keep, also=also)
-    if not in_time(choice):
-        selection = decided(module, channels, choice, images, inputs, score)
-    else:
-        found = ranked(module, channels, choice, images, inputs, score)
-        selection = select_in_ms(module, example, channels, found, choice)
+    found = ranked(module, channels, choice, images, inputs, score)
+    selection = selected(module, example, channels, found, choice)
     widths, before = filters(module), profile(module, example, latency=latency, layers=False)
     after, refit = apply_plan_(
         module, selection.plan, channels, example, optimizer, inputs=inputs, synthetic=synthetic, latency=latency

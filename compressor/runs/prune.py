@@ -16,7 +16,7 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.scores import Given
-from compressor.pruning.selection import Selection, select
+from compressor.pruning.selection import Selection
 from compressor.pruning.settings import check, in_time, looks_at_inputs, resolved
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
@@ -24,7 +24,7 @@ from compressor.report.report import Report
 from compressor.runs.blocks import Chosen, choose_blocks, chosen_before, replace_
 from compressor.runs.exits import exit_parts
 from compressor.runs.jobs import PruneJob
-from compressor.runs.latency_goal import plan_latency, select_in_ms
+from compressor.runs.latency_goal import plan_latency, selected
 from compressor.runs.models import transformed
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.own import criterion
@@ -91,10 +91,8 @@ class PruneRun(Run[PruneJob]):
         found = distributed.from_first(
             lambda: ranked(subject.module, channels, choice, batches, self.inputs, self.own, loss, progress)
         )
-        if not in_time(choice):
-            return select(channels, found.scores, choice, found.curves)
         return distributed.from_first(
-            lambda: select_in_ms(
+            lambda: selected(
                 subject.module, subject.example, channels, found, choice, lambda text: self.tell(Stage(text))
             )
         )
@@ -175,7 +173,8 @@ class PruneRun(Run[PruneJob]):
 
     def structure(self) -> dict[str, Any]:
         """What was decided, from which a run that goes on makes the same network: times, and chips, may differ then."""
-        return structure_of(self.selection)
+        found = self.selection
+        return structure_of(found.plan.edits, found.refused, found.notes)
 
     def _seen(self) -> str:
         """A remark on validation figures of a network that was trained elsewhere: on all training images, as a rule."""
@@ -216,8 +215,7 @@ class BlocksRun(PruneRun):
 
     def structure(self) -> dict[str, Any]:
         """The blocks and what came in their places; the convolutions are fitted again."""
-        chosen = self.chosen
-        return {"edits": [*rows_of(chosen.edits)], "refused": dict(chosen.refused), "notes": [*chosen.notes]}
+        return structure_of(self.chosen.edits, self.chosen.refused, self.chosen.notes)
 
     def predicted(self) -> tuple[Measurements, Measurements]:
         """Of a copy, edited."""

@@ -17,32 +17,17 @@ from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.consumers import JUDGED, consumers
 from compressor.pruning.obs import Curve, calibrated, curves
-from compressor.pruning.oneshot import rank
+from compressor.pruning.oneshot import Ranked, as_scores, rank
 from compressor.pruning.price import Goal, macs_price
-from compressor.pruning.ranked import Ranked, as_scores
 from compressor.pruning.reconstruction.calibration import fewer
 from compressor.pruning.reconstruction.solve import Progress, no_progress, reconstruct_
 from compressor.pruning.scores import Given, Score
-from compressor.pruning.selection import Selection, goals_of, select
-from compressor.pruning.settings import PruneSettings, in_time, resolved
+from compressor.pruning.selection import goals_of, select
+from compressor.pruning.settings import PruneSettings, in_time
 from compressor.surgery import Plan, operate_
 from compressor.training.task import Model, Pair
 
 _NEAR = 0.8  # of a cost that stays: so much is gone at one look
-
-
-def decided(
-    model: nn.Module,
-    channels: Channels,
-    settings: PruneSettings,
-    batches: Sequence[tuple[Tensor, Tensor]] = (),
-    inputs: Sequence[Any] = (),
-    score: Score | None = None,
-) -> Selection:
-    """Choose what to prune, as `pruning.oneshot.decide` does, by what `ranked` finds; the model is not changed."""
-    settings = resolved(settings, has_inputs=bool(inputs))
-    found = ranked(model, channels, settings, batches, inputs, score)
-    return select(channels, found.scores, settings, found.curves)
 
 
 def ranked(
@@ -61,8 +46,10 @@ def ranked(
     `rank`; `progress` hears of the least squares half-way.
     """
     first = rank(model, channels, settings, batches, inputs, score, loss=loss)
-    plan = None if first.curves is None else _half_way(channels, settings, first)
-    if first.curves is None or plan is None:
+    if first.curves is None:
+        return first
+    plan = _half_way(channels, settings, first)
+    if plan is None:
         return first
     few = fewer(inputs, *JUDGED)
     small = skeleton(model, real=True)
@@ -70,10 +57,11 @@ def ranked(
     if not after.free:  # each group is down to one channel
         return first
     reconstruct_(small, model, channels, plan, few, progress)
-    orders = {name: each.ids[~np.isin(each.ids, plan.removed)] for name, each in first.curves.items()}
     by_obs = settings.method == "obs"
-    again = curves(small, after, consumers(small, after, few), None if by_obs else orders)
-    again = calibrated(small, again, few)
+    orders = None if by_obs else {
+        name: each.ids[~np.isin(each.ids, plan.removed)] for name, each in first.curves.items()
+    }  # fmt: skip
+    again = calibrated(small, curves(small, after, consumers(small, after, few), orders), few)
     joined = {name: _joined(each, plan, again[name]) for name, each in first.curves.items() if name in again}
     found = {**first.curves, **joined}
     return Ranked(as_scores(channels, found) if by_obs else first.scores, found)

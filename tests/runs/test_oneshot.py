@@ -180,7 +180,7 @@ BROKEN = {
     "labels": ({"method": "taylor", "batches": [(X, torch.full((4,), 9))]}, None),
     "stranger's optimizer": ({"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters())}, None),
     "no optimizer": ({"optimizer": "adam"}, None),
-    "scoring": ({}, ("decided", fail)),
+    "scoring": ({}, ("ranked", fail)),
     "cost": ({}, ("profile", fail)),
     "interrupted": ({}, ("operate_", stop)),
     "edit": ({}, ("operate_", fail)),

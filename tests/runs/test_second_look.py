@@ -10,7 +10,7 @@ from torch import nn
 from compressor.graph import capture
 from compressor.pruning.consumers import consumers
 from compressor.pruning.obs import calibrated, curves
-from compressor.pruning.oneshot import rank
+from compressor.pruning.oneshot import decide, rank
 from compressor.pruning.reconstruction import reconstruct_
 from compressor.pruning.settings import PruneSettings
 from compressor.runs import second_look
@@ -99,5 +99,5 @@ def test_what_is_not_judged_by_errors_is_judged_once(net):
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 0.999])
 def test_groups_that_lose_all_but_one_channel_are_no_reason_to_stop(net, ratio):
     model, channels, inputs = net
-    found = second_look.decided(model, channels, choice(ratio=ratio), inputs=inputs)
+    found = decide(model, channels, choice(ratio=ratio), inputs=inputs, judge=ranked)
     assert found.macs < channels.macs()

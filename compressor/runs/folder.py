@@ -120,10 +120,8 @@ class RunFolder:
 
     def decided(self) -> dict[str, Any]:
         """How a run that goes on had edited its network, by its last checkpoint; empty where there is none."""
-        if not (self.resuming and checkpoint.has_checkpoint(self.path)):
-            return {}
-        content, _ = checkpoint.latest_checkpoint(self.path)
-        return dict(content["structure"])
+        content = checkpoint.reached(checkpoint.Saving(self.path, resume=self.resuming))
+        return {} if content is None else dict(content["structure"])
 
     def _check_free(self) -> None:
         if self._may_replace or not self.path.is_dir() or not distributed.first():

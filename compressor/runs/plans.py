@@ -4,7 +4,7 @@ A group of coupled channels stands on a line, with the positions of those that g
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from compressor.files.paths import write_whole
 from compressor.graph.channels import Channels, Group
 from compressor.pruning.selection import Selection
 from compressor.surgery import Plan, Prune
-from compressor.surgery.edits import plan_of
+from compressor.surgery.edits import BlockEdit, Edit, plan_of, rows_of
 
 FORMAT, VERSION, NAME = "compressor plan", 1, "plan.json"
 _LONGEST = 1 << 26  # characters
@@ -50,9 +50,9 @@ def _line(group: Group, gone: set[int]) -> str:
     return f"    {json.dumps(group.name)}: {json.dumps({'channels': group.size, 'remove': at})}"
 
 
-def structure_of(selection: Selection) -> dict[str, Any]:
-    """A selection as plain types, for a run's checkpoint."""
-    return {"edits": list(selection.plan.rows()), "refused": dict(selection.refused), "notes": list(selection.notes)}
+def structure_of(edits: Iterable[Edit | BlockEdit], refused: Mapping[str, str], notes: Iterable[str]) -> dict[str, Any]:
+    """What was decided as plain types, for a run's checkpoint."""
+    return {"edits": list(rows_of(edits)), "refused": dict(refused), "notes": list(notes)}
 
 
 def selection_of(structure: Mapping[str, Any], channels: Channels) -> Selection:

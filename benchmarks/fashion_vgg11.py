@@ -7,10 +7,9 @@ DIR is a torchvision root with FashionMNIST/raw. The result is the report of the
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
+
+from benchmarks.typed import report_of
 
 COMMANDS = (
     "compressor train --arch sample_models/vgg11.py:build:width=0.25 --data fashion-mnist:DIR --epochs 4 "
@@ -25,13 +24,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as runs:
-        for command in COMMANDS:
-            typed = command.replace("DIR", str(arguments.data.resolve())).replace("runs/", f"{runs}/")
-            words = typed.removeprefix("compressor ").split()
-            subprocess.run([sys.executable, "-m", "compressor", *words], check=True)
-        text = (Path(runs) / "half" / "report.json").read_text()
-    report = json.loads(text.replace(f"{runs}/", "runs/").replace(str(arguments.data.resolve()), "DIR"))
+    report = report_of(COMMANDS, {"DIR": arguments.data})
     report["commands"] = list(COMMANDS)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")

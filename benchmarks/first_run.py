@@ -6,15 +6,12 @@ DIR: the folder of the published ResNet-56, and CIFAR-10 in folders.
 """
 
 import argparse
-import json
 import re
 import shlex
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.typed import report_of
 from compressor.files.paths import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -35,21 +32,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    shown = shlex.split(command())[1:]
-    with tempfile.TemporaryDirectory() as runs:
-        out = Path(runs) / "run"
-        own = {
-            shown[1]: str(arguments.nets.resolve() / shown[1]),
-            "folder:DIR": f"folder:{arguments.data.resolve()}",
-            shown[shown.index("--out") + 1]: str(out),
-        }
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "compressor", *(own.get(word, word) for word in shown)], check=True)
-        seconds = time.perf_counter() - begun
-        text = (out / "report.json").read_text()
-    for name, place in own.items():
-        text = text.replace(place, name)
-    write_json(arguments.out, {**json.loads(text), "typed": command(), "seconds": round(seconds)})
+    typed, begun = command(), time.perf_counter()
+    model = shlex.split(typed)[2]
+    report = report_of([typed], {model: arguments.nets / model, "DIR": arguments.data})
+    write_json(arguments.out, {**report, "typed": typed, "seconds": round(time.perf_counter() - begun)})
 
 
 if __name__ == "__main__":

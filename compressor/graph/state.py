@@ -129,9 +129,9 @@ class State:
             self._spaces.append(held)
             self._waiting.extend(held.values())
         for kind in type(one).__mro__:
-            slots = vars(kind).get("__slots__", ())
-            for name in [slots] if isinstance(slots, str) else slots:
-                self._attribute(one, name, getattr(one, name, _MISSING))
+            for slot in vars(kind).values() if "__slots__" in vars(kind) else ():
+                if isinstance(slot, types.MemberDescriptorType):
+                    self._slot(slot, one)
         self._waiting.append(type(one))
 
     def _class(self, kind: type) -> None:
@@ -143,9 +143,15 @@ class State:
                         self._attribute(base, name, value)
 
     def _attribute(self, owner: Any, name: str, value: Any) -> None:
-        """An attribute of a class, a slot, a global variable's module, or the content of a closure's cell."""
+        """An attribute of a class, a global variable's module, or the content of a closure's cell."""
         if not (isinstance(value, types.FunctionType | property | staticmethod | classmethod)):
             self._undo.append(lambda: _bind(owner, name, value))
+        self._waiting.append(value)
+
+    def _slot(self, slot: types.MemberDescriptorType, one: Any) -> None:
+        """By its own descriptor: a class below may have something else of its name."""
+        value = _content(slot, one)
+        self._undo.append(lambda: _fill(slot, one, value))
         self._waiting.append(value)
 
     def _function(self, function: types.FunctionType) -> None:
@@ -258,6 +264,22 @@ def _refill(one: Any, base: Any, kept: Any) -> None:
             base.__setitem__(one, key, value)
     else:
         (base.update if base is set else base.extend)(one, kept)
+
+
+def _content(slot: types.MemberDescriptorType, one: Any) -> Any:
+    try:
+        return slot.__get__(one)
+    except AttributeError:
+        return _MISSING
+
+
+def _fill(slot: types.MemberDescriptorType, one: Any, value: Any) -> None:
+    if _content(slot, one) is value:
+        return
+    if value is _MISSING:
+        slot.__delete__(one)
+    else:
+        slot.__set__(one, value)
 
 
 def _bind(owner: Any, name: str, value: Any) -> None:

@@ -340,6 +340,41 @@ def test_what_a_run_of_the_model_itself_changes_is_put_back(kind: type[Network])
     assert state() == before and attributes(model) == held
 
 
+class Hidden(Slot):
+    """A slot under the name of a property, as the constants of mpmath have."""
+
+    __slots__ = ("new",)
+
+    @property
+    def runs(self) -> tuple[int]:
+        return (1,)
+
+    @runs.setter
+    def runs(self, value: int) -> None:
+        raise AttributeError("no setter")
+
+    def __init__(self) -> None:
+        Slot.__dict__["runs"].__set__(self, 0)
+
+
+class Hiding(Network):
+    def prepare(self) -> None:
+        self.helper = Hidden()
+
+    def between(self, y: Tensor) -> Tensor:
+        self.helper.new = y.shape
+        Slot.__dict__["runs"].__set__(self.helper, 7)
+        return y.relu()
+
+
+def test_slots_are_put_back_where_a_class_below_has_something_else_of_their_name() -> None:
+    model = Hiding().eval()
+    assert not capture(model, X).notes
+    with State(model).kept(), torch.no_grad():
+        model(X)
+    assert Slot.__dict__["runs"].__get__(model.helper) == 0 and not hasattr(model.helper, "new")
+
+
 def test_what_a_reading_network_reads_is_known_on_shapes_alone() -> None:
     assert run(Replica(Reading().eval()), Way(X)).error is None
 

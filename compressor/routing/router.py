@@ -108,5 +108,9 @@ def sureness(scores: Tensor) -> tuple[Tensor, Tensor]:
     count = scores.shape[1]
     logarithms = (scores if count > 1 else functional.pad(scores, (0, 1))).log_softmax(1)
     probabilities = logarithms.exp()
-    largest = probabilities.topk(2, dim=1).values
-    return probabilities[:, :count], torch.cat([largest, (probabilities * logarithms).sum(1, keepdim=True)], 1)
+    largest, place = probabilities.max(1, keepdim=True)
+    # Not `topk`, which is a sort to LiteRT's converter, and to its runtime an operator that it lacks.
+    classes = torch.arange(probabilities.shape[1], device=scores.device)
+    second = torch.where(classes == place, -1.0, probabilities).amax(1, keepdim=True)
+    negative_entropy = (probabilities * logarithms).sum(1, keepdim=True)
+    return probabilities[:, :count], torch.cat([largest, second, negative_entropy], 1)

@@ -11,6 +11,7 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.routing.learning import by_label
 from compressor.routing.network import Layout, Routed, rebuild, survey
+from compressor.routing.router import sureness
 from compressor.routing.units import Adapter, Skippable
 from tests.routing.nets import NETWORKS, SHAPE, Residual, Three, images, routed
 
@@ -29,6 +30,12 @@ def spread_out_(net: Routed) -> None:
             said = list(net.router.suffices(x).unbind(1))
         # Between two images, so that rounding cannot send one the other way.
         net.set_threshold_([float(each.sort().values[15:17].mean()) for each in said])
+
+
+def test_the_two_largest_probabilities_may_be_equal():
+    scores = torch.tensor([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [3.0, 3.0, 3.0], [-200.0, 0.0, 200.0]])
+    probabilities, sure = sureness(scores)
+    assert torch.equal(sure[:, :2], probabilities.topk(2).values)
 
 
 @pytest.mark.parametrize("heads", ["own", "shared"])

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,14 @@ def litert(file: Path, threads: int) -> Run:
 def executorch(file: Path, threads: int) -> Run:
     """A program on ExecuTorch, one image at a time; its Python package takes torch's tensors."""
     import torch
-    from executorch.runtime import Runtime
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it is experimental
+        from executorch.runtime import Runtime
     if threads:
         torch.set_num_threads(threads)
     method = Runtime.get().load_program(str(file)).load_method("forward")
-    return _singly(lambda image: [np.array(each) for each in method.execute([torch.from_numpy(image)])])
+    return _singly(lambda image: [each.numpy().copy() for each in method.execute([torch.from_numpy(image)])])
 
 
 def ncnn(file: Path, threads: int) -> Run:
@@ -132,7 +135,8 @@ def ncnn(file: Path, threads: int) -> Run:
 
     def one(image: np.ndarray) -> list[np.ndarray]:
         with net.create_extractor() as extractor:
-            extractor.input("in0", ncnn.Mat(image[0]))
+            # A copy: layers that work in place write to it, and crash where the memory is numpy's.
+            extractor.input("in0", ncnn.Mat(image[0]).clone())
             return [np.array(extractor.extract(f"out{number}")[1])[None] for number in range(len(net.output_names()))]
 
     return _singly(one)

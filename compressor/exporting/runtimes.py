@@ -1,8 +1,8 @@
 """The runtimes that a package can be written for and networks are timed on: one row each, with what writes for it."""
 
 import importlib.util
-import subprocess
-import tempfile
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, first_line
-from compressor.exporting import run, to_torch
+from compressor.exporting import run, to_ncnn, to_torch
 from compressor.exporting.measure import ROUNDS, SECONDS, profiled, without_reorders
 from compressor.exporting.onnx import quiet, root_of
 from compressor.exporting.runtime import noise, open_session
@@ -32,14 +32,23 @@ def _litert(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> Non
 
 
 def _quantize_litert(file: Path, samples: Tensor) -> None:
+    """Static INT8, but for the scores of a last linear layer, which multiplies in 8 bits all the same."""
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
 
-    [(signature, names)] = Interpreter(str(file)).get_signature_list().items()
-    work = quantizer.Quantizer(str(file))
-    work.load_quantization_recipe(recipe.static_wi8_ai8())
-    calls = [{names["inputs"][0]: image[None].numpy()} for image in samples]
-    work.quantize(work.calibrate({signature: calls})).export_model(str(file), overwrite=True)
+    network, operators = Interpreter(str(file)), qtyping.TFLOperationName
+    [(signature, names)] = network.get_signature_list().items()
+    chosen = recipe_manager.RecipeManager()
+    chosen.load_quantization_recipe(recipe.static_wi8_ai8())
+    for output in network.get_output_details():
+        chosen.add_dynamic_config(re.escape(output["name"]), operators.FULLY_CONNECTED, 8)
+    chosen.add_quantization_config(".*", operators.OUTPUT, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE)
+    # Its own default are moving averages of the smallest and largest values, which cut off half of the images'.
+    ranges = calibrator.Calibrator(str(file), qsv_update_func=qsv_utils.min_max_update)
+    ranges.calibrate({signature: [{names["inputs"][0]: image[None].numpy()} for image in samples]}, chosen)
+    work = quantizer.Quantizer(str(file), chosen.get_quantization_recipe())
+    work.quantize(ranges.get_model_qsvs()).export_model(str(file), overwrite=True)
 
 
 def _executorch(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
@@ -67,32 +76,6 @@ def _quantized_for_xnnpack(module: nn.Module, samples: Tensor) -> nn.Module:
             prepared(image[None])
     made: nn.Module = convert_pt2e(prepared)
     return made
-
-
-def _ncnn(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
-    """A .param and a .bin file for one image, converted by pnnx. Raises ModelError for an operator that ncnn lacks."""
-    import ncnn
-    import pnnx
-
-    assert not int8, "ncnn's quantizer is a program that its Python package lacks"
-    image = samples[:1].contiguous()
-    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
-        file = Path(scratch) / "network.pt"
-        torch.jit.save(torch.jit.trace(module, image, check_trace=False), file)
-        shape = ",".join(map(str, image.shape))
-        command = [str(Path(pnnx.__file__).with_name("pnnx")), str(file), f"inputshape=[{shape}]f32", "fp16=0"]
-        ran = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
-        made = [file.with_suffix(f".ncnn{suffix}") for suffix in (".param", ".bin")]
-        if ran.returncode or not all(each.exists() for each in made):
-            raise ModelError(
-                f"pnnx cannot convert this model ({(ran.stderr.strip().splitlines() or ['no reason'])[-1]})"
-            )
-        layers = {line.split()[0] for line in made[0].read_text().splitlines()[2:]}
-        unknown = sorted(layer for layer in layers if ncnn.layer_to_index(layer) < 0)
-        if unknown:
-            raise ModelError(f"ncnn has no operator {', '.join(unknown)}, which this model needs")
-        for each, suffix in zip(made, (".param", ".bin")):
-            target.with_suffix(suffix).write_bytes(each.read_bytes())
 
 
 def _openvino(graph: Path, target: Path) -> None:
@@ -130,7 +113,7 @@ RUNTIMES: dict[str, Runtime] = {
             _litert,
         ),
         Runtime("executorch", "ExecuTorch", ".pte", ("executorch", "torchao"), ("executorch",), _executorch),
-        Runtime("ncnn", "ncnn", ".param", ("ncnn", "pnnx"), ("ncnn", "pnnx"), _ncnn, int8=False),
+        Runtime("ncnn", "ncnn", ".param", ("ncnn", "pnnx"), ("ncnn", "pnnx"), to_ncnn.write, int8=False),
         Runtime("torch", "plain PyTorch", ".py", ("torch",), ("safetensors",), to_torch.write, int8=False),
     )
 }
@@ -151,9 +134,13 @@ def check_runtime(name: str, *, int8: bool = False) -> Runtime:
 
 
 def written(runtime: Runtime, make: Callable[..., None], *arguments: Any) -> None:
-    """Call what a row has. Raises ModelError, which names the operator where the runtime lacks one."""
+    """Call what a row has, whatever it warns of: what it wrote is compared with torch afterwards.
+
+    Raises ModelError, which names the operator where the runtime lacks one.
+    """
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             make(*arguments)
     except ModelError:
         raise

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
-from compressor.exporting import runtimes
+from compressor.exporting import runtimes, to_ncnn
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import Evidence
 from compressor.exporting.run import Network
@@ -103,10 +103,38 @@ def test_the_dial_chooses_a_detached_model(name: str, tmp_path: Path) -> None:
         assert network.ran == {f"exit_{each.number}": 3 for each in made.exits}, "each call runs one of them"
 
 
+class Strided(nn.Module):
+    """Begins in place, takes every second pixel, and ends with a mean that only its axes describe."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(x, inplace=True)[:, :, ::2, 0::2].mean((2, 3))
+
+
+@pytest.mark.parametrize("name", [installed("ncnn")])
+def test_ncnn_gets_what_it_lacks_in_its_own_words(name: str, tmp_path: Path) -> None:
+    x = torch.randn(5, 3, 8, 8)
+    manifest = export_package(Strided(), x[:1], tmp_path / "net", evidence=Evidence(x), settings=settings(name))
+    assert manifest.exits[0].max_rel < 1e-5
+    layers = (tmp_path / "net" / "model.param").read_text()
+    assert layers.count("Pooling") == 2 and "Reduction" not in layers
+
+
+@pytest.mark.parametrize("name", [installed("ncnn")])
+def test_a_network_that_ncnn_crashes_on_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(to_ncnn, "_TRIED", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(ModelError, match=r"^ncnn crashes on this model \(SIGSEGV\)$"):
+        export_package(small_net(), torch.zeros(1, 3, 8, 8), tmp_path / "net", settings=settings(name))
+    assert not (tmp_path / "net").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("router", ["gates", "image"])
 @pytest.mark.parametrize("name", [installed(name) for name in RUNTIMES if name != "onnx"])
 def test_images_of_a_routed_network_go_no_deeper_than_they_have_to(name: str, router: str, tmp_path: Path) -> None:
+    if (name, router) == ("ncnn", "gates"):
+        with pytest.raises(ModelError, match=r"^ncnn has no operator torch.eq, torch.where, which this model needs$"):
+            export_package(routed(Residual), X[:1], tmp_path / "net", settings=settings(name))
+        return
     model = trained(routed(Residual, router=router))
     export_package(model, X[:1], tmp_path / "net", evidence=Evidence(X), settings=settings(name))
     network = Network(tmp_path / "net")

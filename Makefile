@@ -60,14 +60,19 @@ examples: install
 mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --workers 2
 
-# The lowest versions that pyproject.toml allows, in a virtual environment of their own.
-# Apart: they bring other versions of much, and pytest plugins that this version of pytest warns of.
+# Apart: they bring other versions of much, and pytest plugins that this version of pytest warns of. The log, with the
+# version of all that is installed, is kept beside the benchmarks' results.
+RUNTIMES_LOG := benchmarks/results/runtimes_tests.txt
 runtimes:
 	$(PYTHON) -m venv .venv-runtimes
 	.venv-runtimes/bin/python -m pip install --quiet --constraint constraints.txt torch torchvision
 	.venv-runtimes/bin/python -m pip install --quiet --editable '.[dev,litert,executorch,ncnn]'
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-runtimes/bin/python -m pytest tests/exporting/test_runtimes.py
+	.venv-runtimes/bin/python -m pip list --format freeze --exclude-editable > $(RUNTIMES_LOG)
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-runtimes/bin/python -m pytest -p pytest_timeout -v --durations 0 \
+		tests/exporting/test_runtimes.py >> $(RUNTIMES_LOG) || { cat $(RUNTIMES_LOG); exit 1; }
+	@tail -1 $(RUNTIMES_LOG)
 
+# The lowest versions that pyproject.toml allows, in a virtual environment of their own.
 floors:
 	$(PYTHON) -m venv .venv-floors
 	$(PYTHON) .ci/floors.py > .venv-floors/constraints.txt

@@ -67,8 +67,9 @@ runtimes:
 	$(PYTHON) -m venv .venv-runtimes
 	.venv-runtimes/bin/python -m pip install --quiet --constraint constraints.txt torch torchvision
 	.venv-runtimes/bin/python -m pip install --quiet --editable '.[dev,litert,executorch,ncnn]'
-	.venv-runtimes/bin/python -m pip list --format freeze --exclude-editable > $(RUNTIMES_LOG)
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-runtimes/bin/python -m pytest -p pytest_timeout -v --durations 0 \
+	.venv-runtimes/bin/python --version > $(RUNTIMES_LOG)
+	.venv-runtimes/bin/python -m pip list --format freeze --exclude-editable >> $(RUNTIMES_LOG)
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-runtimes/bin/python -m pytest -p pytest_timeout -v --no-header --durations 0 \
 		tests/exporting/test_runtimes.py >> $(RUNTIMES_LOG) || { cat $(RUNTIMES_LOG); exit 1; }
 	@tail -1 $(RUNTIMES_LOG)
 

@@ -27,6 +27,7 @@ from benchmarks import (
     onnx_in,
     pareto_show,
     real_show,
+    runtimes_show,
     surgery_show,
     watch,
     without_data,
@@ -42,7 +43,6 @@ from benchmarks import promises as promise_splits
 from benchmarks import routing as routing_benchmark
 from benchmarks import widths as width_times
 from benchmarks.first_run import command
-from compressor.exporting.runtimes import RUNTIMES
 from compressor.report.report import Report
 from compressor.report.tables import before_after_table
 
@@ -338,57 +338,6 @@ def promises() -> str:
     return promise_splits.table(_read("promises.json"))
 
 
-def runtimes() -> str:
-    """Every runtime beside torch and ONNX Runtime: static networks, then what runs for each exit of dynamic ones."""
-    result = _read("runtimes.json")
-    titles = {name: each.title for name, each in RUNTIMES.items()} | {"torch, eager": "PyTorch, as it came"}
-    lines = [
-        "| network | runtime | | outputs differ by | same class | ms | of ONNX Runtime's | size |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for network, found in result["static"].items():
-        rows = found.get("rows", ())
-        base = next((row["ms"] for row in rows if (row["runtime"], row["precision"]) == ("onnx", "fp32")), None)
-        for row in rows:
-            start = f"| {network} | {titles[row['runtime']]} | {row['precision']} |"
-            if "refused" in row:
-                lines.append(f"{start} {row['refused']} | | | | |")
-                continue
-            told = f" {row['max_rel']:.0e} | {row['agreement']:.1%} |" if "max_rel" in row else " | |"
-            size = f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else ""
-            lines.append(f"{start}{told} {row['ms']:.2f} | {row['ms'] / base:.2f} | {size} |")
-    lines += [
-        "",
-        "| network | runtime | outputs differ by | ms of each exit | what ran for each |",
-        "|---|---|---|---|---|",
-    ]
-    for kind, rows in result["dynamic"].items():
-        for row in rows:
-            start = f"| digits_cnn, {kind} | {titles[row['runtime']]} |"
-            if "refused" in row:
-                lines.append(f"{start} {row['refused']} | | |")
-                continue
-            worst = max(each["max_rel"] for each in row["exits"])
-            times = " / ".join(f"{each['ms']:.2f}" for each in row["exits"])
-            lines.append(f"{start} {worst:.0e} | {times} | {' / '.join(_ran(each['ran']) for each in row['exits'])} |")
-    left = "".join(f" {name}: {found['refused']}." for name, found in result["static"].items() if "refused" in found)
-    versions = ", ".join(f"{name} {result['versions'][name]}" for name in _RUNTIMES)
-    told = (
-        f"Processor time of one image, one thread, medians of {result['rounds']} rounds in turn. INT8 of `onnx` and "
-        f"`openvino` with `--chip {result['chip']}`. {result['machine']}; {versions}; one run.{left}"
-    )
-    note = result.get("note", "")
-    return "\n".join([*lines, "", told, *([f"{note[0].upper()}{note[1:]}."] if note else [])])
-
-
-_RUNTIMES = ("onnxruntime", "openvino", "ai-edge-litert", "litert-torch", "executorch", "ncnn", "pnnx")
-
-
-def _ran(ran: dict[str, int]) -> str:
-    """What ran for one exit: so many convolutions by the runtime's profiler, or the files that were opened."""
-    return f"{ran['convolutions']} convolutions" if "convolutions" in ran else ", ".join(ran)
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "first": first,
     "first_run": first_run,
@@ -423,7 +372,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "onnx_in": lambda: onnx_in.words(_read("onnx_in.json")),
     "promises": promises,
     "watch": watched,
-    "runtimes": runtimes,
+    "runtimes": lambda: runtimes_show.table(_read("runtimes.json")),
 }
 
 

@@ -89,6 +89,17 @@ def test_a_quantized_network_agrees_with_torch(name: str, tmp_path: Path) -> Non
     assert verify_package(tmp_path / "net") == made and weights
 
 
+@pytest.mark.parametrize("name", [installed("litert")])
+def test_litert_does_not_round_the_scores_of_a_last_linear_layer(name: str, tmp_path: Path) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    x = torch.randn(8, 3, 8, 8)
+    evidence = Evidence(x, x, lambda run: 1.0)
+    export_package(small_net(), x[:1], tmp_path / "net", evidence=evidence, settings=settings(name, int8="x86-old"))
+    operators = [each["op_name"] for each in Interpreter(str(tmp_path / "net" / "model.tflite"))._get_ops_details()]
+    assert [each for each in operators if each != "DELEGATE"][-1] == "FULLY_CONNECTED", "nothing turns 8 bits to floats"
+
+
 @pytest.mark.parametrize("name", [installed(name) for name in RUNTIMES if name != "onnx"])
 def test_the_dial_chooses_a_detached_model(name: str, tmp_path: Path) -> None:
     model, x = trained(detachable()), pictures(count=3)

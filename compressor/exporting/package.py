@@ -117,6 +117,9 @@ def export_package(
         exits = prove(form, evidence, staging, graphs, demands)
         network = opened(staging, graphs, runtime.name, form, 0)
         calibration, routing = evidence.calibration, routing_facts(form, evidence.score, network, exits)
+        quantization = None
+        if settings.int8 is not None and calibration is not None:
+            quantization = facts(settings.int8, len(calibration), runtime.quantizer)
         # In INT8 it is another network; what is promised of that stands beside each exit.
         certificate = None if card is None or settings.int8 is not None else card.certificate
         manifest = Manifest(
@@ -135,7 +138,7 @@ def export_package(
             checked_on=evidence.words,
             certificate=certificate,
             watch=watch_facts(form, exits, routing, certificate),
-            quantization=None if not settings.int8 or calibration is None else facts(settings.int8, len(calibration)),
+            quantization=quantization,
             made_with={"compressor": VERSION} | {name: version(name) for name in ("torch", *runtime.made_with)},
             history=() if card is None else card.history,
         )

@@ -146,14 +146,16 @@ def saturates(chip: Chip) -> bool:
     return torch.cpu._is_avx2_supported() and not torch.cpu._is_vnni_supported() and not SCHEMES[chip].reduced
 
 
-def facts(chip: Chip, images: int) -> dict[str, Any]:
-    """What a manifest says about the quantization."""
-    scheme = SCHEMES[chip]
+def facts(chip: Chip, images: int, own: str = "") -> dict[str, Any]:
+    """What a manifest says about the quantization; of a runtime's own quantizer what that is, and no chip."""
+    scheme, calibrated = SCHEMES[chip], f"{images} training images"
+    if own:
+        return {"calibrated_on": calibrated, "note": own}
     return {
         "chip": chip,
         "activations": scheme.activations,
         "weights": scheme.weights,
         "per_channel": scheme.per_channel,
-        "calibrated_on": f"{images} training images",
+        "calibrated_on": calibrated,
         "note": scheme.note + ("; measured on a chip without VNNI, where sums saturate" if saturates(chip) else ""),
     }

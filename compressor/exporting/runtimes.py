@@ -97,6 +97,7 @@ class Runtime:
     write: Callable[[nn.Module, Tensor, Path, bool], None] | None = None  # a module in evaluation mode, for one image
     convert: Callable[[Path, Path], None] | None = None  # an ONNX graph, with its branches; with neither it is the file
     int8: bool = True
+    quantizer: str = ""  # its own, in words; else ONNX Runtime's, for a chip
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -111,8 +112,17 @@ RUNTIMES: dict[str, Runtime] = {
             ("ai_edge_litert", "litert_torch"),
             ("litert-torch", "ai-edge-litert"),
             _litert,
+            quantizer="by ai-edge-quantizer: weights by channel; scores of a last linear layer in float32",
         ),
-        Runtime("executorch", "ExecuTorch", ".pte", ("executorch", "torchao"), ("executorch",), _executorch),
+        Runtime(
+            "executorch",
+            "ExecuTorch",
+            ".pte",
+            ("executorch", "torchao"),
+            ("executorch",),
+            _executorch,
+            quantizer="by XNNPACKQuantizer: weights by channel",
+        ),
         Runtime("ncnn", "ncnn", ".param", ("ncnn", "pnnx"), ("ncnn", "pnnx"), to_ncnn.write, int8=False),
         Runtime("torch", "plain PyTorch", ".py", ("torch",), ("safetensors",), to_torch.write, int8=False),
     )

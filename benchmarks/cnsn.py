@@ -38,6 +38,7 @@ from compressor.training.settings import DataSettings
 from sample_models.vgg16_cifar import build
 
 RESULTS = Path(__file__).parent / "results"
+_LOADING = DataSettings(validation=0.1)
 # Table 1, CIFAR-10: base, after two and after seven convolutions (the rows of the sub-models are swapped there); the
 # base alone is the paper's "baseline model", for which it found another weight decay.
 PAPER = {"top1": (0.9267, 0.9115, 0.7738), "macs_thop": (0.314e9, 0.275e9, 0.124e9), "alone_top1": (0.9316,)}
@@ -154,8 +155,8 @@ def _accuracies(model: Any, data: Data) -> list[float]:
     return [evaluate(model.detach(exit), data.test, data).top1 for exit in range(model.exits + 1)]
 
 
-def _data(spec: str, scale: Scale, seed: int) -> Data:
-    data = open_data(spec, DataSettings(validation=0.1))
+def _data(spec: str, scale: Scale, seed: int, loading: DataSettings = _LOADING) -> Data:
+    data = open_data(spec, loading)
     if scale.images is None:
         return data
     order = torch.randperm(len(data.train), generator=generator(torch.device("cpu"), seed, "part"))

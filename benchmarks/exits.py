@@ -1,13 +1,15 @@
-"""Ways to train the exits of one network, beside each trained alone: CNSN's VGG-16 at a quarter of its width.
+"""Ways to train the exits of one network, beside each trained alone: CNSN's VGG-16 and a stranger's ResNet-20.
 
     python -m benchmarks.exits --data fashion-mnist:DIR
+    python -m benchmarks.exits --network resnet20 --data folder:DIR --nets DIR --images 5000
 
-Two sub-models as CNSN's paper cuts them, random weights, 10,000 training images, the same epochs and batches for every
-way. `sum` is the paper's equation 1. `kl` mixes each sub-model's loss with the divergence from the base's softened
+The VGG-16 has a quarter of its width, random weights and two sub-models as CNSN's paper cuts them, the ResNet-20 its
+published weights and the two sub-models of `compressor detach`. Every way has the same images, epochs and batches.
+`sum` is the paper's equation 1. `kl` mixes each sub-model's loss with the divergence from the base's softened
 scores (Hinton et al. 2015), `feature` with that and the distance of its last feature vector from the base's (FitNets,
 Romero et al. 2015), `balance` scales each sub-model's gradient to the norm of the base's on the layers they share,
 `sandwich` trains the base and one sub-model drawn at random in every step (Yu and Huang 2019), distilled like `kl`.
-Writes benchmarks/results/exits.json row by row and goes on where it was broken off.
+Writes benchmarks/results/exits.json, or exits-NETWORK.json, row by row and goes on where it was broken off.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.cnsn import AT, SCALES, _accuracies, _data
+from benchmarks.real import NETWORKS
 from benchmarks.resumable import opened
 from compressor.exits.cutting import cut, model_costs
 from compressor.exits.detachable import Detachable
@@ -39,41 +42,62 @@ from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
 from compressor.training.microbatches import Step
 from compressor.training.numerics import seed_everything_
+from compressor.training.settings import DataSettings
 from sample_models.vgg16_cifar import build
 
-OUT = Path(__file__).parent / "results" / "exits.json"
+RESULTS = Path(__file__).parent / "results"
 SHARE, TEMPERATURE, HINT = 0.5, 4.0, 1.0  # of the distillation loss; of its softmax; weight of the feature distance
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=["vgg16", "resnet20"], default="vgg16")
+    parser.add_argument("--nets", type=Path, help="folder with the published ResNets")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--ways", nargs="+", choices=["alone", *WAYS], default=["alone", *WAYS])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--width", type=float, default=SCALES["cpu"].width)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    told = {"epochs": arguments.epochs, "images": arguments.images, "width": arguments.width}
-    result = opened(arguments.out, told, "cpu", torch.get_num_threads())
-    scale = replace(SCALES["cpu"], **told)
+    paper = arguments.network == "vgg16"
+    told = {"epochs": arguments.epochs, "images": arguments.images}
+    told |= {"width": arguments.width} if paper else {"network": arguments.network}
+    out = arguments.out or RESULTS / ("exits.json" if paper else f"exits-{arguments.network}.json")
+    result = opened(out, told, "cpu", torch.get_num_threads())
     for seed in arguments.seeds:
-        data = _data(arguments.data, scale, seed)
-        for way in ("alone", *WAYS):
+        data = _data(arguments.data, replace(SCALES["cpu"], images=arguments.images), seed, _loading(arguments.network))
+        for way in arguments.ways:
             if (way, seed) not in {(row["way"], row["seed"]) for row in result["rows"]}:
-                row = measured(way, data, arguments.width, arguments.epochs, seed)
+                row = measured(way, _detachable(arguments, data, seed), data, arguments.epochs, seed)
                 result["rows"].append(row)
-                write_json(arguments.out, result)
+                write_json(out, result)
                 print(json.dumps(row), file=sys.stderr, flush=True)
     print(table(result))
 
 
-def measured(way: str, data: Data, width: float, epochs: int, seed: int) -> dict[str, Any]:
-    """Test top-1 of the base and every sub-model, all from the same random weights."""
+def _loading(network: str) -> DataSettings:
+    return replace(DataSettings() if network == "vgg16" else NETWORKS[network].loading, validation=0.1)
+
+
+def _detachable(arguments: argparse.Namespace, data: Data, seed: int) -> Detachable:
+    """The network with its sub-models, from the same weights for every way."""
     seed_everything_(seed)
-    base, example = build(len(data.classes), data.input_shape[0], width), torch.zeros(1, *data.input_shape)
-    model, _ = cut(base, example, DetachSettings(at=AT))
+    paper = arguments.network == "vgg16"
+    base = (
+        build(len(data.classes), data.input_shape[0], arguments.width)
+        if paper
+        else NETWORKS[arguments.network].open(arguments, data)
+    )
+    model, _ = cut(base, torch.zeros(1, *data.input_shape), DetachSettings(at=AT if paper else ()))
     assert isinstance(model, Detachable)
+    return model
+
+
+def measured(way: str, model: Detachable, data: Data, epochs: int, seed: int) -> dict[str, Any]:
+    """Test top-1 of the base and every sub-model."""
+    example = torch.zeros(1, *data.input_shape)
     training = replace(CNSN, epochs=epochs, seed=seed, device="cpu", evaluate_every=0)
     costs, start = [cost.macs for cost in model_costs(model, example, profile)], time.perf_counter()
     if way == "alone":
@@ -138,7 +162,7 @@ def balanced(task: Data, model: Detachable) -> Step:
 def _at(model: Detachable, exit: int, x: Tensor, y: Tensor, task: Data) -> tuple[Tensor, Any, Tensor, Tensor]:
     """Loss, right answers, scores and last features of one model."""
     module, seen = model.detach(exit), {}
-    last = next(each for name, each in module.named_modules() if name.endswith("classifier"))
+    last = [each for each in module.modules() if isinstance(each, nn.Linear)][-1]
     hook = last.register_forward_pre_hook(lambda _, inputs: seen.update(features=inputs[0]))
 
     def called(*inputs: Any) -> Tensor:
@@ -172,7 +196,8 @@ def table(result: dict[str, Any]) -> str:
         means = [f"{100 * statistics.mean(each):.2f}" for each in zip(*(row["top1"] for row in held), strict=True)]
         apart = ("/".join(f"{100 * (a - b):+.1f}" for a, b in zip(row["top1"], alone[row["seed"]])) for row in held)
         lines.append(f"| {way} | {' | '.join(means)} | {'; '.join(apart)} | {len(held)} |")
-    words = f"{result['epochs']} epochs, {result['images']:,} images, width {result['width']:g}."
+    which = result["network"] if "network" in result else f"width {result['width']:g}"
+    words = f"{result['epochs']} epochs, {result['images']:,} images, {which}."
     return "\n".join((*lines, "", f"{words} {result['machine']}, torch {result['versions']['torch']}."))
 
 

@@ -29,7 +29,7 @@ from compressor.training.task import shapes
 MOST_POSITIONS = 64  # of each image and layer
 _ROWS = 1 << 17  # of all images together: with many images fewer places of each do
 HELD_BACK = 8  # one image of so many only judges what the others gave
-_VALUES = 5_000_000  # of the inputs of a batch, about 32 images of 3x224x224
+_VALUES = 1_250_000  # of the inputs of a batch, about 8 images of 3x224x224: larger maps cost new memory each time
 _ALL_VALUES = 1 << 26  # and of all batches, but
 _FEWEST_IMAGES, _MOST_IMAGES = 512, 2048
 _MOST = 128

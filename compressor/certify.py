@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from compressor.report.measurements import CONFIDENCE, Certificate, Figure
+from compressor.report.measurements import CONFIDENCE, TOP1, Certificate, Figure
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def share_at_most(count: int, images: int, confidence: float) -> float:
 
 
 def promised(
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     larger: ArrayLike,
     candidates: Sequence[ArrayLike],
     classes: Sequence[str],
@@ -157,22 +157,25 @@ def promised(
     drop: float,
     confidence: float = CONFIDENCE,
     otherwise: str = "",
+    figure: str = TOP1,
+    unit: str = "images",
 ) -> tuple[int | None, Certificate]:
     """The cheapest candidate that loses at most `drop`, None where none does, and what is promised of it.
 
     Args:
-        labels: the class of every image, (images,); none of them has chosen anything.
+        labels: the class of every image, (images,), none of which has chosen anything; None where they have no classes.
         larger: which images the network as it came has right, bool (images,).
         candidates: the same of every candidate, from the safest to the cheapest.
         classes: a name for every class.
         otherwise: what is done where nothing can be promised, such as "all layers run".
+        figure: what the share of images that are right is called, and `unit` what an image is.
     """
     rows = [np.asarray(each, bool) for each in candidates]
     pairs = [Paired.of(larger, each) for each in rows]
     count = certified(pairs, drop, confidence)
     at = max(count - 1, 0)
     lost = max(pairs[at].drop, 0.0)
-    number, worst, images = worst_class(labels, larger, rows[at])
+    number, worst, images = (0, 0.0, 0) if labels is None else worst_class(labels, larger, rows[at])
     certificate = Certificate(
         drop=bound(pairs[at], confidence),
         confidence=confidence,
@@ -181,11 +184,13 @@ def promised(
         kept=count > 0,
         asked=drop,
         would_do=images_needed(drop, confidence, lost) if not count and lost < drop else None,
-        worst_class=classes[number],
+        worst_class=classes[number] if images else "",
         worst_drop=worst,
         worst_images=images,
         agreement=float((np.asarray(larger, bool) == rows[at]).mean()),
         otherwise=otherwise,
+        figure=figure,
+        unit=unit,
     )
     return (at if count else None), certificate
 

@@ -98,7 +98,7 @@ CONFIDENCE = 0.95  # of a promise, unless another is asked for
 class Certificate:
     """What is promised of a network against the one that it was made of, and what its images showed."""
 
-    drop: float  # at most, of top-1 as a share of the images: what they allow to be promised of this candidate alone
+    drop: float  # at most, of the right share of the images: what they allow to be promised of this candidate alone
     confidence: float
     images: int  # which chose nothing; of a user's task examples, or batches
     observed: float  # the drop on them
@@ -108,11 +108,11 @@ class Certificate:
     worst_class: str = ""
     worst_drop: float = 0.0
     worst_images: int = 0
-    agreement: float | None = None  # share of the images that both networks have right, or both wrong
+    agreement: float | None = None  # share of the images both have right, or both wrong; None: they are not counted
     otherwise: str = ""  # what is done where nothing is promised
     subject: str = ""  # of which network of several it speaks, to begin the sentence with
     exit: int | None = None  # the exit that it is of, where one is asked for by its number
-    figure: str = TOP1  # that may fall; of another than top-1 the drop is in its units
+    figure: str = TOP1  # that may fall; where no single images are counted, the drop is in its units
     unit: str = "images"
     differed: int | None = None  # images that the deepest exit gives another class; None where there are no exits
 
@@ -122,20 +122,20 @@ class Certificate:
 
     @property
     def kind(self) -> str:
-        """How sure the bound is: exact for top-1, and for a user's own figure an estimate."""
-        return "exact" if self.figure == TOP1 else "bootstrap estimate"
+        """How sure the bound is: exact for a share of right images, and for a user's own figure an estimate."""
+        return "bootstrap estimate" if self.agreement is None else "exact"
 
     def words(self) -> str:
         """The sentence for a report."""
         shown = of = ""
         scale, digits, unit = 1, ".4g", f"of {self.figure}"
-        if self.figure == TOP1:
-            scale, digits, unit, of = 100, ".2f", "points", " of top-1"
         if self.agreement is not None:
-            shown = (
-                f" The class that loses most, {self.worst_class}, loses {100 * self.worst_drop:.1f} points of its "
-                f"{self.worst_images:,} images; both networks are right or wrong together on {self.agreement:.1%}."
-            )
+            scale, digits, unit, of = 100, ".2f", "points", f" of {'top-1' if self.figure == TOP1 else self.figure}"
+            shown = f"both networks are right or wrong together on {self.agreement:.1%}."
+            if self.worst_images:
+                lost = f"{100 * self.worst_drop:.1f} points of its {self.worst_images:,} {self.unit}"
+                shown = f"the class that loses most, {self.worst_class}, loses {lost}; {shown}"
+            shown = f" {shown[0].upper()}{shown[1:]}"
         asked = f"at most {scale * self.asked:g} {unit}{of}"
         observed, drop = (format(scale * each, digits) for each in (self.observed, self.drop))
         if self.kept:
@@ -151,7 +151,7 @@ class Certificate:
         )
         why += f", and at most {drop} {unit} can be promised on these"
         otherwise = f", so {self.otherwise}" if self.otherwise else ""
-        estimate = "" if self.figure == TOP1 else f" ({self.kind})"
+        estimate = f" ({self.kind})" if self.agreement is None else ""
         return (
             f"No promise of {asked} can be made on {self.images:,} {self.unit} at "
             f"{self.confidence:.0%} confidence{estimate}{otherwise}; {why}.{shown}"

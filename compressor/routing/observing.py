@@ -56,12 +56,19 @@ def observe(routed: Routed, part: Any, task: Task, *, keep_seen: bool = False, b
     return Observation(right, entropy, suffices, tuple(torch.cat(column) for column in zip(*seen)))
 
 
-@distributed.by_first
 def share_right(model: nn.Module, part: Any, task: Task) -> float:
-    """The share of a part's examples that a network has right; of several processes the first looks."""
+    """The share of a part's examples that a network has right."""
+    return float(which_right(model, part, task).float().mean())
+
+
+@distributed.by_first
+def which_right(model: nn.Module, part: Any, task: Task) -> Tensor:
+    """Which of a part's examples a network has right, bool (examples,) on the CPU; of several processes the first
+    looks.
+    """
     with evaluating(model), torch.no_grad():
         found = [task.correct(called(model, x), y) for x, y in task.passing(part, device=device_of(model))]
-    return float(torch.cat(found).float().mean())
+    return torch.cat(found).bool().cpu()
 
 
 MAPS = 10  # feature maps looked at in every layer, as in the paper

@@ -16,7 +16,7 @@ from compressor.exporting.routed import depth_times
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
 from compressor.profiling.latency import ImageTimes, time_images
-from compressor.report.measurements import Certificate, Measurements
+from compressor.report.measurements import TOP1, Certificate, Measurements
 from compressor.routing.curve import (
     Costs,
     certified_point,
@@ -33,7 +33,7 @@ from compressor.routing.curve import (
     within,
 )
 from compressor.routing.network import Routed, make_routed, survey
-from compressor.routing.observing import observe, share_right
+from compressor.routing.observing import observe, share_right, which_right
 from compressor.routing.phases import Teacher
 from compressor.routing.section import Findings, Way, doubts, in_time, planned_section, remarks, section
 from compressor.routing.settings import RouteSettings, check, every_unit
@@ -51,6 +51,7 @@ from compressor.training.evaluate import evaluate
 from compressor.training.own_task import OPTIONAL, OwnTask
 
 _TIMED_IMAGES = 100
+_RIGHT = "accuracy"  # what the share of right examples is called, whatever the figure of a task
 
 
 class RouteRun(Run[RouteJob]):
@@ -102,9 +103,10 @@ class RouteRun(Run[RouteJob]):
             return
         asked, own = self.settings, RouteSettings()
         other = [name for name in ("labels", "router", "label_epochs") if getattr(asked, name) != getattr(own, name)]
-        if other or self.job.promise.max_drop is not None:
-            what = other[0] if other else "max_drop"
-            raise UsageError(f"`{what}` of route is for labelled images: leave it out with {self.subject.data.name}")
+        if other:
+            raise UsageError(
+                f"`{other[0]}` of route is for labelled images: leave it out with {self.subject.data.name}"
+            )
 
     def predicted(self) -> tuple[Measurements, Measurements]:
         """What each depth costs; how many images stop there the training decides."""
@@ -170,9 +172,14 @@ class RouteRun(Run[RouteJob]):
         figures = distributed.from_first(lambda: evaluate(self.routed, data.test, data).figures)
         return before, after.scored(data.figure, figures, data.amount(data.test))
 
+    def promised(self, aside: Any) -> Promise:
+        """By single examples, whatever the figure of the data is."""
+        return Promise(self.job.promise, aside, which_right(self.subject.module, aside, self.data))
+
     def certified(self, promise: Promise) -> Certificate:
-        """What was found as the threshold was chosen, and how often all layers answer otherwise."""
-        assert isinstance(self.data, Data)
+        """What was found as the threshold was chosen, and of labelled images how often all layers answer otherwise."""
+        if not isinstance(self.data, Data):
+            return self.certificate
         deepest = AtDepth(self.routed, self.routed.depths - 1, router=False)
         return replace(self.certificate, differed=differing(self.routed, deepest, promise.images, self.data))
 
@@ -190,10 +197,12 @@ class RouteRun(Run[RouteJob]):
             chosen = choose_in_time(curve, self.depth_ms, settings.target_ms)
         elif self.promise is not None:
             promise, asked = self.promise, self.job.promise
-            assert asked.max_drop is not None and isinstance(data, Data)
+            assert asked.max_drop is not None
+            labels, classes = (promise.images.labels, data.classes) if isinstance(data, Data) else (None, ())
+            figure, unit = (TOP1, "images") if isinstance(data, Data) else (_RIGHT, "examples")
             chosen, self.certificate = certified_point(
-                observe(routed, promise.images, data), counted, promise.before, promise.images.labels, data.classes,
-                drop=asked.max_drop, confidence=asked.confidence,
+                observe(routed, promise.images, data), counted, promise.before, labels, classes,
+                drop=asked.max_drop, confidence=asked.confidence, figure=figure, unit=unit,
             )  # fmt: skip
         elif settings.threshold is None:
             chosen = choose(curve, counted, target_macs=settings.target_macs)
@@ -213,7 +222,7 @@ class RouteRun(Run[RouteJob]):
             "fixed depth": fixed_points(seen, counted),
         }
         units, places = self.units.units, routed.layout.leave_after
-        right = data.figure.label if isinstance(data, Data) else "accuracy"
+        right = data.figure.label if isinstance(data, Data) else _RIGHT
         return Findings(units, places, counted.whole, self.right_before, tuple(ways), curves, self.taught, {}, right)
 
 

@@ -128,7 +128,7 @@ class Run(ABC, Generic[J]):
         tell(Stage("measuring the model as it came"))
         before, widths = self.measured_before(), self.widths()
         if self.aside is not None:
-            self.promise = Promise.of(job.promise, self.aside, self.subject.module, self.data)
+            self.promise = self.promised(self.aside)
         self.change()
         self.folder.begin(flat(job))
         self.record = self.folder.recording(tell)
@@ -234,6 +234,10 @@ class Run(ABC, Generic[J]):
     def made(self) -> Path | CompressorError | None:
         """The result's ONNX file, or why there is none; None where it was not asked for."""
         return self.folder / ONNX if isinstance(self.exported, OnnxCheck) else self.exported
+
+    def promised(self, aside: Any) -> Promise:
+        """How the network does on data that are put aside, before anything is changed."""
+        return Promise.of(self.job.promise, aside, self.subject.module, self.data)
 
     def certified(self, promise: Promise) -> Certificate:
         """What can be promised of the result."""

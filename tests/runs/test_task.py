@@ -151,9 +151,23 @@ def test_a_network_is_routed_by_what_its_task_calls_right(kind, tmp_path):
     assert "test accuracy" in page and "top-1" not in page and not report.variants
 
 
+def test_a_routed_network_of_a_task_keeps_what_is_promised_of_its_right_examples(tmp_path):
+    given = {"arch": f"{FILE}:deeper", "arch_arg": (("kind", 1), ("channels", 1)), "task": f"{FILE}:NamedSounds"}
+    report = compressor.route(**given, **FAST, max_drop=0.3, out=tmp_path / "run")
+    found, words = report.after.certificate, report.after.certificate.words()
+    assert found.kept and found.kind == "exact" and found.differed is None
+    assert "30 points of accuracy on examples like these" in words and "class that loses" not in words
+    sizes = [len(y) for _, y in tasks.NamedSounds().data("test")]
+    assert abs(found.images - sum(sizes) / 2) <= max(sizes) < sum(sizes)
+    refused = compressor.route(**given, **FAST, max_drop=0.001, out=tmp_path / "refused")
+    assert not refused.after.certificate.kept and "so all layers run" in refused.after.certificate.words()
+    ways = {way["name"]: way["top1"] for way in refused.details["ways"]}
+    assert ways["the router"] == ways["all layers"]
+
+
 def test_what_route_cannot_do_with_a_task_is_said(trained, tmp_path):
     given = {"arch": f"{FILE}:deeper", "task": f"{FILE}:Classes", "out": tmp_path / "run", **FAST}
-    for name, value in {"router": "image", "label_epochs": 1, "max_drop": 0.1, "labels": "activation"}.items():
+    for name, value in {"router": "image", "label_epochs": 1, "labels": "activation"}.items():
         with pytest.raises(UsageError, match=f"`{name}` of route is for labelled images: leave it out"):
             compressor.route(**given, **{name: value})
     with pytest.raises(

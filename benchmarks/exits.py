@@ -5,11 +5,11 @@
 
 The VGG-16 has a quarter of its width, random weights and two sub-models as CNSN's paper cuts them, the ResNet-20 its
 published weights and the two sub-models of `compressor detach`. Every way has the same images, epochs and batches.
-`sum` is the paper's equation 1. `kl` mixes each sub-model's loss with the divergence from the base's softened
-scores (Hinton et al. 2015), `feature` with that and the distance of its last feature vector from the base's (FitNets,
-Romero et al. 2015), `balance` scales each sub-model's gradient to the norm of the base's on the layers they share,
-`sandwich` trains the base and one sub-model drawn at random in every step (Yu and Huang 2019), distilled like `kl`.
-Writes benchmarks/results/exits.json, or exits-NETWORK.json, row by row and goes on where it was broken off.
+`sum` is the paper's equation 1. `kl` mixes each sub-model's loss with the divergence from the base's softened scores
+(Hinton et al. 2015), which is `compressor detach --distill 0.5`, and `light` counts the sub-models' losses a fifth,
+`--loss-weights 1,0.2,0.2`; `start`, for networks that come trained, mixes the
+loss of all models with the divergence from what the network gave as it came. Writes benchmarks/results/exits.json, or
+exits-NETWORK.json, row by row and goes on where it was broken off.
 """
 
 import argparse
@@ -26,14 +26,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from benchmarks.cnsn import AT, SCALES, _accuracies, _data
 from benchmarks.real import NETWORKS
 from benchmarks.resumable import opened
 from compressor.exits.cutting import cut, model_costs
 from compressor.exits.detachable import Detachable
-from compressor.exits.learning import multi_model_step
+from compressor.exits.learning import AtExit, multi_model_step
 from compressor.exits.settings import CNSN, DetachSettings
 from compressor.files.paths import write_json
 from compressor.profiling.costs import profile
@@ -46,7 +45,8 @@ from compressor.training.settings import DataSettings
 from sample_models.vgg16_cifar import build
 
 RESULTS = Path(__file__).parent / "results"
-SHARE, TEMPERATURE, HINT = 0.5, 4.0, 1.0  # of the distillation loss; of its softmax; weight of the feature distance
+SHARE, TEMPERATURE = 0.5, DetachSettings.distill_temperature  # of the distillation loss; of its softmax
+LIGHT = 0.2  # weight of a sub-model's loss
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--network", choices=["vgg16", "resnet20"], default="vgg16")
     parser.add_argument("--nets", type=Path, help="folder with the published ResNets")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--ways", nargs="+", choices=["alone", *WAYS], default=["alone", *WAYS])
+    parser.add_argument("--ways", nargs="+", choices=["alone", *WAYS])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -68,7 +68,7 @@ def main() -> None:
     result = opened(out, told, "cpu", torch.get_num_threads())
     for seed in arguments.seeds:
         data = _data(arguments.data, replace(SCALES["cpu"], images=arguments.images), seed, _loading(arguments.network))
-        for way in arguments.ways:
+        for way in arguments.ways or ["alone", *WAYS][: 4 if paper else 5]:
             if (way, seed) not in {(row["way"], row["seed"]) for row in result["rows"]}:
                 row = measured(way, _detachable(arguments, data, seed), data, arguments.epochs, seed)
                 result["rows"].append(row)
@@ -112,74 +112,34 @@ def measured(way: str, model: Detachable, data: Data, epochs: int, seed: int) ->
     return {"way": way, "seed": seed, "top1": top1, "macs": costs, "seconds": seconds}
 
 
-def distilled(task: Data, model: Detachable, hint: float = 0.0, sandwich: bool = False) -> Step:
-    """The base by its labels, the sub-models also by the base's scores and, with `hint`, its last features."""
-
-    def step(_: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        loss, correct, scores, features = _at(model, 0, x, y, task)
-        loss.backward()
-        total, scores, features = loss.detach(), scores.detach(), features.detach()
-        exits = [1 + int(torch.randint(model.exits, ()))] if sandwich else range(1, model.exits + 1)
-        for exit in exits:
-            loss, _, given, seen = _at(model, exit, x, y, task)
-            loss = torch.lerp(loss, task.imitation(given, scores, TEMPERATURE), SHARE)
-            loss = loss + hint * functional.mse_loss(seen, features) / features.var().clamp_min(1e-6)
-            loss.backward()
-            total = total + loss.detach()
-        return total, correct
-
-    return step
+def distilled(task: Data, model: Detachable, weight: float = 1.0) -> Step:
+    """The base by its labels, the sub-models also by what the base gives for the same images."""
+    weights = (1.0, *[weight] * model.exits)
+    return multi_model_step(task, model.exits, DetachSettings(distill=SHARE, loss_weights=weights))
 
 
-def balanced(task: Data, model: Detachable) -> Step:
-    """Each sub-model's gradient gets the norm of the base's on the parameters that they share."""
-    shared = list(model.base.parameters())
+def from_start(task: Data, model: Detachable) -> Step:
+    """All by their labels and by what the network gave as it came."""
+    teacher = copy.deepcopy(model.detach(0)).eval().requires_grad_(False)
 
-    def norm(gradients: list[Tensor | None], mask: list[bool]) -> Tensor:
-        held = [each for each, taken in zip(gradients, mask, strict=True) if taken and each is not None]
-        return torch.stack([each.square().sum() for each in held]).sum().sqrt()
-
-    def step(_: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        total, correct, of_base = torch.zeros(()), None, None
+    def step(running: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        total, right, wanted = torch.zeros(()), None, teacher(x)
         for exit in range(model.exits + 1):
-            loss, counted, _, _ = _at(model, exit, x, y, task)
-            own = [each for each in model.detach(exit).parameters() if all(each is not one for one in shared)]
-            found = list(torch.autograd.grad(loss, [*shared, *own], allow_unused=True))
-            if of_base is None:
-                correct, of_base = counted, found
-            mask = [each is not None for each in found[: len(shared)]]
-            factor = norm(of_base[: len(shared)], mask) / norm(found[: len(shared)], mask).clamp_min(1e-12)
-            for number, (parameter, gradient) in enumerate(zip([*shared, *own], found, strict=True)):
-                if gradient is not None:
-                    scaled = gradient * factor if number < len(shared) else gradient
-                    parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
-            total = total + loss.detach()
-        return total, correct
+            way = AtExit(running, exit)
+            loss, counted = task.loss(way, x, y)
+            loss = torch.lerp(loss, task.imitation(way.gave, wanted, TEMPERATURE), SHARE)
+            loss.backward()
+            total, right = total + loss.detach(), counted if exit == 0 else right
+        return total, right
 
     return step
-
-
-def _at(model: Detachable, exit: int, x: Tensor, y: Tensor, task: Data) -> tuple[Tensor, Any, Tensor, Tensor]:
-    """Loss, right answers, scores and last features of one model."""
-    module, seen = model.detach(exit), {}
-    last = [each for each in module.modules() if isinstance(each, nn.Linear)][-1]
-    hook = last.register_forward_pre_hook(lambda _, inputs: seen.update(features=inputs[0]))
-
-    def called(*inputs: Any) -> Tensor:
-        seen["scores"] = module(*inputs)
-        return seen["scores"]
-
-    loss, correct = task.loss(called, x, y)
-    hook.remove()
-    return loss, correct, seen["scores"], seen["features"]
 
 
 WAYS: dict[str, Callable[[Data, Detachable], Step]] = {
     "sum": lambda task, model: multi_model_step(task, model.exits),
     "kl": distilled,
-    "feature": partial(distilled, hint=HINT),
-    "balance": balanced,
-    "sandwich": partial(distilled, sandwich=True),
+    "light": partial(distilled, weight=LIGHT),
+    "start": from_start,
 }
 
 

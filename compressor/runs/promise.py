@@ -194,9 +194,10 @@ class Judge:
         at, certificate = self.promise.kept([self.opened(folder) for folder in order], self.data)
         return (None if at is None else order[at]), certificate
 
-    def figure(self, folder: str) -> float:
-        """The main figure of a run's network on the test data that are left."""
-        return evaluate(self.opened(folder), self.data.test, self.data).main
+    def figure(self, folder: str | None = None) -> float:
+        """The main figure of a run's network, by default of the one that came, on the test data that are left."""
+        model = self.subject.module if folder is None else self.opened(folder)
+        return evaluate(model, self.data.test, self.data).main
 
     def opened(self, folder: str) -> nn.Module | OnnxModel:
         """The network in a folder, of a run or of a package."""

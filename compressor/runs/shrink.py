@@ -202,11 +202,15 @@ class Tried:
         return replace(compared, points=tuple(points), promised=chosen, certificate=certificate)
 
     def _on_half(self, name: str, report: Report) -> Report:
-        """A run that put no images aside, with its figure on those that the others were measured on."""
+        """A run that put no images aside, with its figures on those that the others were measured on."""
         if report.settings.get("max_drop") is not None:
             return report
-        figure = self.judge.data.figure
-        return replace(report, after=report.after.scored(figure, {figure.name: self.judge.figure(name)}), variants={})
+        figure, judge = self.judge.data.figure, self.judge
+        before, after = (
+            side.scored(figure, {figure.name: judge.figure(folder)})
+            for side, folder in ((report.before, None), (report.after, name))
+        )
+        return replace(report, before=before, after=after, variants={})
 
     def _point(self, name: str, timed: Timed | None) -> Point:
         """A package as a point of the comparison."""

@@ -128,6 +128,7 @@ def test_exits_and_int8_stand_in_one_order_with_the_pruned_networks(tmp_path, mo
     assert {Path(point.run).name: point.latency for point in compared.points if point.method != "start"} == {
         Path(name).name: cost for name, cost in seen["costs"].items()
     }
+    assert [point.method for point in compared.points].count("start") == 1  # on the same images for every run
     assert compared.certificate.kept and compared.certificate.worst_class
     left = tmp_path / "run" / "package"
     if compared.promised.endswith("int8"):

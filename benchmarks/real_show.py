@@ -9,12 +9,15 @@ Rows = list[dict[str, Any]]
 
 
 def best_recipe(result: dict[str, Any]) -> str:
-    """The peer's recipe with the highest validation top-1 after fine-tuning, on average over targets and seeds."""
-    found: dict[str, list[float]] = {}
+    """The peer's recipe with the highest validation top-1 after fine-tuning, on average over the targets and seeds that
+    all recipes were measured at.
+    """
+    found: dict[str, dict[tuple[float, int], float]] = {}
     for row in result["rows"]:
         if row["arm"].startswith("TP ") and "+" not in row["arm"]:
-            found.setdefault(row["arm"], []).append(row["validation_top1"])
-    return max(found, key=lambda arm: statistics.mean(found[arm]))
+            found.setdefault(row["arm"], {})[row["left"], row["seed"]] = row["validation_top1"]
+    shared = set.intersection(*map(set, found.values()))
+    return max(found, key=lambda arm: statistics.mean(found[arm][cell] for cell in shared))
 
 
 def table(result: dict[str, Any]) -> str:

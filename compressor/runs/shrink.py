@@ -47,7 +47,7 @@ from compressor.training.interrupt import Interrupted
 _CELLS = 6  # runs that the time is divided by
 _MOST_EPOCHS = 20  # of one run; more change little
 _CLOSE = 0.05  # share of the range within which no further target is tried
-_SEARCH = 0.6  # of the time; the rest is for other ways to make it cheaper
+_SEARCH = 0.6  # of the time, once a target is passed; the rest is for other ways to make it cheaper
 _RIVAL = "taylor"  # the criterion that is tried besides block OBS
 _QUANTIZED = 2  # sizes that are tried in INT8
 _TIMED_IMAGES = 20
@@ -99,7 +99,7 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
     tell(NoteEvent(f"every run trains for {units.counted(tried.epochs, 'epoch')}"))
     search = Search.of(job.target_ms)
     first = search.target
-    while not search.over(first) and (not tried.done or tried.has_time(_SEARCH)):
+    while not search.over(first) and (not tried.done or tried.has_time(_SEARCH if tried.passing() else 1)):
         passed = tried.run(_pruning(job, search.target, tried.epochs))
         if search.high == search.target and not passed:
             break  # not even what was asked for

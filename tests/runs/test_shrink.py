@@ -91,6 +91,21 @@ def test_nothing_is_left_where_nothing_can_be_promised(tmp_path, monkeypatch):
     assert compared.promise.startswith("No promise of at most 0.1 points")
 
 
+def test_all_of_the_time_is_for_a_target_that_passes(tmp_path, monkeypatch):
+    clock, carried_out = [0.0], shrinking.carry_out
+
+    def moving(cell, *given):
+        clock[0] += 25
+        return carried_out(cell, *given)
+
+    monkeypatch.setattr(shrinking.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(shrinking, "carry_out", moving)
+    monkeypatch.setattr(shrinking, "_epochs", lambda *given: 0)
+    monkeypatch.setattr(Judge, "drop", lambda self, folder: 1.0)
+    shrink(job(tmp_path / "run", seconds=100.0))
+    assert sorted(each.name for each in (tmp_path / "run").glob("obs-*")) == ["obs-0.500", "obs-0.750", "obs-0.875"]
+
+
 def test_milliseconds_that_cannot_be_reached_end_it_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(shrinking, "_epochs", lambda *given: 0)
 

@@ -42,6 +42,7 @@ class Consumer:
     weight: Tensor  # the parameter that holds its weight
     matrix: Tensor  # (groups, unknowns, outputs)
     scale: Tensor  # (groups, 1, outputs): squared, what a squared error of an output does to the network's
+    rows: int  # that the moments are of
     whole: bool = True  # or the places of a channel, too many to be unknowns each, share their moments
 
 
@@ -105,7 +106,8 @@ def _consumer(
         scale = torch.ones_like(matrix[:, :1])
     if not told:  # in shares of the variance of its outputs
         scale = scale / (matrix * (covariance @ matrix)).sum().clamp(min=1e-300).sqrt()
-    return Consumer(reader, view, ids, covariance, mean, weight.detach(), matrix, scale, whole=places is None)
+    rows = int(gram.inner[0, -1, -1])
+    return Consumer(reader, view, ids, covariance, mean, weight.detach(), matrix, scale, rows, whole=places is None)
 
 
 def _sensitivities(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Tensor]:

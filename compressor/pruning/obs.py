@@ -25,6 +25,8 @@ from compressor.pruning.reconstruction.gram import RIDGE, cells, pulled
 from compressor.pruning.scores import Given, l1
 
 _STEPS = 64  # in which a group's channels go at most
+_ENOUGH = 4  # rows for each unknown: of fewer, covariances are shrunk,
+_MOST_SHRUNK = 0.9  # by no more than this
 _LEVELS = (0.25, 0.5)  # shares of a group's channels at which a curve is calibrated
 
 
@@ -148,12 +150,29 @@ def _moved(call: tuple[nn.Module, Tensor, Tensor], change: Change, images: int) 
     return moved.view(images, -1).sum(1)
 
 
+def shrinkage(covariance: Tensor, rows: int) -> Tensor:
+    """How far covariances (groups, n, n) of so many rows are to be drawn to multiples of the identity, (groups,).
+
+    Of fewer rows than unknowns some directions have no variance, and a channel would seem to cost nothing.
+
+    Reference: Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE TSP 58, 2010,
+    equation 23 (OAS).
+    """
+    size = covariance.shape[1]
+    squares, trace = covariance.square().sum((1, 2)), covariance.diagonal(dim1=1, dim2=2).sum(1)
+    apart = (squares - trace.square() / size).clamp(min=1e-300)
+    return (((1 - 2 / size) * squares + trace.square()) / ((rows + 1 - 2 / size) * apart)).clamp(0, _MOST_SHRUNK)
+
+
 class Downdated:
     """A layer while channels of a group leave it: its weights, refitted, and the inverse of its inputs' covariance."""
 
     def __init__(self, consumer: Consumer, ids: Ids) -> None:
         diagonal = consumer.covariance.diagonal(dim1=1, dim2=2)
         ridge = pulled(diagonal, RIDGE).expand_as(diagonal)
+        if consumer.rows < _ENOUGH * diagonal.shape[1]:
+            share = shrinkage(consumer.covariance, consumer.rows)[:, None]
+            ridge = torch.maximum(ridge, share / (1 - share) * diagonal.mean(1, keepdim=True))
         failed = torch.ones(1)
         while failed.any():  # of few images, sums of float32 products may lie below zero somewhere
             factor, failed = torch.linalg.cholesky_ex(consumer.covariance + torch.diag_embed(ridge))

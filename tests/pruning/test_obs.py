@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
+import sklearn.covariance
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ import compressor
 from compressor.graph import capture
 from compressor.pruning.allocate import Widths, ranks
 from compressor.pruning.consumers import _sensitivities, consumers
-from compressor.pruning.obs import Curve, Downdated, calibrated, curve, curves
+from compressor.pruning.obs import Curve, Downdated, calibrated, curve, curves, shrinkage
 from compressor.pruning.oneshot import sensitivity
 from compressor.pruning.price import macs_price
 from compressor.pruning.reconstruction.calibration import in_parts
@@ -71,6 +72,23 @@ def test_channels_go_by_their_error_for_each_multiply_add(images):
     found = ranks(channels, {group.name: Curve(group.ids, errors[group.name]) for group in channels.free})
     assert max(found["0"][:3]) < min(found["2"][:3])
     assert np.isinf(found["0"][3]) and np.isinf(found["2"][3])
+
+
+def test_covariances_of_few_rows_are_shrunk_as_scikit_learn_does():
+    given = np.random.default_rng(0).normal(size=(60, 200)) * np.linspace(0.5, 2, 200)
+    covariance = torch.from_numpy(np.cov(given.T, bias=True))
+    _, expected = sklearn.covariance.oas(given)
+    assert float(shrinkage(covariance[None], 60)) == pytest.approx(expected, rel=0.02)
+
+
+def test_channels_that_few_images_cannot_tell_apart_do_not_cost_nothing():
+    """Features of a head that nothing else can make, and 16 images of them: half of them make half of the outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 8), nn.Flatten(), nn.Linear(64, 10, bias=False)).eval()
+    nn.init.orthogonal_(model[0].weight)
+    channels, seen = capture(model, torch.zeros(1, 3, 8, 8)), torch.randn(16, 3, 8, 8)
+    found = curves(model, channels, consumers(model, channels, [seen]))["0"]
+    assert found.errors[32] > 0.2 * found.errors.max() > 0.1
 
 
 def test_what_goes_together_is_judged_together(images):
@@ -166,7 +184,7 @@ def test_moments_that_rounding_leaves_indefinite_are_judged_too():
     """Sums of float32 products of few images: an eigenvalue below zero by more than the ridge makes up for."""
     covariance = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.01], dtype=torch.float64))[None]
     ids, matrix = np.arange(4), torch.eye(4, dtype=torch.float64)[None]
-    layer = SimpleNamespace(covariance=covariance, ids=ids, matrix=matrix, scale=torch.ones(1, 1, 4))
+    layer = SimpleNamespace(rows=1000, covariance=covariance, ids=ids, matrix=matrix, scale=torch.ones(1, 1, 4))
     assert np.isfinite(Downdated(layer, ids).costs()).all()
 
 

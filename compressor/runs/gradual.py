@@ -17,7 +17,7 @@ from compressor.pruning.scores import Score, add_, products_of
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
 from compressor.runs.goals import followed
-from compressor.runs.latency_goal import select_in_ms, target_in_ms
+from compressor.runs.latency_goal import selected, target_in_ms
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.stages import Callback, PeriodEvent
 from compressor.surgery import Plan, operate_
@@ -171,7 +171,7 @@ class Gradual:
                 name: goal.wanted for name, goal in self._goals(1.0).items() if name in self._whole
             }
             final = replace(choice, **wanted, speedup=None)
-            return select_in_ms(self.model, self.example, self.channels, ranked, final)
+            return selected(self.model, self.example, self.channels, ranked, final)
         goals = list(self._goals(gone).values())
         return select(self.channels, ranked.scores, choice, ranked.curves, goals, self._before[1])
 

@@ -47,30 +47,18 @@ def selected(
     choice: PruneSettings,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Selection:
-    """Choose what goes, by a target of time where there is one. Errors are those of `select` and `select_in_ms`."""
-    if not in_time(choice):
-        return select(channels, ranked.scores, choice, ranked.curves)
-    return select_in_ms(module, example, channels, ranked, choice, tell)
-
-
-def select_in_ms(
-    module: nn.Module,
-    example: Any,
-    channels: Channels,
-    ranked: Ranked,
-    choice: PruneSettings,
-    tell: Callable[[str], None] = lambda text: None,
-) -> Selection:
-    """Choose what goes so that the network takes the time that the settings want for one image in ONNX Runtime.
+    """Choose what goes; where there is a target of time, so that the network takes that for one image in ONNX Runtime.
 
     On this machine each plan is timed beside the network as it came, since a machine is not always as fast; where it is
     off by more than a twentieth, the next plan asks for as much more or less. With a table of another machine the
     prediction is all there is.
 
     Raises:
-        UsageError: the network is that fast already, or takes several inputs.
+        UsageError: the network is that fast already, or takes several inputs; and what `select` raises.
         ModelError: the target cannot be reached, or torch cannot export the network.
     """
+    if not in_time(choice):
+        return select(channels, ranked.scores, choice, ranked.curves)
     with _timed(module, example, channels, choice, tell) as (times, price, whole):
         before = price.whole()
         wanted = target = target_in_ms(choice, before)

@@ -23,7 +23,7 @@ from compressor.pruning.oneshot import rank
 from compressor.pruning.settings import PruneSettings, resolved
 from compressor.runs import latency_goal
 from compressor.runs.jobs import AdaptJob
-from compressor.runs.latency_goal import price_in_ms, select_in_ms
+from compressor.runs.latency_goal import price_in_ms, selected
 from compressor.runs.resume import resume
 from compressor.runs.run import run
 from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, OutputSettings
@@ -78,7 +78,7 @@ def machine(monkeypatch, tmp_path):
 def chosen(net, **given):
     model, example, channels = net
     choice = resolved(PruneSettings(round_to=1, **given), has_inputs=False)
-    return select_in_ms(model, example, channels, rank(model, channels, choice), choice)
+    return selected(model, example, channels, rank(model, channels, choice), choice)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_models_of_several_inputs_are_refused(net, machine):
     model, example, channels = net
     choice = resolved(PruneSettings(target_ms=1.0), has_inputs=False)
     with pytest.raises(UsageError, match="models of one input"):
-        select_in_ms(model, (example, example), channels, rank(model, channels, choice), choice)
+        selected(model, (example, example), channels, rank(model, channels, choice), choice)
 
 
 def test_a_speedup_is_a_share_of_what_the_network_takes(net, machine):

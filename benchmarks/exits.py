@@ -68,7 +68,7 @@ def main() -> None:
     result = opened(out, told, "cpu", torch.get_num_threads())
     for seed in arguments.seeds:
         data = _data(arguments.data, replace(SCALES["cpu"], images=arguments.images), seed, _loading(arguments.network))
-        for way in arguments.ways or ["alone", *WAYS][: 4 if paper else 5]:
+        for way in arguments.ways or [each for each in ("alone", *WAYS) if each != "start" or not paper]:
             if (way, seed) not in {(row["way"], row["seed"]) for row in result["rows"]}:
                 row = measured(way, _detachable(arguments, data, seed), data, arguments.epochs, seed)
                 result["rows"].append(row)

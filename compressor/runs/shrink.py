@@ -206,10 +206,8 @@ class Tried:
         if report.settings.get("max_drop") is not None:
             return report
         figure, judge = self.judge.data.figure, self.judge
-        before, after = (
-            side.scored(figure, {figure.name: judge.figure(folder)})
-            for side, folder in ((report.before, None), (report.after, name))
-        )
+        before = report.before.scored(figure, {figure.name: judge.figure()})
+        after = report.after.scored(figure, {figure.name: judge.figure(name)})
         return replace(report, before=before, after=after, variants={})
 
     def _point(self, name: str, timed: Timed | None) -> Point:

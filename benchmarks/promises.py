@@ -24,8 +24,8 @@ from benchmarks.real import NETWORKS
 from benchmarks.resumable import opened
 from compressor.certify import Paired, certified
 from compressor.files.paths import write_json
-from compressor.runs.promise import right_of
 from compressor.training.data import open_data
+from compressor.training.evaluate import which_right
 from tests.test_certify import simulated
 
 OUT = Path(__file__).parent / "results" / "promises.json"
@@ -57,7 +57,7 @@ def main() -> None:
         if left < 1:
             few = data.drawn(data.train, 512, 0, torch.device("cpu"))
             macs = compressor.prune_(small, example, target_macs=left, data=[x for x, _ in few]).after.macs
-        right = right_of(small, data.test, data).numpy()
+        right = which_right(small, data.test, data).numpy()
         row = {"left": left, "macs": macs, "top1": float(right.mean()), "right": np.packbits(right).tobytes().hex()}
         result["rows"].append(row)
         write_json(arguments.out, result)

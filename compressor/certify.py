@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from compressor.report.measurements import CONFIDENCE, TOP1, Certificate, Figure
+from compressor.report.measurements import CONFIDENCE, Certificate, Figure
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,6 @@ def promised(
     drop: float,
     confidence: float = CONFIDENCE,
     otherwise: str = "",
-    figure: str = TOP1,
-    unit: str = "images",
 ) -> tuple[int | None, Certificate]:
     """The cheapest candidate that loses at most `drop`, None where none does, and what is promised of it.
 
@@ -168,7 +166,6 @@ def promised(
         candidates: the same of every candidate, from the safest to the cheapest.
         classes: a name for every class.
         otherwise: what is done where nothing can be promised, such as "all layers run".
-        figure: what the share of images that are right is called, and `unit` what an image is.
     """
     rows = [np.asarray(each, bool) for each in candidates]
     pairs = [Paired.of(larger, each) for each in rows]
@@ -189,8 +186,6 @@ def promised(
         worst_images=images,
         agreement=float((np.asarray(larger, bool) == rows[at]).mean()),
         otherwise=otherwise,
-        figure=figure,
-        unit=unit,
     )
     return (at if count else None), certificate
 

@@ -14,7 +14,7 @@ from compressor.certify import promised
 from compressor.errors import UsageError
 from compressor.graph.trace import trace
 from compressor.profiling.costs import macs_of
-from compressor.report.measurements import TOP1, Certificate
+from compressor.report.measurements import Certificate
 from compressor.routing.network import Piece, Routed
 from compressor.routing.observing import Observation
 from compressor.routing.router import Gates, ImageRouter
@@ -239,8 +239,6 @@ def certified_point(
     *,
     drop: float,
     confidence: float,
-    figure: str = TOP1,
-    unit: str = "images",
 ) -> tuple[Point, Certificate]:
     """The cheapest of the router's points that loses at most `drop` with this confidence; where none does, all layers.
 
@@ -248,18 +246,9 @@ def certified_point(
         seen: what the network does with images that have chosen nothing so far.
         before: which of them the network had right as it came, bool (images,).
         labels: their classes, int64 (images,), where they have some.
-        figure: what the share of images that are right is called, and `unit` what an image is.
     """
     rows = [right_at(seen, leaving(seen, threshold)) for threshold in THRESHOLDS]
     at, certificate = promised(
-        labels,
-        before,
-        rows,
-        classes,
-        drop=drop,
-        confidence=confidence,
-        otherwise="all layers run",
-        figure=figure,
-        unit=unit,
+        labels, before, rows, classes, drop=drop, confidence=confidence, otherwise="all layers run"
     )
     return point_at(seen, costs, THRESHOLDS[at or 0]), certificate

@@ -16,8 +16,8 @@ from compressor.routing.network import Routed
 from compressor.routing.router import Gates, ImageRouter, sureness
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import evaluating
-from compressor.training.task import Task, called
+from compressor.training.evaluate import evaluating, which_right
+from compressor.training.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +59,6 @@ def observe(routed: Routed, part: Any, task: Task, *, keep_seen: bool = False, b
 def share_right(model: nn.Module, part: Any, task: Task) -> float:
     """The share of a part's examples that a network has right."""
     return float(which_right(model, part, task).float().mean())
-
-
-@distributed.by_first
-def which_right(model: nn.Module, part: Any, task: Task) -> Tensor:
-    """Which of a part's examples a network has right, bool (examples,) on the CPU; of several processes the first
-    looks.
-    """
-    with evaluating(model), torch.no_grad():
-        found = [task.correct(called(model, x), y) for x, y in task.passing(part, device=device_of(model))]
-    return torch.cat(found).bool().cpu()
 
 
 MAPS = 10  # feature maps looked at in every layer, as in the paper

@@ -33,7 +33,7 @@ from compressor.runs.settings import PromiseSettings
 from compressor.runs.subject import open_subject
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import Predict, evaluate, evaluating, through_numpy
+from compressor.training.evaluate import Predict, evaluate, evaluating, through_numpy, which_right
 from compressor.training.own_part import Part
 from compressor.training.own_task import OwnTask
 from compressor.training.task import Pair, Task, first_output
@@ -120,7 +120,7 @@ class Promise:
     def of(cls, settings: PromiseSettings, images: Any, model: nn.Module | Predict, task: Task) -> "Promise":
         """Before anything is changed."""
         if isinstance(task, Data):
-            return cls(settings, images, right_of(model, images, task))
+            return cls(settings, images, which_right(model, images, task))
         return cls(settings, images, _figures(settings, images, model, task))
 
     def kept(
@@ -133,7 +133,7 @@ class Promise:
         asked, confidence = self.settings.max_drop, self.settings.confidence
         assert asked is not None
         if isinstance(task, Data):
-            rows = [np.asarray(right_of(each, self.images, task)) for each in models]
+            rows = [np.asarray(which_right(each, self.images, task)) for each in models]
             return promised(
                 self.images.labels, self.before, rows, task.classes,
                 drop=asked, confidence=confidence, otherwise=otherwise,
@@ -209,25 +209,12 @@ class Judge:
         return evaluate(model, self.data.validation, self.data).main
 
 
-def right_of(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
-    """Which images of a set a network has right, bool (images,), on the CPU and in the set's order."""
-    return _answers(model, image_set, data)[1].bool()
-
-
-def differing(model: nn.Module, deepest: nn.Module, image_set: AnySet, data: Data) -> int:
-    """How many images of a set two networks give different classes."""
-    first, second = (_answers(each, image_set, data)[0] for each in (model, deepest))
-    return int((first != second).sum())
-
-
 @distributed.by_first
-def _answers(model: nn.Module | Predict, image_set: AnySet, data: Data) -> Tensor:
-    """The class that each image is given, and whether it is right: int64 (2, images)."""
-    found = []
-    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-    predict = model if isinstance(model, nn.Module) else through_numpy(model)
-    with evaluating(model), torch.no_grad():
-        for x, y in data.passing(image_set, device=device):
-            named = first_output(predict(x)).argmax(1)
-            found.append(torch.stack([named, named == y]).cpu())
-    return torch.cat(found, 1)
+def differing(model: nn.Module, deepest: nn.Module, image_set: AnySet, data: Data) -> int:
+    """How many images of a set two networks give different classes; of several processes the first looks."""
+    count = 0
+    with evaluating(model), evaluating(deepest), torch.no_grad():
+        for x, _ in data.passing(image_set, device=device_of(model)):
+            first, second = (first_output(each(x)).argmax(1) for each in (model, deepest))
+            count += int((first != second).sum())
+    return count

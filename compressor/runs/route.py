@@ -16,7 +16,7 @@ from compressor.exporting.routed import depth_times
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
 from compressor.profiling.latency import ImageTimes, time_images
-from compressor.report.measurements import TOP1, Certificate, Measurements
+from compressor.report.measurements import Certificate, Measurements
 from compressor.routing.curve import (
     Costs,
     certified_point,
@@ -33,7 +33,7 @@ from compressor.routing.curve import (
     within,
 )
 from compressor.routing.network import Routed, make_routed, survey
-from compressor.routing.observing import observe, share_right, which_right
+from compressor.routing.observing import observe, share_right
 from compressor.routing.phases import Teacher
 from compressor.routing.section import Findings, Way, doubts, in_time, planned_section, remarks, section
 from compressor.routing.settings import RouteSettings, check, every_unit
@@ -47,7 +47,7 @@ from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, check_tells
 from compressor.training import distributed
 from compressor.training.data import Data
-from compressor.training.evaluate import evaluate
+from compressor.training.evaluate import evaluate, which_right
 from compressor.training.own_task import OPTIONAL, OwnTask
 
 _TIMED_IMAGES = 100
@@ -179,7 +179,7 @@ class RouteRun(Run[RouteJob]):
     def certified(self, promise: Promise) -> Certificate:
         """What was found as the threshold was chosen, and of labelled images how often all layers answer otherwise."""
         if not isinstance(self.data, Data):
-            return self.certificate
+            return replace(self.certificate, figure=_RIGHT, unit="examples")
         deepest = AtDepth(self.routed, self.routed.depths - 1, router=False)
         return replace(self.certificate, differed=differing(self.routed, deepest, promise.images, self.data))
 
@@ -199,10 +199,9 @@ class RouteRun(Run[RouteJob]):
             promise, asked = self.promise, self.job.promise
             assert asked.max_drop is not None
             labels, classes = (promise.images.labels, data.classes) if isinstance(data, Data) else (None, ())
-            figure, unit = (TOP1, "images") if isinstance(data, Data) else (_RIGHT, "examples")
             chosen, self.certificate = certified_point(
                 observe(routed, promise.images, data), counted, promise.before, labels, classes,
-                drop=asked.max_drop, confidence=asked.confidence, figure=figure, unit=unit,
+                drop=asked.max_drop, confidence=asked.confidence,
             )  # fmt: skip
         elif settings.threshold is None:
             chosen = choose(curve, counted, target_macs=settings.target_macs)

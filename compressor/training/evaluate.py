@@ -15,7 +15,8 @@ from compressor.errors import DataError
 from compressor.graph.skeleton import set_mode
 from compressor.graph.tensors import device_of
 from compressor.report.progress import counted
-from compressor.training.task import Task
+from compressor.training import distributed
+from compressor.training.task import Task, called
 
 Predict = Callable[[NDArray[np.float32]], Any]  # a float batch to scores, such as ONNX Runtime's
 
@@ -66,6 +67,18 @@ def evaluate(model: nn.Module | Predict, part: Any, task: Task, batch_size: int 
         pairs = task.passing(part, batch_size, device, layout)
         told = counted(f"evaluating {task.unit}", pairs, len(part), task.count_in)
         return Evaluation(task.measure(predict, told), len(part))
+
+
+@distributed.by_first
+def which_right(model: nn.Module | Predict, part: Any, task: Task) -> Tensor:
+    """Which examples of a part a model has right, bool (examples,), on the CPU and in the part's order; of several
+    processes the first looks.
+    """
+    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    predict = model if isinstance(model, nn.Module) else through_numpy(model)
+    with evaluating(model), torch.no_grad():
+        found = [task.correct(called(predict, x), y).cpu() for x, y in task.passing(part, device=device)]
+    return torch.cat(found).bool()
 
 
 @contextmanager

@@ -21,10 +21,11 @@ from compressor.report.measurements import Certificate, Figure
 from compressor.report.report import Report
 from compressor.runs.jobs import DetachJob, PruneJob
 from compressor.runs.models import open_model
-from compressor.runs.promise import put_aside, resampled, right_of
+from compressor.runs.promise import put_aside, resampled
 from compressor.runs.run import run
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, PromiseSettings
 from compressor.training.data import open_data
+from compressor.training.evaluate import which_right
 from compressor.training.own_task import OwnTask
 
 DIGITS = ModelSettings(str(Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors"))
@@ -62,8 +63,8 @@ def test_the_result_is_compared_with_the_network_as_it_came_on_those_images(tmp_
     report = pruned(tmp_path / "run", 0.2)
     found = report.after.certificate
     data, aside = put_aside(open_data("digits", input_shape=(1, 8, 8)), seed=0)
-    before = right_of(open_model(DIGITS.model).module, aside, data)
-    after = right_of(open_model(tmp_path / "run" / "model.safetensors").module, aside, data)
+    before = which_right(open_model(DIGITS.model).module, aside, data)
+    after = which_right(open_model(tmp_path / "run" / "model.safetensors").module, aside, data)
     paired = Paired.of(before, after)
     assert (found.images, found.observed) == (len(aside), pytest.approx(paired.drop))
     assert found.kept and p_value(paired, 0.2) <= 0.05

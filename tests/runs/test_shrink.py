@@ -13,11 +13,12 @@ from compressor.report.run_comparison import DATA
 from compressor.runs import shrink as shrinking
 from compressor.runs.jobs import ShrinkJob
 from compressor.runs.models import open_model
-from compressor.runs.promise import Judge, put_aside, right_of
+from compressor.runs.promise import Judge, put_aside
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, PromiseSettings, TimeSettings
 from compressor.runs.shrink import Search, shrink
 from compressor.runs.stages import silent
 from compressor.training.data import open_data
+from compressor.training.evaluate import which_right
 
 DIGITS = ModelSettings(str(Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors"))
 
@@ -78,7 +79,7 @@ def test_the_promise_is_of_images_put_aside(found):
     folder, compared = found
     data, aside = put_aside(open_data("digits", input_shape=(1, 8, 8)), seed=0)
     before, after = (
-        right_of(open_model(path).module, aside, data) for path in (DIGITS.model, folder / "model.safetensors")
+        which_right(open_model(path).module, aside, data) for path in (DIGITS.model, folder / "model.safetensors")
     )
     assert compared.certificate.observed == pytest.approx(Paired.of(before, after).drop)
     assert compared.certificate.images == len(aside) and compared.certificate.kept

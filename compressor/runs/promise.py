@@ -30,7 +30,7 @@ from compressor.runs.folder import MODEL, ONNX
 from compressor.runs.job import RunJob
 from compressor.runs.models import open_model
 from compressor.runs.settings import PromiseSettings
-from compressor.runs.subject import open_subject
+from compressor.runs.subject import Subject, open_subject
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import Predict, evaluate, evaluating, through_numpy, which_right
@@ -166,8 +166,8 @@ def put_aside(task: Task, seed: int) -> tuple[Task, Any]:
 class Judge:
     """Judges the networks of several runs of a job: on validation images while one chooses, then on those put aside."""
 
-    def __init__(self, job: RunJob) -> None:
-        self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
+    def __init__(self, job: RunJob, like: Subject | None = None) -> None:
+        self.subject = open_subject(job.model, job.data, job.loading, job.training.device, like)
         assert self.subject.data is not None
         self.data, aside = put_aside(self.subject.data, job.loading.seed)
         self.promise = Promise.of(job.promise, aside, self.subject.module, self.data)

@@ -172,7 +172,7 @@ class PruneRun(Run[PruneJob]):
         self.learned(finetune_(subject, job.training, step, saving, self.record, candidate))
 
     def structure(self) -> dict[str, Any]:
-        """What was decided, from which a run that goes on makes the same network: times, and chips, may differ then."""
+        """As in `Run`: times, and chips, may differ where a run goes on."""
         found = self.selection
         return structure_of(found.plan.edits, found.refused, found.notes)
 

@@ -51,15 +51,25 @@ J = TypeVar("J", bound=RunJob)
 UNMEASURED = dict.fromkeys(("macs_thop", "file_bytes", "latency_ms", "top1"), "not measured in a dry run")
 
 
-def run(job: RunJob, tell: Callback = silent, *, resume: bool = False) -> Report:
+def run(
+    job: RunJob,
+    tell: Callback = silent,
+    *,
+    resume: bool = False,
+    like: Subject | None = None,
+    decided: Mapping[str, Any] | None = None,
+) -> Report:
     """Carry out what a job asks for; returns the report that was written.
 
-    With `resume` the run in the job's folder goes on from its last checkpoint, to the result it would have had.
+    With `resume` the run in the job's folder goes on from its last checkpoint, to the result it would have had. One of
+    several runs takes the images of `like`, opened by the same settings, and what a trial of it `decided`.
 
     Raises:
         CompressorError: anything the user can mend; the folder is as it was when the plan could not be carried out.
     """
-    return run_class(type(job))(job, tell).run(resume=resume)
+    carried_out = run_class(type(job))(job, tell)
+    carried_out.like, carried_out.decided = like, decided or {}
+    return carried_out.run(resume=resume)
 
 
 def dry_run(job: RunJob, tell: Callback = silent) -> Report:
@@ -85,7 +95,8 @@ class Run(ABC, Generic[J]):
     whole: nn.Module | None = None  # the network as it came, to be timed
     aside: AnySet | None = None  # images that nothing looks at but the promise
     promise: Promise | None = None  # what is asked of the result on them
-    decided: Mapping[str, Any] = MappingProxyType({})  # what its checkpoint says of the edits, where it goes on
+    decided: Mapping[str, Any] = MappingProxyType({})  # the edits, by its checkpoint or by a trial of it
+    like: Subject | None = None  # opened by the same settings, with images that need not be read again
 
     def __init__(self, job: J, tell: Callback = silent) -> None:
         """Raises UsageError for settings that make no sense for any network, also where no reader saw them."""
@@ -119,7 +130,7 @@ class Run(ABC, Generic[J]):
         if self.NEEDS_DATA and self.job.data is None:
             raise UsageError("`data` is missing: give digits (built in), folder:DIR, another set, or your own `task`")
         self.folder = RunFolder(self.job.output, model=self.job.model.model, resume=resume)
-        self.decided = self.folder.decided()
+        self.decided = self.folder.decided() or self.decided
         if self.job.time.for_ is not None and not resume:
             self.fit_in(self.job.time.for_)
         self.open()
@@ -178,8 +189,12 @@ class Run(ABC, Generic[J]):
         trial.open()
         trial.plan()
         epochs = epochs_within(trial, seconds)
-        self.job = self.within(epochs)
+        self.job, self.like, self.decided = self.within(epochs), trial.like, trial.structure()
         self.note(f"{units.duration(seconds)} have time for {units.counted(epochs, 'epoch')} here")
+
+    def structure(self) -> dict[str, Any]:
+        """What was decided in planning, from which another run makes the same network; empty: it plans anew."""
+        return {}
 
     def changes(self) -> float:
         """Changes of structure in all, for an estimate."""
@@ -195,7 +210,8 @@ class Run(ABC, Generic[J]):
         """Open the model, and the data where there are any."""
         job = self.job
         self.tell(Stage("opening the model" if job.data is None else "opening the model and the data"))
-        self.subject = open_subject(job.model, job.data, job.loading, job.training.device)
+        self.like = open_subject(job.model, job.data, job.loading, job.training.device, self.like)
+        self.subject = self.like
         if job.promise.max_drop is not None and self.subject.data is not None:
             data, self.aside = put_aside(self.subject.data, job.loading.seed)
             self.subject = replace(self.subject, data=data)

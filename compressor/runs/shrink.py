@@ -1,13 +1,14 @@
 """The cheapest network that keeps a promise, found within a time: `compressor shrink`.
 
 A sweep whose next target follows from what the validation images said of those before it: the smallest share of the
-work that they let pass is halved in on. Then, as long as there is time, another criterion at that target, exits in the
-network as it came, and INT8 of the best sizes. Which result can be promised is decided in the end, on images put aside.
+work that they let pass is halved in on. Then, as long as there is time, INT8 of the best sizes, whole blocks instead of
+channels at that target, exits in the network as it came, and another criterion. Which result can be promised is decided
+in the end, on images put aside.
 """
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from torch import Tensor
 from compressor.errors import CompressorError, DataError, FileError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import finish
-from compressor.pruning.settings import PruneSettings
+from compressor.pruning.settings import BLOCKS, PruneSettings
 from compressor.report import units
 from compressor.report.manifest import MANIFEST, WEIGHTS, read_manifest
 from compressor.report.measurements import Certificate
@@ -31,14 +32,14 @@ from compressor.runs.estimate import estimate
 from compressor.runs.export import export
 from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings
 from compressor.runs.job import ExportJob
-from compressor.runs.jobs import PruneJob, RouteJob, ShrinkJob
+from compressor.runs.jobs import BlocksJob, PruneJob, RouteJob, ShrinkJob
 from compressor.runs.lock import FolderLock
 from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
 from compressor.runs.prune import PruneRun
 from compressor.runs.settings import ModelSettings, PromiseSettings
 from compressor.runs.stages import Callback, Stage, silent
-from compressor.runs.subject import card_of
+from compressor.runs.subject import Subject, card_of
 from compressor.runs.sweep import Cell, begin, carry_out, common
 from compressor.training.data import Data
 from compressor.training.events import NoteEvent
@@ -95,23 +96,27 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
     start = time.perf_counter()
     folder = begin(job)
     lock = FolderLock(folder)
-    tried = Tried(job, folder, Judge(job), _epochs(job, folder, tell), tell, start)
+    judge = Judge(job)
+    epochs, decided = _epochs(job, folder, judge.subject, tell)
+    tried = Tried(job, folder, judge, epochs, tell, start)
     tell(NoteEvent(f"every run trains for {units.counted(tried.epochs, 'epoch')}"))
     search = Search.of(job.target_ms)
     first = search.target
     while not search.over(first) and (not tried.done or tried.has_time(_SEARCH if tried.passing() else 1)):
-        passed = tried.run(_pruning(job, search.target, tried.epochs))
+        passed = tried.run(_pruning(job, search.target, tried.epochs), decided if search.target == first else None)
         if search.high == search.target and not passed:
             break  # not even what was asked for
         search.told(passed)
     passing = sorted(tried.passing(), key=lambda name: tried.done[name].after.macs or 0)
-    if passing and tried.has_time():
-        tried.run(_pruning(job, search.high, tried.epochs, _RIVAL))
-    if isinstance(tried.judge.data, Data) and tried.has_time():
-        tried.run(_exits(job, tried.epochs))
     for name in passing[:_QUANTIZED] if job.output.onnx and job.output.latency else ():
         if tried.has_time():
             tried.quantize(name)
+    ways = [_pruning(job, search.high, epochs, method) for method in (*BLOCKS, _RIVAL) if passing]
+    if isinstance(judge.data, Data):
+        ways.insert(1, _exits(job, epochs))
+    for way in ways:
+        if tried.has_time():
+            tried.run(way)
     if not tried.done:
         failed = "; ".join(f"{name}: {why}" for name, why in tried.failed.items())
         raise CompressorError(f"every run failed: {failed}")
@@ -146,10 +151,10 @@ class Tried:
         assert self.job.promise.max_drop is not None
         return [name for name in self.done if self.judge.drop(name) <= self.job.promise.max_drop]
 
-    def run(self, cell: Cell) -> bool:
+    def run(self, cell: Cell, decided: Mapping[str, Any] | None = None) -> bool:
         """Whether a run, carried out or done already, loses no more than it may on validation images."""
-        name = str(self.folder / cell.name)
-        self._attempt(cell.name, lambda: carry_out(cell, Path(name), self.job, self.tell))
+        name, like = str(self.folder / cell.name), self.judge.subject
+        self._attempt(cell.name, lambda: carry_out(cell, Path(name), self.job, self.tell, like, decided))
         if cell.name not in self.failed:
             self.done[name] = Report.load(name)
         return name in self.passing()
@@ -250,29 +255,30 @@ class Tried:
             export_onnx(opened.module, small.example, self.folder / ONNX, check_inputs=images, card=card)
 
 
-def _epochs(job: ShrinkJob, folder: Path, tell: Callback) -> int:
-    """How many of them leave time for several runs; those of the runs that are there already."""
+def _epochs(job: ShrinkJob, folder: Path, like: Subject, tell: Callback) -> tuple[int, dict[str, Any]]:
+    """How many leave time for several runs, those of runs that are there already; and what the first is to do."""
     assert job.time.for_ is not None
     begun = [] if job.output.overwrite else sorted(folder.glob(f"obs-*/{SETTINGS}"))
     if begun:
-        return int(read_settings(begun[0].parent)["epochs"])
+        return int(read_settings(begun[0].parent)["epochs"]), {}
     tell(Stage("trying a few steps of training"))
-    tried = _pruning(job, 0.5, 1).job
+    tried = _pruning(job, Search.of(job.target_ms).target, 1).job
     assert isinstance(tried, PruneJob)
     trial = PruneRun(tried, silent)
+    trial.like = like
     trial.open()
     trial.plan()
-    found = estimate(trial)
+    decided, found = trial.structure(), estimate(trial)
     if not found.epoch_seconds:
-        return 0
+        return 0, decided
     spare = job.time.for_ / _CELLS - (found.seconds - found.epoch_seconds)
-    return max(0, min(_MOST_EPOCHS, int(spare / found.epoch_seconds)))
+    return max(0, min(_MOST_EPOCHS, int(spare / found.epoch_seconds))), decided
 
 
 def _pruning(job: ShrinkJob, target: float, epochs: int, method: str = "obs") -> Cell:
     name = f"{method}-{target:.3f}" if job.target_ms is None else f"{method}-{target:.3g}ms"
     given: dict[str, Any] = {"target_macs" if job.target_ms is None else "target_ms": target, "method": method}
-    pruning = PruneJob(
+    pruning = (BlocksJob if method in BLOCKS else PruneJob)(
         **_shared(job, name),
         choice=PruneSettings(**given, seed=job.training.seed),
         training=replace(job.training, epochs=epochs),

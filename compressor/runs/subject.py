@@ -69,8 +69,13 @@ class Subject:
         return None if self.data is None else self.data.examples(self.data.validation, _CHECKED_IMAGES)
 
 
-def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, device: str) -> Subject:
+def open_subject(
+    model: ModelSettings, data: str | None, loading: DataSettings, device: str, like: Subject | None = None
+) -> Subject:
     """Open a model, and data for it; an architecture without a file gets random weights and the data's classes.
+
+    Of `like`, opened by the same settings before, the images are taken instead of read again; the model may have
+    changed.
 
     Raises:
         UsageError: flags that contradict each other or what is there, or no input shape.
@@ -94,6 +99,9 @@ def open_subject(model: ModelSettings, data: str | None, loading: DataSettings, 
             usual = opened.preparation or Preparation.usual(*_images(opened.input_shape)[1:])
             opened = replace(opened, preparation=with_normalisation(usual, loading, opened.input_shape[0]))
         return Subject(replace(opened, module=opened.module.to(place)), None, place)
+    if like is not None and isinstance(like.data, Data):
+        again = _opened(model, _fitting(model, like.data) if model.model is None else {})
+        return replace(like, opened=replace(like.opened, module=again.module.to(place)))
     if model.model is not None:
         opened = _opened(model, {})
         found = _open_data(data, loading, opened.input_shape, opened.preparation)

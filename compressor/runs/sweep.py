@@ -25,6 +25,7 @@ from compressor.runs.restart import restart
 from compressor.runs.run import run
 from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import Callback, Stage, silent
+from compressor.runs.subject import Subject, open_subject
 from compressor.training.events import NoteEvent
 from compressor.training.interrupt import Interrupted
 
@@ -55,11 +56,12 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
     cells = plan(job)
     folder = begin(job)
     lock = FolderLock(folder)
+    like = open_subject(job.model, job.data, job.loading, job.training.device)
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, 1):
         tell(NoteEvent(f"run {number} of {len(cells)}: {cell.name}"))
         try:
-            carry_out(cell, folder / cell.name, job, tell)
+            carry_out(cell, folder / cell.name, job, tell, like)
         except Interrupted as stop:
             raise Interrupted(stop.signal, f"{stop}; with the whole sweep: compressor resume {folder}") from stop
         except (FileError, DataError):
@@ -79,7 +81,7 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
     if job.promise.max_drop is not None:
         tell(Stage("looking for the cheapest that keeps the promise"))
         rivals = {name: report.after.macs or 0 for name, report in done.items() if Path(name).name != CONTROL}
-        promised, certificate = Judge(job).cheapest(rivals)
+        promised, certificate = Judge(job, like).cheapest(rivals)
         compared = replace(compared, promised=promised, certificate=certificate)
     compared.save(folder)
     lock.release()
@@ -224,12 +226,19 @@ def _check_same(folder: Path, settings: dict[str, Any], command: str) -> None:
         raise UsageError(f"{folder} holds a {command} with other settings ({was}): give another --out, or --overwrite")
 
 
-def carry_out(cell: Cell, folder: Path, job: RunJob, tell: Callback) -> None:
-    """Do one run of several, or what is missing of it."""
+def carry_out(
+    cell: Cell,
+    folder: Path,
+    job: RunJob,
+    tell: Callback,
+    like: Subject | None = None,
+    decided: Mapping[str, Any] | None = None,
+) -> None:
+    """Do one run of several, or what is missing of it; see `run` for `like` and `decided`."""
     overwrite = job.output.overwrite
     if (folder / REPORT).exists() and not overwrite:
         tell(NoteEvent(f"{cell.name} is done already"))
     elif (folder / SETTINGS).exists() and not overwrite:
         restart(str(folder), tell, trust=job.model.trust, arch=job.model.arch)
     else:
-        run(cell.job, tell)
+        run(cell.job, tell, like=like, decided=decided)

@@ -99,7 +99,7 @@ def export_package(
         manifest = export_package(module, torch.zeros(1, 3, 32, 32), "deploy", card=Card(classes=("cat", "dog")))
         manifest.exits[0].latency_ms["median"]      # 0.84
     """
-    settings, target = settings or PackageSettings(), Path(folder)
+    card, settings, target = card or Card(), settings or PackageSettings(), Path(folder)
     check_opset(settings.opset)
     runtime = check_runtime(settings.runtime, int8=settings.int8 is not None)
     key = None if settings.sign is None else private_key(settings.sign)
@@ -115,38 +115,51 @@ def export_package(
         graphs = _write_graphs(form, evidence, staging, settings, runtime)
         demands = Demands(runtime.name, settings.latency, settings.int8 is not None)
         exits = prove(form, evidence, staging, graphs, demands)
-        network = opened(staging, graphs, runtime.name, form, 0)
-        calibration, routing = evidence.calibration, routing_facts(form, evidence.score, network, exits)
-        quantization = None
-        if settings.int8 is not None and calibration is not None:
-            quantization = facts(settings.int8, len(calibration), runtime.quantizer)
-        # In INT8 it is another network; what is promised of that stands beside each exit.
-        certificate = None if card is None or settings.int8 is not None else card.certificate
-        manifest = Manifest(
-            kind=form.kind,
-            input=input_facts(tuple(evidence.images.shape[1:]), card or Card()),
-            outputs=_outputs(form, staging, graphs),
-            exits=exits,
-            title=runtime.title,
-            runtime=runtime.name,
-            graphs=graphs,
-            sample=_write_sample(staging, form, network, quantized=demands.quantized),
-            classes=None if card is None else card.classes,
-            choice=form.choice,
-            routing=routing,
-            opset=settings.opset,
-            checked_on=evidence.words,
-            certificate=certificate,
-            watch=watch_facts(form, exits, routing, certificate),
-            quantization=quantization,
-            made_with={"compressor": VERSION} | {name: version(name) for name in ("torch", *runtime.made_with)},
-            history=() if card is None else card.history,
-        )
-        manifest = finish(staging, manifest)
+        manifest = finish(staging, _manifest(form, evidence, staging, graphs, exits, card, settings, runtime))
         if key is not None:
             (staging / SIGNATURE).write_bytes(key.sign((staging / MANIFEST).read_bytes()))
         move_folder(staging, target, last=MANIFEST, outdated=outdated)
     return manifest
+
+
+def _manifest(
+    form: Form,
+    evidence: Evidence,
+    staging: Path,
+    graphs: dict[str, str],
+    exits: tuple[ExitFacts, ...],
+    card: Card,
+    settings: PackageSettings,
+    runtime: Runtime,
+) -> Manifest:
+    """What the package says of itself, its sample written; without the hashes of its files."""
+    assert evidence.images is not None
+    network = opened(staging, graphs, runtime.name, form, 0)
+    routing = routing_facts(form, evidence.score, network, exits)
+    quantization, certificate = None, card.certificate
+    if settings.int8 is not None and evidence.calibration is not None:
+        quantization = facts(settings.int8, len(evidence.calibration), runtime.quantizer)
+        certificate = None  # it is another network; what is promised of that stands beside each exit
+    return Manifest(
+        kind=form.kind,
+        input=input_facts(tuple(evidence.images.shape[1:]), card),
+        outputs=_outputs(form, staging, graphs),
+        exits=exits,
+        title=runtime.title,
+        runtime=runtime.name,
+        graphs=graphs,
+        sample=_write_sample(staging, form, network, quantized=quantization is not None),
+        classes=card.classes,
+        choice=form.choice,
+        routing=routing,
+        opset=settings.opset,
+        checked_on=evidence.words,
+        certificate=certificate,
+        watch=watch_facts(form, exits, routing, certificate),
+        quantization=quantization,
+        made_with={"compressor": VERSION} | {name: version(name) for name in ("torch", *runtime.made_with)},
+        history=card.history,
+    )
 
 
 def check_target(target: Path, *, overwrite: bool) -> tuple[str, ...]:

@@ -50,6 +50,10 @@ class Runner:
         except Exception as error:  # every runtime has exceptions of its own
             raise CompressorError(f"the exported graph does not run ({first_line(error)})") from error
 
+    def scores(self, images: Array) -> Array:
+        """The first output."""
+        return self(images)[0]
+
 
 def parity(runner: Runner, leaving: Exit, images: Tensor, *, quantized: bool = False) -> tuple[float, float]:
     """The largest relative difference of an exit from torch, on one image, on five, and on all, and the share of images
@@ -186,8 +190,7 @@ class Demands:
 
 def opened(folder: Path, graphs: Mapping[str, str], runtime: str, form: Form, threads: int) -> Network:
     """The graphs in a folder as the package's own script runs them."""
-    about = {"runtime": runtime, "graphs": graphs, "exits": form.exits, "tuned": None}
-    return Network(folder, threads, about)
+    return Network(folder, threads, {"runtime": runtime, "graphs": graphs, "exits": form.exits, "tuned": None})
 
 
 def prove(
@@ -205,10 +208,7 @@ def prove(
     costs = [cost_of(leaving.module, images) for leaving in form.exits]
     runners = [Runner(network, leaving.feeds) for leaving in form.exits]
     worst = [_compare(folder, graphs, *each, images, demands) for each in zip(form.exits, costs, runners)]
-    top1 = [
-        (None, None) if evidence.score is None else _accuracy(evidence.score, *each, demands)
-        for each in zip(form.exits, runners)
-    ]
+    top1 = [_accuracy(evidence.score, *each, demands) for each in zip(form.exits, runners)]
     promised = [_promised(evidence.promise, *each) for each in zip(form.exits, runners)]
     image = images[:1].numpy()
     if isinstance(form.module, Routed) and not demands.quantized:
@@ -245,16 +245,15 @@ def routing_facts(form: Form, score: Score | None, network: Run, exits: Sequence
     if not isinstance(form.module, Routed) or score is None:
         return None
     run = Runner(network, {THRESHOLDS: form.module.thresholds.numpy()})
-    left = np.zeros(len(exits), np.int64)
+    left: list[int] = []  # the depth of each image
 
     def scores(batch: Array) -> Array:
-        nonlocal left
         found, depths = run(batch)
-        left = left + np.bincount(depths, minlength=len(exits))
+        left.extend(depths.tolist())
         return found
 
     top1 = score(scores)
-    shares = [float(count) / max(1, int(left.sum())) for count in left]
+    shares = [left.count(depth) / max(1, len(left)) for depth in range(len(exits))]
     mean = sum(share * each.macs for share, each in zip(shares, exits))
     return {"top1": top1, "mean_macs": round(mean), "left_at": shares}
 
@@ -262,46 +261,38 @@ def routing_facts(form: Form, score: Score | None, network: Run, exits: Sequence
 def _compare(
     folder: Path, graphs: Mapping[str, str], leaving: Exit, cost: Cost, run: Runner, images: Tensor, demands: Demands
 ) -> tuple[float, float]:
-    """The largest difference of an exit in its graphs, and the smallest agreement; in ONNX Runtime they execute the
-    convolutions they should.
-    """
+    """The largest difference of an exit's graphs from torch, and the smallest agreement; their layers are counted."""
     flat, found = flat_name(leaving.number), [(graphs.get("model"), leaving, cost, run)]
     if "model" in graphs and flat in graphs:
-        module = leaving.alone or leaving.module
+        alone = replace(leaving, module=leaving.alone or leaving.module, feeds={})
         own = Network(folder, about={"runtime": demands.runtime, "graphs": {"model": graphs[flat]}, "tuned": None})
-        found.append(
-            (graphs[flat], replace(leaving, module=module, feeds={}), cost_of(module, images), Runner(own, {}))
-        )
-    for file, asked, promised, _ in found:
+        found.append((graphs[flat], alone, cost_of(alone.module, images), Runner(own, {})))
+    differences, agreements = [], []
+    for file, asked, promised, runs in found:
         if demands.runtime == "onnx" and file is not None:
             count_layers(folder / file, asked, promised, images[:1].numpy())
-    pairs = [parity(each, asked, images, quantized=demands.quantized) for _, asked, _, each in found]
-    return max(relative for relative, _ in pairs), min(agreement for _, agreement in pairs)
+        relative, agreed = parity(runs, asked, images, quantized=demands.quantized)
+        differences.append(relative)
+        agreements.append(agreed)
+    return max(differences), min(agreements)
 
 
 def _accuracy(score: Score | None, leaving: Exit, run: Runner, demands: Demands) -> tuple[float | None, float | None]:
     """Top-1 before quantization, None where there was none, and on ONNX Runtime."""
     if score is None:
         return None, None
-    after = score(partial(_scores, run))
-    if not demands.quantized:
-        return None, after
-    before = score(partial(_torch_scores, leaving))
-    return before, after
+    before = score(partial(_torch_scores, leaving)) if demands.quantized else None
+    return before, score(run.scores)
 
 
 def _promised(promise: Judge | None, leaving: Exit, run: Runner) -> Certificate | None:
     """What is promised of an exit. Raises CompressorError where nothing can be."""
     if promise is None:
         return None
-    found = promise(partial(_torch_scores, leaving), partial(_scores, run))
+    found = promise(partial(_torch_scores, leaving), run.scores)
     if not found.kept:
         raise CompressorError(f"exit {leaving.number} ({leaving.name}): {found.words()} Nothing was written.")
     return found
-
-
-def _scores(run: Runner, batch: Array) -> Array:
-    return run(batch)[0]
 
 
 def _torch_scores(leaving: Exit, batch: Array) -> Array:

@@ -273,7 +273,7 @@ def measure(build: Callable[[], nn.Module], data: Data, epochs: int) -> dict[str
         "batch_norm": top1(remeasured),
         "least_squares": top1(cut(plan, inputs=inputs)),
         "as_cut_l1": top1(cut(by_weights)),
-        "without_data_l1": top1(cut(by_weights, synthetic=True)),
+        "without_data_l1": top1(cut(by_weights, inputs="synthetic")),
     }
     predicted, found = _moved(dense, channels, example, inputs[: INPUTS // 128], data.examples(data.test, 512))
     return row | {

@@ -121,7 +121,7 @@ def _folded(model: nn.Module, channels: Channels, edit: Prune, *, means: bool = 
 
 
 def _leaves(model: nn.Module, channels: Channels, plan: Plan, example: Tensor) -> None:
-    apply_plan_(model, plan, channels, example, synthetic=True)
+    apply_plan_(model, plan, channels, example, inputs="synthetic")
 
 
 def _noise(model: nn.Module, channels: Channels, plan: Plan, example: Tensor) -> None:

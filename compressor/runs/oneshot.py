@@ -135,8 +135,9 @@ def prune_(
     selection = selected(module, example, channels, found, choice)
     widths, before = filters(module), profile(module, example, latency=latency, layers=False)
     after, refit = apply_plan_(
-        module, selection.plan, channels, example, optimizer, inputs=inputs, synthetic=synthetic, latency=latency
-    )
+        module, selection.plan, channels, example, optimizer, inputs="synthetic" if synthetic else inputs,
+        latency=latency,
+    )  # fmt: skip
     return _report(
         module, choice, before, after, widths,
         edits=tuple(selection.plan.rows()),
@@ -182,21 +183,20 @@ def apply_plan_(
     example: Any,
     optimizer: Optimizer | None = None,
     *,
-    inputs: Sequence[Any] = (),
-    synthetic: bool = False,
+    inputs: Sequence[Any] | Literal["synthetic"] = (),
     progress: Progress = no_progress,
     latency: bool = False,
 ) -> tuple[Profile, Reconstruction]:
     """Carry out a plan, first on a copy that has to run on the example; returns the cost of the edited network.
 
     With inputs the copy is refitted to the module, which then takes its weights; also returns what became of that.
-    Without, and with `synthetic`, it is refitted on images made up.
+    "synthetic": it is refitted on images made up.
 
     Raises:
         ModelError: the edited network does not run, which `capture` should have foreseen; the module is as it was.
     """
     dense, found = module, Reconstruction()
-    if synthetic and not inputs:
+    if inputs == "synthetic":
         dense, inputs, found = _without_data(module, example)
     copied = skeleton(dense, real=True)
     operate_(copied, plan, channels)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -140,10 +140,11 @@ class PruneRun(Run[PruneJob]):
         self.before = None if subject.data is None else on_validation(subject)
         self.teacher = copy.deepcopy(subject.module) if self.job.distilling.distill else None
         self.tell(Stage(f"pruning {len(plan.removed)} channels in {len(plan.edits)} groups"))
-        inputs = self.inputs or calibration_inputs(subject, seed) if self.job.choice.reconstruct else ()
+        inputs: Sequence[Any] | Literal["synthetic"] = ()
+        if self.job.choice.reconstruct:
+            inputs = "synthetic" if subject.data is None else self.inputs or calibration_inputs(subject, seed)
         _, found = apply_plan_(
             subject.module, plan, self.channels, subject.example, inputs=inputs,
-            synthetic=self.job.choice.reconstruct and subject.data is None,
             progress=lambda done, total: self.tell(PartEvent("least squares", done, total)),
         )  # fmt: skip
         self.cut = True

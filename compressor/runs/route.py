@@ -99,14 +99,10 @@ class RouteRun(Run[RouteJob]):
 
     def _check_task(self) -> None:
         """Raise UsageError for what is for labelled images only, where the data are a user's task."""
-        if not isinstance(self.subject.data, OwnTask):
-            return
-        asked, own = self.settings, RouteSettings()
-        other = [name for name in ("labels", "router", "label_epochs") if getattr(asked, name) != getattr(own, name)]
-        if other:
-            raise UsageError(
-                f"`{other[0]}` of route is for labelled images: leave it out with {self.subject.data.name}"
-            )
+        task, asked, usual = self.subject.data, self.settings, RouteSettings()
+        other = [name for name in ("labels", "router", "label_epochs") if getattr(asked, name) != getattr(usual, name)]
+        if other and isinstance(task, OwnTask):
+            raise UsageError(f"`{other[0]}` of route is for labelled images: leave it out with {task.name}")
 
     def predicted(self) -> tuple[Measurements, Measurements]:
         """What each depth costs; how many images stop there the training decides."""
@@ -276,13 +272,11 @@ def _times(subject: Subject, whole: nn.Module, made: Path | CompressorError | No
 def _after(subject: Subject, found: Findings, size: int) -> Measurements:
     """Mean costs over the test images, which no single run of the network has."""
     reasons = {"macs_thop": "thop sees one image's way only"}
-    timing: dict[str, Any] | None = None
-    if found.times:
-        timing = _timing(found, "routed")
-        if "onnxruntime" not in timing:
-            reasons["latency_ms.onnxruntime"] = "the network could not be exported"
-    else:
+    timing = _timing(found, "routed") if found.times else None
+    if timing is None:
         reasons["latency_ms"] = "left out by --no-latency"
+    elif "onnxruntime" not in timing:
+        reasons["latency_ms.onnxruntime"] = "the network could not be exported"
     return Measurements(
         macs=round(found.routed.macs),
         params=_params(subject.module),

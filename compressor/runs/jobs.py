@@ -1,10 +1,10 @@
 """What each verb is asked to do; nothing heavy is imported, so that the command line can read it for `--help`."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
-from compressor.errors import FileError, UsageError
+from compressor.errors import UsageError
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
@@ -14,7 +14,7 @@ from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSet
 from compressor.routing.settings import check as check_routing
 from compressor.runs.job import DATA, EvaluateJob, ExportJob, InspectJob, ProfileJob, RunJob, TuneJob
 from compressor.runs.settings import FINETUNE, GoalSettings, PromiseSettings, SweepSettings, TimeSettings
-from compressor.settings import Job, fits, plain, read, recorded_of, setting
+from compressor.settings import Job, setting
 from compressor.training.settings import DistillSettings, TrainSettings
 
 # Settings that choose what goes.
@@ -321,31 +321,3 @@ VERBS: dict[str, tuple[type[Job], ...]] = {
     "doctor": (),
     "demo": (),
 }
-
-
-def job_of(settings: Mapping[str, Any]) -> RunJob:
-    """The job that `flat` wrote down when a run began; the run's folder may come from anyone.
-
-    Raises:
-        FileError: a setting is missing or of another kind, or the command does not train.
-    """
-    command = str(settings.get("command"))
-    kinds = VERBS.get(command, ())
-    if not kinds or not issubclass(kinds[0], RunJob):
-        raise FileError(f"a run of `compressor {command[:80]}` cannot be resumed: start it again")
-    kind = next(kind for kind in kinds if kind.takes(settings))
-    known = recorded_of(kind)
-    given = {name: settings[name] for name in known if name in settings}
-    for name, one in known.items():
-        if name not in given and one.default is MISSING:
-            raise FileError(f"settings.json lacks {name!r}: it was written by another version; start the run again")
-    chosen, typed = settings.get("chosen", ()), str(settings.get("typed", f"compressor {command}"))
-    try:
-        if not fits(plain(chosen), tuple[str, ...]):
-            raise UsageError(f"chosen is {chosen!r}")
-        inside = {"command": typed}
-        made: Any = read([kind], given, verb="compressor", chosen=chosen, inside=inside, recorded=True)
-    except UsageError as error:
-        raise FileError(f"settings.json is damaged: {str(error)[:400]}; start the run again") from error
-    job: RunJob = made
-    return job

@@ -6,21 +6,22 @@ Python file run only if the person at the keyboard says so again, or named that 
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import UsageError
+from compressor.errors import FileError, UsageError
 from compressor.loading.arch import parse_arch, was_named
 from compressor.report.report import Report
 from compressor.report.run_comparison import PAGE as COMPARISON
 from compressor.runs.folder import REPORT, file_sha256, read_settings
 from compressor.runs.job import RunJob
-from compressor.runs.jobs import PruneJob, job_of
+from compressor.runs.jobs import VERBS, PruneJob
 from compressor.runs.own import may_run
 from compressor.runs.run import run
 from compressor.runs.settings import ModelSettings
 from compressor.runs.stages import Callback
+from compressor.settings import fits, plain, read, recorded_of
 from compressor.training import distributed
 
 
@@ -68,6 +69,34 @@ def restart(
         model = _allowed(job.model, path, trust=trust, arch=arch)
         _check_unchanged(model, settings)
         return go_on(replace(job, model=model), tell)
+
+
+def job_of(settings: Mapping[str, Any]) -> RunJob:
+    """The job that `flat` wrote down when a run began; the run's folder may come from anyone.
+
+    Raises:
+        FileError: a setting is missing or of another kind, or the command does not train.
+    """
+    command = str(settings.get("command"))
+    kinds = VERBS.get(command, ())
+    if not kinds or not issubclass(kinds[0], RunJob):
+        raise FileError(f"a run of `compressor {command[:80]}` cannot be resumed: start it again")
+    kind = next(kind for kind in kinds if kind.takes(settings))
+    known = recorded_of(kind)
+    given = {name: settings[name] for name in known if name in settings}
+    for name, one in known.items():
+        if name not in given and one.default is MISSING:
+            raise FileError(f"settings.json lacks {name!r}: it was written by another version; start the run again")
+    chosen, typed = settings.get("chosen", ()), str(settings.get("typed", f"compressor {command}"))
+    try:
+        if not fits(plain(chosen), tuple[str, ...]):
+            raise UsageError(f"chosen is {chosen!r}")
+        inside = {"command": typed}
+        made: Any = read([kind], given, verb="compressor", chosen=chosen, inside=inside, recorded=True)
+    except UsageError as error:
+        raise FileError(f"settings.json is damaged: {str(error)[:400]}; start the run again") from error
+    job: RunJob = made
+    return job
 
 
 def _is_finished(folder: Path) -> bool:

@@ -17,7 +17,8 @@ from compressor.pruning.settings import PruneSettings
 from compressor.runs import blocks, prune
 from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.job import flat
-from compressor.runs.jobs import VERBS, BlocksJob, job_of
+from compressor.runs.jobs import VERBS, BlocksJob
+from compressor.runs.restart import job_of
 from compressor.runs.resume import resume
 from compressor.runs.run import dry_run, run
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings

@@ -12,7 +12,7 @@ HELP = (
     + "\n\nadapnet trains in three phases: before, while and after the structure changes. --preset paper takes up to "
     "120 epochs as in the paper, --preset quick minutes, --preset short four epochs of a trained network; learning "
     "rate, weight decay and batch size are the preset's, too. Flags change single settings of each. blocks takes whole "
-    "blocks of layers until --target-macs, --target-ms or --speedup is met."
+    "blocks of layers until a target in MACs or time is met."
 )
 EXAMPLE = (
     "compressor prune sample_models/digits_cnn.safetensors --target-macs 0.5 --data digits --epochs 5 --out runs/small"

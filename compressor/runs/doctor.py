@@ -12,7 +12,7 @@ from compressor.training.settings import DataSettings, TrainSettings
 
 NEEDED = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "thop", "scikit-learn")
 # Package -> what it is for.
-OPTIONAL = {"timm": "--arch timm:NAME", "tensorboard": "--tensorboard", "torch-pruning": "the benchmarks' peer"}
+OPTIONAL = {"timm": "--arch timm:NAME", "torch-pruning": "the benchmarks' peer"}
 
 
 @dataclass(frozen=True)

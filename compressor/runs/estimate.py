@@ -100,7 +100,7 @@ def estimate(run: Any) -> Estimate:
     tested, validated = len(data.test), len(data.validation)
     seconds = time.perf_counter() - run.began
     with TemporaryDirectory() as folder:
-        run.folder = RunFolder(replace(output, out=str(Path(folder) / "run"), tensorboard=False))
+        run.folder = RunFolder(replace(output, out=str(Path(folder) / "run")))
         run.folder.path.mkdir()
         run.tell = run.record = pace.tell
         start = time.perf_counter()

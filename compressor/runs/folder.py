@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,6 @@ from compressor.runs.settings import OutputSettings
 from compressor.runs.stages import Callback, PeriodEvent, RunEvent
 from compressor.training import checkpoint, distributed
 from compressor.training.events import EpochEvent
-
-EVENTS = "tensorboard"
-
-
-def check_installed() -> None:
-    """Raise UsageError where the package is missing, before a run begins."""
-    if find_spec("tensorboard") is None:
-        raise UsageError("--tensorboard needs the package tensorboard: pip install 'cnn-compressor[tensorboard]'")
-
-
-class EventFiles:
-    """Rows of metrics as scalars, `finetune/train_loss`, over optimizer steps."""
-
-    def __init__(self, run: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(run / EVENTS), flush_secs=10)
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Write every number of a row."""
-        phase, step = row.get("phase", "training"), int(row.get("step", row.get("epoch", 0)))
-        for name, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("step", "epoch"):
-                self._writer.add_scalar(f"{phase}/{name}", value, step)
-        self._writer.flush()
-
 
 # What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
 MODEL, ONNX, REPORT, PAGE = "model.safetensors", "model.onnx", "report.json", "report.html"
@@ -75,9 +48,6 @@ class RunFolder:
         self.resuming = resume
         self._may_replace = output.overwrite or resume
         self._lock: FolderLock | None = None
-        self._tensorboard = output.tensorboard
-        if self._tensorboard:
-            check_installed()
         self._check_free()
         if model is not None and not resume and any(_same_file(self.path / name, Path(model)) for name in _ALL):
             raise UsageError(f"--overwrite would delete {model}, which is read: give another --out")
@@ -101,8 +71,6 @@ class RunFolder:
             self._check_free()
             for scrap in self._scraps():
                 shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
-            if not self.resuming:
-                shutil.rmtree(self.path / EVENTS, ignore_errors=True)
             for name in () if self.resuming else _ALL:
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
@@ -140,13 +108,9 @@ class RunFolder:
     def recording(self, tell: Callback) -> Callback:
         """`tell`, with every epoch's and period's row written down as well."""
 
-        events = EventFiles(self.path) if self._tensorboard and distributed.first() else None
-
         def record(event: RunEvent) -> None:
             if isinstance(event, EpochEvent | PeriodEvent) and distributed.first():
                 self._append(json.dumps(event.row))
-                if events is not None:
-                    events.add(event.row)
             tell(event)
 
         return record

@@ -25,8 +25,8 @@ _DECIDING = ("method", "ratio", *_TARGETS, "table", "allocate", "round_to", "min
 # The flags of prune that most people need.
 _SHOWN = frozenset((
     "model", "arch", "input", "trust", "data", "task", "method", "ratio", "target_macs", "target_ms", "round_to",
-    "keep", "plan", "preset", "max_epochs", "finetune_epochs", "undo_drop", "epochs", "batch_size", "lr", "seed",
-    "device", "distill", "out", "overwrite", "latency", "onnx",
+    "keep", "plan", "preset", "max_epochs", "finetune_epochs", "epochs", "batch_size", "lr", "seed", "device",
+    "distill", "out", "overwrite", "latency", "onnx",
 ))  # fmt: skip
 
 
@@ -112,12 +112,10 @@ class AdaptJob(RunJob):
             "it decides itself how much goes; `target_macs`, `target_params` or `target_ms` end it sooner",
         ),
         **dict.fromkeys(
-            ("schedule", "milestones", "gamma", "warmup_epochs"),
+            ("schedule", "warmup_epochs"),
             "it halves its rate every `lr_halve_every` epochs",
         ),
         "epochs": "give `startup_epochs`, `max_epochs` and `finetune_epochs`",
-        "compile": "every change of structure would compile again",
-        "momentum": "it has the paper's, 0.8",
     }
 
     # `training`: what AdapNet's own settings do not say

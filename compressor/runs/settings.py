@@ -119,7 +119,6 @@ class OutputSettings:
     overwrite: bool = setting(False, "Replace the run that is in the folder.")
     latency: bool = setting(True, "Measure latency with torch and ONNX Runtime.")
     onnx: bool = setting(True, "Export the result to ONNX and check it.")
-    tensorboard: bool = setting(False, "Also write the metrics as TensorBoard event files.")
 
 
 @dataclass(frozen=True)

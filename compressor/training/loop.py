@@ -90,7 +90,7 @@ def train_epoch(run: Run, after_step: AfterStep | None) -> None:
     for x, y in run.task.training(settings, state.epoch, state.batch, run.device):
         state.lr = run.lr_now()
         set_lr_(optimizer, state.lr)
-        loss, right = run.micro.run(run.forward, optimizer, x, y)
+        loss, right = run.micro.run(model, optimizer, x, y)
         loss, right, images = add_up_(
             model, loss, right, examples_in(x)
         )  # with the other processes', where there are any

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +37,6 @@ class Run:
     optimizer: torch.optim.Optimizer
     state: TrainState
     meter: Meter
-    forward: nn.Module  # the model, or its compiled form
     saving: Saving | None
     on_event: Callable[[Event], None] | None
     micro: MicroBatches = field(init=False)
@@ -72,8 +71,7 @@ class Run:
                 settings = replace(settings, channels_last=False)
         optimizer = optimizer or make_optimizer(model, settings)
         state = TrainState(model, optimizer, settings.first_epoch, task.steps(settings))
-        forward = cast(nn.Module, torch.compile(model)) if settings.compile else model
-        return cls(model, task, settings, device, optimizer, state, Meter(device), forward, saving, on_event)
+        return cls(model, task, settings, device, optimizer, state, Meter(device), saving, on_event)
 
     def with_step(self, step: Step) -> "Run":
         """The same run, doing this with every batch."""

@@ -55,7 +55,7 @@ class DistillSettings:
     PANEL: ClassVar[str] = "Training"
 
     distill: bool = setting(False, "Distill from the original network, besides the labels.")
-    distill_weight: float = setting(0.5, "Share of the distillation loss.", "SHARE", 0, 1, rare=True)
+    distill_weight: float = 0.5  # share of that in the loss
     distill_temperature: float = setting(4.0, "Softmax temperature of distillation.", "X", 0, rare=True)
 
 
@@ -72,17 +72,15 @@ class TrainSettings:
 
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = setting("sgd", "Optimizer.", "NAME")
     lr: float | None = setting(None, "Learning rate at the start of the schedule.", "RATE", 0)
-    momentum: float = setting(0.9, "SGD momentum.", "X", 0, 1, rare=True)
+    momentum: float = 0.9  # of sgd, unless `optimizer_arg` has another
     optimizer_arg: tuple[tuple[str, Any], ...] = setting(
-        (), "Optimizer argument by torch's name, such as eps=1e-7. Repeatable.", "KEY=VALUE", rare=True, many=True
+        (), "Optimizer argument by torch's name, such as momentum=0.8. Repeatable.", "KEY=VALUE", rare=True, many=True
     )
     weight_decay: float = setting(5e-4, "Weight decay, on all parameters.", "X", 0)
 
     schedule: Literal["cosine", "step", "constant"] = setting("cosine", "Learning-rate schedule.", "NAME")
-    milestones: tuple[int, ...] = setting(
-        (), "Epochs at which schedule step lowers the learning rate, such as 30,60.", "EPOCHS", rare=True
-    )
-    gamma: float = 0.1  # of "step"
+    milestones: tuple[int, ...] = ()  # epochs at which "step" lowers the rate; none: halfway and at three quarters
+    gamma: float = 0.1  # what it lowers it by
     warmup_epochs: float = setting(0.0, "Epochs of linear warm-up from zero to the learning rate.", "N", 0, rare=True)
 
     label_smoothing: float = setting(0.0, "Label smoothing.", "SHARE", 0, 1, rare=True)
@@ -94,7 +92,6 @@ class TrainSettings:
     device: str = setting("auto", "auto, cpu, cuda or cuda:NUMBER.", "DEVICE")
     amp: bool = True  # bfloat16 on GPUs that have it
     channels_last: bool = True  # the layout convolutions are fastest in, while the phase lasts; if the model takes it
-    compile: bool = setting(False, "Use torch.compile; every change of the architecture compiles again.", rare=True)
     sync_bn: bool = setting(False, "Synchronized batch norm under torchrun.", rare=True)
     deterministic: bool = setting(False, "Deterministic algorithms on a GPU, which are slower.", rare=True)
     autotune: bool = True  # let cuDNN try its algorithms on every new shape; off where shapes change often

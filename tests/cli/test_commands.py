@@ -78,26 +78,6 @@ def test_the_shell_completes(compressor, monkeypatch, typed, offered):
     assert set(compressor().out.split()) == offered
 
 
-def test_metrics_are_written_for_tensorboard(compressor):
-    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    out = compressor.folder / "run"
-    flags = ["--data", "digits", "--epochs", "2", "--batch-size", "512", "--tensorboard", "--out", out, *SMALL]
-    assert compressor("finetune", DIGITS, *flags).code == 0
-    events = loading.EventAccumulator(str(out / "tensorboard"))
-    events.Reload()
-    [tag] = [tag for tag in events.Tags()["scalars"] if tag.endswith("/train_loss")]
-    written = [scalar.value for scalar in events.Scalars(tag)]
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert written == pytest.approx([row["train_loss"] for row in rows])
-
-
-def test_without_tensorboard_a_line_says_what_to_install(compressor, monkeypatch):
-    monkeypatch.setattr("compressor.runs.folder.find_spec", lambda name: None)
-    out = compressor.folder / "run"
-    ran = compressor("finetune", DIGITS, "--data", "digits", "--tensorboard", "--out", out)
-    assert ran.code == 2 and "pip install 'cnn-compressor[tensorboard]'" in ran.err and not out.exists()
-
-
 def test_profile(compressor):
     check_golden("profile", compressor("profile", DIGITS, "--layers"), compressor.folder)
 

@@ -26,7 +26,7 @@ WRONG_USE = {
     "unreadable-input": ["profile", DIGITS, "--input", "4x4"],
     "unreadable-arch-arg": ["profile", "--arch", "torchvision:resnet18", "--arch-arg", "10"],
     "unreadable-ratio-for": ["prune", DIGITS, "--ratio-for", "0.5", "--dry-run"],
-    "unreadable-milestones": ["finetune", DIGITS, "--data", "digits", "--milestones", "a,b", "--dry-run"],
+    "unreadable-mean": ["finetune", DIGITS, "--data", "digits", "--mean", "a,b", "--dry-run"],
     "unknown-architecture": ["profile", "--arch", "torchvision:resnet19"],
     "architecture-without-home": ["profile", "--arch", "resnet18"],
     "unknown-data": ["evaluate", DIGITS, "--data", "digit"],

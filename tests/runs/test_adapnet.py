@@ -226,9 +226,9 @@ def test_distilling_needs_somebody_to_learn_from(tmp_path):
         run(job(tmp_path / "run", distilling=DistillSettings(True), startup_epochs=0))
 
 
-def test_a_share_of_the_loss_above_one_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(UsageError, match="distill_weight is 3, and has to be 1 or less"):
-        run(job(tmp_path / "run", distilling=DistillSettings(True, distill_weight=3.0)))
+def test_a_temperature_below_zero_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UsageError, match="distill_temperature is -1, and has to be 0 or more"):
+        run(job(tmp_path / "run", distilling=DistillSettings(True, distill_temperature=-1.0)))
     assert not (tmp_path / "run").exists()
 
 

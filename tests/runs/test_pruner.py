@@ -164,8 +164,8 @@ def test_adapnet_prunes_merges_and_inserts_and_hooks_are_there_only_while_a_batc
 
 def test_adapnet_needs_no_classes_and_stops_at_a_target_with_rounded_widths():
     loop = Loop()
-    pruner = loop.pruner("adapnet", target_macs=0.8, steps=120, lsep=6, max_epochs=2, dict_size=96, beta_start=0.3,
-                         freeze=False, round_to=4)  # fmt: skip
+    settings = replace(ADAPNET, lsep=50)
+    pruner = loop.pruner(settings, target_macs=0.8, steps=120, lsep=6, round_to=4)
     loop.train(120, pruner)
     report = pruner.finish()
     assert report.after.macs <= 0.8 * report.before.macs and not report.refused
@@ -252,8 +252,8 @@ def test_averages_schedulers_and_hooks_go_on(method):
     seen = []
     loop.model[0].weight.register_hook(lambda gradient: seen.append(gradient.shape == loop.model[0].weight.shape))
     loop.model[0].weight.mark = "mine"
-    keywords = {"l1": {"target_macs": 0.5}, "adapnet": {"lsep": 6, "max_epochs": 2, "dict_size": 96, "beta_start": 0.3}}
-    pruner = loop.pruner(method, steps=48, followers=[ema.module], **keywords[method])
+    chosen = {"l1": PruneSettings("l1", target_macs=0.5), "adapnet": replace(ADAPNET, freeze=True)}[method]
+    pruner = loop.pruner(chosen, steps=48, followers=[ema.module])
 
     def after():
         ema.update_parameters(loop.model)

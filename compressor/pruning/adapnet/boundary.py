@@ -5,17 +5,17 @@ Nothing here changes a unit: the method lets these follow what was decided and c
 Reference: AdapNet, section 3 and figure 1: remove what was frozen, prune, merge, insert.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.graph.channels import Channels, Group
 from compressor.pruning.adapnet import insert, prune, tables
 from compressor.pruning.adapnet.maps import Means
-from compressor.pruning.adapnet.neighbours import indicators, newcomer, strength
+from compressor.pruning.adapnet.neighbours import indicators, newcomer
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.tables import ROW_MIN
 from compressor.pruning.adapnet.unit import Unit
@@ -51,13 +51,12 @@ def removals(looked: Looked, unit: Unit) -> list[Edit]:
 def candidates(looked: Looked, unit: Unit, threshold: float) -> dict[int, dict[str, float]]:
     """The channels that algorithm 2 wants to go, and the numbers that decided it."""
     group = looked.group(unit)
-    ranks: dict[str, Callable[[], Tensor | None]] = {
-        "change": partial(looked.means.change, looked.model, looked.channels, group),
-        "weights": partial(strength, looked.model, looked.channels, group),
-    }
+    change = partial(looked.means.change, looked.model, looked.channels, group)
     kse = partial(indicators, looked.model, looked.channels, group, looked.generator)
-    free, room, rank = unit.protect == 0, _room(looked, unit, 0), ranks.get(looked.settings.victims)
-    found = prune.candidates(unit.table, unit.concepts, free, room, threshold, kse, looked.settings, rank)
+    free, room, rank = unit.protect == 0, _room(looked, unit, 0), looked.settings.victims == "change"
+    found = prune.candidates(
+        unit.table, unit.concepts, free, room, threshold, kse, looked.settings, change if rank else None
+    )
     return {unit.ids[position]: numbers for position, numbers in found.items()}
 
 

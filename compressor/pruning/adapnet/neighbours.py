@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from compressor.graph.channels import Channels, Group, Place
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.adapnet import insert
-from compressor.pruning.scores import filters, tensors_of
 
 NEIGHBOURS = 5  # that a kernel's density looks at
 ROWS = 256  # kernels of the next layer that are looked at
@@ -89,12 +88,6 @@ def indicators(model: nn.Module, channels: Channels, group: Group, generator: to
     """The KSE indicator of every channel of the group: (channels,), on the host."""
     found = [indicator(kernels, generator) for kernels in readers(model, channels, group)]
     return combine(found) if found else torch.ones(group.size, dtype=torch.float64)
-
-
-def strength(model: nn.Module, channels: Channels, group: Group) -> Tensor:
-    """Sum of absolute weights of every filter, by the layer's mean, averaged over tied layers: (channels,)."""
-    members = [rows.double().abs().sum(1).cpu() for rows in filters(tensors_of(model), channels, group)]
-    return torch.stack([member / member.mean().clamp(min=1e-12) for member in members]).mean(0)
 
 
 def is_depthwise(module: nn.Module) -> bool:

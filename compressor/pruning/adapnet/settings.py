@@ -10,8 +10,6 @@ from typing import ClassVar, Literal
 
 from compressor.settings import setting
 
-Victims = Literal["uniform", "change", "weights"]
-
 
 @dataclass(frozen=True)
 class AdapNetSettings:
@@ -36,11 +34,11 @@ class AdapNetSettings:
     batch_size: int = setting(128, "Images per step.", "N", 1)
 
     # The falling threshold of both chi-square tests (paper, table 2).
-    beta_start: float = setting(0.9, "First threshold (p-value) of the chi-square tests.", "P", 0, 1, rare=True)
-    beta_step: float = setting(0.06, "How much the threshold falls at each step.", "P", 0, 1, rare=True)
+    beta_start: float = 0.9  # p-value that it begins at
+    beta_step: float = 0.06  # how much it falls at a time
 
     # Clusters of the feature maps of a period, and the tables of which filter is active on which.
-    dict_size: int = setting(256, "Feature maps to cluster; more is steadier and slower.", "N", 32, rare=True)
+    dict_size: int = 256  # maps to cluster; more is steadier and slower
     chi_s: float = setting(20.0, "What a filter's counts are scaled to in the test; smaller prunes more.", "X", 1)
     chi_s_concepts: float | None = setting(
         None, "The same for clusters; larger: more are concepts. [chi_s]", "X", 1, rare=True
@@ -48,24 +46,23 @@ class AdapNetSettings:
 
     # Prune (algorithm 2).
     prune_cap: float = setting(0.10, "Largest share of a layer's filters pruned in one step.", "SHARE", 0, 1, rare=True)
-    victims: Victims = setting("uniform", "Which of the candidates to prune first.", "WHICH", rare=True)
+    # Of more than may go, first: the most equally active, or those whose removal changes the next layer least.
+    victims: Literal["uniform", "change"] = "uniform"
     min_share: float = setting(0.05, "Smallest share of a layer's filters to keep.", "SHARE", 0, 1, rare=True)
     freeze: bool = setting(True, "Freeze a filter for one interval before it is pruned.")
 
     # Merge (algorithm 3).
     merge: bool = setting(True, "Merge similar filters.")
-    merge_cap: float = setting(0.05, "Largest share of a layer's filters merged in one step.", "SHARE", 0, 1, rare=True)
+    merge_cap: float = 0.05  # largest share of a layer's filters merged in one step
 
     # Insert (algorithm 4).
     insert: bool = setting(True, "Add filters to layers that need more.")
-    max_width: float = setting(
-        1.0, "Largest width that insertion may reach, relative to the original.", "X", 0, rare=True
-    )
+    max_width: float = 1.0  # largest width that insertion may reach, relative to the original
 
     # Ours, beyond the paper. With `params_bias` the prune threshold falls where a channel costs more parameters than
     # elsewhere, and rises where it costs fewer (below 0 the other way round).
     reconstruct: bool = setting(False, "Least-squares reconstruction of pruned filters from the others.")
-    params_bias: float = setting(0.0, "Preference for pruning filters with more parameters.", "X", rare=True)
+    params_bias: float = 0.0
 
     @property
     def evidence(self) -> float:

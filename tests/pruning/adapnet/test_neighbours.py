@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor.graph.capture import capture
 from compressor.pruning.adapnet import neighbours
-from compressor.pruning.adapnet.neighbours import indicators, makers, newcomer, readers, strength
+from compressor.pruning.adapnet.neighbours import indicators, makers, newcomer, readers
 from compressor.surgery import Insert, Plan, operate_
 
 
@@ -54,14 +54,6 @@ class Summed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.head(self.one(x) + self.other(x))
         return scores
-
-
-def test_a_filter_is_as_strong_as_its_weights_beside_the_others_of_its_layer() -> None:
-    model = Summed()
-    channels = capture(model, torch.zeros(2, 3, 4, 4))
-    weights = [layer.weight.detach().abs() for layer in (model.one, model.other)]
-    wanted = [sum(float(weight[c].sum() / weight.sum() * 6) for weight in weights) / 2 for c in range(6)]
-    assert strength(model, channels, channels.group("one")).tolist() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_depthwise_layers_pass_channels_on_and_do_not_make_them() -> None:

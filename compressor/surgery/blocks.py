@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import FileError, ModelError
+from compressor.errors import ModelError, misfit
 from compressor.graph.blocks import KERNELS, find_blocks
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import device_of, named_tensors
@@ -84,15 +84,11 @@ def rebuild(module: nn.Module, step: Mapping[str, Any]) -> nn.Module:
     Raises:
         FileError: the step does not fit the network.
     """
-    try:
+    with misfit("blocks do"):
         rows = [(str(name), int(kernel)) for name, kernel in step["edits"]]
         if not {kernel for _, kernel in rows} <= {0, *KERNELS}:
             raise ValueError("its convolutions have other sizes")
         example = torch.zeros(1, *map(int, step["input_shape"]), device=device_of(module))
         edits = [Fold(name, kernel, "") if kernel else Bypass(name, "") for name, kernel in rows]
         replace_blocks_(module, edits, example)
-    except (ArithmeticError, LookupError, ModelError, RuntimeError, TypeError, ValueError) as error:
-        raise FileError(
-            f"the checkpoint's blocks do not fit its network ({error}): it is damaged, or of another architecture"
-        ) from error
     return module

@@ -1,5 +1,6 @@
 """What a user may ask of a run that changes the structure as it trains: a target, and a limit to each plan's harm."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,16 +59,9 @@ class Target:
 
     def trimmed(self, plan: Plan, channels: Channels) -> Plan:
         """As many of the plan's edits as meet the target, in their order; none when it is met, all when it is not."""
-        if self.met(channels):
-            return Plan((), plan.period)
-        if not self.met(channels, plan.removed):
-            return plan
-        low, high = 0, len(plan.edits)  # `high` edits meet it, `low` do not
-        while high - low > 1:
-            middle = (low + high) // 2
-            part = replace(plan, edits=plan.edits[:middle])
-            low, high = (low, middle) if self.met(channels, part.removed) else (middle, high)
-        return replace(plan, edits=plan.edits[:high])
+        parts = [replace(plan, edits=plan.edits[:count]) for count in range(len(plan.edits))]
+        enough = bisect_left(parts, True, key=lambda part: self.met(channels, part.removed))
+        return parts[enough] if enough < len(parts) else plan
 
     def shortfall(self, channels: Channels) -> str | None:
         """What is missing, in a line for the user; None when the target is met or there is none."""

@@ -33,7 +33,6 @@ from compressor.report.environment import device_words, versions
 from compressor.routing.curve import (
     Costs,
     Point,
-    accuracy_at,
     choose,
     costs,
     early_exit_at,
@@ -242,8 +241,13 @@ def _image_router(
         **asdict(point_at(test, counted, chosen.setting)),
         "router_top1": taught.router_top1,
         "router_majority": taught.router_majority,
-        "top1_at_share": {str(share): accuracy_at(points, share * counted.whole) for share in GRID},
+        "top1_at_share": {str(share): _best(points, share * counted.whole) for share in GRID},
     }
+
+
+def _best(points: list[Point], macs: float) -> float | None:
+    """The best accuracy among the points that cost at most so much; None where none does."""
+    return max((point.top1 for point in points if point.macs <= macs), default=None)
 
 
 def _curves(test: Observation, counted: Costs) -> dict[str, dict[str, float | None]]:

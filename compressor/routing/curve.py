@@ -131,11 +131,6 @@ def thinned(points: list[Point], wanted: int = 20) -> list[Point]:
     return [points[i] for i in sorted(chosen)]
 
 
-def accuracy_at(points: list[Point], macs: float) -> float | None:
-    """The best accuracy among the points that cost at most so much; None where none does."""
-    return max((point.top1 for point in points if point.macs <= macs), default=None)
-
-
 def cheapest(points: list[Point], top1: float) -> Point | None:
     """The cheapest point with at least this accuracy."""
     return min((point for point in points if point.top1 >= top1), key=lambda point: point.macs, default=None)

@@ -22,7 +22,7 @@ class PrimeNetSettings:
     scales: tuple[int, ...] = setting(
         (3, 5, 7), "Kernel sizes of the block's parallel convolutions, of 1, 3, 5 and 7.", "N,N,..."
     )
-    reduced: int = setting(32, "Input channels of each of them, after a 1x1 convolution.", "N", 1, rare=True)
+    reduced: int = 32  # input channels of each of them, after a 1x1 convolution
     fit: Literal["pool", "stride"] = setting(
         "pool", "How the block downsamples: pooling behind it, or a stride, which is cheaper.", "HOW"
     )

@@ -11,13 +11,12 @@ from torch.nn import functional
 from compressor.errors import DataError, ModelError
 from compressor.graph.tensors import device_of
 from compressor.routing.network import Routed
-from compressor.routing.observing import as_good, outcome_labels
-from compressor.routing.router import Gates, ImageRouter
+from compressor.routing.router import Gates
 from compressor.training.data import cross_entropy
 from compressor.training.loop import backward
 from compressor.training.microbatches import Step
 from compressor.training.numerics import derive_seed, generator
-from compressor.training.task import Model, by_class
+from compressor.training.task import Model
 
 EARLY_WEIGHT = 0.3  # of each earlier depth's loss; the last one's is 1
 
@@ -25,24 +24,15 @@ EARLY_WEIGHT = 0.3  # of each earlier depth's loss; the last one's is 1
 def all_depths(
     routed: Routed,
     loss_of: Callable[[Model, Any, Any], tuple[Tensor, Tensor | None]] = cross_entropy,
-    correct: Callable[[Any, Any], Tensor] = by_class,
     *,
     early_weight: float = EARLY_WEIGHT,
-    joint: bool = False,
 ) -> Step:
-    """Every image at every depth: the loss of the last depth, plus the earlier ones' times a weight.
-
-    With `joint` the router learns from what the depths get right in this very batch; its gradient stays its own.
-    """
+    """Every image at every depth: the loss of the last depth, plus the earlier ones' times a weight."""
 
     def step(_: nn.Module, x: Tensor, y: Any) -> tuple[Tensor, Tensor | None]:
         depths = Depths(routed, x)
         losses, counts = zip(*(loss_of(partial(depths, depth), x, y) for depth in range(routed.depths)), strict=True)
-        loss = losses[-1] + early_weight * torch.stack(losses[:-1]).sum()
-        if joint:
-            right = torch.stack([correct(each.detach(), y) for each in depths.scores], 1)
-            loss = loss + _router_loss(routed, x, depths.maps, depths.scores, right)
-        backward(loss)
+        backward(losses[-1] + early_weight * torch.stack(losses[:-1]).sum())
         return losses[-1].detach(), counts[-1]
 
     return step
@@ -53,14 +43,14 @@ class Depths:
 
     def __init__(self, routed: Routed, x: Tensor) -> None:
         self.routed, self.x = routed, x
-        self.scores, self.maps = routed.all_scores(x)
+        self.scores, _ = routed.all_scores(x)
 
     def __call__(self, depth: int, x: Tensor) -> Tensor:
         same = x is self.x or (x.shape == self.x.shape and torch.equal(x, self.x))
         return (self.scores if same else self.routed.all_scores(x)[0])[depth]
 
 
-def by_label(routed: Routed, *, joint: bool = False) -> Step:
+def by_label(routed: Routed) -> Step:
     """Every image at its labelled depth only: what lies behind is neither run nor changed.
 
     Labels are int64 (batch, 2): the class, and the depth. Layers that no image of a batch needs get no gradient at all,
@@ -73,10 +63,7 @@ def by_label(routed: Routed, *, joint: bool = False) -> Step:
         classes, depths = y.unbind(1)
         scores = routed.scores_at(x, depths)
         loss = functional.cross_entropy(scores.float(), classes)
-        total = loss
-        if joint and isinstance(routed.router, ImageRouter):
-            total = loss + functional.cross_entropy(routed.router(x).float(), depths)
-        backward(total)
+        backward(loss)
         return loss.detach(), (scores.detach().argmax(1) == classes).sum()
 
     return step
@@ -150,14 +137,3 @@ def reset_(network: nn.Module, seed: int) -> None:
 
 def _draws(layer: nn.Module) -> bool:
     return callable(getattr(layer, "reset_parameters", None))
-
-
-def _router_loss(routed: Routed, x: Tensor, maps: list[Tensor], scores: list[Tensor], right: Tensor) -> Tensor:
-    router = routed.router
-    if isinstance(router, ImageRouter):
-        return functional.cross_entropy(router(x).float(), outcome_labels(right))
-    suffices, losses = as_good(right).float(), []
-    for depth in range(routed.depths - 1):
-        seen = router.see(maps[depth].detach(), scores[depth].detach())
-        losses.append(functional.binary_cross_entropy_with_logits(router(depth, seen), suffices[:, depth]))
-    return torch.stack(losses).sum()

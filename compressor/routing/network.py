@@ -31,7 +31,6 @@ class Layout:
     leave_after: tuple[int, ...]  # unit index for each depth, the last unit last
     heads: str = "shared"  # "shared": the network's own head for all depths; "own": a small one for each depth
     grids: tuple[int, ...] = ()  # own heads: about how many means in height and width each depth but the last sees
-    adapters: bool = False  # learned 1x1 convolutions where skipping a unit changes the shape
     router: str = "gates"  # "gates", "image" or "argmax" (the image router as in the paper)
 
 
@@ -46,7 +45,7 @@ class Routed(nn.Module):
     thresholds: Tensor
 
     def __init__(self, chain: Chain, units: tuple[Unit, ...], layout: Layout) -> None:
-        """Shares the parameters of the chain's network, except those of its exits, adapters and router."""
+        """Shares the parameters of the chain's network, except those of its exits and router."""
         super().__init__()
         self.layout = layout
         self.unit_names = tuple(unit.name for unit in units)
@@ -57,7 +56,7 @@ class Routed(nn.Module):
             if unit.start > done:
                 parts.append(chain.segment(done, unit.start))
             body = chain.segment(unit.start, unit.end)
-            parts.append(Skippable(body, unit.input_shape, unit.output_shape, layout.adapters and unit.index > 0))
+            parts.append(Skippable(body, unit.input_shape, unit.output_shape))
             done = unit.end
             if unit.index in layout.leave_after:
                 ends.append(len(parts))
@@ -234,7 +233,7 @@ def survey(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Chain, Unit
 
 
 def make_routed(chain: Chain, units: tuple[Unit, ...], settings: RouteSettings) -> Routed:
-    """A skipping network that shares the chain's parameters; its exits, adapters and router are still to be trained.
+    """A skipping network that shares the chain's parameters; its exits and router are still to be trained.
 
     Raises ModelError for places to leave that the network does not have, or images too small for the router.
     """
@@ -252,7 +251,6 @@ def make_routed(chain: Chain, units: tuple[Unit, ...], settings: RouteSettings) 
         leave_after=leave_after,
         heads=settings.heads,
         grids=tuple(head_side(shape, classes, most) for shape in passed),
-        adapters=settings.adapters,
         router=settings.router,
     )
     return _built(chain, units, layout)
@@ -274,7 +272,7 @@ def spread(units: tuple[Unit, ...], depths: int) -> tuple[int, ...]:
 def rebuild(module: nn.Module, step: Mapping[str, Any]) -> Routed:
     """The skipping network that `Routed.step()` described, around `module`: a new build of the user's network.
 
-    The weights of its exits, adapters and router are random until they are loaded. Raises FileError for a step that
+    The weights of its exits and router are random until they are loaded. Raises FileError for a step that
     is damaged or does not fit the module.
     """
     with misfit("router does"):

@@ -130,18 +130,6 @@ def paper_labels(strength: Tensor, top: int = TOP) -> tuple[Tensor, Tensor]:
     return chosen, labels[chosen]
 
 
-def activation_labels(strength: Tensor) -> Tensor:
-    """The paper's rule for every image: the layer in which one of its maps stands out most among all images.
-
-    Activations are taken as deviations from the map's mean over the images, in standard deviations, so that layers
-    compare; the deeper layer wins a tie. int64 (images,).
-    """
-    deviation = strength.std(0, correction=0)
-    normal = (strength - strength.mean(0)) / deviation.clamp_min(1e-12)
-    strongest = normal.masked_fill(deviation <= 1e-12, -torch.inf).amax(2)
-    return strongest.shape[1] - 1 - strongest.flip(1).argmax(1)
-
-
 def outcome_labels(right: Tensor) -> Tensor:
     """The cheapest depth that is `as_good` as the whole network, int64 (images,)."""
     return as_good(right).int().argmax(1)

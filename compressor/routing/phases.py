@@ -14,7 +14,6 @@ from compressor.routing.network import Routed
 from compressor.routing.observing import (
     Balance,
     Observation,
-    activation_labels,
     activations,
     as_good,
     balance,
@@ -22,7 +21,7 @@ from compressor.routing.observing import (
     outcome_labels,
     paper_labels,
 )
-from compressor.routing.router import Gates, ImageRouter
+from compressor.routing.router import ImageRouter
 from compressor.routing.settings import RouteSettings
 from compressor.training import checkpoint, distributed
 from compressor.training.checkpoint import Saving
@@ -96,7 +95,7 @@ class Teacher:
         if known is not None:
             taught.rows += known["rows"]
         elif self.training.epochs:
-            step = all_depths(routed, data.loss, data.correct, joint=settings.joint)
+            step = all_depths(routed, data.loss)
             taught.rows += self._fit(data, step, self.training, "all-depths")
         if settings.label_epochs:
             labels = outcome_labels(observe(routed, data.train, data).right) if known is None else known["labels"]
@@ -111,7 +110,7 @@ class Teacher:
         taught.labels = balance(labels, routed.depths)
         if isinstance(routed.router, ImageRouter):
             self._teach_image_router(taught, learn, labels)
-        elif not settings.joint:
+        else:
             suffices = as_good(seen.right)
             fit_gates(routed.router, seen.seen, suffices, epochs=settings.router_epochs, seed=self.training.seed)
         return taught
@@ -120,16 +119,12 @@ class Teacher:
         """Labels from the network as it came, then the router, then the network with each image at its depth."""
         routed, data, settings = self.routed, self.images, self.settings
         strength = distributed.from_first(lambda: activations(routed, data.train, data))
-        if settings.labels == "paper":
-            chosen, labels = paper_labels(strength)
-        else:
-            chosen, labels = torch.arange(len(data.train)), activation_labels(strength)
+        chosen, labels = paper_labels(strength)
         taught = Taught(balance(labels, routed.depths), data.validation)
         labelled = data.train.take(chosen)
         kept, held_out = split_indices(labels, 0.2, self.training.seed)
-        if isinstance(routed.router, ImageRouter):
-            self._teach_image_router(taught, labelled, labels)
-            routed.set_threshold_(0.0 if routed.router.argmax else 0.5)
+        router = self._teach_image_router(taught, labelled, labels)
+        routed.set_threshold_(0.0 if router.argmax else 0.5)
         if settings.init == "scratch":
             reset_(self.network, self.training.seed)
         if settings.skip_set == "paper":
@@ -138,42 +133,35 @@ class Teacher:
             learn, depths = data.train, self._completed(chosen, labels)
         if self.training.epochs:
             small = replace(self.training, batch_size=min(self.training.batch_size, len(learn)))
-            step = by_label(routed, joint=settings.joint)
-            taught.rows += self._fit(_with_depths(data, learn, depths), step, small, "by-label")
-        if isinstance(routed.router, Gates):
-            seen = observe(routed, learn, data, keep_seen=True)
-            within = depths[:, None] <= torch.arange(routed.depths)
-            fit_gates(routed.router, seen.seen, within, epochs=settings.router_epochs, seed=self.training.seed)
+            taught.rows += self._fit(_with_depths(data, learn, depths), by_label(routed), small, "by-label")
         taught.labelled_top1 = top1_at_labels(routed, labelled.take(held_out), labels[held_out], data)
         return taught
 
     def _completed(self, chosen: Tensor, labels: Tensor) -> Tensor:
         """Depths for the whole training set: the labels, and for images without one what the router says."""
-        if len(chosen) == len(self.images.train):
-            return labels
         depths = router_labels(self.routed, self.images.train, self.images)
         depths[chosen] = labels
         return depths
 
-    def _teach_image_router(self, taught: Taught, images: AnySet, labels: Tensor) -> None:
-        """Train on four fifths of the labelled images, measure on the rest."""
+    def _teach_image_router(self, taught: Taught, images: AnySet, labels: Tensor) -> ImageRouter:
+        """Train on four fifths of the labelled images, measure on the rest; returns the router."""
         router, seed = self.routed.router, self.training.seed
         assert isinstance(router, ImageRouter)
         kept, held_out = split_indices(labels, 0.2, seed)
         if len(held_out) < 1:
             raise DataError(f"the router cannot learn from {len(images)} labelled images: give more training data")
-        if not self.settings.joint or self.settings.labels == "paper":
-            chosen = replace(self.images, train=images.take(kept).with_labels(labels[kept]))
-            step = image_router(labels[kept], self.routed.depths, weighted=router.argmax)
-            training = replace(
-                ROUTER_TRAINING, epochs=self.settings.router_epochs, seed=seed, device=self.training.device,
-                batch_size=min(ROUTER_TRAINING.batch_size, max(8, len(kept) // 8)),
-            )  # fmt: skip
-            fit(router, chosen, training, step=step)
-            router.eval()
+        chosen = replace(self.images, train=images.take(kept).with_labels(labels[kept]))
+        step = image_router(labels[kept], self.routed.depths, weighted=router.argmax)
+        training = replace(
+            ROUTER_TRAINING, epochs=self.settings.router_epochs, seed=seed, device=self.training.device,
+            batch_size=min(ROUTER_TRAINING.batch_size, max(8, len(kept) // 8)),
+        )  # fmt: skip
+        fit(router, chosen, training, step=step)
+        router.eval()
         named = router_labels(self.routed, images.take(held_out), self.images)
         taught.router_top1 = float((named == labels[held_out]).float().mean())
         taught.router_majority = balance(labels[held_out], self.routed.depths).largest_share
+        return router
 
     @property
     def images(self) -> Data:

@@ -18,17 +18,14 @@ class RouteSettings:
     mode: Literal["tuned", "paper"] = setting(
         "tuned", "Defaults of the flags below: tuned, or as in the paper.", "MODE"
     )
-    labels: Literal["outcome", "activation", "paper"] = setting(
-        "outcome", "How images are labelled with a depth: by correct exits, or by activations.", "RULE"
+    labels: Literal["outcome", "paper"] = setting(
+        "outcome", "How images are labelled with a depth: by correct exits, or as in the paper by activations.", "RULE"
     )
     router: Literal["gates", "image", "argmax"] = setting(
         "gates", "Router: a gate at each early exit, or a small network on the image.", "KIND"
     )
     heads: Literal["own", "shared"] = setting(
         "own", "A small classifier at each early exit, or the network's own.", "WHICH"
-    )
-    adapters: bool = setting(
-        False, "Shared heads: learned 1x1 convolutions around units that change the shape.", rare=True
     )
     depths: int = setting(4, "Number of exits, the last included.", "N", 2)
     leave_after: tuple[int, ...] = setting(
@@ -37,7 +34,6 @@ class RouteSettings:
     init: Literal["copy", "scratch"] = setting("copy", "Start from the model's weights, or from random ones.", "HOW")
     skip_set: Literal["train", "paper"] = "train"  # images that teach the network by label: all, or the paper's choice
     label_epochs: int = setting(0, "Further epochs with each image at its labelled depth only.", "N", 0)
-    joint: bool = setting(False, "Train the router together with the network, not afterwards.")
     router_epochs: int = setting(30, "Epochs of training the router.", "N", 0, rare=True)
     target_macs: float | None = setting(
         None, "Mean MACs of an image: 0.6 of the network's, or 2e8 for 200 million.", "MACS"

@@ -2,8 +2,7 @@
 
 The paper skips whole convolutional layers of one height and width; here a unit may change the shape, and what stands in
 for it is said with it. Our reading of a point the paper leaves open (its layers have different numbers of maps, and one
-dense layer): a residual block leaves its own shortcut path; elsewhere the way around has no parameters, or, if asked
-for, a learned 1x1 convolution.
+dense layer): a residual block leaves its own shortcut path; elsewhere the way around has no parameters.
 """
 
 import math
@@ -39,19 +38,6 @@ class Shortcut(nn.Module):
         return _channels(_pooled(x, self.before[1:], self.after[1:]), self.after[0])
 
 
-class Adapter(nn.Module):
-    """The same with a learned 1x1 convolution for the channels."""
-
-    def __init__(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
-        super().__init__()
-        self.before, self.after = before, after
-        self.conv = nn.Conv2d(before[0], after[0], 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(_pooled(x, self.before[1:], self.after[1:]))
-        return y
-
-
 class ExitHead(nn.Module):
     """A small classifier for maps on which the network's own head was not trained: means over a grid, then linear."""
 
@@ -82,14 +68,11 @@ def _grid(shape: tuple[int, ...], side: int) -> tuple[list[int], list[int]]:
 class Skippable(nn.Module):
     """A unit of the network and the way around it."""
 
-    def __init__(self, body: fx.GraphModule, before: tuple[int, ...], after: tuple[int, ...], adapter: bool) -> None:
+    def __init__(self, body: fx.GraphModule, before: tuple[int, ...], after: tuple[int, ...]) -> None:
         super().__init__()
         self.body = body
         self._own = own_shortcut(body)
-        self.around: nn.Module | None = None
-        if self._own is None:
-            learned = adapter and before != after
-            self.around = Adapter(before, after) if learned else Shortcut(before, after)
+        self.around = Shortcut(before, after) if self._own is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)

@@ -25,6 +25,8 @@ from compressor.runs.subject import Subject, card_of, open_subject
 from compressor.training.evaluate import evaluate
 from compressor.training.task import Task
 
+_CALIBRATION_IMAGES = 128  # of the training set, for int8
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -72,20 +74,19 @@ def export(job: ExportJob, tell: Callback = silent) -> Exported:
         data, aside = put_aside(subject.data, job.loading.seed)
         subject = replace(subject, data=data)
         promise = partial(_promised, job.promise, aside, data)
-    evidence = evidence_of(subject, job.calibration_images if job.precision == "int8" else 0)
-    evidence = replace(evidence, promise=promise)
+    evidence = replace(evidence_of(subject, int8=job.precision == "int8"), promise=promise)
     manifest = export_package(
         module, subject.example, path, card=card_of(subject), evidence=evidence, settings=settings
     )
     return _package(path, manifest)
 
 
-def evidence_of(subject: Subject, calibration_images: int = 0) -> Evidence:
+def evidence_of(subject: Subject, *, int8: bool) -> Evidence:
     """What the data give to judge an export by; nothing without data."""
     data = subject.data
     if data is None:
         return Evidence()
-    calibration = data.examples(data.train, calibration_images) if calibration_images else None
+    calibration = data.examples(data.train, _CALIBRATION_IMAGES) if int8 else None
     return Evidence(data.examples(data.validation, PROOF_IMAGES), calibration, partial(_main, data))
 
 

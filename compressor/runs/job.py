@@ -139,7 +139,6 @@ class ExportJob(ModelJob):
     chip: Literal["x86", "x86-old", "arm", "npu"] = setting(
         "x86", "Target of int8: x86, x86-old (no VNNI), arm, npu.", "CHIP"
     )
-    calibration_images: int = setting(128, "Number of calibration images for int8.", "N", 8)
     promise: PromiseSettings = field(default_factory=PromiseSettings)  # of int8, against the model as it is
     sign: str | None = setting(None, "Private ed25519 key (PEM) to sign a package with.", "KEY")
     data: str | None = setting(None, **DATA)  # whose validation images the file is compared on

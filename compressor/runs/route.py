@@ -100,7 +100,7 @@ class RouteRun(Run[RouteJob]):
     def _check_task(self) -> None:
         """Raise UsageError for what is for labelled images only, where the data are a user's task."""
         task, asked, usual = self.subject.data, self.settings, RouteSettings()
-        other = [name for name in ("labels", "router", "label_epochs") if getattr(asked, name) != getattr(usual, name)]
+        other = [name for name in ("router", "label_epochs") if getattr(asked, name) != getattr(usual, name)]
         if other and isinstance(task, OwnTask):
             raise UsageError(f"`{other[0]}` of route is for labelled images: leave it out with {task.name}")
 

@@ -12,7 +12,7 @@ from compressor.exporting.runtime import OnnxModel
 from compressor.routing.learning import by_label
 from compressor.routing.network import Layout, Routed, rebuild, survey
 from compressor.routing.router import sureness
-from compressor.routing.units import Adapter, Skippable
+from compressor.routing.units import Skippable
 from tests.routing.nets import NETWORKS, SHAPE, Residual, Three, images, routed
 
 ROUTERS = ("gates", "image", "argmax")
@@ -182,13 +182,6 @@ def test_weights_are_shared_with_the_users_network():
     assert len(names) == 1
 
 
-def test_adapter_stands_in_where_the_shape_changes_only():
-    net = routed(Residual, heads="shared", adapters=True)
-    adapters = [part.around for part in net.parts if isinstance(getattr(part, "around", None), Adapter)]
-    assert [tuple(each.conv.weight.shape) for each in adapters] == [(6, 4, 1, 1)]
-    assert net.scores_at(images(4), torch.tensor([0, 1, 2, 3])).shape == (4, 10)
-
-
 @pytest.mark.parametrize("places", [(0,), (0, 1), (2, 1), (0, 0, 2), (-1, 2), (0, 5)])
 def test_places_to_leave_that_do_not_exist_are_refused(places):
     from compressor.routing.network import check_layout
@@ -230,9 +223,9 @@ def test_exported_graph_routes_every_image_of_a_batch(network, router, heads, tm
     [
         (Three, {"router": "argmax", "heads": "shared"}),
         (Residual, {"leave_after": (1, 3)}),
-        (Residual, {"adapters": True, "heads": "shared"}),
+        (Residual, {"heads": "shared"}),
     ],
-    ids=["paper", "two depths", "adapters"],
+    ids=["paper", "two depths", "shared head"],
 )
 def test_step_makes_the_same_network_again(network, layout):
     net = routed(network, **layout).eval()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compressor.errors import DataError
-from compressor.routing.observing import activation_labels, activations, balance, outcome_labels, paper_labels
+from compressor.routing.observing import activations, balance, outcome_labels, paper_labels
 from tests.routing.nets import Residual, Three, routed, small_data
 
 
@@ -40,27 +40,6 @@ def test_papers_rule_leaves_out_maps_that_never_fire():
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="needs 10 images for every feature map, there are 9"):
         paper_labels(torch.rand(9, 2, 3))
-
-
-def test_activation_labels_against_loops():
-    strength = (
-        torch.rand(30, 3, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0, 0.1])[:, None]
-    )
-    expected = []
-    for image in range(30):
-        best = []
-        for layer in range(3):
-            scores = strength[:, layer]
-            best.append(float(((scores[image] - scores.mean(0)) / scores.std(0, correction=0)).max()))
-        expected.append(max(range(3), key=lambda layer: best[layer]))
-    assert activation_labels(strength).tolist() == expected
-    assert activation_labels(strength * 1000).tolist() == expected  # no layer wins by its scale
-
-
-def test_deeper_layer_wins_a_tie_and_dead_maps_never_win():
-    strength = torch.zeros(4, 3, 2)
-    strength[:, 0, 0] = strength[:, 1, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    assert activation_labels(strength).tolist() == [1, 1, 1, 1]
 
 
 def test_outcome_label_is_the_cheapest_depth_as_good_as_the_whole():

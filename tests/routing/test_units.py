@@ -10,7 +10,6 @@ from compressor.graph.shortcuts import own_shortcut
 from compressor.profiling.costs import profile
 from compressor.routing.network import spread, survey
 from compressor.routing.units import (
-    Adapter,
     ExitHead,
     Shortcut,
     Skippable,
@@ -160,7 +159,6 @@ SHAPES = {
 def test_output_has_the_units_shape_whatever_the_way_around(before, after):
     x = torch.randn(2, *before)
     assert Shortcut(before, after)(x).shape == (2, *after)
-    assert Adapter(before, after)(x).shape == (2, *after)
     assert all(ExitHead(before, 5, side)(x).shape == (2, 5) for side in (4, 2, 1))
 
 
@@ -216,7 +214,7 @@ def test_which_shapes_have_a_shortcut(before, after, fits):
 def block(module: nn.Module, shape: tuple[int, ...]) -> Skippable:
     chain = Chain(module, torch.zeros(1, *shape))
     body = chain.segment(0, len(chain.cuts) - 1)
-    return Skippable(body, chain.cuts[0].shape, chain.cuts[-1].shape, adapter=False)
+    return Skippable(body, chain.cuts[0].shape, chain.cuts[-1].shape)
 
 
 def test_residual_block_leaves_its_identity():

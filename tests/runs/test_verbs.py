@@ -50,7 +50,7 @@ def test_every_example_runs(tmp_path, monkeypatch):
         shutil.copytree(tmp_path / "runs/small", tmp_path / "runs" / name)
     run_example("compare")
     assert (tmp_path / "runs/compared/comparison.html").exists()
-    flags = {"data": "digits", "chip": "x86", "calibration_images": 16, "max_drop": 0.1, "latency": False}
+    flags = {"data": "digits", "chip": "x86", "max_drop": 0.1, "latency": False}
     made = compressor.export("runs/detached/model.safetensors", "runs/deploy", precision="int8", **flags)
     assert [row.top1_float is not None for row in made.manifest.exits] == [True, True]
     run_example("verify_package")

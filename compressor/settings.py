@@ -123,10 +123,8 @@ def _found(kind: Any) -> dict[str, Known]:
         room = _whole(entry, hints[entry.name])
         own = _settings_in(kind, kind, "", (entry,)) if room is None else _settings_in(room, type(room), entry.name)
         for name, known in own.items():
-            if name in found:
-                found[name] = replace(found[name], homes=(*found[name].homes, *known.homes))
-            else:
-                found[name] = known
+            homes = found[name].homes if name in found else ()
+            found[name] = replace(found.get(name, known), homes=(*homes, *known.homes))
     return found
 
 
@@ -137,9 +135,9 @@ def filled(room: R, given: Mapping[str, Any]) -> R:
         UsageError: a name is unknown, or a value has another type or is out of range.
     """
     known = _settings_in(room, type(room), "")
-    for name in given:
+    for name, value in given.items():
         if name not in known:
-            raise UsageError(unknown(name, known))
+            raise UsageError(stranger(name, value, known))
     return replace(room, **{name: checked(name, value, known[name]) for name, value in given.items()})
 
 
@@ -260,16 +258,13 @@ def fits(value: Any, hint: Any) -> bool:
     return type(value) is hint
 
 
-def unknown(name: str, known: Iterable[str]) -> str:
-    """What is said of a name that no setting has: "there is no setting 'epoch' (did you mean epochs?)"."""
-    return f"there is no setting {name!r}{did_you_mean(name.replace('-', '_'), known)}"
-
-
 def stranger(name: str, value: Any, known: Iterable[str]) -> str:
-    """The same, where the name came from a file, which may hold tables."""
+    """What is said of a name that no setting has: "there is no setting 'epoch' (did you mean epochs?)"; a file may hold
+    tables.
+    """
     if isinstance(value, dict):
         return f"[{name}] is a table, and settings stand on one level, such as epochs = 10"
-    return unknown(name, known)
+    return f"there is no setting {name!r}{did_you_mean(name.replace('-', '_'), known)}"
 
 
 def words(hint: Any, many: bool = False) -> str:
@@ -285,37 +280,6 @@ def words(hint: Any, many: bool = False) -> str:
         )
     one = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
     return f"{one.removeprefix('a ')}s" if many and one.startswith("a ") else one
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """`3x224x224` -> (3, 224, 224); a number alone is the side of a colour image.
-
-    Raises ValueError.
-    """
-    found = sizes(text)
-    if len(found) == 2 and found[0] == found[1]:
-        raise ValueError(text)
-    return (3, *found, *found) if len(found) == 1 else found
-
-
-def sizes(text: str) -> tuple[int, ...]:
-    """`2x3` -> (2, 3). Raises ValueError."""
-    parts = text.lower().replace("×", "x").replace(",", "x").split("x")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(text)
-    return tuple(int(part) for part in parts)
-
-
-def duration(text: str) -> float:
-    """`90s`, `20m`, `2h` or `1h30m` -> seconds; a number alone is minutes.
-
-    Raises ValueError.
-    """
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip().lower())
-    if parts is None or not any(parts.groups()):
-        return 60 * float(text)
-    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
-    return 3600.0 * hours + 60 * minutes + seconds
 
 
 def is_text(known: Known) -> bool:

@@ -8,34 +8,13 @@ import pytest
 from compressor.errors import UsageError
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.jobs import VERBS, DetachJob, PruneJob, RouteJob
-from compressor.settings import About, Job, Known, checked, filled, known_to, read, setting, shape
+from compressor.settings import About, Job, Known, checked, filled, known_to, read, setting
 
 MODEL = {"model": "net.safetensors"}
 
 
 def made_of(hint, text, **about):
     return checked("it", text, Known(hint, None, About("Write it, such as 8.", **about), "", ("",)))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("3x224x224", (3, 224, 224)),
-        ("1X8X8", (1, 8, 8)),
-        ("3,32,32", (3, 32, 32)),
-        ("224", (3, 224, 224)),
-        ("1x64", (1, 64)),
-        ("1x2x3x4", (1, 2, 3, 4)),
-    ],
-)
-def test_shapes(text, expected):
-    assert shape(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "4x4", "axbxc", "3x0x4", "3x-1x4", "3xx4", "3.0x4x4"])
-def test_what_is_no_shape(text):
-    with pytest.raises(ValueError):
-        shape(text)
 
 
 def test_arguments_are_literals_or_words():

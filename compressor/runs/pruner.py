@@ -16,7 +16,7 @@ from compressor.errors import ModelError, UsageError
 from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
-from compressor.graph.generators import random_states, restore_random_states_
+from compressor.graph.generators import seeded
 from compressor.graph.neutral import bare, neutral
 from compressor.graph.tensors import device_of, named_tensors
 from compressor.pruning.adapnet.method import AdapNet
@@ -382,12 +382,9 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
 @contextmanager
 def _apart(seed: int) -> Iterator[None]:
     """Meanwhile global random numbers are by this seed; the caller's go on afterwards as if nothing had been drawn."""
-    states = random_states()
-    seed_everything_(seed)
-    try:
+    with seeded(seed):
+        seed_everything_(seed)
         yield
-    finally:
-        restore_random_states_(states)
 
 
 def _reducing(model: nn.Module) -> DistributedDataParallel | None:

@@ -1,5 +1,6 @@
 """What a person may choose about a run as a whole, with every default; nothing heavy is imported."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -8,8 +9,39 @@ from compressor.errors import UsageError
 from compressor.files.limits import LARGEST_GIB
 from compressor.pruning.settings import PruneSettings
 from compressor.report.measurements import CONFIDENCE
-from compressor.settings import duration, same, setting, shape, sizes
+from compressor.settings import same, setting
 from compressor.training.settings import TrainSettings
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`3x224x224` -> (3, 224, 224); a number alone is the side of a colour image.
+
+    Raises ValueError.
+    """
+    found = sizes(text)
+    if len(found) == 2 and found[0] == found[1]:
+        raise ValueError(text)
+    return (3, *found, *found) if len(found) == 1 else found
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """`2x3` -> (2, 3). Raises ValueError."""
+    parts = text.lower().replace("×", "x").replace(",", "x").split("x")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(text)
+    return tuple(int(part) for part in parts)
+
+
+def duration(text: str) -> float:
+    """`90s`, `20m`, `2h` or `1h30m` -> seconds; a number alone is minutes.
+
+    Raises ValueError.
+    """
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip().lower())
+    if parts is None or not any(parts.groups()):
+        return 60 * float(text)
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from compressor.runs import estimate as estimating
 from compressor.runs.estimate import Enough, Estimate, Pace
 from compressor.runs.jobs import FinetuneJob, PruneJob
 from compressor.runs.run import dry_run, run
-from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, TimeSettings
+from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, TimeSettings, duration
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep
-from compressor.settings import duration
 from compressor.training.events import BatchEvent, EpochEvent
 
 DIGITS = ModelSettings(str(Path(__file__).parents[2] / "sample_models" / "digits_cnn.safetensors"))

@@ -15,7 +15,7 @@ from compressor import Pruner
 from compressor.cli import main
 from compressor.errors import ModelError, UsageError
 from compressor.graph.trace import call_arguments
-from compressor.runs.settings import Input, ModelSettings, inputs
+from compressor.runs.settings import Input, ModelSettings, inputs, shape
 from tests.runs import tasks
 
 FILE = Path(__file__)
@@ -117,6 +117,27 @@ QUICK = ("by name", "one an example", "a dict")
 def flags(kind: str) -> list[str]:
     name, given = NETWORKS[kind]
     return ["--arch", f"{FILE}:{name}", *(word for each in given for word in ("--input", each))]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3x224x224", (3, 224, 224)),
+        ("1X8X8", (1, 8, 8)),
+        ("3,32,32", (3, 32, 32)),
+        ("224", (3, 224, 224)),
+        ("1x64", (1, 64)),
+        ("1x2x3x4", (1, 2, 3, 4)),
+    ],
+)
+def test_shapes(text, expected):
+    assert shape(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "4x4", "axbxc", "3x0x4", "3x-1x4", "3xx4", "3.0x4x4"])
+def test_what_is_no_shape(text):
+    with pytest.raises(ValueError):
+        shape(text)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in NETWORKS])

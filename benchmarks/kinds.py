@@ -29,6 +29,7 @@ from compressor.files.paths import write_json
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.oneshot import decide, rank, sensitivity
+from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.oneshot import apply_plan_
 from compressor.runs.second_look import ranked
@@ -263,7 +264,7 @@ def measure(build: Callable[[], nn.Module], data: Data, epochs: int) -> dict[str
         return model
 
     half = PruneSettings(method="obs", allocate="error", target_macs=0.5, round_to=1)
-    plan = decide(dense, channels, half, inputs=inputs, judge=ranked).plan
+    plan = decide(dense, channels, half, Given(inputs=inputs), judge=ranked).plan
     remeasured = copy.deepcopy(dense)
     operate_(remeasured, plan, channels)
     recalibrate_(remeasured, data.train, data)
@@ -291,7 +292,7 @@ def _moved(
 ) -> tuple[list[float], list[float]]:
     """How far the outputs go, in shares of their variance, for every group and share: predicted and really."""
     before, predicted, found = dense(test), [], []
-    scores = rank(dense, channels, PruneSettings(method="obs", allocate="uniform"), inputs=inputs).scores.values
+    scores = rank(dense, channels, PruneSettings(method="obs", allocate="uniform"), Given(inputs=inputs)).scores.values
     for name, moved in sensitivity(dense, channels, inputs).items():
         group = channels.group(name)
         for share, error in moved.items():

@@ -7,6 +7,7 @@ from benchmarks.pareto_case import Arm, Case, Outcome
 from compressor.graph import capture
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.oneshot import decide
+from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
 from compressor.pruning.target import TOLERANCE
 from compressor.runs.goals import Guard, Target
@@ -54,7 +55,7 @@ def one_shot(case: Case, share: float, *, method: str, allocate: str, distill: b
     channels = capture(model, case.example)
     choice = PruneSettings(method=method, allocate=allocate, target_macs=share, seed=case.training.seed)  # type: ignore[arg-type]
     batches = case.score_batches() if method == "taylor" else ()
-    operate_(model, decide(model, channels, choice, batches).plan, channels)
+    operate_(model, decide(model, channels, choice, Given(batches)).plan, channels)
     recalibrate_(model, case.data.train, case.data, batch_size=case.settings.batch_size)
     case.train_(model, 0, case.epochs, case.distilling() if distill else None)
     return Outcome(model)

@@ -21,6 +21,7 @@ from compressor.graph.tensors import device_of, named_tensors
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.oneshot import decide
 from compressor.pruning.reconstruction.calibration import enough_images
+from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.goals import Guard, Target
 from compressor.runs.oneshot import apply_plan_
@@ -107,7 +108,7 @@ def _chosen(case: Case, share: float, **settings: Any) -> tuple[nn.Module, Chann
     model = copy.deepcopy(case.start)
     channels, inputs = capture(model, case.example), case.inputs()
     choice = PruneSettings(method="obs", allocate="error", target_macs=share, seed=case.seed, **settings)
-    return model, channels, decide(model, channels, choice, inputs=inputs, judge=ranked).plan, inputs
+    return model, channels, decide(model, channels, choice, Given(inputs=inputs), judge=ranked).plan, inputs
 
 
 def remeasured(case: Case, share: float) -> Outcome:

@@ -1,10 +1,11 @@
 """Decide in one look at a trained network: score its channels by a method of the table, and select."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.errors import UsageError
 from compressor.graph.channels import Channels
@@ -13,7 +14,8 @@ from compressor.pruning.obs import Curve, calibrated, curves
 from compressor.pruning.scores import Given, Score, Scores, complete, in_order
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved, score_of
-from compressor.training.task import Model, Pair
+
+NOTHING = Given()
 
 
 class Ranked(NamedTuple):
@@ -27,40 +29,32 @@ def rank(
     model: nn.Module,
     channels: Channels,
     settings: PruneSettings,
-    batches: Sequence[Pair] = (),
-    inputs: Sequence[Any] = (),
+    given: Given = NOTHING,
     score: Score | None = None,
-    changes: Mapping[str, Tensor] | None = None,
-    loss: Callable[[Model, Any, Any], tuple[Tensor, Any]] = Given.loss,
 ) -> Ranked:
-    """Judge every channel; the model is not changed.
+    """Judge every channel by what is given; the model is not changed.
 
-    `batches` are images (batch, channels, height, width), normalised as the model takes them, and labels (batch,); only
-    methods that need labels look at them. `inputs` are batches as the model takes them, without labels, by which errors
-    are told. `score` is the user's own method, named in the settings, in place of one of the table. `changes` are
-    squared changes of the loss by group, in place of batches.
+    `score` is the user's own method, named in the settings, in place of one of the table.
 
     Raises:
         UsageError: a setting is out of its range, or the method needs data.
         ModelError: weights are not finite.
     """
-    check(settings, has_data=bool(inputs) if settings.method == "obs" else bool(batches or changes))
-    if settings.allocate == "error" and not inputs:
+    check(settings, has_data=bool(given.inputs if settings.method == "obs" else given.batches or given.changes))
+    if settings.allocate == "error" and not given.inputs:
         raise UsageError("allocate by error looks at data: give some, or choose uniform or global")
     scores, by_obs = Scores({}), settings.method == "obs"
     if not by_obs:
-        given = Given(tuple(batches), settings.seed, changes, loss)
-        own = score is not None
-        scores = (score or score_of(settings.method))(model, channels, given)
-        scores = complete(scores, channels, settings.method) if own else scores
+        scores = (score or score_of(settings.method))(model, channels, replace(given, seed=settings.seed))
+        scores = complete(scores, channels, settings.method) if score is not None else scores
     if not channels.free or not looks_at_inputs(settings):
         return Ranked(scores)
     orders = None if by_obs else {name: channels.group(name).ids[np.argsort(values, kind="stable")]
                                   for name, values in scores.values.items()}  # fmt: skip
-    found = curves(model, channels, consumers(model, channels, inputs), orders)
+    found = curves(model, channels, consumers(model, channels, given.inputs), orders)
     by_error = settings.allocate == "error"
     if by_error:
-        found = calibrated(model, found, inputs)
+        found = calibrated(model, found, given.inputs)
     return Ranked(as_scores(channels, found) if by_obs else scores, found if by_error else None)
 
 
@@ -68,8 +62,7 @@ def decide(
     model: nn.Module,
     channels: Channels,
     settings: PruneSettings,
-    batches: Sequence[tuple[Tensor, Tensor]] = (),
-    inputs: Sequence[Any] = (),
+    given: Given = NOTHING,
     score: Score | None = None,
     judge: Callable[..., Ranked] = rank,
 ) -> Selection:
@@ -77,8 +70,8 @@ def decide(
 
     `judge` takes the place of `rank`, such as `runs.second_look.ranked`.
     """
-    settings = resolved(settings, has_inputs=bool(inputs))
-    ranked = judge(model, channels, settings, batches, inputs, score)
+    settings = resolved(settings, has_inputs=bool(given.inputs))
+    ranked = judge(model, channels, settings, given, score)
     return select(channels, ranked.scores, settings, ranked.curves)
 
 

@@ -33,6 +33,7 @@ class Given:
     """What a method may look at beside the model: batches of a task with their loss, and a seed."""
 
     batches: Sequence[Pair] = ()  # each (batch, channels, height, width) and (batch,); of a user's task see `Pair`
+    inputs: Sequence[Any] = ()  # batches as the model takes them, without labels, by which errors are told
     seed: int = 0
     changes: Mapping[str, Tensor] | None = None  # squared changes of the loss by group, where training gave gradients
     loss: Callable[[Model, Any, Any], tuple[Tensor, Any]] = cross_entropy  # of a model on a batch; a scalar comes first

@@ -13,7 +13,7 @@ from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
 from compressor.pruning.oneshot import Ranked, rank
 from compressor.pruning.price import Goal, Price, macs_price, memory_goals, peak_memory, size_price
-from compressor.pruning.scores import Score, add_, products_of
+from compressor.pruning.scores import Given, Score, add_, products_of
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
 from compressor.runs.goals import followed
@@ -201,7 +201,7 @@ class Gradual:
                 add_(changes, products_of(self.model, partial(self.loss, self.model, given)), self.channels)
         pairs: list[Any] = [each for each in self.batches if isinstance(each, tuple | list) and len(each) == 2]
         inputs = self._inputs() if looks_at_inputs(choice) else ()
-        return rank(self.model, self.channels, choice, pairs, inputs, self.score, changes or None)
+        return rank(self.model, self.channels, choice, Given(pairs, inputs, changes=changes or None), self.score)
 
     def _inputs(self) -> list[Any]:
         device = device_of(self.model)

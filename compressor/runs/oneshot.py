@@ -18,7 +18,7 @@ from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import device_of, has_data, named_tensors
 from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
 from compressor.pruning.reconstruction.calibration import synthetic_inputs, used_to
-from compressor.pruning.scores import Score
+from compressor.pruning.scores import Given, Score
 from compressor.pruning.settings import BLOCKS, PruneSettings, check, resolved
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements, Profile
@@ -131,7 +131,7 @@ def prune_(
             raise UsageError("blocks makes new layers: leave out `optimizer` and make one afterwards, and `also`")
         return _replace_blocks_(module, example, choice, inputs, latency)
     channels = capture(module, example, keep=choice.keep, also=also)
-    found = ranked(module, channels, choice, images, inputs, score)
+    found = ranked(module, channels, choice, Given(images, inputs), score)
     selection = selected(module, example, channels, found, choice)
     widths, before = filters(module), profile(module, example, latency=latency, layers=False)
     after, refit = apply_plan_(

@@ -84,13 +84,12 @@ class PruneRun(Run[PruneJob]):
             self.inputs = calibration_inputs(subject, choice.seed)
             self.tell(Stage("measuring what every channel is worth"))
         loss = Given.loss if subject.data is None else subject.data.loss
+        given = Given(batches, self.inputs, loss=loss)
 
         def progress(done: int, total: int) -> None:
             self.tell(PartEvent("least squares half of the way", done, total))
 
-        found = distributed.from_first(
-            lambda: ranked(subject.module, channels, choice, batches, self.inputs, self.own, loss, progress)
-        )
+        found = distributed.from_first(lambda: ranked(subject.module, channels, choice, given, self.own, progress))
         return distributed.from_first(
             lambda: selected(
                 subject.module, subject.example, channels, found, choice, lambda text: self.tell(Stage(text))

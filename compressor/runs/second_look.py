@@ -5,19 +5,17 @@ judged again; each curve goes on from where it was cut with what was found there
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.consumers import JUDGED, consumers
 from compressor.pruning.obs import Curve, calibrated, curves
-from compressor.pruning.oneshot import Ranked, as_scores, rank
+from compressor.pruning.oneshot import NOTHING, Ranked, as_scores, rank
 from compressor.pruning.price import Goal, macs_price
 from compressor.pruning.reconstruction.calibration import fewer
 from compressor.pruning.reconstruction.solve import Progress, no_progress, reconstruct_
@@ -25,7 +23,6 @@ from compressor.pruning.scores import Given, Score
 from compressor.pruning.selection import goals_of, select
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.surgery import Plan, operate_
-from compressor.training.task import Model, Pair
 
 _NEAR = 0.8  # of a cost that stays: so much is gone at one look
 
@@ -34,10 +31,8 @@ def ranked(
     model: nn.Module,
     channels: Channels,
     settings: PruneSettings,
-    batches: Sequence[Pair] = (),
-    inputs: Sequence[Any] = (),
+    given: Given = NOTHING,
     score: Score | None = None,
-    loss: Callable[[Model, Any, Any], tuple[Tensor, Any]] = Given.loss,
     progress: Progress = no_progress,
 ) -> Ranked:
     """Judge every channel, by errors twice: from half-way to the target on as things are there, unless that is near.
@@ -45,13 +40,13 @@ def ranked(
     The order of channels is found anew by `obs` alone. The model is not changed. Arguments and errors are those of
     `rank`; `progress` hears of the least squares half-way.
     """
-    first = rank(model, channels, settings, batches, inputs, score, loss=loss)
+    first = rank(model, channels, settings, given, score)
     if first.curves is None:
         return first
     plan = _half_way(channels, settings, first)
     if plan is None:
         return first
-    few = fewer(inputs, *JUDGED)
+    few = fewer(given.inputs, *JUDGED)
     small = skeleton(model, real=True)
     after = operate_(small, plan, channels)
     if not after.free:  # each group is down to one channel

@@ -7,6 +7,7 @@ import torch
 from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.pruning.oneshot import decide
+from compressor.pruning.scores import Given
 from compressor.pruning.settings import ABOUT, PruneSettings, score_of
 from tests.pruning.nets import NETS, batches
 
@@ -33,7 +34,7 @@ def method(pair):
 def chosen(model, channels, method, **settings):
     data = batches() if method == "taylor" else ()
     inputs = [images for images, _ in batches()] if method == "obs" or settings.get("allocate") == "error" else []
-    return decide(model, channels, PruneSettings(method=method, **settings), data, inputs)
+    return decide(model, channels, PruneSettings(method=method, **settings), Given(data, inputs))
 
 
 def everything(model):

@@ -12,6 +12,7 @@ from compressor.pruning.consumers import consumers
 from compressor.pruning.obs import calibrated, curves
 from compressor.pruning.oneshot import decide, rank
 from compressor.pruning.reconstruction import reconstruct_
+from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
 from compressor.runs import second_look
 from compressor.runs.second_look import ranked
@@ -46,7 +47,7 @@ def test_curves_go_on_with_those_of_the_network_half_way(net, method):
     model, channels, inputs = net
     before = copy.deepcopy(model.state_dict())
     settings = choice(method=method, target_macs=0.4)
-    first, found = rank(model, channels, settings, (), inputs), ranked(model, channels, settings, (), inputs)
+    first, found = (judge(model, channels, settings, Given(inputs=inputs)) for judge in (rank, ranked))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     gone = {name: [*_shared(first.curves[name].ids, each.ids, first.curves[name].errors, each.errors)]
             for name, each in found.curves.items()}  # fmt: skip
@@ -86,18 +87,18 @@ def test_one_look_is_enough_where_the_target_is_near_or_out_of_reach(net, given,
     monkeypatch.setattr(second_look, "operate_", lambda *_: pytest.fail("cut for nothing"))
     model, channels, inputs = net
     settings = choice(**given)
-    first, found = rank(model, channels, settings, (), inputs), ranked(model, channels, settings, (), inputs)
+    first, found = (judge(model, channels, settings, Given(inputs=inputs)) for judge in (rank, ranked))
     assert all(np.array_equal(each.errors, found.curves[name].errors) for name, each in first.curves.items())
 
 
 def test_what_is_not_judged_by_errors_is_judged_once(net):
     model, channels, inputs = net
     settings = PruneSettings(method="l1", allocate="uniform", target_macs=0.4)
-    assert ranked(model, channels, settings, (), inputs).curves is None
+    assert ranked(model, channels, settings, Given(inputs=inputs)).curves is None
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 0.999])
 def test_groups_that_lose_all_but_one_channel_are_no_reason_to_stop(net, ratio):
     model, channels, inputs = net
-    found = decide(model, channels, choice(ratio=ratio), inputs=inputs, judge=ranked)
+    found = decide(model, channels, choice(ratio=ratio), Given(inputs=inputs), judge=ranked)
     assert found.macs < channels.macs()

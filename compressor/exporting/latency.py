@@ -175,7 +175,7 @@ def _torch_timings(modules: Sequence[nn.Module], example: Any) -> list[Timing]:
 
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(State(module).kept())
+            stack.enter_context(State(module.modules()).kept())
             stack.enter_context(evaluating(module))
         with seeded(0), torch.inference_mode():
             return _timings("torch", calling, wait)

@@ -17,6 +17,7 @@ from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.neutral import bare, neutrally, uncollected
 from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica
+from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.trace import Trace, Way, refused, run
 from compressor.graph.unregistered import in_one_memory, unregistered
 from compressor.graph.ways import MODELESS, Also, Run, entered, entries, further, same_wiring, unreached, unused
@@ -36,19 +37,28 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
         ModelError: the model does not run on the example, or is of a kind that cannot be edited.
     """
     model = bare(model)
-    check_model(model)
+    modules = dict(named_modules(model))
+    tensors = named_tensors(model, modules.items())
+    check_model(model, modules, tensors)
     check_example(example)
     patterns, names = (keep,) if isinstance(keep, str) else tuple(keep), names_of(model)
     kept = frozenset(name for pattern in patterns for name in matching(pattern, names, "keep"))
     with uncollected():
-        found = _captured(model, example, kept, also)
+        found, held = _captured(model, example, kept, also)
         found = _with_kept(replace(found, names=names), patterns)
         edited = {found.shapes[place.tensor] for group in found.free for place in group.places}
-        return replace(found, notes=(*found.notes, *unregistered(model, edited), *in_one_memory(model)))
+        values = ((f"{path}.{name}".removeprefix("."), vars(modules[path])[name]) for path, name in held)
+        hidden = unregistered(values, tensors.values(), edited)
+        return replace(found, notes=(*found.notes, *hidden, *in_one_memory(tensors)))
 
 
-def _captured(model: nn.Module, example: Any, kept: frozenset[str], also: Also) -> Channels:
-    """The map itself; the traces are gone when it returns, before garbage is collected again."""
+def _captured(
+    model: nn.Module, example: Any, kept: frozenset[str], also: Also
+) -> tuple[Channels, list[tuple[str, str]]]:
+    """The map itself, and which attributes of which modules may hold tensors besides the model's own.
+
+    The traces are gone when it returns, before garbage is collected again.
+    """
     first = _first_runs(model, example, entries(model, also, example))
     usual = [(trace, replace(way, reads=tuple(trace.reads))) for trace, way in first.runs]
     runs = [*usual, *further(first.replica, usual)]
@@ -59,7 +69,7 @@ def _captured(model: nn.Module, example: Any, kept: frozenset[str], also: Also) 
         del runs[1]
     refinement = Refinement(first.replica, runs, never)
     refined, more = refinement.refine(kept)
-    return _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more])
+    return _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more]), [*first.replica.held]
 
 
 def _with_kept(channels: Channels, patterns: Iterable[str]) -> Channels:

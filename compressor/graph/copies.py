@@ -50,19 +50,29 @@ def copied(value: Any, memo: Memo) -> Any:
     return _instance(value, memo) if _is_plain(value) else _deepcopied(value, memo)
 
 
-HOLDERS = frozenset({dict, OrderedDict, set})
+_HOLDERS = frozenset({dict, OrderedDict, set})
 HAVE_CODE = (fx.GraphModule, torch.jit.ScriptModule)  # modules that are more than their attributes
 
 
-def attributes(value: Any, memo: Memo) -> dict[str, Any]:
-    """Copies of an object's attributes; what a module was compiled to in place is left out, as it runs the original."""
-    made = dict(vars(value))
+def begun(value: Any) -> tuple[dict[str, Any], list[str]]:
+    """An object's attributes, where holders of nothing are new ones (most are: hooks of which there are none), and the
+    names of those that are left to copy. What a module was compiled to in place is left out, as it runs the original.
+    """
+    made, rest = dict(vars(value)), []
     made.pop("_compiled_call_impl", None)
     for key, each in made.items():
         kind = type(each)
-        if kind not in CONSTANTS:  # holders of nothing are most: hooks of which there are none
-            made[key] = kind() if kind in HOLDERS and not each else copied(each, memo)
-    return made
+        if kind in _HOLDERS and not each:
+            made[key] = kind()
+        elif not is_constant(each):
+            rest.append(key)
+    return made, rest
+
+
+def attributes(value: Any, memo: Memo) -> dict[str, Any]:
+    """Copies of an object's attributes."""
+    made, rest = begun(value)
+    return made | {key: copied(made[key], memo) for key in rest}
 
 
 def _kept(value: Any, result: Any, memo: Memo) -> Any:

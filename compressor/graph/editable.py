@@ -1,5 +1,6 @@
 """What can be captured at all, and why the rest cannot."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from compressor.errors import ModelError, UsageError
 from compressor.graph.held import tensors_in
-from compressor.graph.tensors import named_modules, named_tensors
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise what a model is refused with before it is copied and run.
+def check_model(model: nn.Module, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Raise what a model, with these modules and tensors, is refused with before it is copied and run.
 
     Raises:
         ModelError: it has no parameters, or ones without shapes, or of a layout that cannot be cut; or it is prepared
@@ -22,12 +22,10 @@ def check_model(model: nn.Module) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
-    modules = named_modules(model)
-    kinds = {type(module): name for name, module in modules}
+    kinds = {type(module): name for name, module in modules.items()}
     for kind, name in kinds.items():
         if not {"FakeQuantizeBase", "ObserverBase"}.isdisjoint(each.__name__ for each in kind.__mro__):
             raise ModelError(f"{name} prepares the model for quantization: prune first, then prepare what is left")
-    tensors = named_tensors(model, modules)
     lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
     if lazy:
         raise ModelError(f"{lazy[0]} has no shape yet: run the model once on an input, which initialises lazy modules")

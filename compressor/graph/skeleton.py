@@ -1,7 +1,7 @@
 """A copy of a model that may be edited and run freely, without its data or with it."""
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from compressor.graph.copies import CONSTANTS, HAVE_CODE, HOLDERS, attributes, copied
+from compressor.graph.copies import HAVE_CODE, begun, copied
 from compressor.graph.records import TensorRef
-from compressor.graph.state import State
+from compressor.graph.state import State, is_users, same
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.values import Values, may_be_read
 
@@ -28,16 +28,20 @@ class Replica:
         self.device = next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
         self.values = Values(() if real else readable)
         self._training: bool | None = None  # the mode of the last run
-        self._keeps_mode = _keep_mode(self.modules.values())
-        if not self._keeps_mode:  # what a class forgets in training mode, as a cache, it forgets before the first run
-            self.set_mode(True)
-        self.state = State(self.model)
+        self._keeps_mode = False
+        self._keeps_mode = self._only_sets_modes()
+        self.state = State(self.modules.values())
+
+    @property
+    def held(self) -> Iterator[tuple[str, str]]:
+        """Modules and their attributes that may hold tensors besides the model's own."""
+        paths = {id(module): path for path, module in self.modules.items()}
+        return ((paths[id(module)], name) for module, name, _ in self.state.held)
 
     @cached_property
     def references(self) -> list[tuple[Tensor, TensorRef]]:
         """The model's own tensors, parameters and buffers first, by the numbers that they have in every run."""
-        held = (value for module in self.modules.values() for value in vars(module).values())
-        rest = (each for each in held if type(each) not in _NO_TENSORS and isinstance(each, Tensor))
+        rest = (value for *_, value in self.state.held if isinstance(value, Tensor))
         own = {id(each): each for each in (*self.tensors.values(), *rest) if not each.is_nested}
         return [(each, TensorRef(at, tuple(each.shape), each.dtype)) for at, each in enumerate(own.values())]
 
@@ -51,6 +55,22 @@ class Replica:
                 vars(module)["training"] = training
         else:
             set_mode(self.model, training)
+
+    def _only_sets_modes(self) -> bool:
+        """Whether `train()` sets the attribute `training` of each module and nothing else, where the mode is kept.
+
+        A library's own is tried. What a class forgets in training mode, as a cache, it forgets so before the first run.
+        """
+        modules = [*map(vars, self.modules.values())]
+        kinds = {type(module) for module in self.modules.values()}
+        own = [kind.train for kind in kinds if kind.train is not nn.Module.train]
+        elsewhere = any(hasattr(kind, "training") or issubclass(kind, torch.jit.ScriptModule) for kind in kinds)
+        elsewhere |= any("train" in held for held in modules)
+        if not own and not elsewhere:
+            return True
+        trained = [{**held, "training": True} for held in modules]
+        self.set_mode(True)
+        return not elsewhere and not any(map(is_users, own)) and same(modules, trained)
 
     @contextmanager
     def evaluating(self) -> Iterator[set[str] | None]:
@@ -91,15 +111,6 @@ class _Asked(dict[str, Any]):
         return False
 
 
-def _keep_mode(modules: Collection[nn.Module]) -> bool:
-    """Whether the mode of each module is its own attribute `training` and nothing else."""
-    kinds = {type(module) for module in modules}
-    plain = not any(hasattr(kind, "training") or issubclass(kind, torch.jit.ScriptModule) for kind in kinds)
-    return (
-        plain and all(kind.train is nn.Module.train for kind in kinds) and not any("train" in vars(m) for m in modules)
-    )
-
-
 def set_mode(model: nn.Module, training: bool) -> None:
     """`model.train(training)`, also for exported programs, whose `train` and `eval` refuse."""
     try:
@@ -117,8 +128,9 @@ def skeleton(model: nn.Module, *, real: bool = False, readable: list[tuple[Tenso
     memo: dict[int, Any] = {}
     plain, others = [], 0
     for _, module in named_modules(model):
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if type(tensor) not in _NO_TENSORS and isinstance(tensor, Tensor) and id(tensor) not in memo:
+        made, rest = begun(module)
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *map(made.get, rest)):
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 memo[id(tensor)] = stand_in = _stand_in(tensor, real)
                 if readable is not None and may_be_read(tensor, module):
                     readable.append((stand_in, tensor))
@@ -127,16 +139,13 @@ def skeleton(model: nn.Module, *, real: bool = False, readable: list[tuple[Tenso
             others += 1
         else:  # whatever the class says about being made or copied
             memo[id(module)] = object.__new__(kind)
-            plain.append(module)
+            plain.append((module, made, rest))
     if others:  # they are copied with what they hold, which has to be whole by then
-        plain.sort(key=lambda module: sum(1 for _ in module.modules()))
-    for module in plain:
-        vars(memo[id(module)]).update(attributes(module, memo))
+        plain.sort(key=lambda each: sum(1 for _ in each[0].modules()))
+    for module, made, rest in plain:
+        vars(memo[id(module)]).update(made, **{key: copied(made[key], memo) for key in rest})
     result: nn.Module = copied(model, memo)
     return result
-
-
-_NO_TENSORS = CONSTANTS | HOLDERS | {tuple, list}  # as most attributes
 
 
 def _stand_in(tensor: Tensor, real: bool) -> Tensor:

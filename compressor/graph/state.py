@@ -12,7 +12,7 @@ import operator
 import random
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,14 +30,20 @@ _Undo = Callable[[], None]
 class State:
     """The state of a model as it is when this is made."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        """`modules` are all of the model's."""
         self._seen: dict[int, Any] = {}
         self._undo: list[_Undo] = []
         self._spaces: list[dict[str, Any]] = []  # attributes of modules and objects, and plain dicts
         self._empty: list[Any] = []
         self._kinds: set[type] = set()
         self._tensors: list[Tensor] = []  # buffers and other tensors that are no parameters
-        self._waiting: list[Any] = [model]
+        self._waiting: list[Any] = []
+        self._held: list[tuple[nn.Module, str, Any]] = []
+        for module in modules:
+            self._seen[id(module)] = module
+            self._note(module)
+        self.held = tuple(self._held)  # by attributes of the model's modules, but for numbers, texts and nothing
         while self._waiting and len(self._seen) < _MOST:
             one = self._waiting.pop()
             if type(one) not in CONSTANTS and id(one) not in self._seen:
@@ -62,9 +68,9 @@ class State:
 
     def _put_back(self, before: list[dict[str, Any]]) -> None:
         """Attributes as the run found them, which an edit for a trial may have changed; all else as it was noted."""
-        if [*map(len, self._spaces)] != [*map(len, before)] or not _same(self._spaces, before):
+        if not same(self._spaces, before):
             for held, kept in zip(self._spaces, before, strict=True):
-                if len(held) != len(kept) or not _same([held], [kept]):
+                if not same([held], [kept]):
                     held.clear()
                     held.update(kept)
         if any(self._empty):
@@ -97,13 +103,12 @@ class State:
                 continue
             if kind in _PLAIN and not value:
                 self._empty.append(value)
-            elif is_constant(value):
-                continue
             elif name in ("_parameters", "_buffers", "_modules"):
                 self._spaces.append(value)
                 if name != "_parameters":
                     self._waiting.extend(value.values())
-            else:
+            elif not is_constant(value):
+                self._held.append((module, name, value))
                 self._waiting.append(value)
         if type(module) not in self._kinds:
             self._kinds.add(type(module))
@@ -136,7 +141,7 @@ class State:
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if _is_users(base) and (base is kind or id(base) not in self._seen):
+            if is_users(base) and (base is kind or id(base) not in self._seen):
                 self._seen[id(base)] = base
                 for name, value in vars(base).items():
                     if not (name.startswith("__") and name.endswith("__") and not callable(value)):
@@ -160,7 +165,7 @@ class State:
                 self._seen[id(cell)] = cell
                 self._attribute(cell, "cell_contents", getattr(cell, "cell_contents", _MISSING))
         self._waiting += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        if not _is_users(function):
+        if not is_users(function):
             return
         self._waiting.append(vars(function))
         names, stored = _names(function.__code__), _stored(function.__code__)
@@ -190,10 +195,10 @@ class State:
             self._undo.append(functools.partial(source.set_state, source.get_state()))
 
 
-def _same(ones: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> bool:
-    """Whether the same objects stand in dicts of the same lengths."""
+def same(ones: Collection[dict[str, Any]], others: Collection[dict[str, Any]]) -> bool:
+    """Whether the same objects stand in both, one dict beside another."""
     now, then = (itertools.chain.from_iterable([held.values() for held in each]) for each in (ones, others))
-    return all(map(operator.is_, now, then))
+    return [*map(len, ones)] == [*map(len, others)] and all(map(operator.is_, now, then))
 
 
 _Noted = Callable[[State, Any], None]
@@ -219,7 +224,7 @@ _WAYS: tuple[tuple[Any, _Noted], ...] = (
 def _noted_as(kind: type) -> _Noted | None:
     """How an object of this class is noted, if at all."""
     found = (note for base, note in _WAYS if issubclass(kind, base))
-    return next(found, State._object if _is_users(kind) else None)
+    return next(found, State._object if is_users(kind) else None)
 
 
 _MISSING = object()
@@ -227,11 +232,12 @@ _BASES: tuple[Any, ...] = (collections.OrderedDict, dict, list, set, collections
 _PLAIN = frozenset(
     {dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter}
 )
-_LIBRARIES = {"torch", "torchvision", "timm", "numpy", "compressor", "huggingface_hub", "safetensors", "PIL", "scipy"}
+_VISION = {"torchvision", "timm", "segmentation_models_pytorch"}
+_LIBRARIES = _VISION | {"torch", "numpy", "compressor", "huggingface_hub", "safetensors", "PIL", "scipy"}
 _NOT_USERS = _LIBRARIES | sys.stdlib_module_names - {"__main__"}
 
 
-def _is_users(of: Any) -> bool:
+def is_users(of: Any) -> bool:
     """Whether a class or function is the user's, whose names are worth following, and not torch's or Python's."""
     return str(getattr(of, "__module__", "torch")).partition(".")[0] not in _NOT_USERS
 

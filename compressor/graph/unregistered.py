@@ -3,25 +3,21 @@
 An edit does not reach it, so what has the shapes of edited layers is named.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.graph.copies import CONSTANTS, is_constant
 from compressor.graph.held import reached
-from compressor.graph.tensors import has_data, named_modules, named_tensors
+from compressor.graph.tensors import has_data
 
-_REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
-_HOLDERS = frozenset({dict, OrderedDict, list, set, tuple})
 _MOST = 10_000  # objects of one attribute
 
 
-def in_one_memory(model: nn.Module) -> Iterator[str]:
+def in_one_memory(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """A note that names parameters which torch takes for several and which are one memory (`Parameter(other.data)`)."""
     names: dict[tuple[int, tuple[int, ...]], list[str]] = {}
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in tensors.items():
         if has_data(tensor) and tensor.numel():
             names.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
     for each in names.values():
@@ -29,20 +25,14 @@ def in_one_memory(model: nn.Module) -> Iterator[str]:
             yield f"{', '.join(each)} are one memory; an edit gives each its own: use one parameter to tie them"
 
 
-def unregistered(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Iterator[str]:
-    """A note that names the attributes which hold tensors of these shapes, of modules or in containers, that are none
-    of the model's own; tensors that stand alone are made anew by hooks (masks, old weight norm).
+def unregistered(
+    held: Iterable[tuple[str, Any]], tensors: Iterable[Tensor], shapes: Iterable[tuple[int, ...]]
+) -> Iterator[str]:
+    """A note that names what is `held` by modules' attributes and has tensors of these shapes which are none of the
+    model's own; tensors that stand alone are made anew by hooks (masks, old weight norm).
     """
-    wanted, names = set(shapes), []
-    modules = named_modules(model)
-    own = {id(tensor) for tensor in named_tensors(model, modules).values()}
-    for path, module in modules:
-        for name, value in vars(module).items():
-            kind = type(value)
-            if kind in CONSTANTS or (kind in _HOLDERS and not value) or name in _REGISTERED:  # as most
-                continue
-            if not (is_constant(value) or isinstance(value, Tensor)) and _holds(value, wanted, own):
-                names.append(f"{path}.{name}".removeprefix("."))
+    wanted, own = set(shapes), {id(tensor) for tensor in tensors}
+    names = [name for name, value in held if not isinstance(value, Tensor) and _holds(value, wanted, own)]
     if names:
         yield f"not edited, though of the shapes of edited layers: {', '.join(names)}; make them anew after an edit"
 

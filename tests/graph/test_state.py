@@ -334,7 +334,7 @@ def test_a_model_that_was_run_before_is_captured_alike(kind: type[Network]) -> N
 def test_what_a_run_of_the_model_itself_changes_is_put_back(kind: type[Network]) -> None:
     model = kind().eval()
     before, held = state(), attributes(model)
-    with State(model).kept(), seeded(0), torch.no_grad():
+    with State(model.modules()).kept(), seeded(0), torch.no_grad():
         model(X)
         model(X)
     assert state() == before and attributes(model) == held
@@ -370,7 +370,7 @@ class Hiding(Network):
 def test_slots_are_put_back_where_a_class_below_has_something_else_of_their_name() -> None:
     model = Hiding().eval()
     assert not capture(model, X).notes
-    with State(model).kept(), torch.no_grad():
+    with State(model.modules()).kept(), torch.no_grad():
         model(X)
     assert Slot.__dict__["runs"].__get__(model.helper) == 0 and not hasattr(model.helper, "new")
 

@@ -84,7 +84,7 @@ def test_parameters_that_are_one_memory_are_named() -> None:
     model = nn.Sequential(conv(3, 3), conv(3, 3), conv(3, 3))
     model[1].weight = nn.Parameter(model[0].weight.data)
     model[2].weight = model[0].weight  # one parameter, which stays one
-    assert list(in_one_memory(model)) == [
+    assert list(in_one_memory(dict(model.named_parameters()))) == [
         "0.weight, 1.weight are one memory; an edit gives each its own: use one parameter to tie them"
     ]
     assert "are one memory" in str(capture(model, torch.zeros(1, 3, 8, 8)).notes)
@@ -96,4 +96,4 @@ def test_parts_of_one_memory_and_no_memory_are_not_named() -> None:
         model[str(name)] = nn.Parameter(part)
     with torch.device("meta"):
         model["blank"], model["other"] = nn.Parameter(torch.empty(4)), nn.Parameter(torch.empty(4))
-    assert not list(in_one_memory(model))
+    assert not list(in_one_memory(dict(model.named_parameters())))

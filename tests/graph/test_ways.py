@@ -210,6 +210,25 @@ class OwnMode(Asking):
         return self
 
 
+class LibrarysMode(OwnMode):
+    """A `train()` of timm's, which does what torch's does."""
+
+    def train(self, mode: bool = True) -> "LibrarysMode":
+        return super().train(mode)
+
+    train.__module__ = "timm.models"
+
+
+class LibrarysOtherMode(Asking):
+    """A `train()` of timm's, which keeps the mode elsewhere too."""
+
+    def train(self, mode: bool = True) -> "LibrarysOtherMode":
+        self.mode = mode
+        return super().train(mode)
+
+    train.__module__ = "timm.models"
+
+
 def _with_train_of_its_own() -> nn.Module:
     model = Asking()
     vars(model)["train"] = MethodType(lambda self, mode=True: nn.Module.train(self, mode), model)
@@ -234,6 +253,8 @@ class ClassMode(Asking):
         (Asking(nn.Module.eval), [(False, 1), (False, 1), (True, 2)]),  # which cannot be noted, so it runs once more
         (Asking(_ask_without_torch), [(False, 1), (False, 1), (True, 2)]),
         (OwnMode(), [(False, 1), (True, 2)]),
+        (LibrarysMode(), [(False, 1)]),
+        (LibrarysOtherMode(), [(False, 1), (True, 2)]),
     ],
 )
 def test_only_code_that_asks_for_the_mode_runs_in_both(

@@ -79,6 +79,14 @@ def test_every_method_prunes(method, trained, tmp_path):
     assert report.after.macs <= report.before.macs and report.after.figure.name == "mIoU"
 
 
+def test_adapnet_judges_the_filters_of_a_network_of_signals(tmp_path):
+    few = {**FAST, "max_epochs": 6, "finetune_epochs": 1, "lsep": 1, "preset": "quick"}
+    del few["epochs"]
+    report = compressor.prune(**named("Sounds"), method="adapnet", **few, target_macs=0.7, out=tmp_path / "run")
+    assert {place["group"] for row in report.rows for place in row.get("groups", ())} == {"0", "3"}
+    assert set(report.frozen) == {"8"}  # the output
+
+
 def test_finetune_with_distillation_detach_and_evaluate(trained, tmp_path):
     given = {"task": f"{FILE}:Segmentation"}
     tuned = compressor.finetune(trained, **given, **FAST, distill=True, out=tmp_path / "tuned")

@@ -255,5 +255,5 @@ class AdapNet:
         if any(isinstance(model.get_submodule(name), nn.Linear) for name in makers(model, group)):
             return "a linear layer makes it: AdapNet changes convolutions"
         if not views(model, channels, group):
-            return "none of its feature maps has height, width and four places, so they show no pattern"
+            return "none of its feature maps has four places, so they show no pattern"
         return None

@@ -15,6 +15,7 @@ from compressor.graph.channels import Channels, Group, Place
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.adapnet import insert
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NEIGHBOURS = 5  # that a kernel's density looks at
 ROWS = 256  # kernels of the next layer that are looked at
 # Distances of that many kernel pairs at a time: 32 MiB in single precision.
@@ -92,7 +93,7 @@ def indicators(model: nn.Module, channels: Channels, group: Group, generator: to
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether a convolution gives each channel its own filter and so only passes channels on."""
-    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and 1 < module.groups == module.in_channels
+    return isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels
 
 
 def makers(model: nn.Module, group: Group) -> list[str]:

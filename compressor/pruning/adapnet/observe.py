@@ -1,10 +1,12 @@
 """Where a group's feature maps are looked at, and the hooks that record them there.
 
 Maps are taken where the group's channels are read: after the activation and before pooling, and for channels that
-additions couple, after every addition's activation. Moments of what each reader is given are taken as well, so that
-readers can be compensated for filters that go.
+additions couple, after every addition's activation. Those of one dimension are a line, those of three lie below each
+other, slice by slice. Moments of what each reader is given are taken as well, so that readers can be compensated for
+filters that go.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group, Site
 from compressor.pruning.adapnet.maps import REC_BATCHES, Moments, Part, Shown, draw_images, moments, show
+from compressor.pruning.adapnet.neighbours import CONVOLUTIONS
 from compressor.pruning.adapnet.unit import Unit
 
 # A map of fewer places has no pattern once it is normalised.
@@ -38,6 +41,7 @@ class View:
 def views(model: nn.Module, channels: Channels, group: Group) -> tuple[View, ...]:
     """The group's observation points, in the order of execution; empty when no map has at least four places."""
     sites = [site for site in channels.sites(group) if _holds_maps(site)]
+    sites = [site for site in sites if len(site.shape) == 4] or sites  # others may be images that were flattened
     makers = set(group.producers)
     found: dict[tuple[str, int, bool], View] = {}
     for reader, order in _readings(channels, group):
@@ -53,7 +57,7 @@ def views(model: nn.Module, channels: Channels, group: Group) -> tuple[View, ...
 
 
 def _holds_maps(site: Site) -> bool:
-    return len(site.shape) == 4 and site.dim == 1 and site.shape[2] * site.shape[3] >= FEWEST_PLACES
+    return len(site.shape) > 2 and site.dim == 1 and math.prod(site.shape[2:]) >= FEWEST_PLACES
 
 
 def _readings(channels: Channels, group: Group) -> list[tuple[Site | None, float]]:
@@ -71,13 +75,13 @@ def _call(channels: Channels, site: Site) -> int:
 
 def _output(channels: Channels, group: Group, site: Site) -> View:
     positions = _first(site.ids, group)
-    return View(site.module, _call(channels, site), False, positions, site.shape[2], site.shape[3])
+    return View(site.module, _call(channels, site), False, positions, math.prod(site.shape[2:-1]), site.shape[-1])
 
 
 def _input(model: nn.Module, channels: Channels, group: Group, reader: Site, output: View) -> View | None:
     """The reader's input as a view, when it reads maps; its size is told from the output's, which it is at most."""
     module = model.get_submodule(reader.module)
-    if not isinstance(module, nn.Conv2d) or module.groups != 1:
+    if not isinstance(module, CONVOLUTIONS) or module.groups != 1:
         return None
     ids = channels.identities[f"{reader.module}.weight", 1]
     positions = _first(ids, group)
@@ -182,6 +186,7 @@ class Watch:
                 unit, part = self.units[name], Part(*self.part(len(tensor)))
                 assert unit.recording is not None
                 maps = tensor.detach().index_select(1, torch.tensor(view.positions, device=tensor.device))
+                maps = maps.reshape(*maps.shape[:2], -1, maps.shape[-1])
                 each = unit.recording.maps.shape[1] // REC_BATCHES
                 images = draw_images(unit.filters, each, part.whole, self.generator)
                 self.seen.maps[name] = show(maps, images, unit.size, part)
@@ -205,6 +210,6 @@ def reader_inputs(model: nn.Module, channels: Channels) -> dict[str, int]:
                 owner = model.get_submodule(module)
                 if isinstance(owner, nn.Linear):
                     found[place.tensor] = -1
-                elif isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                elif isinstance(owner, CONVOLUTIONS):
                     found[place.tensor] = 1
     return found

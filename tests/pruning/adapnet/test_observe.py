@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from compressor.graph.capture import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet import observe
-from compressor.pruning.adapnet.maps import Means, moments
+from compressor.pruning.adapnet.maps import Means, Part, draw_images, moments, show
 from compressor.pruning.adapnet.observe import View, Watch, reader_inputs, views
 from compressor.pruning.adapnet.subspace import new_autoencoder
 from compressor.pruning.adapnet.unit import Unit
@@ -180,6 +180,28 @@ def test_recorded_maps_are_those_of_the_groups_channels() -> None:
     assert recording is not None and len(marked) == 6
     assert recording.fired.all(1).tolist() == recording.maps.flatten(1).amax(1).bool().tolist()
     assert recording.dead().tolist() == [True, False] * 3
+
+
+@pytest.mark.parametrize(("kind", "sizes", "plane"), [(nn.Conv1d, (8,), (1, 8)), (nn.Conv3d, (2, 4, 8), (8, 8))])
+def test_maps_of_one_and_three_dimensions_are_seen_as_planes(
+    kind: type[nn.Module], sizes: tuple[int, ...], plane: tuple[int, int]
+) -> None:
+    model = nn.Sequential(kind(3, 6, 3, padding=1), nn.ReLU(), kind(6, 4, 1)).train()
+    x = torch.randn(4, 3, *sizes)
+    channels = capture(model, x)
+    seen = views(model, channels, channels.group("0"))
+    assert [(view.module, view.height, view.width) for view in seen] == [("1", *plane)]
+    unit = Unit("0", channels.group("0").ids.tolist(), 8, new_autoencoder(torch.Generator(), CPU))
+    unit.start_recording(3 * 2)
+    source = torch.Generator().manual_seed(1)
+    watch = Watch({"0": unit}, {"0": seen}, {}, source, lambda: 0, lambda count: (0, count), joint=False)
+    with watch.on(model), torch.no_grad():
+        model(x)
+        maps = model[:2](x).reshape(4, 6, *plane)
+    drawn = draw_images(6, 3, 4, torch.Generator().manual_seed(1))
+    shown, expected = watch.take(), show(maps, drawn, 8, Part(0, 4))
+    assert shown is not None and torch.equal(shown.maps["0"].maps, expected.maps)
+    assert torch.equal(shown.maps["0"].peak, maps.amax((0, 2, 3)))
 
 
 @pytest.mark.parametrize("build", [plain, residual, Functional], ids=["plain", "residual", "functional"])

@@ -356,8 +356,7 @@ def main() -> None:
     """Read the command line, print the five likeliest classes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="a picture, a .npy file, or a folder of them")
-    parser.add_argument("number", metavar="EXIT", nargs="?", type=int, help="number of an exit in manifest.json")
-    parser.add_argument("--exit", metavar="EXIT", type=int, help="the same as a flag")
+    parser.add_argument("exit", metavar="EXIT", nargs="?", type=int, help="number of an exit in manifest.json")
     parser.add_argument("--verify", action="store_true", help="check all files, and stored images with their outputs")
     given = parser.parse_args()
     if given.image is None and not given.verify:
@@ -366,10 +365,9 @@ def main() -> None:
         if given.verify:
             print(f"unchanged; outputs differ by {max(check(FOLDER)):.0e} from those where it was exported")
             return
-        whole, leaving = Path(given.image), given.number if given.exit is None else given.exit
-        found = {
-            path: classify(str(path), leaving) for path in (sorted(whole.iterdir()) if whole.is_dir() else [whole])
-        }
+        whole = Path(given.image)
+        paths = sorted(whole.iterdir()) if whole.is_dir() else [whole]
+        found = {path: classify(str(path), given.exit) for path in paths}
     except ImportError as error:
         sys.exit(f"error: {error.name} is missing: pip install {'pillow' if error.name == 'PIL' else error.name}")
     except (OSError, ValueError) as error:

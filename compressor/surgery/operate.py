@@ -1,19 +1,19 @@
 """Carry out a plan on a model, its optimizer and its channels together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
+from torch.utils._pytree import tree_leaves
 
 from compressor.errors import ModelError
 from compressor.graph.attributes import write_
 from compressor.graph.channels import Channels, Place
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.surgery.assign import assign_, check_no_reducer
-from compressor.surgery.companions import edited, edited_state, forget_, in_format_of
 from compressor.surgery.compensation import compensate_
 from compressor.surgery.edits import Edit, Insert, Merge, Plan, Prune
 from compressor.surgery.renumber import Renumbering
@@ -64,7 +64,7 @@ def operate_(
                 edit.carry_out_(its_optimizer)
             write_(counts)
             if its_optimizer is not None and edits:
-                forget_(its_optimizer)
+                _forget_(its_optimizer)
     except BaseException:
         for *_, before in work:
             before.restore_()
@@ -113,11 +113,58 @@ def _edited(
             data[name] = cut.apply(data[name], name)
         grad, state = tensor.grad, states.get(tensor)
         if slices and grad is not None:
-            grad = edited(grad, slices, tensor.shape, tensor.device)
+            grad = _companion(grad, slices, tensor.shape, tensor.device)
         if slices and state is not None:
-            state = edited_state(state, slices, tensor.shape, tensor.device)
-        found.append(_Edited(tensor, in_format_of(tensor, data[name]), grad, state))
+            state = _state(state, slices, tensor.shape, tensor.device)
+        found.append(_Edited(tensor, _in_format_of(tensor, data[name]), grad, state))
     return found
+
+
+def _companion(companion: Tensor, slices: Iterable[Slices], shape: torch.Size, device: torch.device) -> Tensor:
+    """A gradient or a tensor of optimizer state after the edit of its parameter, of the given shape, on its device.
+
+    A dimension of size 1 that the parameter has more of stays: factored moments have it. The tensor may be kept on
+    another device than its parameter, and stays there.
+    """
+    if companion.layout != torch.strided:
+        return _companion(companion.to_dense(), slices, shape, device).to_sparse(companion.sparse_dim())
+    data = companion.detach().to(device)
+    for cut in slices:
+        if data.shape[cut.dim] == shape[cut.dim]:
+            data = cut.apply(data, None)
+    return _in_format_of(companion, data.to(companion.device))
+
+
+def _state(
+    state: Mapping[str, Any], slices: Iterable[Slices], shape: torch.Size, device: torch.device
+) -> dict[str, Any] | None:
+    """What an optimizer keeps of one parameter, after its edit; None where it keeps tensors of other dimensions."""
+    result: dict[str, Any] = {}
+    for key, value in state.items():
+        tensors = [each for each in tree_leaves(value) if isinstance(each, Tensor) and each.numel() > 1]
+        if tensors and not (isinstance(value, Tensor) and _fits(value.shape, shape)):
+            return None
+        result[key] = _companion(value, slices, shape, device) if tensors else value
+    return result
+
+
+def _fits(size: torch.Size, shape: torch.Size) -> bool:
+    return len(size) == len(shape) and all(one in (1, whole) for one, whole in zip(size, shape, strict=True))
+
+
+def _forget_(optimizer: Optimizer) -> None:
+    """Make an optimizer that keeps all parameters in one flat vector start again."""
+    if isinstance(optimizer, LBFGS):
+        optimizer.state.clear()
+        optimizer._numel_cache = None
+
+
+def _in_format_of(before: Tensor, after: Tensor) -> Tensor:
+    """The tensor in the memory format (channels first or last) of another with as many dimensions."""
+    for ndim, last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if before.ndim == ndim and not before.is_contiguous() and before.is_contiguous(memory_format=last):
+            return after.contiguous(memory_format=last)
+    return after.contiguous()
 
 
 def _touched(plan: Plan, channels: Channels) -> dict[str, list[tuple[Place, list[Edit]]]]:

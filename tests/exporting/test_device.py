@@ -172,7 +172,6 @@ def test_a_plain_file_says_how_its_images_are_prepared(folder: Path, tmp_path: P
     [
         ((), 2, "the following arguments are required: IMAGE"),
         (("image.npy", "2"), 1, "there is no exit 2: the package has 0"),
-        (("image.npy", "--exit", "2"), 1, "there is no exit 2: the package has 0"),
         (("image.npy", "first"), 2, "invalid int value"),
         (("nothing.png",), 1, "there is no such file"),
         (("nothing.npy",), 1, "No such file"),

@@ -15,7 +15,7 @@ from compressor.pruning.scores import Given, Score, Scores, complete, in_order
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, check, looks_at_inputs, resolved, score_of
 
-NOTHING = Given()
+NO_DATA = Given()
 
 
 class Ranked(NamedTuple):
@@ -29,7 +29,7 @@ def rank(
     model: nn.Module,
     channels: Channels,
     settings: PruneSettings,
-    given: Given = NOTHING,
+    given: Given = NO_DATA,
     score: Score | None = None,
 ) -> Ranked:
     """Judge every channel by what is given; the model is not changed.
@@ -62,7 +62,7 @@ def decide(
     model: nn.Module,
     channels: Channels,
     settings: PruneSettings,
-    given: Given = NOTHING,
+    given: Given = NO_DATA,
     score: Score | None = None,
     judge: Callable[..., Ranked] = rank,
 ) -> Selection:

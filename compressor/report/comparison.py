@@ -6,7 +6,6 @@ from typing import Any
 
 from compressor.report import units
 from compressor.report.measurements import Figure, Measurements
-from compressor.report.units import NOTHING
 
 _NOTICEABLE = 1.05  # as fast; less lies within what two measurements differ by
 
@@ -97,7 +96,7 @@ def _measured(
     yield "MACs", "macs", lambda side: side.macs, units.macs
     yield "parameters", "params", lambda side: side.params, units.amount
     yield "file size", "file_bytes", lambda side: side.file_bytes, units.size
-    for engine, name in (("onnxruntime", "ONNX Runtime"), ("torch", "torch")):
+    for engine, name in units.ENGINES.items():
         key = f"latency_ms.{engine}"
         yield f"latency {name}", key, _timing(engine), units.milliseconds
         timings = [_engine(side, engine) for side in (before, after)]
@@ -141,8 +140,8 @@ def _line(
         better = None if abs(gain) < 1 else gain > 0
     return Line(
         label,
-        before=NOTHING if before is None else write(before),
-        after=NOTHING if after is None else write(after),
+        before=units.or_nothing(before, write),
+        after=units.or_nothing(after, write),
         change=change,
         better=better,
         main=figure is not None,

@@ -15,12 +15,10 @@ from compressor.report.html import drawn, rendered
 from compressor.report.measurements import TOP, TOP1, Certificate, Figure
 from compressor.report.sections import Curve, Plot
 from compressor.report.tables import plain_table, with_remarks
-from compressor.report.units import NOTHING
 
 PAGE, DATA = "comparison.html", "comparison.json"
 MARK = "*"
 LEGEND = MARK + " on the Pareto front: no other has at least this {} at this cost or less"
-_ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
 _SCALES = {"macs": (1e-6, "million MACs"), "latency": (1.0, "ms"), "file_bytes": (1e-6, "MB")}
 _COLUMNS = ("run", "method", "MACs", "parameters", "file size", "latency")
 # Cost -> how it is called. Less is better of each.
@@ -174,10 +172,11 @@ def _rows(compared: RunComparison) -> Iterator[tuple[str, ...]]:
         macs, size, latency = (
             _marked(_cost(point, cost), number in fronts[cost]) for cost in ("macs", "file_bytes", "latency")
         )
-        params = NOTHING if point.params is None else units.amount(point.params)
-        seed = NOTHING if point.seed is None else str(point.seed)
-        name, costs = f"{number} {_name(point, shared)}", (macs, params, size, latency)
-        yield (name, point.method, *costs, _main(point), str(point.epochs), seed)
+        name, costs = (
+            f"{number} {_name(point, shared)}",
+            (macs, units.or_nothing(point.params, units.amount), size, latency),
+        )
+        yield (name, point.method, *costs, _main(point), str(point.epochs), units.or_nothing(point.seed, str))
 
 
 def _plots(compared: RunComparison) -> Iterator[Plot]:
@@ -225,11 +224,8 @@ def _name(point: Point, shared: str) -> str:
 
 
 def _cost(point: Point, cost: str) -> str:
-    value = getattr(point, cost)
-    if value is None:
-        return NOTHING
     write = {"macs": units.macs, "latency": units.milliseconds, "file_bytes": units.size}[cost]
-    return write(value)
+    return units.or_nothing(getattr(point, cost), write)
 
 
 def _marked(text: str, on_front: bool) -> str:
@@ -238,7 +234,7 @@ def _marked(text: str, on_front: bool) -> str:
 
 
 def _main(point: Point) -> str:
-    return NOTHING if point.main is None else point.figure.write(point.main)
+    return units.or_nothing(point.main, point.figure.write)
 
 
 def _latency_remark(compared: RunComparison) -> str:
@@ -247,4 +243,4 @@ def _latency_remark(compared: RunComparison) -> str:
     how = "each as its own run measured it"
     if compared.in_turn is not None:
         how = f"timed in turn on {compared.in_turn}"
-    return f"latency: median of one image on {_ENGINES[compared.engine]}, {how}"
+    return f"latency: median of one image on {units.ENGINES[compared.engine]}, {how}"

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 WIDTH = 80
-_ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
 
 
 def before_after_table(report: Report) -> RenderableType:
@@ -78,7 +77,7 @@ def profile_table(profile: "Profile") -> RenderableType:
         for part in (timing, timing.get("larger")) if timing else ():
             if part is not None:
                 spread = f"{units.milliseconds(part['median'])}, p95 {units.milliseconds(part['p95'])}"
-                table.add_row(f"latency {_ENGINES[engine]}, batch {part['batch']}", spread)
+                table.add_row(f"latency {units.ENGINES[engine]}, batch {part['batch']}", spread)
     names = {
         "macs": "MACs",
         "macs_thop": "MACs (thop)",
@@ -101,10 +100,10 @@ def layers_table(profile: "Profile") -> RenderableType:
     for layer in profile.layers:
         if layer.macs or layer.params:
             cells = (
-                units.macs(layer.macs) if layer.macs else NOTHING,
-                units.amount(layer.params) if layer.params else NOTHING,
+                units.or_nothing(layer.macs or None, units.macs),
+                units.or_nothing(layer.params or None, units.amount),
             )
-            ms = [NOTHING if layer.ms is None else f"{layer.ms:.3f}"] * timed
+            ms = [units.or_nothing(layer.ms, "{:.3f}".format)] * timed
             table.add_row(Text(layer.name), Text(layer.kind), _shape(layer.output_shapes), *cells, *ms)
     table.add_section()
     times = (profile.latency_ms or {}).get("onnxruntime") or {}
@@ -168,9 +167,9 @@ def exits_table(manifest: "Manifest") -> RenderableType:
             Text(f"{each.number} {each.name}" if len(manifest.exits) > 1 else each.name),
             units.macs(each.macs),
             units.amount(each.params),
-            _share(each.top1_float) if quantized else str(each.convolutions),
-            _share(each.top1),
-            NOTHING if each.latency_ms is None else units.milliseconds(each.latency_ms["median"]),
+            units.or_nothing(each.top1_float, units.percent) if quantized else str(each.convolutions),
+            units.or_nothing(each.top1, units.percent),
+            units.or_nothing((each.latency_ms or {}).get("median"), units.milliseconds),
         )
     remarks = []
     if manifest.routing is not None:
@@ -202,7 +201,3 @@ def tuned_table(manifest: "Manifest") -> RenderableType:
         table.add_row(Text(f"{each.number} {each.name}"), units.milliseconds(before), units.milliseconds(after))
     remark = f"batch 1, {tuned.get('threads')} thread(s) an operator, {tuned.get('machine')}, default options before"
     return with_remarks(table, remark)
-
-
-def _share(fraction: float | None) -> str:
-    return NOTHING if fraction is None else units.percent(fraction)

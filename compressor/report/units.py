@@ -1,6 +1,9 @@
 """Numbers as people read them: four significant digits with a unit."""
 
+from collections.abc import Callable
+
 NOTHING = "–"  # where there is no number
+ENGINES = {"onnxruntime": "ONNX Runtime", "torch": "torch"}  # what times are measured on
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -32,6 +35,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def or_nothing(value: float | None, write: Callable[[float], str]) -> str:
+    """A number as `write` has it, or what stands for none."""
+    return NOTHING if value is None else write(value)
+
+
 def percent(fraction: float) -> str:
     """A fraction in 0..1: 0.932 -> "93.20 %"."""
     return f"{100 * fraction:.2f} %"
@@ -44,7 +52,7 @@ def points(before: float, after: float) -> str:
 
 def ratio(before: float, after: float) -> str:
     """What is left: 200, 100 -> "0.50x"; nothing can be said of a zero before."""
-    return f"{after / before:.2f}x" if before else "–"
+    return f"{after / before:.2f}x" if before else NOTHING
 
 
 def counted(count: int, noun: str) -> str:

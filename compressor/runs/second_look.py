@@ -15,7 +15,7 @@ from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.consumers import JUDGED, consumers
 from compressor.pruning.obs import Curve, calibrated, curves
-from compressor.pruning.oneshot import NOTHING, Ranked, as_scores, rank
+from compressor.pruning.oneshot import NO_DATA, Ranked, as_scores, rank
 from compressor.pruning.price import Goal, macs_price
 from compressor.pruning.reconstruction.calibration import fewer
 from compressor.pruning.reconstruction.solve import Progress, no_progress, reconstruct_
@@ -31,7 +31,7 @@ def ranked(
     model: nn.Module,
     channels: Channels,
     settings: PruneSettings,
-    given: Given = NOTHING,
+    given: Given = NO_DATA,
     score: Score | None = None,
     progress: Progress = no_progress,
 ) -> Ranked:

@@ -102,7 +102,7 @@ def _select(
     whole: Channels,
 ) -> Selection:
     if not channels.free:
-        raise ModelError(f"nothing was pruned: every layer is frozen; {_listed(channels.frozen)}")
+        raise ModelError(f"nothing was pruned: every layer is frozen; {listed_reasons(channels.frozen)}")
     ratios = _own_ratios(channels, settings)
     across = settings.allocate != "uniform"
     stepwise = bool(goals) or across
@@ -219,12 +219,13 @@ def _nothing(channels: Channels, scores: Scores, settings: PruneSettings) -> Usa
         f"leaves all layers as they are (the widest that may be pruned has {largest} channels)"
     ]
     if scores.refused:
-        reasons.append(_listed(scores.refused))
+        reasons.append(listed_reasons(scores.refused))
     if channels.frozen:
-        reasons.append(f"frozen: {_listed(channels.frozen)}")
+        reasons.append(f"frozen: {listed_reasons(channels.frozen)}")
     return UsageError("nothing was pruned: " + "; ".join(reasons))
 
 
-def _listed(reasons: Mapping[str, str], most: int = 4) -> str:
+def listed_reasons(reasons: Mapping[str, str], most: int = 4) -> str:
+    """Why groups of channels stay as they are, in one line."""
     more = f" and {len(reasons) - most} more" if len(reasons) > most else ""
     return ", ".join(f"{name} ({why})" for name, why in list(reasons.items())[:most]) + more

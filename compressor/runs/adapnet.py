@@ -19,6 +19,7 @@ from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.unit import Unit
 from compressor.pruning.price import in_words
+from compressor.pruning.selection import listed_reasons
 from compressor.pruning.settings import in_time
 from compressor.report.measurements import Measurements
 from compressor.report.sections import Curve, Gallery, Look, Plot, Section, Table
@@ -176,7 +177,8 @@ class AdaptRun(Run[AdaptJob]):
         self.method.adopt(subject.module, channels)
         self.phases_steps, self.period_steps = steps, self.method.lsep
         if not self.method.units:
-            raise ModelError(f"there is nothing that AdapNet could change: {reasons(channels, self.method)}")
+            stays = {**channels.frozen, **self.method.locked}
+            raise ModelError(f"there is nothing that AdapNet could change: {listed_reasons(stays)}")
         guard = Guard(job.goals.undo_drop, partial(measured_here, subject), data)
         self.periods = Periods(
             subject.module, channels, self.method, self._target(), guard, self.tell, job.goals.round_to
@@ -256,10 +258,3 @@ class AdaptRun(Run[AdaptJob]):
         if missed is not None:
             self.tell(NoteEvent(missed))
             self.facts["refused"]["target"] = missed
-
-
-def reasons(channels: Channels, method: AdapNet, most: int = 4) -> str:
-    """Why groups of channels stay as they are."""
-    found = {**channels.frozen, **method.locked}
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(f"{name} ({why})" for name, why in list(found.items())[:most]) + more

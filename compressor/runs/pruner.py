@@ -24,13 +24,13 @@ from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.price import Goal, in_words
 from compressor.pruning.reconstruction import enough_images, inputs_of
 from compressor.pruning.scores import Given, Score, l1
-from compressor.pruning.selection import goals_of, select
+from compressor.pruning.selection import goals_of, listed_reasons, select
 from compressor.pruning.settings import BLOCKS, PruneSettings, check, looks_at_inputs, resolved
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.report.sections import Section
-from compressor.runs.adapnet import reasons, section
+from compressor.runs.adapnet import section
 from compressor.runs.goals import Guard, Target
 from compressor.runs.gradual import Gradual
 from compressor.runs.latency_goal import goal_in_ms
@@ -166,7 +166,8 @@ class Pruner:
         method = AdapNet(settings, classes=classes, steps_per_epoch=epoch, seed=self._seed)
         method.adopt(self.model, channels)
         if not method.units:
-            raise ModelError(f"there is nothing that AdapNet could change: {reasons(channels, method)}")
+            stays = {**channels.frozen, **method.locked}
+            raise ModelError(f"there is nothing that AdapNet could change: {listed_reasons(stays)}")
         target = Target.of(goals, channels, goal_in_ms(self.model, self._example, channels, goals))
         guard = Guard(None, lambda: 0.0)
         return Periods(self.model, channels, method, target, guard, self._tell, goals.round_to, self.followers)

@@ -1,12 +1,15 @@
 """From stored bytes to what a network takes: normalised float batches of its input shape, on its device, augmented."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compressor.errors import UsageError
+from compressor.training.settings import DataSettings
 from compressor.vision.preparation import Preparation, is_framed, middle
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -42,6 +45,38 @@ def preparation_for(preparation: Preparation, stored: Shape, shape: Shape) -> Pr
     """The same for images of a stored shape that are given to a network of another: a small difference is framed."""
     framed = replace(preparation, frame=FRAME)
     return framed if stored[1:] != shape[1:] and is_framed(stored[1:], shape[1:], framed) else preparation
+
+
+def with_normalisation(preparation: Preparation, loading: DataSettings, channels: int) -> Preparation:
+    """The same with the mean and deviation that the settings give, if any, one number meaning every channel.
+
+    Raises UsageError where one is missing, there are too many or too few, or a value is out of range.
+    """
+    if loading.mean is None and loading.std is None:
+        return preparation
+    mean, std = loading.mean or (), loading.std or ()
+    if any(len(values) not in (1, channels) for values in (mean, std)):
+        raise UsageError(
+            f"the model takes {channels} channels: give --mean and --std with {channels} numbers each, or one for all"
+        )
+    try:
+        given = replace(preparation, mean=per_channel(mean, channels), std=per_channel(std, channels))
+    except ValueError as error:
+        raise UsageError(f"--mean and --std: {error}") from error
+    return given
+
+
+def with_channels(preparation: Preparation, channels: int) -> Preparation:
+    """The same for another number of channels: grey's mean and deviation repeated, those of colours averaged."""
+    mean, std = (per_channel(values, channels) for values in (preparation.mean, preparation.std))
+    return replace(preparation, mean=mean, std=std)
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value for each channel, or their mean for every one."""
+    if len(values) == channels:
+        return tuple(values)
+    return (sum(values) / len(values),) * channels
 
 
 def describe_fit(stored: Shape, shape: Shape, preparation: Preparation) -> str:

@@ -14,7 +14,14 @@ from torch.nn import functional
 from compressor.errors import DataError, ModelError, UsageError, did_you_mean
 from compressor.graph.tensors import device_of
 from compressor.training import distributed, sets
-from compressor.training.batching import InputTransform, choose_augmentation, describe_fit, preparation_for
+from compressor.training.batching import (
+    InputTransform,
+    choose_augmentation,
+    describe_fit,
+    preparation_for,
+    with_channels,
+    with_normalisation,
+)
 from compressor.training.evaluate import evaluating, modes_kept
 from compressor.training.folders import open_splits, scan
 from compressor.training.numerics import generator
@@ -25,10 +32,6 @@ from compressor.training.task import Model, Pair, Task, by_class, first_output
 from compressor.vision.preparation import Preparation
 
 AnySet = ImageSet | FolderSet
-
-# Channel means and deviations of ImageNet's photographs, for sets too large to measure.
-PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
 
 # Weight of every further output in training, such as GoogLeNet's two (Szegedy et al. 2015, section 5).
 AUXILIARY_WEIGHT = 0.3
@@ -240,9 +243,9 @@ def open_data(
     if "validation" not in splits:
         kept, held_out = split_indices(splits["train"].labels, loading.validation, loading.seed)
         splits["validation"], splits["train"] = splits["train"].take(held_out), splits["train"].take(kept)
-    stored = _stored_shape(splits["train"])
+    stored = splits["train"].shape
     if preparation is None:
-        mean, std = _normalisation(splits["train"])
+        mean, std = splits["train"].normalisation()
         prepared = replace(prepared, mean=mean, std=std)
     prepared = with_channels(prepared, stored[0])
     data = Data(
@@ -281,38 +284,13 @@ def with_input_shape(data: Data, input_shape: tuple[int, int, int], preparation:
 
     Without a model's own preparation that of the data set is adapted.
     """
-    stored = _stored_shape(data.train)
+    stored = data.train.shape
     if len(input_shape) != 3 or input_shape[0] not in (1, 3, stored[0]):
         raise DataError(f"{data.name} holds {stored[0]}-channel images, the model takes {input_shape}: give other data")
     preparation = preparation or preparation_for(data.preparation, stored, input_shape)
     if input_shape != stored:
         data.notes.append(describe_fit(stored, input_shape, preparation))
     return replace(data, input_shape=input_shape, preparation=with_channels(preparation, input_shape[0]))
-
-
-def with_normalisation(preparation: Preparation, loading: DataSettings, channels: int) -> Preparation:
-    """The same with the mean and deviation that the settings give, if any, one number meaning every channel.
-
-    Raises UsageError where one is missing, there are too many or too few, or a value is out of range.
-    """
-    if loading.mean is None and loading.std is None:
-        return preparation
-    mean, std = loading.mean or (), loading.std or ()
-    if any(len(values) not in (1, channels) for values in (mean, std)):
-        raise UsageError(
-            f"the model takes {channels} channels: give --mean and --std with {channels} numbers each, or one for all"
-        )
-    try:
-        given = replace(preparation, mean=_per_channel(mean, channels), std=_per_channel(std, channels))
-    except ValueError as error:
-        raise UsageError(f"--mean and --std: {error}") from error
-    return given
-
-
-def with_channels(preparation: Preparation, channels: int) -> Preparation:
-    """The same for another number of channels: grey's mean and deviation repeated, those of colours averaged."""
-    mean, std = (_per_channel(values, channels) for values in (preparation.mean, preparation.std))
-    return replace(preparation, mean=mean, std=std)
 
 
 def fit_to_model(
@@ -389,31 +367,3 @@ def _relabelled(data: Data, numbers: list[int], classes: Sequence[str]) -> Data:
 
 def _order(part: AnySet, seed: int, *purpose: str | int) -> Tensor:
     return torch.randperm(len(part), generator=generator(torch.device("cpu"), seed, *purpose))
-
-
-def _stored_shape(image_set: AnySet) -> tuple[int, int, int]:
-    if isinstance(image_set, FolderSet):
-        return image_set.shape
-    channels, height, width = image_set.images.shape[1:]
-    return channels, height, width
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    if len(values) == channels:
-        return tuple(values)
-    return (sum(values) / len(values),) * channels
-
-
-def _normalisation(image_set: AnySet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of the pixels in 0..1, from exact counts of the 256 levels."""
-    if isinstance(image_set, FolderSet):
-        return tuple(_per_channel(values, image_set.shape[0]) for values in PHOTOGRAPHS)  # type: ignore[return-value]
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
-    for channel in range(image_set.images.shape[1]):
-        counts: Tensor = torch.bincount(image_set.images[:, channel].flatten(), minlength=256).double()
-        mean = (counts * levels).sum() / counts.sum()
-        variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
-        means.append(float(mean))
-        stds.append(max(float(variance.sqrt()), 1 / 255))  # images of one colour have no deviation to divide by
-    return tuple(means), tuple(stds)

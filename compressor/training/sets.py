@@ -51,6 +51,24 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: (channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of the pixels in 0..1, from exact counts of the 256 levels."""
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        means, stds = [], []
+        for channel in range(self.images.shape[1]):
+            counts: Tensor = torch.bincount(self.images[:, channel].flatten(), minlength=256).double()
+            mean = (counts * levels).sum() / counts.sum()
+            variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
+            means.append(float(mean))
+            stds.append(max(float(variance.sqrt()), 1 / 255))  # images of one colour have no deviation to divide by
+        return tuple(means), tuple(stds)
+
     def on(self, device: torch.device) -> "ImageSet":
         """The set on a device, copied there once; the set itself where the device has no room for it."""
         if device == self.images.device:

@@ -16,11 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compressor.errors import DataError
-from compressor.training.batching import Augmentation, augment
+from compressor.training.batching import Augmentation, augment, per_channel
 from compressor.training.decoding import SPARE, DecodeCache, decode, whole, window_of
 from compressor.training.numerics import derive_seed, generator
 from compressor.training.sets import Draws
 from compressor.vision.preparation import Pixels, Preparation, Unreadable
+
+# Channel means and deviations of ImageNet's photographs.
+PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 Decoded = tuple[Tensor, Tensor, list[tuple[str, str]]]  # images, labels, (path, reason) of those that are left out
 
@@ -66,6 +69,11 @@ class FolderSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """As `ImageSet.normalisation`, but of ImageNet's photographs: the set is too large to measure."""
+        mean, std = (per_channel(values, self.shape[0]) for values in PHOTOGRAPHS)
+        return mean, std
 
     def take(self, indices: Tensor) -> "FolderSet":
         """The files at some indices, in their order."""

@@ -12,9 +12,10 @@ import torch
 from torch.nn import functional
 
 from compressor.errors import CompressorError, DataError, UsageError
-from compressor.training.data import PHOTOGRAPHS, cross_entropy, fit_to_model, open_data, with_input_shape
+from compressor.training.data import cross_entropy, fit_to_model, open_data, with_input_shape
 from compressor.training.sets import ImageSet, split_indices
 from compressor.training.settings import DataSettings
+from compressor.training.streaming import PHOTOGRAPHS
 from compressor.vision.preparation import Preparation
 from tests.training.small import small_data
 

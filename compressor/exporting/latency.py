@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressorError, first_line
 from compressor.exporting.measure import node_times
-from compressor.exporting.onnx import export_onnx
-from compressor.exporting.runtime import OnnxModel, noise
+from compressor.exporting.onnx import export_onnx, feeds_of
+from compressor.exporting.runtime import OnnxModel, noise, open_session
 from compressor.exporting.runtimes import ENGINES
+from compressor.exporting.samples import images, portable, random_like
 from compressor.exporting.weights import graphs_in
 from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
@@ -37,14 +38,14 @@ _PROFILED_SECONDS = 0.3
 _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
-def layer_latency(model: OnnxModel, input_shape: tuple[int, ...], threads: int) -> dict[str, float]:
+def layer_latency(path: Path, feeds: dict[str, Array], threads: int) -> dict[str, float]:
     """Milliseconds of every layer with weights, by its dotted name, and of everything else by "(operator)".
 
-    ONNX Runtime's profiler measures one image; what is fused into a layer, as activations are, counts for it.
+    ONNX Runtime's profiler measures what the graph is fed; what is fused into a layer, as activations are, counts for
+    it.
     """
-    feeds = {**model.feeds, model.input_name: noise((1, *input_shape))}
-    times = node_times(str(model.path), feeds, threads, _PROFILED_SECONDS)
-    return by_layer(onnx.load(model.path, load_external_data=False).graph, times)
+    times = node_times(str(path), feeds, threads, _PROFILED_SECONDS)
+    return by_layer(onnx.load(path, load_external_data=False).graph, times)
 
 
 def by_layer(graph: Any, times: Mapping[str, tuple[str, float]]) -> dict[str, float]:
@@ -115,19 +116,19 @@ def model_latencies(
     milliseconds, `batch` (1), `runs`, `threads` and `larger` (the same for a larger batch), that of ONNX Runtime also
     `layers` (the milliseconds of each); and a reason for each None.
     """
-    if not isinstance(example, Tensor):
-        reason = {"latency_ms.onnxruntime": "measured for models with one input only"}
-        try:
-            return [({"torch": timing, "onnxruntime": None}, reason) for timing in _torch_timings(modules, example)]
-        except Exception as error:  # a list of images has no batch in its first dimension
-            reason["latency_ms.torch"] = f"the model does not run on a batch made of the example ({first_line(error)})"
-            return [({"torch": None, "onnxruntime": None}, reason) for _ in modules]
-    found: list[dict[str, Timing | None]] = [
-        {"torch": timing, "onnxruntime": None} for timing in _torch_timings(modules, example)
-    ]
+    found: list[dict[str, Timing | None]]
+    try:
+        found = [{"torch": timing, "onnxruntime": None} for timing in _torch_timings(modules, example)]
+    except Exception as error:
+        if isinstance(example, Tensor):
+            raise
+        # A list of images has no batch in its first dimension.
+        reason = f"the model does not run on a batch made of the example ({first_line(error)})"
+        missing = {f"latency_ms.{engine}": reason for engine in ("torch", "onnxruntime")}
+        return [({"torch": None, "onnxruntime": None}, missing) for _ in modules]
     reasons: list[dict[str, str]] = [{} for _ in modules]
     with tempfile.TemporaryDirectory() as folder:
-        sessions: dict[int, OnnxModel] = {}
+        opened: dict[int, tuple[Path, Any]] = {}
         for number, module in enumerate(modules):
             path = Path(folder) / f"{number}.onnx"
             try:
@@ -137,31 +138,43 @@ def model_latencies(
                     raise made
                 else:
                     path = made
-                sessions[number] = OnnxModel(path, threads=torch.get_num_threads(), own=True)
+                opened[number] = path, open_session(path, threads=torch.get_num_threads())
             except CompressorError as error:
                 reasons[number] = {"latency_ms.onnxruntime": str(error)}
-        for number, timing in zip(sessions, _onnx_timings(list(sessions.values()), tuple(example.shape[1:]))):
-            layers = layer_latency(sessions[number], tuple(example.shape[1:]), torch.get_num_threads())
-            found[number]["onnxruntime"] = {**timing, "layers": layers}
+        for number, timing in zip(opened, _export_timings(list(opened.values()), portable(example))):
+            found[number]["onnxruntime"] = timing
     return list(zip(found, reasons))
+
+
+def _export_timings(opened: Sequence[tuple[Path, Any]], example: Any) -> list[Timing]:
+    """Of graphs that were exported for the example, and their sessions; with the milliseconds of each layer."""
+
+    def fed(session: Any, batch: int) -> dict[str, Array]:
+        return feeds_of(session, images(random_like(example, batch), batch))
+
+    def calling(batch: int) -> list[Callable[[], object]]:
+        return [partial(session.run, None, fed(session, batch)) for _, session in opened]
+
+    timings = _timings("ONNX Runtime", calling) if opened else []
+    return [
+        {**timing, "layers": layer_latency(file, fed(session, 1), torch.get_num_threads())}
+        for (file, session), timing in zip(opened, timings, strict=True)
+    ]
 
 
 def file_latency(path: Path, input_shape: tuple[int, ...]) -> Timing:
     """Latency of an .onnx file of this process, for random images of `input_shape` (channels, height, width)."""
-    return _onnx_timings([OnnxModel(path, threads=torch.get_num_threads(), own=True)], input_shape)[0]
+    return _onnx_timing(OnnxModel(path, threads=torch.get_num_threads(), own=True), input_shape)
 
 
 def onnx_latency(path: Path, input_shape: tuple[int, ...], feeds: Mapping[str, Array], most_gib: float) -> Timing:
     """The same of an .onnx file from outside, with further `feeds`."""
     model = OnnxModel(path, threads=torch.get_num_threads(), feeds=feeds, most_gib=most_gib)
-    return _onnx_timings([model], input_shape)[0]
+    return _onnx_timing(model, input_shape)
 
 
-def _onnx_timings(models: Sequence[OnnxModel], input_shape: tuple[int, ...]) -> list[Timing]:
-    def calling(batch: int) -> list[Callable[[], object]]:
-        return [partial(model, noise((batch, *input_shape))) for model in models]
-
-    return _timings("ONNX Runtime", calling) if models else []
+def _onnx_timing(model: OnnxModel, input_shape: tuple[int, ...]) -> Timing:
+    return _timings("ONNX Runtime", lambda batch: [partial(model, noise((batch, *input_shape)))])[0]
 
 
 def _torch_timings(modules: Sequence[nn.Module], example: Any) -> list[Timing]:

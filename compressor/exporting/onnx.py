@@ -275,17 +275,23 @@ def _save(program: Any, file: Path) -> None:
     check_file(file)
 
 
+def feeds_of(session: Any, inputs: Any) -> dict[str, Array]:
+    """The tensors of `inputs` by the names of an exported graph's inputs: those of a dict, else in their order."""
+    names = [entry.name for entry in session.get_inputs()]
+    by_name = isinstance(inputs, dict) and inputs.keys() == set(names)
+    tensors = inputs if by_name else dict(zip(names, tree_leaves(inputs), strict=True))
+    return {name: tensors[name].numpy() for name in names}
+
+
 def _compared(file: Path, inputs: Any, expected: list[Array]) -> tuple[float, float]:
     """The largest absolute and relative difference between the file's outputs and `expected`."""
     try:
         session = open_session(file)
-        names = [entry.name for entry in session.get_inputs()]
-        by_name = isinstance(inputs, dict) and inputs.keys() == set(names)
-        tensors = inputs if by_name else dict(zip(names, tree_leaves(inputs), strict=True))
-        got = session.run(None, {name: tensors[name].numpy() for name in names})
+        fed = feeds_of(session, inputs)
+        got = session.run(None, fed)
     except Exception as error:  # onnxruntime's exceptions share no class of their own
         raise CompressorError(f"ONNX Runtime cannot run the exported graph ({first_line(error)})") from error
-    count = len(next(iter(tensors.values())))
+    count = len(next(iter(fed.values())))
     for wanted, found in zip(expected, got):
         if wanted.shape != found.shape:
             raise CompressorError(

@@ -11,7 +11,7 @@ from torch import nn
 from compressor.exporting import latency
 from compressor.exporting.latency import by_layer, layer_latency, profile
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.runtime import OnnxModel
+from compressor.exporting.runtime import noise
 from compressor.profiling.latency import measure_in_turn
 
 
@@ -46,10 +46,30 @@ class Net(nn.Module):
 def test_every_layer_is_found_and_what_is_fused_counts_for_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     export_onnx(Net().eval(), torch.zeros(1, 3, 16, 16), tmp_path / "net.onnx")
-    found = layer_latency(OnnxModel(tmp_path / "net.onnx", own=True), (3, 16, 16), 1)
+    found = layer_latency(tmp_path / "net.onnx", {"input": noise((1, 3, 16, 16))}, 1)
     layers = {name for name in found if not name.startswith("(")}
     assert layers == {"stem.0", "twice", "head"} and all(ms > 0 for ms in found.values())
     assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3)
+
+    def forward(self, image: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        return (self.left(image) + self.right(depth)).mean((2, 3))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_model_of_several_inputs_is_timed_on_onnx_runtime(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "measure_in_turn", partial(measure_in_turn, seconds=0.02))
+    image, depth = torch.zeros(1, 3, 16, 16), torch.zeros(1, 1, 16, 16)
+    found = profile(Pair().eval(), {"depth": depth, "image": image} if named else (image, depth), latency=True)
+    assert found.latency_ms is not None and found.latency_ms["torch"]["median"] > 0
+    assert found.latency_ms["onnxruntime"]["larger"]["batch"] == 16
+    assert not any("latency" in reason for reason in found.reasons)
+    assert {layer.name for layer in found.layers if layer.ms} == {"left", "right"}
 
 
 def test_a_fused_node_has_the_name_of_its_last_output() -> None:

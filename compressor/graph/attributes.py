@@ -36,14 +36,22 @@ def integers(module: nn.Module, *, widths: bool = False) -> Iterator[tuple[str, 
     """Every integer with its path, or those alone that are called as `widths`; what `torch.nn.Module` itself keeps is
     left out.
     """
-    for name, held in vars(module).items():
+    space = vars(module)
+    for name in _of_the_class(tuple(space)):
+        held = space[name]
         if type(held) is int:
             if not widths or counts_channels(name):
                 yield name, held
-        elif type(held) in CONSTANTS or name in OWN or (widths and is_constant(held) and not counts_channels(name)):
+        elif type(held) in CONSTANTS or (widths and is_constant(held) and not counts_channels(name)):
             continue
         else:
             yield from (each for each in _below(name, held, _DEPTH) if not widths or counts_channels(each[0]))
+
+
+@functools.cache
+def _of_the_class(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a module's attributes those that `torch.nn.Module` does not keep; most layers have the same ones."""
+    return tuple(name for name in names if name not in OWN)
 
 
 def _below(path: str, held: Any, depth: int) -> Iterator[tuple[str, int]]:

@@ -13,22 +13,26 @@ def named_modules(model: nn.Module, *, every: bool = False) -> list[tuple[str, n
     """As torch gives them, under `every` name or the first of each, without a generator for each layer: captures ask
     again and again.
     """
-    found: list[tuple[str, nn.Module]] = []
-    _visit("", model, found, None if every else set())
+    found: list[tuple[str, nn.Module]] = [("", model)]
+    _visit("", model, found, None if every else {id(model)})
     return found
 
 
-def _visit(path: str, module: nn.Module, found: list[tuple[str, nn.Module]], met: set[int] | None) -> None:
-    if met is not None:
-        if id(module) in met:
-            return
-        met.add(id(module))
-    found.append((path, module))
+def _visit(above: str, module: nn.Module, found: list[tuple[str, nn.Module]], met: set[int] | None) -> None:
+    """What is inside a module; `above` is its path with a dot behind it."""
     for name, inner in module._modules.items():
-        if inner is not None:
-            if type(inner) in weakref.ProxyTypes:
-                inner = inner.named_modules.__self__  # type: ignore[attr-defined]  # what it stands for
-            _visit(f"{path}.{name}" if path else name, inner, found, met)
+        if type(inner) in _PROXIES:
+            inner = inner.named_modules.__self__  # type: ignore[union-attr]  # what it stands for
+        if inner is None or (met is not None and id(inner) in met):
+            continue
+        if met is not None:
+            met.add(id(inner))
+        found.append((f"{above}{name}", inner))
+        if inner._modules:  # most are layers
+            _visit(f"{above}{name}.", inner, found, met)
+
+
+_PROXIES = frozenset(weakref.ProxyTypes)
 
 
 def named_tensors(model: nn.Module, modules: Iterable[tuple[str, nn.Module]] | None = None) -> dict[str, Tensor]:

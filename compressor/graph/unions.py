@@ -45,7 +45,8 @@ class Unions:
         if self.count > len(self.made):
             more = np.zeros(max(len(self.made), size), dtype=bool)
             self.made, self.fixed = np.concatenate([self.made, more]), np.concatenate([self.fixed, more])
-        self.made[start : self.count] = made
+        if made:
+            self.made[start : self.count] = True
         return ids
 
     def is_made(self, ids: Ids) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.graph.channels import SINGLE, Channels, Cost, Group, Ids, Site, Size
+from compressor.graph.channels import SINGLE, Channels, Cost, Group, Held, Ids, Site, Size
 from compressor.surgery.edits import Insert, Plan
 
 
@@ -83,7 +83,7 @@ class Renumbering:
             sites_by_module=tuple(map(self._site, channels.sites_by_module)),
             sizes=tuple(Size(s.module, s.attribute, self.array(s.ids)) for s in channels.sizes),
             costs=tuple(Cost(c.module, c.factor, tuple(map(self.array, c.axes))) for c in channels.costs),
-            held=tuple(h._replace(axes=tuple(map(self.array, h.axes))) for h in channels.held),
+            held=tuple(Held(h.factor, tuple(map(self.array, h.axes)), h.born, h.last) for h in channels.held),
         )
 
     def _group(self, group: Group) -> Group:
@@ -97,4 +97,4 @@ class Renumbering:
         if ids is site.ids:
             return site
         shape = (*site.shape[: site.dim], len(ids), *site.shape[site.dim + 1 :])
-        return site._replace(ids=ids, shape=shape)
+        return Site(site.module, site.dim, ids, shape, site.order, site.elementwise)

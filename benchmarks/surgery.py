@@ -68,10 +68,8 @@ def speed(out: Path, rounds: int, wanted: list[str], before: Path | None) -> Non
         if name in result["networks"]:
             continue
         model, example = build(name)
-        times = {
-            "ours": [timed(ours, model, example) for _ in range(rounds)],
-            "torch_pruning": [timed(theirs, model, example) for _ in range(rounds)],
-        }
+        pairs = [(timed(ours, model, example), timed(theirs, model, example)) for _ in range(rounds)]  # in turn
+        times = dict(zip(("ours", "torch_pruning"), zip(*pairs, strict=True), strict=True))
         if earlier is not None:
             times["before"] = earlier.times(name, rounds)
         row: dict[str, Any] = {tool: statistics.median(seconds for seconds, _ in each) for tool, each in times.items()}

@@ -87,7 +87,8 @@ def edited(replica: Replica, identities: Mapping[Key, Ids], sizes: Iterable[Size
     blanks: dict[Any, Tensor] = {}
     for name, dims in changes.items():
         tensor = replica.tensors[name]
-        replica.values.edited[id(tensor)] = partial(_taken, dims=dims, copies=copies)
+        if id(tensor) in replica.values.held:
+            replica.values.edited[id(tensor)] = partial(_taken, dims=dims, copies=copies)
         tensor.data = _blank(tensor, dims, counted, blanks) if tensor.is_meta else _taken(tensor.data, dims, copies)
     counts = [(replica.modules[size.module], size.attribute, counted.of(size.ids), len(size.ids)) for size in sizes]
     changed = [(module, path, now) for module, path, now, before in counts if now != before]

@@ -146,7 +146,7 @@ class LocalLearning:
 def refuse_single(batch: int) -> None:
     """Raises UsageError for batches of one image, which have no statistics for batch norm."""
     if batch < 2:
-        raise UsageError("a batch of one image: batch norm in the block needs more, give a --batch-size of 2 or larger")
+        raise UsageError("batches of one image: batch norm in the block needs more, give 2 or larger")
 
 
 def local_losses(network: PrimeNetwork, part: Any, task: Task, batch_size: int = 512) -> dict[int, float]:

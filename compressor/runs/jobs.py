@@ -32,11 +32,8 @@ _SHOWN = frozenset((
 
 def _with_optimizer(training: TrainSettings, given: Mapping[str, Any]) -> TrainSettings:
     """A paper's training, without the arguments of its optimizer where another one was chosen."""
-    return (
-        training
-        if given.get("optimizer", training.optimizer) == training.optimizer
-        else replace(training, optimizer_arg=())
-    )
+    own = given.get("optimizer", training.optimizer) == training.optimizer
+    return training if own else replace(training, optimizer_arg=())
 
 
 @dataclass(frozen=True)
@@ -195,12 +192,6 @@ class ReplaceJob(RunJob):
     def bases(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The paper's training."""
         return {"training": _with_optimizer(REPRESENTATION, given)}
-
-    def completed(self) -> Self:
-        super().completed()
-        if min(self.training.batch_size, self.primenet.retrain_batch_size) < 2:
-            raise UsageError("batches of one image: batch norm in the block needs more, give 2 or larger")
-        return self
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from compressor.errors import DataError, ModelError
 from compressor.exits.detachable import Detaching
 from compressor.exporting.latency import profile
-from compressor.primenet.learning import TrainingMemory, training_memory
+from compressor.primenet.learning import TrainingMemory, refuse_single, training_memory
 from compressor.primenet.network import KIND, PrimeNetwork
 from compressor.primenet.phases import train_in_two_phases
 from compressor.primenet.place import Early, Place
@@ -38,6 +38,7 @@ class ReplaceRun(Run[ReplaceJob]):
     def plan(self) -> None:
         """Find the stage that goes."""
         job, subject, data = self.job, self.subject, self.data
+        refuse_single(min(job.training.batch_size, job.primenet.retrain_batch_size))
         check_tells(subject, "replace", "labels")
         refuse_routed(subject, "replace the early stage of")
         if isinstance(subject.module, Detaching):

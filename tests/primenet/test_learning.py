@@ -131,7 +131,7 @@ def test_state_goes_on_to_the_same_weights():
 
 def test_refuses_a_batch_of_one():
     net = network().train()
-    with pytest.raises(UsageError, match="--batch-size"):
+    with pytest.raises(UsageError, match="batches of one image"):
         LocalLearning(net, net.settings)(net, *batch(1))
 
 

@@ -113,17 +113,11 @@ def test_goes_on_to_the_same_weights(stopped_after, tmp_path):
     assert timeless[0] == timeless[1]
 
 
-@pytest.mark.parametrize(
-    ("change", "training", "said"),
-    [
-        ({}, {"batch_size": 1}, "--batch-size"),
-        ({"retrain_batch_size": 1}, {}, "--batch-size"),
-    ],
-)
-def test_refuses_batches_of_one_image(change, training, said):
+@pytest.mark.parametrize(("change", "training"), [({}, {"batch_size": 1}), ({"retrain_batch_size": 1}, {})])
+def test_refuses_batches_of_one_image(change, training):
     net = fresh()
     net.settings = replace(net.settings, **change)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match="batches of one image"):
         train_in_two_phases(net, stripes(), replace(QUICK, **training))
 
 

@@ -90,7 +90,7 @@ def _train(model: nn.Module, batches: Any, settings: TrainSettings, device: torc
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     shown = 0.0
     for x, y in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(settings, device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device)):
             loss = functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()

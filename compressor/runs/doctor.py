@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressor.errors import CompressorError, FileError
 from compressor.files.paths import check_writable
-from compressor.training.settings import DataSettings, TrainSettings
+from compressor.training.settings import DataSettings
 
 NEEDED = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "thop", "scikit-learn")
 # Package -> what it is for.
@@ -47,7 +47,7 @@ def _devices() -> Iterator[Finding]:
     from compressor.training.numerics import choose_device, uses_bfloat16
 
     device = choose_device("auto")
-    precision = "bfloat16" if uses_bfloat16(TrainSettings(), device) else "float32"
+    precision = "bfloat16" if uses_bfloat16(device) else "float32"
     yield Finding("device", None, f"{device_words(device)}, trains in {precision}")
     if torch.version.cuda is not None and not torch.cuda.is_available():
         yield Finding("CUDA", None, f"torch is built for CUDA {torch.version.cuda}, and no GPU is in reach")

@@ -14,6 +14,7 @@ from compressor.vision.preparation import Preparation, is_framed, middle
 
 Shape = tuple[int, int, int]  # channels, height, width
 
+CROP_PADDING = 4  # pixels of black on every side, of which the random crop takes some
 FRAME = 4  # pixels: named data sets that lack up to so many on a side are framed (MNIST's 28 in 32), not enlarged
 
 
@@ -142,10 +143,10 @@ class Augmentation:
     flip: bool = False  # left to right, every second image
 
 
-def choose_augmentation(name: str, suits: str, padding: int) -> Augmentation:
+def choose_augmentation(name: str, suits: str) -> Augmentation:
     """The augmentation that a setting names; "auto" is what suits the data set."""
     chosen = suits if name == "auto" else name
-    return Augmentation(padding if "crop" in chosen else 0, "flip" in chosen)
+    return Augmentation(CROP_PADDING if "crop" in chosen else 0, "flip" in chosen)
 
 
 def augment(

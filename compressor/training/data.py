@@ -73,7 +73,7 @@ class Data(Task):
 
         A last batch that is not full is left out (other images each epoch), unless it is the only one.
         """
-        augmentation = choose_augmentation(settings.augment, self.suits, settings.crop_padding)
+        augmentation = choose_augmentation(settings.augment, self.suits)
         order = _order(self.train, settings.seed, "order", epoch)
         indices = order.split(settings.batch_size)[: self.steps(settings)]
         draws = Draws(augmentation, settings.seed, epoch, start, distributed.own_part)

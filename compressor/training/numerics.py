@@ -51,9 +51,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def uses_bfloat16(settings: TrainSettings, device: torch.device) -> bool:
-    """Whether forward passes run in bfloat16 where that is safe: asked for, and a GPU with the arithmetic for it."""
-    return settings.amp and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+def uses_bfloat16(device: torch.device) -> bool:
+    """Whether forward passes run in bfloat16 where that is safe: on a GPU with the arithmetic for it."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @contextmanager

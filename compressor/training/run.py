@@ -25,6 +25,8 @@ from compressor.training.schedule import lr_at, make_optimizer
 from compressor.training.settings import TrainSettings
 from compressor.training.task import Task
 
+_MOST_ROLLBACKS = 3
+
 
 @dataclass
 class Run:
@@ -75,7 +77,7 @@ class Run:
 
     def with_step(self, step: Step) -> "Run":
         """The same run, doing this with every batch."""
-        half = uses_bfloat16(self.settings, self.device)
+        half = uses_bfloat16(self.device)
         autocast = partial(torch.autocast, self.device.type, dtype=torch.bfloat16) if half else nullcontext
         self.micro = MicroBatches(step, autocast, self.note)
         return self
@@ -162,9 +164,9 @@ class Run:
     def roll_back(self, error: Diverged) -> None:
         """Go back to the last checkpoint with half the learning rate.
 
-        Raises the error itself where the settings do not want that, or it was done `max_rollbacks` times.
+        Raises the error itself where the settings do not want that, or it was done too often.
         """
-        if self.settings.on_nan != "rollback" or self.rollbacks >= self.settings.max_rollbacks:
+        if self.settings.on_nan != "rollback" or self.rollbacks >= _MOST_ROLLBACKS:
             raise error
         factor, count = self.lr_factor / 2, self.rollbacks + 1
         self.restore()

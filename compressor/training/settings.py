@@ -87,10 +87,8 @@ class TrainSettings:
     augment: Literal["auto", "none", "flip", "crop", "crop+flip"] = setting(
         "auto", "Data augmentation; auto: what suits the data set.", "NAME"
     )
-    crop_padding: int = 4  # pixels of black on every side, of which the random crop takes some
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:NUMBER.", "DEVICE")
-    amp: bool = True  # bfloat16 on GPUs that have it
     channels_last: bool = True  # the layout convolutions are fastest in, while the phase lasts; if the model takes it
     sync_bn: bool = setting(False, "Synchronized batch norm under torchrun.", rare=True)
     deterministic: bool = setting(False, "Deterministic algorithms on a GPU, which are slower.", rare=True)
@@ -102,6 +100,5 @@ class TrainSettings:
         "WHAT",
         rare=True,
     )
-    max_rollbacks: int = 3
     evaluate_every: int = setting(1, "Epochs between evaluations on the validation set; 0: never.", "N", 0, rare=True)
     log_seconds: float = 0.5  # between progress events; each reads the loss from the device once

@@ -108,7 +108,7 @@ def test_no_augmentation_draws_nothing():
     ],
 )
 def test_augmentation_by_name(name, suits, expected):
-    assert choose_augmentation(name, suits, 4) == expected
+    assert choose_augmentation(name, suits) == expected
 
 
 def test_28_pixels_are_framed_to_32():

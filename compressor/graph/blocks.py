@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.graph.cuts import SIZE, call_layers_, is_batch_size, use_weights_of_
+from compressor.graph.cuts import call_layers_, part_of, tidied, use_weights_of_
 from compressor.graph.program import is_weight, module_of, operator_of, program
 from compressor.graph.shortcuts import Meeting, is_layer, is_sum, meeting
 from compressor.graph.trace import trace
@@ -96,7 +96,7 @@ class Block:
         mapping: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.part.graph, mapping)
         graph.output(mapping[node])
-        return _tidied(fx.GraphModule(self.part, graph))
+        return tidied(fx.GraphModule(self.part, graph))
 
     def replaced(self, convolution: nn.Module | None, gate: nn.Module | None = None) -> fx.GraphModule:
         """The part with a convolution of its input in the place of the branch, or without the branch.
@@ -117,13 +117,13 @@ class Block:
         if not made:
             assert self.shortcut is not None
             mapping[self.total].replace_all_uses_with(mapping[self.shortcut])
-            return _tidied(part)
+            return tidied(part)
         whole = made[0]
         if len(made) > 1:
             with graph.inserting_after(made[-1]):
                 whole = graph.call_function(torch.ops.aten.add.Tensor, tuple(made))
         branch.replace_all_uses_with(whole, delete_user_cb=lambda user: user not in made)
-        return _tidied(part)
+        return tidied(part)
 
     def module(self, model: nn.Module, convolution: nn.Module | None, gate: nn.Module | None = None) -> nn.Module:
         """What takes the module's place in the model: `replaced`, of the model's own layers under the names in it."""
@@ -228,22 +228,7 @@ def _part(whole: fx.Graph, inside: set[fx.Node]) -> fx.Graph | str:
     made = [node for node in inside if any(user not in inside and not _is_size(user) for user in node.users)]
     if len(given) != 1 or len(made) != 1:
         return f"it takes {len(given)} tensors and gives {len(made)}: blocks have one of each"
-    (start,) = given
-    graph = fx.Graph()
-    copies = {start: graph.placeholder("x")}
-    copies[start].meta = dict(start.meta)
-
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:  # a weight, or a size that was taken further up
-            batch = is_batch_size(node)
-            copies[node] = graph.call_function(SIZE, (copies[start], 0)) if batch else graph.node_copy(node, copied)
-        return copies[node]
-
-    for node in whole.nodes:
-        if node in inside:
-            copied(node)
-    graph.output(copies[made[0]])
-    return graph
+    return part_of(given.pop(), (node for node in whole.nodes if node in inside), made[0])
 
 
 def _flows(node: fx.Node) -> bool:
@@ -260,10 +245,3 @@ def _is_size(node: fx.Node) -> bool:
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(size) for size in node.meta["val"].shape[1:])
-
-
-def _tidied(part: fx.GraphModule) -> fx.GraphModule:
-    part.graph.eliminate_dead_code()
-    part.delete_all_unused_submodules()
-    part.recompile()
-    return part

@@ -1,7 +1,7 @@
 """Capture a model: follow its channels through its runs in evaluation mode and, where it asks, in training mode."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,17 +59,17 @@ def _captured(
 
     The traces are gone when it returns, before garbage is collected again.
     """
-    first = _first_runs(model, example, entries(model, also, example))
-    usual = [(trace, replace(way, reads=tuple(trace.reads))) for trace, way in first.runs]
-    runs = [*usual, *further(first.replica, usual)]
-    never = unused(first.replica.tensors, runs)
-    missed = unused(first.replica.tensors, usual) if len(runs) > len(usual) else never
-    notes = [*first.notes, *unreached(model, missed, never)]
-    if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0], first.replica.modules):
+    replica, first, notes = _first_runs(model, example, entries(model, also, example))
+    usual = [(trace, replace(way, reads=tuple(trace.reads))) for trace, way in first]
+    runs = [*usual, *further(replica, usual)]
+    never = unused(replica.tensors, runs)
+    missed = unused(replica.tensors, usual) if len(runs) > len(usual) else never
+    notes = [*notes, *unreached(model, missed, never)]
+    if len(runs) > 1 and same_wiring(runs[0][0], runs[1][0], replica.modules):
         del runs[1]
-    refinement = Refinement(first.replica, runs, never)
+    refinement = Refinement(replica, runs, never)
     refined, more = refinement.refine(kept)
-    return _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more]), [*first.replica.held]
+    return _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more]), [*replica.held]
 
 
 def _with_kept(channels: Channels, patterns: Iterable[str]) -> Channels:
@@ -101,17 +101,9 @@ def _channels(refinement: Refinement, refined: Map, batch: int, notes: Iterable[
     )
 
 
-@dataclass(frozen=True)
-class _FirstRuns:
-    """A replica of the model, and how it ran: in evaluation mode first."""
-
-    replica: Replica
-    runs: list[Run]
-    notes: tuple[str, ...] = ()
-
-
-def _first_runs(model: nn.Module, example: Any, ways: list[Way]) -> _FirstRuns:
-    """Run a replica in every way that its code may tell apart: on shapes alone if it can, else on a copy with data.
+def _first_runs(model: nn.Module, example: Any, ways: list[Way]) -> tuple[Replica, list[Run], list[str]]:
+    """Run a replica in every way that its code may tell apart, in evaluation mode first: on shapes alone if it can,
+    else on a copy with data. What could not be followed is noted.
 
     Raises:
         ModelError: it does not run in evaluation mode, or not in one of the ways.
@@ -129,12 +121,12 @@ def _first_runs(model: nn.Module, example: Any, ways: list[Way]) -> _FirstRuns:
             failure = error
             continue
         if other is None:
-            return _FirstRuns(replica, runs)
+            return replica, runs, []
         trained = run(replica, other)
         if trained.error is None:
-            return _FirstRuns(replica, [runs[0], (trained, other), *runs[1:]])
+            return replica, [runs[0], (trained, other), *runs[1:]], []
         mode = "in training mode, in" if other.training else "on two inputs at once, on"
-        best = best or _FirstRuns(replica, runs, (f"not captured {mode} which it fails: {cause(trained.error)}",))
+        best = best or (replica, runs, [f"not captured {mode} which it fails: {cause(trained.error)}"])
     if best is None:
         assert failure is not None
         raise refused(example, failure) from failure

@@ -4,6 +4,7 @@ Detachable networks start at such a point, layer-skip routing leaves segments ou
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -51,7 +52,7 @@ class Chain:
         return tuple(self._cut(index, node) for index, node in enumerate(self._crossings))
 
     def _cut(self, index: int, node: fx.Node) -> Cut:
-        readers = (user for user in sorted(node.users) if user.op != "output" and user.target is not SIZE)
+        readers = (user for user in sorted(node.users) if user.op != "output" and user.target is not _SIZE)
         after = next((user for user in readers if not _is_size(user)), None)
         reader, name = ("", "") if after is None else (module_of(after), name_of(after))
         shape = tuple(int(size) for size in node.meta["tensor_meta"].shape[1:])
@@ -66,23 +67,30 @@ class Chain:
     def segment(self, start: int, end: int) -> fx.GraphModule:
         """The part of the network from cut `start` to cut `end` (`start < end`), sharing its parameters."""
         first, last = self._crossings[start], self._crossings[end]
-        graph = fx.Graph()
-        image = graph.placeholder("x")
-        copies: dict[fx.Node, fx.Node] = {first: image}
-
-        def copied(node: fx.Node) -> fx.Node:
-            if node not in copies:  # a weight, or a size that was taken further up
-                batch = is_batch_size(node)
-                copies[node] = graph.call_function(SIZE, (image, 0)) if batch else graph.node_copy(node, copied)
-            return copies[node]
-
-        for node in self._graph.nodes:
-            if first < node and node <= last and _is_tensor(node) and not is_weight(node):
-                copied(node)
-        graph.output(copies[last])
+        between = (node for node in self._graph.nodes if first < node and node <= last)
+        graph = part_of(first, (node for node in between if _is_tensor(node) and not is_weight(node)), last)
         part = fx.GraphModule(self.program, graph)
         part.train(self.program.training)
         return part
+
+
+def part_of(start: fx.Node, nodes: Iterable[fx.Node], end: fx.Node) -> fx.Graph:
+    """A graph of these operators, in their order, from the one tensor that enters to the one that leaves."""
+    graph = fx.Graph()
+    image = graph.placeholder("x")
+    image.meta = dict(start.meta)
+    copies: dict[fx.Node, fx.Node] = {start: image}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:  # a weight, or a size that was taken further up
+            batch = is_batch_size(node)
+            copies[node] = graph.call_function(_SIZE, (image, 0)) if batch else graph.node_copy(node, copied)
+        return copies[node]
+
+    for node in nodes:
+        copied(node)
+    graph.output(copies[end])
+    return graph
 
 
 def _crossings(graph: fx.Graph) -> list[fx.Node]:
@@ -109,7 +117,7 @@ def _crossings(graph: fx.Graph) -> list[fx.Node]:
 
 def is_batch_size(node: fx.Node) -> bool:
     """Whether the node asks for the batch's size, which every tensor of the flow can tell."""
-    if node.target is not SIZE or node.args[1] != 0:
+    if node.target is not _SIZE or node.args[1] != 0:
         return False
     measured = node.args[0]
     return isinstance(measured, fx.Node) and not _constant(measured)  # a weight's size belongs to the weight
@@ -135,7 +143,7 @@ def _is_tensor(node: fx.Node) -> bool:
     return hasattr(node.meta.get("tensor_meta"), "shape")
 
 
-SIZE = torch.ops.aten.sym_size.int
+_SIZE = torch.ops.aten.sym_size.int
 
 
 def tail(chain: Chain, base: nn.Module, start: int, end: int, norms: Norms) -> fx.GraphModule:
@@ -161,9 +169,15 @@ def call_layers_(part: fx.GraphModule, base: nn.Module) -> None:
             part.add_submodule(path, layer)
             for node in nodes:
                 _call(part.graph, node, path)
+    tidied(part)
+
+
+def tidied(part: fx.GraphModule) -> fx.GraphModule:
+    """The part, rid of all that it does not use."""
     part.graph.eliminate_dead_code()
     part.delete_all_unused_submodules()
     part.recompile()
+    return part
 
 
 def _by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:

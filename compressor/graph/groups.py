@@ -79,7 +79,7 @@ def grouped(
     for ids, family_keys in families:
         mine = tuple(places[key] for key in family_keys)
         producers = _producers(mine, ranks)
-        reason = frozen.of(int(ids[0])) or _unfit(ids)
+        reason = frozen.of(int(ids[0])) or (SINGLE if len(ids) == 1 else None)
         if not producers or kernels.of(int(ids[0])) is not None:  # nothing an edit could be about
             continue
         name = producers[0]
@@ -159,10 +159,6 @@ def _producers(places: Iterable[Place], ranks: Mapping[str, int]) -> tuple[str, 
     made = [place.tensor for place in places if place.role == "row" and ranks[place.tensor] > 0]
     weights = [tensor for tensor in made if ranks[tensor] > 1]
     return tuple(dict.fromkeys(owner(tensor) for tensor in weights or made))
-
-
-def _unfit(ids: Ids) -> str | None:
-    return SINGLE if len(ids) == 1 else None
 
 
 def sites(walk: Propagation, numbered: Numbered) -> tuple[Site, ...]:

@@ -235,7 +235,7 @@ class Compared:
 
 
 def side_by_side(
-    files: Sequence[Path], shape: tuple[int, ...], threads: int, rounds: int = ROUNDS, runtime: str = "onnxruntime"
+    files: Sequence[Path], shape: tuple[int, ...], threads: int, runtime: str = "onnxruntime"
 ) -> list[list[float]]:
     """Milliseconds of each graph in every round, the shortest of some runs.
 
@@ -248,7 +248,7 @@ def side_by_side(
         for _ in range(_WARM):
             call()
     with uncollected():
-        return [[1e3 * _shortest(call) for call in calls] for _ in range(rounds)]
+        return [[1e3 * _shortest(call) for call in calls] for _ in range(ROUNDS)]
 
 
 def _shortest(call: Callable[[], object]) -> float:

@@ -33,9 +33,9 @@ class Timed:
     others: float  # of everything else
 
 
-def here(threads: int, runtime: str = "onnxruntime", batch: int = 1) -> Machine:
+def here(threads: int, runtime: str = "onnxruntime") -> Machine:
     """This machine with a runtime that is installed."""
-    return Machine(machine(), f"{runtime} {ENGINES[runtime].version}", threads, batch)
+    return Machine(machine(), f"{runtime} {ENGINES[runtime].version}", threads, 1)
 
 
 def timed(

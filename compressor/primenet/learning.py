@@ -26,6 +26,8 @@ from compressor.training.task import Model, Task
 # Each capsule's own Adam, besides its learning rate (section 4.1; Keras's epsilon).
 LOCAL_BETAS, LOCAL_EPS = (0.99, 0.999), 1e-7
 
+_BATCH = 512  # images that scales are judged on at a time
+
 
 class LocalLearning:
     """The step of `training.loop.fit` for a network whose block is learning; holds each capsule's own Adam.
@@ -149,13 +151,13 @@ def refuse_single(batch: int) -> None:
         raise UsageError("batches of one image: batch norm in the block needs more, give 2 or larger")
 
 
-def local_losses(network: PrimeNetwork, part: Any, task: Task, batch_size: int = 512) -> dict[int, float]:
+def local_losses(network: PrimeNetwork, part: Any, task: Task) -> dict[int, float]:
     """Mean cross-entropy, in nats, of each scale's local classifier over a part of the data, in eval mode."""
     count = 0
     block, device = network.stage.block, device_of(network)
     sums = {scale: torch.zeros((), dtype=torch.float64, device=device) for scale in block.scales}
     with evaluating(network), torch.no_grad():
-        for x, y in task.passing(part, batch_size, device):
+        for x, y in task.passing(part, _BATCH, device):
             labels = task.labels(y)
             count += len(labels)
             for scale in block.scales:

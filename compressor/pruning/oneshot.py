@@ -63,7 +63,6 @@ def decide(
     channels: Channels,
     settings: PruneSettings,
     given: Given = NO_DATA,
-    score: Score | None = None,
     judge: Callable[..., Ranked] = rank,
 ) -> Selection:
     """Choose what to prune; the model is not changed. Arguments and errors are those of `rank` and `select`.
@@ -71,7 +70,7 @@ def decide(
     `judge` takes the place of `rank`, such as `runs.second_look.ranked`.
     """
     settings = resolved(settings, has_inputs=bool(given.inputs))
-    ranked = judge(model, channels, settings, given, score)
+    ranked = judge(model, channels, settings, given)
     return select(channels, ranked.scores, settings, ranked.curves)
 
 

@@ -88,9 +88,7 @@ def image_router(depths: Tensor, count: int, *, weighted: bool) -> Step:
     return step
 
 
-def fit_gates(
-    gates: Gates, seen: tuple[Tensor, ...], suffices: Tensor, *, epochs: int, seed: int, lr: float = 1e-2
-) -> None:
+def fit_gates(gates: Gates, seen: tuple[Tensor, ...], suffices: Tensor, *, epochs: int, seed: int) -> None:
     """Train the gates in place: gate d learns whether an image may leave at depth d, bool (images, gates or more).
 
     `seen` holds what every gate sees, (images, features); Adam with decoupled weight decay, the rate falls to zero.
@@ -104,7 +102,7 @@ def fit_gates(
     for depth, features in enumerate(seen):
         gate = gates.gates[depth].train()
         x, y = features.to(device), suffices[:, depth].float().to(device)
-        optimizer = torch.optim.AdamW(gate.parameters(), lr=lr, weight_decay=1e-3)
+        optimizer = torch.optim.AdamW(gate.parameters(), lr=1e-2, weight_decay=1e-3)
         source = generator(torch.device("cpu"), seed, "gate", depth)
         per_epoch = len(y) // batch
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * per_epoch)

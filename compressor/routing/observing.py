@@ -34,13 +34,13 @@ class Observation:
 
 
 @distributed.by_first
-def observe(routed: Routed, part: Any, task: Task, *, keep_seen: bool = False, batch_size: int = 512) -> Observation:
+def observe(routed: Routed, part: Any, task: Task, *, keep_seen: bool = False) -> Observation:
     """Run every depth on every image of a part of the data; of several processes the first does, and all know."""
     rows: list[tuple[Tensor, ...]] = []
     seen: list[list[Tensor]] = []
     router = routed.router
     with evaluating(routed), torch.no_grad():
-        for x, y in task.passing(part, batch_size, device_of(routed)):
+        for x, y in task.passing(part, _BATCH, device_of(routed)):
             scores, maps = routed.all_scores(x)
             right = torch.stack([task.correct(each, y) for each in scores], 1)
             entropy = torch.stack([-sureness(each)[1][:, 2] for each in scores], 1)
@@ -61,6 +61,7 @@ def share_right(model: nn.Module, part: Any, task: Task) -> float:
     return float(which_right(model, part, task).float().mean())
 
 
+_BATCH = 512  # images at a time
 MAPS = 10  # feature maps looked at in every layer, as in the paper
 TOP = 10  # images chosen for every feature map, as in the paper
 
@@ -93,18 +94,18 @@ def balance(labels: Tensor, depths: int) -> Balance:
     return Balance(tuple(int(count) for count in torch.bincount(labels, minlength=depths)))
 
 
-def activations(routed: Routed, image_set: AnySet, data: Data, maps: int = MAPS, batch_size: int = 512) -> Tensor:
-    """Mean absolute activation of the first `maps` feature maps behind each depth, (images, depths, maps).
+def activations(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
+    """Mean absolute activation of the first `MAPS` feature maps behind each depth, (images, depths, maps).
 
     Where a layer has fewer maps, the last columns are zero for all images.
     """
     rows = []
     with evaluating(routed), torch.no_grad():
-        for x, _ in data.passing(image_set, batch_size, device_of(routed)):
-            row = torch.zeros(len(x), routed.depths, maps)
+        for x, _ in data.passing(image_set, _BATCH, device_of(routed)):
+            row = torch.zeros(len(x), routed.depths, MAPS)
             for depth in range(routed.depths):
                 x = routed.segment(depth, x)
-                seen = x[:, :maps].flatten(2).abs().mean(2)
+                seen = x[:, :MAPS].flatten(2).abs().mean(2)
                 row[:, depth, : seen.shape[1]] = seen.cpu()
             rows.append(row)
     return torch.cat(rows)

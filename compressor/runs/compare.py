@@ -16,6 +16,8 @@ from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import Timed, compare_runs
 from compressor.runs.folder import ONNX
 
+_IMAGES = 20  # random ones that networks are timed on
+
 
 def compare(
     runs: Sequence[str | os.PathLike[str]],
@@ -63,7 +65,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     check_writable(folder)
 
 
-def timed_in_turn(runs: Sequence[str], images: int = 20) -> Timed:
+def timed_in_turn(runs: Sequence[str]) -> Timed:
     """Time single random images on the runs' ONNX files, each file once a round, one thread an operator.
 
     Raises:
@@ -73,10 +75,10 @@ def timed_in_turn(runs: Sequence[str], images: int = 20) -> Timed:
     files = {run: path for run, path in files.items() if path.exists()}
     if not files:
         raise FileError(f"none of the runs has a {ONNX} that could be timed: run them without --no-onnx")
-    return time_files(files, images)
+    return time_files(files)
 
 
-def time_files(files: Mapping[str, Path], images: int = 20, real: Array | None = None, *, own: bool = False) -> Timed:
+def time_files(files: Mapping[str, Path], *, real: Array | None = None, own: bool = False) -> Timed:
     """Time single images on ONNX files, each file once a round, one thread an operator.
 
     Random ones, and the median; or `real` ones, on which exits differ, and the mean. `own` files were written by this
@@ -87,7 +89,7 @@ def time_files(files: Mapping[str, Path], images: int = 20, real: Array | None =
     models = {run: OnnxModel(path, threads=1, own=own) for run, path in files.items()}
     random = np.random.default_rng(0)
     calls = {run: _calling(model, random, real) for run, model in models.items()}
-    times = time_images(calls, images if real is None else len(real), threads=1, repeats=9)
+    times = time_images(calls, _IMAGES if real is None else len(real), threads=1, repeats=9)
     found = {run: each.median if real is None else each.mean for run, each in times.items()}
     return Timed(found, f"{processor()}, 1 thread")
 

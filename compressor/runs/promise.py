@@ -123,9 +123,7 @@ class Promise:
             return cls(settings, images, which_right(model, images, task))
         return cls(settings, images, _figures(settings, images, model, task))
 
-    def kept(
-        self, models: Sequence[nn.Module | Predict], task: Task, otherwise: str = ""
-    ) -> tuple[int | None, Certificate]:
+    def kept(self, models: Sequence[nn.Module | Predict], task: Task) -> tuple[int | None, Certificate]:
         """Which is the cheapest of some candidates that keeps it, None where none does, and what is promised.
 
         They come from the safest to the cheapest, in an order that does not depend on these data.
@@ -134,10 +132,7 @@ class Promise:
         assert asked is not None
         if isinstance(task, Data):
             rows = [np.asarray(which_right(each, self.images, task)) for each in models]
-            return promised(
-                self.images.labels, self.before, rows, task.classes,
-                drop=asked, confidence=confidence, otherwise=otherwise,
-            )  # fmt: skip
+            return promised(self.images.labels, self.before, rows, task.classes, drop=asked, confidence=confidence)
         part, figures = self.images, [_figures(self.settings, self.images, each, task) for each in models]
         return estimated(
             self.before, figures, task.figure, drop=asked, confidence=confidence,

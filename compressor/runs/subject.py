@@ -180,11 +180,11 @@ def class_numbers(loading: DataSettings) -> dict[str, int] | None:
     return None if loading.classes is None else read_class_numbers(Path(loading.classes).expanduser())
 
 
-def score_batches(subject: Subject, images: int, seed: int, batch_size: int = 32) -> Sequence[Pair]:
+def score_batches(subject: Subject, images: int, seed: int) -> Sequence[Pair]:
     """Random training images, not augmented, for methods that take gradients; none without data."""
     if subject.data is None:
         return ()
-    return list(subject.data.drawn(subject.data.train, images, seed, subject.device, batch_size))
+    return list(subject.data.drawn(subject.data.train, images, seed, subject.device, 32))
 
 
 def calibration_inputs(subject: Subject, seed: int) -> list[Any]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from compressor.errors import DataError
+from compressor.routing import observing
 from compressor.routing.observing import activations, balance, outcome_labels, paper_labels
 from tests.routing.nets import Residual, Three, routed, small_data
 
@@ -56,9 +57,10 @@ def test_balance_counts_and_finds_a_constant():
 
 
 @pytest.mark.parametrize("network", [Three, Residual])
-def test_activations_are_mean_absolute_values_behind_each_unit(network):
+def test_activations_are_mean_absolute_values_behind_each_unit(network, monkeypatch):
+    monkeypatch.setattr(observing, "_BATCH", 8)
     net, data = routed(network).eval(), small_data(20)
-    strength = activations(net, data.train, data, batch_size=8)
+    strength = activations(net, data.train, data)
     x, _ = next(data.passing(data.train, 20))
     for depth in range(net.depths):
         x = net.segment(depth, x)
@@ -67,11 +69,12 @@ def test_activations_are_mean_absolute_values_behind_each_unit(network):
         assert not strength[:, depth, count:].any()
 
 
-def test_activations_of_maps_with_both_signs_do_not_cancel():
+def test_activations_of_maps_with_both_signs_do_not_cancel(monkeypatch):
+    monkeypatch.setattr(observing, "_BATCH", 8)
     net, data = routed(Three), small_data(20)
     for depth, end in enumerate(net._ends):
         net.parts[end - 1].register_forward_hook(lambda _m, _x, y, sign=(-1) ** depth: sign * (y - y.mean()))
-    strength = activations(net.eval(), data.train, data, batch_size=8)
+    strength = activations(net.eval(), data.train, data)
     x, _ = next(data.passing(data.train, 8))
     x = net.segment(0, x)
     assert x.min() < 0 < x.max()

@@ -46,6 +46,7 @@ BLOCKS: dict[str, About] = {
     "blocks": About("residual blocks left out, or one fitted convolution in their place", "", needs_data=True),
 }
 METHODS = ABOUT | BLOCKS | TRAINED
+WITHOUT_DATA = tuple(name for name, about in METHODS.items() if not about.needs_data)
 
 
 def is_own(method: str) -> bool:
@@ -143,7 +144,7 @@ def check(settings: PruneSettings, *, has_data: bool) -> None:
         hint = did_you_mean(settings.method, METHODS)
         raise UsageError(f"there is no method {settings.method!r}{hint}; the methods are {', '.join(METHODS)}")
     if not own and METHODS[settings.method].needs_data and not has_data:
-        free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)
+        free = ", ".join(WITHOUT_DATA)
         raise UsageError(f"{settings.method} needs data: give some, or use a method that needs none ({free})")
     for name, ratio in (("ratio", settings.ratio), *((f"ratio for {p}", r) for p, r in settings.ratio_for)):
         if not 0 <= ratio < 1:

@@ -171,7 +171,7 @@ class AdaptRun(Run[AdaptJob]):
         steps = data.steps(self.phases.training)
         check_period(job.adapnet, steps)
         self.tell(Stage("finding which channels belong together"))
-        self.channels = channels = capture(subject.module, subject.example, keep=job.keep, also=job.also)
+        self.channels = channels = capture(subject.module, subject.example, keep=job.goals.keep, also=job.goals.also)
         notes(*channels.notes, *hints(job.adapnet, subject.module))
         self.method = AdapNet(job.adapnet, classes=len(data.classes), steps_per_epoch=steps, seed=job.training.seed)
         self.method.adopt(subject.module, channels)

@@ -8,7 +8,7 @@ from compressor.errors import UsageError
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.settings import ABOUT, PruneSettings
+from compressor.pruning.settings import WITHOUT_DATA, PruneSettings
 from compressor.pruning.settings import check as check_pruning
 from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSettings, paper
 from compressor.routing.settings import check as check_routing
@@ -20,7 +20,6 @@ from compressor.training.settings import DistillSettings, TrainSettings
 # Settings that choose what goes.
 _TARGETS = ("target_macs", "target_ms", "speedup", "target_mb", "target_ram")
 _DECIDING = ("method", "ratio", *_TARGETS, "table", "allocate", "round_to", "min_channels", "ratio_for")
-
 
 # The flags of prune that most people need.
 _SHOWN = frozenset((
@@ -108,20 +107,13 @@ class AdaptJob(RunJob):
             ("ratio", "allocate", "min_channels", "ratio_for", "target_mb", "target_ram"),
             "it decides itself how much goes; `target_macs`, `target_params` or `target_ms` end it sooner",
         ),
-        **dict.fromkeys(
-            ("schedule", "warmup_epochs"),
-            "it halves its rate every `lr_halve_every` epochs",
-        ),
+        **dict.fromkeys(("schedule", "warmup_epochs"), "it halves its rate every `lr_halve_every` epochs"),
         "epochs": "give `startup_epochs`, `max_epochs` and `finetune_epochs`",
     }
 
     # `training`: what AdapNet's own settings do not say
     command: str = "compressor prune"
     goals: GoalSettings = field(default_factory=GoalSettings)
-    keep: tuple[str, ...] = setting((), "Layers to leave unpruned.", "LAYER", many=True, panel="Pruning")
-    also: tuple[str, ...] = setting(
-        (), "Method of the model to trace besides forward.", "METHOD", rare=True, many=True, panel="Pruning"
-    )
     preset: Literal["paper", "quick", "short"] = setting(
         "paper", "paper, quick or short, see above.", "NAME", panel="AdapNet"
     )
@@ -138,10 +130,9 @@ class AdaptJob(RunJob):
     def bases(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the preset sets."""
         if given.get("data") is None:
-            free = ", ".join(name for name, about in ABOUT.items() if not about.needs_data)
             raise UsageError(
                 "adapnet decides while the network trains and needs `data`, such as digits; without data prune in one "
-                f"shot by {free}"
+                f"shot by {', '.join(WITHOUT_DATA)}"
             )
         return {"adapnet": PRESETS[given.get("preset", "paper")], "training": FINETUNE}
 

@@ -193,6 +193,8 @@ class GoalSettings:
         None, "Undo a pruning step that costs more validation top-1 than this, such as 0.02.", "SHARE", 0, 1, rare=True
     )
     round_to: int | Literal["auto"] = same(PruneSettings, "round_to")
+    keep: tuple[str, ...] = same(PruneSettings, "keep")
+    also: tuple[str, ...] = same(PruneSettings, "also")
     fill: bool = setting(False, "Use epochs left over by pruning for fine-tuning.", rare=True)
 
 

@@ -52,8 +52,8 @@ def test_goals_and_shared_flags_reach_the_job(compressor, jobs):
     ran = compressor(*PRUNE, "--data", "digits", "--preset", "quick", "--dry-run", "--json", *goals, *shared)
     assert ran.code == 0
     (job,) = jobs
-    assert job.goals == GoalSettings(target_macs=0.5, target_params=0.6, undo_drop=0.02) and job.distilling.distill
-    assert (job.training.seed, job.training.augment, job.keep) == (7, "flip", ("3",))
+    assert job.goals == GoalSettings(target_macs=0.5, target_params=0.6, undo_drop=0.02, keep=("3",))
+    assert (job.training.seed, job.training.augment, job.distilling.distill) == (7, "flip", True)
     printed = json.loads(ran.out)
     assert printed["settings"]["method"] == "adapnet" and printed["settings"]["lsep"] is None
     assert printed["frozen"].keys() == {"3", "12"} and printed["after"]["macs"] is None

@@ -264,7 +264,7 @@ def test_the_papers_decay_is_remarked_on_where_no_batch_norm_makes_up_for_it(tmp
 
 def test_nothing_to_edit_is_an_error_with_reasons(tmp_path):
     with pytest.raises(ModelError, match="nothing that AdapNet could change: .*(kept|keep)"):
-        run(replace(job(tmp_path / "run"), keep=("*",)))
+        run(job(tmp_path / "run", GoalSettings(keep=("*",))))
 
 
 @pytest.mark.parametrize(

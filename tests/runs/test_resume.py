@@ -19,7 +19,7 @@ from compressor.runs.prune import PruneRun
 from compressor.runs.restart import job_of
 from compressor.runs.resume import resume
 from compressor.runs.run import Run, run, run_class
-from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings
+from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, OutputSettings
 from compressor.training.checkpoint import NAME, PREVIOUS, read_checkpoint, write_checkpoint
 from compressor.training.events import BatchEvent
 from compressor.training.interrupt import Interrupted
@@ -151,7 +151,8 @@ def jobs():
     yield PruneJob(DIGITS, "digits", output, choice=choice, training=training, command="compressor prune a b")
     yield TrainJob(FRESH, "digits", output, training=training, command="compressor train a", chosen=("lr",))
     yield TrainJob(DIGITS, "digits", output, command="compressor finetune a")
-    yield AdaptJob(FRESH, "digits", output, keep=("a",), command="compressor prune --method adapnet")
+    goals = GoalSettings(keep=("a",))
+    yield AdaptJob(FRESH, "digits", output, goals=goals, command="compressor prune --method adapnet")
     yield ReplaceJob(DIGITS, "digits", output, until="5", command="compressor replace a")
     yield DetachJob(DIGITS, "digits", output, command="compressor detach a")
 

@@ -69,7 +69,9 @@ def _captured(
         del runs[1]
     refinement = Refinement(replica, runs, never)
     refined, more = refinement.refine(kept)
-    return _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more]), [*replica.held]
+    paths = {id(module): path for path, module in replica.modules.items()}
+    held = [(paths[id(module)], name) for module, name, _ in replica.state.held]
+    return _channels(refinement, refined, groups.batch_of(runs[0][0]), [*notes, *more]), held
 
 
 def _with_kept(channels: Channels, patterns: Iterable[str]) -> Channels:

@@ -249,14 +249,3 @@ def absorbers(walk: Propagation) -> dict[str, Absorber]:
             if mean is not None:  # else it is computed
                 found.setdefault(made[op.args[0].index], Absorber("running_mean", mean))
     return found
-
-
-def first_use(trace: Trace, tensors: dict[str, int]) -> dict[str, int]:
-    """For every parameter, when the network first reads it: the order in which groups are named and listed."""
-    order: dict[str, int] = {}
-    for op in trace.ops:
-        for ref in op.inputs:
-            name = trace.parameters.get(ref.index)
-            if name is not None:
-                order.setdefault(name, len(order))
-    return order | {name: len(order) + place for name, place in tensors.items() if name not in order}

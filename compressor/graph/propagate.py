@@ -105,9 +105,8 @@ class Propagation:
         track: Track = {}
         for dim, size in enumerate(ref.shape):
             if size > 1:
-                if (name, dim) not in self.ties.blocks:
-                    self.ties.blocks[name, dim] = self.ties.fresh(size)
-                track[dim] = self.ties.blocks[name, dim]
+                ids = self.ties.blocks.get((name, dim))
+                track[dim] = self.ties.blocks[name, dim] = self.ties.fresh(size) if ids is None else ids
         return track
 
     def bind(self, ref: TensorRef, track: Track) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -101,6 +101,17 @@ class Trace:
     drew: bool = False  # whether what ran may depend on a generator
     strange: bool = False  # whether tensors came from where operators are not seen
     error: Exception | None = None
+
+    @cached_property
+    def first_use(self) -> dict[str, int]:
+        """For every parameter or buffer that was read, which of them it is, in the order in which they first were."""
+        order: dict[str, int] = {}
+        for op in self.ops:
+            for ref in op.inputs:
+                name = self.parameters.get(ref.index)
+                if name is not None:
+                    order.setdefault(name, len(order))
+        return order
 
 
 class Ran(NamedTuple):

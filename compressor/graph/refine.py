@@ -43,7 +43,9 @@ class Refinement:
         self.replica = replica
         self.tensors = replica.tensors
         self.modules = {n: m for n, m in replica.modules.items() if not isinstance(m, torch.jit.ScriptModule)}
-        self.order = groups.first_use(runs[0][0], {name: place for place, name in enumerate(self.tensors)})
+        self.order = dict(runs[0][0].first_use)
+        for name in self.tensors:
+            self.order.setdefault(name, len(self.order))
         valued = {n: t.is_floating_point() or t.is_complex() for n, t in self.tensors.items()}  # no table of indices
         self.ranks = {name: tensor.ndim if valued[name] else 0 for name, tensor in self.tensors.items()}
         self.left_over = left_over(replica, never)

@@ -21,8 +21,7 @@ def run_on_shapes(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: di
         output = rule(*args) if rule is not None else _shaped(func, args, kwargs, values)
     except NotQuick:
         output = _shaped(func, args, kwargs, values)
-    if not values.nothing_of(args):
-        values.follow(func, args, kwargs, output)
+    values.follow(func, args, kwargs, output)
     return output
 
 

@@ -32,12 +32,6 @@ class Replica:
         self._keeps_mode = self._only_sets_modes()
         self.state = State(self.modules.values())
 
-    @property
-    def held(self) -> Iterator[tuple[str, str]]:
-        """Modules and their attributes that may hold tensors besides the model's own."""
-        paths = {id(module): path for path, module in self.modules.items()}
-        return ((paths[id(module)], name) for module, name, _ in self.state.held)
-
     @cached_property
     def references(self) -> list[tuple[Tensor, TensorRef]]:
         """The model's own tensors, parameters and buffers first, by the numbers that they have in every run."""

@@ -71,21 +71,15 @@ class Values:
             known = self._known[id(tensor)] = tensor, data.detach().cpu().clone()
         return known[1]
 
-    def nothing_of(self, args: tuple[Any, ...]) -> bool:
-        """Whether the first operand, as most, is one of which nothing is known."""
-        first = args[0] if args else None
-        return type(first) is Tensor and first.is_meta and id(first) not in self._known and id(first) not in self.held
-
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """An operator gave `output` on the meta device: work its data out, if those of all that it read are known."""
         first = args[0] if args else None
-        if isinstance(first, list | tuple) and first:
-            first = first[0]
-        if isinstance(first, Tensor) and id(first) not in self._known and id(first) not in self.held and first.is_meta:
-            return
+        first = first[0] if type(first) in (list, tuple) and first else first
+        if isinstance(first, Tensor) and first.is_meta and id(first) not in self._known and id(first) not in self.held:
+            return  # as most
         made = leaves(output)
         if not any(leaf.is_meta for leaf in made) or sum(leaf.numel() for leaf in made) > MOST:
-            if func._schema.is_mutable and isinstance(first, Tensor) and not all(map(self._is_known, made)):
+            if func._schema.is_mutable and isinstance(first, Tensor) and any(self.of(leaf) is None for leaf in made):
                 self._lose(first)
             return
         worked_out = self.work_out(func, args, kwargs)
@@ -95,9 +89,6 @@ class Values:
             return
         for leaf, value in zip(made, leaves(worked_out), strict=True):
             self._known[id(leaf)] = leaf, value if leaf.shape == value.shape else None
-
-    def _is_known(self, tensor: Tensor) -> bool:
-        return self.of(tensor) is not None
 
     def work_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operator gives on data; None where something that it reads is not known."""

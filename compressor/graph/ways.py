@@ -162,13 +162,7 @@ def unused(tensors: Mapping[str, Tensor], runs: Iterable[Run]) -> frozenset[str]
 
     Single numbers in buffers are left out: batch norm counts its batches there.
     """
-    used = {
-        trace.parameters[ref.index]
-        for trace, _ in runs
-        for op in trace.ops
-        for ref in op.inputs
-        if ref.index in trace.parameters
-    }
+    used = {name for trace, _ in runs for name in trace.first_use}
     whole = (name for name, tensor in tensors.items() if tensor.ndim or isinstance(tensor, nn.Parameter))
     return frozenset(whole) - used
 

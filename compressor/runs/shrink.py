@@ -1,8 +1,8 @@
 """The cheapest network that keeps a promise, found within a time: `compressor shrink`.
 
 A sweep whose next target follows from what the validation images said of those before it: the smallest share of the
-work that they let pass is halved in on. Then, as long as there is time, INT8 of the best sizes, whole blocks instead of
-channels at that target, exits in the network as it came, and another criterion. Which result can be promised is decided
+work that they let pass is halved in on, with whole blocks where channels do not pass. Then, as long as there is time,
+INT8 of the best sizes, exits in the network as it came, and another criterion. Which result can be promised is decided
 in the end, on images put aside.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from compressor.errors import CompressorError, DataError, FileError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import finish
+from compressor.graph.blocks import find_blocks
 from compressor.pruning.settings import BLOCKS, PruneSettings
 from compressor.report import units
 from compressor.report.manifest import MANIFEST, WEIGHTS, read_manifest
@@ -92,7 +93,6 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
         CompressorError: every run failed.
         Interrupted: a signal came.
     """
-    assert job.promise.max_drop is not None
     start = time.perf_counter()
     folder = begin(job)
     lock = FolderLock(folder)
@@ -100,10 +100,13 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
     epochs, decided = _epochs(job, folder, judge.subject, tell)
     tried = Tried(job, folder, judge, epochs, tell, start)
     tell(NoteEvent(f"every run trains for {units.counted(tried.epochs, 'epoch')}"))
-    search = Search.of(job.target_ms)
+    subject, search = judge.subject, Search.of(job.target_ms)
+    blocks = isinstance(subject.example, Tensor) and find_blocks(subject.module, subject.example).found
     first = search.target
     while not search.over(first) and (not tried.done or tried.has_time(_SEARCH if tried.passing() else 1)):
-        passed = tried.run(_pruning(job, search.target, tried.epochs), decided if search.target == first else None)
+        passed = tried.run(_pruning(job, search.target, epochs), decided if search.target == first else None)
+        if not passed and blocks and tried.has_time():
+            passed = tried.run(_pruning(job, search.target, epochs, *BLOCKS))
         if search.high == search.target and not passed:
             break  # not even what was asked for
         search.told(passed)
@@ -111,10 +114,8 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
     for name in passing[:_QUANTIZED] if job.output.onnx and job.output.latency else ():
         if tried.has_time():
             tried.quantize(name)
-    ways = [_pruning(job, search.high, epochs, method) for method in (*BLOCKS, _RIVAL) if passing]
-    if isinstance(judge.data, Data):
-        ways.insert(1, _exits(job, epochs))
-    for way in ways:
+    ways = [_exits(job, epochs)] if isinstance(judge.data, Data) else []
+    for way in [*ways, _pruning(job, search.high, epochs, _RIVAL)] if passing else ways:
         if tried.has_time():
             tried.run(way)
     if not tried.done:
@@ -278,13 +279,9 @@ def _epochs(job: ShrinkJob, folder: Path, like: Subject, tell: Callback) -> tupl
 def _pruning(job: ShrinkJob, target: float, epochs: int, method: str = "obs") -> Cell:
     name = f"{method}-{target:.3f}" if job.target_ms is None else f"{method}-{target:.3g}ms"
     given: dict[str, Any] = {"target_macs" if job.target_ms is None else "target_ms": target, "method": method}
-    pruning = (BlocksJob if method in BLOCKS else PruneJob)(
-        **_shared(job, name),
-        choice=PruneSettings(**given, seed=job.training.seed),
-        training=replace(job.training, epochs=epochs),
-        command="compressor prune",
-    )
-    return Cell(name, pruning)
+    choice, training = PruneSettings(**given, seed=job.training.seed), replace(job.training, epochs=epochs)
+    kind = BlocksJob if method in BLOCKS else PruneJob
+    return Cell(name, kind(**_shared(job, name), choice=choice, training=training, command="compressor prune"))
 
 
 def _exits(job: ShrinkJob, epochs: int) -> Cell:

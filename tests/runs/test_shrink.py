@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_milliseconds_begin_with_what_was_asked_for():
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """A search that has time for two runs and one of whole blocks, by a clock that every run moves on, and its runs."""
+    """A search that has time for two runs and one of exits, by a clock that every run moves on, and its runs."""
     folder, clock, runs = tmp_path_factory.mktemp("shrink") / "run", [0.0], []
 
     def moving(cell, *given):
@@ -69,7 +70,7 @@ def found(tmp_path_factory):
 
 def test_it_stops_before_the_time_is_over_and_leaves_the_network(found):
     folder, compared, runs = found
-    assert runs == ["obs-0.500", "obs-0.250", "blocks-0.250"]
+    assert runs == ["obs-0.500", "obs-0.250", "exits"]
     points = {Path(point.run).name for point in compared.points if point.method != "start"}
     assert points | compared.failed.keys() == set(runs)
     chosen = open_model(Path(compared.promised) / "model.safetensors").module.state_dict()
@@ -109,6 +110,26 @@ def test_all_of_the_time_is_for_a_target_that_passes(tmp_path, monkeypatch):
     monkeypatch.setattr(Judge, "drop", lambda self, folder: 1.0)
     shrink(job(tmp_path / "run", seconds=100.0))
     assert sorted(each.name for each in (tmp_path / "run").glob("obs-*")) == ["obs-0.500", "obs-0.750", "obs-0.875"]
+
+
+def test_blocks_are_tried_where_channels_do_not_pass(tmp_path, monkeypatch):
+    runs = []
+
+    def only_blocks(tried, cell, decided=None):
+        runs.append(cell.name)
+        tried.done[cell.name] = None
+        return cell.name.startswith("blocks") and cell.job.choice.target_macs >= 0.5
+
+    monkeypatch.setattr(shrinking.Tried, "run", only_blocks)
+    monkeypatch.setattr(shrinking.Tried, "passing", lambda tried: [])
+    monkeypatch.setattr(shrinking.Tried, "decided", lambda tried: SimpleNamespace(save=lambda folder: None))
+    monkeypatch.setattr(shrinking, "_epochs", lambda *given: (0, {}))
+    monkeypatch.setattr(shrinking, "find_blocks", lambda *given: SimpleNamespace(found={"a": None}))
+    shrink(job(tmp_path / "run"))
+    pairs = [
+        f"{method}-{target:.3f}" for target in (0.5, 0.25, 0.375, 0.438, 0.469, 0.484) for method in ("obs", "blocks")
+    ]
+    assert runs == [*pairs, "exits"]
 
 
 def test_images_are_read_once_and_channels_judged_once_for_each_run(tmp_path, monkeypatch):
@@ -156,7 +177,7 @@ def test_exits_and_int8_stand_in_one_order_with_the_pruned_networks(tmp_path, mo
     monkeypatch.setattr(Judge, "cheapest", lambda judge, costs: cheapest(judge, seen.setdefault("costs", costs)))
     compared = shrink(replace(asked, output=OutputSettings(str(tmp_path / "run"))))
     names = {Path(name).name for name in seen["costs"]}
-    assert {"obs-0.500", "blocks-0.500", "exits", "taylor-0.500", "obs-0.500-int8"} <= names
+    assert {"obs-0.500", "exits", "taylor-0.500", "obs-0.500-int8"} <= names
     assert {Path(point.run).name: point.latency for point in compared.points if point.method != "start"} == {
         Path(name).name: cost for name, cost in seen["costs"].items()
     }

@@ -223,7 +223,9 @@ def export_onnx(
         program = flatten(reference, images(whole, 2), opset, ["input"] if single else None)
         if card is not None and single:
             program.model.metadata_props[CARD_KEY] = card_text(tuple(whole.shape[1:]), card)
-        _save(program, file)
+        weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+        program.save(file, external_data=weights > _LARGEST_SINGLE_FILE)
+        check_file(file)
 
     return replace(write_checked(module, example, path, write, _compared, check_inputs), opset=opset)
 
@@ -267,12 +269,6 @@ def write_checked(
             )
         move_files(folder, target.parent, last=target.name)
     return check
-
-
-def _save(program: Any, file: Path) -> None:
-    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
-    program.save(file, external_data=weights > _LARGEST_SINGLE_FILE)
-    check_file(file)
 
 
 def feeds_of(session: Any, inputs: Any) -> dict[str, Array]:

@@ -47,6 +47,11 @@ class RunJob(ModelJob):
     command: str = "compressor"  # as it was typed
     chosen: tuple[str, ...] = ()  # which settings a person chose
 
+    def check_trained(self, verb: str) -> None:
+        """Raise UsageError where the network is none of a file."""
+        if self.model.model is None:
+            raise UsageError(f"{verb} starts from a trained model: give its file, after compressor train made it")
+
 
 def flat(job: Job) -> dict[str, Any]:
     """A job's settings on one level, each under the name of its flag."""

@@ -220,9 +220,8 @@ class RouteJob(RunJob):
     @classmethod
     def bases(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The paper's letter in the paper's mode."""
-        if given.get("mode") != "paper":
-            return {}
-        return {"choice": paper(given), "training": _with_optimizer(PAPER_TRAINING, given)}
+        letter = {"choice": paper(given), "training": _with_optimizer(PAPER_TRAINING, given)}
+        return letter if given.get("mode") == "paper" else {}
 
     def completed(self) -> Self:
         super().completed()
@@ -245,8 +244,7 @@ class SweepJob(RunJob):
     distilling: DistillSettings = field(default_factory=DistillSettings)  # of every run, the control included
 
     def completed(self) -> Self:
-        if self.model.model is None:
-            raise UsageError("a sweep starts from a trained model: give its file, after compressor train made it")
+        self.check_trained("a sweep")
         if self.grid.target_ms and "targets" in self.chosen:
             raise UsageError("`targets` and `target_ms` both say how small: leave one of them out")
         return self
@@ -272,8 +270,7 @@ class ShrinkJob(RunJob):
     distilling: DistillSettings = field(default_factory=DistillSettings)
 
     def completed(self) -> Self:
-        if self.model.model is None:
-            raise UsageError("shrink starts from a trained model: give its file, after compressor train made it")
+        self.check_trained("shrink")
         if self.promise.max_drop is None or self.time.for_ is None:
             raise UsageError("shrink needs `max_drop` and `for_`: leave them out for 0.01 and 20m")
         return self

@@ -33,8 +33,8 @@ from compressor.pruning.price import Goal, macs_price
 from compressor.pruning.scores import Scores, in_order
 from compressor.pruning.selection import select
 from compressor.pruning.settings import PruneSettings
+from compressor.runs.apply import apply_plan_
 from compressor.runs.goals import Guard, Target
-from compressor.runs.oneshot import apply_plan_
 from compressor.runs.periods import Periods
 from compressor.runs.phases import MOMENTUM
 from compressor.runs.settings import GoalSettings

@@ -31,7 +31,7 @@ from compressor.graph.channels import Channels
 from compressor.pruning.oneshot import decide, rank, sensitivity
 from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.oneshot import apply_plan_
+from compressor.runs.apply import apply_plan_
 from compressor.runs.second_look import ranked
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batch_norm import recalibrate_

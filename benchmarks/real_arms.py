@@ -23,8 +23,8 @@ from compressor.pruning.oneshot import decide
 from compressor.pruning.reconstruction.calibration import enough_images
 from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
+from compressor.runs.apply import apply_plan_
 from compressor.runs.goals import Guard, Target
-from compressor.runs.oneshot import apply_plan_
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.second_look import ranked

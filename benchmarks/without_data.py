@@ -30,7 +30,7 @@ from compressor.graph.tensors import named_tensors
 from compressor.pruning.oneshot import decide
 from compressor.pruning.reconstruction import calibration
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.oneshot import apply_plan_
+from compressor.runs.apply import apply_plan_
 from compressor.surgery import Plan, Prune
 from compressor.training.data import open_data
 from compressor.training.evaluate import evaluate

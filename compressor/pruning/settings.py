@@ -41,9 +41,10 @@ TRAINED: dict[str, About] = {
     "adapnet": About("prune, merge and insert filters while the network trains", "", needs_data=True),
 }
 
-# Methods that choose whole blocks in one shot, not channels.
+# Methods that choose whole blocks in one shot, not channels, or both.
 BLOCKS: dict[str, About] = {
     "blocks": About("residual blocks left out, or one fitted convolution in their place", "", needs_data=True),
+    "mixed": About("blocks half of the way to the target, then channels by obs", "", needs_data=True),
 }
 METHODS = ABOUT | BLOCKS | TRAINED
 WITHOUT_DATA = tuple(name for name, about in METHODS.items() if not about.needs_data)

@@ -60,8 +60,7 @@ def choose_blocks(
         UsageError: there is no target, or the network meets it as it is, or takes several inputs.
         ModelError: nothing in the network is such a block, or the target cannot be reached, or torch cannot export it.
     """
-    if not isinstance(example, Tensor):
-        raise UsageError("blocks are looked for in models of one input")
+    check_blocks(example, choice)
     blocks = find_blocks(module, example)
     names = names_of(module)
     kept = {name for pattern in choice.keep for name in matching(pattern, names, "keep")}
@@ -71,6 +70,14 @@ def choose_blocks(
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         measuring = (_InTime if in_time(choice) else _InMacs)(module, example, choice, tell, Path(folder))
         return _chosen(module, found, refused, inputs, measuring, progress)
+
+
+def check_blocks(example: Any, choice: PruneSettings) -> None:
+    """Raise UsageError where there is no target for blocks, or the network takes several inputs."""
+    if not isinstance(example, Tensor):
+        raise UsageError("blocks are looked for in models of one input")
+    if choice.target_macs is None and not in_time(choice):
+        raise UsageError("blocks go until a target is met: give `target_macs`, `target_ms` or `speedup`")
 
 
 def chosen_before(
@@ -172,8 +179,6 @@ class _InMacs:
     ) -> None:
         self.module, self.example, self.choice, self.tell, self.folder = module, example, choice, tell, folder
         self.notes: list[str] = []
-        if choice.target_macs is None and not in_time(choice):
-            raise UsageError("blocks go until a target is met: give `target_macs`, `target_ms` or `speedup`")
 
     @cached_property
     def goal(self) -> Goal:

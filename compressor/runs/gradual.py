@@ -16,9 +16,9 @@ from compressor.pruning.price import Goal, Price, macs_price, memory_goals, peak
 from compressor.pruning.scores import Given, Score, add_, products_of
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
+from compressor.runs.apply import apply_plan_
 from compressor.runs.goals import followed
 from compressor.runs.latency_goal import selected, target_in_ms
-from compressor.runs.oneshot import apply_plan_
 from compressor.runs.stages import Callback, PeriodEvent
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of

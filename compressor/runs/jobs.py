@@ -8,7 +8,7 @@ from compressor.errors import UsageError
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.settings import WITHOUT_DATA, PruneSettings
+from compressor.pruning.settings import BLOCKS, TRAINED, WITHOUT_DATA, PruneSettings
 from compressor.pruning.settings import check as check_pruning
 from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSettings, paper
 from compressor.routing.settings import check as check_routing
@@ -54,7 +54,7 @@ class PruneJob(RunJob):
     @classmethod
     def takes(cls, given: Mapping[str, Any]) -> bool:
         """Methods that choose channels in one shot."""
-        return given.get("method") not in ("adapnet", "blocks")
+        return given.get("method") not in TRAINED | BLOCKS
 
     def completed(self) -> Self:
         super().completed()
@@ -77,7 +77,7 @@ class PruneJob(RunJob):
 class BlocksJob(PruneJob):
     """One-shot pruning of whole blocks, which data choose."""
 
-    RUN: ClassVar[str] = "prune.BlocksRun"
+    RUN: ClassVar[str] = "prune_blocks.BlocksRun"
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
             ("ratio", "ratio_for", "allocate", "round_to", "min_channels"),
@@ -94,6 +94,25 @@ class BlocksJob(PruneJob):
     def takes(cls, given: Mapping[str, Any]) -> bool:
         """The method that chooses blocks."""
         return given.get("method") == "blocks"
+
+
+@dataclass(frozen=True)
+class MixedJob(BlocksJob):
+    """One-shot pruning of whole blocks half of the way, then of channels."""
+
+    RUN: ClassVar[str] = "prune_blocks.MixedRun"
+    LACKS: ClassVar[Mapping[str, str]] = {
+        **{name: why for name, why in BlocksJob.LACKS.items() if name not in ("round_to", "min_channels")},
+        **dict.fromkeys(
+            ("ratio", "ratio_for", "allocate"),
+            "channels go by their errors until `target_macs`, `target_ms` or `speedup` is met",
+        ),
+    }
+
+    @classmethod
+    def takes(cls, given: Mapping[str, Any]) -> bool:
+        """The method that does both."""
+        return given.get("method") == "mixed"
 
 
 @dataclass(frozen=True)
@@ -283,7 +302,7 @@ VERBS: dict[str, tuple[type[Job], ...]] = {
     "shrink": (ShrinkJob,),
     "train": (TrainJob,),
     "evaluate": (EvaluateJob,),
-    "prune": (PruneJob, BlocksJob, AdaptJob),
+    "prune": (PruneJob, BlocksJob, MixedJob, AdaptJob),
     "detach": (DetachJob,),
     "replace": (ReplaceJob,),
     "route": (RouteJob,),
@@ -298,3 +317,8 @@ VERBS: dict[str, tuple[type[Job], ...]] = {
     "doctor": (),
     "demo": (),
 }
+
+
+def job_of_method(method: str) -> Any:
+    """The class of the jobs of `prune` with a method."""
+    return next(kind for kind in VERBS["prune"] if kind.takes({"method": method}))

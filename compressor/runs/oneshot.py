@@ -1,38 +1,34 @@
 """Prune a module in place, in one call from Python: `compressor.prune_`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.errors import ModelError, UsageError
 from compressor.exporting.latency import profile
 from compressor.graph import capture
-from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutrally
-from compressor.graph.skeleton import skeleton
-from compressor.graph.tensors import device_of, has_data, named_tensors
-from compressor.pruning.reconstruction import Progress, Reconstruction, inputs_of, no_progress, reconstruct_
-from compressor.pruning.reconstruction.calibration import synthetic_inputs, used_to
+from compressor.graph.tensors import device_of, has_data
+from compressor.pruning.reconstruction import inputs_of
 from compressor.pruning.scores import Given, Score
 from compressor.pruning.settings import BLOCKS, PruneSettings, check, resolved
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements, Profile
 from compressor.report.report import Report
+from compressor.runs.apply import apply_plan_
 from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.latency_goal import selected
+from compressor.runs.mixed import mix_
 from compressor.runs.own import criterion, in_words
 from compressor.runs.results import filters, layer_sizes
 from compressor.runs.second_look import ranked
 from compressor.settings import filled
-from compressor.surgery import Plan, operate_
-from compressor.surgery.assign import assign_, check_no_reducer
+from compressor.surgery.assign import check_no_reducer
 from compressor.surgery.edits import rows_of
-from compressor.surgery.snapshot import Snapshot
 
 
 @neutrally
@@ -69,7 +65,8 @@ def prune_(
         example: an input as the module takes it, (batch, channels, height, width), or a tuple or dict of inputs.
         method: "obs", "l1", "l2", "bn-scale", "fpgm", "taylor" or "random"; "auto": obs with `data`, l1 without;
             "blocks": whole blocks of layers in place of channels, by `data`, until `target_macs`, `target_ms` or
-            `speedup` is met; or a function `(model, channels, given) -> Scores` of your own, or "FILE.py:score".
+            `speedup` is met; "mixed": blocks half of the way, then channels; or a function `(model, channels, given)
+            -> Scores` of your own, or "FILE.py:score".
         ratio: share of the channels that go, 0 to below 1: of every layer where `allocate` is uniform, else of all.
         target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.
         target_ms: the same in milliseconds for one image, in ONNX Runtime on one thread of this machine. Layers are
@@ -128,8 +125,11 @@ def prune_(
     inputs = () if data is None else inputs_of(data, example, module)
     if choice.method in BLOCKS:
         if optimizer is not None or also:
-            raise UsageError("blocks makes new layers: leave out `optimizer` and make one afterwards, and `also`")
-        return _replace_blocks_(module, example, choice, inputs, latency)
+            raise UsageError(
+                f"{choice.method} makes new layers: leave out `optimizer` and make one afterwards, and `also`"
+            )
+        replace_them_ = _replace_blocks_ if choice.method == "blocks" else _mix_
+        return replace_them_(module, example, choice, inputs, latency)
     channels = capture(module, example, keep=choice.keep, also=also)
     found = ranked(module, channels, choice, Given(images, inputs), score)
     selection = selected(module, example, channels, found, choice)
@@ -159,6 +159,14 @@ def _replace_blocks_(
     return _report(module, choice, before, after, widths, edits=edits, refused=refused, notes=notes)
 
 
+def _mix_(module: nn.Module, example: Any, choice: PruneSettings, inputs: Sequence[Any], latency: bool) -> Report:
+    """Blocks, and channels of what they leave."""
+    widths, before = filters(module), profile(module, example, latency=latency, layers=False)
+    after, chosen, plan, notes, refused = mix_(module, example, choice, inputs, latency=latency)
+    edits = (*rows_of(chosen.edits), *plan.rows())
+    return _report(module, choice, before, after, widths, edits=edits, refused=refused, notes=notes)
+
+
 def _report(
     module: nn.Module, choice: PruneSettings, before: Profile, after: Profile, widths: dict[str, int], **more: Any
 ) -> Report:
@@ -174,66 +182,6 @@ def _report(
         layers=layer_sizes(widths, filters(module)),
         **more,
     )
-
-
-def apply_plan_(
-    module: nn.Module,
-    plan: Plan,
-    channels: Channels,
-    example: Any,
-    optimizer: Optimizer | None = None,
-    *,
-    inputs: Sequence[Any] | Literal["synthetic"] = (),
-    progress: Progress = no_progress,
-    latency: bool = False,
-) -> tuple[Profile, Reconstruction]:
-    """Carry out a plan, first on a copy that has to run on the example; returns the cost of the edited network.
-
-    With inputs the copy is refitted to the module, which then takes its weights; also returns what became of that.
-    "synthetic": it is refitted on images made up.
-
-    Raises:
-        ModelError: the edited network does not run, which `capture` should have foreseen; the module is as it was.
-    """
-    dense, found = module, Reconstruction()
-    if inputs == "synthetic":
-        dense, inputs, found = _without_data(module, example)
-    copied = skeleton(dense, real=True)
-    operate_(copied, plan, channels)
-    try:
-        cost = profile(copied, example, latency=latency, layers=False)
-    except ModelError as error:
-        touched = ", ".join(edit.group for edit in plan.edits[:4])
-        raise ModelError(f"the pruned network would not run: keep some of {touched} as they are ({error})") from error
-    cut = {name: tensor.detach().clone() for name, tensor in named_tensors(copied).items()} if inputs else {}
-    if inputs:
-        found = replace(reconstruct_(copied, dense, channels, plan, inputs, progress), images_are=found.images_are)
-    before = Snapshot.of(module, optimizer, copies=False)
-    try:
-        operate_(module, plan, channels, optimizer)
-        refitted = named_tensors(copied) if found.layers else {}
-        for name, tensor in named_tensors(module).items():
-            if name in refitted and not torch.equal(cut[name], refitted[name]):
-                new = refitted[name] if dense is module else tensor + (refitted[name] - cut[name])
-                assign_(tensor, new.detach())
-    except BaseException:
-        before.restore_()
-        raise
-    return cost, found
-
-
-def _without_data(module: nn.Module, example: Any) -> tuple[nn.Module, Sequence[Tensor], Reconstruction]:
-    """The module with statistics of images made up, these, and what is to be said of them; no images where they are of
-    no use.
-
-    Weights and constants that are solved for with these statistics are right by how far they moved: the module's own
-    statistics stay.
-    """
-    inputs = synthetic_inputs(example)
-    used = used_to(module, inputs) if inputs else "none are made up for what this network takes"
-    if isinstance(used, str):
-        return module, (), Reconstruction(notes=[f"not refitted, give data: {used}"])
-    return used, inputs, Reconstruction(images_are="images made up, there being no data")
 
 
 def checked(**given: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Prune a model in one shot, its channels or whole blocks, and with data fine-tune it: `compressor prune`."""
+"""Prune a model's channels in one shot, and with data fine-tune it: `compressor prune`."""
 
 import copy
 from collections.abc import Sequence
@@ -9,34 +9,26 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import CompressorError, ModelError
-from compressor.exits.detachable import Detaching
-from compressor.exporting.latency import profile
+from compressor.errors import CompressorError
 from compressor.graph import capture
 from compressor.graph.channels import Channels
-from compressor.graph.skeleton import skeleton
 from compressor.pruning.scores import Given
 from compressor.pruning.selection import Selection
 from compressor.pruning.settings import check, in_time, looks_at_inputs, resolved
-from compressor.report import units
-from compressor.report.measurements import LayerSize, Measurements
+from compressor.report.measurements import Measurements
 from compressor.report.report import Report
-from compressor.runs.blocks import Chosen, choose_blocks, chosen_before, replace_
+from compressor.runs.apply import apply_plan_
 from compressor.runs.exits import exit_parts
 from compressor.runs.jobs import PruneJob
 from compressor.runs.latency_goal import plan_latency, selected
-from compressor.runs.models import transformed
-from compressor.runs.oneshot import apply_plan_
 from compressor.runs.own import criterion
 from compressor.runs.plans import read_plan, selection_of, structure_of, write_plan
-from compressor.runs.results import filters, filters_after, layer_sizes
+from compressor.runs.results import filters_after, layer_sizes
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.second_look import ranked
 from compressor.runs.stages import Callback, PartEvent, Stage
 from compressor.runs.subject import calibration_inputs, refuse_routed, score_batches
 from compressor.runs.tuning import finetune_, on_validation, said, step_for
-from compressor.surgery.blocks import replace_blocks_, step_of
-from compressor.surgery.edits import rows_of
 from compressor.training import distributed
 from compressor.training.batch_norm import recalibrate_
 from compressor.training.events import NoteEvent
@@ -135,9 +127,16 @@ class PruneRun(Run[PruneJob]):
         By least squares, without data on images made up; where that is switched off or impossible and there are data,
         by recalibrating batch norm.
         """
+        self._remember()
+        self._cut()
+
+    def _remember(self) -> None:
+        """What is asked of the network as it came, once it has changed."""
+        self.before = None if self.subject.data is None else on_validation(self.subject)
+        self.teacher = copy.deepcopy(self.subject.module) if self.job.distilling.distill else None
+
+    def _cut(self) -> None:
         subject, plan, seed = self.subject, self.selection.plan, self.job.choice.seed
-        self.before = None if subject.data is None else on_validation(subject)
-        self.teacher = copy.deepcopy(subject.module) if self.job.distilling.distill else None
         self.tell(Stage(f"pruning {len(plan.removed)} channels in {len(plan.edits)} groups"))
         inputs: Sequence[Any] | Literal["synthetic"] = ()
         if self.job.choice.reconstruct:
@@ -186,76 +185,3 @@ class PruneRun(Run[PruneJob]):
         both = super().measured_after(before)
         self.facts |= exit_parts(self.subject, latency=self.job.output.latency)
         return both
-
-
-class BlocksRun(PruneRun):
-    """Blocks in place of channels: choose, replace, fit; with data also fine-tune."""
-
-    chosen: Chosen
-
-    def plan(self) -> None:
-        """Choose what becomes of the blocks."""
-        subject, choice = self.subject, self.job.choice
-        refuse_routed(subject, "prune")
-        if isinstance(subject.module, Detaching):
-            raise ModelError("the network has sub-models, which share its blocks: prune them before detach")
-        self.inputs = calibration_inputs(subject, choice.seed)
-        self.chosen = distributed.from_first(self._chosen)
-        self.note(*self.chosen.notes)
-        self.facts = {"edits": tuple(rows_of(self.chosen.edits)), "refused": dict(self.chosen.refused)}
-
-    def _chosen(self) -> Chosen:
-        subject, choice = self.subject, self.job.choice
-        if self.decided:
-            return chosen_before(subject.module, subject.example, self.inputs, choice, self.decided)
-        return choose_blocks(
-            subject.module, subject.example, self.inputs, choice, lambda text: self.tell(Stage(text)),
-            lambda done, total: self.tell(PartEvent("ways to replace blocks", done, total)),
-        )  # fmt: skip
-
-    def structure(self) -> dict[str, Any]:
-        """The blocks and what came in their places; the convolutions are fitted again."""
-        return structure_of(self.chosen.edits, self.chosen.refused, self.chosen.notes)
-
-    def predicted(self) -> tuple[Measurements, Measurements]:
-        """Of a copy, edited."""
-        edited, example = skeleton(self.subject.module, real=True), self.subject.example
-        replace_blocks_(edited, self.chosen.edits, example)
-        self.facts["layers"] = self.layers(self.widths(), filters(edited))
-        cost = profile(edited, example, layers=False)
-        return self.size, Measurements(macs=cost.macs, params=cost.params, reasons=UNMEASURED)
-
-    def leave_plan(self, report: Report) -> None:
-        """None: the same command makes the same choice."""
-
-    def shorten(self) -> None:
-        """Where replacing was given up in its least squares, it is done without."""
-        if not self.cut:
-            module = copy.deepcopy(self.subject.module)
-            replace_blocks_(module, self.chosen.edits, self.subject.example)
-            self._go_on_with(module)
-
-    def change(self) -> None:
-        """Put what was chosen in the blocks' places, and refit what lies behind them to the network as it was."""
-        subject, edits = self.subject, self.chosen.edits
-        self.before = None if subject.data is None else on_validation(subject)
-        self.teacher = subject.module if self.job.distilling.distill else None
-        self.tell(Stage(f"replacing {units.counted(len(edits), 'block')}"))
-        module = copy.deepcopy(subject.module)
-        _, found = replace_(
-            module, edits, subject.example, self.inputs,
-            progress=lambda done, total: self.tell(PartEvent("least squares", done, total)),
-        )  # fmt: skip
-        self.note(*found.words())
-        distributed.alike_(module)
-        self._go_on_with(module)
-
-    def _go_on_with(self, module: nn.Module) -> None:
-        step = step_of(self.chosen.edits, self.subject.example)
-        self.subject = replace(self.subject, opened=transformed(self.subject.opened, module, step))
-        self.cut = True
-
-    def layers(self, before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:
-        """With the convolutions that took the places of blocks."""
-        new = (LayerSize(name, 0, count) for name, count in after.items() if name not in before)
-        return (*super().layers(before, after), *new)

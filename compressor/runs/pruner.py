@@ -175,7 +175,9 @@ class Pruner:
     def _gradual(self, choice: PruneSettings, score: Score | None, every: int | None, data: Any, loss: Any) -> Gradual:
         choice = resolved(choice, has_inputs=data is not None)
         if choice.method in BLOCKS:
-            raise UsageError("blocks makes new layers, which the optimizer lacks: call prune_ before the loop")
+            raise UsageError(
+                f"{choice.method} makes new layers, which the optimizer lacks: call prune_ before the loop"
+            )
         check(choice, has_data=data is not None or choice.method == "taylor")
         if looks_at_inputs(choice) and data is None:
             raise UsageError(f'`data` is missing: allocate="{choice.allocate}" looks at batches')

@@ -1,9 +1,9 @@
 """The cheapest network that keeps a promise, found within a time: `compressor shrink`.
 
 A sweep whose next target follows from what the validation images said of those before it: the smallest share of the
-work that they let pass is halved in on, with whole blocks where channels do not pass. Then, as long as there is time,
-INT8 of the best sizes, exits in the network as it came, and another criterion. Which result can be promised is decided
-in the end, on images put aside.
+work that they let pass is halved in on, with blocks and channels where channels alone do not pass. Then, as long as
+there is time, INT8 of the best sizes, exits in the network as it came, and another criterion. Which result can be
+promised is decided in the end, on images put aside.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from compressor.errors import CompressorError, DataError, FileError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import finish
 from compressor.graph.blocks import find_blocks
-from compressor.pruning.settings import BLOCKS, PruneSettings
+from compressor.pruning.settings import PruneSettings
 from compressor.report import units
 from compressor.report.manifest import MANIFEST, WEIGHTS, read_manifest
 from compressor.report.measurements import Certificate
@@ -33,7 +33,7 @@ from compressor.runs.estimate import estimate
 from compressor.runs.export import export
 from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings
 from compressor.runs.job import ExportJob
-from compressor.runs.jobs import BlocksJob, PruneJob, RouteJob, ShrinkJob
+from compressor.runs.jobs import PruneJob, RouteJob, ShrinkJob, job_of_method
 from compressor.runs.lock import FolderLock
 from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
@@ -50,6 +50,7 @@ _CELLS = 6  # runs that the time is divided by
 _MOST_EPOCHS = 20  # of one run; more change little
 _CLOSE = 0.05  # share of the range within which no further target is tried
 _SEARCH = 0.6  # of the time, once a target is passed; the rest is for other ways to make it cheaper
+_DEEPER = "mixed"  # which takes blocks, too, where channels alone do not pass
 _RIVAL = "taylor"  # the criterion that is tried besides block OBS
 _QUANTIZED = 2  # sizes that are tried in INT8
 _TIMED_IMAGES = 20
@@ -106,7 +107,7 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
     while not search.over(first) and (not tried.done or tried.has_time(_SEARCH if tried.passing() else 1)):
         passed = tried.run(_pruning(job, search.target, epochs), decided if search.target == first else None)
         if not passed and blocks and tried.has_time():
-            passed = tried.run(_pruning(job, search.target, epochs, *BLOCKS))
+            passed = tried.run(_pruning(job, search.target, epochs, _DEEPER))
         if search.high == search.target and not passed:
             break  # not even what was asked for
         search.told(passed)
@@ -280,7 +281,7 @@ def _pruning(job: ShrinkJob, target: float, epochs: int, method: str = "obs") ->
     name = f"{method}-{target:.3f}" if job.target_ms is None else f"{method}-{target:.3g}ms"
     given: dict[str, Any] = {"target_macs" if job.target_ms is None else "target_ms": target, "method": method}
     choice, training = PruneSettings(**given, seed=job.training.seed), replace(job.training, epochs=epochs)
-    kind = BlocksJob if method in BLOCKS else PruneJob
+    kind = job_of_method(method)
     return Cell(name, kind(**_shared(job, name), choice=choice, training=training, command="compressor prune"))
 
 

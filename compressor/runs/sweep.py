@@ -18,7 +18,7 @@ from compressor.report.runs import compare_runs
 from compressor.runs.compare import timed_in_turn
 from compressor.runs.folder import REPORT, SETTINGS, file_sha256, read_settings
 from compressor.runs.job import RunJob, flat
-from compressor.runs.jobs import AdaptJob, BlocksJob, FinetuneJob, PruneJob, ShrinkJob, SweepJob
+from compressor.runs.jobs import AdaptJob, FinetuneJob, ShrinkJob, SweepJob, job_of_method
 from compressor.runs.lock import FolderLock
 from compressor.runs.promise import Judge
 from compressor.runs.restart import restart
@@ -129,8 +129,9 @@ def _runs(job: SweepJob) -> Iterator[Cell]:
             given |= {} if job.grid.reconstruct or method in BLOCKS else {"reconstruct": False}
             choice = PruneSettings(**given, seed=job.training.seed)
             command = _command(job, name, given)
-            pruning = BlocksJob if method in BLOCKS else PruneJob
-            yield Cell(name, pruning(**common(job, name), choice=choice, training=job.training, command=command))
+            yield Cell(
+                name, job_of_method(method)(**common(job, name), choice=choice, training=job.training, command=command)
+            )
 
 
 def _adapnet(job: SweepJob, name: str, target: Mapping[str, Any]) -> AdaptJob:

@@ -14,10 +14,10 @@ import compressor
 from compressor import Pruner, prune_
 from compressor.errors import ModelError, UsageError
 from compressor.pruning.settings import PruneSettings
-from compressor.runs import blocks, prune
+from compressor.runs import blocks, mixed, prune, prune_blocks
 from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.job import flat
-from compressor.runs.jobs import VERBS, BlocksJob
+from compressor.runs.jobs import VERBS, job_of_method
 from compressor.runs.restart import job_of
 from compressor.runs.resume import resume
 from compressor.runs.run import dry_run, run
@@ -38,45 +38,54 @@ def loader(channels: int = 1) -> list[torch.Tensor]:
     return [torch.randn(32, channels, 8, 8, generator=torch.Generator().manual_seed(5))]
 
 
-def job(folder, epochs=1, **choice):
-    settings = PruneSettings(method="blocks", **{"target_macs": 0.6, **choice})
+def job(folder, epochs=1, method="blocks", **choice):
+    settings = PruneSettings(method=method, **{"target_macs": 0.6, **choice})
     training = replace(FINETUNE, epochs=epochs, device="cpu", log_seconds=0.0)
     output = OutputSettings(str(folder), latency=False)
-    return BlocksJob(ModelSettings(arch=ARCH), "digits", output, training=training, choice=settings)
+    return job_of_method(method)(ModelSettings(arch=ARCH), "digits", output, training=training, choice=settings)
 
 
-def test_a_run_leaves_a_network_that_opens_again(tmp_path):
-    report = run(job(tmp_path / "run"))
+BOTH = pytest.mark.parametrize("method", ["blocks", "mixed"])
+
+
+@BOTH
+def test_a_run_leaves_a_network_that_opens_again(method, tmp_path):
+    report = run(job(tmp_path / "run", method=method))
     assert report.after.macs <= 0.61 * report.before.macs
-    assert {edit["kind"] for edit in report.edits} <= {"bypass", "fold"} and report.edits
+    kinds = {edit["kind"] for edit in report.edits}
+    assert kinds & {"bypass", "fold"} and ("prune" in kinds) == (method == "mixed")
     assert report.export is not None and report.export.max_rel < 1e-4
     opened = compressor.load(tmp_path / "run" / "model.safetensors", arch=ARCH)
     assert compressor.profile(opened, EXAMPLE).macs == report.after.macs
     changed = {layer.name for layer in report.layers if layer.before != layer.after}
-    assert all(any(name.startswith(edit["group"]) for edit in report.edits) for name in changed)
+    if method == "blocks":
+        assert all(any(name.startswith(edit["group"]) for edit in report.edits) for name in changed)
     again = compressor.prune(
         tmp_path / "run" / "model.safetensors", method="l1", ratio=0.3, arch=ARCH, out=tmp_path / "more", latency=False
     )
     assert again.after.macs < report.after.macs
 
 
-def test_a_dry_run_predicts_what_the_run_comes_to(tmp_path):
-    predicted = dry_run(job(None, epochs=0))
-    made = run(job(tmp_path / "run", epochs=0))
+@BOTH
+def test_a_dry_run_predicts_what_the_run_comes_to(method, tmp_path):
+    predicted = dry_run(job(None, epochs=0, method=method))
+    made = run(job(tmp_path / "run", epochs=0, method=method))
     assert (predicted.after.macs, predicted.after.params) == (made.after.macs, made.after.params)
     assert predicted.edits == made.edits and predicted.layers == made.layers
     assert predicted.before.macs == made.before.macs
 
 
-def test_a_run_that_was_broken_off_comes_to_the_same_end(tmp_path, monkeypatch):
+@BOTH
+def test_a_run_that_was_broken_off_comes_to_the_same_end(method, tmp_path, monkeypatch):
     def listen(event):
         if isinstance(event, BatchEvent) and (event.epoch, event.batch) == (1, 2):
             signal.raise_signal(signal.SIGTERM)
 
-    whole = run(job(tmp_path / "whole", epochs=2))
+    whole = run(job(tmp_path / "whole", epochs=2, method=method))
     with pytest.raises(Interrupted):
-        run(job(tmp_path / "broken", epochs=2), listen)
-    monkeypatch.setattr(prune, "choose_blocks", lambda *given: pytest.fail("chosen again"))
+        run(job(tmp_path / "broken", epochs=2, method=method), listen)
+    monkeypatch.setattr(prune_blocks, "choose_blocks", lambda *given: pytest.fail("chosen again"))
+    monkeypatch.setattr(prune, "ranked", lambda *given: pytest.fail("chosen again"))
     report = resume(str(tmp_path / "broken"))
     assert (report.edits, report.refused, report.notes) == (whole.edits, whole.refused, whole.notes)
     one, other = (
@@ -91,6 +100,27 @@ def test_in_python_blocks_go_in_place():
     assert report.after.macs == compressor.profile(model, EXAMPLE).macs <= 0.61 * report.before.macs
     assert any("outputs moved by" in note for note in report.notes)
     assert {edit["group"] for edit in report.edits} | report.refused.keys() == {"blocks.0", "blocks.1", "blocks.2"}
+
+
+def test_blocks_go_half_of_the_way_and_channels_the_rest():
+    model = Residual()
+    whole = copy.deepcopy(model)
+    report = prune_(model, EXAMPLE, "mixed", target_macs=0.5, round_to=1, data=loader())
+    assert report.after.macs == compressor.profile(model, EXAMPLE).macs <= 0.505 * report.before.macs
+    first, rest = mixed.halves(whole, EXAMPLE, PruneSettings(method="mixed", target_macs=0.5))
+    assert first.target_macs**2 == pytest.approx(0.5 * report.before.macs**2) and rest.method == "obs"
+    assert rest.target_macs == 0.5 * report.before.macs
+    chosen = [edit["group"] for edit in report.edits if edit["kind"] != "prune"]
+    assert chosen == [edit.group for edit in choose_blocks(whole.eval(), EXAMPLE, loader(), first).edits]
+    assert any(edit["kind"] == "prune" for edit in report.edits)
+    assert sum("refitted" in note for note in report.notes) == 2  # behind blocks, and what reads channels
+
+
+def test_a_time_is_shared_by_blocks_and_channels(machine):
+    settings = PruneSettings(method="mixed", speedup=4.0)
+    first, rest = mixed.halves(Residual().eval(), EXAMPLE, settings)
+    assert (first.speedup, rest.speedup) == (None, None)
+    assert first.target_ms == pytest.approx(2 * rest.target_ms)
 
 
 def chosen(model=None, **given):
@@ -166,7 +196,8 @@ def machine(monkeypatch):
         power = made["power"] if len(files) > 1 else 1.0
         return [[in_graph(file) ** power for file in files]] * rounds
 
-    monkeypatch.setattr(blocks, "side_by_side", side_by_side)
+    for each in (blocks, mixed):
+        monkeypatch.setattr(each, "side_by_side", side_by_side)
     return made
 
 
@@ -202,11 +233,12 @@ def test_a_time_that_no_block_reaches_is_refused(machine):
         chosen(Deep().eval(), speedup=1e3)
 
 
-def test_the_model_is_as_it_was_when_nothing_can_be_done():
+@BOTH
+def test_the_model_is_as_it_was_when_nothing_can_be_done(method):
     model = Residual()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ModelError):
-        prune_(model, EXAMPLE, "blocks", target_macs=0.01, data=loader())
+        prune_(model, EXAMPLE, method, target_macs=0.01, data=loader())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -112,22 +112,22 @@ def test_all_of_the_time_is_for_a_target_that_passes(tmp_path, monkeypatch):
     assert sorted(each.name for each in (tmp_path / "run").glob("obs-*")) == ["obs-0.500", "obs-0.750", "obs-0.875"]
 
 
-def test_blocks_are_tried_where_channels_do_not_pass(tmp_path, monkeypatch):
+def test_blocks_and_channels_are_tried_where_channels_alone_do_not_pass(tmp_path, monkeypatch):
     runs = []
 
-    def only_blocks(tried, cell, decided=None):
+    def only_mixed(tried, cell, decided=None):
         runs.append(cell.name)
         tried.done[cell.name] = None
-        return cell.name.startswith("blocks") and cell.job.choice.target_macs >= 0.5
+        return cell.name.startswith("mixed") and cell.job.choice.target_macs >= 0.5
 
-    monkeypatch.setattr(shrinking.Tried, "run", only_blocks)
+    monkeypatch.setattr(shrinking.Tried, "run", only_mixed)
     monkeypatch.setattr(shrinking.Tried, "passing", lambda tried: [])
     monkeypatch.setattr(shrinking.Tried, "decided", lambda tried: SimpleNamespace(save=lambda folder: None))
     monkeypatch.setattr(shrinking, "_epochs", lambda *given: (0, {}))
     monkeypatch.setattr(shrinking, "find_blocks", lambda *given: SimpleNamespace(found={"a": None}))
     shrink(job(tmp_path / "run"))
     pairs = [
-        f"{method}-{target:.3f}" for target in (0.5, 0.25, 0.375, 0.438, 0.469, 0.484) for method in ("obs", "blocks")
+        f"{method}-{target:.3f}" for target in (0.5, 0.25, 0.375, 0.438, 0.469, 0.484) for method in ("obs", "mixed")
     ]
     assert runs == [*pairs, "exits"]
 

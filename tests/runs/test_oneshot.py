@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import compressor
 from compressor.errors import CompressorError, DataError, ModelError, UsageError
-from compressor.runs import oneshot
+from compressor.runs import apply, oneshot
 from tests.untouched import untouched
 
 X, Y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
@@ -180,10 +180,10 @@ BROKEN = {
     "labels": ({"method": "taylor", "batches": [(X, torch.full((4,), 9))]}, None),
     "stranger's optimizer": ({"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters())}, None),
     "no optimizer": ({"optimizer": "adam"}, None),
-    "scoring": ({}, ("ranked", fail)),
-    "cost": ({}, ("profile", fail)),
-    "interrupted": ({}, ("operate_", stop)),
-    "edit": ({}, ("operate_", fail)),
+    "scoring": ({}, (oneshot, "ranked", fail)),
+    "cost": ({}, (oneshot, "profile", fail)),
+    "interrupted": ({}, (apply, "operate_", stop)),
+    "edit": ({}, (apply, "operate_", fail)),
 }
 
 
@@ -199,7 +199,7 @@ def test_what_is_refused_leaves_everything_as_it_was(kind, training, monkeypatch
     optimizer.step()
     given, broken = BROKEN[kind]
     if broken is not None:
-        monkeypatch.setattr(oneshot, *broken)
+        monkeypatch.setattr(*broken)
     with untouched(model, optimizer), pytest.raises((CompressorError, KeyboardInterrupt)):
         compressor.prune_(model, X, **{"optimizer": optimizer, **given})
     assert [module.training for module in model] == [training, False] + 5 * [training]

@@ -24,6 +24,7 @@ from compressor.pruning.selection import goals_of, select
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.surgery import Plan, operate_
 
+_REFITTED = (1 << 21, 32)  # values, and images, at least, that a copy is refitted on to be judged
 _NEAR = 0.8  # of a cost that stays: so much is gone at one look
 
 
@@ -51,7 +52,7 @@ def ranked(
     after = operate_(small, plan, channels)
     if not after.free:  # each group is down to one channel
         return first
-    reconstruct_(small, model, channels, plan, few, progress)
+    reconstruct_(small, model, channels, plan, fewer(few, *_REFITTED), progress)
     by_obs = settings.method == "obs"
     orders = None if by_obs else {
         name: each.ids[~np.isin(each.ids, plan.removed)] for name, each in first.curves.items()

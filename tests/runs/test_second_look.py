@@ -102,3 +102,17 @@ def test_groups_that_lose_all_but_one_channel_are_no_reason_to_stop(net, ratio):
     model, channels, inputs = net
     found = decide(model, channels, choice(ratio=ratio), Given(inputs=inputs), judge=ranked)
     assert found.macs < channels.macs()
+
+
+@pytest.mark.parametrize(("side", "refitted"), [(9, 192), (256, 32)])
+def test_of_large_images_fewer_refit_the_copy_that_is_judged(side, refitted, net, monkeypatch):
+    model, channels, _ = net
+    seen = []
+    monkeypatch.setattr(second_look, "reconstruct_", lambda *given: seen.append(sum(map(len, given[4]))))
+    monkeypatch.setattr(second_look, "consumers", lambda *given: pytest.fail("enough"))
+    images = list(torch.zeros(1, 3, side, side).expand(192, -1, -1, -1).split(16))
+    first = rank(model, channels, choice(target_macs=0.4), Given(inputs=net[2]))
+    monkeypatch.setattr(second_look, "rank", lambda *given: first)
+    with pytest.raises(pytest.fail.Exception):
+        ranked(model, channels, choice(target_macs=0.4), Given(inputs=images))
+    assert seen == [refitted]

@@ -6,7 +6,7 @@ An edit does not reach it, so what has the shapes of edited layers is named.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compressor.graph.held import reached
 from compressor.graph.tensors import has_data
@@ -29,10 +29,12 @@ def unregistered(
     held: Iterable[tuple[str, Any]], tensors: Iterable[Tensor], shapes: Iterable[tuple[int, ...]]
 ) -> Iterator[str]:
     """A note that names what is `held` by modules' attributes and has tensors of these shapes which are none of the
-    model's own; tensors that stand alone are made anew by hooks (masks, old weight norm).
+    model's own; tensors that stand alone are made anew by hooks (masks, old weight norm), and a graph module's graph
+    names the network that it was cut out of.
     """
     wanted, own = set(shapes), {id(tensor) for tensor in tensors}
-    names = [name for name, value in held if not isinstance(value, Tensor) and _holds(value, wanted, own)]
+    runs = ((name, value) for name, value in held if not isinstance(value, Tensor | fx.Graph))
+    names = [name for name, value in runs if _holds(value, wanted, own)]
     if names:
         yield f"not edited, though of the shapes of edited layers: {', '.join(names)}; make them anew after an edit"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compressor.graph import capture
 from compressor.graph.unregistered import in_one_memory
@@ -97,3 +97,12 @@ def test_parts_of_one_memory_and_no_memory_are_not_named() -> None:
     with torch.device("meta"):
         model["blank"], model["other"] = nn.Parameter(torch.empty(4)), nn.Parameter(torch.empty(4))
     assert not list(in_one_memory(dict(model.named_parameters())))
+
+
+def test_the_network_that_a_graph_was_cut_out_of_is_no_copy_to_edit() -> None:
+    whole = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)))
+    model = nn.Sequential(
+        fx.GraphModule(nn.ModuleDict({"0": nn.Conv2d(3, 8, 3), "1": nn.Conv2d(8, 4, 3)}), whole.graph)
+    )
+    model[0]._graph.owning_module = whole
+    assert capture(model, torch.zeros(1, 3, 8, 8)).notes == ()

@@ -228,7 +228,10 @@ def _part(whole: fx.Graph, inside: set[fx.Node]) -> fx.Graph | str:
     made = [node for node in inside if any(user not in inside and not _is_size(user) for user in node.users)]
     if len(given) != 1 or len(made) != 1:
         return f"it takes {len(given)} tensors and gives {len(made)}: blocks have one of each"
-    return part_of(given.pop(), (node for node in whole.nodes if node in inside), made[0])
+    (start,) = given
+    graph = part_of(start, (node for node in whole.nodes if node in inside), made[0])
+    next(iter(graph.nodes)).meta = dict(start.meta)
+    return graph
 
 
 def _flows(node: fx.Node) -> bool:

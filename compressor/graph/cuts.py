@@ -78,7 +78,6 @@ def part_of(start: fx.Node, nodes: Iterable[fx.Node], end: fx.Node) -> fx.Graph:
     """A graph of these operators, in their order, from the one tensor that enters to the one that leaves."""
     graph = fx.Graph()
     image = graph.placeholder("x")
-    image.meta = dict(start.meta)
     copies: dict[fx.Node, fx.Node] = {start: image}
 
     def copied(node: fx.Node) -> fx.Node:

@@ -1,40 +1,80 @@
-"""Ways to bring an INT8 network nearer to its float form: ResNet-20 with published weights, all test images.
+"""Ways to bring an INT8 network nearer to its float form: published networks, as they come and cut to half.
 
-    python -m benchmarks.int8_ways --nets NETS --cifar folder:CIFAR --out benchmarks/results/int8_ways.json
+    python -m benchmarks.int8_ways --nets NETS --data cifar10-jpeg=folder:DIR \\
+        --data imagenette=folder:DIR --lite0 efficientnet-lite0-57934424.pth
 
-Each row quantizes the same graph with ONNX Runtime's quantizer for `--chip` on 128 training images, differing in one
-thing: "agreement" is the share of test images with the same class as in float32, "error" the mean squared error of the
-scores over their variance. "rounding with error feedback" chooses rounded weights one input after another and
-lets the rest make up for what rounding did (Frantar et al. 2023, GPTQ); "biases" takes each channel's mean error out.
+Half of the multiply-adds are what `prune_` leaves by default, label-free and without training. Each row quantizes the
+same graph with ONNX Runtime's quantizer for `--chip` on 128 training images, differing in one thing: "agreement" is the
+share of all test images with the same class as in float32, "error" the mean squared error of the scores over their
+variance. "rounding with error feedback" chooses rounded weights one input after another and lets the rest make up for
+what rounding did (Frantar et al. 2023, GPTQ); "biases" takes each channel's mean error out. Writes
+benchmarks/results/int8_ways.json and goes on where it was broken off.
 """
 
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from onnxruntime.quantization import CalibrationMethod
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.real import _resnet
-from benchmarks.stranger_resnet import resnet20
+import compressor
+from benchmarks.real import NETWORKS, Network, parser_of
+from benchmarks.resumable import opened
 from compressor.exporting.onnx import OPSET, flatten
 from compressor.exporting.onnx_in.reading import open_onnx
 from compressor.exporting.proof import agreement
-from compressor.exporting.quantize import SCHEMES, free_scores_, quantize
+from compressor.exporting.quantize import SCHEMES, Chip, free_scores_, quantize
 from compressor.exporting.runtime import open_session
 from compressor.files.paths import write_json
-from compressor.report.environment import device_words, versions
-from compressor.training.data import open_data
-from compressor.training.settings import DataSettings
+from compressor.training.data import open_data, with_input_shape
 
-PHOTOGRAPHS = DataSettings(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+OUT = Path(__file__).parent / "results" / "int8_ways.json"
 COLUMNS = 20_000  # positions of feature maps on which weights are rounded
+
+
+CALIBRATED = 128  # images
+
+
+@dataclass(frozen=True)
+class Way:
+    """In what quantizing differs from `export --precision int8`."""
+
+    free: bool = True  # scores in float32
+    first: bool = False  # the first convolution, too
+    images: int = CALIBRATED
+    feedback: bool = False
+    biases: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the quantizer
+
+
+WAYS = {
+    "scores in 8 bits too": Way(free=False),
+    "as exported": Way(),
+    "512 images": Way(images=512),
+    "ranges by entropy": Way(options={"calibrate_method": CalibrationMethod.Entropy}),
+    "ranges by percentile 99.99": Way(
+        options={"calibrate_method": CalibrationMethod.Percentile, "extra_options": {"CalibPercentile": 99.99}}
+    ),
+    "first convolution in float32": Way(first=True),
+    "biases": Way(biases=True),
+    "rounding with error feedback": Way(feedback=True),
+    "rounding and biases": Way(feedback=True, biases=True),
+    "rounding, biases and the first in float32": Way(feedback=True, biases=True, first=True),
+}
+SHORT = (
+    "as exported",
+    "first convolution in float32",
+    "rounding and biases",
+    "rounding, biases and the first in float32",
+)
 
 
 class Reader:
@@ -61,15 +101,23 @@ def adjusted(network: nn.Module, images: Tensor, limit: int, *, feedback: bool, 
         layer: Any = made.get_submodule(name)
         given, expected = called(made, layer, images)[0], called(network, network.get_submodule(name), images)[1]
         weight = layer.weight.detach().flatten(1).double()
-        step = weight.abs().amax(1) / limit
-        hessian = columns(layer, given) if feedback else torch.eye(weight.shape[1], dtype=torch.float64)
+        step = (weight.abs().amax(1) / limit).clamp(min=1e-12)  # a filter may be zero
+        hessian = (
+            columns(layer, given)
+            if feedback and _groups(layer) == 1
+            else torch.eye(weight.shape[1], dtype=torch.float64)
+        )
         rounded = on_grid(weight, hessian, step, limit)
         largest = weight.abs().argmax(1, keepdim=True)  # stays, since the quantizer takes the step from it
         layer.weight.data = rounded.scatter(1, largest, weight.gather(1, largest)).view_as(layer.weight).float()
         if biases:
             with torch.no_grad():
-                layer.bias.data += (expected - layer(given)).mean([dim for dim in range(expected.dim()) if dim != 1])
+                layer.bias += (expected - layer(given)).mean([dim for dim in range(expected.dim()) if dim != 1])
     return made
+
+
+def _groups(layer: Any) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
 
 
 def called(network: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,80 +156,102 @@ def on_grid(weight: Tensor, hessian: Tensor, step: Tensor, limit: int) -> Tensor
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as Markdown, a row for each way."""
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in result["rows"]:
-        rows.setdefault(row["way"], {})[row["chip"]] = row
-    chips = list(next(iter(rows.values())))
-    cells = (
-        " | ".join(f"{row[chip]['agreement']:.2%} | {row[chip]['error']:.1e}" for chip in chips)
-        for row in rows.values()
-    )
-    lines = [f"| {way} | {cell} |" for way, cell in zip(rows, cells)]
-    head = "| ResNet-20 | " + " | ".join(f"`--chip {chip}`, same class | error" for chip in chips) + " |"
-    return "\n".join([head, "|---" * (1 + 2 * len(chips)) + "|", *lines])
+    """The result as Markdown: every way on the first network, then what INT8 costs each."""
+    rows = {(row["network"], row["left"], row["chip"], row["way"]): row for row in result["rows"]}
+    chips = list(dict.fromkeys(row["chip"] for row in result["rows"]))
+    first = result["rows"][0]
+    lines = ["| ResNet-20 | " + " | ".join(f"`--chip {chip}`, same class | error" for chip in chips) + " |"]
+    lines.append("|---" * (1 + 2 * len(chips)) + "|")
+    for way in dict.fromkeys(row["way"] for row in result["rows"]):
+        of = [rows.get((first["network"], 1.0, chip, way)) for chip in chips]
+        if all(of):
+            cells = " | ".join(f"{row['agreement']:.2%} | {row['error']:.1e}" for row in of if row)
+            lines.append(f"| {way} | {cells} |")
+    lines += ["", "| `--chip x86` | MACs | float32 | " + " | ".join(SHORT) + " |", "|---" * (3 + len(SHORT)) + "|"]
+    for network, left in dict.fromkeys((row["network"], row["left"]) for row in result["rows"]):
+        of = [rows.get((network, left, "x86", way)) for way in SHORT]
+        cells = " | ".join(f"{row['top1']:.2%}, {row['agreement']:.1%}" if row else "" for row in of)
+        top1 = next(row["float_top1"] for row in of if row)
+        lines.append(f"| {network} | {left:.0%} | {top1:.2%} | {cells} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", type=Path, required=True, help="folder with the published ResNets")
-    parser.add_argument("--cifar", required=True, help="CIFAR-10, as --data takes it")
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = parser_of(__doc__, [name for name in NETWORKS if name != "vgg11"])
+    parser.add_argument("--left", nargs="+", type=float, default=[1.0, 0.5])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
+    parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
+    given.device = "cpu"
     torch.set_num_threads(1)
-    data = open_data(given.cifar, PHOTOGRAPHS)
-    test, more = data.examples(data.test, given.images), data.examples(data.train, 512)
-    model = _resnet(resnet20, "resnet20-12fca82f.th", given, data).eval()
-    with torch.inference_mode():
-        expected = torch.cat([model(part) for part in test.split(100)]).numpy()
-    result: dict[str, Any] = {
-        "network": "ResNet-20 of akamaster/pytorch_resnet_cifar10, CIFAR-10 (JPEG copy)", "images": len(test),
-        "machine": device_words("cpu"), "versions": versions(), "rows": [],
-    }  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    specs = dict(each.split("=", 1) for each in given.data)
+    result = opened(given.out, {"calibrated_on": CALIBRATED}, "cpu", 1)
+    done = {(row["network"], row["left"], row["chip"], row["way"]) for row in result["rows"]}
+    for name, left in ((name, left) for name in given.networks for left in given.left):
+        chips = ("x86", "x86-old") if (name, left) == ("resnet20", 1.0) else ("x86",)
+        wanted = {(name, left, chip, way) for chip in chips for way in (WAYS if len(chips) > 1 else SHORT)}
+        wanted = {cell for cell in wanted if cell[3] in given.ways}
+        if wanted <= done:
+            continue
+        case = Case.of(NETWORKS[name], specs[NETWORKS[name].data], left, given)
+        for *_, chip, way in sorted(wanted - done, key=lambda cell: (cell[2], list(WAYS).index(cell[3]))):
+            row = {"network": name, "left": left, "chip": chip, "way": way, "float_top1": case.top1(case.expected)}
+            result["rows"].append(row | case.measured(chip, WAYS[way]))
+            print(result["rows"][-1], flush=True)
+            write_json(given.out, result)
+    print(table(result))
 
-        def measure(
-            chip: str, way: str, module: nn.Module, free: bool = True, first: bool = False, **options: Any
-        ) -> None:
-            source, target = folder / "float.onnx", folder / "int8.onnx"
-            program = flatten(module, more[:2], OPSET, ["input"])
+
+@dataclass(frozen=True)
+class Case:
+    """A network without batch norms, as it is quantized, and images."""
+
+    network: nn.Module
+    more: Tensor  # training images
+    test: Tensor
+    labels: Tensor
+    expected: np.ndarray
+
+    @classmethod
+    def of(cls, network: Network, spec: str, left: float, given: argparse.Namespace) -> "Case":
+        data = open_data(spec, network.loading)
+        if network.side:
+            data = with_input_shape(data, (data.input_shape[0], network.side, network.side))
+        model = network.open(given, data).eval()
+        if left < 1:
+            images = data.examples(data.train, 512)
+            compressor.prune_(model, images[:1], target_macs=left, data=list(images.split(32)))
+        test, more = data.examples(data.test, len(data.test)), data.examples(data.train, 512)
+        with torch.inference_mode():
+            expected = torch.cat([model(part) for part in test.split(100)]).numpy()
+        with tempfile.TemporaryDirectory() as folder:
+            flatten(model, more[:2], OPSET, ["input"]).save(Path(folder) / "network.onnx")
+            folded = open_onnx(Path(folder) / "network.onnx").module
+        return cls(folded, more, test, data.test.labels, expected)
+
+    def top1(self, scores: np.ndarray) -> float:
+        return float((scores.argmax(1) == self.labels.numpy()).mean())
+
+    def measured(self, chip: Chip, way: Way) -> dict[str, float]:
+        """Of the network, quantized for a chip in some way."""
+        module, limit = self.network, 63 if SCHEMES[chip].reduced else 127
+        if way.feedback or way.biases:
+            few = self.more[:CALIBRATED]
+            module = adjusted(module, few, limit, feedback=way.feedback, biases=way.biases)
+        options = dict(way.options)
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+            program = flatten(module, self.more[:2], OPSET, ["input"])
             program.save(source)
-            convolutions = [node.name for node in program.model.graph if node.op_type == "Conv"]
-            options["nodes_to_exclude"] = convolutions[:first]
-            quantize(source, target, SCHEMES[chip], Reader(options.pop("images", more[:128])), **options)  # type: ignore[index]
-            if free:
+            if way.first:
+                options["nodes_to_exclude"] = [node.name for node in program.model.graph if node.op_type == "Conv"][:1]
+            quantize(source, target, SCHEMES[chip], Reader(self.more[: way.images]), **options)
+            if way.free:
                 free_scores_(target)
             session = open_session(target, threads=1)
-            got = np.concatenate([session.run(None, {"input": part.numpy()})[0] for part in test.split(100)])
-            error = float(((got - expected) ** 2).mean() / expected.var())
-            row = {"chip": chip, "way": way, "agreement": agreement(expected, got), "error": error}
-            result["rows"].append(row)
-            print(row, flush=True)
-            write_json(given.out, result)
-
-        flatten(model, more[:2], OPSET, ["input"]).save(folder / "network.onnx")
-        folded = open_onnx(folder / "network.onnx").module  # without batch norms, as it is quantized
-        for chip in ("x86", "x86-old"):
-            ways(partial(measure, chip), folded, more, 63 if SCHEMES[chip].reduced else 127)  # type: ignore[index]
-
-
-def ways(measure: Callable[..., None], network: nn.Module, images: Tensor, limit: int) -> None:
-    """Everything that is tried for one chip."""
-    from onnxruntime.quantization import CalibrationMethod
-
-    measure("scores in 8 bits too", network, False)
-    measure("as exported", network)
-    measure("512 images", network, images=images)
-    measure("ranges by entropy", network, calibrate_method=CalibrationMethod.Entropy)
-    percentile = {"calibrate_method": CalibrationMethod.Percentile, "extra_options": {"CalibPercentile": 99.99}}
-    measure("ranges by percentile 99.99", network, **percentile)
-    measure("first convolution in float32", network, first=True)
-    few = images[:128]
-    measure("biases", adjusted(network, few, limit, feedback=False, biases=True))
-    measure("rounding with error feedback", adjusted(network, few, limit, feedback=True, biases=False))
-    measure("rounding and biases", adjusted(network, few, limit, feedback=True, biases=True))
+            got = np.concatenate([session.run(None, {"input": part.numpy()})[0] for part in self.test.split(100)])
+        error = float(((got - self.expected) ** 2).mean() / self.expected.var())
+        return {"agreement": agreement(self.expected, got), "error": error, "top1": self.top1(got)}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rich.console import Console
 from benchmarks import (
     adapnet_show,
     adapnet_small,
+    detector,
     int8_ways,
     kinds,
     onnx_in,
@@ -354,6 +355,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "latency": latency,
     "blocks": lambda: block_costs.table(_read("blocks.json")),
     "without_data": lambda: without_data.table(_read("without_data.json")),
+    "detector": lambda: detector.table(_read("detector.json")),
     "kinds": lambda: kinds.table(_read("kinds.json")),
     "adapnet": adapnet,
     "adapnet_trained": adapnet_trained,

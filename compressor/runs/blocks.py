@@ -80,6 +80,13 @@ def check_blocks(example: Any, choice: PruneSettings) -> None:
         raise UsageError("blocks go until a target is met: give `target_macs`, `target_ms` or `speedup`")
 
 
+def goal_of(module: nn.Module, example: Any, choice: PruneSettings) -> Goal:
+    """What the settings want of the network, and what it costs as it is. Raises UsageError as `choose_blocks` does."""
+    check_blocks(example, choice)
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        return (_InTime if in_time(choice) else _InMacs)(module, example, choice, lambda text: None, Path(folder)).goal
+
+
 def chosen_before(
     module: nn.Module, example: Tensor, inputs: Sequence[Any], choice: PruneSettings, structure: Mapping[str, Any]
 ) -> Chosen:

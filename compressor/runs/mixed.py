@@ -5,16 +5,12 @@ until the cost is the geometric mean of what it was and what is wanted, and chan
 """
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from compressor.exporting.latency import profile, side_by_side
-from compressor.exporting.onnx import export_onnx
 from compressor.graph import capture
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
@@ -22,12 +18,13 @@ from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.report.measurements import Profile
 from compressor.runs.apply import apply_plan_
-from compressor.runs.blocks import Chosen, check_blocks, choose_blocks, replace_
-from compressor.runs.latency_goal import check_timed, selected, target_in_ms
+from compressor.runs.blocks import choose_blocks, goal_of, replace_
+from compressor.runs.latency_goal import selected
 from compressor.runs.second_look import ranked
-from compressor.surgery import Plan, operate_
+from compressor.surgery import operate_
 from compressor.surgery.assign import assign_
 from compressor.surgery.blocks import replace_blocks_
+from compressor.surgery.edits import rows_of
 
 
 def halves(module: nn.Module, example: Any, choice: PruneSettings) -> tuple[PruneSettings, PruneSettings]:
@@ -35,34 +32,19 @@ def halves(module: nn.Module, example: Any, choice: PruneSettings) -> tuple[Prun
 
     Raises UsageError where there is no target, or the network takes several inputs.
     """
-    check_blocks(example, choice)
+    goal = goal_of(module, example, choice)
+    kind = "target_ms" if in_time(choice) else "target_macs"
     none: dict[str, Any] = {"target_macs": None, "target_ms": None, "speedup": None}
-    if in_time(choice):
-        kind, whole = "target_ms", _milliseconds(module, example, choice)
-        wanted = target_in_ms(choice, whole)
-    else:
-        assert choice.target_macs is not None
-        kind, whole = "target_macs", float(profile(module, example, layers=False).macs or 0)
-        wanted = choice.target_macs * (whole if choice.target_macs <= 1 else 1)
-    blocks = replace(choice, method="blocks", **{**none, kind: math.sqrt(whole * wanted)})
-    return blocks, replace(choice, method="obs", allocate="error", **{**none, kind: wanted})
-
-
-def _milliseconds(module: nn.Module, example: Any, choice: PruneSettings) -> float:
-    check_timed(example, choice)
-    shape = (1, *example.shape[1:])
-    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
-        file = Path(folder) / "whole.onnx"
-        export_onnx(module, example, file)
-        return min(ms for (ms,) in side_by_side((file,), shape, choice.threads, runtime=choice.runtime))
+    blocks = replace(choice, method="blocks", **{**none, kind: math.sqrt(goal.price.whole() * goal.wanted)})
+    return blocks, replace(choice, method="obs", allocate="error", **{**none, kind: goal.wanted})
 
 
 def mix_(
     module: nn.Module, example: Any, choice: PruneSettings, inputs: Sequence[Any], *, latency: bool = False
-) -> tuple[Profile, Chosen, Plan, tuple[str, ...], dict[str, str]]:
+) -> tuple[Profile, dict[str, Any]]:
     """Replace blocks and prune channels of a module, which is as it was when anything is refused.
 
-    Returns the cost of the result, the blocks, the plan for the channels, notes, and why groups were left alone.
+    Returns the cost of the result, and what a report says of the edits.
 
     Raises:
         UsageError: there is no target, or it makes no sense.
@@ -80,5 +62,9 @@ def mix_(
     fitted = named_tensors(small)
     for name, tensor in named_tensors(module).items():
         assign_(tensor, fitted[name].detach())
-    notes = (*chosen.notes, *behind.words(), *channels.notes, *selection.notes, *refit.words())
-    return cost, chosen, selection.plan, notes, {**channels.frozen, **chosen.refused, **selection.refused}
+    return cost, {
+        "edits": (*rows_of(chosen.edits), *selection.plan.rows()),
+        "frozen": channels.frozen,
+        "refused": {**chosen.refused, **selection.refused},
+        "notes": (*chosen.notes, *behind.words(), *channels.notes, *selection.notes, *refit.words()),
+    }

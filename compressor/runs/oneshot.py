@@ -162,9 +162,8 @@ def _replace_blocks_(
 def _mix_(module: nn.Module, example: Any, choice: PruneSettings, inputs: Sequence[Any], latency: bool) -> Report:
     """Blocks, and channels of what they leave."""
     widths, before = filters(module), profile(module, example, latency=latency, layers=False)
-    after, chosen, plan, notes, refused = mix_(module, example, choice, inputs, latency=latency)
-    edits = (*rows_of(chosen.edits), *plan.rows())
-    return _report(module, choice, before, after, widths, edits=edits, refused=refused, notes=notes)
+    after, facts = mix_(module, example, choice, inputs, latency=latency)
+    return _report(module, choice, before, after, widths, **facts)
 
 
 def _report(

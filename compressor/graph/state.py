@@ -299,5 +299,9 @@ def _bind(owner: Any, name: str, value: Any) -> None:
 
 
 def _rebind(space: dict[str, Any], name: str, value: Any) -> None:
-    if space.get(name, _MISSING) is not value:
-        space.pop(name, None) if value is _MISSING else space.update({name: value})
+    if space.get(name, _MISSING) is value:
+        return
+    if value is _MISSING:
+        space.pop(name, None)
+    else:
+        space[name] = value

@@ -96,13 +96,13 @@ def test_ctrl_c_anywhere_leaves_all_as_it_was_or_all_done(call):
 
 
 def test_ctrl_c_between_edit_and_refit_takes_the_edit_back(monkeypatch):
-    from compressor.runs import apply
+    from compressor.surgery import assign
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
     model, optimizer = trained()
-    monkeypatch.setattr(apply, "assign_", stop)
+    monkeypatch.setattr(assign, "assign_", stop)
     with untouched(model, optimizer), pytest.raises(KeyboardInterrupt):
         public.prune_(model, X, optimizer=optimizer, data=DATA)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import skip_init
 
 from compressor.graph.cuts import call_layers_, part_of, tidied, use_weights_of_
 from compressor.graph.program import is_weight, module_of, operator_of, program
@@ -84,7 +85,8 @@ class Block:
         if made != wanted:
             return None
         normed = operator_of(self.branch).kind == "batch norm"
-        convolution = nn.Conv2d(inputs, outputs, kernel, (rows, columns), padding, bias=not normed)
+        shape = (inputs, outputs, kernel, (rows, columns), padding)
+        convolution = skip_init(nn.Conv2d, *shape, bias=not normed)  # which would draw random numbers
         for parameter in convolution.parameters():
             nn.init.zeros_(parameter)
         found = nn.Sequential(convolution, *([nn.BatchNorm2d(outputs)] if normed else []))

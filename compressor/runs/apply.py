@@ -17,8 +17,8 @@ from compressor.pruning.reconstruction import Progress, Reconstruction, no_progr
 from compressor.pruning.reconstruction.calibration import synthetic_inputs, used_to
 from compressor.report.measurements import Profile
 from compressor.surgery import Plan, operate_
-from compressor.surgery.assign import assign_
-from compressor.surgery.snapshot import Snapshot
+from compressor.surgery.assign import take_weights_
+from compressor.surgery.snapshot import Snapshot, all_or_nothing
 
 
 def apply_plan_(
@@ -53,17 +53,14 @@ def apply_plan_(
     cut = {name: tensor.detach().clone() for name, tensor in named_tensors(copied).items()} if inputs else {}
     if inputs:
         found = replace(reconstruct_(copied, dense, channels, plan, inputs, progress), images_are=found.images_are)
-    before = Snapshot.of(module, optimizer, copies=False)
-    try:
+    refitted = named_tensors(copied) if found.layers else {}
+    refitted = {name: tensor for name, tensor in refitted.items() if not torch.equal(cut[name], tensor)}
+    with all_or_nothing(Snapshot.of(module, optimizer, copies=False)):
         operate_(module, plan, channels, optimizer)
-        refitted = named_tensors(copied) if found.layers else {}
-        for name, tensor in named_tensors(module).items():
-            if name in refitted and not torch.equal(cut[name], refitted[name]):
-                new = refitted[name] if dense is module else tensor + (refitted[name] - cut[name])
-                assign_(tensor, new.detach())
-    except BaseException:
-        before.restore_()
-        raise
+        if dense is not module:
+            own = named_tensors(module)
+            refitted = {name: own[name] + (tensor - cut[name]) for name, tensor in refitted.items()}
+        take_weights_(module, refitted)
     return cost, found
 
 

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import FileError, ModelError, UsageError
@@ -30,9 +29,10 @@ from compressor.runs.latency_goal import TOLERANCE as TIME_TOLERANCE
 from compressor.runs.latency_goal import check_timed, target_in_ms
 from compressor.runs.latency_goal import in_words as time_in_words
 from compressor.surgery import Plan
-from compressor.surgery.assign import assign_
+from compressor.surgery.assign import take_weights_
 from compressor.surgery.blocks import gated, replace_blocks_
 from compressor.surgery.edits import BlockEdit
+from compressor.surgery.snapshot import Snapshot, all_or_nothing
 
 _CORRECTIONS = 3  # of a plan that takes another time than predicted
 
@@ -163,12 +163,9 @@ def replace_(
         masked, whole, capture(module, example), Plan(), inputs, progress,
         changed=changed, only=dict(copied.named_parameters()).keys(),
     )  # fmt: skip
-    replace_blocks_(module, edits, example)
-    if found.layers:
-        refitted = named_tensors(masked)
-        for name, tensor in named_tensors(module).items():
-            if not torch.equal(tensor, refitted[name]):
-                assign_(tensor, refitted[name].detach())
+    with all_or_nothing(Snapshot.of(module, copies=False)):
+        replace_blocks_(module, edits, example)
+        take_weights_(module, named_tensors(masked) if found.layers else {})
     return cost, replace(found, layers_are="layers behind replaced blocks")
 
 

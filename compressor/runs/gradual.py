@@ -23,7 +23,7 @@ from compressor.runs.stages import Callback, PeriodEvent
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of
 from compressor.surgery.renumber import Renumbering
-from compressor.surgery.snapshot import Snapshot
+from compressor.surgery.snapshot import Snapshot, all_or_nothing
 from compressor.training import distributed
 from compressor.training.task import moved
 
@@ -210,24 +210,18 @@ class Gradual:
     def _carry_out(self, plan: Plan, optimizer: Optimizer) -> None:
         """Cut and refit the model and its followers, all of them or none."""
         inputs = self._inputs() if self.choice.reconstruct else ()
-        before = [Snapshot.of(self.model, optimizer, copies=False)]
-        before += [Snapshot.of(follower, copies=False) for follower in self.followers]
-        try:
-            for each in (self.model, *self.followers):
-                its_optimizer = optimizer if each is self.model else None
+        work = [(self.model, optimizer), *((follower, None) for follower in self.followers)]
+        with all_or_nothing(*(Snapshot.of(each, its_optimizer, copies=False) for each, its_optimizer in work)):
+            for each, its_optimizer in work:
                 _, found = apply_plan_(each, plan, self.channels, self.example, its_optimizer, inputs=inputs)
                 distributed.alike_(each)
-        except BaseException:
-            for snapshot in before:
-                snapshot.restore_()
-            raise
+            self._follow(plan)
         self.notes += [note for note in found.words() if note not in self.notes]
         self.plans.append(list(plan.rows()))
-        self._follow(plan)
 
     def _follow(self, plan: Plan) -> None:
-        self._prices = {name: followed(price, plan, self.channels) for name, price in self._prices.items()}
-        self.channels = Renumbering.of(plan, self.channels).apply(self.channels)
+        prices = {name: followed(price, plan, self.channels) for name, price in self._prices.items()}
+        self.channels, self._prices = Renumbering.of(plan, self.channels).apply(self.channels), prices
 
     def structure(self) -> dict[str, Any]:
         """The edits so far, from which `restore` makes the same network and the same channels."""

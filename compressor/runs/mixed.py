@@ -22,9 +22,10 @@ from compressor.runs.blocks import choose_blocks, goal_of, replace_
 from compressor.runs.latency_goal import selected
 from compressor.runs.second_look import ranked
 from compressor.surgery import operate_
-from compressor.surgery.assign import assign_
+from compressor.surgery.assign import take_weights_
 from compressor.surgery.blocks import replace_blocks_
 from compressor.surgery.edits import rows_of
+from compressor.surgery.snapshot import Snapshot, all_or_nothing
 
 
 def halves(module: nn.Module, example: Any, choice: PruneSettings) -> tuple[PruneSettings, PruneSettings]:
@@ -57,11 +58,10 @@ def mix_(
     channels = capture(small, example, keep=choice.keep)
     selection = selected(small, example, channels, ranked(small, channels, rest, Given((), inputs)), rest)
     cost, refit = apply_plan_(small, selection.plan, channels, example, inputs=inputs, latency=latency)
-    replace_blocks_(module, chosen.edits, example)
-    operate_(module, selection.plan, capture(module, example, keep=choice.keep))
-    fitted = named_tensors(small)
-    for name, tensor in named_tensors(module).items():
-        assign_(tensor, fitted[name].detach())
+    with all_or_nothing(Snapshot.of(module, copies=False)):
+        replace_blocks_(module, chosen.edits, example)
+        operate_(module, selection.plan, capture(module, example, keep=choice.keep))
+        take_weights_(module, named_tensors(small))
     return cost, {
         "edits": (*rows_of(chosen.edits), *selection.plan.rows()),
         "frozen": channels.frozen,

@@ -24,7 +24,7 @@ from compressor.runs.goals import Guard, Target
 from compressor.runs.stages import Callback, PeriodEvent, PeriodStep, note_all
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of
-from compressor.surgery.snapshot import Snapshot
+from compressor.surgery.snapshot import Snapshot, all_or_nothing
 from compressor.training import distributed
 from compressor.training.events import NoteEvent
 
@@ -176,8 +176,9 @@ class Periods:
             return True
         distributed.from_first(self.guard.ready)
         before = Snapshot.of(self.model, optimizer)
-        updated = operate_(self.model, plan, self.channels, optimizer)
-        passed, measured = distributed.from_first(self.guard.passes)
+        with all_or_nothing(before):
+            updated = operate_(self.model, plan, self.channels, optimizer)
+            passed, measured = distributed.from_first(self.guard.passes)
         if passed:
             self.channels, self.target = updated, target
             return True

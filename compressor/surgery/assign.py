@@ -1,14 +1,15 @@
 """Give a tensor of a model other data in place, so that whatever holds the tensor goes on with it."""
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.errors import ModelError
+from compressor.graph.tensors import named_tensors
 
 
 def assign_(tensor: Tensor, data: Tensor) -> None:
@@ -29,6 +30,13 @@ def assign_(tensor: Tensor, data: Tensor) -> None:
     tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = data
     torch.autograd.graph.increment_version(tensor)  # what was saved for a backward pass is known to be outdated
+
+
+def take_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers of a model the values of their namesakes, where there are any that differ."""
+    for name, tensor in named_tensors(model).items():
+        if name in weights and not torch.equal(tensor, weights[name]):
+            assign_(tensor, weights[name].detach())
 
 
 def _outdated(gradients: Any) -> None:

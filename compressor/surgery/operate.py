@@ -18,7 +18,7 @@ from compressor.surgery.compensation import compensate_
 from compressor.surgery.edits import Edit, Insert, Merge, Plan, Prune
 from compressor.surgery.renumber import Renumbering
 from compressor.surgery.slices import Layouts, Slices
-from compressor.surgery.snapshot import Snapshot
+from compressor.surgery.snapshot import Snapshot, all_or_nothing
 
 
 @torch.inference_mode(False)
@@ -58,17 +58,13 @@ def operate_(
         counts = [(modules[now.module], now.attribute, len(now.ids)) for now in changed]
         touched = [edit.tensor for edit in edits], {module for module, _, _ in counts}
         work.append((its_optimizer, edits, counts, Snapshot.of(each, its_optimizer, copies=False, only=touched)))
-    try:
+    with all_or_nothing(*(before for *_, before in work)):
         for its_optimizer, edits, counts, _ in work:
             for edit in edits:
                 edit.carry_out_(its_optimizer)
             write_(counts)
             if its_optimizer is not None and edits:
                 _forget_(its_optimizer)
-    except BaseException:
-        for *_, before in work:
-            before.restore_()
-        raise
     return updated
 
 

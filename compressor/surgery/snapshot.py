@@ -1,6 +1,7 @@
 """A model as it stood before an edit, so that the edit can be taken back."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class Snapshot:
 
     optimizer: Optimizer | None
     tensors: tuple[tuple[Tensor, Tensor, Tensor | None], ...]  # with data and gradient
-    attributes: tuple[tuple[nn.Module, dict[str, Any]], ...]
+    attributes: tuple[tuple[nn.Module, dict[str, Any], dict[str, nn.Module | None]], ...]  # with its submodules
     state: dict[Tensor, dict[str, Any]]
     copies: bool
 
@@ -38,7 +39,7 @@ class Snapshot:
         return Snapshot(
             optimizer,
             tuple((each, take(each.detach()), take(each.grad)) for each in tensors),
-            tuple((module, dict(vars(module))) for module in modules),
+            tuple((module, dict(vars(module)), dict(module._modules)) for module in modules),
             {} if optimizer is None else _state(optimizer.state, take),
             copies,
         )
@@ -51,12 +52,27 @@ class Snapshot:
                 tensor.grad = None
                 assign_(tensor, take(data))
             tensor.grad = take(grad)
-        for module, attributes in self.attributes:
-            vars(module).clear()
-            vars(module).update(attributes)
+        for module, attributes, inner in self.attributes:
+            _refill_(vars(module), attributes)
+            _refill_(module._modules, inner)
         if self.optimizer is not None:
-            self.optimizer.state.clear()
-            self.optimizer.state.update(_state(self.state, take))
+            _refill_(self.optimizer.state, _state(self.state, take))
+
+
+@contextmanager
+def all_or_nothing(*before: Snapshot) -> Iterator[None]:
+    """Restore what was taken down if anything is raised meanwhile, Ctrl-C included."""
+    try:
+        yield
+    except BaseException:
+        for each in before:
+            each.restore_()
+        raise
+
+
+def _refill_(held: MutableMapping[Any, Any], content: Mapping[Any, Any]) -> None:
+    held.clear()
+    held.update(content)
 
 
 def _state(state: Mapping[Tensor, dict[str, Any]], take: Callable[[Any], Any]) -> dict[Tensor, dict[str, Any]]:

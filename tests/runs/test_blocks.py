@@ -3,6 +3,7 @@
 import copy
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -28,6 +29,7 @@ from compressor.surgery.edits import Bypass
 from compressor.training.events import BatchEvent
 from compressor.training.interrupt import Interrupted
 from tests.routing.nets import Block, Residual
+from tests.untouched import interrupted_at, untouched
 
 ROOT = Path(__file__).parents[2]
 ARCH = f"{ROOT / 'tests' / 'routing' / 'nets.py'}:Residual"
@@ -239,6 +241,20 @@ def test_the_model_is_as_it_was_when_nothing_can_be_done(method):
     with pytest.raises(ModelError):
         prune_(model, EXAMPLE, method, target_macs=0.01, data=loader())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@BOTH
+def test_ctrl_c_while_the_module_is_written_to_leaves_it_as_it_was(method):
+    """At 5 of the last steps of surgery."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Residual()
+    prune = partial(prune_, example=EXAMPLE, method=method, target_macs=0.55, data=loader())
+    with interrupted_at(-1, "compressor/surgery") as entered:
+        prune(copy.deepcopy(model))
+    for place in range(entered() - 17, entered(), 4):
+        with untouched(model), pytest.raises(KeyboardInterrupt), interrupted_at(place, "compressor/surgery"):
+            prune(model)
 
 
 def test_what_lies_behind_replaced_blocks_is_refitted(machine):

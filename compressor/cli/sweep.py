@@ -10,7 +10,8 @@ HELP = (
     "Prune a trained model by several methods to several targets, each with the same data, epochs, batch size and "
     "seed, and compare the results.\n\n"
     "A target is the share of the MACs to keep. AdapNet changes the structure in three quarters of the epochs and "
-    "fine-tunes in the rest. The same command again, or `compressor resume FOLDER`, does what is missing; more methods "
+    "fine-tunes in the rest. A time (--for 1h) is for all runs together. "
+    "The same command again, or `compressor resume FOLDER`, does what is missing; more methods "
     "and targets may be added."
 )
 EXAMPLE = (
@@ -24,7 +25,8 @@ def sweep(job: SweepJob, dry_run: DryRun = False, json: Json = False) -> None:
     from compressor.runs import sweep as runs
 
     if dry_run:
-        commands = [run.job.command for run in runs.plan(job)]
+        with terminal.progress() as tell:
+            commands = [run.job.command for run in runs.predicted(job, tell)]
         terminal.print_json({"dry_run": True, "commands": commands})
         terminal.show(*("\n".join(broken(command)) for command in commands))
         terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")

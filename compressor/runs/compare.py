@@ -5,8 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from compressor.errors import FileError, UsageError
-from compressor.exporting.runtime import OnnxModel
+from compressor.exporting.onnx import feeds_of
+from compressor.exporting.runtime import OnnxModel, noise, open_session
+from compressor.exporting.samples import images, portable, random_like
 from compressor.files.paths import check_writable
 from compressor.profiling.latency import time_images
 from compressor.report.environment import processor
@@ -65,8 +69,8 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     check_writable(folder)
 
 
-def timed_in_turn(runs: Sequence[str]) -> Timed:
-    """Time single random images on the runs' ONNX files, each file once a round, one thread an operator.
+def timed_in_turn(runs: Sequence[str], example: Any = None) -> Timed:
+    """Time the runs' ONNX files, see `time_files`.
 
     Raises:
         FileError: none of the runs has an ONNX file.
@@ -75,29 +79,30 @@ def timed_in_turn(runs: Sequence[str]) -> Timed:
     files = {run: path for run, path in files.items() if path.exists()}
     if not files:
         raise FileError(f"none of the runs has a {ONNX} that could be timed: run them without --no-onnx")
-    return time_files(files)
+    return time_files(files, example)
 
 
-def time_files(files: Mapping[str, Path], *, real: Array | None = None, own: bool = False) -> Timed:
-    """Time single images on ONNX files, each file once a round, one thread an operator.
+def time_files(files: Mapping[str, Path], example: Any = None, real: Array | None = None) -> Timed:
+    """Time ONNX files on single images, each file once a round, one thread an operator.
 
-    Random ones, and the median; or `real` ones, on which exits differ, and the mean. `own` files were written by this
-    process.
+    Random ones, and the median; or `real` ones, on which exits differ, and the mean. Files that this process wrote
+    come with an `example` of what the network takes; others take images.
     """
-    import numpy as np
-
-    models = {run: OnnxModel(path, threads=1, own=own) for run, path in files.items()}
-    random = np.random.default_rng(0)
-    calls = {run: _calling(model, random, real) for run, model in models.items()}
+    calls = {run: _calling(path, example, real) for run, path in files.items()}
     times = time_images(calls, _IMAGES if real is None else len(real), threads=1, repeats=9)
     found = {run: each.median if real is None else each.mean for run, each in times.items()}
     return Timed(found, f"{processor()}, 1 thread")
 
 
-def _calling(model: OnnxModel, random: Any, real: Array | None) -> Callable[[int], object]:
+def _calling(path: Path, example: Any, real: Array | None) -> Callable[[int], object]:
+    if example is not None and not isinstance(example, Tensor):  # several inputs
+        session = open_session(path, threads=1)
+        feeds = feeds_of(session, images(random_like(portable(example), 1), 1))
+        return lambda number: session.run(None, feeds)
+    model = OnnxModel(path, threads=1, own=example is not None)
     if real is not None:
         return lambda number: model(real[number : number + 1])
-    image = random.standard_normal((1, *(side or 1 for side in model.input_shape))).astype("float32")
+    image = noise((1, *(side or 1 for side in model.input_shape)))
     return lambda number: model(image)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ class Estimate:
     """What a run will take, roughly."""
 
     seconds: float  # wall time, from the opened model to the written report
+    fixed_seconds: float  # of them, all but training
     peak_bytes: int | None  # of the process, or of the GPU; None where the system does not count it
     epoch_seconds: float | None = None  # of one epoch of training, where any was seen
 
@@ -121,27 +123,30 @@ def estimate(run: Any) -> Estimate:
     if pace.epoch_seconds is not None:
         looks = 0 if pace.saw_an_epoch else validated * image_seconds
         epoch_seconds = pace.epoch_seconds + looks
-        seconds += pace.began - start + run.epochs() * epoch_seconds
+        seconds += pace.began - start
     if pace.period_seconds:
         seconds += run.changes() * sum(pace.period_seconds) / len(pace.period_seconds)
     seconds += 2 * (tested * image_seconds + (_LATENCIES * BUDGET_SECONDS if output.latency else 0.0))
-    return Estimate(seconds + _FILES_SECONDS, peak_bytes(run.subject.device), epoch_seconds)
+    fixed = seconds + _FILES_SECONDS
+    trained = run.epochs() * (epoch_seconds or 0.0)
+    return Estimate(fixed + trained, fixed, peak_bytes(run.subject.device), epoch_seconds)
 
 
-def epochs_within(run: Any, seconds: float) -> int:
-    """For how many epochs such a run, planned, has time; it is not to be used afterwards.
+def epochs_within(seconds: float, runs: Sequence[Estimate], tried: float = 0.0) -> int:
+    """For how many epochs of each there is time, of which trying them took its part.
 
     Raises:
-        UsageError: not for one, or it trains nothing.
+        UsageError: not for one, or nothing is trained.
     """
-    found = estimate(run)
-    if found.epoch_seconds is None:
+    epoch = sum(each.epoch_seconds or 0.0 for each in runs)
+    if not epoch:
         raise UsageError("nothing is trained here, so `for_` has nothing to fit: leave it out, or give epochs")
-    fixed = found.seconds - run.epochs() * found.epoch_seconds
-    epochs = int((seconds - fixed) / found.epoch_seconds)
+    fixed = tried + sum(each.fixed_seconds for each in runs)
+    epochs = int((seconds - fixed) / epoch)
     if epochs < 1:
-        least = units.duration(fixed + found.epoch_seconds)
-        raise UsageError(f"one epoch, with all that a run does besides, takes about {least} here: give `for_` more")
+        least = units.duration(fixed + epoch)
+        every = "a run does" if len(runs) == 1 else f"{len(runs)} runs do"
+        raise UsageError(f"one epoch, with all that {every} besides, takes about {least} here: give `for_` more")
     return epochs
 
 

@@ -17,6 +17,9 @@ DATA: dict[str, Any] = {
 }
 
 
+_EPOCHS = ("epochs", "startup_epochs", "max_epochs", "finetune_epochs")  # settings that `for_` chooses
+
+
 class ModelJob(Job):
     """A job on a network of a file, or of an architecture with random weights."""
 
@@ -46,6 +49,13 @@ class RunJob(ModelJob):
     time: TimeSettings = field(default_factory=TimeSettings)
     command: str = "compressor"  # as it was typed
     chosen: tuple[str, ...] = ()  # which settings a person chose
+
+    def completed(self) -> Self:
+        """The job itself; raises UsageError where epochs are asked for twice."""
+        given = next((name for name in _EPOCHS if name in self.chosen), None)
+        if self.time.for_ is not None and given is not None:
+            raise UsageError(f"`for_` and `{given}` both say how long it trains: leave one of them out")
+        return super().completed()
 
     def check_trained(self, verb: str) -> None:
         """Raise UsageError where the network is none of a file."""

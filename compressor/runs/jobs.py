@@ -171,7 +171,7 @@ class TrainJob(RunJob):
     def completed(self) -> Self:
         if self.model.arch is None and self.model.model is None:
             raise UsageError("`arch` is missing: give torchvision:NAME, timm:NAME or FILE.py:build")
-        return self
+        return super().completed()
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,6 @@ class RouteJob(RunJob):
 class SweepJob(RunJob):
     """Runs over a grid, each with the same budget, and their comparison."""
 
-    LACKS: ClassVar[Mapping[str, str]] = {"for_": "every run of a sweep has the same epochs: give those"}
-
     training: TrainSettings = FINETUNE
     command: str = "compressor sweep"
     grid: SweepSettings = field(default_factory=SweepSettings)
@@ -266,7 +264,7 @@ class SweepJob(RunJob):
         self.check_trained("a sweep")
         if self.grid.target_ms and "targets" in self.chosen:
             raise UsageError("`targets` and `target_ms` both say how small: leave one of them out")
-        return self
+        return super().completed()
 
 
 # What is searched for where nobody says.
@@ -292,7 +290,7 @@ class ShrinkJob(RunJob):
         self.check_trained("shrink")
         if self.promise.max_drop is None or self.time.for_ is None:
             raise UsageError("shrink needs `max_drop` and `for_`: leave them out for 0.01 and 20m")
-        return self
+        return super().completed()
 
 
 # The verbs, as `compressor --help` lists them, and what each may be asked to do; those without a job have no settings.

@@ -72,6 +72,15 @@ def run(
     return carried_out.run(resume=resume)
 
 
+def planned(job: RunJob, like: Subject | None = None) -> "Run[Any]":
+    """A run that is opened and planned, to be tried; nothing is written. See `run` for `like`."""
+    trial = run_class(type(job))(job, silent)
+    trial.like = like
+    trial.open()
+    trial.plan()
+    return trial
+
+
 def dry_run(job: RunJob, tell: Callback = silent) -> Report:
     """The report of what `run` would do, with the costs that the plan predicts; nothing is changed."""
     return run_class(type(job))(job, tell).predict()
@@ -185,10 +194,8 @@ class Run(ABC, Generic[J]):
         if distributed.size() > 1:  # which would stop trying at different steps
             raise UsageError("`for_` is for one process: give epochs under torchrun")
         self.tell(Stage("trying a few steps of training"))
-        trial = type(self)(self.job, silent)
-        trial.open()
-        trial.plan()
-        epochs = epochs_within(trial, seconds)
+        trial = planned(self.job)
+        epochs = epochs_within(seconds, [estimate(trial)])
         self.job, self.like, self.decided = self.within(epochs), trial.like, trial.structure()
         self.note(f"{units.duration(seconds)} have time for {units.counted(epochs, 'epoch')} here")
 

@@ -172,7 +172,7 @@ class TimeSettings:
     PANEL: ClassVar[str] = "Training"
 
     for_: float | None = setting(
-        None, "Train for as many epochs as so long a run has time for, such as 20m.", "TIME", 0, read=duration
+        None, "How long it may take, such as 20m: as many epochs as that has time for.", "TIME", 0, read=duration
     )
 
 

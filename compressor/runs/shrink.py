@@ -33,15 +33,15 @@ from compressor.runs.estimate import estimate
 from compressor.runs.export import export
 from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings
 from compressor.runs.job import ExportJob
-from compressor.runs.jobs import PruneJob, RouteJob, ShrinkJob, job_of_method
+from compressor.runs.jobs import RouteJob, ShrinkJob, job_of_method
 from compressor.runs.lock import FolderLock
 from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
-from compressor.runs.prune import PruneRun
+from compressor.runs.run import planned
 from compressor.runs.settings import ModelSettings, PromiseSettings
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, card_of
-from compressor.runs.sweep import Cell, begin, carry_out, common
+from compressor.runs.sweep import Cell, begin, carry_out, checked, common
 from compressor.training.data import Data
 from compressor.training.events import NoteEvent
 from compressor.training.interrupt import Interrupted
@@ -95,10 +95,11 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
         Interrupted: a signal came.
     """
     start = time.perf_counter()
-    folder = begin(job)
-    lock = FolderLock(folder)
+    folder, _ = checked(job)
     judge = Judge(job)
     epochs, decided = _epochs(job, folder, judge.subject, tell)
+    begin(job)
+    lock = FolderLock(folder)
     tried = Tried(job, folder, judge, epochs, tell, start)
     tell(NoteEvent(f"every run trains for {units.counted(tried.epochs, 'epoch')}"))
     subject, search = judge.subject, Search.of(job.target_ms)
@@ -237,7 +238,7 @@ class Tried:
             for number, (name, module) in enumerate({str(self.job.model.model): subject.module, **modules}.items()):
                 files[name] = Path(scratch) / f"{number}.onnx"
                 export_onnx(module, subject.example, files[name])
-            return time_files(files, real=real, own=True)
+            return time_files(files, subject.example, real)
 
     def _leave(self, chosen: str, certificate: Certificate) -> None:
         """The chosen network and its ONNX file in the folder itself, or its package, with what is promised of it."""
@@ -265,15 +266,11 @@ def _epochs(job: ShrinkJob, folder: Path, like: Subject, tell: Callback) -> tupl
         return int(read_settings(begun[0].parent)["epochs"]), {}
     tell(Stage("trying a few steps of training"))
     tried = _pruning(job, Search.of(job.target_ms).target, 1).job
-    assert isinstance(tried, PruneJob)
-    trial = PruneRun(tried, silent)
-    trial.like = like
-    trial.open()
-    trial.plan()
+    trial = planned(tried, like)
     decided, found = trial.structure(), estimate(trial)
     if not found.epoch_seconds:
         return 0, decided
-    spare = job.time.for_ / _CELLS - (found.seconds - found.epoch_seconds)
+    spare = job.time.for_ / _CELLS - found.fixed_seconds
     return max(0, min(_MOST_EPOCHS, int(spare / found.epoch_seconds))), decided
 
 

@@ -3,8 +3,10 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,19 @@ from compressor.errors import CompressorError, DataError, FileError, UsageError
 from compressor.files.paths import check_writable, write_json
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.settings import BLOCKS, TRAINED, PruneSettings, check
+from compressor.report import units
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import compare_runs
 from compressor.runs.compare import timed_in_turn
-from compressor.runs.folder import REPORT, SETTINGS, file_sha256, read_settings
+from compressor.runs.estimate import epochs_within, estimate
+from compressor.runs.folder import ONNX, REPORT, SETTINGS, file_sha256, read_settings
 from compressor.runs.job import RunJob, flat
 from compressor.runs.jobs import AdaptJob, FinetuneJob, ShrinkJob, SweepJob, job_of_method
 from compressor.runs.lock import FolderLock
 from compressor.runs.promise import Judge
 from compressor.runs.restart import restart
-from compressor.runs.run import run
+from compressor.runs.run import planned, run
 from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, open_subject
@@ -53,15 +57,18 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
         CompressorError: every run failed.
         Interrupted: a signal came.
     """
-    cells = plan(job)
-    folder = begin(job)
-    lock = FolderLock(folder)
+    cells, asked = plan(job), job
+    folder, _ = checked(job)
     like = open_subject(job.model, job.data, job.loading, job.training.device)
+    job, decided = fitted(job, cells, folder, like, tell)
+    cells = plan(job)
+    begin(asked)
+    lock = FolderLock(folder)
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, 1):
         tell(NoteEvent(f"run {number} of {len(cells)}: {cell.name}"))
         try:
-            carry_out(cell, folder / cell.name, job, tell, like)
+            carry_out(cell, folder / cell.name, job, tell, like, decided.get(cell.name))
         except Interrupted as stop:
             raise Interrupted(stop.signal, f"{stop}; with the whole sweep: compressor resume {folder}") from stop
         except (FileError, DataError):
@@ -74,9 +81,9 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
     if not done:
         raise CompressorError(f"every run failed: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     timed = None
-    if all((report.after.latency_ms or {}).get("onnxruntime") for report in done.values()):  # else none has a figure
+    if job.output.latency and any((Path(folder) / ONNX).exists() for folder in done):
         tell(Stage("timing the results in turn"))
-        timed = timed_in_turn(list(done))
+        timed = timed_in_turn(list(done), like.example)
     compared = compare_runs(done, failed, timed)
     if job.promise.max_drop is not None:
         tell(Stage("looking for the cheapest that keeps the promise"))
@@ -109,6 +116,53 @@ def plan(job: SweepJob) -> list[Cell]:
         if method not in TRAINED:
             check(PruneSettings(method=method), has_data=True)
     return list(_runs(job))
+
+
+def fitted(
+    job: SweepJob, cells: Sequence[Cell], folder: Path, like: Subject, tell: Callback
+) -> tuple[SweepJob, dict[str, Mapping[str, Any]]]:
+    """The job with the epochs that all of its runs have time for, where it has a time, those of runs that are there
+    already otherwise; and what the plans of runs that were tried decided.
+    """
+    seconds = job.time.for_
+    if seconds is None:
+        return job, {}
+    decided: dict[str, Mapping[str, Any]] = {}
+    begun = [] if job.output.overwrite else [cell.name for cell in cells if (folder / cell.name / SETTINGS).exists()]
+    if begun:
+        epochs, why = int(read_settings(folder / begun[0])["epochs"]), "as those that are there"
+    else:
+        tell(Stage("trying a few steps of every method"))
+        epochs, why = _epochs_within(seconds, cells, like, decided), f"for which {units.duration(seconds)} have time"
+    tell(NoteEvent(f"every run trains for {units.counted(epochs, 'epoch')}, {why}"))
+    return replace(job, training=replace(job.training, epochs=epochs)), decided
+
+
+def _epochs_within(seconds: float, cells: Sequence[Cell], like: Subject, decided: dict[str, Mapping[str, Any]]) -> int:
+    """By one run of every method, whose other targets are taken to need as long; what was `decided` is added there."""
+    start, paces = time.perf_counter(), []
+    for _, group in groupby(cells, key=lambda cell: flat(cell.job).get("method")):
+        for cell in (runs := list(group)):
+            try:
+                trial = planned(cell.job, like)
+            except (FileError, DataError):
+                raise
+            except CompressorError:
+                continue  # its run says why
+            decided[cell.name] = trial.structure()
+            pace = estimate(trial)
+            paces += [pace] * len(runs)
+            break
+    return epochs_within(seconds, paces, time.perf_counter() - start)
+
+
+def predicted(job: SweepJob, tell: Callback = silent) -> list[Cell]:
+    """The runs of the grid, for a dry run; nothing is written."""
+    cells = plan(job)
+    if job.time.for_ is None:
+        return cells
+    like = open_subject(job.model, job.data, job.loading, job.training.device)
+    return plan(fitted(job, cells, checked(job)[0], like, tell)[0])
 
 
 def _runs(job: SweepJob) -> Iterator[Cell]:
@@ -167,7 +221,7 @@ def _command(job: SweepJob, name: str, more: dict[str, Any]) -> str:
     """The command that does one run of the grid alone."""
     assert job.model.model is not None and job.output.out is not None
     settings = flat(job)
-    own = {field.name for field in fields(job.grid)} | {"model", "data", "out", "overwrite"}
+    own = {field.name for field in fields(job.grid)} | {"model", "data", "out", "overwrite", "for_"}
     given = {key: settings[key] for key in job.chosen if key in settings and key not in own}
     if "method" in more and more["method"] in TRAINED:
         given.pop("epochs", None)
@@ -193,23 +247,26 @@ def _flags(values: dict[str, Any]) -> Iterator[str]:
 
 
 def begin(job: RunJob) -> Path:
-    """Make the folder, or find there what may be gone on with."""
+    """Make the folder, or go on in it."""
+    folder, settings = checked(job)
+    write_json(folder / SETTINGS, settings)
+    for name in (PAGE, DATA):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def checked(job: RunJob) -> tuple[Path, dict[str, Any]]:
+    """The folder, which is free or holds what may be gone on with, and the settings that are written there."""
     assert job.output.out is not None
     folder = Path(job.output.out).expanduser()
     check_writable(folder)
     command = job.command.split()[1]
     settings = {**flat(job), "cwd": str(Path.cwd()), "model_sha256": file_sha256(job.model.model)}
-    if not folder.exists():
-        write_json(folder / SETTINGS, settings)
-        return folder
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give --out the name of a folder")
-    if not job.output.overwrite and any(folder.iterdir()):
+    if not job.output.overwrite and folder.exists() and any(folder.iterdir()):
         _check_same(folder, settings, command)
-    write_json(folder / SETTINGS, settings)
-    for name in (PAGE, DATA):
-        (folder / name).unlink(missing_ok=True)
-    return folder
+    return folder, settings
 
 
 def _check_same(folder: Path, settings: dict[str, Any], command: str) -> None:

@@ -75,7 +75,7 @@ def test_stopped_sweep_says_how_to_go_on(compressor, monkeypatch):
 
     from compressor.training.interrupt import Interrupted
 
-    def stopped(job, tell):
+    def stopped(job, tell, **more):
         raise Interrupted(signal.SIGINT, "stopped by SIGINT after step 3")
 
     monkeypatch.setattr(sweeping, "run", stopped)

@@ -8,6 +8,7 @@ import pytest
 from compressor.errors import UsageError
 from compressor.pruning.settings import PruneSettings
 from compressor.runs import estimate as estimating
+from compressor.runs import run as running
 from compressor.runs.estimate import Enough, Estimate, Pace
 from compressor.runs.jobs import FinetuneJob, PruneJob
 from compressor.runs.run import dry_run, run
@@ -78,7 +79,7 @@ def test_a_dry_run_predicts_and_leaves_the_plan_only(tmp_path, monkeypatch):
 
 def test_a_run_for_a_time_trains_as_many_epochs_as_fit(tmp_path, monkeypatch):
     """A run that is estimated to take 10 s and 2 s an epoch has time for three in 17 s."""
-    monkeypatch.setattr(estimating, "estimate", lambda run: Estimate(10 + 2 * run.epochs(), None, 2.0))
+    monkeypatch.setattr(running, "estimate", lambda run: Estimate(10 + 2 * run.epochs(), 10.0, None, 2.0))
     output = OutputSettings(str(tmp_path / "run"), latency=False, onnx=False)
     training = replace(FINETUNE, device="cpu", epochs=9)
     job = FinetuneJob(DIGITS, "digits", output, training=training, time=TimeSettings(17.0))

@@ -22,6 +22,8 @@ from compressor.graph.skeleton import skeleton
 from compressor.pruning.block_fits import Fits
 from compressor.pruning.consumers import outputs_of
 from compressor.pruning.reconstruction.calibration import fewer
+from compressor.pruning.reconstruction.solve import squares_around_mean
+from compressor.report import units
 from compressor.surgery.edits import BlockEdit, Bypass, Fold
 from compressor.training.evaluate import evaluating
 
@@ -44,7 +46,7 @@ class Option:
 
     def edit(self, moved: float, unit: str) -> BlockEdit:
         """In the form that surgery takes, with its reason."""
-        why = f"outputs move by {moved:.2%} of their variance with it, for {self.saved:.3g} {unit} saved"
+        why = f"outputs move by {units.share(moved, 2)} of their variance with it, for {self.saved:.3g} {unit} saved"
         numbers = {"moved": moved, "saved": self.saved}
         return Fold(self.block, self.kernel, why, numbers=numbers) if self.kernel else Bypass(self.block, why, numbers)
 
@@ -208,4 +210,4 @@ def _variance(outputs: Sequence[Sequence[Tensor]]) -> float:
         for number, leaf in enumerate(batch):
             alike.setdefault((number, *leaf.shape[1:]), []).append(leaf)
     leaves = map(torch.cat, alike.values())
-    return max(sum(float((leaf - leaf.mean(0)).square().sum()) for leaf in leaves), 1e-300)
+    return sum(squares_around_mean(leaf, 0) for leaf in leaves)

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compressor.report import units
 from compressor.report.tables import plain_table, with_remarks
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def groups_table(coupling: Mapping[str, Any]) -> RenderableType:
     )
     for group in sorted(groups, key=lambda group: sum(moved[group["name"]].values()), reverse=True):
         edits = "all" if group["why_only_pruned"] is None else "prune only"
-        cells = [f"{value:.2%}" for value in moved[group["name"]].values()] or [""] * len(shares)
+        cells = [units.share(value, 2) for value in moved[group["name"]].values()] or [""] * len(shares)
         table.add_row(_about(group), str(group["size"]), *cells, edits if group["free"] else "frozen")
     free = [group["size"] for group in groups if group["free"]]
     summary = f"{len(free)} of {len(groups)} groups are free: {sum(free)} channels"

@@ -45,6 +45,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
+def share(fraction: float, digits: int = 1) -> str:
+    """A share that may be of next to nothing: 0.0678 -> "6.8%", 12.5 -> "over 1,000%"."""
+    return "over 1,000%" if fraction > 10 else f"{fraction:.{digits}%}"
+
+
 def points(before: float, after: float) -> str:
     """The change of a fraction in percentage points: 0.94, 0.932 -> "-0.80 pp"."""
     return f"{100 * (after - before):+.2f} pp"

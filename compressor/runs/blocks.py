@@ -24,6 +24,7 @@ from compressor.pruning.price import Goal, Price, in_words
 from compressor.pruning.reconstruction import Reconstruction, no_progress, reconstruct_
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.pruning.target import TOLERANCE
+from compressor.report import units
 from compressor.report.measurements import Profile
 from compressor.runs.latency_goal import TOLERANCE as TIME_TOLERANCE
 from compressor.runs.latency_goal import check_timed, target_in_ms
@@ -127,7 +128,10 @@ def _chosen(
     steps, after = measuring.met(order)
     unit = goal.price.unit
     edits, moved = order.edits(steps, unit)
-    notes = [f"the outputs moved by {moved:.1%} of their variance; {in_words(after, unit)} are left", *measuring.notes]
+    notes = [
+        f"the outputs moved by {units.share(moved)} of their variance; {in_words(after, unit)} are left",
+        *measuring.notes,
+    ]
     off = after / goal.wanted - 1
     if abs(off) > measuring.tolerance:
         notes.append(

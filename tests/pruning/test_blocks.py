@@ -88,6 +88,13 @@ def test_how_far_outputs_move_is_told_by_definition():
     assert edits[0].numbers["moved"] > 0 and "MACs" in edits[0].why
 
 
+def test_outputs_that_are_always_the_same_do_not_move_by_what_is_rounded():
+    model = nn.Sequential(*stack([0.3, 0.2]), nn.Linear(4, 3)).eval()
+    nn.init.constant_(model[-1].weight, 1e-7)
+    order = shortening(model, images(2))
+    assert order.edits(order.until(1), "MACs")[1] < 1e-3
+
+
 def test_every_step_is_measured_in_the_network_as_it_stands():
     """What a block is worth alone says little of it without another."""
     torch.manual_seed(0)

@@ -26,11 +26,13 @@ from compressor.pruning.reconstruction.readers import (
     weighted,
 )
 from compressor.pruning.reconstruction.replay import DivergedError, Hook, Replay
+from compressor.report import units
 from compressor.surgery.edits import Plan
 
 Progress = Callable[[int, int], None]  # is told how many layers of how many are done
 LARGEST = 6000  # inputs of a layer that is solved as a whole
 _STORED_BYTES = 1 << 30  # of activations of each of the two networks; up to twice as many are stored in half precision
+_ROUNDING = 1e-10  # of a square: more than float32 is off by, however the sums are taken
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,16 @@ class Reconstruction:
         done = (
             f"{len(self.layers) - len(kept)} of {len(self.layers)} {self.layers_are} are refitted by "
             f"least squares on {self.images:,} {self.images_are}; the largest error on images held back has "
-            f"{worst.name}: {worst.after:.1%} of its output's variance, {worst.before:.1%} as cut"
+            f"{worst.name}: {units.share(worst.after)} of its output's variance, {units.share(worst.before)} as cut"
         )
         as_cut = (f"left as they were cut, no solution being better on images held back: {', '.join(kept)}",)
         return (done, *(as_cut if kept else ()), *self.notes)
+
+
+def squares_around_mean(values: Tensor, dim: int) -> float:
+    """The sum of squares around the mean along a dimension; of values all alike, what float32 rounds them by."""
+    found = (values - values.mean(dim, keepdim=True)).square().sum()
+    return max(float(found), _ROUNDING * float(values.square().sum()), 1e-300)
 
 
 def no_progress(done: int, total: int) -> None:
@@ -201,9 +209,8 @@ class _Solver:
         else:
             solution = sums.best(before)
         self._write_(reader, weight, solution)
-        scale = torch.cat([rows.behind() for rows in sums.held], 1).double().var(1, correction=0).sum()
-        scale = scale.clamp(min=1e-300) * sum(rows.y.shape[1] for rows in sums.held)
-        errors = (float(each.sum() / scale) for each in (solution.before, solution.after))
+        scale = squares_around_mean(torch.cat([rows.behind() for rows in sums.held], 1).double(), 1)
+        errors = (float(each.sum()) / scale for each in (solution.before, solution.after))
         self.found.layers.append(Refit(reader.name, *errors))
 
     def write_(self, small: nn.Module) -> None:

@@ -408,3 +408,16 @@ def test_dead_channels_and_few_rows_do_no_harm():
     found = reconstruct_(small, model, channels, plan, [x])
     assert all(layer.after <= layer.before for layer in found.layers)
     assert F.mse_loss(small(fresh), model(fresh)) <= before
+
+
+@torch.no_grad()
+def test_the_error_of_a_layer_that_always_gives_the_same_is_told_in_few_digits():
+    """Its outputs have no variance but that of rounding, of which any error is very many times as much."""
+    torch.manual_seed(0)
+    dead = nn.Conv2d(8, 12, 3)
+    dead.weight.zero_()
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), dead, nn.ReLU(), pooled).eval()
+    _, found = refitted(model, {"2": [0, 1, 2]}, [images(32, 1, 8, 8).float()])
+    (layer,) = found.layers
+    assert layer.after < 1e-2 and len(found.words()[0]) < 250

@@ -1,7 +1,7 @@
 """Prune a model's channels in one shot, and with data fine-tune it: `compressor prune`."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.scores import Given
 from compressor.pruning.selection import Selection
-from compressor.pruning.settings import check, in_time, looks_at_inputs, resolved
+from compressor.pruning.settings import PruneSettings, check, in_time, looks_at_inputs, resolved
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.apply import apply_plan_
@@ -27,7 +27,7 @@ from compressor.runs.results import filters_after, layer_sizes
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.second_look import ranked
 from compressor.runs.stages import Callback, PartEvent, Stage
-from compressor.runs.subject import calibration_inputs, refuse_routed, score_batches
+from compressor.runs.subject import Subject, calibration_inputs, refuse_routed, score_batches
 from compressor.runs.tuning import finetune_, on_validation, said, step_for
 from compressor.training import distributed
 from compressor.training.batch_norm import recalibrate_
@@ -54,23 +54,25 @@ class PruneRun(Run[PruneJob]):
 
     def plan(self) -> None:
         """Choose the channels that go, or read them from the plan that was given."""
-        job, choice, subject = self.job, self.job.choice, self.subject
-        refuse_routed(subject, "prune")
+        refuse_routed(self.subject, "prune")
+        self.choose_channels(self.subject, self.job.choice, self.decided)
+
+    def choose_channels(self, subject: Subject, choice: PruneSettings, decided: Mapping[str, Any]) -> None:
+        """Choose what goes of a network, unless it was decided before."""
         self.tell(Stage("finding which channels belong together"))
         self.channels = channels = capture(subject.module, subject.example, keep=choice.keep, also=choice.also)
         self.note(*channels.notes)
-        if self.decided:
-            self.selection = selection_of(self.decided, channels)
-        elif job.plan is not None:
-            self.selection = read_plan(job.plan, channels)
+        if decided:
+            self.selection = selection_of(decided, channels)
+        elif self.job.plan is not None:
+            self.selection = read_plan(self.job.plan, channels)
         else:
-            self.selection = self._selected()
+            self.selection = self._selected(subject, choice, channels)
         self.note(*self.selection.notes)
         edits = tuple(self.selection.plan.rows())
         self.facts = {"edits": edits, "frozen": channels.frozen, "refused": dict(self.selection.refused)}
 
-    def _selected(self) -> Selection:
-        choice, subject, channels = self.job.choice, self.subject, self.channels
+    def _selected(self, subject: Subject, choice: PruneSettings, channels: Channels) -> Selection:
         batches = score_batches(subject, choice.score_images, choice.seed)
         if looks_at_inputs(choice):
             self.inputs = calibration_inputs(subject, choice.seed)

@@ -1,6 +1,7 @@
 """Prune whole blocks of a model in one shot, or blocks and channels: `compressor prune --method blocks|mixed`."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from compressor.errors import ModelError
 from compressor.exits.detachable import Detaching
 from compressor.exporting.latency import profile
 from compressor.graph.skeleton import skeleton
+from compressor.pruning.settings import PruneSettings
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.report.report import Report
@@ -34,19 +36,23 @@ class BlocksRun(PruneRun):
 
     def plan(self) -> None:
         """Choose what becomes of the blocks."""
-        subject, choice = self.subject, self.job.choice
+        self.choose_blocks(self.job.choice, self.decided)
+
+    def choose_blocks(self, choice: PruneSettings, decided: Mapping[str, Any]) -> None:
+        """Choose it, unless it was decided before."""
+        subject = self.subject
         refuse_routed(subject, "prune")
         if isinstance(subject.module, Detaching):
             raise ModelError("the network has sub-models, which share its blocks: prune them before detach")
         self.inputs = calibration_inputs(subject, choice.seed)
-        self.chosen = distributed.from_first(self._chosen)
+        self.chosen = distributed.from_first(lambda: self._chosen(choice, decided))
         self.note(*self.chosen.notes)
         self.facts = {"edits": tuple(rows_of(self.chosen.edits)), "refused": dict(self.chosen.refused)}
 
-    def _chosen(self) -> Chosen:
-        subject, choice = self.subject, self.job.choice
-        if self.decided:
-            return chosen_before(subject.module, subject.example, self.inputs, choice, self.decided)
+    def _chosen(self, choice: PruneSettings, decided: Mapping[str, Any]) -> Chosen:
+        subject = self.subject
+        if decided:
+            return chosen_before(subject.module, subject.example, self.inputs, choice, decided)
         return choose_blocks(
             subject.module, subject.example, self.inputs, choice, lambda text: self.tell(Stage(text)),
             lambda done, total: self.tell(PartEvent("ways to replace blocks", done, total)),
@@ -72,14 +78,14 @@ class BlocksRun(PruneRun):
         if not self.cut:
             module = copy.deepcopy(self.subject.module)
             replace_blocks_(module, self.chosen.edits, self.subject.example)
-            self._go_on_with(module)
+            self.subject, self.cut = self._with(module), True
 
     def change(self) -> None:
         """Put what was chosen in the blocks' places, and refit what lies behind them to the network as it was."""
         self._remember()
-        self._go_on_with(self._replaced())
+        self.subject, self.cut = self._replaced(), True
 
-    def _replaced(self) -> nn.Module:
+    def _replaced(self) -> Subject:
         """A copy of the network with other blocks, and what lies behind them refitted."""
         subject, edits = self.subject, self.chosen.edits
         self.tell(Stage(f"replacing {units.counted(len(edits), 'block')}"))
@@ -90,12 +96,11 @@ class BlocksRun(PruneRun):
         )  # fmt: skip
         self.note(*found.words())
         distributed.alike_(module)
-        return module
+        return self._with(module)
 
-    def _go_on_with(self, module: nn.Module) -> None:
-        step = step_of(self.chosen.edits, self.subject.example)
-        self.subject = replace(self.subject, opened=transformed(self.subject.opened, module, step))
-        self.cut = True
+    def _with(self, module: nn.Module) -> Subject:
+        subject, step = self.subject, step_of(self.chosen.edits, self.subject.example)
+        return replace(subject, opened=transformed(subject.opened, module, step))
 
     def layers(self, before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:
         """With the convolutions that took the places of blocks."""
@@ -110,15 +115,12 @@ class MixedRun(BlocksRun):
 
     def plan(self) -> None:
         """Choose the blocks, replace them in a copy, and choose its channels; the network stays as it came."""
-        job, whole, decided = self.job, self.subject, self.decided
-        of_blocks, of_channels = distributed.from_first(lambda: halves(whole.module, whole.example, job.choice))
-        self.job, self.decided = replace(job, choice=of_blocks), decided.get("blocks", {})
-        super().plan()
+        whole, choice = self.subject, self.job.choice
+        of_blocks, of_channels = distributed.from_first(lambda: halves(whole.module, whole.example, choice))
+        self.choose_blocks(of_blocks, self.decided.get("blocks", {}))
         blocks = self.facts
-        self._go_on_with(self._replaced())
-        self.halfway, self.job, self.decided = self.subject, replace(job, choice=of_channels), decided
-        PruneRun.plan(self)
-        self.subject, self.job, self.cut = whole, job, False
+        self.halfway = self._replaced()
+        self.choose_channels(self.halfway, of_channels, self.decided)
         self.facts["edits"] = (*blocks["edits"], *self.facts["edits"])
         self.facts["refused"] = {**blocks["refused"], **self.facts["refused"]}
 

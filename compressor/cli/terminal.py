@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
+from compressor.cli.help import WIDTH
 from compressor.cli.options import as_typed
 from compressor.errors import printable
 from compressor.report import units
@@ -207,7 +208,6 @@ def _epoch(epoch: int, epochs: int) -> str:
     return f"epoch {epoch + 1:>{len(str(epochs))}}{of}"
 
 
-WIDTH = 80
 # -1 with --quiet, 1 with --verbose; set for the command that runs.
 VERBOSITY: ContextVar[int] = ContextVar("verbosity", default=0)
 

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from compressor.report.measurements import Profile, Shapes
 
 
-WIDTH = 80
-
-
 def before_after_table(report: Report) -> RenderableType:
     """What the run changed, with lines below for what stayed as it was and for everything not measured."""
     comparison = compare(report.before, report.after)

@@ -24,7 +24,6 @@ METHODS = {
     "inputs": "inputs(self, batch)",
 }
 OPTIONAL = {"correct": "correct(self, outputs, batch)", "labels": "labels(self, batch)"}
-SPLITS = ("train", "validation", "test")
 
 
 def _told(error: Exception) -> str:

@@ -4,7 +4,7 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from compressor.exits.settings import CNSN, NSN, PAPER_EPOCHS, DetachSettings, falling
+from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
 from compressor.pruning.adapnet import (
     clusters,
@@ -103,4 +103,3 @@ def test_other_methods_are_the_papers(settings: object, wanted: dict[str, object
 def test_cnsns_rate_falls_at_the_papers_shares_of_the_epochs(epochs: int, falls: tuple[int, ...]) -> None:
     found = falling("cnsn", replace(CNSN, epochs=epochs, schedule="step", first_epoch=4))
     assert found.milestones == tuple(4 + fall for fall in falls)
-    assert PAPER_EPOCHS == {"cnsn": 300, "nsn": 600}

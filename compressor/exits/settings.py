@@ -44,8 +44,8 @@ class DetachSettings:
         return "stats" if self.bn == "recalibrated" else self.bn
 
 
-# How the papers train (CNSN: section 3; NSN: section 4), for 300 and 600 epochs. CNSN's paper lets the rate fall in steps,
-# the last halfway through, which suits so many epochs and not a short run: that is `schedule="step"`.
+# How the papers train (CNSN: section 3; NSN: section 4), for 300 and 600 epochs. CNSN's paper lets the rate fall in
+# steps, the last halfway through, which suits so many epochs and not a short run: that is `schedule="step"`.
 CNSN = TrainSettings(batch_size=32, lr=0.01, weight_decay=6e-4, warmup_epochs=1)
 NSN = TrainSettings(lr=0.3, weight_decay=0.0, schedule="step", gamma=1 / 3, augment="none")
 _FALLS = {"cnsn": (1 / 6, 1 / 3, 1 / 2), "nsn": (1 / 3, 2 / 3)}  # of the epochs: where the learning rate falls

@@ -7,7 +7,7 @@ import typer
 from compressor.cli.options import DryRun, Json
 from compressor.cli.results import carry_out
 from compressor.errors import UsageError
-from compressor.runs.jobs import TrainJob
+from compressor.runs.job import TrainJob
 
 HELP = "Train an architecture from random weights."
 EXAMPLE = "compressor train --arch sample_models/digits_cnn.py:build --data digits --epochs 20 --out runs/digits"

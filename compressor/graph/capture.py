@@ -1,17 +1,19 @@
 """Capture a model: follow its channels through its runs in evaluation mode and, where it asks, in training mode."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
-from compressor.errors import ModelError, cause
+from compressor.errors import ModelError, UsageError, cause
 from compressor.graph import groups
 from compressor.graph.channels import KEPT, Channels
-from compressor.graph.editable import check_example, check_model
-from compressor.graph.held import with_tensors
+from compressor.graph.held import in_one_memory, tensors_in, unregistered, with_tensors
 from compressor.graph.known import Map
 from compressor.graph.names import groups_named, matching, names_of
 from compressor.graph.neutral import bare, neutrally, uncollected
@@ -19,7 +21,6 @@ from compressor.graph.refine import Refinement
 from compressor.graph.skeleton import Replica
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.trace import Trace, Way, refused, run
-from compressor.graph.unregistered import in_one_memory, unregistered
 from compressor.graph.ways import MODELESS, Also, Run, entered, entries, further, same_wiring, unreached, unused
 
 
@@ -39,8 +40,8 @@ def capture(model: nn.Module, example: Any, *, keep: Iterable[str] = (), also: A
     model = bare(model)
     modules = dict(named_modules(model))
     tensors = named_tensors(model, modules.items())
-    check_model(model, modules, tensors)
-    check_example(example)
+    _check_model(model, modules, tensors)
+    _check_example(example)
     patterns, names = (keep,) if isinstance(keep, str) else tuple(keep), names_of(model)
     kept = frozenset(name for pattern in patterns for name in matching(pattern, names, "keep"))
     with uncollected():
@@ -157,3 +158,45 @@ def _at_least_two(tensor: Tensor) -> Tensor:
     if tensor.ndim > 1 and tensor.shape[0] == 1:
         return tensor.expand(2, *tensor.shape[1:])
     return tensor
+
+
+def _check_model(model: nn.Module, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Raise what a model, with these modules and tensors, is refused with before it is copied and run.
+
+    Raises:
+        ModelError: it has no parameters, or ones without shapes, or of a layout that cannot be cut; or it is prepared
+            for quantization.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the code of a traced or scripted module is fixed: give the module that it was made from")
+    kinds = {type(module): name for name, module in modules.items()}
+    for kind, name in kinds.items():
+        if not {"FakeQuantizeBase", "ObserverBase"}.isdisjoint(each.__name__ for each in kind.__mro__):
+            raise ModelError(f"{name} prepares the model for quantization: prune first, then prepare what is left")
+    lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
+    if lazy:
+        raise ModelError(f"{lazy[0]} has no shape yet: run the model once on an input, which initialises lazy modules")
+    odd = [name for name, tensor in tensors.items() if _layout(tensor) is not torch.strided]
+    if odd:
+        layout = str(_layout(tensors[odd[0]])).removeprefix("torch.")
+        raise ModelError(f"{odd[0]} is {layout}; layers can be edited only where weights are dense")
+    if next(model.parameters(), None) is None:
+        packed = any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in kinds)
+        why = "its weights are quantized: prune first, then quantize" if packed else "nothing can be edited"
+        raise ModelError(f"the model has no parameters: {why}")
+
+
+def _check_example(example: Any) -> None:
+    """Raise UsageError for what is no input of a network."""
+    leaves = [*tree_leaves(example), *tensors_in(example)]
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        raise UsageError("the example is a numpy array: make it a tensor with torch.from_numpy")
+    empty = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.numel()), None)
+    if empty is not None:
+        raise UsageError(f"the example is empty (shape {'x'.join(map(str, empty.shape))}): give a batch of one or more")
+
+
+def _layout(tensor: Tensor) -> torch.layout | str:
+    if tensor.is_quantized or tensor.is_nested:
+        return "quantized" if tensor.is_quantized else "nested"
+    return tensor.layout

@@ -1,20 +1,24 @@
-"""Tensors inside anything: which ones a value carries, and a copy of the value with other tensors in their place."""
+"""Tensors inside anything: which ones a value carries, and a copy of the value with other tensors in their place.
+
+And which ones a model keeps where torch does not look for them.
+"""
 
 import copy
 import gc
 import io
 import types
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from compressor.graph.copies import CONSTANTS
+from compressor.graph.tensors import has_data
 
 _CLOSED = (
     *(type, types.ModuleType, types.CodeType, nn.Module, Optimizer, io.IOBase),
@@ -22,6 +26,7 @@ _CLOSED = (
 )
 _PLAIN = frozenset({Tensor, nn.Parameter})
 _MOST_OBJECTS = 100_000  # beyond them nobody meant to hand over a tensor
+_MOST_UNSEEN = 10_000  # objects of one attribute, where torch does not look for tensors
 _MOST_ITEMS = 10_000  # taken from an iterator that may have no end
 
 
@@ -129,3 +134,46 @@ def _filled(cell: types.CellType) -> bool:
         return cell.cell_contents is not cell
     except ValueError:
         return False
+
+
+def in_one_memory(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """A note that names parameters which torch takes for several and which are one memory (`Parameter(other.data)`)."""
+    names: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, tensor in tensors.items():
+        if has_data(tensor) and tensor.numel():
+            names.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
+    for each in names.values():
+        if len(each) > 1:
+            yield f"{', '.join(each)} are one memory; an edit gives each its own: use one parameter to tie them"
+
+
+def unregistered(
+    held: Iterable[tuple[str, Any]], tensors: Iterable[Tensor], shapes: Iterable[tuple[int, ...]]
+) -> Iterator[str]:
+    """A note that names what is `held` by modules' attributes and has tensors of these shapes which are none of the
+    model's own: an averaged copy set by `object.__setattr__`, shadows in a list. No edit reaches them.
+
+    Tensors that stand alone are made anew by hooks (masks, old weight norm), and a graph module's graph names the
+    network that it was cut out of.
+    """
+    wanted, own = set(shapes), {id(tensor) for tensor in tensors}
+    runs = ((name, value) for name, value in held if not isinstance(value, Tensor | fx.Graph))
+    names = [name for name, value in runs if _holds(value, wanted, own)]
+    if names:
+        yield f"not edited, though of the shapes of edited layers: {', '.join(names)}; make them anew after an edit"
+
+
+def _holds(value: Any, wanted: set[tuple[int, ...]], own: set[int]) -> bool:
+    for one in reached(value, most=_MOST_UNSEEN):
+        if isinstance(one, nn.Module):
+            tensors: Iterable[Tensor] = one.parameters()
+        else:
+            tensors = (one,) if isinstance(one, Tensor) else ()
+        if any(id(tensor) not in own and tensor.ndim > 1 and _is_of(tensor, wanted) for tensor in tensors):
+            return True
+    return False
+
+
+def _is_of(tensor: Tensor, wanted: set[tuple[int, ...]]) -> bool:
+    """Whether a tensor with values has one of the shapes; what an exporter left behind in its graph has none."""
+    return has_data(tensor) and tuple(tensor.shape) in wanted

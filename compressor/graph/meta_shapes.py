@@ -38,9 +38,9 @@ def _like(x: Tensor) -> Tensor:
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    transposed: bool, output_padding: Any, groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, *rest: Any
+) -> Tensor:
+    transposed, output_padding, groups = rest
     images, given, *pixels = x.shape
     first, second, *kernel = weight.shape
     rank = len(pixels)

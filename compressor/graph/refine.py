@@ -138,7 +138,7 @@ class Refinement:
     def _better(self, found: Map, objection: Mismatch) -> Attempt | None:
         """The first refinement that goes further."""
         ways = [self._learnt, self._borrowed, self._evened, self._spared]
-        if any(size != before for *_, size, before in self._asked(objection)):
+        if any(size != before for *_, size, before in objection.wanted()):
             ways[:2] = self._borrowed, self._learnt
         tried = (self._tried(self._map(known)) for way in ways for known in way(found, objection))
         return next((attempt for attempt in tried if attempt.goes_further(objection)), None)
@@ -210,7 +210,7 @@ class Refinement:
     def _borrowed(self, found: Map, objection: Mismatch) -> Iterator[Known]:
         """Tie channels to others whose number the code takes for theirs, and freeze those of a fixed number."""
         walk, known = objection.walk, found.known
-        asked = list(self._asked(objection))
+        asked = list(objection.wanted())
         if walk.trace.ops[objection.op].operator.kind == "slice":  # what it takes depends on the channels before
             return
         if all(size == before for _, size, before in asked):
@@ -223,13 +223,6 @@ class Refinement:
             counting = [other for other in touched if int(objection.copies[found.roots[other]].sum()) == size]
             known = known.tying(counting[-1], ids) if counting else known
         yield known
-
-    def _asked(self, objection: Mismatch) -> Iterator[tuple[Ids, int, int]]:
-        """Channels of which the code wants another number than the map has, with that number and the one at first."""
-        for output, dim, size in objection.asked:
-            ids = objection.walk.op_outputs[objection.op][output].get(dim)
-            if ids is not None and not objection.walk.is_made(ids):
-                yield ids, size, len(ids)
 
     def _learnt(self, found: Map, objection: Mismatch) -> Iterator[Known]:
         """Keep an attribute true that the running module read a size from, everywhere in this code.

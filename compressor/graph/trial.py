@@ -40,6 +40,13 @@ class Mismatch:
     copies: Copies  # in the trial
     asked: tuple[tuple[int, int, int], ...] = ()  # (output, dimension, size) that the code wants instead
 
+    def wanted(self) -> Iterator[tuple[Ids, int, int]]:
+        """Channels of which the code wants another number than the map has, with that number and the one at first."""
+        for output, dim, size in self.asked:
+            ids = self.walk.op_outputs[self.op][output].get(dim)
+            if ids is not None and not self.walk.is_made(ids):
+                yield ids, size, len(ids)
+
 
 def half(groups: tuple[Group, ...], count: int, least: Mapping[str, int] | None = None) -> Copies:
     """The first trial: about half of every free group stays, of a different number in each.

@@ -1,13 +1,13 @@
-"""What jobs of verbs share, and those of verbs that look at a model; nothing heavy is imported, for `--help`'s sake."""
+"""What jobs of verbs share, and those of verbs that only train a model or look at it; light, for `--help`'s sake."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, is_dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from compressor.errors import UsageError
-from compressor.runs.settings import ModelSettings, OutputSettings, PromiseSettings, TimeSettings
+from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, PromiseSettings, TimeSettings
 from compressor.settings import Job, setting
-from compressor.training.settings import SPECS, DataSettings, TrainSettings
+from compressor.training.settings import SPECS, DataSettings, DistillSettings, TrainSettings
 
 # What a data set is called, for the verbs that cannot do without one and for those that can.
 DATA: dict[str, Any] = {
@@ -75,6 +75,35 @@ def flat(job: Job) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+@dataclass(frozen=True)
+class TrainJob(RunJob):
+    """Training, from random weights."""
+
+    RUN: ClassVar[str] = "train.TrainRun"
+    LACKS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("model", "weights", "trust", "max_size"), "it has random weights; use finetune"),
+        **dict.fromkeys(("max_drop", "confidence"), "random weights are nothing to compare with"),
+    }
+
+    command: str = "compressor train"
+
+    def completed(self) -> Self:
+        if self.model.arch is None and self.model.model is None:
+            raise UsageError("`arch` is missing: give torchvision:NAME, timm:NAME or FILE.py:build")
+        return super().completed()
+
+
+@dataclass(frozen=True)
+class FinetuneJob(TrainJob):
+    """Training a network of a file further."""
+
+    LACKS: ClassVar[Mapping[str, str]] = {}
+
+    training: TrainSettings = FINETUNE
+    command: str = "compressor finetune"
+    distilling: DistillSettings = field(default_factory=DistillSettings)
 
 
 _EXIT: dict[str, Any] = {"text": "Only this exit of a model or package that has several.", "metavar": "N"}

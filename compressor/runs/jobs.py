@@ -12,7 +12,17 @@ from compressor.pruning.settings import BLOCKS, TRAINED, WITHOUT_DATA, PruneSett
 from compressor.pruning.settings import check as check_pruning
 from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSettings, paper
 from compressor.routing.settings import check as check_routing
-from compressor.runs.job import DATA, EvaluateJob, ExportJob, InspectJob, ProfileJob, RunJob, TuneJob
+from compressor.runs.job import (
+    DATA,
+    EvaluateJob,
+    ExportJob,
+    FinetuneJob,
+    InspectJob,
+    ProfileJob,
+    RunJob,
+    TrainJob,
+    TuneJob,
+)
 from compressor.runs.settings import FINETUNE, GoalSettings, PromiseSettings, SweepSettings, TimeSettings
 from compressor.settings import Job, setting
 from compressor.training.settings import DistillSettings, TrainSettings
@@ -40,6 +50,7 @@ class PruneJob(RunJob):
     """One-shot pruning, and with data fine-tuning and accuracy."""
 
     RUN: ClassVar[str] = "prune.PruneRun"
+    METHOD: ClassVar[str | None] = None  # the only one of which this is the job
     SHOWS: ClassVar[frozenset[str]] = _SHOWN
 
     data: str | None = setting(None, **DATA)  # type: ignore[assignment]
@@ -53,8 +64,9 @@ class PruneJob(RunJob):
 
     @classmethod
     def takes(cls, given: Mapping[str, Any]) -> bool:
-        """Methods that choose channels in one shot."""
-        return given.get("method") not in TRAINED | BLOCKS
+        """Methods that choose channels in one shot, or the only one."""
+        method = given.get("method")
+        return method not in TRAINED | BLOCKS if cls.METHOD is None else method == cls.METHOD
 
     def completed(self) -> Self:
         super().completed()
@@ -78,6 +90,7 @@ class BlocksJob(PruneJob):
     """One-shot pruning of whole blocks, which data choose."""
 
     RUN: ClassVar[str] = "prune_blocks.BlocksRun"
+    METHOD: ClassVar[str | None] = "blocks"
     LACKS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
             ("ratio", "ratio_for", "allocate", "round_to", "min_channels"),
@@ -90,17 +103,13 @@ class BlocksJob(PruneJob):
         "reconstruct": "what takes a block's place is fitted in any case",
     }
 
-    @classmethod
-    def takes(cls, given: Mapping[str, Any]) -> bool:
-        """The method that chooses blocks."""
-        return given.get("method") == "blocks"
-
 
 @dataclass(frozen=True)
 class MixedJob(BlocksJob):
     """One-shot pruning of whole blocks half of the way, then of channels."""
 
     RUN: ClassVar[str] = "prune_blocks.MixedRun"
+    METHOD: ClassVar[str | None] = "mixed"
     LACKS: ClassVar[Mapping[str, str]] = {
         **{name: why for name, why in BlocksJob.LACKS.items() if name not in ("round_to", "min_channels")},
         **dict.fromkeys(
@@ -108,11 +117,6 @@ class MixedJob(BlocksJob):
             "channels go by their errors until `target_macs`, `target_ms` or `speedup` is met",
         ),
     }
-
-    @classmethod
-    def takes(cls, given: Mapping[str, Any]) -> bool:
-        """The method that does both."""
-        return given.get("method") == "mixed"
 
 
 @dataclass(frozen=True)
@@ -154,35 +158,6 @@ class AdaptJob(RunJob):
                 f"shot by {', '.join(WITHOUT_DATA)}"
             )
         return {"adapnet": PRESETS[given.get("preset", "paper")], "training": FINETUNE}
-
-
-@dataclass(frozen=True)
-class TrainJob(RunJob):
-    """Training, from random weights."""
-
-    RUN: ClassVar[str] = "train.TrainRun"
-    LACKS: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("model", "weights", "trust", "max_size"), "it has random weights; use finetune"),
-        **dict.fromkeys(("max_drop", "confidence"), "random weights are nothing to compare with"),
-    }
-
-    command: str = "compressor train"
-
-    def completed(self) -> Self:
-        if self.model.arch is None and self.model.model is None:
-            raise UsageError("`arch` is missing: give torchvision:NAME, timm:NAME or FILE.py:build")
-        return super().completed()
-
-
-@dataclass(frozen=True)
-class FinetuneJob(TrainJob):
-    """Training a network of a file further."""
-
-    LACKS: ClassVar[Mapping[str, str]] = {}
-
-    training: TrainSettings = FINETUNE
-    command: str = "compressor finetune"
-    distilling: DistillSettings = field(default_factory=DistillSettings)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from compressor.report.runs import compare_runs
 from compressor.runs.compare import timed_in_turn
 from compressor.runs.estimate import epochs_within, estimate
 from compressor.runs.folder import ONNX, REPORT, SETTINGS, file_sha256, read_settings
-from compressor.runs.job import RunJob, flat
-from compressor.runs.jobs import AdaptJob, FinetuneJob, ShrinkJob, SweepJob, job_of_method
+from compressor.runs.job import FinetuneJob, RunJob, flat
+from compressor.runs.jobs import AdaptJob, ShrinkJob, SweepJob, job_of_method
 from compressor.runs.lock import FolderLock
 from compressor.runs.promise import Judge
 from compressor.runs.restart import restart

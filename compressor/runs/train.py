@@ -10,7 +10,7 @@ from compressor.primenet.settings import REPRESENTATION
 from compressor.report import units
 from compressor.report.measurements import Measurements
 from compressor.runs.exits import exit_parts
-from compressor.runs.jobs import FinetuneJob, TrainJob
+from compressor.runs.job import FinetuneJob, TrainJob
 from compressor.runs.replace import train_primenet
 from compressor.runs.run import Run
 from compressor.runs.stages import Stage

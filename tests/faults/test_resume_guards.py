@@ -10,8 +10,7 @@ import pytest
 
 from compressor.errors import CompressorError, FileError, UsageError
 from compressor.runs.folder import RunFolder
-from compressor.runs.job import flat
-from compressor.runs.jobs import TrainJob
+from compressor.runs.job import TrainJob, flat
 from compressor.runs.resume import resume
 from compressor.runs.settings import ModelSettings, OutputSettings
 from compressor.training.checkpoint import NAME

@@ -9,7 +9,8 @@ from torch import nn
 
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.jobs import DetachJob, PruneJob, TrainJob
+from compressor.runs.job import TrainJob
+from compressor.runs.jobs import DetachJob, PruneJob
 from compressor.runs.models import open_model
 from compressor.runs.resume import resume
 from compressor.runs.run import dry_run, run

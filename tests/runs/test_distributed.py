@@ -13,7 +13,8 @@ from compressor.errors import CompressorError
 from compressor.pruning.adapnet import boundary, prune, schedule, tables
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob, TrainJob
+from compressor.runs.job import TrainJob
+from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob
 from compressor.runs.resume import resume
 from compressor.runs.run import run as run_job
 from compressor.runs.settings import FINETUNE, GoalSettings, ModelSettings, OutputSettings

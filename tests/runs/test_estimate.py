@@ -10,7 +10,8 @@ from compressor.pruning.settings import PruneSettings
 from compressor.runs import estimate as estimating
 from compressor.runs import run as running
 from compressor.runs.estimate import Enough, Estimate, Pace
-from compressor.runs.jobs import FinetuneJob, PruneJob
+from compressor.runs.job import FinetuneJob
+from compressor.runs.jobs import PruneJob
 from compressor.runs.run import dry_run, run
 from compressor.runs.settings import FINETUNE, ModelSettings, OutputSettings, TimeSettings, duration
 from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep

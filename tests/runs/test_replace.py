@@ -9,7 +9,8 @@ import torch
 
 import compressor
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
-from compressor.runs.jobs import ReplaceJob, TrainJob
+from compressor.runs.job import TrainJob
+from compressor.runs.jobs import ReplaceJob
 from compressor.runs.resume import resume
 from compressor.runs.run import run
 from compressor.runs.settings import ModelSettings, OutputSettings

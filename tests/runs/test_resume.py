@@ -13,8 +13,8 @@ import compressor
 from compressor.errors import FileError, UsageError
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.folder import RunFolder
-from compressor.runs.job import RunJob, flat
-from compressor.runs.jobs import VERBS, AdaptJob, DetachJob, PruneJob, ReplaceJob, ShrinkJob, SweepJob, TrainJob
+from compressor.runs.job import RunJob, TrainJob, flat
+from compressor.runs.jobs import VERBS, AdaptJob, DetachJob, PruneJob, ReplaceJob, ShrinkJob, SweepJob
 from compressor.runs.prune import PruneRun
 from compressor.runs.restart import job_of
 from compressor.runs.resume import resume

@@ -17,8 +17,8 @@ from compressor.report.comparison import answers
 from compressor.report.report import Report
 from compressor.runs.evaluate import evaluate
 from compressor.runs.export import export
-from compressor.runs.job import EvaluateJob, ExportJob, ProfileJob, flat
-from compressor.runs.jobs import PruneJob, TrainJob
+from compressor.runs.job import EvaluateJob, ExportJob, ProfileJob, TrainJob, flat
+from compressor.runs.jobs import PruneJob
 from compressor.runs.profile import profile
 from compressor.runs.results import filters
 from compressor.runs.run import dry_run, run

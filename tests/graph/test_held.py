@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.graph import capture
-from compressor.graph.unregistered import in_one_memory
+from compressor.graph.held import in_one_memory
 from tests.networks import conv
 
 

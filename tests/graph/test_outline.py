@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.graph.shapes import run_on_shapes
+from compressor.graph.outline import run_on_shapes
 from compressor.graph.values import Values
 
 aten = torch.ops.aten

@@ -68,7 +68,7 @@ def shown(text: str, most: int = 160) -> str:
 
 
 def listed(names: Iterable[str], most: int = 6) -> str:
-    """The first few of a file's own names in one line, and how many more there are."""
+    """The first few names of a file or a model in one line, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(shown(name) for name in names[:most]) + more

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from compressor.errors import listed
 from compressor.graph.attributes import can_write, integers, value_at, words
 from compressor.graph.channels import Ids
 from compressor.graph.groups import Numbered
@@ -81,8 +82,7 @@ class _Candidate:
 
 
 def _note(reason: str, names: list[str]) -> list[str]:
-    more = f" and {len(names) - _NOTED} more" if len(names) > _NOTED else ""
-    return [f"kept as they are, since {reason}: {', '.join(names[:_NOTED])}{more}"] if names else []
+    return [f"kept as they are, since {reason}: {listed(names, _NOTED)}"] if names else []
 
 
 def _told(module: nn.Module, path: str, name: str, calls: Mapping[str, ModuleCall]) -> ModuleCall | None:

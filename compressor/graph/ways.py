@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.errors import ModelError, UsageError, cause, did_you_mean
+from compressor.errors import ModelError, UsageError, cause, did_you_mean, listed
 from compressor.graph.outline import Answer
 from compressor.graph.records import TensorRef, Trace
 from compressor.graph.skeleton import Replica
@@ -229,13 +229,9 @@ def unreached(model: nn.Module, usually: frozenset[str], never: frozenset[str]) 
     unseen = idle(model, never)
     if usually != never and idle(model, usually) != unseen:
         found = idle(model, usually - never)
-        yield f"used on other branches than the example takes, which were followed: {_listed(found)}"
+        yield f"used on other branches than the example takes, which were followed: {listed(found, 12)}"
     if unseen:
         yield (
-            f"no run on the example used {_listed(unseen)}: kept as they are, and do not fit where what feeds them "
+            f"no run on the example used {listed(unseen, 12)}: kept as they are, and do not fit where what feeds them "
             "was cut; --also NAME (also=) follows other methods of the model"
         )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import FileError, ModelError, UsageError, did_you_mean, misfit
+from compressor.errors import FileError, ModelError, UsageError, did_you_mean, listed, misfit
 from compressor.graph.cuts import Chain, Cut, tail
 from compressor.graph.names import module_named, names_of
 from compressor.graph.operators import CONVOLUTIONS, LAYERS
@@ -207,9 +207,7 @@ def _within(name: str, outer: str) -> bool:
 
 
 def _listed(names: Iterable[str]) -> str:
-    found = list(dict.fromkeys(names))
-    more = f" and {len(found) - _NAMED_AT_MOST} more" if len(found) > _NAMED_AT_MOST else ""
-    return ", ".join(found[:_NAMED_AT_MOST]) + more if found else "no named module"
+    return listed(dict.fromkeys(names), _NAMED_AT_MOST) or "no named module"
 
 
 def rebuild(module: nn.Module, step: Mapping[str, Any]) -> PrimeNetwork:

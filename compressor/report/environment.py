@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 def versions() -> dict[str, str | None]:
     """Version of Python and of each package that takes part; None where one is not installed. Imports none of them."""
     ours: dict[str, str | None] = {"python": platform.python_version(), "compressor": VERSION}
-    return ours | {name: _version(name) for name in _PACKAGES}
+    return ours | {name: version(name) for name in _PACKAGES}
 
 
 def device_words(device: Any = "cpu") -> str:
@@ -35,7 +35,8 @@ def device_words(device: Any = "cpu") -> str:
     return f"CPU: {processor()}, {counted(cores, 'core')}, {counted(threads, 'thread')}"
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package; None where it is not."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -19,6 +19,7 @@ from compressor.graph.cuts import Chain
 from compressor.graph.program import module_of, operator_of
 from compressor.graph.shortcuts import is_layer, own_shortcut
 from compressor.profiling.costs import macs_of
+from compressor.training.batching import format_shape
 
 
 class Shortcut(nn.Module):
@@ -170,7 +171,9 @@ def find_units(chain: Chain) -> Units:
         before, after = chain.cuts[start].shape, chain.cuts[end].shape
         block, name = _is_block(segment), _name(segment)
         if own_shortcut(segment) is None and not shortcut_fits(before, after):
-            refused[name] = f"its maps of {_text(before)} become {_text(after)}, for which there is no plain shortcut"
+            refused[name] = (
+                f"its maps of {format_shape(before)} become {format_shape(after)}, for which there is no plain shortcut"
+            )
             continue
         instead = shortcut_text(segment, before, after) if found else "(never skipped)"
         kind, macs = "block" if block else "layer", macs_of(segment, before)
@@ -261,7 +264,3 @@ def _name(segment: fx.GraphModule) -> str:
     paths = [module_of(node).split(".") for node in segment.graph.nodes if is_layer(node)]
     levels = list(takewhile(lambda names: len(set(names)) == 1, zip(*paths)))
     return ".".join(names[0] for names in levels) or ".".join(paths[0]) or "(model)"
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return "x".join(str(size) for size in shape)

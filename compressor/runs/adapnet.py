@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from compressor.errors import ModelError
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.unit import Unit
 from compressor.pruning.price import in_words
-from compressor.pruning.selection import listed_reasons
 from compressor.pruning.settings import in_time
 from compressor.report.measurements import Measurements
 from compressor.report.sections import Curve, Gallery, Look, Plot, Section, Table
@@ -176,9 +174,7 @@ class AdaptRun(Run[AdaptJob]):
         self.method = AdapNet(job.adapnet, classes=len(data.classes), steps_per_epoch=steps, seed=job.training.seed)
         self.method.adopt(subject.module, channels)
         self.phases_steps, self.period_steps = steps, self.method.lsep
-        if not self.method.units:
-            stays = {**channels.frozen, **self.method.locked}
-            raise ModelError(f"there is nothing that AdapNet could change: {listed_reasons(stays)}")
+        self.method.check_units(channels)
         guard = Guard(job.goals.undo_drop, partial(measured_here, subject), data)
         self.periods = Periods(
             subject.module, channels, self.method, self._target(), guard, self.tell, job.goals.round_to

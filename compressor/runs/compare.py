@@ -18,7 +18,7 @@ from compressor.report.manifest import Array
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import Timed, compare_runs
-from compressor.runs.folder import ONNX
+from compressor.runs.folder import ONNX, named_folder
 
 _IMAGES = 20  # random ones that networks are timed on
 
@@ -61,8 +61,7 @@ def compare(
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
     """Raise UsageError where a comparison would be written over, FileError where none can be written."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: give --out the name of a folder")
+    named_folder(folder)
     for name in () if overwrite else (PAGE, DATA):
         if (folder / name).exists():
             raise UsageError(f"{folder / name} exists: give another --out, or --overwrite to replace it")

@@ -3,11 +3,12 @@
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 from compressor.errors import CompressorError, FileError
 from compressor.files.paths import check_writable
+from compressor.report import environment
 from compressor.training.settings import DataSettings
 
 NEEDED = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "thop", "scikit-learn")
@@ -32,10 +33,10 @@ def examine(data: str | None = None) -> list[Finding]:
 def _software() -> Iterator[Finding]:
     yield Finding("python", None, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in NEEDED:
-        version = _version(name)
-        yield Finding(name, version is not None, version or f"missing: pip install {name}")
+        found = environment.version(name)
+        yield Finding(name, found is not None, found or f"missing: pip install {name}")
     for name, purpose in OPTIONAL.items():
-        yield Finding(name, None, _version(name) or f"not installed; only for {purpose}")
+        yield Finding(name, None, environment.version(name) or f"not installed; only for {purpose}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -104,10 +105,3 @@ def _data(spec: str) -> Iterator[Finding]:
     yield Finding("data", True, f"{spec}: {counts} images, {len(data.classes)} classes, {shape}")
     for note in data.notes:
         yield Finding("", None, note)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

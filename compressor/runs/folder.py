@@ -26,6 +26,16 @@ SCRAPS = (".*.tmp", ".export-*")
 _ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, checkpoint.NAME, checkpoint.PREVIOUS)
 
 
+def named_folder(out: str | Path | None) -> Path:
+    """The folder that results go to. Raises UsageError where there is no name, or one of a file."""
+    if out is None:
+        raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
+    folder = Path(out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give --out the name of a folder")
+    return folder
+
+
 class RunFolder:
     """The files of one run; `resuming` says that the run was broken off and goes on from its last checkpoint.
 
@@ -39,11 +49,7 @@ class RunFolder:
             UsageError: no folder was given, or it holds something and may not be overwritten, or the model.
             FileError: it cannot be written.
         """
-        if output.out is None:
-            raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
-        self.path = Path(output.out).expanduser()
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file: give --out the name of a folder")
+        self.path = named_folder(output.out)
         self.named = output.out  # as it was given when the run began, wherever its folder is now
         self.resuming = resume
         self._may_replace = output.overwrite or resume

@@ -33,7 +33,7 @@ from compressor.runs.settings import PromiseSettings
 from compressor.runs.subject import Subject, open_subject
 from compressor.training import distributed
 from compressor.training.data import AnySet, Data
-from compressor.training.evaluate import Predict, evaluate, evaluating, through_numpy, which_right
+from compressor.training.evaluate import Predict, evaluate, evaluating, placed, which_right
 from compressor.training.own_part import Part
 from compressor.training.own_task import OwnTask
 from compressor.training.task import Pair, Task, first_output
@@ -52,7 +52,7 @@ def resampled(model: nn.Module | Predict, part: Part, task: OwnTask, samples: in
         DataError: there are too few to draw from.
         UsageError: `measure` cannot be told again what the model gave.
     """
-    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    _, device = placed(model)
     with evaluating(model), torch.no_grad():
         held = Recorded(model, list(task.passing(part, 1, device)), task)
         found = [held.figure()]
@@ -78,7 +78,7 @@ class Recorded:
             )
         self.model, self.pairs, self.task = model, pairs, task
         self.outputs: list[list[Any]] = [[] for _ in pairs]  # of each batch, in the order of the calls
-        self._run = model if isinstance(model, nn.Module) else through_numpy(model)
+        self._run, _ = placed(model)
         self._given: Iterator[Any] | None = None
         self._place = 0
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import UsageError
 from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
@@ -24,7 +24,7 @@ from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.price import Goal, in_words
 from compressor.pruning.reconstruction import enough_images, inputs_of
 from compressor.pruning.scores import Given, Score, l1
-from compressor.pruning.selection import goals_of, listed_reasons, select
+from compressor.pruning.selection import goals_of, select
 from compressor.pruning.settings import BLOCKS, PruneSettings, check, looks_at_inputs, resolved
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
@@ -165,9 +165,7 @@ class Pruner:
         check_period(settings, epoch)
         method = AdapNet(settings, classes=classes, steps_per_epoch=epoch, seed=self._seed)
         method.adopt(self.model, channels)
-        if not method.units:
-            stays = {**channels.frozen, **method.locked}
-            raise ModelError(f"there is nothing that AdapNet could change: {listed_reasons(stays)}")
+        method.check_units(channels)
         target = Target.of(goals, channels, goal_in_ms(self.model, self._example, channels, goals))
         guard = Guard(None, lambda: 0.0)
         return Periods(self.model, channels, method, target, guard, self._tell, goals.round_to, self.followers)

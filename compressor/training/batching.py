@@ -91,7 +91,7 @@ def describe_fit(stored: Shape, shape: Shape, preparation: Preparation) -> str:
     return f"images of {format_shape(stored)} are given to the model as {format_shape(shape)}: {', '.join(done)}"
 
 
-def format_shape(shape: Shape) -> str:
+def format_shape(shape: Sequence[int]) -> str:
     """A shape as the command line writes it, 3x32x32."""
     return "x".join(str(size) for size in shape)
 

@@ -59,8 +59,7 @@ def evaluate(model: nn.Module | Predict, part: Any, task: Task, batch_size: int 
     """
     if not len(part):
         raise DataError(f"{task.name}: there are no {task.unit} to evaluate on")
-    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-    predict = model if isinstance(model, nn.Module) else through_numpy(model)
+    predict, device = placed(model)
     # On a CPU up to twice as fast; a GPU gains from it only in half precision, and this is none.
     layout = device.type == "cpu" and isinstance(model, nn.Module) and task.takes_channels_last(model)
     with evaluating(model), torch.no_grad():
@@ -74,8 +73,7 @@ def which_right(model: nn.Module | Predict, part: Any, task: Task) -> Tensor:
     """Which examples of a part a model has right, bool (examples,), on the CPU and in the part's order; of several
     processes the first looks.
     """
-    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-    predict = model if isinstance(model, nn.Module) else through_numpy(model)
+    predict, device = placed(model)
     with evaluating(model), torch.no_grad():
         found = [task.correct(called(predict, x), y).cpu() for x, y in task.passing(part, device=device)]
     return torch.cat(found).bool()
@@ -100,6 +98,11 @@ def evaluating(model: object) -> Iterator[None]:
         if isinstance(model, nn.Module):
             set_mode(model, training=False)
         yield
+
+
+def placed(model: nn.Module | Predict) -> tuple[Callable[..., Any], torch.device]:
+    """What is called with tensors in a model's place, and where these have to be: a callable of NumPy is on the CPU."""
+    return (model, device_of(model)) if isinstance(model, nn.Module) else (through_numpy(model), torch.device("cpu"))
 
 
 def through_numpy(predict: Predict) -> Callable[[Tensor], Tensor]:

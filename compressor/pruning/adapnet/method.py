@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from compressor.errors import ModelError
 from compressor.graph.channels import Channels, Group
 from compressor.graph.tensors import device_of
 from compressor.pruning.adapnet import boundary, clusters, prune, schedule, tables
@@ -24,6 +25,7 @@ from compressor.pruning.adapnet.observe import Seen, Watch, reader_inputs, views
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.subspace import new_autoencoder
 from compressor.pruning.adapnet.unit import Unit
+from compressor.pruning.selection import listed_reasons
 from compressor.surgery.edits import Edit, Plan
 
 
@@ -250,6 +252,12 @@ class AdapNet:
             size = map_size(max(view.height for view in seen), max(view.width for view in seen))
             autoencoder = new_autoencoder(self.generator, device_of(model))
             self.units[group.name] = Unit(group.name, group.ids.tolist(), size, autoencoder)
+
+    def check_units(self, channels: Channels) -> None:
+        """Raise ModelError where `adopt` found none."""
+        if not self.units:
+            stays = {**channels.frozen, **self.locked}
+            raise ModelError(f"there is nothing that AdapNet could change: {listed_reasons(stays)}")
 
     def _lock(self, model: nn.Module, channels: Channels, group: Group) -> str | None:
         if any(isinstance(model.get_submodule(name), nn.Linear) for name in makers(model, group)):

@@ -12,7 +12,9 @@ Writes benchmarks/results/promises.json and goes on where it was broken off.
 import argparse
 import copy
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +28,13 @@ from compressor.certify import Paired, certified
 from compressor.files.paths import write_json
 from compressor.training.data import open_data
 from compressor.training.evaluate import which_right
-from tests.test_certify import simulated
+from tests.test_certify import MACS, draw, simulated
 
 OUT = Path(__file__).parent / "results" / "promises.json"
 LEFT = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
 IMAGES, DROPS, SPLITS = (500, 2000, 6000), (0.005, 0.01, 0.02), 200
 DRAWN, DRAWS = (0.002, 0.01, 0.02), 1000
+ORDERED = 300  # draws
 
 
 def main() -> None:
@@ -64,6 +67,7 @@ def main() -> None:
         print(json.dumps({key: row[key] for key in ("left", "macs", "top1")}), file=sys.stderr, flush=True)
     result["splits"] = splits(result["rows"], len(data.test))
     result["draws"] = [drawn(images, drop) for images in IMAGES for drop in DRAWN]
+    result["orders"] = [row for drop in DRAWN[:2] for row in ordered(2000, drop)]
     write_json(arguments.out, result)
     print(table(result))
 
@@ -94,6 +98,36 @@ def drawn(images: int, drop: float) -> dict[str, float]:
     names = "broken", "broken as usual", "dearer", "dearer where the spread is known"
     found = simulated(images, drop, DRAWS)
     return {"images": images, "drop": drop, "draws": DRAWS, **dict(zip(names, map(float, found), strict=True))}
+
+
+ORDERS: dict[str, Callable[[list[Paired], float], range]] = {
+    "from the safest, all of them": lambda apart, drop: range(len(apart)),
+    "from the safest, every fifth": lambda apart, drop: range(4, len(apart), 5),
+    "from the safest, every tenth": lambda apart, drop: range(9, len(apart), 10),
+    "from the one that other images speak for most": lambda apart, drop: range(
+        min(range(len(apart)), key=lambda at: _deviations(apart[at], drop)), len(apart)
+    ),
+}
+
+
+def ordered(images: int, drop: float) -> list[dict[str, object]]:
+    """What other orders of the candidates cost; other images, as many, may choose the first that is tested."""
+    here, apart = np.random.default_rng(0), np.random.default_rng(1)
+    dearer = dict.fromkeys(ORDERS, 0.0)
+    for _ in range(ORDERED):
+        found, other = draw(images, here), draw(images, apart)
+        usual = max((at for at, pair in enumerate(found, 1) if pair.drop <= drop), default=0)
+        for name, order in ORDERS.items():
+            tested = order(other, drop)
+            count = certified([found[at] for at in tested], drop)
+            dearer[name] += float(MACS[tested[count - 1] + 1 if count else 0] - MACS[usual]) / ORDERED
+    return [{"images": images, "drop": drop, "order": name, "dearer": each} for name, each in dearer.items()]
+
+
+def _deviations(pair: Paired, drop: float) -> float:
+    """By how many standard deviations less is lost than may be, as a negative number."""
+    spread = math.sqrt(pair.images * (pair.lost + pair.won + 1) - (pair.lost - pair.won) ** 2) / pair.images
+    return (pair.drop - drop) * math.sqrt(pair.images) / spread
 
 
 def _unpacked(text: str, count: int) -> NDArray[np.bool_]:
@@ -127,6 +161,13 @@ def table(result: dict[str, object]) -> str:
         cells = [f"{row['images']:,}", f"{100 * row['drop']:g}"]
         cells += [f"{row[name]:.1%}" for name in ("broken", "broken as usual")]
         cells += [f"{100 * row[name]:+.1f}" for name in ("dearer", "dearer where the spread is known")]
+        lines.append(f"| {' | '.join(cells)} |")
+    orders = result["orders"]
+    assert isinstance(orders, list)
+    lines += ["", f"Other orders of the candidates, {ORDERED} draws, MACs in points as above:", ""]
+    lines += ["| images | at most, points | tested | MACs |", "|---|---|---|---|"]
+    for row in orders:
+        cells = [f"{row['images']:,}", f"{100 * row['drop']:g}", row["order"], f"{100 * row['dearer']:+.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -21,9 +21,8 @@ from compressor.exporting.runtime import OnnxModel, noise, open_session
 from compressor.exporting.runtimes import ENGINES
 from compressor.exporting.samples import images, portable, random_like
 from compressor.exporting.weights import graphs_in
-from compressor.graph.generators import seeded
 from compressor.graph.held import with_tensors
-from compressor.graph.neutral import bare, neutrally, uncollected
+from compressor.graph.neutral import bare, neutrally, seeded, uncollected
 from compressor.graph.state import State
 from compressor.graph.tensors import device_of
 from compressor.graph.trace import call_arguments

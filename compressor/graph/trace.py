@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError, cause
 from compressor.files.limits import lacks_memory, within_memory
-from compressor.graph.generators import Draws, seeded
 from compressor.graph.held import tensors_in, with_tensors
-from compressor.graph.neutral import bare, neutral, neutrally
+from compressor.graph.neutral import Draws, bare, neutral, neutrally, seeded
 from compressor.graph.outline import Answer, Outline
 from compressor.graph.recorder import Recorder, base_of
 from compressor.graph.records import Found, ModuleCall, Op, Ran, TensorRef, Trace

@@ -8,21 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from compressor.errors import UsageError
 from compressor.exporting.latency import profile
 from compressor.graph import capture
 from compressor.graph.channels import Channels
-from compressor.graph.generators import seeded
-from compressor.graph.neutral import bare, neutral
+from compressor.graph.neutral import bare, neutral, reducing, seeded, without_reducer
 from compressor.graph.tensors import device_of, named_tensors
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.price import Goal, in_words
-from compressor.pruning.reconstruction import enough_images, inputs_of
+from compressor.pruning.reconstruction import first_batches, inputs_of
 from compressor.pruning.scores import Given, Score, l1
 from compressor.pruning.selection import goals_of, select
 from compressor.pruning.settings import BLOCKS, PruneSettings, check, looks_at_inputs, resolved
@@ -44,7 +41,6 @@ from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import Callback, silent
 from compressor.settings import filled, settings_of
 from compressor.training.numerics import seed_everything_
-from compressor.training.task import examples_in
 
 _ROUNDS = 10  # of a criterion that is applied gradually, where nothing else is said
 
@@ -118,14 +114,14 @@ class Pruner:
         given = {name: value for name, value in given.items() if value is not None}
         self.model, self.optimizer, self.followers = bare(model), optimizer, tuple(map(bare, followers))
         self.done = 0  # calls of `step` so far
-        self._wrapper, self._example, self._seed, self._tell = _reducing(model), example, seed, tell
+        self._wrapper, self._example, self._seed, self._tell = reducing(model), example, seed, tell
         self._steps, every = _positive("steps", steps), _positive("every", every)
         self.closed = self._finished = False
         own = method if isinstance(method, PruneSettings) else PruneSettings()
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         also = also if isinstance(also, Mapping) else (also,) if isinstance(also, str) else tuple(also)
         with neutral(), _apart(seed):
-            with _without_reducer(self._wrapper):
+            with without_reducer(self._wrapper):
                 check_can_be_edited(self.model)
             check_optimizer(self.model, optimizer)
             _check_followers(self.model, self.followers)
@@ -187,7 +183,7 @@ class Pruner:
         self._settings, self._steps, self._epochs = asdict(choice), steps, 1
         goal = goal_in_ms(self.model, self._example, self._channels, choice)
         _check_reached(self.model, self._channels, choice, goal)
-        batches = [] if data is None else _first(data, self._example, choice.score_images)
+        batches = [] if data is None else first_batches(data, self._example, choice.score_images)
         return Gradual(
             self.model, self._example, self._channels, choice, self._tell,
             steps=steps, every=every or max(1, steps // _ROUNDS), score=score, loss=loss,
@@ -300,7 +296,7 @@ class Pruner:
     @contextmanager
     def _editing(self) -> Iterator[None]:
         """Meanwhile torch is neutral, the caller's random numbers are left alone, and no wrapper holds the sizes."""
-        with neutral(), _apart(self._seed), _without_reducer(self._wrapper):
+        with neutral(), _apart(self._seed), without_reducer(self._wrapper):
             yield
         if "torch._dynamo" in sys.modules:  # else it gives up after some changes of shape
             torch.compiler.reset()
@@ -332,23 +328,6 @@ def _refuse(method: str, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(f"`{name}` is nothing that {method} looks at: leave it out")
-
-
-def _first(data: Any, example: Any, count: int) -> list[Any]:
-    """The first batches of the data, enough for scores and least squares."""
-    if not isinstance(data, Iterable) or isinstance(data, Tensor | Mapping | str):
-        raise UsageError(f"data is a {type(data).__name__}: give a loader or a list of batches")
-    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-    count = max(count, enough_images(tensors[0].shape[1:]))
-    found = []
-    for batch in data:
-        found.append(batch)
-        count -= examples_in(batch)
-        if count <= 0:
-            break
-    if not found:
-        raise UsageError("data holds no batch: give a loader that can be iterated over")
-    return found
 
 
 def _check_reached(model: nn.Module, channels: Channels, choice: PruneSettings, goal: Goal | None) -> None:
@@ -386,27 +365,3 @@ def _apart(seed: int) -> Iterator[None]:
     with seeded(seed):
         seed_everything_(seed)
         yield
-
-
-def _reducing(model: nn.Module) -> DistributedDataParallel | None:
-    """The wrapper that adds up gradients over processes, if there is one."""
-    inner: Any = model
-    while inner is not None and not isinstance(inner, DistributedDataParallel):
-        inner = getattr(inner, "_orig_mod", None)
-    return inner
-
-
-@contextmanager
-def _without_reducer(wrapper: DistributedDataParallel | None) -> Iterator[None]:
-    """Meanwhile the wrapper holds no buckets of the parameters' sizes; they are made anew, as after unpickling it."""
-    if wrapper is None:
-        yield
-        return
-    state = wrapper.__getstate__()
-    del wrapper.reducer, wrapper.logger
-    try:
-        yield
-    finally:
-        wrapper.__setstate__(state)
-        for hook, given in wrapper._comm_hooks:
-            torch.distributed._register_comm_hook(wrapper.reducer, given, hook)  # type: ignore[attr-defined]

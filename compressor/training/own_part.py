@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from compressor.errors import DataError, UsageError
-from compressor.graph.generators import seeded
+from compressor.graph.neutral import seeded
 from compressor.training.numerics import derive_seed, generator
 
 BATCH = 64  # examples at once where nothing is learnt

@@ -13,7 +13,7 @@ from torch import nn
 
 from compressor.errors import DataError, FileError, UsageError
 from compressor.files.limits import lacks_memory
-from compressor.graph.generators import random_states, restore_random_states_
+from compressor.graph.neutral import random_states, restore_random_states_
 from compressor.training import checkpoint, distributed
 from compressor.training.checkpoint import Diverged, History, Saving, TrainState
 from compressor.training.evaluate import Meter, evaluate

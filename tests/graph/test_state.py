@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph import capture
-from compressor.graph.generators import seeded
+from compressor.graph.neutral import seeded
 from compressor.graph.skeleton import Replica
 from compressor.graph.state import State, _refill
 from compressor.graph.trace import Way, run

@@ -175,7 +175,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
 
 
 def test_ordered_dicts_and_random_states_are_plain(tmp_path):
-    from compressor.graph.generators import random_states
+    from compressor.graph.neutral import random_states
 
     states = {"random": random_states(), "ordered": OrderedDict(b=1, a=2)}
     write_checkpoint(tmp_path, states)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import torch
 
-from compressor.graph.generators import random_states, restore_random_states_
+from compressor.graph.neutral import random_states, restore_random_states_
 from compressor.training.numerics import derive_seed, seed_everything_
 
 

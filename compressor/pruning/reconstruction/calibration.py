@@ -24,7 +24,7 @@ from compressor.graph.tensors import device_of
 from compressor.graph.trace import trace
 from compressor.training.batch_norm import remeasure_
 from compressor.training.evaluate import evaluating
-from compressor.training.task import shapes
+from compressor.training.task import examples_in, shapes
 
 MOST_POSITIONS = 64  # of each image and layer
 _ROWS = 1 << 17  # of all images together: with many images fewer places of each do
@@ -75,9 +75,30 @@ def inputs_of(data: Iterable[Any], example: Any, model: nn.Module, device: torch
         left -= count
         if left <= 0:
             break
-    if not found:
+    return _some(found)
+
+
+def first_batches(data: Any, example: Any, count: int) -> list[Any]:
+    """The first batches of a loader, `count` images or as many as a reconstruction looks at.
+
+    Raises UsageError where it is none, or has no batch.
+    """
+    if not isinstance(data, Iterable) or isinstance(data, Tensor | Mapping | str):
+        raise UsageError(f"data is a {type(data).__name__}: give a loader or a list of batches")
+    count = max(count, enough_images(_tensors(example)[0].shape[1:]))
+    found = []
+    for batch in data:
+        found.append(batch)
+        count -= examples_in(batch)
+        if count <= 0:
+            break
+    return _some(found)
+
+
+def _some(batches: list[Any]) -> list[Any]:
+    if not batches:
         raise UsageError("data holds no batch: give a loader that can be iterated over")
-    return found
+    return batches
 
 
 def first_images(inputs: Any, count: int) -> Any:

@@ -62,7 +62,7 @@ def _points_table(found: Mapping[str, Any]) -> "Table":
     for point in found["points"]:
         table.add_row(
             point["at"],
-            "x".join(str(size) for size in point["shape"]),
+            units.shape(point["shape"]),
             units.macs(point["macs"]),
             units.ratio(base["macs"], point["macs"]),
             units.amount(point["params"]),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from compressor.report import units
 from compressor.runs.jobs import VERBS
 from compressor.runs.settings import ModelSettings
 from compressor.settings import known_to
@@ -63,7 +64,7 @@ def named(model: ModelSettings) -> str:
     words += [] if model.arch is None else ["--arch", model.arch]
     for name, value in model.arch_arg:
         words += ["--arch-arg", f"{name}={value}"]
-    given = ["x".join(map(str, model.shape))] if model.shape else model.input or ()
+    given = [units.shape(model.shape)] if model.shape else model.input or ()
     for each in given:
         words += ["--input", str(each)]
     return shlex.join(words)

@@ -13,6 +13,7 @@ from compressor.errors import CompressorError, FileError, first_line, shown
 from compressor.exporting.outside import take_in
 from compressor.files.limits import LARGEST_GIB, allow, apart
 from compressor.loading.content import Content, recognise
+from compressor.report import units
 from compressor.report.manifest import MANIFEST, MODEL, TUNED_MODEL, Array, manifest_inside
 
 # ONNX Runtime's names of element types, as far as a model's input may have them.
@@ -115,8 +116,8 @@ class OnnxModel:
             output: Array = self.session.run(None, {self.input_name: batch, **self.feeds})[0]
         except Exception as error:  # onnxruntime's exceptions share no class of their own
             raise CompressorError(
-                f"{self.path} does not run on an input of shape {_shape(batch.shape)}, "
-                f"it takes {_shape((self.batch, *self.input_shape))} ({first_line(error)})"
+                f"{self.path} does not run on an input of shape {units.shape(batch.shape)}, "
+                f"it takes {units.shape((self.batch, *self.input_shape))} ({first_line(error)})"
             ) from error
         return output
 
@@ -224,7 +225,3 @@ def session_options(level: Level = "all", threads: int | None = None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
-
-
-def _shape(sizes: tuple[int | None, ...]) -> str:
-    return "x".join("any" if size is None else str(size) for size in sizes)

@@ -22,6 +22,7 @@ from compressor.graph.skeleton import Replica
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.trace import Trace, Way, refused, run
 from compressor.graph.ways import MODELESS, Also, Run, entered, entries, further, same_wiring, unreached, unused
+from compressor.report import units
 
 
 @neutrally
@@ -193,7 +194,7 @@ def _check_example(example: Any) -> None:
         raise UsageError("the example is a numpy array: make it a tensor with torch.from_numpy")
     empty = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.numel()), None)
     if empty is not None:
-        raise UsageError(f"the example is empty (shape {'x'.join(map(str, empty.shape))}): give a batch of one or more")
+        raise UsageError(f"the example is empty (shape {units.shape(empty.shape)}): give a batch of one or more")
 
 
 def _layout(tensor: Tensor) -> torch.layout | str:

@@ -25,6 +25,7 @@ from compressor.graph.recorder import Recorder, base_of
 from compressor.graph.records import Found, ModuleCall, Op, Ran, TensorRef, Trace
 from compressor.graph.skeleton import Replica, blank
 from compressor.graph.values import Listener
+from compressor.report import units
 
 __all__ = ["ModuleCall", "Op", "Ran", "TensorRef", "Trace", "Way", "alike", "call_arguments", "outline", "run", "trace"]
 
@@ -71,7 +72,7 @@ def refused(example: Any, error: Exception) -> ModelError:
     """What to raise where a model ended in an error."""
     if isinstance(error, ModelError):
         return error
-    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(example))
+    shapes = ", ".join(units.shape(tensor.shape) for tensor in tensors_in(example))
     if lacks_memory(error):
         return ModelError(f"there is not enough memory for an input of shape {shapes}: give a smaller one with --input")
     return ModelError(

@@ -17,6 +17,7 @@ from compressor.loading.forms import encode
 from compressor.loading.pickles import is_network, is_tensor, tensor_of
 from compressor.loading.proportion import Proportion
 from compressor.loading.stand_ins import StandIn
+from compressor.report import units
 
 # Under what keys training scripts keep the weights, the likeliest first; averaged weights only where there are no
 # others.
@@ -240,4 +241,4 @@ def _fits(state: State, wanted: State) -> bool:
 
 
 def _shape(tensor: torch.Tensor) -> str:
-    return "x".join(str(size) for size in tensor.shape) or "a number"
+    return units.shape(tensor.shape) or "a number"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError
 from compressor.primenet.settings import SCALES, PrimeNetSettings
+from compressor.report import units
 
 Size = tuple[int, int]
 
@@ -179,7 +180,7 @@ def build_stage(
     channels, whole = image[0], (image[1], image[2])
     size = size or whole
     if size[0] > whole[0] or size[1] > whole[1] or min(filters, projected) < 1:
-        wanted, given = ("x".join(map(str, shape)) for shape in ((filters + projected, *size), image))
+        wanted, given = map(units.shape, ((filters + projected, *size), image))
         raise ModelError(f"the block cannot make {wanted} of images of {given}: choose another stage")
     stride = strides(whole, size) if settings.fit == "stride" else (1, 1)
     left = strided(whole, stride)

@@ -17,6 +17,7 @@ from compressor.graph.tensors import device_of
 from compressor.primenet.network import PrimeNetwork, PrimeStage, build_stage
 from compressor.primenet.settings import PrimeNetSettings
 from compressor.profiling.costs import macs_of
+from compressor.report import units
 
 PAYS = 2.0  # the automatic choice wants this many times the block's multiply-adds gone
 _NAMED_AT_MOST = 12  # places listed in a message
@@ -34,7 +35,7 @@ class Place:
     @property
     def where(self) -> str:
         """The place in words."""
-        return f"until {self.until}" if self.until else f"up to {'x'.join(map(str, self.cut.shape))}"
+        return f"until {self.until}" if self.until else f"up to {units.shape(self.cut.shape)}"
 
     @property
     def typical(self) -> int:

@@ -75,6 +75,11 @@ def macs_of(module: nn.Module, shape: Sequence[int]) -> int:
     return count_macs(trace(module, torch.zeros(1, *shape, dtype=like.dtype, device=like.device))).total
 
 
+def params_of(module: nn.Module) -> int:
+    """Parameters of a module, those that stand in several places once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def thop_macs(module: nn.Module, example: Any) -> tuple[int | None, str | None]:
     """thop's "MACs" for `example`, or None and the reason why there is no figure; never raises.
 
@@ -179,7 +184,7 @@ def profile(module: nn.Module, example: Any, *, layers: bool = True) -> Profile:
     return Profile(
         macs=sum(macs.values()),
         macs_thop=None if thop is None else round(thop / batch),
-        params=sum(parameter.numel() for parameter in module.parameters()),
+        params=params_of(module),
         layers=tuple(_layers(module, traced, macs)) if layers else (),
         uncounted=counted.uncounted,
         activation_bytes=peak_activation_bytes(traced) // batch,

@@ -151,7 +151,7 @@ def with_remarks(table: Table, *remarks: str) -> RenderableType:
 
 
 def _shape(shapes: "Shapes") -> str:
-    return "x".join(str(size) for size in shapes[0][1:]) if shapes else NOTHING
+    return units.shape(shapes[0][1:]) if shapes else NOTHING
 
 
 def exits_table(manifest: "Manifest") -> RenderableType:

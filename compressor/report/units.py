@@ -1,6 +1,6 @@
 """Numbers as people read them: four significant digits with a unit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 NOTHING = "–"  # where there is no number
 ENGINES = {"onnxruntime": "ONNX Runtime", "torch": "torch"}  # what times are measured on
@@ -33,6 +33,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def shape(sizes: Iterable[int | None]) -> str:
+    """As the command line takes it: (3, 32, 32) -> "3x32x32"; a size that may be any is said so."""
+    return "x".join("any" if size is None else str(size) for size in sizes)
 
 
 def or_nothing(value: float | None, write: Callable[[float], str]) -> str:

@@ -17,6 +17,7 @@ from compressor.errors import ModelError, UsageError, misfit
 from compressor.files.plain import from_plain, plain
 from compressor.graph.cuts import Chain
 from compressor.graph.tensors import device_of
+from compressor.report import units as written
 from compressor.routing.router import Gates, ImageRouter, Router
 from compressor.routing.settings import RouteSettings
 from compressor.routing.units import ExitHead, Skippable, Unit, Units, find_units, head_side
@@ -239,7 +240,7 @@ def make_routed(chain: Chain, units: tuple[Unit, ...], settings: RouteSettings) 
     """
     if len(chain.cuts[-1].shape) != 1:
         raise ModelError(
-            f"the network gives {'x'.join(map(str, chain.cuts[-1].shape))} for an image: its early exits have to give "
+            f"the network gives {written.shape(chain.cuts[-1].shape)} for an image: its early exits have to give "
             "scores (batch, classes)"
         )
     classes, leave_after = chain.cuts[-1].shape[0], settings.leave_after or spread(units, settings.depths)

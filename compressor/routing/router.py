@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import ModelError
+from compressor.report import units
 
 SMALLEST_IMAGE = 4  # pixels; two convolutions of stride 2 see no less
 _SIDE = 16  # pixels that the image router looks at
@@ -23,7 +24,7 @@ class ImageRouter(nn.Module):
     def __init__(self, input_shape: tuple[int, ...], depths: int, *, argmax: bool) -> None:
         super().__init__()
         if len(input_shape) != 3 or min(input_shape[1:]) < SMALLEST_IMAGE:
-            size = "x".join(str(each) for each in input_shape)
+            size = units.shape(input_shape)
             raise ModelError(
                 f"the image router needs images of {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels or more, the network "
                 f"takes {size}: choose --router gates"

@@ -19,7 +19,7 @@ from compressor.graph.cuts import Chain
 from compressor.graph.program import module_of, operator_of
 from compressor.graph.shortcuts import is_layer, own_shortcut
 from compressor.profiling.costs import macs_of
-from compressor.training.batching import format_shape
+from compressor.report import units as written
 
 
 class Shortcut(nn.Module):
@@ -171,9 +171,8 @@ def find_units(chain: Chain) -> Units:
         before, after = chain.cuts[start].shape, chain.cuts[end].shape
         block, name = _is_block(segment), _name(segment)
         if own_shortcut(segment) is None and not shortcut_fits(before, after):
-            refused[name] = (
-                f"its maps of {format_shape(before)} become {format_shape(after)}, for which there is no plain shortcut"
-            )
+            became = " become ".join(map(written.shape, (before, after)))
+            refused[name] = f"its maps of {became}, for which there is no plain shortcut"
             continue
         instead = shortcut_text(segment, before, after) if found else "(never skipped)"
         kind, macs = "block" if block else "layer", macs_of(segment, before)

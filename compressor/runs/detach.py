@@ -15,6 +15,7 @@ from compressor.exits.detachable import Detaching
 from compressor.exits.learning import recalibrated, training_of
 from compressor.exits.points import legal_points
 from compressor.exporting.latency import profile
+from compressor.profiling.costs import params_of
 from compressor.report import units
 from compressor.report.measurements import Certificate, Measurements
 from compressor.runs.exits import Row, hardly_smaller, measured_rows, outdone, parts_of
@@ -144,9 +145,8 @@ def list_points(job: DetachJob, tell: Callback = silent) -> dict[str, Any]:
     tell(Stage("finding where the network may be cut"))
     module = run.subject.module
     found = legal_points(module, run.subject.example)
-    params = sum(parameter.numel() for parameter in module.parameters())
     points = [point.to_json() for point in found.points]
-    return {"base": {"macs": found.macs, "params": params}, "points": points}
+    return {"base": {"macs": found.macs, "params": params_of(module)}, "points": points}
 
 
 def _with_plain_pixels(subject: Subject) -> Subject:

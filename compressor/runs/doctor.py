@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressor.errors import CompressorError, FileError
 from compressor.files.paths import check_writable
-from compressor.report import environment
+from compressor.report import environment, units
 from compressor.training.settings import DataSettings
 
 NEEDED = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "thop", "scikit-learn")
@@ -101,7 +101,8 @@ def _data(spec: str) -> Iterator[Finding]:
         return
     counts = ", ".join(f"{len(each):,} {name}" for name, each in
                        (("training", data.train), ("validation", data.validation), ("test", data.test)))  # fmt: skip
-    shape = "x".join(map(str, data.input_shape))
-    yield Finding("data", True, f"{spec}: {counts} images, {len(data.classes)} classes, {shape}")
+    yield Finding(
+        "data", True, f"{spec}: {counts} images, {len(data.classes)} classes, {units.shape(data.input_shape)}"
+    )
     for note in data.notes:
         yield Finding("", None, note)

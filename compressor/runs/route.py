@@ -15,6 +15,7 @@ from compressor.exporting.onnx import export_onnx
 from compressor.exporting.routed import depth_times
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph.cuts import Chain
+from compressor.profiling.costs import params_of
 from compressor.profiling.latency import ImageTimes, time_images
 from compressor.report.measurements import Certificate, Measurements
 from compressor.routing.curve import (
@@ -106,13 +107,13 @@ class RouteRun(Run[RouteJob]):
 
     def predicted(self) -> tuple[Measurements, Measurements]:
         """What each depth costs; how many images stop there the training decides."""
-        before = Measurements(macs=self.costs.whole, params=_params(self.subject.module), reasons=UNMEASURED)
+        before = Measurements(macs=self.costs.whole, params=params_of(self.subject.module), reasons=UNMEASURED)
         least, most = self.costs.routed[0], self.costs.routed[-1]
         span = f"{least / 1e6:.3g} to {most / 1e6:.3g} MMAC an image, as the router decides"
         places = self.routed.layout.leave_after
         self.facts["sections"] = (planned_section(self.units.units, places, self.costs),)
         self.facts["details"] = {"costs": asdict(self.costs), "leave_after": list(places)}
-        return before, Measurements(params=_params(self.routed), reasons={**UNMEASURED, "macs": span})
+        return before, Measurements(params=params_of(self.routed), reasons={**UNMEASURED, "macs": span})
 
     def epochs(self) -> float:
         """Of the network; its router learns from what was observed once."""
@@ -229,10 +230,6 @@ def list_units(job: RouteJob, tell: Callback = silent) -> Units:
     return run.units
 
 
-def _params(module: nn.Module) -> int:
-    return sum(each.numel() for each in module.parameters())
-
-
 @distributed.by_first
 def _times(subject: Subject, whole: nn.Module, made: Path | CompressorError | None) -> dict[str, dict[str, ImageTimes]]:
     """Both networks on single test images, on torch and on ONNX Runtime where both export; `made`: the routed one's."""
@@ -279,7 +276,7 @@ def _after(subject: Subject, found: Findings, size: int) -> Measurements:
         reasons["latency_ms.onnxruntime"] = "the network could not be exported"
     return Measurements(
         macs=round(found.routed.macs),
-        params=_params(subject.module),
+        params=params_of(subject.module),
         file_bytes=size,
         latency_ms=timing,
         reasons=reasons,

@@ -1,8 +1,9 @@
 """What a run works on: a model and the data that fit it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -88,30 +89,29 @@ def open_subject(
     if model.inputs:
         if data is not None:
             raise UsageError("`input` of several, or with a name or type, is for models without data: leave it out")
-        opened = _opened(model, {})
-        return Subject(replace(opened, module=opened.module.to(place)), None, place, _made(model.inputs, place))
+        return Subject(_opened(model, place), None, place, _made(model.inputs, place))
     if own is not None:
         return _with_task(model, own, loading, place)
     if data is None:
-        opened = _opened(model, {})
+        opened = _opened(model, place)
         if opened.input_shape is None:
             raise UsageError("the model does not say what images it takes: give --input, such as --input 3x224x224")
         if loading.mean or loading.std:
             usual = opened.preparation or Preparation.usual(*_images(opened.input_shape)[1:])
             opened = replace(opened, preparation=with_normalisation(usual, loading, opened.input_shape[0]))
-        return Subject(replace(opened, module=opened.module.to(place)), None, place)
+        return Subject(opened, None, place)
     if like is not None and isinstance(like.data, Data):
-        again = _opened(model, _fitting(model, like.data) if model.model is None else {})
-        return replace(like, opened=replace(like.opened, module=again.module.to(place)))
+        again = _opened(model, place, _fitting(model, like.data) if model.model is None else {})
+        return replace(like, opened=replace(like.opened, module=again.module))
     if model.model is not None:
-        opened = _opened(model, {})
+        opened = _opened(model, place)
         found = _open_data(data, loading, opened.input_shape, opened.preparation)
         found.notes.extend(unsaid(model.model, opened.preparation, data, loading))
     else:
         found = _open_data(data, loading, _declared_shape(model) if data.startswith("folder:") else None)
-        opened = _opened(model, _fitting(model, found))
+        opened = _opened(model, place, _fitting(model, found))
         found = found if opened.input_shape is None else with_input_shape(found, _images(opened.input_shape))
-    opened = replace(opened, module=opened.module.to(place), input_shape=found.input_shape)
+    opened = replace(opened, input_shape=found.input_shape)
     outputs = count_outputs(opened.module, found)
     found = fit_to_model(found, outputs, classes=opened.classes, numbers=class_numbers(loading))
     classes = found.classes if loading.classes else opened.classes or found.classes
@@ -123,21 +123,20 @@ def _with_task(model: ModelSettings, task: OwnTask, loading: DataSettings, place
     for name in ("classes", "mean", "std"):
         if getattr(loading, name) is not None:
             raise UsageError(f"`{name}` is for labelled images, and {task.name} makes its own batches: leave it out")
-    opened = _opened(model, {})
-    module = opened.module.to(place)
+    opened = _opened(model, place)
     sample = task.examples(task.validation, 1, place)
     if not examples_in(sample):
         raise DataError(f"{task.name}: inputs gave a batch without examples, {shapes(sample)}")
-    with evaluating(module), torch.no_grad():
+    with evaluating(opened.module), torch.no_grad():
         try:
-            called(module, sample)
+            called(opened.module, sample)
         except Exception as error:
             hint = " (a list that data gives is one of batches)" if task.validation.is_list else ""
             raise DataError(
                 f"the model does not take what inputs of {task.name} gives, {shapes(sample)}: {cause(error)}{hint}"
             ) from error
     shape = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else None
-    return Subject(replace(opened, module=module, input_shape=shape), task, place, sample)
+    return Subject(replace(opened, input_shape=shape), task, place, sample)
 
 
 def _made(inputs: Sequence[Input], place: torch.device) -> Any:
@@ -196,17 +195,18 @@ def calibration_inputs(subject: Subject, seed: int) -> list[Any]:
     return inputs_of((x for x, _ in batches), subject.example, subject.module)
 
 
-def _opened(model: ModelSettings, more: dict[str, int]) -> OpenedModel:
-    arguments = {**more, **dict(model.arch_arg)}
-    return open_model(
+def _opened(model: ModelSettings, place: torch.device, more: Mapping[str, int] = MappingProxyType({})) -> OpenedModel:
+    """On its device; `more` goes to the architecture, before what the settings say."""
+    opened = open_model(
         model.model,
         arch=model.arch,
-        arch_arguments=arguments,
+        arch_arguments={**more, **dict(model.arch_arg)},
         input_shape=model.shape,
         weights=model.weights,
         trust=model.trust,
         max_size=model.max_size,
     )
+    return replace(opened, module=opened.module.to(place))
 
 
 def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor.errors import UsageError
+from compressor.report import units
 from compressor.training.settings import DataSettings
 from compressor.vision.preparation import Preparation, is_framed, middle
 
@@ -88,12 +89,7 @@ def describe_fit(stored: Shape, shape: Shape, preparation: Preparation) -> str:
         done.append("framed in black" if is_framed(stored[1:], shape[1:], preparation) else resized)
     if stored[0] != shape[0]:
         done.append("colour reduced to grey" if stored[0] == 3 else "grey repeated")
-    return f"images of {format_shape(stored)} are given to the model as {format_shape(shape)}: {', '.join(done)}"
-
-
-def format_shape(shape: Sequence[int]) -> str:
-    """A shape as the command line writes it, 3x32x32."""
-    return "x".join(str(size) for size in shape)
+    return f"images of {units.shape(stored)} are given to the model as {units.shape(shape)}: {', '.join(done)}"
 
 
 def _grey(images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from compressor.errors import DataError, ModelError, UsageError, did_you_mean
 from compressor.graph.tensors import device_of
+from compressor.report import units
 from compressor.training import distributed, sets
 from compressor.training.batching import (
     InputTransform,
@@ -334,7 +335,7 @@ def count_outputs(model: nn.Module, data: Task) -> int:
         try:
             scores = first_output(model(x))
         except (RuntimeError, ValueError, AssertionError) as error:
-            shape = "x".join(str(size) for size in x.shape[1:])
+            shape = units.shape(x.shape[1:])
             reason = " ".join(str(error).split())[:200]
             raise DataError(
                 f"the model cannot take {shape} images ({reason}): give its own shape with --input"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from compressor.errors import DataError, FileError
+from compressor.report import units
 from compressor.report.progress import counted
 from compressor.training.decoding import SPARE, decode, place
 from compressor.training.sets import IN_MEMORY_BYTES, ImageSet
@@ -118,7 +119,7 @@ def _cached(folder: Folder, streamed: dict[str, FolderSet], most: float) -> dict
     caches = [each.cache for each in kept.values() if each.cache is not None]
     taken = sum(each.count * each.record.itemsize for each in caches) / 1e9
     share = sum(each.count for each in caches) / sum(map(len, kept.values()))
-    side = "x".join(str(round(SPARE * size)) for size in kept["train"].shape[1:])
+    side = units.shape(round(SPARE * size) for size in kept["train"].shape[1:])
     folder.notes.append(
         f"decode cache: {taken:.2f} GB in {place()} for {share:.0%} of the images; random windows are taken of whole "
         f"ones at {side}"

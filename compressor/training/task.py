@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph.trace import call_arguments
+from compressor.report import units
 from compressor.report.measurements import Figure
 from compressor.training.settings import TrainSettings
 
@@ -195,7 +196,7 @@ def moved(batch: Any, device: torch.device | str) -> Any:
 def shapes(batch: Any) -> str:
     """The tensors of a batch in words, such as "float32 4x3x32x32, int64 4"."""
     found = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    told = [f"{str(leaf.dtype)[6:]} {'x'.join(map(str, leaf.shape)) or 'scalar'}" for leaf in found[:6]]
+    told = [f"{str(leaf.dtype)[6:]} {units.shape(leaf.shape) or 'scalar'}" for leaf in found[:6]]
     return ", ".join(told) + (", ..." if len(found) > 6 else "") or f"a {type(batch).__name__} without tensors"
 
 

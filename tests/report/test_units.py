@@ -12,6 +12,8 @@ from compressor.report import units
         (units.macs(1_814_073_344), "1.814 GMAC"),
         (units.macs(156_000_000), "156.0 MMAC"),
         (units.macs(12), "12 MAC"),
+        (units.shape((3, 32, 32)), "3x32x32"),
+        (units.shape((None, 8)), "anyx8"),
         (units.share(0.0678), "6.8%"),
         (units.share(1.289, 2), "128.90%"),
         (units.share(6.8e283), "over 1,000%"),

@@ -11,6 +11,7 @@ import numpy as np
 from compressor.errors import FileError, UsageError, first_line, listed
 from compressor.exporting.onnx_in.nodes import Values
 from compressor.exporting.runtime import noise, open_session
+from compressor.report import units
 from compressor.report.manifest import Array
 
 _FREE_BATCHES = 2, 3  # where the file leaves the batch size open: what differs between the two depends on it
@@ -115,8 +116,8 @@ def _image(
         raise FileError(f"{named} takes a tensor of {len(sizes)} dimensions: no batch of images")
     whole = tuple(sizes[1:]) if shape is None else shape
     if len(whole) != len(sizes) - 1 or any(known not in (None, size) for known, size in zip(sizes[1:], whole)):
-        wanted = "x".join("any" if size is None else str(size) for size in sizes[1:])
-        raise UsageError(f"{named} takes images of {wanted}, not {'x'.join(map(str, whole))}: change --input")
+        wanted = units.shape(sizes[1:])
+        raise UsageError(f"{named} takes images of {wanted}, not {units.shape(whole)}: change --input")
     if None in whole:
         raise UsageError(f"{named} leaves the size of its images open: give --input, such as --input 3x224x224")
     return inputs[0].name, (sizes[0] or _FREE_BATCHES[0], *whole), sizes[0] is not None
@@ -150,7 +151,7 @@ def _run(session: Any, names: list[str], image: str, images: Array, named: Path)
         return dict(zip(names, session.run(names, {image: images}), strict=True))
     except Exception as error:  # onnxruntime's exceptions share no class of their own
         raise FileError(
-            f"{named} does not run on images of {'x'.join(map(str, images.shape[1:]))} ({first_line(error)})"
+            f"{named} does not run on images of {units.shape(images.shape[1:])} ({first_line(error)})"
         ) from error
 
 

@@ -13,7 +13,8 @@ from compressor.runs.models import refuse_definition
 from compressor.runs.own import task_of
 from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import class_numbers, open_subject, unsaid
-from compressor.training.data import fit_to_model, open_data
+from compressor.training.classes import fit_to_model
+from compressor.training.data import open_data
 from compressor.training.evaluate import Figures
 from compressor.training.evaluate import evaluate as evaluate_on
 from compressor.training.task import Task

@@ -22,7 +22,7 @@ from compressor.runs.results import filters
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
 from compressor.runs.subject import Subject, check_tells, refuse_routed
-from compressor.training.data import count_outputs
+from compressor.training.classes import count_outputs
 from compressor.training.events import NoteEvent
 from compressor.training.task import Task
 

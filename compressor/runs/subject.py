@@ -22,9 +22,9 @@ from compressor.runs.own import task_of
 from compressor.runs.settings import Input, ModelSettings
 from compressor.training import distributed
 from compressor.training.batching import with_normalisation
-from compressor.training.data import Data, count_outputs, fit_to_model, open_data, with_input_shape
+from compressor.training.classes import count_outputs, fit_to_model, read_class_numbers
+from compressor.training.data import Data, open_data, with_input_shape
 from compressor.training.evaluate import evaluating
-from compressor.training.folders import read_class_numbers
 from compressor.training.numerics import choose_device, seed_everything_
 from compressor.training.own_task import OPTIONAL, OwnTask
 from compressor.training.settings import DataSettings

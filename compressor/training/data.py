@@ -1,7 +1,7 @@
-"""Opening a data set by its spec, `digits` or `cifar10:DIR`, and fitting it to a model."""
+"""Opening a data set by its spec, `digits` or `cifar10:DIR`, and fitting its images to a model."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from compressor.errors import DataError, ModelError, UsageError, did_you_mean
 from compressor.graph.tensors import device_of
-from compressor.report import units
 from compressor.training import distributed, sets
 from compressor.training.batching import (
     InputTransform,
@@ -23,7 +22,7 @@ from compressor.training.batching import (
     with_channels,
     with_normalisation,
 )
-from compressor.training.evaluate import evaluating, modes_kept
+from compressor.training.evaluate import modes_kept
 from compressor.training.folders import open_splits, scan
 from compressor.training.numerics import generator
 from compressor.training.sets import Draws, ImageSet, NamedSet, read_digits, split_indices
@@ -292,78 +291,6 @@ def with_input_shape(data: Data, input_shape: tuple[int, int, int], preparation:
     if input_shape != stored:
         data.notes.append(describe_fit(stored, input_shape, preparation))
     return replace(data, input_shape=input_shape, preparation=with_channels(preparation, input_shape[0]))
-
-
-def fit_to_model(
-    data: Data, outputs: int, *, classes: Sequence[str] | None = None, numbers: Mapping[str, int] | None = None
-) -> Data:
-    """The data as a model with so many outputs takes them: labels by `numbers` (the output of each class name), if any,
-    else by the model's class names.
-
-    Where the model knows all of the data's classes and more, labels are renumbered by name. Where it shares no name
-    with the data but their number agrees, they are taken in order, with a note.
-
-    Raises DataError when the classes do not fit: names that the model lacks, or another number of them.
-    """
-    if numbers is not None:
-        return _numbered(data, outputs, classes, numbers)
-    if classes is not None and tuple(classes) != data.classes and set(classes) & set(data.classes):
-        lacking = [name for name in data.classes if name not in classes]
-        if lacking:
-            raise DataError(
-                f"the model lacks {len(lacking)} of the data's classes: {', '.join(lacking[:5])}: remove them"
-            )
-        data.notes.append(f"the data have {len(data.classes)} of the model's {len(classes)} classes, matched by name")
-        return _relabelled(data, [list(classes).index(name) for name in data.classes], classes)
-    if len(data.classes) != outputs:
-        raise DataError(
-            f"{data.name} has {len(data.classes)} classes, the model has {outputs} outputs: give data of {outputs} "
-            f"classes or a model with {len(data.classes)} outputs, or say with --classes which output each class has"
-        )
-    if classes is not None and tuple(classes) != data.classes:
-        data.notes.append("the model's class names are others than the data's: labels are taken in their order")
-    return data
-
-
-def count_outputs(model: nn.Module, data: Task) -> int:
-    """How many scores the model gives for an image of the data; the example is one of the validation set's.
-
-    Raises DataError when the model cannot take images of this shape, ModelError when it gives no scores for them.
-    """
-    with evaluating(model), torch.no_grad():
-        x = data.examples(data.validation, 2, device_of(model))
-        try:
-            scores = first_output(model(x))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            shape = units.shape(x.shape[1:])
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"the model cannot take {shape} images ({reason}): give its own shape with --input"
-            ) from error
-    if scores.ndim != 2 or len(scores) != len(x):
-        raise ModelError(f"the model gives {tuple(scores.shape)} for {len(x)} images, not scores (batch, classes)")
-    return int(scores.shape[1])
-
-
-def _numbered(data: Data, outputs: int, classes: Sequence[str] | None, numbers: Mapping[str, int]) -> Data:
-    lacking = [name for name in data.classes if name not in numbers]
-    beyond = [name for name in data.classes if numbers.get(name, 0) >= outputs]
-    if lacking or beyond:
-        reason = f"has no number for {lacking[0]!r}" if lacking else f"gives {beyond[0]!r} an output beyond the last"
-        raise DataError(
-            f"the file of --classes {reason}: the data have {', '.join(data.classes[:5])}; {outputs} outputs"
-        )
-    names = list(classes) if classes is not None and len(classes) == outputs else [str(i) for i in range(outputs)]
-    for name in data.classes:
-        names[numbers[name]] = name
-    data.notes.append(f"the data have {len(data.classes)} of the model's {outputs} classes, numbered by --classes")
-    return _relabelled(data, [numbers[name] for name in data.classes], names)
-
-
-def _relabelled(data: Data, numbers: list[int], classes: Sequence[str]) -> Data:
-    number = torch.tensor(numbers)
-    sets = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    return replace(data, classes=tuple(classes), **{n: s.with_labels(number[s.labels]) for n, s in sets.items()})
 
 
 def _order(part: AnySet, seed: int, *purpose: str | int) -> Tensor:

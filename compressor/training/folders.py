@@ -1,19 +1,16 @@
 """Image folders, ROOT/train/CLASS/FILE: decoded once into memory where they are small, else read as they are needed."""
 
-import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from compressor.errors import DataError, FileError
+from compressor.errors import DataError
 from compressor.report import units
 from compressor.report.progress import counted
 from compressor.training.decoding import SPARE, decode, place
@@ -237,40 +234,3 @@ def _decode_all(folder: Folder, files: Files, shape: tuple[int, int, int], prepa
     if good.all():
         return ImageSet(torch.from_numpy(images), labels)
     return ImageSet(torch.from_numpy(images[good]), labels[torch.from_numpy(good)])
-
-
-_LARGEST = 16 << 20  # bytes; ImageNet's 21,841 names take one
-
-
-def read_class_numbers(path: Path) -> dict[str, int]:
-    """The output index of each class name.
-
-    The file is JSON, `{"cat": 281}` or `{"281": "cat"}` or `{"281": ["n02123045", "cat"]}` (ImageNet's class index), or
-    text with one name a line, the first line being output 0.
-
-    Raises FileError for a file that is missing or of another form.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_LARGEST + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} cannot be read as a list of classes ({error})") from error
-    if len(text) > _LARGEST:
-        raise FileError(f"{path} is larger than any list of classes")
-    if not text.lstrip().startswith("{"):
-        return {name.strip(): index for index, name in enumerate(text.splitlines()) if name.strip()}
-    try:
-        return _numbers(json.loads(text))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise FileError(
-            f'{path} does not say which output each class has: write {{"CLASS": INDEX, ...}}, or one name a line'
-        ) from error
-
-
-def _numbers(held: Mapping[str, Any]) -> dict[str, int]:
-    if all(type(value) is int and value >= 0 for value in held.values()):
-        return dict(held)
-    names = {int(index): [value] if isinstance(value, str) else value for index, value in held.items()}
-    if not all(isinstance(name, str) for each in names.values() for name in each) or min(names) < 0:
-        raise ValueError("neither names nor numbers")
-    return {name: index for index, each in names.items() for name in each}

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from compressor.errors import CompressorError, DataError, UsageError
-from compressor.training.data import cross_entropy, fit_to_model, open_data, with_input_shape
+from compressor.training.data import cross_entropy, open_data, with_input_shape
 from compressor.training.sets import ImageSet, split_indices
 from compressor.training.settings import DataSettings
 from compressor.training.streaming import PHOTOGRAPHS
@@ -250,33 +250,6 @@ def test_input_shape_is_told_in_a_note():
 def test_channels_that_cannot_be_made_are_refused():
     with pytest.raises(DataError, match="1-channel"):
         with_input_shape(small_data(), (4, 8, 8))
-
-
-def test_number_of_classes_must_be_the_models():
-    with pytest.raises(DataError, match="10 classes, the model has 7 outputs"):
-        fit_to_model(small_data(), 7)
-
-
-def test_class_names_are_matched_by_name():
-    data = small_data()
-    names = ("ten", *reversed(data.classes))
-    fitted = fit_to_model(data, 11, classes=names)
-    assert fitted.classes == names
-    for part in ("train", "validation", "test"):
-        before, after = getattr(data, part).labels.tolist(), getattr(fitted, part).labels.tolist()
-        assert [data.classes[label] for label in before] == [names[label] for label in after]
-
-
-def test_class_that_the_model_lacks_is_named():
-    with pytest.raises(DataError, match="lacks 1 of the data's classes: 7"):
-        fit_to_model(small_data(), 9, classes=[name for name in "0123456789" if name != "7"])
-
-
-def test_other_class_names_of_the_same_number_are_noted():
-    data = small_data()
-    fitted = fit_to_model(data, 10, classes=[f"garment {number}" for number in range(10)])
-    assert torch.equal(fitted.train.labels, data.train.labels)
-    assert "taken in their order" in fitted.notes[-1]
 
 
 def test_normalisation_of_the_model_wins():

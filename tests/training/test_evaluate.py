@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
 from compressor.training.batch_norm import recalibrate_
-from compressor.training.data import count_outputs, open_data, with_input_shape
+from compressor.training.data import open_data, with_input_shape
 from compressor.training.evaluate import evaluate
 from compressor.training.sets import ImageSet
 from tests.training.small import Viewing, assert_same, small_data, small_net, weights
@@ -91,18 +91,6 @@ def test_empty_set_is_refused():
     data = small_data()
     with pytest.raises(DataError, match="no images"):
         evaluate(small_net(), data.test.take(torch.arange(0)), data)
-
-
-def test_outputs_are_counted():
-    assert count_outputs(small_net(classes=7), small_data()) == 7
-
-
-def test_images_too_small_for_the_model_are_one_line():
-    net = nn.Sequential(nn.Conv2d(1, 2, 5), nn.Conv2d(2, 2, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
-    with pytest.raises(DataError, match=r"cannot take 1x8x8 images .*--input") as caught:
-        count_outputs(net, small_data())
-    assert "\n" not in str(caught.value)
-    assert count_outputs(net, with_input_shape(small_data(), (1, 16, 16))) == 10
 
 
 def test_recalibration_gives_the_populations_statistics():

@@ -15,9 +15,9 @@ from compressor.runs.settings import ModelSettings
 from compressor.runs.subject import open_subject
 from compressor.training import folders
 from compressor.training.batching import Augmentation
-from compressor.training.data import Data, fit_to_model, open_data
+from compressor.training.classes import fit_to_model
+from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
-from compressor.training.folders import read_class_numbers
 from compressor.training.sets import Draws, ImageSet
 from compressor.training.settings import DataSettings, TrainSettings
 from compressor.training.streaming import FolderSet
@@ -404,12 +404,3 @@ def test_numbers_that_do_not_fit_are_one_line(held, message, folder):
     (folder / "numbers").write_text(json.dumps(held))
     with pytest.raises(DataError, match=message):
         opened_with(folder, folder / "numbers")
-
-
-@pytest.mark.parametrize("text", ['{"red": "four"}', '{"red": -1, "green": 0}', '{"1": 2.5}', "{", '{"-1": "red"}'])
-def test_files_of_another_form_are_one_line(text, tmp_path):
-    (tmp_path / "numbers").write_text(text)
-    with pytest.raises(FileError, match="does not say which output"):
-        read_class_numbers(tmp_path / "numbers")
-    with pytest.raises(FileError, match="cannot be read"):
-        read_class_numbers(tmp_path)

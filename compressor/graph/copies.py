@@ -18,6 +18,9 @@ from torch import Tensor, fx, nn
 
 Memo = dict[int, Any]  # id of an object -> its copy, as deepcopy keeps it
 CONSTANTS = frozenset({int, float, str, bool, type(None), torch.dtype, torch.device})
+_LIBRARIES = {"torch", "torchvision", "timm", "segmentation_models_pytorch", "huggingface_hub", "safetensors", "numpy",
+              "scipy", "PIL", "compressor"}  # fmt: skip
+_NOT_USERS = _LIBRARIES | sys.stdlib_module_names - {"__main__"}
 _SHARED = (type, BuiltinFunctionType, ModuleType, torch.Size)
 
 
@@ -25,6 +28,12 @@ def is_constant(value: Any) -> bool:
     """Whether a value is a number, a text or the like, or a tuple of such."""
     kind = type(value)
     return kind in CONSTANTS or (kind is tuple and CONSTANTS.issuperset(map(type, value)))
+
+
+def is_users(of: Any) -> bool:
+    """Whether a class, function or module is the user's, whose names are worth following, not torch's or Python's."""
+    name = of.__name__ if isinstance(of, ModuleType) else getattr(of, "__module__", "torch")
+    return str(name).partition(".")[0] not in _NOT_USERS
 
 
 def copied(value: Any, memo: Memo) -> Any:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from compressor.graph.copies import HAVE_CODE, begun, copied
+from compressor.graph.copies import HAVE_CODE, begun, copied, is_users
 from compressor.graph.records import TensorRef
-from compressor.graph.state import State, is_users, same
+from compressor.graph.state import State, same
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.graph.values import Values, may_be_read
 

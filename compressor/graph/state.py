@@ -10,7 +10,6 @@ import functools
 import itertools
 import operator
 import random
-import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.graph.copies import CONSTANTS, is_constant
+from compressor.graph.copies import CONSTANTS, is_constant, is_users
 
 _MOST = 50_000  # objects that are noted
 _LARGE = 10_000  # entries of a container, above which it is data
-_Undo = Callable[[], None]
 
 
 class State:
@@ -33,7 +31,7 @@ class State:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         """`modules` are all of the model's."""
         self._seen: dict[int, Any] = {}
-        self._undo: list[_Undo] = []
+        self._undo: list[Callable[[], None]] = []
         self._spaces: list[dict[str, Any]] = []  # attributes of modules and objects, and plain dicts
         self._empty: list[Any] = []
         self._kinds: set[type] = set()
@@ -170,7 +168,8 @@ class State:
         self._waiting.append(vars(function))
         names, stored = _names(function.__code__), _stored(function.__code__)
         spaces = [function.__globals__]
-        spaces += [vars(v) for v in map(function.__globals__.get, names) if _is_users_module(v)]
+        held = map(function.__globals__.get, names)
+        spaces += [vars(value) for value in held if isinstance(value, types.ModuleType) and is_users(value)]
         for space in spaces:
             for name in names:
                 if name in space or name in stored:
@@ -232,18 +231,6 @@ _BASES: tuple[Any, ...] = (collections.OrderedDict, dict, list, set, collections
 _PLAIN = frozenset(
     {dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter}
 )
-_VISION = {"torchvision", "timm", "segmentation_models_pytorch"}
-_LIBRARIES = _VISION | {"torch", "numpy", "compressor", "huggingface_hub", "safetensors", "PIL", "scipy"}
-_NOT_USERS = _LIBRARIES | sys.stdlib_module_names - {"__main__"}
-
-
-def is_users(of: Any) -> bool:
-    """Whether a class or function is the user's, whose names are worth following, and not torch's or Python's."""
-    return str(getattr(of, "__module__", "torch")).partition(".")[0] not in _NOT_USERS
-
-
-def _is_users_module(value: Any) -> bool:
-    return isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] not in _NOT_USERS
 
 
 @functools.cache

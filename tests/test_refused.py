@@ -3,6 +3,7 @@
 import errno
 import os
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,13 @@ from torch import nn
 import compressor as public
 from compressor.errors import CompressorError, ModelError
 from compressor.graph import capture
+from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.runs import folder as run_folder
+from compressor.runs import gradual
+from compressor.runs.goals import Guard, Target
+from compressor.runs.periods import Periods
+from compressor.runs.stages import silent
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from tests.cli.command import ROOT, Compressor
 from tests.untouched import difference, everything, files, interrupted_at, untouched
@@ -105,6 +112,31 @@ def test_ctrl_c_between_edit_and_refit_takes_the_edit_back(monkeypatch):
     monkeypatch.setattr(assign, "assign_", stop)
     with untouched(model, optimizer), pytest.raises(KeyboardInterrupt):
         public.prune_(model, X, optimizer=optimizer, data=DATA)
+
+
+def test_ctrl_c_in_a_pruner_leaves_its_map_and_the_model_together(monkeypatch):
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model, optimizer = trained()
+    pruner = public.Pruner(model, X, optimizer, "l1", ratio=0.4, steps=1)
+    monkeypatch.setattr(gradual, "Renumbering", SimpleNamespace(of=stop))
+    with untouched(model, optimizer), pytest.raises(KeyboardInterrupt):
+        pruner._course._carry_out(Plan((Prune("0", (int(mapped().group("0").ids[0]),), "t"),)), optimizer)
+
+
+def test_ctrl_c_as_a_plan_is_judged_takes_it_back():
+    def stop() -> float:
+        raise KeyboardInterrupt
+
+    model, optimizer = trained()
+    guard = Guard(0.1, stop, before=0.9)
+    method = AdapNet(AdapNetSettings(lsep=6), classes=4, steps_per_epoch=10, seed=0)
+    periods = Periods(model, mapped(), method, Target(None, None), guard, silent)
+    before = values(everything(model))
+    with pytest.raises(KeyboardInterrupt):
+        periods._carry_out(every_kind_of_edit(), optimizer)
+    assert not difference(before, values(everything(model)))
 
 
 def exported() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +17,38 @@ from compressor.pruning.reconstruction.products import Product
 
 class _Stop(BaseException):
     """Nothing further of a run is asked for; no `Exception`, which the model's code might catch."""
+
+
+def show(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    names: Sequence[str],
+    look: Callable[[int, str, Tensor], None],
+    *,
+    made: bool = False,
+) -> None:
+    """Show what modules are given, or what they have `made`, batch by batch; what comes later is not run."""
+    for number, given in enumerate(inputs):
+        left = set(names)
+
+        def met(module: nn.Module, args: tuple[Tensor], *out: Tensor, name: str, left: set[str], number: int) -> None:
+            look(number, name, out[0] if made else args[0])
+            left.discard(name)
+            if not left:
+                raise _Stop
+
+        hooks = []
+        for name in names:
+            found = model.get_submodule(name)
+            hook = partial(met, name=name, left=left, number=number)
+            hooks.append(found.register_forward_hook(hook) if made else found.register_forward_pre_hook(hook))
+        try:
+            outputs_of(model, given)
+        except _Stop:
+            pass
+        finally:
+            for each in hooks:
+                each.remove()
 
 
 class Fits:
@@ -38,7 +71,7 @@ class Fits:
         def look(number: int, name: str, x: Tensor) -> None:
             self._totals[name].append(self._rows(number, parts[name](x)))
 
-        self._each(whole, list(parts), look)
+        show(whole, self._inputs, list(parts), look)
 
     def values(self, small: nn.Module, name: str, kernel: int) -> Values:
         """Fitted to the block's input in a network."""
@@ -61,7 +94,7 @@ class Fits:
             taken = product.inputs((x, found.weight, None, *rest), shape, rows.to(x.device))
             gram.add(Rows(taken, y), held.to(x.device))
 
-        self._each(small, [name], look)
+        show(small, self._inputs, [name], look)
         before = gram.inner.new_zeros(1, gram.inner.shape[1], found.out_channels)
         matrix = gram.best(before).matrix
         moments = gram.inner[0] / gram.inner[0, -1, -1]
@@ -77,28 +110,3 @@ class Fits:
         flat = maps.flatten(2)
         rows = self._draws[number].rows(len(flat) * flat.shape[2]).to(maps.device)
         return flat[rows // flat.shape[2], :, rows % flat.shape[2]][None]
-
-    def _each(self, model: nn.Module, names: Sequence[str], look: Callable[[int, str, Tensor], None]) -> None:
-        """Show what modules are given, batch by batch; of the last one nothing is run."""
-        for number, given in enumerate(self._inputs):
-            left = set(names)
-
-            def entered(module: nn.Module, args: tuple[Tensor], number: int, name: str, left: set[str]) -> None:
-                look(number, name, args[0])
-                left.discard(name)
-                if not left:
-                    raise _Stop
-
-            hooks = [
-                model.get_submodule(name).register_forward_pre_hook(
-                    partial(entered, number=number, name=name, left=left)
-                )
-                for name in names
-            ]
-            try:
-                outputs_of(model, given)
-            except _Stop:
-                pass
-            finally:
-                for hook in hooks:
-                    hook.remove()

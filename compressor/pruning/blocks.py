@@ -9,9 +9,11 @@ which multiplies the kernels of convolutions whose activations it drops. Ours: l
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle, takewhile
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from compressor.graph.blocks import KERNELS, Block, Values
 from compressor.graph.neutral import neutral
 from compressor.graph.skeleton import skeleton
-from compressor.pruning.block_fits import Fits
+from compressor.pruning.block_fits import Fits, show
 from compressor.pruning.consumers import outputs_of
 from compressor.pruning.reconstruction.calibration import fewer
 from compressor.pruning.reconstruction.solve import squares_around_mean
@@ -29,7 +31,8 @@ from compressor.training.evaluate import evaluating
 
 _WORTH = 0.25  # of a block's own cost: an option that saves less is none
 _WIDEST = 4608  # unknowns of a convolution that is fitted: 512 channels, 3x3
-_FITTED, _JUDGED = (1 << 20, 256), (1 << 18, 64)  # values, and images, at least by which an order is found
+_LOOKED = 1 << 18, 64  # values, and images, at least by which an order is found
+_STORED = 1 << 28  # numbers that blocks gave and that need not be computed again, at most
 _LAST = 4  # options that are measured again where one of them is the last that is needed
 
 Saving = Callable[[Block, nn.Module | None], float]  # what a block saves without its branch, or with a convolution
@@ -89,11 +92,13 @@ class Shortening:
         self.blocks, self.steps = blocks, list[Step]()
         self._inputs = inputs
         self._whole, self._small = skeleton(model, real=True), skeleton(model, real=True)
-        self._fits = self._fits_of(choices, fewer(inputs, *_FITTED))
-        self._judged = fewer(inputs, *_JUDGED)
+        self._few = fewer(inputs, *_LOOKED)
+        self._fits = self._fits_of(choices, self._few)
+        self._given: dict[str, list[Tensor]] = {}  # what blocks give for each batch as the network stands
+        self._room = self._with_room()
         self._queue: list[tuple[float, int, int, Option, float]] = []  # score, number, after how many steps, moved
         with self._inside():
-            self._outputs = [outputs_of(self._whole, given) for given in self._judged]
+            self._outputs = [outputs_of(self._whole, given) for given in self._few]
             self._variance = _variance(self._outputs)
             self._fits.start(self._whole)
             for number, option in enumerate(choices):
@@ -132,7 +137,7 @@ class Shortening:
     def _moved(self) -> float:
         """How far the outputs are from those of the network as it came, in shares of their variance."""
         error = 0.0
-        for given, before in zip(self._judged, self._outputs, strict=True):
+        for given, before in zip(self._few, self._outputs, strict=True):
             outputs = outputs_of(self._small, given)
             error += sum(float((now - was).square().sum()) for now, was in zip(outputs, before, strict=True))
         return error / self._variance
@@ -141,6 +146,37 @@ class Shortening:
     def _inside(self) -> Iterator[None]:
         with neutral(), torch.no_grad(), evaluating(self._whole), evaluating(self._small):
             yield
+
+    def _with_room(self) -> set[str]:
+        """The first blocks whose values may be stored; none that is part of another."""
+        left, found = _STORED, set[str]()
+        for name, block in self.blocks.items():
+            left -= math.prod(block.made) * sum(len(given) for given in self._few)
+            alone = all(name == each or not _nested(name, each) for each in self.blocks)
+            if alone and left >= 0:
+                found.add(name)
+        return found
+
+    @contextmanager
+    def _given_before(self, block: str) -> Iterator[None]:
+        """Blocks that run before this one give what they gave; nothing of them is computed."""
+        before = [name for name in takewhile(lambda name: name != block, self.blocks) if name in self._room]
+        modules = {name: self._small.get_submodule(name) for name in before}
+        missing = [name for name in before if name not in self._given]
+        try:
+            for name in before:
+                if name not in missing:
+                    self._put(name, _Giving(self._given[name]))
+            if missing:
+                found: dict[str, list[Tensor]] = {name: [] for name in missing}
+                show(self._small, self._few, missing, lambda _, name, values: found[name].append(values), made=True)
+                self._given |= found
+                for name in missing:
+                    self._put(name, _Giving(found[name]))
+            yield
+        finally:
+            for name, module in modules.items():
+                self._put(name, module)
 
     def _fits_of(self, choices: Iterable[Option], inputs: Sequence[Tensor]) -> Fits:
         names = dict.fromkeys(option.block for option in choices if option.kernel)
@@ -156,8 +192,9 @@ class Shortening:
         if gain <= 0:
             return
         before = self._small.get_submodule(option.block)
-        self._put(option.block, self._fitted(option))
-        moved = self._moved()
+        with self._given_before(option.block):
+            self._put(option.block, self._fitted(option))
+            moved = self._moved()
         self._put(option.block, before)
         score = (moved - (self.steps[-1].moved if self.steps else 0)) / gain
         heapq.heappush(self._queue, (score, number, len(self.steps), option, moved))
@@ -182,7 +219,11 @@ class Shortening:
         taken = next(each for each in queue if each[3] == best)
         queue.remove(taken)
         heapq.heapify(queue)
-        self._put(best.block, self._fitted(best))
+        with self._given_before(best.block):
+            self._put(best.block, self._fitted(best))
+        names = list(self.blocks)
+        for name in names[names.index(best.block) :]:
+            self._given.pop(name, None)
         self.steps.append(Step(best, now + best.saved - self._saved(best.block), taken[4]))
 
     def _fitted(self, option: Option) -> nn.Module:
@@ -201,6 +242,21 @@ class Shortening:
         """A module in the small network; None: that of the whole one."""
         parent, _, leaf = name.rpartition(".")
         setattr(self._small.get_submodule(parent), leaf, self._whole.get_submodule(name) if module is None else module)
+
+
+def _nested(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+class _Giving(nn.Module):
+    """What a module gave for each batch, one after the other and then again."""
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._given = cycle(given)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return next(self._given)
 
 
 def _variance(outputs: Sequence[Sequence[Tensor]]) -> float:

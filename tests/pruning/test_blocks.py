@@ -9,6 +9,7 @@ from torch import nn
 
 from compressor.graph.blocks import find_blocks
 from compressor.profiling.costs import macs_of
+from compressor.pruning import blocks
 from compressor.pruning.blocks import Shortening, Step, options
 from compressor.surgery.blocks import replace_blocks_
 from compressor.surgery.edits import Bypass, Fold
@@ -107,6 +108,23 @@ def test_every_step_is_measured_in_the_network_as_it_stands():
         assert step.moved == pytest.approx(moved(model, order.plain(order.steps[:count]), inputs), rel=1e-4)
     first = min(bypasses, key=lambda option: moved(model, [Bypass(option.block, "")], inputs))
     assert order.steps[0].option == first and len(order.steps) == 3
+
+
+@pytest.mark.parametrize("room", [0, 3 * 32 * 4 * 8 * 8, 1 << 28])  # for nothing, for one block of two batches, for all
+def test_what_blocks_gave_need_not_be_computed_again(room, monkeypatch):
+    """Steps, convolutions in them, do not depend on how much of it is stored."""
+    model, inputs = stack([2.0, 2.0, 0.8, 0.5]), images(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "_STORED", room)
+        found = shortening(model, inputs)
+        steps = found.until(1e9)
+    for count, step in enumerate(steps, 1):
+        last = {each.option.block: each for each in steps[:count]}
+        if not any(each.option.kernel for each in last.values()):
+            assert step.moved == pytest.approx(moved(model, found.plain(steps[:count]), inputs), rel=1e-4)
+    assert [(step.option, step.moved) for step in steps] == [
+        (step.option, pytest.approx(step.moved, rel=1e-6)) for step in shortening(model, inputs).until(1e9)
+    ]
 
 
 def test_the_branch_of_a_residual_block_is_fitted_without_its_shortcut():

@@ -28,12 +28,12 @@ TRAINED = (
 
 def test_doctor(compressor, monkeypatch):
     """On a machine that lacks one package; devices and versions are this test's own."""
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("thop", "timm") else "1.2.3")
+    monkeypatch.setattr(doctor.environment, "version", lambda name: None if name in ("thop", "timm") else "1.2.3")
     monkeypatch.setattr(doctor, "_devices", lambda: iter([doctor.Finding("device", None, "CPU: of a test")]))
     monkeypatch.setattr("platform.python_version", lambda: "3.11.0")
     monkeypatch.setattr("compressor.loading.code.state_folder", lambda: Path("state"))
     check_golden("doctor", compressor("doctor", "--data", "digits"), compressor.folder)
-    monkeypatch.setattr(doctor, "_version", lambda name: "1.2.3")
+    monkeypatch.setattr(doctor.environment, "version", lambda name: "1.2.3")
     check_golden("doctor-well", compressor("doctor"), compressor.folder)
 
 

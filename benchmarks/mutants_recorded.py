@@ -19,11 +19,11 @@ class Fault(NamedTuple):
 KNOWN = (
     # surgery
     Fault("surgery/compensation.py", "means.repeat_interleave(where.shape[1])", "means.repeat(where.shape[1])"),
-    Fault("surgery/operate.py", "grad = edited(grad, slices, tensor.shape, tensor.device)", "pass"),
-    Fault("surgery/operate.py", "grad = edited(grad, slices, tensor.shape, tensor.device)",
+    Fault("surgery/operate.py", "grad = _companion(grad, slices, tensor.shape, tensor.device)", "pass"),
+    Fault("surgery/operate.py", "grad = _companion(grad, slices, tensor.shape, tensor.device)",
           "grad = torch.zeros_like(data[name])"),
     Fault("surgery/renumber.py", "(SINGLE if len(ids) == 1 else None)", "None"),
-    Fault("surgery/snapshot.py", "self.optimizer.state.clear()", "pass"),
+    Fault("surgery/snapshot.py", "    held.clear()\n", ""),
     # graph
     Fault("graph/rules_layers.py", 'if op.kwargs.get("scale") is None:', "if False:"),
     Fault("graph/rules_layers.py", "op.args[0] if op.args[6] else op.outputs[0]", "op.outputs[0]"),
@@ -53,7 +53,7 @@ KNOWN = (
     Fault("exits/points.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride:"),
     Fault("exits/points.py", "if kernel <= 2 * stride + 1:", "if kernel <= 2 * stride + 2:"),
     # routing
-    Fault("routing/observing.py", "x[:, :maps].flatten(2).abs().mean(2)", "x[:, :maps].flatten(2).mean(2)"),
+    Fault("routing/observing.py", "x[:, :MAPS].flatten(2).abs().mean(2)", "x[:, :MAPS].flatten(2).mean(2)"),
     Fault("routing/network.py", "leaves = sure >= self.thresholds[depth]", "leaves = sure > self.thresholds[depth]"),
     Fault("routing/curve.py", "_first(seen.suffices >= ", "_first(seen.suffices > "),
     Fault("routing/curve.py", "_first(seen.entropy[:, :-1] <= limit)", "_first(seen.entropy[:, :-1] < limit)"),
@@ -88,12 +88,12 @@ OWN = (
     Fault("graph/rules_parts.py", "if len({len(part) for part in parts}) == 1:", "if False:"),
     Fault("graph/rules_shapes.py", "order[a], order[b] = b, a", "pass"),
     Fault("graph/rules.py", 'w.prune_only(ids, f"{op.name} in {where(op)} runs over channels")', "pass"),
-    Fault("graph/groups.py", "labels: Roots = connected_components(links, directed=False)",
+    Fault("graph/unions.py", "labels: Roots = connected_components(links, directed=False)",
           "labels: Roots = connected_components(links, directed=True, connection='strong')"),
     Fault("graph/attributes.py", "fresh = copy.copy(held)", "fresh = held"),
     Fault("graph/kept_sizes.py", 'whose = value_at(module, f"{around}.module") if around else None', "whose = None"),
     Fault("graph/trace.py", 'warnings.simplefilter("ignore")', "pass"),
-    Fault("graph/cuts.py", "if node.target is not SIZE or node.args[1] != 0:", "if node.target is not SIZE:"),
+    Fault("graph/cuts.py", "if node.target is not _SIZE or node.args[1] != 0:", "if node.target is not _SIZE:"),
     # surgery
     Fault("surgery/slices.py", "total if self.column else total / 2", "total / 2"),
     Fault("surgery/slices.py", "halves = result.index_select(self.dim, here) / 2",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mutants import recorded
 from benchmarks.mutants_drawn import draw, mutants_of
 from benchmarks.mutants_measured import Measured, choose_tests, functions, lines_of
 
@@ -95,8 +96,5 @@ def test_tests_that_run_the_line_come_first_of_the_same_name_then_of_the_room_th
     assert len(choose_tests(path, source, (3, 3), [known], 100)) == 5
 
 
-@pytest.mark.slow
 def test_recorded_faults_are_found_in_the_code():
-    from benchmarks.mutants import recorded
-
     assert len(list(recorded())) >= 63

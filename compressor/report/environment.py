@@ -31,7 +31,7 @@ def device_words(device: Any = "cpu") -> str:
         return f"{torch.cuda.get_device_name(place)} ({place})"
     if place.type != "cpu":
         return str(place)
-    cores, threads = len(_usable_cores()), torch.get_num_threads()
+    cores, threads = usable_cores(), torch.get_num_threads()
     return f"CPU: {processor()}, {counted(cores, 'core')}, {counted(threads, 'thread')}"
 
 
@@ -43,10 +43,9 @@ def version(package: str) -> str | None:
         return None
 
 
-def _usable_cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

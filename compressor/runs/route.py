@@ -45,7 +45,7 @@ from compressor.runs.promise import Promise, differing
 from compressor.runs.results import file_bytes, filters
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Callback, Stage, silent
-from compressor.runs.subject import Subject, check_tells
+from compressor.runs.subject import Subject, check_tells, is_routed
 from compressor.training import distributed
 from compressor.training.data import Data
 from compressor.training.evaluate import evaluate, which_right
@@ -88,7 +88,7 @@ class RouteRun(Run[RouteJob]):
         subject = self.subject
         check_tells(subject, "route", *OPTIONAL)
         assert subject.opened.input_shape is not None
-        if any(isinstance(module, Routed) for module in subject.module.modules()):
+        if is_routed(subject.module):
             raise UsageError(
                 "this network is routed already: give the one that it was made of, and another --out; a cheaper "
                 "threshold needs no training: set_threshold_"

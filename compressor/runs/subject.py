@@ -247,9 +247,14 @@ def _images(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
+def is_routed(module: nn.Module) -> bool:
+    """Whether a network, or one inside it, leaves by early exits."""
+    return any(isinstance(each, Routed) for each in module.modules())
+
+
 def refuse_routed(subject: Subject, verb: str) -> None:
     """Raises UsageError for a routed network, whose early exits are fitted to its layers."""
-    if any(isinstance(module, Routed) for module in subject.module.modules()):
+    if is_routed(subject.module):
         raise UsageError(
             f"this network is routed, and its early exits and router are fitted to its layers: {verb} the network that "
             "it was made of, then route the result"

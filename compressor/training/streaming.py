@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compressor.errors import DataError
+from compressor.report.environment import usable_cores
 from compressor.training.batching import Augmentation, augment, per_channel
 from compressor.training.decoding import SPARE, DecodeCache, decode, whole, window_of
 from compressor.training.numerics import derive_seed, generator
@@ -30,8 +31,7 @@ Decoded = tuple[Tensor, Tensor, list[tuple[str, str]]]  # images, labels, (path,
 
 def processor_count() -> int:
     """Processors that this process may use, 8 at most."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, allowed or 1)
+    return min(8, usable_cores())
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,14 +41,12 @@ def carry_out(job: RunJob, dry_run: DryRun = False, json: Json = False) -> None:
 
 def show_run(terminal: Terminal, report: "Report", out: str | None) -> None:
     """The answer, then tables, the files that were made and what to do next."""
-    from compressor.report.comparison import answers
     from compressor.report.tables import before_after_table
     from compressor.runs.folder import MODEL
 
     terminal.print_json({"dry_run": False, **report.to_json()})
     folder = Path(str(out))
-    said = answers(report.before, report.after, report.settings.get("round_to"))
-    terminal.answer(str(folder / MODEL), said)
+    terminal.answer(str(folder / MODEL), report.answers)
     terminal.show(before_after_table(report))
     _show_details(terminal, report, planned=False)
     terminal.made(_files(folder, report), _following(folder, report))

@@ -99,6 +99,16 @@ class Report:
         except FileError as error:
             raise FileError(f"{file}: {error}") from error
 
+    @property
+    def answers(self) -> list[tuple[str, bool]]:
+        """What the run came to, a line each, and whether that is good."""
+        return answers(self.before, self.after, self.settings.get("round_to"))
+
+    @property
+    def changed(self) -> list[LayerSize]:
+        """The layers that have other filters than before."""
+        return [layer for layer in self.layers if layer.before != layer.after]
+
     def _repr_html_(self) -> str:
         """How a notebook shows the report."""
         return fragment(self)
@@ -126,19 +136,18 @@ def fragment(report: Report) -> str:
 def _content(report: Report) -> dict[str, Any]:
     """Everything that the templates show, as texts and finished plots."""
     comparison = compare(report.before, report.after, larger=True)
-    changed = [layer for layer in report.layers if layer.before != layer.after]
     edits = list(_edit_rows(report.edits))
     return {
         "title": f"{_title(report.command)}: before and after",
         "report": report,
-        "answers": answers(report.before, report.after, report.settings.get("round_to")),
+        "answers": report.answers,
         "comparison": [(line.label, line.before, line.after, line.change) for line in comparison.lines],
         "remarks": comparison.remarks,
         "run_plots": html.drawn(run_plots(report.rows)),
         "sections": [html.section(each) for each in report.sections],
-        "filters": html.drawn((_filters_plot(report),)) if changed else [],
+        "filters": html.drawn((_filters_plot(report),)) if report.changed else [],
         "times": html.drawn(tuple(_times_plot(report))),
-        "filters_remark": f"{len(changed)} of {len(report.layers)} layers changed",
+        "filters_remark": f"{len(report.changed)} of {len(report.layers)} layers changed",
         "edits": edits[:_MOST_EDITS],
         "edits_summary": _edits_summary(report.edits),
         "edits_counted": units.counted(len(edits), "edit"),

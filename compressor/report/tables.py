@@ -38,11 +38,10 @@ def before_after_table(report: Report) -> RenderableType:
 def filters_table(report: Report) -> RenderableType:
     """Filters of every layer before -> after; layers that stayed as they were are counted in a line below."""
     table = plain_table("layer", ("filters before", "right"), ("after", "right"), ("left", "right"))
-    changed = [layer for layer in report.layers if layer.before != layer.after]
-    for layer in changed:
+    for layer in report.changed:
         left = units.ratio(layer.before, layer.after)
         table.add_row(Text(layer.name), str(layer.before), str(layer.after), left)
-    same = len(report.layers) - len(changed)
+    same = len(report.layers) - len(report.changed)
     return with_remarks(table, f"{same} of {len(report.layers)} layers unchanged" if same else "")
 
 

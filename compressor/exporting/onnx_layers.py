@@ -39,7 +39,7 @@ class Placed:
 
 def placed(proto: Any, channels: Channels, block: int) -> list[Placed]:
     """The layers of a graph (onnx.ModelProto, shapes inferred) that hold weights of the network, to be timed at
-    multiples of `block`.
+    multiples of `block`, those of grouped convolutions at multiples of their groups.
     """
     free = np.concatenate([np.empty(0, np.int64), *(group.ids for group in channels.free)])
     shapes = shapes_of(proto.graph)
@@ -49,7 +49,9 @@ def placed(proto: Any, channels: Channels, block: int) -> list[Placed]:
         if node.op_type in _OPERATORS and node.input[1] in weights and node.input[0] in shapes:
             layer, sides, dense = _layer(node, shapes[node.input[0]], weights[node.input[1]], channels)
             (taken, made), (few, many) = sides, dense
-            ins, outs = _widths(taken, few, free, block), _widths(made, many, free, block)
+            step = max(layer.groups, 1)  # whole channels for each group
+            step = math.lcm(block, step) if 2 * math.lcm(block, step) <= min(few, many) else step
+            ins, outs = _widths(taken, few, free, step), _widths(made, many, free, step)
             found.append(Placed(layer, _or(taken, few), _or(made, many), ins, outs))
     return found
 
@@ -93,10 +95,10 @@ def _or(ids: Ids | None, size: int) -> Ids | int:
     return size if ids is None else ids
 
 
-def _widths(side: Ids | None, size: int, free: Ids, block: int) -> tuple[int, ...]:
+def _widths(side: Ids | None, size: int, free: Ids, step: int) -> tuple[int, ...]:
     if side is None or not np.isin(side, free).any():
         return (size,)
-    stepped = {max(block, round(share * size / block) * block) for share in SHARES}
+    stepped = {max(step, round(share * size / step) * step) for share in SHARES}
     return tuple(sorted({width for width in stepped if width < size} | {size}))
 
 

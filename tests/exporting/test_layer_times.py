@@ -149,6 +149,17 @@ def test_a_graph_of_one_layer_runs_at_any_widths(exported):
         assert ms > 0
 
 
+def test_a_grouped_convolution_is_timed_at_widths_that_it_may_have(tmp_path):
+    model, example = nn.Sequential(nn.Conv2d(3, 30, 1), nn.Conv2d(30, 60, 3, groups=10)).eval(), torch.zeros(1, 3, 8, 8)
+    export_onnx(model, example, tmp_path / "net.onnx")
+    found = placed(with_one_image(onnx.load(tmp_path / "net.onnx")), capture(model, example), 4)
+    for layer, widths in samples(found):
+        assert all(width % layer.groups == 0 for width in widths)
+        assert ENGINES["onnxruntime"].layer_ms(*single(layer, widths), 1) > 0
+    (grouped,) = (each for each in found if each.layer.groups == 10)
+    assert grouped.ins == (10, 20, 30)
+
+
 def test_a_layer_is_timed_once_and_then_known(exported, tmp_path):
     _, _, file, channels, _ = exported
     asked = []

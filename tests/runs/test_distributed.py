@@ -11,7 +11,7 @@ from torch import nn
 import compressor
 from compressor.errors import CompressorError
 from compressor.pruning.adapnet import boundary, prune, schedule, tables
-from compressor.pruning.adapnet.settings import PRESETS
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.job import TrainJob
 from compressor.runs.jobs import AdaptJob, DetachJob, PruneJob, ReplaceJob, RouteJob
@@ -106,9 +106,10 @@ def loop(method):
     model, images = small_net(8), digits()
     wrapped = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    keywords = {"adapnet": {"lsep": 6, "max_epochs": 1, "beta_start": 0.3, "freeze": False, "dict_size": 96}}
-    given = keywords.get(method, {"target_macs": 0.5, "every": 4, "round_to": 1})
-    pruner = compressor.Pruner(wrapped, images[0][:1], optimizer, method, steps=24, **given)
+    given = {} if method == "adapnet" else {"target_macs": 0.5, "every": 4, "round_to": 1}
+    adapnet = AdapNetSettings(lsep=6, max_epochs=1, beta_start=0.3, freeze=False, dict_size=96)
+    asked = adapnet if method == "adapnet" else method
+    pruner = compressor.Pruner(wrapped, images[0][:1], optimizer, asked, steps=24, **given)
     for step in range(26):
         x, y = (part[(2 * step + distributed.rank()) * 24 :][:24] for part in images)
         nn.functional.cross_entropy(wrapped(x), y).backward()

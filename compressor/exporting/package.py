@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from compressor.certify import share_at_most
 from compressor.errors import FileError, ModelError, UsageError
 from compressor.exporting import run, watch
+from compressor.exporting.biases import correct_biases
 from compressor.exporting.builds import build, modules
 from compressor.exporting.compose import StageMaker
 from compressor.exporting.forms import Form, form_of
@@ -260,6 +261,9 @@ def _write_graphs(
 ) -> dict[str, str]:
     """Write what the runtime runs; returns the file of each graph."""
     made: dict[str, str] = {}
+    if settings.int8 is not None and evidence.calibration is not None:
+        chip = None if runtime.quantizer else settings.int8
+        form = form_of(correct_biases(form.module, evidence.calibration, chip), evidence.calibration[:1])
     if runtime.convert is not None:
         with tempfile.TemporaryDirectory() as folder:
             for name, file in _write_onnx(form, evidence, Path(folder), settings).items():

@@ -33,6 +33,11 @@ class Scheme:
     reduced: bool  # 7 bits for weights
     note: str
 
+    @property
+    def steps(self) -> int | None:
+        """Of weights, on either side of zero; None where not every channel has its own."""
+        return None if not self.per_channel else 64 if self.reduced else 127
+
 
 # Measured on an x86 chip with VNNI: the quantizer's own defaults (QInt8 for both, one scale a tensor) were no faster
 # than float32, these were three times as fast. The others follow ONNX Runtime's documentation and were not measured.
@@ -43,6 +48,10 @@ SCHEMES: dict[Chip, Scheme] = {
     "npu": Scheme("QUInt8", "QUInt8", False, False, "for accelerators, one scale a tensor; not measured by us. Most "
                   "take flat graphs only (--exits separate), and some one batch size"),
 }  # fmt: skip
+
+# Products of 8 bits are added up four channels at a time: a convolution of an image's few gains little by them, and the
+# rest of the network loses by the rounded image (`benchmarks.int8_ways` measures both).
+IMAGE_CHANNELS = 4
 
 # Left in float32: the last step to probabilities is cheap, and a router's thresholds are compared with them.
 _LEFT_OUT = frozenset({"Softmax", "Sigmoid", "LogSoftmax"})
@@ -61,10 +70,12 @@ class QuantizingMaker(StageMaker):
 
         with TemporaryDirectory() as scratch:
             file, quantized = Path(scratch) / "stage.onnx", Path(scratch) / "quantized.onnx"
-            self._program(module, samples, inputs, outputs).save(file, external_data=False)
+            program = self._program(module, samples, inputs, outputs)
+            program.save(file, external_data=False)
             try:
                 with quiet():
-                    quantize(file, quantized, self._scheme, _Reader(samples, inputs))
+                    left = image_convolution(program.model.graph)
+                    quantize(file, quantized, self._scheme, _Reader(samples, inputs), nodes_to_exclude=left)
                     free_scores_(quantized)
             except Exception as error:  # the quantizer fails in many ways
                 raise ModelError(f"ONNX Runtime cannot quantize this model ({first_line(error)})") from error
@@ -117,6 +128,23 @@ def quantize(source: Path, target: Path, scheme: Scheme, reader: Any, **options:
         weight_type=getattr(kinds, scheme.weights),
         **options,
     )
+
+
+def image_convolution(graph: Any) -> list[str]:
+    """The name of the convolution that reads an image, which stays in float32; empty for a graph without one.
+
+    Not where its maps are pooled: ONNX Runtime rounds them first, and has a slow kernel for pooling them then.
+    """
+    first = next((node for node in graph if node.op_type == "Conv"), None)
+    if first is None or not _few(first.inputs[0].shape):
+        return []
+    readers = first.outputs[0].consumers()
+    readers = (*readers, *(each for reader in readers for each in reader.outputs[0].consumers()))  # of the activation
+    return [] if any(reader.op_type == "MaxPool" for reader in readers) else [first.name]
+
+
+def _few(shape: Any) -> bool:
+    return shape is not None and isinstance(shape[1], int) and shape[1] <= IMAGE_CHANNELS
 
 
 def free_scores_(file: Path) -> None:

@@ -1,7 +1,6 @@
 """The runtimes that a package can be written for and networks are timed on: one row each, with what writes for it."""
 
 import importlib.util
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,72 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, first_line
-from compressor.exporting import run, to_ncnn, to_torch
+from compressor.exporting import run, to_executorch, to_litert, to_ncnn, to_torch
 from compressor.exporting.measure import ROUNDS, SECONDS, profiled, without_reorders
 from compressor.exporting.onnx import quiet, root_of
 from compressor.exporting.runtime import noise, open_session
 from compressor.profiling.latency import once
 from compressor.report.manifest import Array
-
-
-def _litert(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
-    """A .tflite file for one image; in INT8 its input and outputs are numbers of 8 bits, too."""
-    import litert_torch
-
-    litert_torch.convert(module, (samples[:1],)).export(str(target))
-    if int8:
-        _quantize_litert(target, samples)
-
-
-def _quantize_litert(file: Path, samples: Tensor) -> None:
-    """Static INT8, but for the scores of a last linear layer, which multiplies in 8 bits all the same."""
-    from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
-
-    network, operators = Interpreter(str(file)), qtyping.TFLOperationName
-    [(signature, names)] = network.get_signature_list().items()
-    chosen = recipe_manager.RecipeManager()
-    chosen.load_quantization_recipe(recipe.static_wi8_ai8())
-    for output in network.get_output_details():
-        chosen.add_dynamic_config(re.escape(output["name"]), operators.FULLY_CONNECTED, 8)
-    chosen.add_quantization_config(".*", operators.OUTPUT, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE)
-    # Its own default are moving averages of the smallest and largest values, which cut off half of the images'.
-    ranges = calibrator.Calibrator(str(file), qsv_update_func=qsv_utils.min_max_update)
-    ranges.calibrate({signature: [{names["inputs"][0]: image[None].numpy()} for image in samples]}, chosen)
-    work = quantizer.Quantizer(str(file), chosen.get_quantization_recipe())
-    work.quantize(ranges.get_model_qsvs()).export_model(str(file), overwrite=True)
-
-
-def _executorch(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
-    """A .pte file for one image; what XNNPACK lacks runs in ExecuTorch's portable operators."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
-    example = (samples[:1].contiguous(),)
-    program = torch.export.export(_quantized_for_xnnpack(module, samples) if int8 else module, example)
-    made = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
-    target.write_bytes(made.buffer)
-
-
-def _quantized_for_xnnpack(module: nn.Module, samples: Tensor) -> nn.Module:
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    own = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    prepared = prepare_pt2e(torch.export.export(module, (samples[:1],)).module(), own)
-    with torch.no_grad():
-        for image in samples:
-            prepared(image[None])
-    made: nn.Module = convert_pt2e(prepared)
-    return made
 
 
 def _openvino(graph: Path, target: Path) -> None:
@@ -100,6 +42,8 @@ class Runtime:
     quantizer: str = ""  # its own, in words; else ONNX Runtime's, for a chip
 
 
+_IN_FLOAT = "in float32 the convolution that reads the image, scores of a last linear layer"
+
 RUNTIMES: dict[str, Runtime] = {
     each.name: each
     for each in (
@@ -111,8 +55,8 @@ RUNTIMES: dict[str, Runtime] = {
             ".tflite",
             ("ai_edge_litert", "litert_torch"),
             ("litert-torch", "ai-edge-litert"),
-            _litert,
-            quantizer="by ai-edge-quantizer: weights by channel; scores of a last linear layer in float32",
+            to_litert.write,
+            quantizer=f"by ai-edge-quantizer: weights by channel; {_IN_FLOAT}",
         ),
         Runtime(
             "executorch",
@@ -120,8 +64,8 @@ RUNTIMES: dict[str, Runtime] = {
             ".pte",
             ("executorch", "torchao"),
             ("executorch",),
-            _executorch,
-            quantizer="by XNNPACKQuantizer: weights by channel",
+            to_executorch.write,
+            quantizer=f"by XNNPACKQuantizer: weights by channel; {_IN_FLOAT}, and means",
         ),
         Runtime("ncnn", "ncnn", ".param", ("ncnn", "pnnx"), ("ncnn", "pnnx"), to_ncnn.write, int8=False),
         Runtime("torch", "plain PyTorch", ".py", ("torch",), ("safetensors",), to_torch.write, int8=False),

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from compressor.certify import promised
 from compressor.errors import CompressorError, UsageError
+from compressor.exporting import package, quantize
 from compressor.exporting.forms import form_of
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import Evidence, executed
@@ -55,6 +57,20 @@ def test_every_convolution_runs_in_int8_and_the_outputs_stay_near(tmp_path: Path
     assert verify_package(tmp_path / "net") == manifest
 
 
+@pytest.mark.parametrize(("channels", "pools", "rounded"), [(3, False, 1), (4, False, 1), (5, False, 2), (3, True, 2)])
+def test_the_convolution_of_an_image_stays_in_float32(channels: int, pools: bool, rounded: int, tmp_path: Path) -> None:
+    """But where a pooling follows, which would be slow, or the input has so many channels that 8 bits save time."""
+    pooling = [nn.MaxPool2d(2)] if pools else []
+    convolutions = nn.Conv2d(channels, 16, 3), nn.Conv2d(16, 8, 3)
+    net = nn.Sequential(convolutions[0], nn.ReLU(), *pooling, convolutions[1], nn.Flatten())
+    images = torch.randn(16, channels, 8, 8)
+    evidence = Evidence(images, images, lambda run: 1.0)
+    export_package(net.eval(), images[:1], tmp_path / "net", evidence=evidence, settings=SETTINGS)
+    ran = executed(tmp_path / "net" / "model.onnx", {}, images[:1].numpy())
+    assert sum(count for name, count in ran.items() if "QLinearConv" in name) == rounded
+    assert sum(count for name, count in ran.items() if "Conv" in name) == 2
+
+
 def test_scores_beyond_those_of_the_calibration_are_not_cut_off(tmp_path: Path) -> None:
     net = small_net()
     evidence = Evidence(IMAGES[:8], IMAGES, lambda run: 0.9)
@@ -70,6 +86,21 @@ def test_scores_beyond_those_of_the_calibration_are_not_cut_off(tmp_path: Path) 
     assert high.max() > 1.02 * low and len(set(high.tolist())) == 5
 
 
+def test_biases_make_up_for_rounded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        expected = small_net()(IMAGES).mean(0).numpy()
+    shifts = []
+    for corrected in (True, False):
+        if not corrected:
+            monkeypatch.setattr(package, "correct_biases", lambda module, images, chip: module)
+        place, settings = tmp_path / str(corrected), replace(SETTINGS, int8="x86-old")
+        made = export_package(small_net(), EXAMPLE, place, evidence=EVIDENCE, settings=settings)
+        shifts.append(np.abs(OnnxModel(place / "model.onnx")(IMAGES.numpy()).mean(0) - expected).mean())
+        assert made.exits[0].max_rel > 1e-4, "compared with the network as it was given"
+    print(shifts)
+    assert shifts[0] < 0.8 * shifts[1]
+
+
 @pytest.mark.parametrize("chip", [chip for chip in SCHEMES if chip != "x86"])
 def test_other_chips_have_their_own_scheme(chip: Chip, tmp_path: Path) -> None:
     manifest = export_package(
@@ -81,8 +112,9 @@ def test_other_chips_have_their_own_scheme(chip: Chip, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["detachable", "routed"])
-def test_every_exit_runs_its_convolutions_in_int8(kind: str, tmp_path: Path) -> None:
+def test_every_exit_runs_its_convolutions_in_int8(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage by stage, since the quantizer sees a graph's top level only."""
+    monkeypatch.setattr(quantize, "IMAGE_CHANNELS", 0)  # some of these tiny stages read as few channels as an image has
     model = trained(detachable() if kind == "detachable" else routed(Residual))
     calibration = (subnet_images if kind == "detachable" else routing_images)(count=48)
     evidence = Evidence(calibration, calibration, lambda run: 0.9)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
-from compressor.exporting import runtimes, to_ncnn
+from compressor.exporting import runtimes, to_executorch, to_litert, to_ncnn
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import Evidence
 from compressor.exporting.run import Network
@@ -100,6 +100,45 @@ def test_litert_does_not_round_the_scores_of_a_last_linear_layer(name: str, tmp_
     export_package(small_net(), x[:1], tmp_path / "net", evidence=evidence, settings=settings(name, int8="x86-old"))
     operators = [each["op_name"] for each in Interpreter(str(tmp_path / "net" / "model.tflite"))._get_ops_details()]
     assert [each for each in operators if each != "DELEGATE"][-1] == "FULLY_CONNECTED", "nothing turns 8 bits to floats"
+
+
+@pytest.mark.parametrize("name", [installed("litert")])
+@pytest.mark.parametrize(("channels", "kinds"), [(3, {np.float32, np.int8}), (5, {np.int8})])
+def test_litert_leaves_the_convolution_of_an_image_in_float32(
+    channels: int, kinds: set[type], name: str, tmp_path: Path
+) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten()).eval()
+    runtimes.written(
+        RUNTIMES[name], to_litert.write, net, torch.randn(8, channels, 8, 8), tmp_path / "net.tflite", True
+    )
+    made = Interpreter(str(tmp_path / "net.tflite"))
+    found = [each["inputs"][0] for each in made._get_ops_details() if each["op_name"] == "CONV_2D"]
+    assert len(found) == 2 and {made._get_tensor_details(each, 0)["dtype"] for each in found} == kinds
+
+
+@pytest.mark.parametrize("name", [installed("executorch")])
+def test_executorch_rounds_what_is_left_and_no_more(name: str) -> None:
+    torch.manual_seed(0)
+    first, second = (nn.Sequential(nn.Conv2d(channels, 16, 3), nn.ReLU6()) for channels in (3, 16))
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(16, 4))
+    made = to_executorch._quantized(nn.Sequential(first, second, pooled).eval(), torch.randn(8, 3, 8, 8))
+    image, whole = (next(node for node in made.graph.nodes if node.op == op) for op in ("placeholder", "output"))
+    reads: dict[str, list[str]] = {}  # kind of layer -> what each of them reads
+    read_by: dict[str, list[str]] = {}
+    for node in made.graph.nodes:
+        kind = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+        node.meta["kind"] = "image" if node is image else kind
+        if node.all_input_nodes:
+            reads.setdefault(kind, []).append(node.all_input_nodes[0].meta["kind"])
+            read_by.setdefault(node.all_input_nodes[0].meta["kind"], []).append(kind)
+    assert reads["conv2d"] == ["image", "dequantize_per_tensor"], "an image's convolution stays in float32"
+    assert reads["hardtanh"] == ["conv2d"] * 2, "nothing is rounded that ReLU6 cuts off"
+    assert read_by["hardtanh"] == ["quantize_per_tensor"] * 2
+    assert read_by["adaptive_avg_pool2d"] == ["flatten"], "a mean keeps its digits"
+    assert "choose_qparams" in reads and whole.all_input_nodes[0].meta["kind"] == "linear", "scores stay in float32"
 
 
 @pytest.mark.parametrize("name", [installed(name) for name in RUNTIMES if name != "onnx"])

@@ -7,13 +7,16 @@ Half of the multiply-adds are what `prune_` leaves by default, label-free and wi
 same graph with ONNX Runtime's quantizer for `--chip` on 128 training images, differing in one thing: "agreement" is the
 share of all test images with the same class as in float32, "error" the mean squared error of the scores over their
 variance. "rounding with error feedback" chooses rounded weights one input after another and lets the rest make up for
-what rounding did (Frantar et al. 2023, GPTQ); "biases" takes each channel's mean error out. Writes
+what rounding did (Frantar et al. 2023, GPTQ); "biases" takes each channel's mean error out. Then what the first
+convolution in float32 costs in time, of networks without training, whatever `image_convolution` says of it. Writes
 benchmarks/results/int8_ways.json and goes on where it was broken off.
 """
 
 import argparse
 import copy
+import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +31,17 @@ from torch.nn import functional
 import compressor
 from benchmarks.real import NETWORKS, Network, parser_of
 from benchmarks.resumable import opened
+from benchmarks.stranger_resnet import resnet20
+from compressor.exporting.biases import correct_biases
 from compressor.exporting.onnx import OPSET, flatten
 from compressor.exporting.onnx_in.reading import open_onnx
 from compressor.exporting.proof import agreement
-from compressor.exporting.quantize import SCHEMES, Chip, free_scores_, quantize
+from compressor.exporting.quantize import SCHEMES, Chip, free_scores_, image_convolution, quantize
 from compressor.exporting.runtime import open_session
 from compressor.files.paths import write_json
+from compressor.profiling.costs import macs_of
 from compressor.training.data import open_data, with_input_shape
+from compressor.vision import door as vision
 
 OUT = Path(__file__).parent / "results" / "int8_ways.json"
 COLUMNS = 20_000  # positions of feature maps on which weights are rounded
@@ -45,36 +52,45 @@ CALIBRATED = 128  # images
 
 @dataclass(frozen=True)
 class Way:
-    """In what quantizing differs from `export --precision int8`."""
+    """What is done beyond rounding all that the quantizer can."""
 
     free: bool = True  # scores in float32
-    first: bool = False  # the first convolution, too
+    first: bool = False  # the convolution that reads the image, too
     images: int = CALIBRATED
     feedback: bool = False
-    biases: bool = False
+    biases: bool = False  # by what comes out of rounded layers, one after another
+    corrected: bool = False  # biases by `correct_biases`, all at once
     options: Mapping[str, Any] = field(default_factory=dict)  # of the quantizer
 
 
 WAYS = {
     "scores in 8 bits too": Way(free=False),
-    "as exported": Way(),
+    "scores in float32": Way(),
     "512 images": Way(images=512),
     "ranges by entropy": Way(options={"calibrate_method": CalibrationMethod.Entropy}),
     "ranges by percentile 99.99": Way(
         options={"calibrate_method": CalibrationMethod.Percentile, "extra_options": {"CalibPercentile": 99.99}}
     ),
-    "first convolution in float32": Way(first=True),
     "biases": Way(biases=True),
     "rounding with error feedback": Way(feedback=True),
     "rounding and biases": Way(feedback=True, biases=True),
+    "first convolution in float32": Way(first=True),
     "rounding, biases and the first in float32": Way(feedback=True, biases=True, first=True),
+    "as exported": Way(first=True, corrected=True),
 }
 SHORT = (
-    "as exported",
+    "scores in float32",
     "first convolution in float32",
+    "as exported",
     "rounding and biases",
     "rounding, biases and the first in float32",
 )
+# Networks whose first convolution is timed, its maps pooled in the last two.
+STEMS = {
+    "resnet20": (3, 32, 32),
+    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "resnet18", "resnet50"), (3, 224, 224)),
+}
+ROUNDS = 20  # of all ways in turn
 
 
 class Reader:
@@ -173,7 +189,46 @@ def table(result: dict[str, Any]) -> str:
         cells = " | ".join(f"{row['top1']:.2%}, {row['agreement']:.1%}" if row else "" for row in of)
         top1 = next(row["float_top1"] for row in of if row)
         lines.append(f"| {network} | {left:.0%} | {top1:.2%} | {cells} |")
+    lines += [
+        "",
+        "| first convolution | its MACs | float32 | all in INT8 | the first in float32 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result.get("stems", ()):
+        pooled = ", pooled" if row["pooled"] else ""
+        lines.append(
+            f"| {row['network']}{pooled} | {row['share']:.1%} | {row['float_ms']:.2f} ms | {row['int8_ms']:.2f} ms | "
+            f"{row['ms'] / row['int8_ms'] - 1:+.0%} |"
+        )
     return "\n".join(lines)
+
+
+def stem(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What the first convolution of a network costs in float32, in milliseconds of the whole network."""
+    torch.manual_seed(0)
+    network = resnet20() if name == "resnet20" else vision.build(name, num_classes=1000)
+    images = torch.randn(8, *shape)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {kind: Path(folder) / f"{kind}.onnx" for kind in ("float_ms", "int8_ms", "ms")}
+        program = flatten(network.eval(), images[:2], OPSET, ["input"])
+        program.save(files["float_ms"])
+        first = next(node for node in program.model.graph if node.op_type == "Conv")
+        for kind, left in (("int8_ms", []), ("ms", [first.name])):
+            quantize(files["float_ms"], files[kind], SCHEMES["x86"], Reader(images), nodes_to_exclude=left)
+            free_scores_(files[kind])
+        sessions = {kind: open_session(file, threads=1) for kind, file in files.items()}
+        taken: dict[str, list[float]] = {kind: [] for kind in files}
+        for _ in range(ROUNDS + 3):
+            for kind, session in sessions.items():
+                session.run(None, {"input": images[:1].numpy()})
+                begun = time.process_time()
+                session.run(None, {"input": images[:1].numpy()})
+                taken[kind].append(1e3 * (time.process_time() - begun))
+        macs = first.inputs[1].const_value.size * first.outputs[0].shape[2] * first.outputs[0].shape[3]
+        pooled = not image_convolution(program.model.graph)
+    return {"network": name, "share": macs / macs_of(network, shape), "pooled": pooled} | {
+        kind: statistics.median(each[3:]) for kind, each in taken.items()
+    }
 
 
 def main() -> None:
@@ -186,6 +241,7 @@ def main() -> None:
     torch.set_num_threads(1)
     specs = dict(each.split("=", 1) for each in given.data)
     result = opened(given.out, {"calibrated_on": CALIBRATED}, "cpu", 1)
+    result["stems"] = result.get("stems") or [stem(name, shape) for name, shape in STEMS.items()]
     done = {(row["network"], row["left"], row["chip"], row["way"]) for row in result["rows"]}
     for name, left in ((name, left) for name in given.networks for left in given.left):
         chips = ("x86", "x86-old") if (name, left) == ("resnet20", 1.0) else ("x86",)
@@ -238,13 +294,15 @@ class Case:
         if way.feedback or way.biases:
             few = self.more[:CALIBRATED]
             module = adjusted(module, few, limit, feedback=way.feedback, biases=way.biases)
+        if way.corrected:
+            module = correct_biases(module, self.more[:CALIBRATED], chip)
         options = dict(way.options)
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
             program = flatten(module, self.more[:2], OPSET, ["input"])
             program.save(source)
             if way.first:
-                options["nodes_to_exclude"] = [node.name for node in program.model.graph if node.op_type == "Conv"][:1]
+                options["nodes_to_exclude"] = image_convolution(program.model.graph)
             quantize(source, target, SCHEMES[chip], Reader(self.more[: way.images]), **options)
             if way.free:
                 free_scores_(target)

@@ -64,7 +64,8 @@ def test_a_detached_model_is_pruned_and_trained_further_as_one(monkeypatch, tmp_
     short = replace(FINETUNE, epochs=1, batch_size=256)
     output = OutputSettings(str(tmp_path / "pruned"), latency=False, onnx=False)
     model = ModelSettings(str(tmp_path / "detached" / "model.safetensors"))
-    report = run(PruneJob(model, "digits", output, choice=PruneSettings(ratio=0.25), training=short))
+    choice = PruneSettings(ratio=0.25, allocate="uniform")
+    report = run(PruneJob(model, "digits", output, choice=choice, training=short))
     base, sub_model = report.sections[0].tables[0].rows
     assert (base[0], sub_model[1]) == ("base", "7")
     module = open_model(tmp_path / "pruned" / "model.safetensors").module

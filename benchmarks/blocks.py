@@ -1,4 +1,4 @@
-"""Whole blocks against widths at the same cost: ResNet-20 on CIFAR-10, networks of inverted residuals on two sets.
+"""Whole blocks against widths at the same cost: ResNets on CIFAR-10, networks of inverted residuals on two sets.
 
     python -m benchmarks.blocks --nets DIR --data cifar10-jpeg=folder:DIR --data fashion-mnist=fashion-mnist:DIR \\
         --data imagenette=folder:DIR --lite0 FILE
@@ -41,6 +41,7 @@ from compressor.vision import door as vision
 OUT = Path(__file__).parent / "results" / "blocks.json"
 TARGETS = {
     "resnet20": ({"speedup": 1.5}, {"target_macs": 0.5}),
+    "resnet56": ({"target_macs": 0.5},),
     "small mobilenet_v2": ({"speedup": 1.5}, {"target_macs": 0.5}),
     "efficientnet_lite0": ({"speedup": 1.5},),
 }

@@ -13,7 +13,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ from compressor.training.evaluate import evaluating
 _WORTH = 0.25  # of a block's own cost: an option that saves less is none
 _WIDEST = 4608  # unknowns of a convolution that is fitted: 512 channels, 3x3
 _LOOKED = 1 << 18, 64  # values, and images, at least by which an order is found
-_STORED = 1 << 28  # numbers that blocks gave and that need not be computed again, at most
+_STORED = 1 << 26  # numbers that blocks gave and that need not be computed again, at most
 _LAST = 4  # options that are measured again where one of them is the last that is needed
 
 Saving = Callable[[Block, nn.Module | None], float]  # what a block saves without its branch, or with a convolution
@@ -93,13 +95,12 @@ class Shortening:
         self._inputs = inputs
         self._whole, self._small = skeleton(model, real=True), skeleton(model, real=True)
         self._few = fewer(inputs, *_LOOKED)
+        self._moved = partial(Movement(self._whole, self._few).of, self._small)
         self._fits = self._fits_of(choices, self._few)
         self._given: dict[str, list[Tensor]] = {}  # what blocks give for each batch as the network stands
         self._room = self._with_room()
         self._queue: list[tuple[float, int, int, Option, float]] = []  # score, number, after how many steps, moved
         with self._inside():
-            self._outputs = [outputs_of(self._whole, given) for given in self._few]
-            self._variance = _variance(self._outputs)
             self._fits.start(self._whole)
             for number, option in enumerate(choices):
                 progress(number, len(choices))
@@ -123,7 +124,7 @@ class Shortening:
         edits, found = self.plain(steps, unit), list[BlockEdit]()
         last = {step.option.block: step.option for step in steps}
         fits = self._fits_of(last.values(), self._inputs)
-        with self._inside():
+        with self._inside(), self._as_it_stands():
             fits.start(self._whole)
             for name in self.blocks:
                 self._put(name, None if name not in last else self._module(last[name], None))
@@ -134,13 +135,15 @@ class Shortening:
                 found.append(edit)
             return found, self._moved()
 
-    def _moved(self) -> float:
-        """How far the outputs are from those of the network as it came, in shares of their variance."""
-        error = 0.0
-        for given, before in zip(self._few, self._outputs, strict=True):
-            outputs = outputs_of(self._small, given)
-            error += sum(float((now - was).square().sum()) for now, was in zip(outputs, before, strict=True))
-        return error / self._variance
+    @contextmanager
+    def _as_it_stands(self) -> Iterator[None]:
+        """Blocks that are put into the network meanwhile are none of its steps."""
+        before = {name: self._small.get_submodule(name) for name in self.blocks}
+        try:
+            yield
+        finally:
+            for name, module in before.items():
+                self._put(name, module)
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -257,6 +260,25 @@ class _Giving(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return next(self._given)
+
+
+class Movement:
+    """How far outputs are from those of the network as it came, in shares of their variance."""
+
+    def __init__(self, whole: nn.Module, inputs: Sequence[Any]) -> None:
+        self._inputs = inputs
+        with neutral(), torch.no_grad(), evaluating(whole):
+            self._outputs = [outputs_of(whole, given) for given in inputs]
+        self._variance = _variance(self._outputs)
+
+    def of(self, small: nn.Module) -> float:
+        """Of a network that was made from it."""
+        error = 0.0
+        with neutral(), torch.no_grad(), evaluating(small):
+            for given, before in zip(self._inputs, self._outputs, strict=True):
+                outputs = outputs_of(small, given)
+                error += sum(float((now - was).square().sum()) for now, was in zip(outputs, before, strict=True))
+        return error / self._variance
 
 
 def _variance(outputs: Sequence[Sequence[Tensor]]) -> float:

@@ -44,7 +44,7 @@ TRAINED: dict[str, About] = {
 # Methods that choose whole blocks in one shot, not channels, or both.
 BLOCKS: dict[str, About] = {
     "blocks": About("residual blocks left out, or one fitted convolution in their place", "", needs_data=True),
-    "mixed": About("blocks half of the way to the target, then channels by obs", "", needs_data=True),
+    "mixed": About("the best of blocks, channels by obs, and both", "", needs_data=True),
 }
 METHODS = ABOUT | BLOCKS | TRAINED
 WITHOUT_DATA = tuple(name for name, about in METHODS.items() if not about.needs_data)

@@ -1,7 +1,8 @@
 """Choose which blocks of a network are replaced by less, until a target in multiply-adds or milliseconds is met."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +62,23 @@ def choose_blocks(
         UsageError: there is no target, or the network meets it as it is, or takes several inputs.
         ModelError: nothing in the network is such a block, or the target cannot be reached, or torch cannot export it.
     """
+    with choosing_blocks(module, example, inputs, choice, tell, progress) as choose:
+        return choose(1.0)
+
+
+@contextmanager
+def choosing_blocks(
+    module: nn.Module,
+    example: Any,
+    inputs: Sequence[Any],
+    choice: PruneSettings,
+    tell: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[Callable[[float], Chosen]]:
+    """What chooses as `choose_blocks` does, given how much of the way to the target blocks go: as powers of what stays.
+
+    What blocks take, and what replacing them does, is measured once.
+    """
     check_blocks(example, choice)
     blocks = find_blocks(module, example)
     names = names_of(module)
@@ -70,7 +88,8 @@ def choose_blocks(
     found = {name: block for name, block in blocks.found.items() if name not in refused}
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         measuring = (_InTime if in_time(choice) else _InMacs)(module, example, choice, tell, Path(folder))
-        return _chosen(module, found, refused, inputs, measuring, progress)
+        order = _ordered(module, found, refused, inputs, measuring, progress)
+        yield lambda share: _chosen(order, dict(refused), measuring, share)
 
 
 def check_blocks(example: Any, choice: PruneSettings) -> None:
@@ -96,6 +115,8 @@ def chosen_before(
     Raises:
         FileError: it is of another network.
     """
+    if not structure["edits"]:
+        return Chosen((), dict(structure["refused"]), tuple(structure["notes"]))
     found = find_blocks(module, example).found
     try:
         steps = [
@@ -109,28 +130,34 @@ def chosen_before(
         raise FileError(f"the checkpoint's blocks do not fit the network ({error}): start the run again") from error
 
 
-def _chosen(
+def _ordered(
     module: nn.Module,
     found: Mapping[str, Block],
-    refused: dict[str, str],
+    refused: Mapping[str, str],
     inputs: Sequence[Any],
     measuring: "_InMacs",
     progress: Progress,
-) -> Chosen:
+) -> Shortening:
     choices = options(found, measuring.saving, measuring.cost)
     if not choices:
         reasons = [f"{name}: {reason}" for name, reason in refused.items()][:4]
         why = "; ".join(reasons or ["no module of it is a sum of two paths, or a row of convolutions"])
         raise ModelError(f"the network has no block that could be replaced by less: {why}")
-    goal = measuring.goal
+    assert measuring.goal  # or it says why there is none, before anything takes long
     measuring.tell(f"measuring what {len(choices)} ways to replace blocks do to the outputs")
-    order = Shortening(module, found, choices, inputs, progress)
-    steps, after = measuring.met(order)
+    return Shortening(module, found, choices, inputs, progress)
+
+
+def _chosen(order: Shortening, refused: dict[str, str], measuring: "_InMacs", share: float) -> Chosen:
+    goal = measuring.goal
+    whole = goal.price.whole()
+    goal = replace(goal, wanted=whole * (goal.wanted / whole) ** share)
+    steps, after, *said = measuring.met(order, goal.wanted)
     unit = goal.price.unit
     edits, moved = order.edits(steps, unit)
     notes = [
         f"the outputs moved by {units.share(moved)} of their variance; {in_words(after, unit)} are left",
-        *measuring.notes,
+        *said,
     ]
     off = after / goal.wanted - 1
     if abs(off) > measuring.tolerance:
@@ -140,7 +167,7 @@ def _chosen(
         )
     gone = {edit.group for edit in edits}
     stays = "replacing it moves the outputs more for what it saves"
-    refused |= {name: stays for name in found if name not in gone}
+    refused |= {name: stays for name in order.blocks if name not in gone}
     return Chosen(tuple(edits), refused, tuple(notes))
 
 
@@ -186,7 +213,6 @@ class _InMacs:
         self, module: nn.Module, example: Tensor, choice: PruneSettings, tell: Callable[[str], None], folder: Path
     ) -> None:
         self.module, self.example, self.choice, self.tell, self.folder = module, example, choice, tell, folder
-        self.notes: list[str] = []
 
     @cached_property
     def goal(self) -> Goal:
@@ -206,19 +232,19 @@ class _InMacs:
     def _of(self, part: fx.GraphModule, block: Block) -> float:
         return macs_of(part, block.given)
 
-    def met(self, order: Shortening) -> tuple[list[Step], float]:
-        """The steps that meet the goal, and the cost then."""
-        whole, most = self.goal.price.whole(), self.goal.wanted * (1 + TOLERANCE)
+    def met(self, order: Shortening, target: float) -> tuple[list[Step], float, *tuple[str, ...]]:
+        """The steps that meet a target, the cost then, and what a person should know."""
+        whole, most = self.goal.price.whole(), target * (1 + TOLERANCE)
         steps = order.until(whole - most)
         left = whole - steps[-1].saved
         if left > most:
-            raise self._unreachable(left)
+            raise self._unreachable(target, left)
         return steps, left
 
-    def _unreachable(self, least: float) -> ModelError:
+    def _unreachable(self, target: float, least: float) -> ModelError:
         unit = self.goal.price.unit
         return ModelError(
-            f"{in_words(self.goal.wanted, unit)} cannot be reached: with every block replaced that may be "
+            f"{in_words(target, unit)} cannot be reached: with every block replaced that may be "
             f"{in_words(least, unit)} remain; ask for more, and prune the channels of the result"
         )
 
@@ -253,9 +279,9 @@ class _InTime(_InMacs):
         export_onnx(part, self.example.new_zeros(shape), file)
         return min(ms for (ms,) in side_by_side((file,), shape, self.choice.threads, runtime=self.choice.runtime))
 
-    def met(self, order: Shortening) -> tuple[list[Step], float]:
+    def met(self, order: Shortening, target: float) -> tuple[list[Step], float, *tuple[str, ...]]:
         """Each plan is timed beside the network as it came; where it is off, the next asks for more or less."""
-        whole, target = self.goal.price.whole(), self.goal.wanted
+        whole = self.goal.price.whole()
         wanted, tried = whole - target, []
         for number in range(1 + _CORRECTIONS):
             steps = order.until(wanted)
@@ -268,10 +294,9 @@ class _InTime(_InMacs):
             wanted *= (whole - target) / max(whole - ms, 0.1 * (whole - target))
         missed, _, ms, steps, found = min(tried, key=lambda each: each[:2])
         if missed and steps[-1].saved < wanted:
-            raise self._unreachable(ms)
+            raise self._unreachable(target, ms)
         found = replace(found, before=whole, after=ms)
-        self.notes.append(time_in_words(found, self.choice.runtime, whole - steps[-1].saved))
-        return steps, ms
+        return steps, ms, time_in_words(found, self.choice.runtime, whole - steps[-1].saved)
 
     @cached_property
     def _whole(self) -> Path:

@@ -1,25 +1,32 @@
-"""Whole blocks for half of the way to a target, then channels for the rest: `--method mixed`.
+"""Whole blocks for some of the way to a target, then channels for the rest: `--method mixed`.
 
-Blocks take time with them that narrower layers do not; the first of them cost little and the last much. So blocks go
-until the cost is the geometric mean of what it was and what is wanted, and channels of what is left do the rest.
+Blocks take time with them that narrower layers do not; the first of them cost little and the last much. How far they
+should go depends on the network. So three ways are tried: channels alone, blocks until the cost is the geometric mean
+of what it was and what is wanted, and blocks alone. The one whose outputs move least on images held back is taken.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from compressor.errors import ModelError, UsageError
 from compressor.graph import capture
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
+from compressor.pruning.blocks import Movement
+from compressor.pruning.reconstruction import Reconstruction
+from compressor.pruning.reconstruction.calibration import fewer
 from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings, in_time
+from compressor.report import units
 from compressor.report.measurements import Profile
 from compressor.runs.apply import apply_plan_
-from compressor.runs.blocks import choose_blocks, goal_of, replace_
+from compressor.runs.blocks import Chosen, choosing_blocks, chosen_before, goal_of, replace_
 from compressor.runs.latency_goal import selected
+from compressor.runs.plans import selection_of, structure_of
 from compressor.runs.second_look import ranked
 from compressor.surgery import operate_
 from compressor.surgery.assign import take_weights_
@@ -27,17 +34,87 @@ from compressor.surgery.blocks import replace_blocks_
 from compressor.surgery.edits import rows_of
 from compressor.surgery.snapshot import Snapshot, all_or_nothing
 
+_WAYS = {0.0: "channels alone", 0.5: "blocks for half of the way, then channels", 1.0: "blocks alone"}
+_HELD_BACK = 64  # images at least that ways are compared on
 
-def halves(module: nn.Module, example: Any, choice: PruneSettings) -> tuple[PruneSettings, PruneSettings]:
-    """The settings for the blocks, and for the channels of what these leave.
+
+def of_channels(module: nn.Module, example: Any, choice: PruneSettings) -> PruneSettings:
+    """The settings for the channels of what blocks leave: what the network as it came is to cost.
 
     Raises UsageError where there is no target, or the network takes several inputs.
     """
     goal = goal_of(module, example, choice)
-    kind = "target_ms" if in_time(choice) else "target_macs"
     none: dict[str, Any] = {"target_macs": None, "target_ms": None, "speedup": None}
-    blocks = replace(choice, method="blocks", **{**none, kind: math.sqrt(goal.price.whole() * goal.wanted)})
-    return blocks, replace(choice, method="obs", allocate="error", **{**none, kind: goal.wanted})
+    kind = "target_ms" if in_time(choice) else "target_macs"
+    return replace(choice, method="obs", allocate="error", **{**none, kind: goal.wanted})
+
+
+def decide(
+    module: nn.Module,
+    example: Any,
+    choice: PruneSettings,
+    inputs: Sequence[Any],
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """What becomes of channels, and under "blocks" of blocks, as plain types; see `structure_of`. Nothing is changed.
+
+    Raises:
+        UsageError: there is no target, or it makes no sense.
+        ModelError: the target cannot be reached in any way.
+    """
+    rest = of_channels(module, example, choice)
+    held = fewer(inputs[::-1], 0, _HELD_BACK)
+    given = inputs[: len(inputs) - len(held)] or inputs
+    movement = Movement(module, held)
+    found: dict[float, tuple[float, dict[str, Any]]] = {}
+    failed: dict[float, str] = {}
+    with ExitStack() as stack:
+        try:
+            choose = stack.enter_context(choosing_blocks(module, example, given, choice, tell))
+        except ModelError as error:  # no blocks
+            failed, choose = dict.fromkeys((0.5, 1.0), str(error)), _no_blocks
+        for share in (each for each in _WAYS if each not in failed):
+            tell(f"trying {_WAYS[share]}")
+            try:
+                small, structure = _tried(module, example, rest, given, choose if share else _no_blocks, share)
+                found[share] = movement.of(small), structure
+            except (ModelError, UsageError) as error:
+                if share == 0.0 and isinstance(error, UsageError):
+                    raise
+                failed[share] = str(error)
+    if not found:
+        raise ModelError("; ".join(f"{way}: {failed[share]}" for share, way in _WAYS.items()))
+    best = min(found, key=lambda share: found[share][0])
+    moved = ", ".join(f"{_WAYS[share]} {units.share(each)}" for share, (each, _) in sorted(found.items()))
+    notes = [f"{_WAYS[best]}: of their variance the outputs move on images held back, with {moved}"]
+    notes += [f"not {_WAYS[share]}: {why}" for share, why in failed.items()]
+    structure = found[best][1]
+    return {**structure, "notes": [*notes, *structure["notes"]]}
+
+
+def _no_blocks(share: float) -> Chosen:
+    return Chosen((), {})
+
+
+def _tried(
+    module: nn.Module,
+    example: Any,
+    rest: PruneSettings,
+    inputs: Sequence[Any],
+    choose: Callable[[float], Chosen],
+    share: float,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy after one of the ways, and what became of its channels and blocks."""
+    small, structure = skeleton(module, real=True), structure_of((), {}, ())
+    chosen = choose(share)
+    if chosen.edits:
+        replace_(small, chosen.edits, example, inputs)
+    if share < 1:
+        channels = capture(small, example, keep=rest.keep)
+        selection = selected(small, example, channels, ranked(small, channels, rest, Given((), inputs)), rest)
+        apply_plan_(small, selection.plan, channels, example, inputs=inputs)
+        structure = structure_of(selection.plan.edits, selection.refused, selection.notes)
+    return small, {**structure, "blocks": structure_of(chosen.edits, chosen.refused, chosen.notes)}
 
 
 def mix_(
@@ -49,14 +126,14 @@ def mix_(
 
     Raises:
         UsageError: there is no target, or it makes no sense.
-        ModelError: the network has no blocks or channels for it, or the target cannot be reached.
+        ModelError: the target cannot be reached.
     """
-    small = skeleton(module, real=True)
-    first, rest = halves(module, example, choice)
-    chosen = choose_blocks(small, example, inputs, first)
-    _, behind = replace_(small, chosen.edits, example, inputs)
+    small, structure = skeleton(module, real=True), decide(module, example, choice, inputs)
+    chosen, behind = chosen_before(small, example, inputs, choice, structure["blocks"]), Reconstruction()
+    if chosen.edits:
+        _, behind = replace_(small, chosen.edits, example, inputs)
     channels = capture(small, example, keep=choice.keep)
-    selection = selected(small, example, channels, ranked(small, channels, rest, Given((), inputs)), rest)
+    selection = selection_of(structure, channels)
     cost, refit = apply_plan_(small, selection.plan, channels, example, inputs=inputs, latency=latency)
     with all_or_nothing(Snapshot.of(module, copies=False)):
         replace_blocks_(module, chosen.edits, example)

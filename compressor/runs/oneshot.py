@@ -65,7 +65,7 @@ def prune_(
         example: an input as the module takes it, (batch, channels, height, width), or a tuple or dict of inputs.
         method: "obs", "l1", "l2", "bn-scale", "fpgm", "taylor" or "random"; "auto": obs with `data`, l1 without;
             "blocks": whole blocks of layers in place of channels, by `data`, until `target_macs`, `target_ms` or
-            `speedup` is met; "mixed": blocks half of the way, then channels; or a function `(model, channels, given)
+            `speedup` is met; "mixed": the best of channels, blocks and both; or a function `(model, channels, given)
             -> Scores` of your own, or "FILE.py:score".
         ratio: share of the channels that go, 0 to below 1: of every layer where `allocate` is uniform, else of all.
         target_macs: in place of a ratio, the multiply-adds that stay: up to 1 as a share, above as a number.

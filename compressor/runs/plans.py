@@ -62,7 +62,8 @@ def selection_of(structure: Mapping[str, Any], channels: Channels) -> Selection:
         FileError: it is of another network.
     """
     try:
-        plan, refused, notes = plan_of(structure["edits"]), dict(structure["refused"]), tuple(structure["notes"])
+        rows, refused, notes = structure["edits"], dict(structure["refused"]), tuple(structure["notes"])
+        plan = Plan() if not rows and "blocks" in structure else plan_of(rows)  # blocks alone may have met the target
         known = {group.name: set(group.ids.tolist()) for group in channels.free}
         if not all(set(edit.channels) < known[edit.group] for edit in plan.edits):
             raise ValueError("it removes channels that the network lacks")

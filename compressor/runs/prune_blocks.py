@@ -16,7 +16,7 @@ from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements
 from compressor.report.report import Report
 from compressor.runs.blocks import Chosen, choose_blocks, chosen_before, replace_
-from compressor.runs.mixed import halves
+from compressor.runs.mixed import decide
 from compressor.runs.models import transformed
 from compressor.runs.plans import structure_of
 from compressor.runs.prune import PruneRun
@@ -109,18 +109,23 @@ class BlocksRun(PruneRun):
 
 
 class MixedRun(BlocksRun):
-    """Blocks half of the way to the target, then channels of what they leave."""
+    """Blocks for some of the way to the target, then channels of what they leave."""
 
     halfway: Subject
 
     def plan(self) -> None:
-        """Choose the blocks, replace them in a copy, and choose its channels; the network stays as it came."""
+        """Choose how far blocks go, replace them in a copy, and choose its channels; the network stays as it came."""
         whole, choice = self.subject, self.job.choice
-        of_blocks, of_channels = distributed.from_first(lambda: halves(whole.module, whole.example, choice))
-        self.choose_blocks(of_blocks, self.decided.get("blocks", {}))
+        decided = self.decided or distributed.from_first(
+            lambda: decide(
+                whole.module, whole.example, choice, calibration_inputs(whole, choice.seed),
+                lambda text: self.tell(Stage(text)),
+            )
+        )  # fmt: skip
+        self.choose_blocks(choice, decided["blocks"])
         blocks = self.facts
-        self.halfway = self._replaced()
-        self.choose_channels(self.halfway, of_channels, self.decided)
+        self.halfway = self._replaced() if self.chosen.edits else whole
+        self.choose_channels(self.halfway, choice, decided)
         self.facts["edits"] = (*blocks["edits"], *self.facts["edits"])
         self.facts["refused"] = {**blocks["refused"], **self.facts["refused"]}
 
@@ -144,4 +149,6 @@ class MixedRun(BlocksRun):
         """Go on with the other blocks, and cut the channels."""
         self._remember()
         self.subject = self.halfway
-        self._cut()
+        if self.selection.plan.edits:
+            self._cut()
+        self.cut = True

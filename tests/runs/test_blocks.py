@@ -4,7 +4,9 @@ import copy
 import signal
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -45,6 +47,14 @@ def job(folder, epochs=1, method="blocks", **choice):
     training = replace(FINETUNE, epochs=epochs, device="cpu", log_seconds=0.0)
     output = OutputSettings(str(folder), latency=False)
     return job_of_method(method)(ModelSettings(arch=ARCH), "digits", output, training=training, choice=settings)
+
+
+@pytest.fixture(autouse=True)
+def moving(request, monkeypatch):
+    """What outputs are said to move by: with channels alone, with both, with blocks alone; both move least."""
+    told = cycle(getattr(request, "param", (0.2, 0.1, 0.3)))
+    movement = SimpleNamespace(of=lambda small: next(told))
+    monkeypatch.setattr(mixed, "Movement", lambda *given: movement)
 
 
 BOTH = pytest.mark.parametrize("method", ["blocks", "mixed"])
@@ -104,25 +114,43 @@ def test_in_python_blocks_go_in_place():
     assert {edit["group"] for edit in report.edits} | report.refused.keys() == {"blocks.0", "blocks.1", "blocks.2"}
 
 
+@pytest.mark.parametrize(
+    ("moving", "kinds"),
+    [((0.1, 0.2, 0.3), "channels"), ((0.2, 0.1, 0.3), "both"), ((0.3, 0.2, 0.1), "blocks")],
+    indirect=["moving"],
+)
+def test_the_way_that_moves_the_outputs_least_is_gone(moving, kinds):
+    report = prune_(Residual(), EXAMPLE, "mixed", target_macs=0.5, round_to=1, data=loader())
+    pruned = {edit["kind"] == "prune" for edit in report.edits}
+    assert pruned == {"channels": {True}, "both": {True, False}, "blocks": {False}}[kinds]
+    assert report.after.macs <= 0.55 * report.before.macs
+    assert any("channels alone" in note and "blocks alone" in note for note in report.notes)
+
+
+def test_a_network_without_blocks_loses_channels():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    report = prune_(model, EXAMPLE, "mixed", target_macs=0.5, data=loader())
+    assert {edit["kind"] for edit in report.edits} == {"prune"} and report.after.macs < 0.52 * report.before.macs
+    assert sum("no block that could be replaced" in note for note in report.notes) == 2
+
+
 def test_blocks_go_half_of_the_way_and_channels_the_rest():
     model = Residual()
     whole = copy.deepcopy(model)
     report = prune_(model, EXAMPLE, "mixed", target_macs=0.5, round_to=1, data=loader())
     assert report.after.macs == compressor.profile(model, EXAMPLE).macs <= 0.505 * report.before.macs
-    first, rest = mixed.halves(whole, EXAMPLE, PruneSettings(method="mixed", target_macs=0.5))
-    assert first.target_macs**2 == pytest.approx(0.5 * report.before.macs**2) and rest.method == "obs"
-    assert rest.target_macs == 0.5 * report.before.macs
+    half = PruneSettings(method="blocks", target_macs=0.5**0.5)
     chosen = [edit["group"] for edit in report.edits if edit["kind"] != "prune"]
-    assert chosen == [edit.group for edit in choose_blocks(whole.eval(), EXAMPLE, loader(), first).edits]
+    assert chosen == [edit.group for edit in choose_blocks(whole.eval(), EXAMPLE, loader(), half).edits]
     assert any(edit["kind"] == "prune" for edit in report.edits)
     assert sum("refitted" in note for note in report.notes) == 2  # behind blocks, and what reads channels
 
 
 def test_a_time_is_shared_by_blocks_and_channels(machine):
-    settings = PruneSettings(method="mixed", speedup=4.0)
-    first, rest = mixed.halves(Residual().eval(), EXAMPLE, settings)
-    assert (first.speedup, rest.speedup) == (None, None)
-    assert first.target_ms == pytest.approx(2 * rest.target_ms)
+    settings, whole = PruneSettings(method="mixed", speedup=4.0), Residual().eval()
+    rest = mixed.of_channels(whole, EXAMPLE, settings)
+    assert rest.speedup is None and rest.method == "obs"
+    assert rest.target_ms == pytest.approx(blocks.goal_of(whole, EXAMPLE, settings).price.whole() / 4)
 
 
 def chosen(model=None, **given):

@@ -217,7 +217,7 @@ def test_sessions_share_the_weights_where_the_manifest_says_so(tmp_path: Path) -
     tuned = added_memory(folder, manifest.session["tuned"]["graph_optimization_level"], *["model.cpu.onnx"] * 3)
     assert len(flat) == 3 and size > 9
     assert copied > 2.5 * size, "a copy in every session"
-    assert shared < 1.6 * size and tuned < 1.6 * size, "one for all, and some room for each session"
+    assert max(shared, tuned) < size + 3 * 2.5, "one for all, and some room for each of three sessions"
 
 
 def test_a_tuned_session_does_not_need_to_be_told(made: tuple[Path, Manifest]) -> None:

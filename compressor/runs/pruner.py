@@ -74,7 +74,7 @@ class Pruner:
         keep: names of layers that stay as they are.
         also: names of methods that are used besides `forward`; a dict gives each an example of its own.
         tell: hears of every change.
-        others: the other settings of AdapNetSettings or PruneSettings by name; `target_params` and `preset` of AdapNet.
+        others: by name what else `compressor prune` has flags for; any field stands in an object of settings.
 
     Raises:
         UsageError: a setting is out of its range, or the method needs what was not given.

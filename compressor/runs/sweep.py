@@ -20,7 +20,7 @@ from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import compare_runs
 from compressor.runs.compare import timed_in_turn
 from compressor.runs.estimate import epochs_within, estimate
-from compressor.runs.folder import ONNX, REPORT, SETTINGS, file_sha256, read_settings
+from compressor.runs.folder import ONNX, REPORT, SETTINGS, file_sha256, named_folder, read_settings
 from compressor.runs.job import FinetuneJob, RunJob, flat
 from compressor.runs.jobs import AdaptJob, ShrinkJob, SweepJob, job_of_method
 from compressor.runs.lock import FolderLock
@@ -101,8 +101,7 @@ def plan(job: SweepJob) -> list[Cell]:
     Raises:
         UsageError: a method or target makes no sense.
     """
-    if job.output.out is None:
-        raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
+    named_folder(job.output.out)
     grid = job.grid
     for each, name in ((grid.methods, "methods"), (grid.targets, "targets"), (grid.target_ms, "target_ms")):
         if len(set(each)) < len(each) or not (each or name == "target_ms"):
@@ -257,13 +256,10 @@ def begin(job: RunJob) -> Path:
 
 def checked(job: RunJob) -> tuple[Path, dict[str, Any]]:
     """The folder, which is free or holds what may be gone on with, and the settings that are written there."""
-    assert job.output.out is not None
-    folder = Path(job.output.out).expanduser()
+    folder = named_folder(job.output.out)
     check_writable(folder)
     command = job.command.split()[1]
     settings = {**flat(job), "cwd": str(Path.cwd()), "model_sha256": file_sha256(job.model.model)}
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: give --out the name of a folder")
     if not job.output.overwrite and folder.exists() and any(folder.iterdir()):
         _check_same(folder, settings, command)
     return folder, settings

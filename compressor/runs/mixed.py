@@ -84,11 +84,11 @@ def decide(
                 failed[share] = str(error)
     if not found:
         raise ModelError("; ".join(f"{way}: {failed[share]}" for share, way in _WAYS.items()))
-    best = min(found, key=lambda share: found[share][0])
-    moved = ", ".join(f"{_WAYS[share]} {units.share(each)}" for share, (each, _) in sorted(found.items()))
-    notes = [f"{_WAYS[best]}: of their variance the outputs move on images held back, with {moved}"]
-    notes += [f"not {_WAYS[share]}: {why}" for share, why in failed.items()]
-    structure = found[best][1]
+    best, *others = sorted(found, key=lambda share: found[share][0])
+    moved, structure = found[best]
+    notes = [f"{_WAYS[best]}: the outputs move by {units.share(moved)} of their variance on images held back"]
+    notes += [f"{_WAYS[share]} would move them by {units.share(found[share][0])}" for share in others]
+    notes += [f"{_WAYS[share]} does not do: {why}" for share, why in failed.items()]
     return {**structure, "notes": [*notes, *structure["notes"]]}
 
 

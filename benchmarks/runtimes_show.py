@@ -8,7 +8,8 @@ from compressor.exporting.runtimes import RUNTIMES
 Result = dict[str, Any]
 TITLES = {name: each.title for name, each in RUNTIMES.items()}
 _NOT_RUN = "CoreML", "TensorRT"
-_SHOWN_BY = {"onnx": "its profiler", "openvino": "oneDNN's log"}  # else the files that were opened
+# Else the files that were opened.
+_SHOWN_BY = {"onnx": "its profiler", "openvino": "oneDNN's log", "executorch": "its ETDump"}
 
 
 def table(result: Result) -> str:

@@ -67,13 +67,13 @@ def decide(
     given = inputs[: len(inputs) - len(held)] or inputs
     movement = Movement(module, held)
     found: dict[float, tuple[float, dict[str, Any]]] = {}
-    failed: dict[float, str] = {}
+    ways, failed = list(_WAYS), list[str]()
     with ExitStack() as stack:
         try:
             choose = stack.enter_context(choosing_blocks(module, example, given, choice, tell))
         except ModelError as error:  # no blocks
-            failed, choose = dict.fromkeys((0.5, 1.0), str(error)), _no_blocks
-        for share in (each for each in _WAYS if each not in failed):
+            ways, failed, choose = [0.0], [str(error)], _no_blocks
+        for share in ways:
             tell(f"trying {_WAYS[share]}")
             try:
                 small, structure = _tried(module, example, rest, given, choose if share else _no_blocks, share)
@@ -81,15 +81,14 @@ def decide(
             except (ModelError, UsageError) as error:
                 if share == 0.0 and isinstance(error, UsageError):
                     raise
-                failed[share] = str(error)
+                failed.append(f"{_WAYS[share]} does not do: {error}")
     if not found:
-        raise ModelError("; ".join(f"{way}: {failed[share]}" for share, way in _WAYS.items()))
+        raise ModelError("; ".join(failed))
     best, *others = sorted(found, key=lambda share: found[share][0])
     moved, structure = found[best]
     notes = [f"{_WAYS[best]}: the outputs move by {units.share(moved)} of their variance on images held back"]
     notes += [f"{_WAYS[share]} would move them by {units.share(found[share][0])}" for share in others]
-    notes += [f"{_WAYS[share]} does not do: {why}" for share, why in failed.items()]
-    return {**structure, "notes": [*notes, *structure["notes"]]}
+    return {**structure, "notes": [*notes, *failed, *structure["notes"]]}
 
 
 def _no_blocks(share: float) -> Chosen:

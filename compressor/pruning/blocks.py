@@ -33,7 +33,7 @@ from compressor.training.evaluate import evaluating
 
 _WORTH = 0.25  # of a block's own cost: an option that saves less is none
 _WIDEST = 4608  # unknowns of a convolution that is fitted: 512 channels, 3x3
-_LOOKED = 1 << 18, 64  # values, and images, at least by which an order is found
+_FITTED, _JUDGED = (1 << 20, 256), (1 << 18, 64)  # values, and images, at least by which an order is found
 _STORED = 1 << 26  # numbers that blocks gave and that need not be computed again, at most
 _LAST = 4  # options that are measured again where one of them is the last that is needed
 
@@ -94,8 +94,8 @@ class Shortening:
         self.blocks, self.steps = blocks, list[Step]()
         self._inputs = inputs
         self._whole, self._small = skeleton(model, real=True), skeleton(model, real=True)
-        self._few = fewer(inputs, *_LOOKED)
-        self._moved = partial(Movement(self._whole, self._few).of, self._small)
+        self._few, self._judged = fewer(inputs, *_FITTED), fewer(inputs, *_JUDGED)  # these are the first of those
+        self._moved = partial(Movement(self._whole, self._judged).of, self._small)
         self._fits = self._fits_of(choices, self._few)
         self._given: dict[str, list[Tensor]] = {}  # what blocks give for each batch as the network stands
         self._room = self._with_room()
@@ -161,21 +161,23 @@ class Shortening:
         return found
 
     @contextmanager
-    def _given_before(self, block: str) -> Iterator[None]:
-        """Blocks that run before this one give what they gave; nothing of them is computed."""
+    def _given_before(self, block: str, batches: Sequence[Tensor]) -> Iterator[None]:
+        """Blocks that run before this one give what they gave for the first batches; nothing of them is computed."""
         before = [name for name in takewhile(lambda name: name != block, self.blocks) if name in self._room]
-        modules = {name: self._small.get_submodule(name) for name in before}
-        missing = [name for name in before if name not in self._given]
+        missing = {name: list[Tensor]() for name in before if name not in self._given}
+        if missing:
+            with self._giving([name for name in before if name in self._given], self._few):
+                show(self._small, self._few, list(missing), lambda _, name, made: missing[name].append(made), made=True)
+            self._given |= missing
+        with self._giving(before, batches):
+            yield
+
+    @contextmanager
+    def _giving(self, names: Sequence[str], batches: Sequence[Tensor]) -> Iterator[None]:
+        modules = {name: self._small.get_submodule(name) for name in names}
         try:
-            for name in before:
-                if name not in missing:
-                    self._put(name, _Giving(self._given[name]))
-            if missing:
-                found: dict[str, list[Tensor]] = {name: [] for name in missing}
-                show(self._small, self._few, missing, lambda _, name, values: found[name].append(values), made=True)
-                self._given |= found
-                for name in missing:
-                    self._put(name, _Giving(found[name]))
+            for name in names:
+                self._put(name, _Giving(self._given[name][: len(batches)]))
             yield
         finally:
             for name, module in modules.items():
@@ -195,8 +197,9 @@ class Shortening:
         if gain <= 0:
             return
         before = self._small.get_submodule(option.block)
-        with self._given_before(option.block):
-            self._put(option.block, self._fitted(option))
+        fitted = self._fitted(option)
+        with self._given_before(option.block, self._judged):
+            self._put(option.block, fitted)
             moved = self._moved()
         self._put(option.block, before)
         score = (moved - (self.steps[-1].moved if self.steps else 0)) / gain
@@ -222,8 +225,7 @@ class Shortening:
         taken = next(each for each in queue if each[3] == best)
         queue.remove(taken)
         heapq.heapify(queue)
-        with self._given_before(best.block):
-            self._put(best.block, self._fitted(best))
+        self._put(best.block, self._fitted(best))
         names = list(self.blocks)
         for name in names[names.index(best.block) :]:
             self._given.pop(name, None)
@@ -232,7 +234,8 @@ class Shortening:
     def _fitted(self, option: Option) -> nn.Module:
         if not option.kernel:
             return self._module(option, None)
-        return self._module(option, self._fits.values(self._small, option.block, option.kernel))
+        with self._given_before(option.block, self._few):
+            return self._module(option, self._fits.values(self._small, option.block, option.kernel))
 
     def _module(self, option: Option, values: Values | None) -> nn.Module:
         block = self.blocks[option.block]

@@ -77,7 +77,7 @@ def choosing_blocks(
 ) -> Iterator[Callable[[float], Chosen]]:
     """What chooses as `choose_blocks` does, given how much of the way to the target blocks go: as powers of what stays.
 
-    What blocks take, and what replacing them does, is measured once.
+    What blocks take is measured once.
     """
     check_blocks(example, choice)
     blocks = find_blocks(module, example)
@@ -88,8 +88,14 @@ def choosing_blocks(
     found = {name: block for name, block in blocks.found.items() if name not in refused}
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         measuring = (_InTime if in_time(choice) else _InMacs)(module, example, choice, tell, Path(folder))
-        order = _ordered(module, found, refused, inputs, measuring, progress)
-        yield lambda share: _chosen(order, dict(refused), measuring, share)
+        choices = _options(found, refused, measuring)
+
+        def choose(share: float) -> Chosen:
+            tell(f"measuring what {len(choices)} ways to replace blocks do to the outputs")
+            order = Shortening(module, found, choices, inputs, progress)
+            return _chosen(order, dict(refused), measuring, share)
+
+        yield choose
 
 
 def check_blocks(example: Any, choice: PruneSettings) -> None:
@@ -130,22 +136,14 @@ def chosen_before(
         raise FileError(f"the checkpoint's blocks do not fit the network ({error}): start the run again") from error
 
 
-def _ordered(
-    module: nn.Module,
-    found: Mapping[str, Block],
-    refused: Mapping[str, str],
-    inputs: Sequence[Any],
-    measuring: "_InMacs",
-    progress: Progress,
-) -> Shortening:
+def _options(found: Mapping[str, Block], refused: Mapping[str, str], measuring: "_InMacs") -> list[Option]:
     choices = options(found, measuring.saving, measuring.cost)
     if not choices:
         reasons = [f"{name}: {reason}" for name, reason in refused.items()][:4]
         why = "; ".join(reasons or ["no module of it is a sum of two paths, or a row of convolutions"])
         raise ModelError(f"the network has no block that could be replaced by less: {why}")
     assert measuring.goal  # or it says why there is none, before anything takes long
-    measuring.tell(f"measuring what {len(choices)} ways to replace blocks do to the outputs")
-    return Shortening(module, found, choices, inputs, progress)
+    return choices
 
 
 def _chosen(order: Shortening, refused: dict[str, str], measuring: "_InMacs", share: float) -> Chosen:

@@ -19,8 +19,8 @@ _LAYERS = (nn.Conv2d.forward, nn.Linear.forward)  # those of other classes may d
 def correct_biases(reference: nn.Module, images: Tensor, chip: Chip | None) -> nn.Module:
     """A copy in which every layer is corrected that runs once and whose weights will be rounded.
 
-    A layer is linear: its mean output is that of the mean of what it reads. A convolution that reads an image keeps its
-    weights. Batch norms behind a layer do not matter, since they scale the steps as well.
+    A layer is linear: its mean output is that of the mean of what it reads. A convolution that reads an image is left
+    alone, since most runtimes keep its weights. Batch norms behind a layer do not matter: they scale the steps as well.
 
     Args:
         reference: the network as it is exported.

@@ -42,8 +42,6 @@ class Runtime:
     quantizer: str = ""  # its own, in words; else ONNX Runtime's, for a chip
 
 
-_IN_FLOAT = "in float32 the convolution that reads the image, scores of a last linear layer"
-
 RUNTIMES: dict[str, Runtime] = {
     each.name: each
     for each in (
@@ -56,7 +54,7 @@ RUNTIMES: dict[str, Runtime] = {
             ("ai_edge_litert", "litert_torch"),
             ("litert-torch", "ai-edge-litert"),
             to_litert.write,
-            quantizer=f"by ai-edge-quantizer: weights by channel; {_IN_FLOAT}",
+            quantizer="by ai-edge-quantizer: weights by channel; in float32 the scores of a last linear layer",
         ),
         Runtime(
             "executorch",
@@ -65,7 +63,8 @@ RUNTIMES: dict[str, Runtime] = {
             ("executorch", "torchao"),
             ("executorch",),
             to_executorch.write,
-            quantizer=f"by XNNPACKQuantizer: weights by channel; {_IN_FLOAT}, and means",
+            quantizer="by XNNPACKQuantizer: weights by channel; in float32 the convolution that reads the image, "
+            "scores of a last linear layer, and means",
         ),
         Runtime("ncnn", "ncnn", ".param", ("ncnn", "pnnx"), ("ncnn", "pnnx"), to_ncnn.write, int8=False),
         Runtime("torch", "plain PyTorch", ".py", ("torch",), ("safetensors",), to_torch.write, int8=False),

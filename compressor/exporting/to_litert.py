@@ -5,8 +5,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from compressor.exporting.quantize import IMAGE_CHANNELS
-
 
 def write(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
     """A .tflite file for one image; in INT8 its input may be of 8 bits, too."""
@@ -18,9 +16,7 @@ def write(module: nn.Module, samples: Tensor, target: Path, int8: bool) -> None:
 
 
 def _quantize(file: Path, samples: Tensor) -> None:
-    """Static INT8, but for the convolution that reads an image, and the scores of a last linear layer, which multiplies
-    in 8 bits all the same.
-    """
+    """Static INT8, but for the scores of a last linear layer, which multiplies in 8 bits all the same."""
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
@@ -33,11 +29,6 @@ def _quantize(file: Path, samples: Tensor) -> None:
         chosen.add_dynamic_config(re.escape(output["name"]), operators.FULLY_CONNECTED, 8)
     free = algorithm_manager.AlgorithmName.NO_QUANTIZE
     chosen.add_quantization_config(".*", operators.OUTPUT, algorithm_key=free)
-    first = next((each for each in network._get_ops_details() if each["op_name"] == operators.CONV_2D), None)
-    if first is not None:
-        maps, result = (network._get_tensor_details(first[part][0], 0) for part in ("inputs", "outputs"))
-        if maps["shape"][-1] <= IMAGE_CHANNELS:
-            chosen.add_quantization_config(re.escape(result["name"]), operators.CONV_2D, algorithm_key=free)
     # Its own default are moving averages of the smallest and largest values, which cut off half of the images'.
     ranges = calibrator.Calibrator(str(file), qsv_update_func=qsv_utils.min_max_update)
     ranges.calibrate({signature: [{names["inputs"][0]: image[None].numpy()} for image in samples]}, chosen)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
-from compressor.exporting import runtimes, to_executorch, to_litert, to_ncnn
+from compressor.exporting import runtimes, to_executorch, to_ncnn
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import Evidence
 from compressor.exporting.run import Network
@@ -100,23 +100,6 @@ def test_litert_does_not_round_the_scores_of_a_last_linear_layer(name: str, tmp_
     export_package(small_net(), x[:1], tmp_path / "net", evidence=evidence, settings=settings(name, int8="x86-old"))
     operators = [each["op_name"] for each in Interpreter(str(tmp_path / "net" / "model.tflite"))._get_ops_details()]
     assert [each for each in operators if each != "DELEGATE"][-1] == "FULLY_CONNECTED", "nothing turns 8 bits to floats"
-
-
-@pytest.mark.parametrize("name", [installed("litert")])
-@pytest.mark.parametrize(("channels", "kinds"), [(3, {np.float32, np.int8}), (5, {np.int8})])
-def test_litert_leaves_the_convolution_of_an_image_in_float32(
-    channels: int, kinds: set[type], name: str, tmp_path: Path
-) -> None:
-    from ai_edge_litert.interpreter import Interpreter
-
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten()).eval()
-    runtimes.written(
-        RUNTIMES[name], to_litert.write, net, torch.randn(8, channels, 8, 8), tmp_path / "net.tflite", True
-    )
-    made = Interpreter(str(tmp_path / "net.tflite"))
-    found = [each["inputs"][0] for each in made._get_ops_details() if each["op_name"] == "CONV_2D"]
-    assert len(found) == 2 and {made._get_tensor_details(each, 0)["dtype"] for each in found} == kinds
 
 
 @pytest.mark.parametrize("name", [installed("executorch")])

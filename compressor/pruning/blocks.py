@@ -124,7 +124,7 @@ class Shortening:
         edits, found = self.plain(steps, unit), list[BlockEdit]()
         last = {step.option.block: step.option for step in steps}
         fits = self._fits_of(last.values(), self._inputs)
-        with self._inside(), self._as_it_stands():
+        with self._inside(), self._put_back(self.blocks):
             fits.start(self._whole)
             for name in self.blocks:
                 self._put(name, None if name not in last else self._module(last[name], None))
@@ -136,9 +136,9 @@ class Shortening:
             return found, self._moved()
 
     @contextmanager
-    def _as_it_stands(self) -> Iterator[None]:
-        """Blocks that are put into the network meanwhile are none of its steps."""
-        before = {name: self._small.get_submodule(name) for name in self.blocks}
+    def _put_back(self, names: Iterable[str]) -> Iterator[None]:
+        """What is put into the network meanwhile in these places is none of its steps."""
+        before = {name: self._small.get_submodule(name) for name in names}
         try:
             yield
         finally:
@@ -174,14 +174,10 @@ class Shortening:
 
     @contextmanager
     def _giving(self, names: Sequence[str], batches: Sequence[Tensor]) -> Iterator[None]:
-        modules = {name: self._small.get_submodule(name) for name in names}
-        try:
+        with self._put_back(names):
             for name in names:
                 self._put(name, _Giving(self._given[name][: len(batches)]))
             yield
-        finally:
-            for name, module in modules.items():
-                self._put(name, module)
 
     def _fits_of(self, choices: Iterable[Option], inputs: Sequence[Tensor]) -> Fits:
         names = dict.fromkeys(option.block for option in choices if option.kernel)
@@ -196,12 +192,10 @@ class Shortening:
         gain = option.saved - self._saved(option.block)
         if gain <= 0:
             return
-        before = self._small.get_submodule(option.block)
         fitted = self._fitted(option)
-        with self._given_before(option.block, self._judged):
+        with self._put_back([option.block]), self._given_before(option.block, self._judged):
             self._put(option.block, fitted)
             moved = self._moved()
-        self._put(option.block, before)
         score = (moved - (self.steps[-1].moved if self.steps else 0)) / gain
         heapq.heappush(self._queue, (score, number, len(self.steps), option, moved))
 

@@ -95,10 +95,10 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
         Interrupted: a signal came.
     """
     start = time.perf_counter()
-    folder, _ = checked(job)
+    folder, settings = checked(job)
     judge = Judge(job)
     epochs, decided = _epochs(job, folder, judge.subject, tell)
-    begin(job)
+    begin(folder, settings)
     lock = FolderLock(folder)
     tried = Tried(job, folder, judge, epochs, tell, start)
     tell(NoteEvent(f"every run trains for {units.counted(tried.epochs, 'epoch')}"))

@@ -57,12 +57,12 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
         CompressorError: every run failed.
         Interrupted: a signal came.
     """
-    cells, asked = plan(job), job
-    folder, _ = checked(job)
+    cells = plan(job)
+    folder, settings = checked(job)
     like = open_subject(job.model, job.data, job.loading, job.training.device)
     job, decided = fitted(job, cells, folder, like, tell)
     cells = plan(job)
-    begin(asked)
+    begin(folder, settings)
     lock = FolderLock(folder)
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, 1):
@@ -245,15 +245,6 @@ def _flags(values: dict[str, Any]) -> Iterator[str]:
             yield from (flag, str(value))
 
 
-def begin(job: RunJob) -> Path:
-    """Make the folder, or go on in it."""
-    folder, settings = checked(job)
-    write_json(folder / SETTINGS, settings)
-    for name in (PAGE, DATA):
-        (folder / name).unlink(missing_ok=True)
-    return folder
-
-
 def checked(job: RunJob) -> tuple[Path, dict[str, Any]]:
     """The folder, which is free or holds what may be gone on with, and the settings that are written there."""
     folder = named_folder(job.output.out)
@@ -263,6 +254,13 @@ def checked(job: RunJob) -> tuple[Path, dict[str, Any]]:
     if not job.output.overwrite and folder.exists() and any(folder.iterdir()):
         _check_same(folder, settings, command)
     return folder, settings
+
+
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder that was checked, or go on in it."""
+    write_json(folder / SETTINGS, settings)
+    for name in (PAGE, DATA):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _check_same(folder: Path, settings: dict[str, Any], command: str) -> None:

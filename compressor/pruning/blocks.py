@@ -26,7 +26,7 @@ from compressor.graph.skeleton import skeleton
 from compressor.pruning.block_fits import Fits, show
 from compressor.pruning.consumers import outputs_of
 from compressor.pruning.reconstruction.calibration import fewer
-from compressor.pruning.reconstruction.solve import squares_around_mean
+from compressor.pruning.reconstruction.solve import Progress, no_progress, squares_around_mean
 from compressor.report import units
 from compressor.surgery.edits import BlockEdit, Bypass, Fold
 from compressor.training.evaluate import evaluating
@@ -38,7 +38,6 @@ _STORED = 1 << 26  # numbers that blocks gave and that need not be computed agai
 _LAST = 4  # options that are measured again where one of them is the last that is needed
 
 Saving = Callable[[Block, nn.Module | None], float]  # what a block saves without its branch, or with a convolution
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Shortening:
         blocks: Mapping[str, Block],
         choices: Sequence[Option],
         inputs: Sequence[Tensor],
-        progress: Progress = lambda done, total: None,
+        progress: Progress = no_progress,
     ) -> None:
         self.blocks, self.steps = blocks, list[Step]()
         self._inputs = inputs

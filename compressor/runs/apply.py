@@ -13,9 +13,10 @@ from compressor.exporting.latency import profile
 from compressor.graph.channels import Channels
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
-from compressor.pruning.reconstruction import Progress, Reconstruction, no_progress, reconstruct_
+from compressor.pruning.reconstruction import Reconstruction, reconstruct_
 from compressor.pruning.reconstruction.calibration import synthetic_inputs, used_to
 from compressor.report.measurements import Profile
+from compressor.runs.stages import Callback, parts, silent
 from compressor.surgery import Plan, operate_
 from compressor.surgery.assign import take_weights_
 from compressor.surgery.snapshot import Snapshot, all_or_nothing
@@ -29,7 +30,7 @@ def apply_plan_(
     optimizer: Optimizer | None = None,
     *,
     inputs: Sequence[Any] | Literal["synthetic"] = (),
-    progress: Progress = no_progress,
+    tell: Callback = silent,
     latency: bool = False,
 ) -> tuple[Profile, Reconstruction]:
     """Carry out a plan, first on a copy that has to run on the example; returns the cost of the edited network.
@@ -52,7 +53,10 @@ def apply_plan_(
         raise ModelError(f"the pruned network would not run: keep some of {touched} as they are ({error})") from error
     cut = {name: tensor.detach().clone() for name, tensor in named_tensors(copied).items()} if inputs else {}
     if inputs:
-        found = replace(reconstruct_(copied, dense, channels, plan, inputs, progress), images_are=found.images_are)
+        found = replace(
+            reconstruct_(copied, dense, channels, plan, inputs, parts("least squares", tell)),
+            images_are=found.images_are,
+        )
     refitted = named_tensors(copied) if found.layers else {}
     refitted = {name: tensor for name, tensor in refitted.items() if not torch.equal(cut[name], tensor)}
     with all_or_nothing(Snapshot.of(module, optimizer, copies=False)):

@@ -1,7 +1,7 @@
 """A target in milliseconds: plan by the times of layers, measure what the plan really takes, and plan again."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from compressor.pruning.price import Goal, Price, scaled
 from compressor.pruning.selection import Selection, goals_of, select
 from compressor.pruning.settings import PruneSettings, in_time
 from compressor.runs.settings import GoalSettings
+from compressor.runs.stages import Callback, Stage, silent
 from compressor.surgery import Plan, operate_
 
 TOLERANCE = 0.05  # of the target: how near counts as met
@@ -45,7 +46,7 @@ def selected(
     channels: Channels,
     ranked: Ranked,
     choice: PruneSettings,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callback = silent,
 ) -> Selection:
     """Choose what goes; where there is a target of time, so that the network takes that for one image in ONNX Runtime.
 
@@ -67,7 +68,7 @@ def selected(
         tried = []
         for number in range(1 + _CORRECTIONS):
             attempt = _planned(channels, ranked, choice, price, wanted)
-            tell(f"timing plan {number + 1}, which should take {attempt.predicted:.3g} ms")
+            tell(Stage(f"timing plan {number + 1}, which should take {attempt.predicted:.3g} ms"))
             plan = attempt.selection.plan
             found = _beside(whole, module, example[:1], channels, plan, choice.threads, choice.runtime)
             ms = found.ratio * before
@@ -109,7 +110,7 @@ def _timed(
     example: Any,
     channels: Channels,
     choice: PruneSettings | GoalSettings,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callback = silent,
 ) -> Iterator[tuple[LayerTimes, Price, Path]]:
     """A network's layer times, the price by them, on this machine of what the whole network takes, and its graph, which
     is there as long.
@@ -118,9 +119,9 @@ def _timed(
     given = None if choice.table is None else Timetable.read(Path(choice.table).expanduser())
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         file = Path(folder) / "before.onnx"
-        tell("exporting the network as it came")
+        tell(Stage("exporting the network as it came"))
         export_onnx(module, example[:1], file)
-        tell("timing its layers")
+        tell(Stage("timing its layers"))
         times = layer_times(file, channels, threads=choice.threads, runtime=choice.runtime, given=given)
         price = times.price(channels)
         if given is None:

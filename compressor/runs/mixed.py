@@ -6,7 +6,6 @@ of what it was and what is wanted, and blocks alone. The one whose outputs move 
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from compressor.graph import capture
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.blocks import Movement
+from compressor.pruning.price import Goal
 from compressor.pruning.reconstruction import Reconstruction
 from compressor.pruning.reconstruction.calibration import fewer
 from compressor.pruning.scores import Given
@@ -24,10 +24,12 @@ from compressor.pruning.settings import PruneSettings, in_time
 from compressor.report import units
 from compressor.report.measurements import Profile
 from compressor.runs.apply import apply_plan_
-from compressor.runs.blocks import Chosen, choosing_blocks, chosen_before, goal_of, replace_
+from compressor.runs.block_costs import block_costs
+from compressor.runs.blocks import Chosen, block_chooser, chosen_before, replace_
 from compressor.runs.latency_goal import selected
 from compressor.runs.plans import selection_of, structure_of
 from compressor.runs.second_look import ranked
+from compressor.runs.stages import Callback, Stage, silent
 from compressor.surgery import operate_
 from compressor.surgery.assign import take_weights_
 from compressor.surgery.blocks import replace_blocks_
@@ -38,23 +40,15 @@ _WAYS = {0.0: "channels alone", 0.5: "blocks for half of the way, then channels"
 _HELD_BACK = 64  # images at least that ways are compared on
 
 
-def of_channels(module: nn.Module, example: Any, choice: PruneSettings) -> PruneSettings:
-    """The settings for the channels of what blocks leave: what the network as it came is to cost.
-
-    Raises UsageError where there is no target, or the network takes several inputs.
-    """
-    goal = goal_of(module, example, choice)
+def of_channels(choice: PruneSettings, goal: Goal) -> PruneSettings:
+    """The settings for the channels of what blocks leave: what the network as it came is to cost."""
     none: dict[str, Any] = {"target_macs": None, "target_ms": None, "speedup": None}
     kind = "target_ms" if in_time(choice) else "target_macs"
     return replace(choice, method="obs", allocate="error", **{**none, kind: goal.wanted})
 
 
 def decide(
-    module: nn.Module,
-    example: Any,
-    choice: PruneSettings,
-    inputs: Sequence[Any],
-    tell: Callable[[str], None] = lambda text: None,
+    module: nn.Module, example: Any, choice: PruneSettings, inputs: Sequence[Any], tell: Callback = silent
 ) -> dict[str, Any]:
     """What becomes of channels, and under "blocks" of blocks, as plain types; see `structure_of`. Nothing is changed.
 
@@ -62,19 +56,19 @@ def decide(
         UsageError: there is no target, or it makes no sense.
         ModelError: the target cannot be reached in any way.
     """
-    rest = of_channels(module, example, choice)
     held = fewer(inputs[::-1], 0, _HELD_BACK)
     given = inputs[: len(inputs) - len(held)] or inputs
     movement = Movement(module, held)
     found: dict[float, tuple[float, dict[str, Any]]] = {}
     ways, failed = list(_WAYS), list[str]()
-    with ExitStack() as stack:
+    with block_costs(module, example, choice, tell) as costs:
+        rest = of_channels(choice, costs.goal)
         try:
-            choose = stack.enter_context(choosing_blocks(module, example, given, choice, tell))
+            choose = block_chooser(costs, given)
         except ModelError as error:  # no blocks
             ways, failed, choose = [0.0], [str(error)], _no_blocks
         for share in ways:
-            tell(f"trying {_WAYS[share]}")
+            tell(Stage(f"trying {_WAYS[share]}"))
             try:
                 small, structure = _tried(module, example, rest, given, choose if share else _no_blocks, share)
                 found[share] = movement.of(small), structure

@@ -26,7 +26,7 @@ from compressor.runs.plans import read_plan, selection_of, structure_of, write_p
 from compressor.runs.results import filters_after, layer_sizes
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.second_look import ranked
-from compressor.runs.stages import Callback, PartEvent, Stage
+from compressor.runs.stages import Callback, Stage
 from compressor.runs.subject import Subject, calibration_inputs, refuse_routed, score_batches
 from compressor.runs.tuning import finetune_, on_validation, said, step_for
 from compressor.training import distributed
@@ -79,15 +79,9 @@ class PruneRun(Run[PruneJob]):
             self.tell(Stage("measuring what every channel is worth"))
         loss = Given.loss if subject.data is None else subject.data.loss
         given = Given(batches, self.inputs, loss=loss)
-
-        def progress(done: int, total: int) -> None:
-            self.tell(PartEvent("least squares half of the way", done, total))
-
-        found = distributed.from_first(lambda: ranked(subject.module, channels, choice, given, self.own, progress))
+        found = distributed.from_first(lambda: ranked(subject.module, channels, choice, given, self.own, self.tell))
         return distributed.from_first(
-            lambda: selected(
-                subject.module, subject.example, channels, found, choice, lambda text: self.tell(Stage(text))
-            )
+            lambda: selected(subject.module, subject.example, channels, found, choice, self.tell)
         )
 
     def predicted(self) -> tuple[Measurements, Measurements]:
@@ -143,10 +137,7 @@ class PruneRun(Run[PruneJob]):
         inputs: Sequence[Any] | Literal["synthetic"] = ()
         if self.job.choice.reconstruct:
             inputs = "synthetic" if subject.data is None else self.inputs or calibration_inputs(subject, seed)
-        _, found = apply_plan_(
-            subject.module, plan, self.channels, subject.example, inputs=inputs,
-            progress=lambda done, total: self.tell(PartEvent("least squares", done, total)),
-        )  # fmt: skip
+        _, found = apply_plan_(subject.module, plan, self.channels, subject.example, inputs=inputs, tell=self.tell)
         self.cut = True
         self.note(*found.words())
         if subject.data is not None and not found.layers:

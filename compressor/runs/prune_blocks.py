@@ -22,7 +22,7 @@ from compressor.runs.plans import structure_of
 from compressor.runs.prune import PruneRun
 from compressor.runs.results import filters, filters_after
 from compressor.runs.run import UNMEASURED
-from compressor.runs.stages import PartEvent, Stage
+from compressor.runs.stages import Stage
 from compressor.runs.subject import Subject, calibration_inputs, refuse_routed
 from compressor.surgery.blocks import replace_blocks_, step_of
 from compressor.surgery.edits import rows_of
@@ -53,10 +53,7 @@ class BlocksRun(PruneRun):
         subject = self.subject
         if decided:
             return chosen_before(subject.module, subject.example, self.inputs, choice, decided)
-        return choose_blocks(
-            subject.module, subject.example, self.inputs, choice, lambda text: self.tell(Stage(text)),
-            lambda done, total: self.tell(PartEvent("ways to replace blocks", done, total)),
-        )  # fmt: skip
+        return choose_blocks(subject.module, subject.example, self.inputs, choice, self.tell)
 
     def structure(self) -> dict[str, Any]:
         """The blocks and what came in their places; the convolutions are fitted again."""
@@ -90,10 +87,7 @@ class BlocksRun(PruneRun):
         subject, edits = self.subject, self.chosen.edits
         self.tell(Stage(f"replacing {units.counted(len(edits), 'block')}"))
         module = copy.deepcopy(subject.module)
-        _, found = replace_(
-            module, edits, subject.example, self.inputs,
-            progress=lambda done, total: self.tell(PartEvent("least squares", done, total)),
-        )  # fmt: skip
+        _, found = replace_(module, edits, subject.example, self.inputs, tell=self.tell)
         self.note(*found.words())
         distributed.alike_(module)
         return self._with(module)
@@ -117,11 +111,8 @@ class MixedRun(BlocksRun):
         """Choose how far blocks go, replace them in a copy, and choose its channels; the network stays as it came."""
         whole, choice = self.subject, self.job.choice
         decided = self.decided or distributed.from_first(
-            lambda: decide(
-                whole.module, whole.example, choice, calibration_inputs(whole, choice.seed),
-                lambda text: self.tell(Stage(text)),
-            )
-        )  # fmt: skip
+            lambda: decide(whole.module, whole.example, choice, calibration_inputs(whole, choice.seed), self.tell)
+        )
         self.choose_blocks(choice, decided["blocks"])
         blocks = self.facts
         self.halfway = self._replaced() if self.chosen.edits else whole

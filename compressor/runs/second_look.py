@@ -18,10 +18,11 @@ from compressor.pruning.obs import Curve, calibrated, curves
 from compressor.pruning.oneshot import NO_DATA, Ranked, as_scores, rank
 from compressor.pruning.price import Goal, macs_price
 from compressor.pruning.reconstruction.calibration import fewer
-from compressor.pruning.reconstruction.solve import Progress, no_progress, reconstruct_
+from compressor.pruning.reconstruction.solve import reconstruct_
 from compressor.pruning.scores import Given, Score
 from compressor.pruning.selection import goals_of, select
 from compressor.pruning.settings import PruneSettings, in_time
+from compressor.runs.stages import Callback, parts, silent
 from compressor.surgery import Plan, operate_
 
 _REFITTED = (1 << 21, 32)  # values, and images, at least, that a copy is refitted on to be judged
@@ -34,12 +35,12 @@ def ranked(
     settings: PruneSettings,
     given: Given = NO_DATA,
     score: Score | None = None,
-    progress: Progress = no_progress,
+    tell: Callback = silent,
 ) -> Ranked:
     """Judge every channel, by errors twice: from half-way to the target on as things are there, unless that is near.
 
     The order of channels is found anew by `obs` alone. The model is not changed. Arguments and errors are those of
-    `rank`; `progress` hears of the least squares half-way.
+    `rank`; `tell` hears of the least squares half-way.
     """
     first = rank(model, channels, settings, given, score)
     if first.curves is None:
@@ -52,7 +53,7 @@ def ranked(
     after = operate_(small, plan, channels)
     if not after.free:  # each group is down to one channel
         return first
-    reconstruct_(small, model, channels, plan, fewer(few, *_REFITTED), progress)
+    reconstruct_(small, model, channels, plan, fewer(few, *_REFITTED), parts("least squares half of the way", tell))
     by_obs = settings.method == "obs"
     orders = None if by_obs else {
         name: each.ids[~np.isin(each.ids, plan.removed)] for name, each in first.curves.items()

@@ -53,3 +53,8 @@ def note_all(notes: list[str] | tuple[str, ...], tell: Callback) -> None:
     """Report every line."""
     for text in notes:
         tell(NoteEvent(text))
+
+
+def parts(text: str, tell: Callback) -> Callable[[int, int], None]:
+    """Reports that so many parts of a stage, of so many, are done."""
+    return lambda done, total: tell(PartEvent(text, done, total))

@@ -17,7 +17,7 @@ import compressor
 from compressor import Pruner, prune_
 from compressor.errors import ModelError, UsageError
 from compressor.pruning.settings import PruneSettings
-from compressor.runs import blocks, mixed, prune, prune_blocks
+from compressor.runs import block_costs, mixed, prune, prune_blocks
 from compressor.runs.blocks import choose_blocks, replace_
 from compressor.runs.job import flat
 from compressor.runs.jobs import VERBS, job_of_method
@@ -148,9 +148,10 @@ def test_blocks_go_half_of_the_way_and_channels_the_rest():
 
 def test_a_time_is_shared_by_blocks_and_channels(machine):
     settings, whole = PruneSettings(method="mixed", speedup=4.0), Residual().eval()
-    rest = mixed.of_channels(whole, EXAMPLE, settings)
+    with block_costs.block_costs(whole, EXAMPLE, settings) as costs:
+        rest = mixed.of_channels(settings, costs.goal)
     assert rest.speedup is None and rest.method == "obs"
-    assert rest.target_ms == pytest.approx(blocks.goal_of(whole, EXAMPLE, settings).price.whole() / 4)
+    assert rest.target_ms == pytest.approx(costs.goal.price.whole() / 4)
 
 
 def chosen(model=None, **given):
@@ -226,7 +227,7 @@ def machine(monkeypatch):
         power = made["power"] if len(files) > 1 else 1.0
         return [[in_graph(file) ** power for file in files]] * rounds
 
-    monkeypatch.setattr(blocks, "side_by_side", side_by_side)
+    monkeypatch.setattr(block_costs, "side_by_side", side_by_side)
     return made
 
 
@@ -246,13 +247,13 @@ def test_a_target_of_time_is_met_by_measuring(machine, power):
 
 def test_blocks_that_are_alike_are_timed_once(machine, monkeypatch):
     timed = []
-    plain = blocks.side_by_side
+    plain = block_costs.side_by_side
 
     def counted(files, *given, **more):
         timed.append(len(files))
         return plain(files, *given, **more)
 
-    monkeypatch.setattr(blocks, "side_by_side", counted)
+    monkeypatch.setattr(block_costs, "side_by_side", counted)
     chosen(Deep().eval(), speedup=1.3)
     assert timed.count(1) == 4  # the block as it is, without its branch, with either convolution
 

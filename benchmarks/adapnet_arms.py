@@ -34,11 +34,11 @@ from compressor.pruning.scores import Scores, in_order
 from compressor.pruning.selection import select
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.apply import apply_plan_
-from compressor.runs.goals import Guard, Target
+from compressor.runs.course import Network
+from compressor.runs.goals import Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import MOMENTUM
 from compressor.runs.settings import GoalSettings
-from compressor.runs.stages import silent
 from compressor.surgery import Insert, Plan, operate_
 from compressor.surgery.renumber import Renumbering
 from compressor.training.checkpoint import TrainState
@@ -375,7 +375,7 @@ class Adaptive:
         steps, wanted = case.data.steps(settings), share * channels.macs()
         method = AdapNet(self.settings, classes=len(case.data.classes), steps_per_epoch=steps, seed=case.seed)
         target = Target.of(GoalSettings(target_macs=share), channels)
-        periods = Periods(model, channels, method, target, Guard(None, lambda: 0.0), silent)
+        periods = Periods(Network(model, channels), method, target)
         optimizer, step = make_optimizer(model, settings), case.step()
         facts: dict[str, Any] = {}
 

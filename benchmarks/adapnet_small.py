@@ -22,11 +22,11 @@ from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.oneshot import decide
 from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings, score_of
+from compressor.runs.course import Network
 from compressor.runs.goals import Guard, Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import GoalSettings
-from compressor.runs.stages import silent
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batch_norm import recalibrate_
 from compressor.training.data import Data
@@ -117,7 +117,7 @@ def _adapnet(trial: Trial, model: nn.Module) -> tuple[nn.Module, Periods, int]:
         seed=trial.training.seed,
     )
     guard = Guard(trial.goals.undo_drop, lambda: evaluate(model, data.validation, data).top1)
-    periods = Periods(model, channels, method, Target.of(trial.goals, channels), guard, silent)
+    periods = Periods(Network(model, channels), method, Target.of(trial.goals, channels), guard)
     training = TrainingPhases(model, data, periods, phases, DistillSettings(), trained=True)
     training.run()
     changing = sum(row["phase"] != "period" for row in training.rows)

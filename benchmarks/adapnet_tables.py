@@ -20,7 +20,8 @@ from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.oneshot import decide
 from compressor.pruning.settings import PruneSettings
-from compressor.runs.goals import Guard, Target
+from compressor.runs.course import Network
+from compressor.runs.goals import Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import GoalSettings
@@ -217,7 +218,7 @@ def _one(
 
     goals = GoalSettings()
     before = (channels.params(), channels.macs(), _filters(model))
-    periods = Periods(model, channels, method, Target.of(goals, channels), Guard(None, lambda: 0.0), show)
+    periods = Periods(Network(model, channels, show), method, Target.of(goals, channels))
     whole = TrainingPhases(model, data, periods, phases, DistillSettings(), trained=False)
     whole.run(on_event=show)
     after = (periods.channels.params(), periods.channels.macs(), _filters(model))

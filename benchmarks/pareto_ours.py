@@ -10,11 +10,11 @@ from compressor.pruning.oneshot import decide
 from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
 from compressor.pruning.target import TOLERANCE
-from compressor.runs.goals import Guard, Target
+from compressor.runs.course import Network
+from compressor.runs.goals import Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import TrainingPhases
 from compressor.runs.settings import GoalSettings
-from compressor.runs.stages import silent
 from compressor.surgery import operate_
 from compressor.training.batch_norm import recalibrate_
 from compressor.training.settings import DistillSettings
@@ -31,7 +31,7 @@ def adapnet(case: Case, share: float, *, distill: bool = False) -> Outcome:
     whole, phases = capture(model, case.example), case.phases(0)
     steps = data.steps(phases.training)
     method = AdapNet(case.settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.training.seed)
-    periods = Periods(model, whole, method, Target.of(goals, whole), Guard(None, lambda: 0.0), silent)
+    periods = Periods(Network(model, whole), method, Target.of(goals, whole))
     training = TrainingPhases(model, data, periods, phases, DistillSettings(distill), trained=True)
     training.run()
     changing = sum(row["phase"] != "period" for row in training.rows)

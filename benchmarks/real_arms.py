@@ -24,12 +24,12 @@ from compressor.pruning.reconstruction.calibration import enough_images
 from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings
 from compressor.runs.apply import apply_plan_
-from compressor.runs.goals import Guard, Target
+from compressor.runs.course import Network
+from compressor.runs.goals import Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.second_look import ranked
 from compressor.runs.settings import FINETUNE, GoalSettings
-from compressor.runs.stages import silent
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batch_norm import recalibrate_
 from compressor.training.data import Data
@@ -127,7 +127,7 @@ def adapnet(case: Case, share: float) -> Outcome:
     goals, channels = GoalSettings(target_macs=share), capture(model, case.example)
     steps = data.steps(phases.training)
     method = AdapNet(settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.seed)
-    periods = Periods(model, channels, method, Target.of(goals, channels), Guard(None, lambda: 0.0), silent)
+    periods = Periods(Network(model, channels), method, Target.of(goals, channels))
     training = TrainingPhases(model, data, periods, phases, case.distill, trained=True)
     training.run()
     kinds = [row["kind"] for plan in periods.plans for row in plan]

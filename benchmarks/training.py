@@ -30,11 +30,11 @@ from compressor.graph import capture
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.report.environment import device_words, versions
-from compressor.runs.goals import Guard, Target
+from compressor.runs.course import Network
+from compressor.runs.goals import Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import GoalSettings
-from compressor.runs.stages import silent
 from compressor.training.data import Data, open_data
 from compressor.training.evaluate import evaluate
 from compressor.training.loop import fit
@@ -118,7 +118,7 @@ def with_adapnet(model: nn.Module, data: Data, training: TrainSettings, epochs: 
     channels = capture(model, torch.zeros(1, *data.input_shape, device=next(model.parameters()).device))
     method = AdapNet(chosen, classes=len(data.classes), steps_per_epoch=PERIOD, seed=0)
     goals = GoalSettings()
-    periods = Periods(model, channels, method, Target.of(goals, channels), Guard(None, lambda: 0.0), silent)
+    periods = Periods(Network(model, channels), method, Target.of(goals, channels))
     TrainingPhases(model, data, periods, phases, DistillSettings(), trained=True).run()
     return {"periods": method.period, "macs_left": periods.channels.macs() / channels.macs()}
 

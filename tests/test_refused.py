@@ -18,9 +18,9 @@ from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.runs import folder as run_folder
 from compressor.runs import gradual
-from compressor.runs.goals import Guard, Target
+from compressor.runs.course import Network
+from compressor.runs.goals import Guard
 from compressor.runs.periods import Periods
-from compressor.runs.stages import silent
 from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from tests.cli.command import ROOT, Compressor
 from tests.untouched import difference, everything, files, interrupted_at, untouched
@@ -132,7 +132,7 @@ def test_ctrl_c_as_a_plan_is_judged_takes_it_back():
     model, optimizer = trained()
     guard = Guard(0.1, stop, before=0.9)
     method = AdapNet(AdapNetSettings(lsep=6), classes=4, steps_per_epoch=10, seed=0)
-    periods = Periods(model, mapped(), method, Target(None, None), guard, silent)
+    periods = Periods(Network(model, mapped()), method, guard=guard)
     before = values(everything(model))
     with pytest.raises(KeyboardInterrupt):
         periods._carry_out(every_kind_of_edit(), optimizer)

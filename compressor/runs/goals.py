@@ -21,8 +21,8 @@ from compressor.training.task import Task
 class Target:
     """Costs to come down to; None for one that was not asked for."""
 
-    macs: float | None
-    params: float | None
+    macs: float | None = None
+    params: float | None = None
     ms: Goal | None = None  # milliseconds; its price is of the channels as they stand
 
     @staticmethod
@@ -104,8 +104,8 @@ def _wanted(name: str, value: float | None, whole: int, what: str) -> float | No
 class Guard:
     """Refuses plans after which the network does worse by more than `undo_drop` on the validation set."""
 
-    undo_drop: float | None  # of the main figure; None: every plan passes and nothing is evaluated
-    measure: Callable[[], float]  # the figure on the validation set, as the network stands
+    undo_drop: float | None = None  # of the main figure; None: every plan passes and nothing is evaluated
+    measure: Callable[[], float] = lambda: 0.0  # the figure on the validation set, as the network stands
     task: Task | None = None  # whose figure it is; None: top-1
     before: float | None = None
 

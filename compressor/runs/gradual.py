@@ -1,7 +1,7 @@
 """A criterion applied little by little while a network trains: score, select, cut and refit every so many steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.errors import CompressorError, ModelError, UsageError
-from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
 from compressor.pruning.oneshot import Ranked, rank
 from compressor.pruning.price import Goal, Price, macs_price, memory_goals, peak_memory, size_price
@@ -17,11 +16,11 @@ from compressor.pruning.scores import Given, Score, add_, products_of
 from compressor.pruning.selection import Selection, select
 from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
 from compressor.runs.apply import apply_plan_
+from compressor.runs.course import Course, Network
 from compressor.runs.goals import followed
 from compressor.runs.latency_goal import selected, target_in_ms
-from compressor.runs.stages import Callback, PeriodEvent
-from compressor.surgery import Plan, operate_
-from compressor.surgery.edits import plan_of
+from compressor.runs.stages import PeriodEvent
+from compressor.surgery import Plan
 from compressor.surgery.renumber import Renumbering
 from compressor.surgery.snapshot import Snapshot, all_or_nothing
 from compressor.training import distributed
@@ -30,8 +29,18 @@ from compressor.training.task import moved
 WATCHED = 8  # batches before a pruning step, whose gradients are gathered where the criterion wants them
 
 
-class Gradual:
-    """Pruning of one network in any loop: `arm` before a batch, `stepped` after the optimizer's step.
+@dataclass(frozen=True)
+class Looks:
+    """What a criterion may look at besides the network, when a round is due."""
+
+    score: Score | None = None  # the user's own criterion
+    inputs: Sequence[Any] = ()  # as the network takes them
+    batches: Sequence[Any] = ()  # as the loss, or the user's criterion, takes them
+    loss: Callable[[nn.Module, Any], Tensor] | None = None  # by which gradients are taken; None: those of the loop
+
+
+class Gradual(Course):
+    """Pruning of one network by a criterion, in any loop.
 
     After round r of R a share 1 - (1 - r / R)^3 of what is to go has gone: much while there is much to spare, little at
     the end. Reference: Zhu, Gupta, "To prune, or not to prune", 2017, equation 1.
@@ -39,32 +48,21 @@ class Gradual:
 
     def __init__(
         self,
-        model: nn.Module,
+        network: Network,
         example: Any,
-        channels: Channels,
         choice: PruneSettings,
-        tell: Callback,
-        *,
         steps: int,
         every: int,
-        score: Score | None = None,
-        inputs: Sequence[Any] = (),
-        batches: Sequence[Any] = (),
-        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        looks: Looks,
         price: Price | None = None,
-        followers: Sequence[nn.Module] = (),
     ) -> None:
-        """`choice` is resolved; `inputs` are the network's, `batches` the loss's or a function's; `price` is in ms."""
-        self.model, self.example, self.channels, self.choice, self.tell = model, example, channels, choice, tell
-        self.steps, self.every, self.score, self.followers = steps, every, score, followers
-        self.inputs, self.batches, self.loss = inputs, batches, loss
-        self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
-        self.rows: list[dict[str, Any]] = []  # one a round
-        self.refused: dict[str, str] = {}
+        """`choice` is resolved; there are so many `steps`, and a round is due `every` so many; `price` is in ms."""
+        super().__init__(network)
+        self.example, self.choice, self.steps, self.every, self.looks = example, choice, steps, every, looks
         self.notes: list[str] = []
         self.step = 0
         self._prices: dict[str, Price] = {} if price is None else {"target_ms": price}
-        self._before = (Snapshot.of(model, copies=False), channels, dict(self._prices))
+        self._asked, channels = dict(self._prices), self.came
         self._whole = {"target_macs": channels.macs(), "target_mb": size_price(channels).whole()}
         if choice.target_ram is not None:
             self._whole["target_ram"] = peak_memory(channels)
@@ -89,7 +87,7 @@ class Gradual:
 
     def arm(self, optimizer: Optimizer) -> None:
         """Gather the gradients of the next batch, where the criterion looks at them and a round is near."""
-        gathers = self.choice.method == "taylor" and self.loss is None
+        gathers = self.choice.method == "taylor" and self.looks.loss is None
         if not self._hooks and gathers and not self.over and self._left() <= WATCHED:
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
@@ -125,6 +123,9 @@ class Gradual:
         due = self.due
         self.step += 1
         return due and self._round(optimizer, place)
+
+    def end(self, optimizer: Optimizer, *, closed: bool) -> None:
+        """Nothing is left to do where the loop goes on without."""
 
     def close_epoch(self, optimizer: Optimizer) -> bool:
         """Nothing is told by epochs here."""
@@ -173,7 +174,7 @@ class Gradual:
             final = replace(choice, **wanted, speedup=None)
             return selected(self.model, self.example, self.channels, ranked, final)
         goals = list(self._goals(gone).values())
-        return select(self.channels, ranked.scores, choice, ranked.curves, goals, self._before[1])
+        return select(self.channels, ranked.scores, choice, ranked.curves, goals, self.came)
 
     def _goals(self, gone: float) -> dict[str, Goal]:
         """Every target that was given, as far as it is to be met by now; left out where it is met."""
@@ -194,18 +195,18 @@ class Gradual:
         return found
 
     def _ranked(self, choice: PruneSettings) -> Ranked:
-        changes = dict(self._changes)
-        if choice.method == "taylor" and self.loss is not None:
-            for batch in self.batches:
+        changes, looks = dict(self._changes), self.looks
+        if choice.method == "taylor" and looks.loss is not None:
+            for batch in looks.batches:
                 given = moved(batch, device_of(self.model))
-                add_(changes, products_of(self.model, partial(self.loss, self.model, given)), self.channels)
-        pairs: list[Any] = [each for each in self.batches if isinstance(each, tuple | list) and len(each) == 2]
+                add_(changes, products_of(self.model, partial(looks.loss, self.model, given)), self.channels)
+        pairs: list[Any] = [each for each in looks.batches if isinstance(each, tuple | list) and len(each) == 2]
         inputs = self._inputs() if looks_at_inputs(choice) else ()
-        return rank(self.model, self.channels, choice, Given(pairs, inputs, changes=changes or None), self.score)
+        return rank(self.model, self.channels, choice, Given(pairs, inputs, changes=changes or None), looks.score)
 
     def _inputs(self) -> list[Any]:
         device = device_of(self.model)
-        return [moved(each, device) for each in self.inputs]
+        return [moved(each, device) for each in self.looks.inputs]
 
     def _carry_out(self, plan: Plan, optimizer: Optimizer) -> None:
         """Cut and refit the model and its followers, all of them or none."""
@@ -215,39 +216,31 @@ class Gradual:
             for each, its_optimizer in work:
                 _, found = apply_plan_(each, plan, self.channels, self.example, its_optimizer, inputs=inputs)
                 distributed.alike_(each)
-            self._follow(plan)
+            after = Renumbering.of(plan, self.channels).apply(self.channels)
+            self.follow(plan)
+            self.channels = after
         self.notes += [note for note in found.words() if note not in self.notes]
         self.plans.append(list(plan.rows()))
 
-    def _follow(self, plan: Plan) -> None:
-        prices = {name: followed(price, plan, self.channels) for name, price in self._prices.items()}
-        self.channels, self._prices = Renumbering.of(plan, self.channels).apply(self.channels), prices
+    def follow(self, plan: Plan) -> None:
+        """Prices that were measured."""
+        self._prices = {name: followed(price, plan, self.channels) for name, price in self._prices.items()}
 
-    def structure(self) -> dict[str, Any]:
-        """The edits so far, from which `restore` makes the same network and the same channels."""
-        return {"plans": self.plans}
+    def findings(self) -> dict[str, Any]:
+        """With a note on every round in which nothing went."""
+        return {**super().findings(), "notes": tuple(self.notes)}
 
     def state(self) -> dict[str, Any]:
-        """Everything else that a resumed run needs, as plain data and tensors."""
-        return {
-            **{name: getattr(self, name) for name in ("step", "rows", "refused", "notes")},
-            "whole": self._whole,
-            "changes": self._changes,
-        }
+        """With the place among the rounds, and what was gathered since the last."""
+        mine = {"step": self.step, "notes": self.notes, "whole": self._whole, "changes": self._changes}
+        return {**super().state(), **mine}
 
-    def restore(self, structure: dict[str, Any], state: dict[str, Any]) -> None:
-        """Go back, or forward, to the structure of a checkpoint; weights are put in after."""
-        self.disarm()
-        snapshot, self.channels, prices = self._before
-        snapshot.restore_()
-        self._prices = dict(prices)
-        self.plans = [list(rows) for rows in structure["plans"]]
-        for rows in self.plans:
-            plan = plan_of(rows)
-            operate_(self.model, plan, self.channels, followers=self.followers)
-            self._follow(plan)
-        self.step, self.rows, self.refused = state["step"], list(state["rows"]), dict(state["refused"])
-        self.notes, self._whole, self._changes = list(state["notes"]), dict(state["whole"]), dict(state["changes"])
+    def restore(self, structure: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """With the place among the rounds."""
+        self._prices = dict(self._asked)
+        super().restore(structure, state)
+        self.step, self.notes = state["step"], list(state["notes"])
+        self._whole, self._changes = dict(state["whole"]), dict(state["changes"])
 
 
 def _complete(products: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

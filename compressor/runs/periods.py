@@ -1,11 +1,8 @@
-"""AdapNet in a loop: its watch, its frozen filters and its plans, between one batch and the next.
-
-`compressor prune --method adapnet` and `compressor.Pruner` are both this.
-"""
+"""AdapNet in a loop: its watch, its frozen filters and its plans, between one batch and the next."""
 
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
@@ -13,47 +10,38 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compressor.graph.channels import Channels
 from compressor.graph.neutral import as_written
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.adapnet.freeze import Held
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.observe import Watch
+from compressor.pruning.adapnet.section import galleries, section
+from compressor.pruning.price import in_words
 from compressor.pruning.target import rounded
+from compressor.runs.course import Course, Network
 from compressor.runs.goals import Guard, Target
-from compressor.runs.stages import Callback, PeriodEvent, PeriodStep, note_all
+from compressor.runs.stages import PeriodEvent, PeriodStep, note_all
 from compressor.surgery import Plan, operate_
-from compressor.surgery.edits import plan_of
 from compressor.surgery.snapshot import Snapshot, all_or_nothing
 from compressor.training import distributed
 from compressor.training.events import NoteEvent
 
 
-class Periods:
-    """The second phase of a run, in any loop: `arm` before a batch, `stepped` after it, `close_epoch` after an epoch.
-
-    `channels` and `plans` are the result. Hooks are there only while a batch is recorded, and `disarm` takes them off.
-    """
+class Periods(Course):
+    """The second phase of AdapNet, in any loop."""
 
     def __init__(
         self,
-        model: nn.Module,
-        channels: Channels,
+        network: Network,
         method: AdapNet,
-        target: Target,
-        guard: Guard,
-        tell: Callback,
+        target: Target | None = None,
+        guard: Guard | None = None,
         round_to: int | Literal["auto"] = 1,
-        followers: Sequence[nn.Module] = (),
     ) -> None:
-        self.model, self.channels, self.method, self.followers = model, channels, method, followers
-        self.target, self.guard, self.tell, self.round_to = target, guard, tell, round_to
-        self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
-        self.rows: list[dict[str, Any]] = []  # one a period
-        self.refused: dict[str, str] = {}
+        super().__init__(network)
+        self.method, self.target, self.guard, self.round_to = method, target or Target(), guard or Guard(), round_to
         self.target_met = False
-        self._before = (Snapshot.of(model), channels, target)
-        self._macs = channels.macs()
+        self._asked = self.target  # by the channels as they came
         self._hooks = ExitStack()
         weakref.finalize(self, self._hooks.close)
         self._armed = False
@@ -142,9 +130,8 @@ class Periods:
 
     def round(self, optimizer: Optimizer) -> None:
         """Make the widths that changed multiples of what the chip likes, now that the structure stands."""
-        first = self._before[1]
-        changed = [group for group in self.channels.free if group.size != first.group(group.name).size]
-        target = self.target if self.target_met else Target(self.channels.macs(), None)
+        changed = [group for group in self.channels.free if group.size != self.came.group(group.name).size]
+        target = self.target if self.target_met else Target(self.channels.macs())
 
         def fits(plan: Plan) -> bool:
             after = operate_(skeleton(self.model), plan, self.channels)
@@ -207,41 +194,47 @@ class Periods:
         self.rows.append(row)
         text = (
             f"period {row['period']}  pruned {done['prune']}, merged {done['merge']}, inserted {done['insert']}, "
-            f"frozen {row['frozen']}  {row['filters']} filters, {macs / self._macs:.0%} of MACs"
+            f"frozen {row['frozen']}  {row['filters']} filters, {macs / self.came.macs():.0%} of MACs"
         )
         self.tell(PeriodEvent(row, text))
 
-    def structure(self) -> dict[str, Any]:
-        """The edits so far, from which `restore` makes the same network and the same channels."""
-        return {"plans": self.plans, **self._before[2].measured()}
+    def end(self, optimizer: Optimizer, *, closed: bool) -> None:
+        """Where the loop goes on without, frozen filters are let go, and widths rounded that are not."""
+        self.method.release()
+        if self.plans and not closed:
+            self.round(optimizer)
 
-    def state(self) -> dict[str, Any]:
-        """Everything else that a resumed run needs, as plain data and tensors."""
+    def findings(self) -> dict[str, Any]:
+        """With how far the target is, and what the concepts look like."""
+        found = super().findings()
+        missed, ms = self.target.shortfall(self.channels), self.target.ms
         return {
-            "adapnet": self.method.state_dict(),
-            "rows": self.rows,
-            "refused": self.refused,
-            "target_met": self.target_met,
+            **found,
+            "frozen": {**found["frozen"], **self.method.locked},
+            "refused": found["refused"] if missed is None else {**found["refused"], "target": missed},
+            "sections": section(self.rows, found["edits"], galleries(self.method.units.values())),
+            "notes": () if ms is None else (f"{in_words(ms.price.whole(), 'ms')} are predicted for one image",),
         }
 
-    def restore(self, structure: dict[str, Any], state: dict[str, Any]) -> None:
-        """Go back, or forward, to the structure and the method's state of a checkpoint; weights are put in after."""
-        self.disarm()
+    def structure(self) -> dict[str, Any]:
+        """With what was timed, which another time would not be the same."""
+        return {**super().structure(), **self._asked.measured()}
+
+    def state(self) -> dict[str, Any]:
+        """With what the method knows."""
+        return {**super().state(), "adapnet": self.method.state_dict(), "target_met": self.target_met}
+
+    def restore(self, structure: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """With what the method knew."""
         self._watch = self._held = None
-        snapshot, self.channels, target = self._before
-        self._before = (snapshot, self.channels, target.as_measured(structure))
-        snapshot.restore_()
-        self.target = self._before[2]
-        self.plans = [list(rows) for rows in structure["plans"]]
-        for rows in self.plans:
-            self._replay(plan_of(rows))
+        self.target = self._asked = self._asked.as_measured(structure)
+        super().restore(structure, state)
         self.method.load_state_dict(state["adapnet"], self.model, self.channels)
-        self.rows, self.refused = list(state["rows"]), dict(state["refused"])
         self.target_met = state["target_met"]
 
-    def _replay(self, plan: Plan) -> None:
+    def follow(self, plan: Plan) -> None:
+        """The target's."""
         self.target = self.target.after(plan, self.channels)
-        self.channels = operate_(self.model, plan, self.channels, followers=self.followers)
 
 
 def _on_the_host(value: Any) -> Any:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,36 +12,23 @@ from torch.optim import Optimizer
 from compressor.errors import UsageError
 from compressor.exporting.latency import profile
 from compressor.graph import capture
-from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare, neutral, reducing, seeded, without_reducer
 from compressor.graph.tensors import device_of, named_tensors
-from compressor.pruning.adapnet.method import AdapNet
-from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
-from compressor.pruning.price import Goal, in_words
-from compressor.pruning.reconstruction import first_batches, inputs_of
-from compressor.pruning.scores import Given, Score, l1
-from compressor.pruning.selection import goals_of, select
-from compressor.pruning.settings import BLOCKS, PruneSettings, check, looks_at_inputs, resolved
+from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.pruning.scores import Score
+from compressor.pruning.settings import PruneSettings
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
-from compressor.report.sections import Section
-from compressor.runs.adapnet import section
-from compressor.runs.goals import Guard, Target
-from compressor.runs.gradual import Gradual
-from compressor.runs.latency_goal import goal_in_ms
+from compressor.runs.course import Network
+from compressor.runs.courses import by_adapnet, by_criterion
 from compressor.runs.oneshot import check_can_be_edited, check_optimizer, checked
 from compressor.runs.own import criterion
 from compressor.runs.own import in_words as named
-from compressor.runs.periods import Periods
-from compressor.runs.phases import check_period
 from compressor.runs.results import filters, layer_sizes
-from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import Callback, silent
-from compressor.settings import filled, settings_of
+from compressor.settings import filled
 from compressor.training.numerics import seed_everything_
-
-_ROUNDS = 10  # of a criterion that is applied gradually, where nothing else is said
 
 
 class Pruner:
@@ -114,8 +100,8 @@ class Pruner:
         given = {name: value for name, value in given.items() if value is not None}
         self.model, self.optimizer, self.followers = bare(model), optimizer, tuple(map(bare, followers))
         self.done = 0  # calls of `step` so far
-        self._wrapper, self._example, self._seed, self._tell = reducing(model), example, seed, tell
-        self._steps, every = _positive("steps", steps), _positive("every", every)
+        self._wrapper, self._example, self._seed = reducing(model), example, seed
+        steps, every = _positive("steps", steps), _positive("every", every)
         self.closed = self._finished = False
         own = method if isinstance(method, PruneSettings) else PruneSettings()
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
@@ -125,72 +111,25 @@ class Pruner:
                 check_can_be_edited(self.model)
             check_optimizer(self.model, optimizer)
             _check_followers(self.model, self.followers)
-            self._channels = capture(self.model, example, keep=(*own.keep, *keep), also=also or own.also)
-            self._course: Periods | Gradual
+            channels = capture(self.model, example, keep=(*own.keep, *keep), also=also or own.also)
+            network = Network(self.model, channels, tell, self.followers)
             if method == "adapnet" or isinstance(method, AdapNetSettings):
                 _refuse("adapnet", {"ratio": ratio, "every": every, "data": data, "loss": loss})
-                self._course = self._adapnet(None if isinstance(method, str) else method, given, classes)
+                base = None if isinstance(method, str) else method
+                self._asked = by_adapnet(network, example, base, given, steps=steps, classes=classes, seed=seed)
             else:
                 _refuse("a criterion", {"classes": classes})
                 score = criterion(method.method if isinstance(method, PruneSettings) else method)
                 if not isinstance(method, PruneSettings):
                     given["method"] = method if isinstance(method, str) else named(method)
-                self._course = self._gradual(filled(own, checked(**given, seed=seed)), score, every, data, loss)
+                choice = filled(own, checked(**given, seed=seed))
+                self._asked = by_criterion(
+                    network, example, choice, score, steps=steps, every=every, data=data, loss=loss
+                )
             self._before, self._widths = self._measured(), filters(self.model)
+        self._course = self._asked.course
         self._parts = [(path, held, dict(held)) for path, held in _parts(self.model)]
         self._course.arm(optimizer)
-
-    def _adapnet(self, base: AdapNetSettings | None, given: dict[str, Any], classes: int | None) -> Periods:
-        if self._steps is None:
-            raise UsageError("`steps` is missing: over how many steps of the optimizer, such as 30 * len(loader)")
-        preset = given.pop("preset", "paper")
-        if preset not in PRESETS:
-            raise UsageError(f"there is no preset {preset!r}: these are {', '.join(PRESETS)}")
-        base = base or PRESETS[preset]
-        mine = settings_of(base)
-        settings = filled(base, {name: given.pop(name) for name in list(given) if name in mine})
-        names = settings_of(GoalSettings()).keys() - {"undo_drop", "fill"}
-        known = {name: given.pop(name) for name in sorted(names) if name in given}
-        settings = filled(settings, given)  # what is left is unknown
-        goals, channels = filled(GoalSettings(), known), self._channels
-        self._settings = {**asdict(settings), **known}
-        self._epochs = settings.max_epochs
-        if self._steps < self._epochs:
-            raise UsageError(f"`steps` is {self._steps}, and has to be at least `max_epochs`, which is {self._epochs}")
-        epoch = self._steps // self._epochs
-        check_period(settings, epoch)
-        method = AdapNet(settings, classes=classes, steps_per_epoch=epoch, seed=self._seed)
-        method.adopt(self.model, channels)
-        method.check_units(channels)
-        target = Target.of(goals, channels, goal_in_ms(self.model, self._example, channels, goals))
-        guard = Guard(None, lambda: 0.0)
-        return Periods(self.model, channels, method, target, guard, self._tell, goals.round_to, self.followers)
-
-    def _gradual(self, choice: PruneSettings, score: Score | None, every: int | None, data: Any, loss: Any) -> Gradual:
-        choice = resolved(choice, has_inputs=data is not None)
-        if choice.method in BLOCKS:
-            raise UsageError(
-                f"{choice.method} makes new layers, which the optimizer lacks: call prune_ before the loop"
-            )
-        check(choice, has_data=data is not None or choice.method == "taylor")
-        if looks_at_inputs(choice) and data is None:
-            raise UsageError(f'`data` is missing: allocate="{choice.allocate}" looks at batches')
-        if loss is not None and (choice.method != "taylor" or data is None):
-            raise UsageError("`loss` is for method taylor, with `data` to take it on: leave it out, or give both")
-        steps = self._steps or 1
-        if every is not None and every > steps:
-            raise UsageError(f"`every` is {every}, and there are only {steps} `steps`")
-        self._settings, self._steps, self._epochs = asdict(choice), steps, 1
-        goal = goal_in_ms(self.model, self._example, self._channels, choice)
-        _check_reached(self.model, self._channels, choice, goal)
-        batches = [] if data is None else first_batches(data, self._example, choice.score_images)
-        return Gradual(
-            self.model, self._example, self._channels, choice, self._tell,
-            steps=steps, every=every or max(1, steps // _ROUNDS), score=score, loss=loss,
-            inputs=inputs_of(batches, self._example, self.model, torch.device("cpu")) if batches else (),
-            batches=batches if loss is not None or score is not None else (),
-            price=None if goal is None else goal.price, followers=self.followers,
-        )  # fmt: skip
 
     def step(self) -> bool:
         """Call this after the optimizer's step; True when the structure has changed.
@@ -204,8 +143,7 @@ class Pruner:
         if self.closed:
             return False
         self.done += 1
-        assert self._steps is not None
-        passed, before = (done * self._epochs / self._steps for done in (self.done, self.done - 1))
+        passed, before = (done * self._asked.epochs / self._asked.steps for done in (self.done, self.done - 1))
         ends = int(passed) > int(before)
         count = len(course.plans)
         with self._editing() if course.due or ends else nullcontext():
@@ -221,49 +159,31 @@ class Pruner:
             UsageError: it was called before, or the model is another than it was.
         """
         self._check_same("finish")
-        course, channels = self._course, self._course.channels
+        course = self._course
         course.disarm()
         self._finished = True
-        notes: list[str] = []
-        refused, locked, sections = dict(course.refused), dict[str, str](), tuple[Section, ...]()
-        if not course.over:
-            notes.append(f"finished after {self.done} of {self._steps} steps")
         with self._editing():
-            if isinstance(course, Periods):
-                course.method.release()
-                if not self.closed and course.plans:
-                    course.round(self.optimizer)
-                missed = course.target.shortfall(course.channels)
-                refused |= {} if missed is None else {"target": missed}
-                if course.target.ms is not None:
-                    notes.append(f"{in_words(course.target.ms.price.whole(), 'ms')} are predicted for one image")
-                sections = section(course.rows, [row for plan in course.plans for row in plan])
-                locked = course.method.locked
-            else:
-                notes += course.notes
-            channels = course.channels
+            course.end(self.optimizer, closed=self.closed)
+            found = course.findings()
             after = self._measured()
+        early = () if course.over else (f"finished after {self.done} of {self._asked.steps} steps",)
         return Report(
             command="compressor.Pruner",
-            settings={**self._settings, "steps": self._steps},
+            settings={**self._asked.settings, "steps": self._asked.steps},
             seed=self._seed,
             versions=versions(),
             device=device_words(device_of(self.model)),
             before=self._before,
             after=after,
-            edits=tuple(row for plan in course.plans for row in plan),
-            frozen={**channels.frozen, **locked},
-            refused=refused,
             layers=layer_sizes(self._widths, filters(self.model)),
-            notes=(*self._channels.notes, *notes),
             rows=tuple(course.rows),
-            sections=sections,
+            **{**found, "notes": (*course.came.notes, *early, *found["notes"])},
         )
 
     def state_dict(self) -> dict[str, Any]:
         """All that a loop has to save besides model and optimizer, as plain types and tensors."""
         return {
-            "settings": {**self._settings, "steps": self._steps, "seed": self._seed},
+            "settings": self._mine(),
             "done": self.done,
             "closed": self.closed,
             "structure": self._course.structure(),
@@ -282,7 +202,7 @@ class Pruner:
             raise UsageError("this is no state of a Pruner: give what its state_dict() returned")
         if self.done or self.optimizer.state:
             raise UsageError("load the pruner's state first, then the model's and the optimizer's, before any step")
-        mine = {**self._settings, "steps": self._steps, "seed": self._seed}
+        mine = self._mine()
         other = next((name for name in mine if state["settings"].get(name) != mine[name]), None)
         if other is not None:
             raise UsageError(
@@ -292,6 +212,9 @@ class Pruner:
             self._course.restore(state["structure"], state["state"])
         self.done, self.closed = state["done"], state["closed"]
         self._course.arm_later(self.optimizer)
+
+    def _mine(self) -> dict[str, Any]:
+        return {**self._asked.settings, "steps": self._asked.steps, "seed": self._seed}
 
     @contextmanager
     def _editing(self) -> Iterator[None]:
@@ -328,12 +251,6 @@ def _refuse(method: str, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(f"`{name}` is nothing that {method} looks at: leave it out")
-
-
-def _check_reached(model: nn.Module, channels: Channels, choice: PruneSettings, goal: Goal | None) -> None:
-    """Raise what the last round would: a target that cannot be reached, a layer that is not there."""
-    goals = [*goals_of(channels, choice), *([] if goal is None else [goal])]
-    select(channels, l1(model, channels, Given()), replace(choice, allocate="uniform"), None, goals)
 
 
 def _check_followers(model: nn.Module, followers: Sequence[nn.Module]) -> None:

@@ -14,11 +14,11 @@ from PIL import Image
 import compressor
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.pruning.adapnet import boundary, prune, schedule, tables
+from compressor.pruning.adapnet.section import galleries, section
 from compressor.pruning.adapnet.settings import PRESETS
 from compressor.pruning.adapnet.subspace import new_autoencoder
 from compressor.pruning.adapnet.unit import Unit
 from compressor.report.report import Report
-from compressor.runs.adapnet import galleries, section
 from compressor.runs.jobs import AdaptJob
 from compressor.runs.models import open_model
 from compressor.runs.run import dry_run, run

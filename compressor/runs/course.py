@@ -1,0 +1,74 @@
+"""What courses share, which change a network's structure in any loop: AdapNet's periods, and a criterion's rounds.
+
+A course is armed before a batch, stepped after the optimizer's step, and told of every epoch's end. `compressor prune
+--method adapnet` takes one in our own loop, `compressor.Pruner` in a user's.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from compressor.graph.channels import Channels
+from compressor.runs.stages import Callback, silent
+from compressor.surgery import Plan, operate_
+from compressor.surgery.edits import plan_of
+from compressor.surgery.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is to change as it trains."""
+
+    model: nn.Module
+    channels: Channels  # its map as it came
+    tell: Callback = silent  # hears of every change
+    followers: Sequence[nn.Module] = ()  # copies that are edited alike
+
+
+class Course(ABC):
+    """`channels`, `plans`, `rows` and `refused` are the result; hooks are there only while a batch is looked at."""
+
+    def __init__(self, network: Network) -> None:
+        self.model, self.channels, self.followers = network.model, network.channels, network.followers
+        self.tell = network.tell
+        self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
+        self.rows: list[dict[str, Any]] = []  # one each time that the structure was judged
+        self.refused: dict[str, str] = {}
+        self.came = network.channels
+        self._weights = Snapshot.of(network.model, copies=False)
+
+    @abstractmethod
+    def follow(self, plan: Plan) -> None:
+        """Before the channels change by a plan: costs that are counted by them change alike."""
+
+    @abstractmethod
+    def disarm(self) -> None:
+        """Take hooks off."""
+
+    def findings(self) -> dict[str, Any]:
+        """What a report says of the changes, by its fields."""
+        edits = tuple(row for plan in self.plans for row in plan)
+        return {"edits": edits, "frozen": self.channels.frozen, "refused": dict(self.refused)}
+
+    def structure(self) -> dict[str, Any]:
+        """The edits so far, from which `restore` makes the same network and the same channels."""
+        return {"plans": self.plans}
+
+    def state(self) -> dict[str, Any]:
+        """Everything else that a resumed run needs, as plain data and tensors."""
+        return {"rows": self.rows, "refused": self.refused}
+
+    def restore(self, structure: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Go back, or forward, to the structure of a checkpoint; weights are put in after."""
+        self.disarm()
+        self._weights.restore_()
+        self.channels = self.came
+        self.plans = [list(rows) for rows in structure["plans"]]
+        for rows in self.plans:
+            plan = plan_of(rows)
+            self.follow(plan)
+            self.channels = operate_(self.model, plan, self.channels, followers=self.followers)
+        self.rows, self.refused = list(state["rows"]), dict(state["refused"])

@@ -7,58 +7,28 @@ folder, as the command does, and returns its report. `tell` hears what the run i
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any, Literal, TypedDict, Unpack, get_args, get_type_hints
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack
 
-from compressor.errors import UsageError
-from compressor.exits.settings import DetachSettings
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import afresh
-from compressor.primenet.settings import PrimeNetSettings
-from compressor.pruning.adapnet.settings import AdapNetSettings
-from compressor.pruning.settings import PruneSettings
 from compressor.report.report import Report
 from compressor.report.run_comparison import RunComparison
-from compressor.routing.settings import RouteSettings
+from compressor.runs.asked import Common, Settings, asked
 from compressor.runs.evaluate import Evaluated
 from compressor.runs.evaluate import evaluate as _evaluate
 from compressor.runs.export import Exported
 from compressor.runs.export import export as _export
 from compressor.runs.inspect import inspect as _inspect
 from compressor.runs.job import EvaluateJob, ExportJob, InspectJob
-from compressor.runs.jobs import VERBS
-from compressor.runs.own import named
 from compressor.runs.run import run
-from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings, SweepSettings
+from compressor.runs.settings import ModelSettings
 from compressor.runs.shrink import shrink as _shrink
 from compressor.runs.stages import Callback, silent
 from compressor.runs.sweep import sweep as _sweep
-from compressor.settings import filled, read, settings_of
-from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
+from compressor.training.settings import DataSettings
 
 Path = str | os.PathLike[str]
-Settings = (
-    ModelSettings | DataSettings | OutputSettings | TrainSettings | DistillSettings | PruneSettings | AdapNetSettings
-    | GoalSettings | DetachSettings | RouteSettings | PrimeNetSettings | SweepSettings
-)  # fmt: skip
-_OWN = {"settings", "keywords", "tell"}  # parameters of every verb that are not single settings
-
-
-class Common(TypedDict, total=False):
-    """Keywords of every verb that trains; every other setting of the verb can be given by its name, too."""
-
-    task: object
-    arch: str
-    input: Sequence[int]
-    epochs: int
-    batch_size: int
-    lr: float
-    seed: int
-    device: str
-    overwrite: bool
-    latency: bool
-    onnx: bool
 
 
 @afresh()
@@ -82,7 +52,7 @@ def train(
         report = compressor.train(arch="sample_models/digits_cnn.py:build", data="digits", epochs=2, out="runs/digits")
         report.after.top1
     """
-    return run(*_asked("train", locals()))
+    return run(*asked("train", locals()))
 
 
 @afresh()
@@ -101,7 +71,7 @@ def finetune(
         report = compressor.finetune("runs/digits/model.safetensors", data="digits", epochs=1, out="runs/tuned")
         report.before.top1, report.after.top1
     """
-    return run(*_asked("finetune", locals()))
+    return run(*asked("finetune", locals()))
 
 
 @afresh()
@@ -141,7 +111,7 @@ def prune(
         )
         report.after.macs / report.before.macs
     """
-    return run(*_asked("prune", locals()))
+    return run(*asked("prune", locals()))
 
 
 @afresh()
@@ -165,7 +135,7 @@ def detach(
         )
         report.variants["exit 1"].macs, report.variants["exit 1"].top1
     """
-    return run(*_asked("detach", locals()))
+    return run(*asked("detach", locals()))
 
 
 @afresh()
@@ -190,7 +160,7 @@ def route(
         )
         report.after.macs      # the mean over the test images
     """
-    return run(*_asked("route", locals()))
+    return run(*asked("route", locals()))
 
 
 @afresh()
@@ -213,7 +183,7 @@ def replace_early(
         )
         report.after.macs
     """
-    return run(*_asked("replace", locals()))
+    return run(*asked("replace", locals()))
 
 
 @afresh()
@@ -238,7 +208,7 @@ def sweep(
         )
         [(point.run, point.macs, point.top1) for point in compared.points]
     """
-    return _sweep(*_asked("sweep", locals()))
+    return _sweep(*asked("sweep", locals()))
 
 
 @afresh()
@@ -258,7 +228,7 @@ def shrink(
         compared = compressor.shrink("runs/digits/model.safetensors", data="digits", max_drop=0.05, out="runs/shrunk")
         compared.promised, compared.certificate.words()
     """
-    return _shrink(*_asked("shrink", locals()))
+    return _shrink(*asked("shrink", locals()))
 
 
 @afresh()
@@ -277,7 +247,7 @@ def evaluate(
     Example:
         compressor.evaluate("runs/digits/model.safetensors", data="digits").top1
     """
-    return _evaluate(*_asked("evaluate", locals()))
+    return _evaluate(*asked("evaluate", locals()))
 
 
 @afresh()
@@ -296,7 +266,7 @@ def inspect(
         channels = compressor.inspect("runs/digits/model.safetensors")
         channels.frozen                      # {group: reason}
     """
-    return _inspect(*_asked("inspect", locals()))
+    return _inspect(*asked("inspect", locals()))
 
 
 @afresh()
@@ -324,29 +294,4 @@ def export(
         made = compressor.export("runs/digits/model.safetensors", "runs/digits.onnx", data="digits")
         made.files                           # {path: what it is}
     """
-    return _export(*_asked("export", locals()))
-
-
-def _asked(verb: str, given: Mapping[str, Any]) -> tuple[Any, Callback]:
-    """The job of a verb that was given this, by the names of its parameters, and who hears of it; keywords that are
-    None are not given.
-
-    Raises:
-        UsageError: a name is unknown, a value has another type, or an object of settings is not of the verb.
-    """
-    settings, keywords, tell = given["settings"], given["keywords"], given["tell"]
-    values = {name: each for name, each in given.items() if name not in _OWN and each is not None} | keywords
-    if values.get("task") is not None and not isinstance(values["task"], str):
-        values["task"] = named(values["task"])
-    kind = next(kind for kind in VERBS[verb] if kind.takes(values))
-    homes = {hint: name for name, hint in get_type_hints(kind).items()}
-    for each in settings:
-        if type(each) not in homes:
-            known = ", ".join(sorted(hint.__name__ for hint in homes if hint in get_args(Settings)))
-            raise UsageError(f"{type(each).__name__} is not a settings class of compressor.{verb}: these are {known}")
-    whole = {homes[type(each)]: filled(each, settings_of(each)) for each in settings}
-    changed = (entry.name for each in settings for entry in fields(each) if getattr(each, entry.name) != entry.default)
-    chosen = tuple(dict.fromkeys((*changed, *values)))
-    called = f"compressor {verb} in Python: " + ", ".join(f"{name}={value!r}" for name, value in values.items())
-    job = read(VERBS[verb], values, verb=f"compressor.{verb}", chosen=chosen, whole=whole, inside={"command": called})
-    return job, tell
+    return _export(*asked("export", locals()))

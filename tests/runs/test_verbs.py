@@ -16,8 +16,8 @@ from compressor.errors import UsageError
 from compressor.pruning.settings import PruneSettings
 from compressor.routing.settings import RouteSettings
 from compressor.runs import jobs
+from compressor.runs.asked import Common
 from compressor.runs.settings import OutputSettings
-from compressor.runs.verbs import Common
 from compressor.settings import known_to
 from compressor.vision import door as vision
 from sample_models.vgg16_cifar import build as vgg16

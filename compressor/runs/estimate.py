@@ -1,5 +1,6 @@
 """How long a run will take on this machine and the most memory it needs: its own middle, tried for two seconds."""
 
+import copy
 import sys
 import time
 from collections.abc import Sequence
@@ -93,10 +94,12 @@ class Pace:
         return (self._last[0] - self._first[0]) / (self._last[1] - self._first[1])
 
 
-def estimate(run: Any) -> Estimate:
+def estimate(planned: Any) -> Estimate:
     """Try the middle of a planned `runs.run.Run`, whose network is not to be used afterwards; nothing of the user's is
     touched.
     """
+    run = copy.copy(planned)
+    run.notes, run.rows, run.facts = list(planned.notes), [], dict(planned.facts)
     output, pace, data = run.job.output, Pace(), run.data
     image_seconds = _image_seconds(run.subject.module, data)
     tested, validated = len(data.test), len(data.validation)

@@ -26,7 +26,7 @@ from compressor.runs.plans import read_plan, selection_of, structure_of, write_p
 from compressor.runs.results import filters_after, layer_sizes
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.second_look import ranked
-from compressor.runs.stages import Callback, Stage
+from compressor.runs.stages import Stage
 from compressor.runs.subject import Subject, calibration_inputs, refuse_routed, score_batches
 from compressor.runs.tuning import finetune_, on_validation, said, step_for
 from compressor.training import distributed
@@ -46,10 +46,10 @@ class PruneRun(Run[PruneJob]):
     before: float | None = None  # its validation figure as the network came
     teacher: nn.Module | None = None  # a copy of it, to distill from
 
-    def __init__(self, job: PruneJob, tell: Callback) -> None:
+    def __init__(self, job: PruneJob, *rest: Any, **more: Any) -> None:
         has_data = job.data is not None
         check(job.choice, has_data=has_data)
-        super().__init__(replace(job, choice=resolved(job.choice, has_inputs=has_data)), tell)
+        super().__init__(replace(job, choice=resolved(job.choice, has_inputs=has_data)), *rest, **more)
         self.own = criterion(job.choice.method)
 
     def plan(self) -> None:

@@ -11,7 +11,6 @@ from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import nn
@@ -23,20 +22,11 @@ from compressor.report import units
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Certificate, LayerSize, Measurements, OnnxCheck
 from compressor.report.report import Report
+from compressor.runs import results
 from compressor.runs.estimate import epochs_within, estimate
 from compressor.runs.folder import ONNX, RunFolder
 from compressor.runs.job import RunJob, flat
 from compressor.runs.promise import Promise, put_aside
-from compressor.runs.results import (
-    Exported,
-    export_result,
-    filters,
-    in_words,
-    layer_sizes,
-    measure,
-    timed,
-    write_results,
-)
 from compressor.runs.settings import FINETUNE
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, open_subject
@@ -67,15 +57,12 @@ def run(
     Raises:
         CompressorError: anything the user can mend; the folder is as it was when the plan could not be carried out.
     """
-    carried_out = run_class(type(job))(job, tell)
-    carried_out.like, carried_out.decided = like, decided or {}
-    return carried_out.run(resume=resume)
+    return run_class(type(job))(job, tell, like, decided).run(resume=resume)
 
 
 def planned(job: RunJob, like: Subject | None = None) -> "Run[Any]":
     """A run that is opened and planned, to be tried; nothing is written. See `run` for `like`."""
-    trial = run_class(type(job))(job, silent)
-    trial.like = like
+    trial = run_class(type(job))(job, like=like)
     trial.open()
     trial.plan()
     return trial
@@ -104,15 +91,17 @@ class Run(ABC, Generic[J]):
     whole: nn.Module | None = None  # the network as it came, to be timed
     aside: AnySet | None = None  # images that nothing looks at but the promise
     promise: Promise | None = None  # what is asked of the result on them
-    decided: Mapping[str, Any] = MappingProxyType({})  # the edits, by its checkpoint or by a trial of it
-    like: Subject | None = None  # opened by the same settings, with images that need not be read again
 
-    def __init__(self, job: J, tell: Callback = silent) -> None:
+    def __init__(
+        self, job: J, tell: Callback = silent, like: Subject | None = None, decided: Mapping[str, Any] | None = None
+    ) -> None:
         """Raises UsageError for settings that make no sense for any network, also where no reader saw them."""
         for room in vars(job).values():
             if is_dataclass(room) and not isinstance(room, type):
                 filled(room, settings_of(room))
         self.job, self.tell = job, tell
+        self.like = like  # opened by the same settings, with images that need not be read again
+        self.decided = decided or {}  # the edits, by its checkpoint or by a trial of it
         self.began = time.perf_counter()
         self.notes: list[str] = []
         self.rows: list[dict[str, Any]] = []  # metrics, one row an epoch or period
@@ -158,7 +147,7 @@ class Run(ABC, Generic[J]):
         if self.promise is not None:
             after = replace(after, certificate=self.certified(self.promise))
         report = self.report(before, after, self.layers(widths, self.widths()))
-        return write_results(self.subject, report, self.folder, self.exported, tell)
+        return results.write_results(self.subject, report, self.folder, self.exported, tell)
 
     def predict(self) -> Report:
         """The report of a dry run."""
@@ -166,13 +155,10 @@ class Run(ABC, Generic[J]):
         self.plan()
         widths = self.widths()
         before, after = self.predicted()
-        layers = self.facts.pop("layers", layer_sizes(widths, widths))
+        layers = self.facts.pop("layers", results.layer_sizes(widths, widths))
         if self.job.data is not None and distributed.size() == 1:  # processes that stop apart would wait for ever
             self.tell(Stage("trying a few steps of training"))
-            tell, notes = self.tell, list(self.notes)
-            found = estimate(self)
-            self.tell, self.notes, self.rows = tell, notes, []
-            self.facts["details"] = {**self.facts.get("details", {}), "estimate": asdict(found)}
+            self.facts["details"] = {**self.facts.get("details", {}), "estimate": asdict(estimate(self))}
         report = self.report(before, after, layers)
         self.leave_plan(report)
         return report
@@ -233,26 +219,25 @@ class Run(ABC, Generic[J]):
         """The model as it came; how fast it is will be measured beside what becomes of it."""
         if self.job.output.latency:
             self.whole = copy.deepcopy(self.subject.module)
-        found = measure(self.subject)
-        self.tell(NoteEvent(in_words(found)))
+        found = results.measure(self.subject)
+        self.tell(NoteEvent(results.in_words(found)))
         return found
 
     def measured_after(self, before: Measurements) -> tuple[Measurements, Measurements]:
         """Both sides of the report, once training is over."""
-        after, module = measure(self.subject), self.subject.module
+        after = results.measure(self.subject)
         if not self.job.output.latency:
             return before, after
-        if self.whole is None:
-            return before, timed({module: after}, self.subject.example, self.made())[0]
-        before, after = timed({self.whole: before, module: after}, self.subject.example, self.made())
-        return before, after
+        sides = {} if self.whole is None else {self.whole: before}
+        *came, after = results.timed({**sides, self.subject.module: after}, self.subject.example, self.made())
+        return (came[0] if came else before), after
 
     @cached_property
-    def exported(self) -> Exported:
+    def exported(self) -> results.Exported:
         """The check of the result's ONNX file, which lies in the folder then, or why there is none."""
         if not self.job.output.onnx:
             return None
-        return export_result(self.subject, self.folder, self.tell)
+        return results.export_result(self.subject, self.folder, self.tell)
 
     def made(self) -> Path | CompressorError | None:
         """The result's ONNX file, or why there is none; None where it was not asked for."""
@@ -268,25 +253,25 @@ class Run(ABC, Generic[J]):
 
     def widths(self) -> dict[str, int]:
         """Filters of every layer, as the network stands."""
-        return filters(self.subject.module)
+        return results.filters(self.subject.module)
 
     def layers(self, before: dict[str, int], after: dict[str, int]) -> tuple[LayerSize, ...]:
         """Filters of every layer before and after."""
-        return layer_sizes(before, after)
+        return results.layer_sizes(before, after)
 
     def report(self, before: Measurements, after: Measurements, layers: Sequence[LayerSize]) -> Report:
         """What was asked, done and found."""
-        own = {"seed": self.job.training.seed, "layers": tuple(layers), **self.facts}
         return Report(
             command=self.job.command,
             settings=flat(self.job),
+            seed=self.job.training.seed,
             versions=versions(),
             device=device_words(self.subject.device),
             before=before,
             after=after,
             rows=tuple(self.rows),
             notes=tuple(self.notes),
-            **own,
+            **{"layers": tuple(layers), **self.facts},
         )
 
     @property

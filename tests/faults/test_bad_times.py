@@ -150,12 +150,10 @@ def test_data_gone_half_way_is_one_line_and_the_run_goes_on_when_they_are_back(c
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_outside_of_training_says_how_to_go_on(compressor, monkeypatch, number, code):
-    from compressor.runs import run as story
-
     def interrupted(*_: Any, **__: Any) -> None:
         signal.raise_signal(number)
 
-    monkeypatch.setattr(story, "measure", interrupted)
+    monkeypatch.setattr("compressor.runs.results.measure", interrupted)
     ran = compressor(*_QUICK, "--out", "run")
     assert ran.code == code
     assert ran.told == "error: stopped; to go on: compressor resume run"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
@@ -25,12 +25,9 @@ from compressor.cli.options import as_typed
 from compressor.errors import printable
 from compressor.report import units
 from compressor.report.measurements import TOP1, validated
-from compressor.runs.stages import PartEvent, PeriodEvent, PeriodStep, RunEvent, Stage
+from compressor.report.progress import listening
+from compressor.runs.stages import Callback, PartEvent, PeriodEvent, PeriodStep, RunEvent, Stage, silent
 from compressor.training.events import BatchEvent, EpochEvent, NoteEvent
-
-if TYPE_CHECKING:
-    from compressor.runs.stages import Callback
-
 
 SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_PICTURES = 0.1
@@ -258,12 +255,8 @@ class Terminal:
             self.out.file.write(json.dumps(data, indent=1) + "\n")
 
     @contextmanager
-    def progress(self) -> Iterator["Callback"]:
+    def progress(self) -> Iterator[Callback]:
         """A callback for the events of a run: bars on a terminal, else lines; nothing with --quiet."""
-        from compressor.cli.terminal import Bars, Lines
-        from compressor.report.progress import listening
-        from compressor.runs.stages import PartEvent, silent
-
         verbose = self.verbosity > 0
         if self.verbosity < 0:
             yield silent

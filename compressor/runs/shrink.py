@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.errors import CompressorError, DataError, FileError
+from compressor.errors import CompressorError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import finish
 from compressor.graph.blocks import find_blocks
@@ -34,17 +34,15 @@ from compressor.runs.export import export
 from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings
 from compressor.runs.job import ExportJob
 from compressor.runs.jobs import RouteJob, ShrinkJob, job_of_method
-from compressor.runs.lock import FolderLock
 from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
 from compressor.runs.run import planned
 from compressor.runs.settings import ModelSettings, PromiseSettings
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, card_of
-from compressor.runs.sweep import Cell, begin, carry_out, checked, common
+from compressor.runs.sweep import Cell, attempted, begin, carry_out, checked, common
 from compressor.training.data import Data
 from compressor.training.events import NoteEvent
-from compressor.training.interrupt import Interrupted
 
 _CELLS = 6  # runs that the time is divided by
 _MOST_EPOCHS = 20  # of one run; more change little
@@ -98,8 +96,7 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
     folder, settings = checked(job)
     judge = Judge(job)
     epochs, decided = _epochs(job, folder, judge.subject, tell)
-    begin(folder, settings)
-    lock = FolderLock(folder)
+    lock = begin(folder, settings)
     tried = Tried(job, folder, judge, epochs, tell, start)
     tell(NoteEvent(f"every run trains for {units.counted(tried.epochs, 'epoch')}"))
     subject, search = judge.subject, Search.of(job.target_ms)
@@ -177,15 +174,8 @@ class Tried:
     def _attempt(self, name: str, do: Callable[[], object]) -> None:
         began = time.perf_counter()
         self.tell(NoteEvent(f"run {len(self.done) + len(self.packages) + len(self.failed) + 1}: {name}"))
-        try:
-            do()
-        except Interrupted as stop:
-            raise Interrupted(stop.signal, f"{stop}; with the others: compressor resume {self.folder}") from stop
-        except (FileError, DataError):
-            raise
-        except CompressorError as error:
-            self.failed[name] = str(error)
-            self.tell(NoteEvent(f"{name} failed: {error}"))
+        why = attempted(name, do, self.folder, self.tell)
+        self.failed |= {} if why is None else {name: why}
         self.longest = max(self.longest, time.perf_counter() - began)
 
     def decided(self) -> RunComparison:

@@ -4,8 +4,9 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -62,20 +63,13 @@ def sweep(job: SweepJob, tell: Callback = silent) -> RunComparison:
     like = open_subject(job.model, job.data, job.loading, job.training.device)
     job, decided = fitted(job, cells, folder, like, tell)
     cells = plan(job)
-    begin(folder, settings)
-    lock = FolderLock(folder)
+    lock = begin(folder, settings)
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, 1):
         tell(NoteEvent(f"run {number} of {len(cells)}: {cell.name}"))
-        try:
-            carry_out(cell, folder / cell.name, job, tell, like, decided.get(cell.name))
-        except Interrupted as stop:
-            raise Interrupted(stop.signal, f"{stop}; with the whole sweep: compressor resume {folder}") from stop
-        except (FileError, DataError):
-            raise
-        except CompressorError as error:
-            failed[cell.name] = str(error)
-            tell(NoteEvent(f"{cell.name} failed: {error}"))
+        mine = partial(carry_out, cell, folder / cell.name, job, tell, like, decided.get(cell.name))
+        why = attempted(cell.name, mine, folder, tell)
+        failed |= {} if why is None else {cell.name: why}
     names = [cell.name for cell in cells if cell.name not in failed]
     done = {str(folder / name): Report.load(folder / name) for name in names}
     if not done:
@@ -256,11 +250,17 @@ def checked(job: RunJob) -> tuple[Path, dict[str, Any]]:
     return folder, settings
 
 
-def begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder that was checked, or go on in it."""
+def begin(folder: Path, settings: dict[str, Any]) -> FolderLock:
+    """Make the folder that was checked, or go on in it; others stay out until the lock is released.
+
+    Raises UsageError where another process writes to it, which is left alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder)
     write_json(folder / SETTINGS, settings)
     for name in (PAGE, DATA):
         (folder / name).unlink(missing_ok=True)
+    return lock
 
 
 def _check_same(folder: Path, settings: dict[str, Any], command: str) -> None:
@@ -294,3 +294,17 @@ def carry_out(
         restart(str(folder), tell, trust=job.model.trust, arch=job.model.arch)
     else:
         run(cell.job, tell, like=like, decided=decided)
+
+
+def attempted(name: str, do: Callable[[], object], folder: Path, tell: Callback) -> str | None:
+    """Why one run of several failed, None where it did not; what ends all of them is raised."""
+    try:
+        do()
+    except Interrupted as stop:
+        raise Interrupted(stop.signal, f"{stop}; with the others: compressor resume {folder}") from stop
+    except (FileError, DataError):
+        raise
+    except CompressorError as error:
+        tell(NoteEvent(f"{name} failed: {error}"))
+        return str(error)
+    return None

@@ -81,7 +81,7 @@ def test_stopped_sweep_says_how_to_go_on(compressor, monkeypatch):
     monkeypatch.setattr(sweeping, "run", stopped)
     out = compressor.folder / "sweep"
     ran = compressor("sweep", DIGITS, "--methods", "l1", *QUICK, "--out", out)
-    assert ran.code == 130 and ran.err.strip().endswith(f"with the whole sweep: compressor resume {out}")
+    assert ran.code == 130 and ran.err.strip().endswith(f"with the others: compressor resume {out}")
 
 
 @pytest.mark.parametrize(

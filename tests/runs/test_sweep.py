@@ -82,6 +82,18 @@ def test_a_model_that_cannot_be_opened_leaves_no_folder(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_folder_that_another_process_writes_to_is_left_alone(tmp_path, monkeypatch):
+    settings = tmp_path / "sweep" / "settings.json"
+    settings.parent.mkdir()
+    settings.write_text("of the other")
+    (settings.parent / "comparison.json").write_text("too")
+    monkeypatch.setattr("compressor.runs.lock._lock", lambda descriptor: False)
+    asked = job(settings.parent)
+    with pytest.raises(UsageError, match="another run is writing"):
+        sweep(replace(asked, output=replace(asked.output, overwrite=True)))
+    assert settings.read_text() == "of the other" and (settings.parent / "comparison.json").exists()
+
+
 def test_results_are_timed_in_turn(tmp_path, monkeypatch):
     """Each run alone is timed in none: that of all would be of different hours."""
     monkeypatch.setattr(comparing, "_IMAGES", 2)

@@ -22,10 +22,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.cnsn import AT, SCALES, _accuracies, _data
 from benchmarks.real import NETWORKS
@@ -122,17 +123,11 @@ def from_start(task: Data, model: Detachable) -> Step:
     """All by their labels and by what the network gave as it came."""
     teacher = copy.deepcopy(model.detach(0)).eval().requires_grad_(False)
 
-    def step(running: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        total, right, wanted = torch.zeros(()), None, teacher(x)
-        for exit in range(model.exits + 1):
-            way = AtExit(running, exit)
-            loss, counted = task.loss(way, x, y)
-            loss = torch.lerp(loss, task.imitation(way.gave, wanted, TEMPERATURE), SHARE)
-            loss.backward()
-            total, right = total + loss.detach(), counted if exit == 0 else right
-        return total, right
+    def loss(way: AtExit, x: Tensor, y: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        own, right = task.loss(way, x, y, smoothing)
+        return torch.lerp(own, task.imitation(way.gave, teacher(x), TEMPERATURE), SHARE), right
 
-    return step
+    return multi_model_step(SimpleNamespace(loss=loss), model.exits)
 
 
 WAYS: dict[str, Callable[[Data, Detachable], Step]] = {

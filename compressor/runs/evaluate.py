@@ -15,20 +15,18 @@ from compressor.runs.stages import Callback, Stage, note_all, silent
 from compressor.runs.subject import class_numbers, open_subject, unsaid
 from compressor.training.classes import fit_to_model
 from compressor.training.data import open_data
-from compressor.training.evaluate import Figures
+from compressor.training.evaluate import Evaluation
 from compressor.training.evaluate import evaluate as evaluate_on
 from compressor.training.task import Task
 
 
 @dataclass(frozen=True)
-class Evaluated(Figures):
+class Evaluated(Evaluation):
     """How well a model does on one split of a data set."""
 
-    model: str
-    data: str
-    split: str
-    figures: dict[str, float]  # the main one first
-    count: int  # images, or batches of a user's task
+    model: str = ""
+    data: str = ""
+    split: str = "test"
     notes: tuple[str, ...] = ()
     history: tuple[str, ...] = ()  # the commands that made the model, the last one last
     figure: Figure = TOP
@@ -96,4 +94,6 @@ def _evaluated(job: EvaluateJob, model: Any, task: Task, tell: Callback, how: st
     part = {"test": task.test, "validation": task.validation, "train": task.train}[job.split]
     tell(Stage(f"evaluating on {task.amount(part)}{how}"))
     found = evaluate_on(model, part, task)
-    return Evaluated("", job.data, job.split, found.figures, found.count, figure=task.figure, amount=task.amount(part))
+    return Evaluated(
+        found.figures, found.count, data=job.data, split=job.split, figure=task.figure, amount=task.amount(part)
+    )

@@ -21,10 +21,17 @@ from compressor.training.task import Task, called
 Predict = Callable[[NDArray[np.float32]], Any]  # a float batch to scores, such as ONNX Runtime's
 
 
-class Figures:
-    """What was measured, by name."""
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model does on a part of the data."""
 
-    figures: dict[str, float]
+    figures: dict[str, float]  # the main one first
+    count: int  # images, or batches of a user's task
+
+    @property
+    def main(self) -> float:
+        """The main figure."""
+        return next(iter(self.figures.values()))
 
     @property
     def top1(self) -> float:
@@ -35,19 +42,6 @@ class Figures:
     def loss(self) -> float:
         """Mean cross-entropy in nats, where images are classified."""
         return self.figures["loss"]
-
-
-@dataclass(frozen=True)
-class Evaluation(Figures):
-    """How well a model does on a part of the data."""
-
-    figures: dict[str, float]  # the main one first
-    count: int  # images, or batches of a user's task
-
-    @property
-    def main(self) -> float:
-        """The main figure."""
-        return next(iter(self.figures.values()))
 
 
 def evaluate(model: nn.Module | Predict, part: Any, task: Task, batch_size: int | None = None) -> Evaluation:

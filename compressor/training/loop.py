@@ -46,8 +46,8 @@ def fit(
     Raises Interrupted after SIGINT or SIGTERM, with a checkpoint written; CompressorError when the loss or a weight is
     no longer finite or memory is short of two images; DataError when images can no longer be read.
     """
-    run = Run.of(model, task, settings, on_event, optimizer, saving)
-    run = run.with_step(step or plain(task, settings.label_smoothing))
+    step = step or plain(task, settings.label_smoothing)
+    run = Run.of(model, task, settings, step, on_event, optimizer, saving)
     with (
         modes_kept(model),
         numerics(settings, run.device),

@@ -41,6 +41,7 @@ class Run:
     meter: Meter
     saving: Saving | None
     on_event: Callable[[Event], None] | None
+    step: Step
     micro: MicroBatches = field(init=False)
     signals: Signals = field(default_factory=Signals)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -57,11 +58,12 @@ class Run:
         model: nn.Module,
         task: Task,
         settings: TrainSettings,
+        step: Step,
         on_event: Callable[[Event], None] | None,
         optimizer: torch.optim.Optimizer | None,
         saving: Saving | None,
     ) -> "Run":
-        """A phase at its beginning; moves the model to the device."""
+        """A phase at its beginning, which does `step` with every batch; moves the model to the device."""
         if settings.on_nan == "rollback" and saving is None:
             raise UsageError("on_nan='rollback' goes back to a checkpoint: give a folder to write them to")
         device = choose_device(settings.device)
@@ -73,14 +75,12 @@ class Run:
                 settings = replace(settings, channels_last=False)
         optimizer = optimizer or make_optimizer(model, settings)
         state = TrainState(model, optimizer, settings.first_epoch, task.steps(settings))
-        return cls(model, task, settings, device, optimizer, state, Meter(device), saving, on_event)
+        return cls(model, task, settings, device, optimizer, state, Meter(device), saving, on_event, step)
 
-    def with_step(self, step: Step) -> "Run":
-        """The same run, doing this with every batch."""
+    def __post_init__(self) -> None:
         half = uses_bfloat16(self.device)
         autocast = partial(torch.autocast, self.device.type, dtype=torch.bfloat16) if half else nullcontext
-        self.micro = MicroBatches(step, autocast, self.note)
-        return self
+        self.micro = MicroBatches(self.step, autocast, self.note)
 
     @property
     def end(self) -> int:

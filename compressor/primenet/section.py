@@ -1,6 +1,6 @@
 """PrimeNet's part of the report: curves of the local losses, how often each scale was chosen, and what it comes to."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from compressor.primenet.learning import TrainingMemory
@@ -21,12 +21,11 @@ _KEPT = {
 }
 
 
-def section(learnt: Learnt, costs: Mapping[int, int], memory: TrainingMemory, remarks: Iterable[str] = ()) -> Section:
-    """The section of a run; `costs` are the multiply-adds of the stage with each scale alone, `remarks` go into it."""
-    text = " ".join((_TEXT, _KEPT[min(len(learnt.kept), 2)], *remarks))
-    return Section(
-        "PrimeNet", text, tables=(_scales(learnt, costs), _memory(memory)), plots=(_losses(learnt), _choices(learnt))
-    )
+def section(learnt: Learnt, costs: Mapping[int, int], memory: TrainingMemory) -> Section:
+    """The section of a run; `costs` are the multiply-adds of the stage with each scale alone."""
+    text = f"{_TEXT} {_KEPT[min(len(learnt.kept), 2)]}"
+    tables, plots = (_scales(learnt, costs), _memory(memory)), (_losses(learnt), _choices(learnt))
+    return Section("PrimeNet", text, tables, plots)
 
 
 def remarks(before: Measurements, after: Measurements, fit: str) -> list[str]:

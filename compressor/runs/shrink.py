@@ -38,9 +38,9 @@ from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
 from compressor.runs.run import planned
 from compressor.runs.settings import ModelSettings, PromiseSettings
+from compressor.runs.several import Cell, attempted, begin, carry_out, checked, common
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, card_of
-from compressor.runs.sweep import Cell, attempted, begin, carry_out, checked, common
 from compressor.training.data import Data
 from compressor.training.events import NoteEvent
 

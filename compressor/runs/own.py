@@ -89,6 +89,8 @@ def criterion(method: str | Score) -> Score | None:
     if not is_own(method):
         return None
     path, function = _parts(method)
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}: give `method` FILE.py:FUNCTION, such as mine.py:score")
     found = code.load(path, function, expected=None, named=True).function
 
     def score(model: nn.Module, channels: Channels, given: Given) -> Scores:

@@ -102,7 +102,7 @@ def test_groups_without_scores_stay_and_say_why():
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("nowhere.py:score", "is not there"),
+        ("nowhere.py:score", "there is no file nowhere.py: give `method`"),
         ("{mine}:missing", "has no function 'missing'"),
         ("{mine}.txt:x", "neither one of ours nor FILE.py:FUNCTION"),
     ],

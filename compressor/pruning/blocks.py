@@ -154,7 +154,7 @@ class Shortening:
         left, found = _STORED, set[str]()
         for name, block in self.blocks.items():
             left -= math.prod(block.made) * sum(len(given) for given in self._few)
-            alone = all(name == each or not _nested(name, each) for each in self.blocks)
+            alone = all(name == each or not nested(name, each) for each in self.blocks)
             if alone and left >= 0:
                 found.add(name)
         return found
@@ -243,7 +243,8 @@ class Shortening:
         setattr(self._small.get_submodule(parent), leaf, self._whole.get_submodule(name) if module is None else module)
 
 
-def _nested(one: str, other: str) -> bool:
+def nested(one: str, other: str) -> bool:
+    """Whether one of two modules is the other, or lies in it."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 

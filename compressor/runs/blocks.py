@@ -13,7 +13,7 @@ from compressor.graph.blocks import find_blocks
 from compressor.graph.names import matching, names_of
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import named_tensors
-from compressor.pruning.blocks import Option, Shortening, Step, options
+from compressor.pruning.blocks import Option, Shortening, Step, nested, options
 from compressor.pruning.price import in_words
 from compressor.pruning.reconstruction import Reconstruction, reconstruct_
 from compressor.pruning.settings import PruneSettings, in_time
@@ -57,7 +57,7 @@ def block_chooser(costs: BlockCosts, inputs: Sequence[Any]) -> Callable[[float],
     names = names_of(module)
     kept = {name for pattern in costs.choice.keep for name in matching(pattern, names, "keep")}
     refused = dict(blocks.refused)
-    refused |= {name: "kept" for name in blocks.found if any(_shares(name, each) for each in kept)}
+    refused |= {name: "kept" for name in blocks.found if any(nested(name, each) for each in kept)}
     found = {name: block for name, block in blocks.found.items() if name not in refused}
     choices = options(found, costs.saving, costs.cost)
     if not choices:
@@ -147,7 +147,3 @@ def replace_(
         replace_blocks_(module, edits, example)
         take_weights_(module, named_tensors(masked) if found.layers else {})
     return cost, replace(found, layers_are="layers behind replaced blocks")
-
-
-def _shares(name: str, kept: str) -> bool:
-    return name == kept or name.startswith(f"{kept}.") or kept.startswith(f"{name}.")

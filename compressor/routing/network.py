@@ -193,16 +193,16 @@ class Piece(nn.Module):
 
 def check_layout(layout: Layout, units: tuple[Unit, ...]) -> None:
     """Raise UsageError for depths that the network does not have, ValueError for words that mean nothing."""
-    if layout.heads not in ("own", "shared") or layout.router not in ("gates", "image", "argmax"):
-        raise ValueError(f"heads {layout.heads!r}, router {layout.router!r}")
-    if layout.heads == "own" and (len(layout.grids) != len(layout.leave_after) - 1 or min(layout.grids) < 1):
-        raise ValueError(f"grids {layout.grids} for {len(layout.leave_after)} depths")
     depths = layout.leave_after
     if len(depths) < 2 or list(depths) != sorted(set(depths)) or depths[-1] != len(units) - 1 or depths[0] < 0:
         raise UsageError(
             f"images cannot leave after units {', '.join(map(str, depths))}: give two or more, in ascending order, "
             f"from 0 to {len(units) - 1}, which is the last"
         )
+    if layout.heads not in ("own", "shared") or layout.router not in ("gates", "image", "argmax"):
+        raise ValueError(f"heads {layout.heads!r}, router {layout.router!r}")
+    if layout.heads == "own" and (len(layout.grids) != len(depths) - 1 or min(layout.grids) < 1):
+        raise ValueError(f"grids {layout.grids} for {len(depths)} depths")
 
 
 def _depth_ids(maps: Tensor, depth: int) -> Tensor:

@@ -10,8 +10,9 @@ from compressor.errors import FileError, ModelError, UsageError
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.routing.learning import by_label
-from compressor.routing.network import Layout, Routed, rebuild, survey
+from compressor.routing.network import Layout, Routed, make_routed, rebuild, survey
 from compressor.routing.router import sureness
+from compressor.routing.settings import RouteSettings
 from compressor.routing.units import Skippable
 from tests.routing.nets import NETWORKS, SHAPE, Residual, Three, images, routed
 
@@ -182,13 +183,12 @@ def test_weights_are_shared_with_the_users_network():
     assert len(names) == 1
 
 
-@pytest.mark.parametrize("places", [(0,), (0, 1), (2, 1), (0, 0, 2), (-1, 2), (0, 5)])
-def test_places_to_leave_that_do_not_exist_are_refused(places):
-    from compressor.routing.network import check_layout
-
-    _, found = survey(Three(), SHAPE)
+@pytest.mark.parametrize("heads", ["own", "shared"])
+@pytest.mark.parametrize("places", [(5,), (0,), (0, 1), (2, 1), (5, 1), (0, 0, 2), (-1, 2), (0, 5)])
+def test_places_to_leave_that_do_not_exist_are_refused(places, heads):
+    chain, found = survey(Three(), SHAPE)
     with pytest.raises(UsageError, match="cannot leave after"):
-        check_layout(Layout(SHAPE, 10, places), found.units)
+        make_routed(chain, found.units, RouteSettings(leave_after=places, heads=heads))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8), (1, 3, 3)])

@@ -96,6 +96,8 @@ def _check(job: ExportJob, path: Path, single: bool) -> None:
         raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
     if job.to == "pt2" and path.suffix != ".pt2":
         raise UsageError(f"--to pt2 writes one file: give --out a name that ends in .pt2, not {path.name!r}")
+    if path.suffix == ".pt2" and not single:
+        raise UsageError(f"{path.name!r} is what --to pt2 writes: give that, or --out the name of a folder")
     if single and job.exits == "separate":
         raise UsageError("--exits separate writes several files: give --out the name of a folder")
     if path.suffix == ".onnx" and job.to != "onnx":

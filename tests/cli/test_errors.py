@@ -49,6 +49,7 @@ WRONG_USE = {
     "route-without-data": ["route", DIGITS, "--out", "nowhere"],
     "replace-without-data": ["replace", DIGITS, "--out", "nowhere"],
     "export-program-into-folder": ["export", DIGITS, "--to", "pt2", "--out", "nowhere"],
+    "export-package-called-program": ["export", DIGITS, "--out", "nowhere.pt2"],
     "export-int8-without-data": ["export", DIGITS, "--to", "onnx", "--precision", "int8", "--out", "nowhere"],
     "export-no-such-exit": ["export", DIGITS, "--exit", "3", "--out", "nowhere.onnx"],
     "export-no-such-opset": ["export", DIGITS, "--opset", "3", "--out", "nowhere.onnx"],

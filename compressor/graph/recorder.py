@@ -134,12 +134,13 @@ class Recorder(Watching):
         alive = [(ref, tensor) for ref, tensor in found if tensor is not None]
         del watched, found
         bases = {id(base_of(tensor)) for _, tensor in alive}
-        kept = {id(tensor): place for place, tensor in self._kept()} if len(alive) > len(outputs) else {}
-        return [
-            (ref, kept.get(id(tensor), "still held by something after the run"))
+        left = [
+            (ref, tensor)
             for ref, tensor in alive
             if ref.index not in outputs and (id(tensor) not in bases or sys.getrefcount(tensor) > _OF_A_BASE)
         ]
+        kept = {id(tensor): place for place, tensor in self._kept()} if left else {}
+        return [(ref, kept.get(id(tensor), "still held by something after the run")) for ref, tensor in left]
 
     def _kept(self) -> Iterator[tuple[str, Tensor]]:
         """What the model's modules hold in attributes."""

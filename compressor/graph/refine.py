@@ -58,10 +58,10 @@ class Refinement:
         for walk in walks:
             walk.follow()
         self.walks: list[Run] = [(walk, *run[1:]) for walk, run in zip(walks, self.runs, strict=True)]
-        self.trials = self.walks, self.walks
-        # One code: each mode tries it once.
-        if len(walks) == 1 or (len(walks) == 2 and objections.same_operators(*walks)):
-            self.trials = self.walks[:1], self.walks[-1:] if objections.asks_for_sizes(walks[-1]) else []
+        halved = uneven = self.walks
+        if len(walks) == 2 and objections.same_operators(*walks):  # one code: each mode tries it once
+            halved, uneven = self.walks[:1], self.walks[1:]
+        self.trials = halved, [run for run in uneven if objections.asks_for_sizes(run[0])]
         self.read = [size for walk in walks for size in walk.sizes]
 
     def refine(self, keep: frozenset[str]) -> tuple[Map, list[str]]:

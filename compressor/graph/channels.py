@@ -119,7 +119,7 @@ class Channels:
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)  # of all modules and tensors -> the first name of each
 
-    @property
+    @cached_property
     def free(self) -> tuple[Group, ...]:
         return tuple(group for group in self.groups if group.frozen is None)
 

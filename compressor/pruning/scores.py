@@ -91,7 +91,7 @@ def slices(tensor: Tensor, place: Place, channels: Channels, group: Group) -> Te
         where = channels.positions(place, group.ids).ravel()
         if len(where) != tensor.shape[place.dim] or (where[:-1] > where[1:]).any():
             tensor = tensor.index_select(place.dim, torch.from_numpy(where).to(tensor.device))
-    rows = tensor.movedim(place.dim, 0).reshape(group.size, -1)
+    rows = (tensor.movedim(place.dim, 0) if place.dim else tensor).reshape(group.size, -1)
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
@@ -116,7 +116,7 @@ def relative(model: nn.Module, channels: Channels, measure: Callable[[Tensor], T
 def in_means(scores: Tensor) -> Tensor:
     """Scores of one layer as multiples of their mean; all 1 where that is zero."""
     mean = scores.mean()
-    return scores / mean if mean != 0 else torch.ones_like(scores)
+    return scores / mean if mean.item() else torch.ones_like(scores)
 
 
 def as_values(scores: Tensor, group: Group) -> Values:

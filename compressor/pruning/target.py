@@ -62,11 +62,11 @@ def narrowed(multiple: int, group: Group) -> int:
 
 def step_of(group: Group, channels: Channels, multiple: int) -> int:
     """How many channels make the width of every layer of the group a multiple: grouped layers hold a channel often."""
+    made = [channels.identities[place.tensor, place.dim] for place in group.places if place.role == "row"]
     step = 1
-    for place in group.places if multiple > 1 else ():
-        if place.role == "row":
-            occurrences = int(np.count_nonzero(channels.identities[place.tensor, place.dim] == group.ids[0]))
-            step = math.lcm(step, multiple // math.gcd(multiple, occurrences))
+    for ids in {id(ids): ids for ids in made}.values() if multiple > 1 else ():
+        occurrences = int(np.count_nonzero(ids == group.ids[0]))
+        step = math.lcm(step, multiple // math.gcd(multiple, occurrences))
     return step
 
 

@@ -22,12 +22,13 @@ def assign_(tensor: Tensor, data: Tensor) -> None:
         with torch.inference_mode():
             tensor.data = data.clone()
         return
-    if tensor.requires_grad and tensor.is_leaf and tensor._use_count() > 1:  # type: ignore[attr-defined]
-        torch.autograd.graph.get_gradient_edge(tensor).node.register_prehook(_outdated)
-    # `data` keeps the accumulator unless the type changes. torch.utils.swap_tensors would give a new one too, but it
-    # drops hooks and attributes and refuses while an output, a view or a weak reference is alive.
-    other = torch.float64 if tensor.dtype == torch.float32 else torch.float32
-    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    if tensor._use_count() > 1:  # type: ignore[attr-defined]  # perhaps an accumulator holds it
+        if tensor.requires_grad and tensor.is_leaf:
+            torch.autograd.graph.get_gradient_edge(tensor).node.register_prehook(_outdated)
+        # `data` keeps the accumulator unless the type changes. torch.utils.swap_tensors would give a new one too, but
+        # it drops hooks and attributes and refuses while an output, a view or a weak reference is alive.
+        other = torch.float64 if tensor.dtype == torch.float32 else torch.float32
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = data
     torch.autograd.graph.increment_version(tensor)  # what was saved for a backward pass is known to be outdated
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from compressor.errors import ModelError
 from compressor.graph.attributes import write_
 from compressor.graph.channels import Channels, Place
+from compressor.graph.neutral import uncollected
 from compressor.graph.tensors import named_modules, named_tensors
 from compressor.surgery.assign import assign_, check_no_reducer
 from compressor.surgery.edits import Edit, Insert, Merge, Plan, Prune
@@ -22,6 +23,7 @@ from compressor.surgery.snapshot import Snapshot, all_or_nothing
 
 @torch.inference_mode(False)
 @torch.no_grad()
+@uncollected()
 def operate_(
     model: nn.Module,
     plan: Plan,

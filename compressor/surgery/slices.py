@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,7 @@ from compressor.surgery.renumber import Renumbering
 Positions = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """What a plan does to all dimensions that hold the same channels, as positions on one device."""
 
     keep: Tensor  # that take up the ones in `drop`
@@ -63,8 +63,7 @@ class Layouts:
         return Layout(*pairs, placed(order), tuple(inserts))
 
 
-@dataclass(frozen=True)
-class Slices:
+class Slices(NamedTuple):
     """One dimension of one tensor, and its new layout."""
 
     dim: int

@@ -71,6 +71,8 @@ def begun(value: Any) -> tuple[dict[str, Any], list[str]]:
     made.pop("_compiled_call_impl", None)
     for key, each in made.items():
         kind = type(each)
+        if kind in CONSTANTS:
+            continue
         if kind in _HOLDERS and not each:
             made[key] = kind()
         elif not is_constant(each):

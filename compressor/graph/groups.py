@@ -1,5 +1,6 @@
 """Turn the ties that propagation found into a map: one identity per channel, groups, and why some are frozen."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -164,10 +165,10 @@ def _producers(places: Iterable[Place], ranks: Mapping[str, int]) -> tuple[str, 
 def sites(walk: Propagation, numbered: Numbered) -> tuple[Site, ...]:
     """Outputs of modules that hold channels on one dimension, in the order of execution."""
     found = []
+    mixed = [0, *itertools.accumulate(not op.operator.is_elementwise for op in walk.trace.ops)]
     for order, call in enumerate(walk.trace.calls):
         for ref in call.outputs[:1]:
-            ops = walk.trace.ops[call.start : call.end]
-            plain = bool(ops) and all(op.operator.is_elementwise for op in ops)
+            plain = call.start < call.end and mixed[call.start] == mixed[call.end]
             for dim, ids in walk.track(ref).items():
                 found.append(Site(call.module, dim, numbered(ids), ref.shape, order, plain))
     return tuple(found)

@@ -140,8 +140,8 @@ def in_one_memory(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """A note that names parameters which torch takes for several and which are one memory (`Parameter(other.data)`)."""
     names: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for name, tensor in tensors.items():
-        if has_data(tensor) and tensor.numel():
-            names.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
+        if has_data(tensor) and (memory := tensor.data_ptr()):  # none of what has no elements
+            names.setdefault((memory, tuple(tensor.shape)), []).append(name)
     for each in names.values():
         if len(each) > 1:
             yield f"{', '.join(each)} are one memory; an edit gives each its own: use one parameter to tie them"

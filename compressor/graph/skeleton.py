@@ -137,7 +137,9 @@ def skeleton(model: nn.Module, *, real: bool = False, readable: list[tuple[Tenso
     if others:  # they are copied with what they hold, which has to be whole by then
         plain.sort(key=lambda each: sum(1 for _ in each[0].modules()))
     for module, made, rest in plain:
-        vars(memo[id(module)]).update(made, **{key: copied(made[key], memo) for key in rest})
+        for key in rest:
+            made[key] = copied(made[key], memo)
+        vars(memo[id(module)]).update(made)
     result: nn.Module = copied(model, memo)
     return result
 

@@ -23,8 +23,7 @@ from compressor.report.report import Report
 from compressor.runs.course import Network
 from compressor.runs.courses import by_adapnet, by_criterion
 from compressor.runs.oneshot import check_can_be_edited, check_optimizer, checked
-from compressor.runs.own import criterion
-from compressor.runs.own import in_words as named
+from compressor.runs.own import criterion, in_words
 from compressor.runs.results import filters, layer_sizes
 from compressor.runs.stages import Callback, silent
 from compressor.settings import filled
@@ -104,14 +103,14 @@ class Pruner:
         steps, every = _positive("steps", steps), _positive("every", every)
         self.closed = self._finished = False
         own = method if isinstance(method, PruneSettings) else PruneSettings()
-        keep = (keep,) if isinstance(keep, str) else tuple(keep)
-        also = also if isinstance(also, Mapping) else (also,) if isinstance(also, str) else tuple(also)
+        names = filled(PruneSettings(), checked(keep=keep, also=also))
+        traced = also if isinstance(also, Mapping) else names.also
         with neutral(), _apart(seed):
             with without_reducer(self._wrapper):
                 check_can_be_edited(self.model)
             check_optimizer(self.model, optimizer)
             _check_followers(self.model, self.followers)
-            channels = capture(self.model, example, keep=(*own.keep, *keep), also=also or own.also)
+            channels = capture(self.model, example, keep=(*own.keep, *names.keep), also=traced or own.also)
             network = Network(self.model, channels, tell, self.followers)
             if method == "adapnet" or isinstance(method, AdapNetSettings):
                 _refuse("adapnet", {"ratio": ratio, "every": every, "data": data, "loss": loss})
@@ -121,7 +120,7 @@ class Pruner:
                 _refuse("a criterion", {"classes": classes})
                 score = criterion(method.method if isinstance(method, PruneSettings) else method)
                 if not isinstance(method, PruneSettings):
-                    given["method"] = method if isinstance(method, str) else named(method)
+                    given["method"] = method if isinstance(method, str) else in_words(method)
                 choice = filled(own, checked(**given, seed=seed))
                 self._asked = by_criterion(
                     network, example, choice, score, steps=steps, every=every, data=data, loss=loss

@@ -368,6 +368,7 @@ WRONG = {
     "out of reach": (("l1",), {"target_macs": 1e-9}, "cannot be reached"),
     "target of adapnet": (("adapnet",), {"steps": 600, "lsep": 5, "target_macs": 1e12}, "of `target_macs`: ask"),
     "keep": (("l1",), {"keep": "layer9"}, "layer9"),
+    "keep of another type": (("l1",), {"keep": None}, "keep is None, and has to be a list of texts"),
     "follower": (("l1",), {"followers": [small_net(9)]}, r"followers\[0\] is no copy of the model"),
 }  # fmt: skip
 

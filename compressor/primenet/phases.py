@@ -12,7 +12,7 @@ from compressor.primenet.network import PrimeNetwork
 from compressor.training import checkpoint
 from compressor.training.checkpoint import Saving
 from compressor.training.evaluate import evaluate
-from compressor.training.events import EpochEvent, Event
+from compressor.training.events import EpochEvent, Event, Listener
 from compressor.training.loop import fit
 from compressor.training.settings import TrainSettings
 from compressor.training.task import Task
@@ -34,7 +34,7 @@ def train_in_two_phases(
     data: Task,
     training: TrainSettings,
     *,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: Listener = None,
     saving: Saving | None = None,
 ) -> Learnt:
     """Train a network whose block is learning, in place; afterwards its block is settled.
@@ -54,7 +54,7 @@ def train_in_two_phases(
     if reached is not None and reached["phase"] == CLASSIFIER:
         rows, losses = reached["method"]["rows"], reached["method"]["losses"]
     else:
-        rows = represent_(network, data, training, on_event=on_event, saving=saving)
+        rows = represent_(network, data, training, on_event, saving)
         losses = {str(scale): loss for scale, loss in local_losses(network, data.validation, data).items()}
     kept = network.stage.block.scales
     if settings.inference == "static":
@@ -64,17 +64,12 @@ def train_in_two_phases(
         resume = reached is not None and reached["phase"] == CLASSIFIER
         known = {"rows": rows, "losses": losses}
         saving = replace(saving, resume=resume, method=lambda: known)
-    later = retrain_(network, data, training, on_event=on_event, saving=saving)
+    later = retrain_(network, data, training, on_event, saving)
     return Learnt([*rows, *later], losses, kept)
 
 
 def represent_(
-    network: PrimeNetwork,
-    data: Task,
-    training: TrainSettings,
-    *,
-    on_event: Callable[[Event], None] | None = None,
-    saving: Saving | None = None,
+    network: PrimeNetwork, data: Task, training: TrainSettings, on_event: Listener = None, saving: Saving | None = None
 ) -> list[dict[str, Any]]:
     """The first phase, in place: capsules learn from local losses, all else from the network's; returns its rows.
 
@@ -104,12 +99,7 @@ def represent_(
 
 
 def retrain_(
-    network: PrimeNetwork,
-    data: Task,
-    training: TrainSettings,
-    *,
-    on_event: Callable[[Event], None] | None = None,
-    saving: Saving | None = None,
+    network: PrimeNetwork, data: Task, training: TrainSettings, on_event: Listener = None, saving: Saving | None = None
 ) -> list[dict[str, Any]]:
     """The second phase, in place: what reads the settled block learns, the block is held; returns its rows.
 
@@ -134,7 +124,7 @@ def _with_best(network: PrimeNetwork, data: Task) -> dict[str, Any]:
     return {"validation_local_losses": named, **{f"validation_{name}": each for name, each in result.figures.items()}}
 
 
-def _renaming(phase: str, on_event: Callable[[Event], None] | None) -> Callable[[Event], None]:
+def _renaming(phase: str, on_event: Listener) -> Callable[[Event], None]:
     """The same listener, told rows that bear the phase's name also where nothing is saved."""
 
     def tell(event: Event) -> None:

@@ -18,7 +18,7 @@ from compressor.report.manifest import Array
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import Timed, compare_runs
-from compressor.runs.folder import ONNX, named_folder
+from compressor.runs.folder import ONNX, REPORT, SETTINGS, named_folder
 
 _IMAGES = 20  # random ones that networks are timed on
 
@@ -107,8 +107,8 @@ def _calling(path: Path, example: Any, real: Array | None) -> Callable[[int], ob
 
 def _finished(name: str) -> Report:
     folder = Path(name).expanduser()
-    if folder.is_dir() and not (folder / "report.json").exists():
-        begun = (folder / "settings.json").exists()
+    if folder.is_dir() and not (folder / REPORT).exists():
+        begun = (folder / SETTINGS).exists()
         what = f"is not finished; finish it with compressor resume {name}" if begun else "holds no run"
         raise FileError(f"{name} {what}")
     return Report.load(folder)

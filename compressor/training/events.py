@@ -1,5 +1,6 @@
 """What the training loop reports, as plain data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,3 +36,4 @@ class NoteEvent:
 
 
 Event = BatchEvent | EpochEvent | NoteEvent
+Listener = Callable[[Event], None] | None  # None: nobody hears

@@ -3,7 +3,6 @@
 `step` is what one batch does. `after_step` is what happens between batches: a method that watches, and edits the model.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from compressor.training.batch_norm import synchronised
 from compressor.training.checkpoint import AfterStep, Diverged, History, Saving
 from compressor.training.distributed import add_up_
 from compressor.training.evaluate import modes_kept
-from compressor.training.events import BatchEvent, EpochEvent, Event
+from compressor.training.events import BatchEvent, EpochEvent, Listener
 from compressor.training.interrupt import deferred_signals
 from compressor.training.microbatches import Step
 from compressor.training.numerics import numerics
@@ -32,7 +31,7 @@ def fit(
     *,
     step: Step | None = None,
     after_step: AfterStep | None = None,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: Listener = None,
     optimizer: torch.optim.Optimizer | None = None,
     saving: Saving | None = None,
 ) -> History:

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,7 +16,7 @@ from compressor.graph.neutral import random_states, restore_random_states_
 from compressor.training import checkpoint, distributed
 from compressor.training.checkpoint import Diverged, History, Saving, TrainState
 from compressor.training.evaluate import Meter, evaluate
-from compressor.training.events import Event, NoteEvent
+from compressor.training.events import Event, Listener, NoteEvent
 from compressor.training.interrupt import Interrupted, Signals
 from compressor.training.microbatches import MicroBatches, Step
 from compressor.training.numerics import choose_device, derive_seed, seed_everything_, uses_bfloat16
@@ -40,7 +39,7 @@ class Run:
     state: TrainState
     meter: Meter
     saving: Saving | None
-    on_event: Callable[[Event], None] | None
+    on_event: Listener
     step: Step
     micro: MicroBatches = field(init=False)
     signals: Signals = field(default_factory=Signals)
@@ -59,7 +58,7 @@ class Run:
         task: Task,
         settings: TrainSettings,
         step: Step,
-        on_event: Callable[[Event], None] | None,
+        on_event: Listener,
         optimizer: torch.optim.Optimizer | None,
         saving: Saving | None,
     ) -> "Run":

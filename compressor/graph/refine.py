@@ -75,7 +75,7 @@ class Refinement:
         first = self._tried(self._with_sizes(start, kept))
         if first.objection is None:  # as in most networks
             return self._bounded(first.map), notes
-        found = self._bounded(self._searched(start))
+        found = self._bounded(self._searched(self._tried(start) if kept else first))
         kept, notes = self._kept_sizes(found)
         return self._with_kept(found, kept), notes
 
@@ -109,10 +109,9 @@ class Refinement:
                     return replace(group, frozen=f"{other}, which no run used, has as many channels")
         return group
 
-    def _searched(self, start: Map) -> Map:
+    def _searched(self, attempt: Attempt) -> Map:
         """Freeze, or learn the stored size of, whatever the trials object to, until they run as the map predicts."""
         seen: Counter[tuple[int, int]] = Counter()
-        attempt = self._tried(start)
         for _ in range(_MOST_TRIALS):
             found = attempt.objection
             if found is None:

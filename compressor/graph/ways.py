@@ -163,8 +163,8 @@ def unused(tensors: Mapping[str, Tensor], runs: Iterable[Run]) -> frozenset[str]
     Single numbers in buffers are left out: batch norm counts its batches there.
     """
     used = {name for trace, _ in runs for name in trace.first_use}
-    whole = (name for name, tensor in tensors.items() if tensor.ndim or isinstance(tensor, nn.Parameter))
-    return frozenset(whole) - used
+    rest = ((name, tensor) for name, tensor in tensors.items() if name not in used)
+    return frozenset(name for name, tensor in rest if tensor.ndim or isinstance(tensor, nn.Parameter))
 
 
 def idle(model: nn.Module, names: frozenset[str]) -> list[str]:

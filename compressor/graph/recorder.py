@@ -103,8 +103,9 @@ class Recorder(Watching):
 
     def refs(self, values: Any, made: bool = False) -> tuple[TensorRef, ...]:
         """Of all tensors in a value; `made` says that they come from something seen: an operator, the example."""
-        if type(values) is Tensor:  # as most
-            return (self._ref(values, made),)
+        one = values[0] if type(values) is tuple and len(values) == 1 else values
+        if type(one) is Tensor:  # as most
+            return (self._ref(one, made),)
         return tuple([self._ref(leaf, made) for leaf in leaves(values)])
 
     def read(self, tensor: Tensor) -> None:
@@ -219,15 +220,17 @@ class Recorder(Watching):
         than the run, and after another `nn.Module.__call__` Python looks up every attribute of every class again.
         """
 
+        ops, calls, refs = self.result.ops, self.result.calls, self.refs
+
         def call(module: nn.Module, name: str, *inputs: Any, **keywords: Any) -> Any:
-            start, outer, self._module = len(self.result.ops), self._module, name
+            start, outer, self._module = len(ops), self._module, name
             try:
                 output = module._call_impl(*inputs, **keywords)
             finally:
                 self._module = outer
-            made = self.refs(output)
-            given = self.refs((*inputs, *keywords.values()) if keywords else inputs)
-            self.result.calls.append(ModuleCall(name, start, len(self.result.ops), given, made))
+            made = refs(output)
+            given = refs((*inputs, *keywords.values()) if keywords else inputs)
+            calls.append(ModuleCall(name, start, len(ops), given, made))
             return output
 
         scripted = torch.jit.ScriptModule  # what it runs counts as its owner's

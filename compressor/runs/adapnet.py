@@ -9,6 +9,7 @@ from functools import partial
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.adapnet.settings import in_epochs
 from compressor.pruning.settings import in_time
 from compressor.report.measurements import Measurements
 from compressor.runs.course import Network
@@ -93,10 +94,8 @@ class AdaptRun(Run[AdaptJob]):
         return self.phases.startup + settings.max_epochs + settings.finetune_epochs
 
     def within(self, epochs: int) -> AdaptJob:
-        """A quarter of them, one at least, for fine-tuning, as a sweep has it."""
-        fine = max(1, epochs // 4)
-        adapnet = replace(self.job.adapnet, startup_epochs=0, max_epochs=max(1, epochs - fine), finetune_epochs=fine)
-        return replace(self.job, adapnet=adapnet)
+        """As a sweep shares them out."""
+        return replace(self.job, adapnet=in_epochs(self.job.adapnet, epochs))
 
     def changes(self) -> float:
         """At most."""

@@ -1,13 +1,12 @@
 """The job that `compressor demo` shows: AdapNet on a small CNN for scikit-learn's digits, to half its multiply-adds."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from compressor.errors import FileError
 from compressor.loading.arch import SAMPLE_FOLDER
 from compressor.pruning.adapnet.settings import PRESETS
-from compressor.runs.folder import SETTINGS
+from compressor.runs.folder import read_settings
 from compressor.runs.jobs import AdaptJob
 from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings
 
@@ -38,7 +37,6 @@ def demo_job(out: str, overwrite: bool, command: str) -> AdaptJob:
 
 def _holds_demo(folder: Path) -> bool:
     try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_settings(folder).get("command") == "demo"
+    except FileError:
         return False
-    return isinstance(settings, dict) and settings.get("command") == "demo"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError, DataError, FileError, UsageError
-from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.adapnet.settings import PRESETS, in_epochs
 from compressor.pruning.settings import BLOCKS, TRAINED, PruneSettings, check
 from compressor.report import units
 from compressor.report.report import Report
@@ -169,21 +169,20 @@ def _runs(job: SweepJob) -> Iterator[Cell]:
 
 def _adapnet(job: SweepJob, name: str, target: Mapping[str, Any]) -> AdaptJob:
     """AdapNet with the same number of epochs, of which it may change the structure in three quarters."""
-    training = job.training
-    fine = max(1, training.epochs // 4)
-    own = {field.name for field in fields(AdapNetSettings)} & set(job.chosen)
-    changed: dict[str, Any] = {key: getattr(training, key) for key in own if hasattr(training, key)}
-    changed |= {"batch_size": training.batch_size, "max_epochs": max(1, training.epochs - fine)}
-    changed |= {"finetune_epochs": fine, "startup_epochs": 0, "lsep": job.grid.lsep}
-    changed = {key: value for key, value in changed.items() if value is not None or key == "lsep"}
+    training, preset = job.training, PRESETS["quick"]
+    own = [each.name for each in fields(preset) if each.name in job.chosen and hasattr(training, each.name)]
+    changed = {name: getattr(training, name) for name in own if getattr(training, name) is not None}
+    changed |= {"batch_size": training.batch_size, "lsep": job.grid.lsep}
+    adapnet = in_epochs(replace(preset, **changed), training.epochs)
+    told = {name: getattr(adapnet, name) for name in (*changed, "max_epochs", "finetune_epochs", "startup_epochs")}
     typed = {"method": "adapnet", "preset": "quick", **target, "fill": True}
     return AdaptJob(
         **common(job, name),
         goals=GoalSettings(**target, fill=True),
         training=training,
         preset="quick",
-        adapnet=replace(PRESETS["quick"], **changed),
-        command=_command(job, name, {**typed, **{key: value for key, value in changed.items() if value is not None}}),
+        adapnet=adapnet,
+        command=_command(job, name, {**typed, **told}),
     )
 
 

@@ -70,6 +70,12 @@ class AdapNetSettings:
         return self.chi_s if self.chi_s_concepts is None else self.chi_s_concepts
 
 
+def in_epochs(settings: AdapNetSettings, epochs: int) -> AdapNetSettings:
+    """The settings for a trained network and so many epochs in all: a quarter, one at least, is for fine-tuning."""
+    fine = max(1, epochs // 4)
+    return replace(settings, startup_epochs=0, max_epochs=max(1, epochs - fine), finetune_epochs=fine)
+
+
 PRESETS: dict[str, AdapNetSettings] = {
     "paper": AdapNetSettings(),
     # Minutes on two CPU cores: short phases; learning rate and decay of a short run, in which the paper's strong decay

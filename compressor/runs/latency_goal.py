@@ -80,28 +80,20 @@ def selected(
         return _noted(min(tried, key=lambda each: each[0])[1], times, target)
 
 
-def price_in_ms(module: nn.Module, example: Any, channels: Channels, choice: PruneSettings | GoalSettings) -> Price:
-    """Milliseconds of one image by channels, by this machine's layers in the runtime or another's table.
-
-    Raises:
-        UsageError: the network takes several inputs.
-        ModelError: torch cannot export the network.
-    """
-    with _timed(module, example, channels, choice) as (_, price, _):
-        return price
-
-
 def goal_in_ms(
     module: nn.Module, example: Any, channels: Channels, choice: PruneSettings | GoalSettings
 ) -> Goal | None:
-    """The target of time by such a price, for a method that goes on until it is met; None where there is none.
+    """The target of time, for a method that goes on until it is met, and the milliseconds of one image by channels, by
+    this machine's layers in the runtime or another's table; None where there is no such target.
 
-    Raises what `price_in_ms` does, and UsageError where the network is that fast already.
+    Raises:
+        UsageError: the network takes several inputs, or is that fast already.
+        ModelError: torch cannot export the network.
     """
     if not in_time(choice):
         return None
-    price = price_in_ms(module, example, channels, choice)
-    return Goal.at(price, target_in_ms(choice, price.whole()))
+    with _timed(module, example, channels, choice) as (_, price, _):
+        return Goal.at(price, target_in_ms(choice, price.whole()))
 
 
 @contextmanager

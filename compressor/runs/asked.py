@@ -1,7 +1,7 @@
 """The job that a verb's keywords and objects of settings ask for in Python."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, TypedDict, get_args, get_type_hints
 
 from compressor.errors import UsageError
@@ -14,7 +14,7 @@ from compressor.runs.jobs import VERBS
 from compressor.runs.own import named
 from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings, SweepSettings
 from compressor.runs.stages import Callback
-from compressor.settings import filled, read, settings_of
+from compressor.settings import Job, filled, read, recorded_of, settings_of
 from compressor.training.settings import DataSettings, DistillSettings, TrainSettings
 
 Settings = (
@@ -51,15 +51,39 @@ def asked(verb: str, given: Mapping[str, Any]) -> tuple[Any, Callback]:
     values = {name: each for name, each in given.items() if name not in _OWN and each is not None} | keywords
     if values.get("task") is not None and not isinstance(values["task"], str):
         values["task"] = named(values["task"])
-    kind = next(kind for kind in VERBS[verb] if kind.takes(values))
-    homes = {hint: name for name, hint in get_type_hints(kind).items()}
-    for each in settings:
-        if type(each) not in homes:
-            known = ", ".join(sorted(hint.__name__ for hint in homes if hint in get_args(Settings)))
-            raise UsageError(f"{type(each).__name__} is not a settings class of compressor.{verb}: these are {known}")
-    whole = {homes[type(each)]: filled(each, settings_of(each)) for each in settings}
-    changed = (entry.name for each in settings for entry in fields(each) if getattr(each, entry.name) != entry.default)
-    chosen = tuple(dict.fromkeys((*changed, *values)))
     called = f"compressor {verb} in Python: " + ", ".join(f"{name}={value!r}" for name, value in values.items())
-    job = read(VERBS[verb], values, verb=f"compressor.{verb}", chosen=chosen, whole=whole, inside={"command": called})
+    kinds, inside = VERBS[verb], [_changed(each) for each in settings]
+    told = {name: value for each in (*inside, values) for name, value in each.items()}
+    kind = next(kind for kind in kinds if kind.takes(told))
+    if "method" not in told:  # the objects say which
+        kind = next((each for each in kinds if _homes(each).keys() >= set(map(type, settings))), kind)
+    homes, known = _homes(kind), {kind.ALIASES.get(name, name): value for name, value in told.items()}
+    whole = kind.bases(known) if settings else {}
+    for each, changed in zip(settings, inside):
+        if type(each) not in homes:
+            classes = ", ".join(sorted(hint.__name__ for hint in homes if hint in get_args(Settings)))
+            what = f"compressor.{verb}" + (f" by {told['method']}" if "method" in told else "")
+            raise UsageError(f"{type(each).__name__} is not a settings class of {what}: these are {classes}")
+        home, others = homes[type(each)], {name: value for name, value in known.items() if name not in changed}
+        if whole.get(home) == kind.bases(others).get(home):
+            whole[home] = filled(each, settings_of(each))
+        else:  # the object itself chose the mode, which sets more
+            whole[home] = filled(whole[home], changed)
+    values |= {name: told[name] for name in kind.LACKS if name in told}  # refused
+    if not kind.takes(values):
+        values["method"] = told.get("method", recorded_of(kind)["method"].default)
+    job = read(kinds, values, verb=f"compressor.{verb}", chosen=tuple(told), whole=whole, inside={"command": called})
     return job, tell
+
+
+def _homes(kind: type[Job]) -> dict[type, str]:
+    """The fields of a job by the classes of settings that they hold."""
+    return {hint: name for name, hint in get_type_hints(kind).items() if isinstance(hint, type)}
+
+
+def _changed(each: object) -> dict[str, Any]:
+    """The settings of an object that are others than usual."""
+    if not is_dataclass(each) or isinstance(each, type):
+        return {}
+    usual = {entry.name: entry.default for entry in fields(each)}
+    return {name: value for name, value in settings_of(each).items() if value != usual[name]}

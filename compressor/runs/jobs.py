@@ -157,7 +157,7 @@ class AdaptJob(RunJob):
                 "adapnet decides while the network trains and needs `data`, such as digits; without data prune in one "
                 f"shot by {', '.join(WITHOUT_DATA)}"
             )
-        return {"adapnet": PRESETS[given.get("preset", "paper")], "training": FINETUNE}
+        return {"adapnet": PRESETS.get(given.get("preset", "paper"), PRESETS["paper"]), "training": FINETUNE}
 
 
 @dataclass(frozen=True)

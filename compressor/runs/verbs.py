@@ -1,9 +1,10 @@
 """The verbs of the command line as functions: what is a flag there is a keyword here, under the same name.
 
 A verb takes the keywords that one types in a notebook, and whole objects of settings for the rest:
-`compressor.prune("m.pt", AdapNetSettings(lsep=50), method="adapnet", data="digits", out="runs/m")`. An object takes the
-place of what the verb would begin with, keywords change single settings. Every verb that changes a model leaves a run's
-folder, as the command does, and returns its report. `tell` hears what the run is doing.
+`compressor.prune("m.pt", AdapNetSettings(lsep=50), data="digits", out="runs/m")`. An object takes the place of what the
+verb would begin with, and says the method or the mode where it has one; keywords change single settings. Every verb
+that changes a model leaves a run's folder, as the command does, and returns its report. `tell` hears what the run is
+doing.
 """
 
 import os

@@ -13,12 +13,15 @@ import torch
 
 import compressor
 from compressor.errors import UsageError
+from compressor.exits.settings import NSN, DetachSettings
+from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
 from compressor.routing.settings import RouteSettings
 from compressor.runs import jobs
-from compressor.runs.asked import Common
+from compressor.runs.asked import Common, asked
 from compressor.runs.settings import OutputSettings
 from compressor.settings import known_to
+from compressor.training.settings import TrainSettings
 from compressor.vision import door as vision
 from sample_models.vgg16_cifar import build as vgg16
 
@@ -126,6 +129,10 @@ def test_objects_of_settings_take_the_place_of_what_a_verb_begins_with(tmp_path)
     chosen = PruneSettings(ratio=0.25, round_to=1, seed=3), OutputSettings(latency=False, onnx=False)
     report = compressor.prune(small, *chosen, out=tmp_path / "run", seed=5)
     assert {"ratio": 0.25, "round_to": 1, "seed": 5, "latency": False}.items() <= report.settings.items()
+    with pytest.raises(UsageError, match="preset is 'fast', and has to be one of paper"):
+        compressor.prune(small, AdapNetSettings(), preset="fast", data="digits", out=tmp_path / "other")
+    with pytest.raises(UsageError, match="ratio is not for blocks"):
+        compressor.prune(small, PruneSettings(method="blocks", ratio=0.3), data="digits", out=tmp_path / "other")
     with pytest.raises(UsageError, match="RouteSettings is not a settings class of compressor.prune"):
         compressor.prune(small, RouteSettings(), out=tmp_path / "other")
 
@@ -140,3 +147,30 @@ def test_named_keywords_are_settings_of_the_verb(verb):
     common = typing.get_type_hints(Common) if verb in ("train", "finetune", "prune", "detach", "route", "sweep") else {}
     names = {one.name for one in named if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)} - {"tell"}
     assert {*names, *common} <= known.keys()
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "kind"),
+    [
+        ("prune", PruneSettings(method="mixed", target_macs=0.5), jobs.MixedJob),
+        ("prune", PruneSettings(method="l2"), jobs.PruneJob),
+        ("prune", AdapNetSettings(lsep=5), jobs.AdaptJob),
+        ("detach", DetachSettings(method="nsn"), jobs.DetachJob),
+        ("route", RouteSettings(mode="paper", depths=3), jobs.RouteJob),
+    ],
+)
+def test_an_object_of_settings_chooses_the_method_or_the_mode(verb, settings, kind):
+    given = {"settings": (settings, TrainSettings(momentum=0.5)), "keywords": {}, "tell": None}
+    job, _ = asked(verb, given | {"model": "net.pt", "data": "digits", "out": "run"})
+    assert type(job) is kind and job.training.momentum == 0.5
+    if verb == "route":
+        assert (job.choice.labels, job.choice.threshold, job.choice.depths) == ("paper", 0.0, 3)
+    else:
+        assert settings in vars(job).values()
+
+
+def test_the_training_of_a_mode_that_an_object_chooses_is_the_modes():
+    common = {"keywords": {}, "tell": None, "model": "net.pt", "data": "digits", "out": "run"}
+    assert asked("detach", common | {"settings": (DetachSettings(method="nsn"),)})[0].training.lr == NSN.lr
+    route, _ = asked("route", common | {"settings": (RouteSettings(mode="paper"),)})
+    assert route.training.optimizer == "rmsprop"

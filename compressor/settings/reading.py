@@ -9,8 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 from compressor.errors import UsageError, did_you_mean
-from compressor.settings.setting import About, Known
-from compressor.settings.values import checked
+from compressor.settings.setting import About, Known, checked
 
 J = TypeVar("J", bound="Job")
 R = TypeVar("R", bound=Any)

@@ -9,6 +9,7 @@ from functools import partial
 from compressor.graph import capture
 from compressor.graph.channels import Channels
 from compressor.pruning.adapnet.method import AdapNet
+from compressor.pruning.adapnet.schedule import check_period
 from compressor.pruning.adapnet.settings import in_epochs
 from compressor.pruning.settings import in_time
 from compressor.report.measurements import Measurements
@@ -17,7 +18,7 @@ from compressor.runs.goals import Guard, Target
 from compressor.runs.jobs import AdaptJob
 from compressor.runs.latency_goal import goal_in_ms
 from compressor.runs.periods import Periods
-from compressor.runs.phases import Phases, TrainingPhases, check_period, hints
+from compressor.runs.phases import Phases, TrainingPhases, hints
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
 from compressor.runs.subject import refuse_routed

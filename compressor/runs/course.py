@@ -7,7 +7,7 @@ A course is armed before a batch, stepped after the optimizer's step, and told o
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
@@ -72,3 +72,16 @@ class Course(ABC):
             self.follow(plan)
             self.channels = operate_(self.model, plan, self.channels, followers=self.followers)
         self.rows, self.refused = list(state["rows"]), dict(state["refused"])
+
+
+C = TypeVar("C", bound=Course)
+
+
+@dataclass(frozen=True)
+class Asked(Generic[C]):
+    """A course, the settings that it follows from, and over how many steps of the loop it goes."""
+
+    course: C
+    settings: dict[str, Any]
+    steps: int
+    epochs: int = 1  # equal parts of the steps

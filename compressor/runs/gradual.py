@@ -1,10 +1,11 @@
 """A criterion applied little by little while a network trains: score, select, cut and refit every so many steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -12,13 +13,14 @@ from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.graph.tensors import device_of
 from compressor.pruning.oneshot import Ranked, rank
 from compressor.pruning.price import Goal, Price, macs_price, memory_goals, peak_memory, size_price
-from compressor.pruning.scores import Given, Score, add_, products_of
-from compressor.pruning.selection import Selection, select
-from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
+from compressor.pruning.reconstruction import first_batches, inputs_of
+from compressor.pruning.scores import Given, Score, add_, l1, products_of
+from compressor.pruning.selection import Selection, goals_of, select
+from compressor.pruning.settings import BLOCKS, PruneSettings, check, in_time, looks_at_inputs, resolved
 from compressor.runs.apply import apply_plan_
-from compressor.runs.course import Course, Network
+from compressor.runs.course import Asked, Course, Network
 from compressor.runs.goals import followed
-from compressor.runs.latency_goal import selected, target_in_ms
+from compressor.runs.latency_goal import goal_in_ms, selected, target_in_ms
 from compressor.runs.stages import PeriodEvent
 from compressor.surgery import Plan
 from compressor.surgery.renumber import Renumbering
@@ -26,6 +28,7 @@ from compressor.surgery.snapshot import Snapshot, all_or_nothing
 from compressor.training import distributed
 from compressor.training.task import moved
 
+_ROUNDS = 10  # where nothing else is said
 WATCHED = 8  # batches before a pruning step, whose gradients are gathered where the criterion wants them
 
 
@@ -247,3 +250,50 @@ def _complete(products: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     """With zeros for parameters that the loss does not depend on."""
     named = model.named_parameters()
     return {name: products[name] if name in products else each.detach().new_zeros(each.shape) for name, each in named}
+
+
+def by_criterion(
+    network: Network,
+    example: Any,
+    choice: PruneSettings,
+    score: Score | None,
+    *,
+    steps: int | None,
+    every: int | None,
+    data: Any,
+    loss: Callable[[nn.Module, Any], Tensor] | None,
+) -> Asked[Gradual]:
+    """Rounds of a criterion, all at once where no `steps` are given; `score` is the user's own.
+
+    Raises UsageError for settings that make no sense, or what the criterion lacks.
+    """
+    choice = resolved(choice, has_inputs=data is not None)
+    if choice.method in BLOCKS:
+        raise UsageError(f"{choice.method} makes new layers, which the optimizer lacks: call prune_ before the loop")
+    check(choice, has_data=data is not None or choice.method == "taylor")
+    if looks_at_inputs(choice) and data is None:
+        raise UsageError(f'`data` is missing: allocate="{choice.allocate}" looks at batches')
+    if loss is not None and (choice.method != "taylor" or data is None):
+        raise UsageError("`loss` is for method taylor, with `data` to take it on: leave it out, or give both")
+    steps = steps or 1
+    if every is not None and every > steps:
+        raise UsageError(f"`every` is {every}, and there are only {steps} `steps`")
+    goal = goal_in_ms(network.model, example, network.channels, choice)
+    _check_reached(network, choice, goal)
+    batches = [] if data is None else first_batches(data, example, choice.score_images)
+    looks = Looks(
+        score,
+        inputs_of(batches, example, network.model, torch.device("cpu")) if batches else (),
+        batches if loss is not None or score is not None else (),
+        loss,
+    )
+    price = None if goal is None else goal.price
+    course = Gradual(network, example, choice, steps, every or max(1, steps // _ROUNDS), looks, price)
+    return Asked(course, asdict(choice), steps)
+
+
+def _check_reached(network: Network, choice: PruneSettings, goal: Goal | None) -> None:
+    """Raise what the last round would: a target that cannot be reached, a layer that is not there."""
+    channels = network.channels
+    goals = [*goals_of(channels, choice), *([] if goal is None else [goal])]
+    select(channels, l1(network.model, channels, Given()), replace(choice, allocate="uniform"), None, goals)

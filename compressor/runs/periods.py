@@ -4,23 +4,30 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from compressor.errors import UsageError
 from compressor.graph.neutral import as_written
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.adapnet.freeze import Held
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.observe import Watch
+from compressor.pruning.adapnet.schedule import check_period
 from compressor.pruning.adapnet.section import galleries, section
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.price import in_words
 from compressor.pruning.target import rounded
-from compressor.runs.course import Course, Network
+from compressor.runs.course import Asked, Course, Network
 from compressor.runs.goals import Guard, Target
+from compressor.runs.latency_goal import goal_in_ms
+from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import PeriodEvent, PeriodStep, note_all
+from compressor.settings import filled, settings_of
 from compressor.surgery import Plan, operate_
 from compressor.surgery.snapshot import Snapshot, all_or_nothing
 from compressor.training import distributed
@@ -244,3 +251,39 @@ def _on_the_host(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_on_the_host(each) for each in value)
     return value.cpu() if isinstance(value, Tensor) else value
+
+
+def by_adapnet(
+    network: Network,
+    example: Any,
+    base: AdapNetSettings | None,
+    given: Mapping[str, Any],
+    *,
+    steps: int | None,
+    classes: int | None,
+    seed: int,
+) -> Asked[Periods]:
+    """AdapNet's second phase; `given` are settings of it by name, and goals.
+
+    Raises UsageError for settings that are unknown or out of range, or too few steps.
+    """
+    if steps is None:
+        raise UsageError("`steps` is missing: over how many steps of the optimizer, such as 30 * len(loader)")
+    given = dict(given)
+    preset = given.pop("preset", "paper")
+    if preset not in PRESETS:
+        raise UsageError(f"there is no preset {preset!r}: these are {', '.join(PRESETS)}")
+    names = settings_of(GoalSettings()).keys() - {"undo_drop", "fill"}
+    known = {name: given.pop(name) for name in sorted(names) if name in given}
+    settings, goals = filled(base or PRESETS[preset], given), filled(GoalSettings(), known)
+    if steps < settings.max_epochs:
+        raise UsageError(f"`steps` is {steps}, and has to be at least `max_epochs`, which is {settings.max_epochs}")
+    epoch = steps // settings.max_epochs
+    check_period(settings, epoch)
+    model, channels = network.model, network.channels
+    method = AdapNet(settings, classes=classes, steps_per_epoch=epoch, seed=seed)
+    method.adopt(model, channels)
+    method.check_units(channels)
+    target = Target.of(goals, channels, goal_in_ms(model, example, channels, goals))
+    course = Periods(network, method, target, round_to=goals.round_to)
+    return Asked(course, {**asdict(settings), **known}, steps, settings.max_epochs)

@@ -81,24 +81,6 @@ def hints(settings: AdapNetSettings, model: nn.Module) -> list[str]:
     ]
 
 
-def check_period(settings: AdapNetSettings, steps_per_epoch: int) -> None:
-    """Raise UsageError when the second phase is too short for one filter to be removed.
-
-    A filter is judged when it has counts of enough periods, and is removed, after one more in which it is frozen.
-    """
-    lsep = schedule.period_steps(settings, steps_per_epoch)
-    needed = (2 if settings.freeze else 1) + 1
-    periods = settings.max_epochs * steps_per_epoch // lsep
-    if periods < needed:
-        longest = settings.max_epochs * steps_per_epoch // needed
-        shorter = f"give `lsep` {longest} or less, or " if longest else "give "
-        more = -(-needed * lsep // steps_per_epoch)
-        raise UsageError(
-            f"a period of {lsep} steps fits {periods} times into {settings.max_epochs} epochs of {steps_per_epoch} "
-            f"steps, and it takes {needed} until a filter goes: {shorter}`max_epochs` {more} or more"
-        )
-
-
 _WORDS: dict[Phase, str] = {
     "startup": "training before the structure changes",
     "periods": "training while filters are pruned, merged and inserted",

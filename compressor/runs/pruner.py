@@ -20,10 +20,11 @@ from compressor.pruning.settings import PruneSettings
 from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
-from compressor.runs.course import Network
-from compressor.runs.courses import by_adapnet, by_criterion
+from compressor.runs.course import Asked, Network
+from compressor.runs.gradual import Gradual, by_criterion
 from compressor.runs.oneshot import check_can_be_edited, check_optimizer, checked
 from compressor.runs.own import criterion, in_words
+from compressor.runs.periods import Periods, by_adapnet
 from compressor.runs.results import filters, layer_sizes
 from compressor.runs.stages import Callback, silent
 from compressor.settings import filled
@@ -112,6 +113,7 @@ class Pruner:
             _check_followers(self.model, self.followers)
             channels = capture(self.model, example, keep=(*own.keep, *names.keep), also=traced or own.also)
             network = Network(self.model, channels, tell, self.followers)
+            self._asked: Asked[Periods] | Asked[Gradual]
             if method == "adapnet" or isinstance(method, AdapNetSettings):
                 _refuse("adapnet", {"ratio": ratio, "every": every, "data": data, "loss": loss})
                 base = None if isinstance(method, str) else method
@@ -126,7 +128,7 @@ class Pruner:
                     network, example, choice, score, steps=steps, every=every, data=data, loss=loss
                 )
             self._before, self._widths = self._measured(), filters(self.model)
-        self._course = self._asked.course
+        self._course: Periods | Gradual = self._asked.course
         self._parts = [(path, held, dict(held)) for path, held in _parts(self.model)]
         self._course.arm(optimizer)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from compressor.errors import UsageError
 from compressor.pruning.adapnet.settings import AdapNetSettings
 
 BETA_FLOOR = 0.18  # of the threshold (table 2)
@@ -61,3 +62,21 @@ def should_stop(settings: AdapNetSettings, removed: Sequence[int], epoch: int) -
     recent = removed[-STOP_PERIODS:]
     still = len(recent) == STOP_PERIODS and all(count < STOP_FILTERS for count in recent)
     return still and epoch >= math.ceil(settings.max_epochs / 4)
+
+
+def check_period(settings: AdapNetSettings, steps_per_epoch: int) -> None:
+    """Raise UsageError when the second phase is too short for one filter to be removed.
+
+    A filter is judged when it has counts of enough periods, and is removed, after one more in which it is frozen.
+    """
+    lsep = period_steps(settings, steps_per_epoch)
+    needed = (2 if settings.freeze else 1) + 1
+    periods = settings.max_epochs * steps_per_epoch // lsep
+    if periods < needed:
+        longest = settings.max_epochs * steps_per_epoch // needed
+        shorter = f"give `lsep` {longest} or less, or " if longest else "give "
+        more = -(-needed * lsep // steps_per_epoch)
+        raise UsageError(
+            f"a period of {lsep} steps fits {periods} times into {settings.max_epochs} epochs of {steps_per_epoch} "
+            f"steps, and it takes {needed} until a filter goes: {shorter}`max_epochs` {more} or more"
+        )

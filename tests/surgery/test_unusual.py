@@ -29,6 +29,18 @@ class Quarters(Network):
         return self.head(F.relu(self.b(torch.cat(parts, 1))).mean((2, 3)))
 
 
+class QuartersBesideMore(Quarters):
+    """The same with one more head in training: the two modes run different operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x)
+        return scores + self.more(x.mean((2, 3))) if self.training else scores
+
+
 class EvenAndOdd(Network):
     """Strided slices over channels."""
 
@@ -279,8 +291,8 @@ class Detector(Network):
         return torch.cat([boxes, classes.sigmoid()], 1)
 
 
-UNUSUAL = (Quarters, EvenAndOdd, TemporalShift, CosineHead, Spectral, OldWeightNorm, FixedBlur, NonLocal, Gated,
-           CountUsed, CpuMask, StandardisedPointwise, FirstSoMany, Recurrent, Detector)  # fmt: skip
+UNUSUAL = (Quarters, QuartersBesideMore, EvenAndOdd, TemporalShift, CosineHead, Spectral, OldWeightNorm, FixedBlur,
+           NonLocal, Gated, CountUsed, CpuMask, StandardisedPointwise, FirstSoMany, Recurrent, Detector)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).*")

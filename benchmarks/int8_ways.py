@@ -60,6 +60,7 @@ class Way:
     feedback: bool = False
     biases: bool = False  # by what comes out of rounded layers, one after another
     corrected: bool = False  # biases by `correct_biases`, all at once
+    cut: bool = False  # ranges by `write_ranges` in place of the smallest and the largest value
     options: Mapping[str, Any] = field(default_factory=dict)  # of the quantizer
 
 
@@ -71,16 +72,18 @@ WAYS = {
     "ranges by percentile 99.99": Way(
         options={"calibrate_method": CalibrationMethod.Percentile, "extra_options": {"CalibPercentile": 99.99}}
     ),
+    "ranges by least error": Way(cut=True),
     "biases": Way(biases=True),
     "rounding with error feedback": Way(feedback=True),
     "rounding and biases": Way(feedback=True, biases=True),
     "first convolution in float32": Way(first=True),
     "rounding, biases and the first in float32": Way(feedback=True, biases=True, first=True),
-    "as exported": Way(first=True, corrected=True),
+    "as exported": Way(first=True, corrected=True, cut=True),
 }
 SHORT = (
     "scores in float32",
     "first convolution in float32",
+    "ranges by least error",
     "as exported",
     "rounding and biases",
     "rounding, biases and the first in float32",
@@ -303,7 +306,7 @@ class Case:
             program.save(source)
             if way.first:
                 options["nodes_to_exclude"] = image_convolution(program.model.graph)
-            quantize(source, target, SCHEMES[chip], Reader(self.more[: way.images]), **options)
+            quantize(source, target, SCHEMES[chip], Reader(self.more[: way.images]), cut=way.cut, **options)
             if way.free:
                 free_scores_(target)
             session = open_session(target, threads=1)

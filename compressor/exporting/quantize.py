@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compressor.errors import ModelError, first_line
 from compressor.exporting.compose import Samples, Stage, StageMaker
 from compressor.exporting.onnx import quiet
+from compressor.exporting.ranges import Reader, write_ranges
 from compressor.exporting.weights import WeightsFile
 from compressor.report.manifest import Array
 
@@ -75,7 +76,7 @@ class QuantizingMaker(StageMaker):
             try:
                 with quiet():
                     left = image_convolution(program.model.graph)
-                    quantize(file, quantized, self._scheme, _Reader(samples, inputs), nodes_to_exclude=left)
+                    quantize(file, quantized, self._scheme, _Pieces(samples, inputs), nodes_to_exclude=left)
                     free_scores_(quantized)
             except Exception as error:  # the quantizer fails in many ways
                 raise ModelError(f"ONNX Runtime cannot quantize this model ({first_line(error)})") from error
@@ -84,7 +85,7 @@ class QuantizingMaker(StageMaker):
         return stage
 
 
-class _Reader:
+class _Pieces:
     """Hands the quantizer what a stage is called with, a few images at a time."""
 
     def __init__(self, samples: Samples, inputs: Sequence[str]) -> None:
@@ -107,25 +108,31 @@ def _piece(tensor: Tensor, place: int, images: int) -> Array:
     return whole
 
 
-def quantize(source: Path, target: Path, scheme: Scheme, reader: Any, **options: Any) -> None:
-    """Write a float graph in INT8, calibrated on what the reader hands out; `options` are the quantizer's own."""
+def quantize(source: Path, target: Path, scheme: Scheme, reader: Reader, *, cut: bool = True, **options: Any) -> None:
+    """Write a float graph in INT8, calibrated on what the reader hands out; `options` are the quantizer's own.
+
+    Ranges of activations are those of `write_ranges`; without `cut`, the quantizer's.
+    """
     from onnxruntime import quantization
     from onnxruntime.quantization.registry import QDQRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = source.with_name("prepared.onnx")
+    prepared, ranges = source.with_name("prepared.onnx"), source.with_name("ranges.json")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    kinds = quantization.QuantType
+    kinds, operators = quantization.QuantType, sorted(set(QDQRegistry) - _LEFT_OUT)
+    if cut:
+        write_ranges(prepared, operators, reader, ranges)
     quantization.quantize_static(
         prepared,
         target,
         reader,
         quant_format=quantization.QuantFormat.QDQ,
-        op_types_to_quantize=sorted(set(QDQRegistry) - _LEFT_OUT),
+        op_types_to_quantize=operators,
         per_channel=scheme.per_channel,
         reduce_range=scheme.reduced,
         activation_type=getattr(kinds, scheme.activations),
         weight_type=getattr(kinds, scheme.weights),
+        calibration_cache_path=ranges if cut else None,
         **options,
     )
 

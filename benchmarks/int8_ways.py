@@ -78,6 +78,7 @@ WAYS = {
     "rounding and biases": Way(feedback=True, biases=True),
     "first convolution in float32": Way(first=True),
     "rounding, biases and the first in float32": Way(feedback=True, biases=True, first=True),
+    "rounding, the first in float32 and ranges by least error": Way(feedback=True, first=True, cut=True),
     "as exported": Way(first=True, corrected=True, cut=True),
 }
 SHORT = (

@@ -353,7 +353,7 @@ def main() -> None:
     parser.add_argument("--imagenette", help="Imagenette, as --data takes it")
     parser.add_argument("--fashion", help="Fashion-MNIST, as --data takes it")
     parser.add_argument("--bccd", type=Path, help="folder with the blood cells")
-    parser.add_argument("--images", type=int, default=1000, help="test images of each network, at most")
+    parser.add_argument("--images", type=int, default=10_000, help="test images of each network, at most")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--chip", default="x86", choices=SCHEMES, help="of INT8 for onnx and openvino")
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=RUNTIMES)

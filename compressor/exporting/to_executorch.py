@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from compressor.exporting.quantize import IMAGE_CHANNELS
+from compressor.exporting.ranges import least_error
 
 _ATEN = torch.ops.aten
 _PRODUCTS = {_ATEN.conv2d.default, _ATEN.linear.default}
@@ -43,8 +45,27 @@ def _quantized(module: nn.Module, samples: Tensor) -> nn.Module:
     with torch.no_grad():
         for image in samples:
             prepared(image[None])
+    _cut_(prepared)
     made: nn.Module = convert_pt2e(prepared)
     return made
+
+
+def _cut_(prepared: nn.Module) -> None:
+    """Put observers with the ranges of `least_error` in place of those that hold histograms."""
+    from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
+
+    made = dict[nn.Module, nn.Module]()
+    for name, seen in list(prepared.named_modules(remove_duplicate=False)):
+        if not isinstance(seen, HistogramObserver):
+            continue
+        if seen not in made:
+            least, most = float(seen.min_val), float(seen.max_val)
+            edges = np.linspace(least, most, len(seen.histogram) + 1)
+            kinds = {each: getattr(seen, each) for each in ("dtype", "qscheme", "quant_min", "quant_max", "eps")}
+            made[seen] = MinMaxObserver(**kinds)
+            low, high = least_error(seen.histogram.numpy(), edges, least, most)
+            made[seen].min_val, made[seen].max_val = torch.tensor(low), torch.tensor(high)
+        prepared.set_submodule(name, made[seen])
 
 
 def _round_less_(graph: fx.Graph, dynamic: Any) -> None:

@@ -163,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             told = Terminal.mute() and (isinstance(error, Elsewhere) or error.exit_code != 1)  # by the first process
             _fail("" if told else str(error), error.exit_code)
         except _WRONG_COMMAND as error:
-            _fail(f"{error.format_message().rstrip('.')}; see {_where(given)} --help", 2)  # type: ignore[attr-defined]
+            why = error.format_message().replace("Value error, ", "").rstrip(".")  # type: ignore[attr-defined]
+            _fail(f"{why}; see {_where(given)} --help", 2)
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
         if code == INTERRUPTED:  # also what Typer makes of Ctrl-C by itself

@@ -85,12 +85,18 @@ def _predicted(report: "Report") -> Iterator[str]:
 
 
 def _files(folder: Path, report: "Report") -> dict[str, str]:
-    from compressor.runs.folder import MODEL, ONNX
+    from compressor.runs.folder import INT8, MODEL, ONNX
 
     files = {str(folder / MODEL): "the model"}
     if report.export is not None:
         check = report.export
         files[str(folder / ONNX)] = f"the same as ONNX; differs by {check.max_rel:.0e} on {check.inputs} images"
+    if "int8" in report.details:
+        figure, exits = report.after.figure, report.details["int8"]
+        worst = max(exits, key=lambda each: figure.drop(each["top1_float"], each["top1"]))
+        where = f" at {worst['exit']}, which loses most" if len(exits) > 1 else ""
+        change = f"{figure.write(worst['top1_float'])} to {figure.write(worst['top1'])}"
+        files[str(folder / INT8)] = f"a package in INT8; test {figure.label} {change}{where}"
     files[str(folder / "report.html")] = "the report, to look at in a browser"
     return files
 

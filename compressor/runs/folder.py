@@ -9,6 +9,7 @@ from typing import Any
 
 from compressor.errors import FileError, UsageError
 from compressor.files.paths import check_writable, write_whole
+from compressor.report.manifest import MANIFEST
 from compressor.runs.lock import LOCK, FolderLock
 from compressor.runs.plans import NAME as PLAN
 from compressor.runs.settings import OutputSettings
@@ -19,6 +20,7 @@ from compressor.training.events import EpochEvent
 # What a run writes; an earlier run's go when another begins in its place, everything else in the folder stays.
 MODEL, ONNX, REPORT, PAGE = "model.safetensors", "model.onnx", "report.json", "report.html"
 PACKAGE = "package"  # what shrink leaves in place of the model where INT8 is the cheapest
+INT8 = "int8"  # a package beside the model
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
 _LONGEST_SETTINGS = 1 << 20  # characters
 # Unfinished files of ours, and the folder that an export is made in.
@@ -79,6 +81,8 @@ class RunFolder:
                 shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
             for name in () if self.resuming else _ALL:
                 (self.path / name).unlink(missing_ok=True)
+            if (self.path / INT8 / MANIFEST).exists():
+                shutil.rmtree(self.path / INT8)
         except OSError as error:
             raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from error
         if self.resuming:

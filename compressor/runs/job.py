@@ -55,6 +55,8 @@ class RunJob(ModelJob):
         given = next((name for name in _EPOCHS if name in self.chosen), None)
         if self.time.for_ is not None and given is not None:
             raise UsageError(f"`for_` and `{given}` both say how long it trains: leave one of them out")
+        if self.output.precision == "int8" and self.data is None:
+            raise UsageError("`precision` int8 calibrates on images, which needs `data`: give some, or leave it out")
         return super().completed()
 
     def check_trained(self, verb: str) -> None:

@@ -250,7 +250,10 @@ ONE_POINT, TWENTY_MINUTES = PromiseSettings(0.01), TimeSettings(20 * 60.0)
 class ShrinkJob(RunJob):
     """The cheapest network that keeps a promise, found in a time."""
 
-    LACKS: ClassVar[Mapping[str, str]] = {"epochs": "they follow from `for_`"}
+    LACKS: ClassVar[Mapping[str, str]] = {
+        "epochs": "they follow from `for_`",
+        "precision": "it tries INT8 of what passes by itself",
+    }
 
     training: TrainSettings = FINETUNE
     promise: PromiseSettings = ONE_POINT

@@ -13,18 +13,22 @@ from torch.nn.modules.conv import _ConvNd
 from compressor.errors import CompressorError
 from compressor.exporting.latency import model_latencies, profile
 from compressor.exporting.onnx import export_onnx
+from compressor.exporting.package import PackageSettings, export_package
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare
 from compressor.loading.opening import OpenedModel
 from compressor.report import units
 from compressor.report.measurements import LayerSize, Measurements, OnnxCheck
 from compressor.report.report import Report, write_page
-from compressor.runs.folder import MODEL, ONNX, RunFolder
+from compressor.runs.export import evidence_of
+from compressor.runs.folder import INT8, MODEL, ONNX, RunFolder
 from compressor.runs.models import save_model
 from compressor.runs.stages import Callback, Stage, note_all
 from compressor.runs.subject import Subject, card_of
 from compressor.training import distributed
 from compressor.training.evaluate import evaluate
+
+_EXPORTS = {ONNX: "export to ONNX", INT8: "export to INT8"}
 
 
 @distributed.by_first
@@ -114,16 +118,33 @@ def export_result(subject: Subject, folder: RunFolder, tell: Callback) -> OnnxCh
         return error
 
 
+def _quantized(subject: Subject, folder: RunFolder, tell: Callback) -> list[dict[str, Any]] | CompressorError:
+    """Write a run's result in INT8 as well, a package; how each exit does there, or why there is no package."""
+    tell(Stage("quantizing to INT8 and measuring it"))
+    settings = PackageSettings(int8="x86", latency=False, overwrite=True)
+    try:
+        evidence = evidence_of(subject, int8=True)
+        made = export_package(
+            subject.module, subject.example, folder / INT8, card=card_of(subject), evidence=evidence, settings=settings
+        )
+    except CompressorError as error:
+        return error
+    return [{"exit": each.name, "top1": each.top1, "top1_float": each.top1_float} for each in made.exits]
+
+
 @distributed.by_first
 def write_results(subject: Subject, report: Report, folder: RunFolder, exported: Exported, tell: Callback) -> Report:
-    """Fill the folder, each file whole, the report last; returns the report with what `export_result` found.
+    """Fill the folder, each file whole, the report last; returns the report with what exports found.
 
     Of several processes the first writes.
 
     Raises:
-        CompressorError: the ONNX file could not be made or computes something else; all other files are there then.
+        CompressorError: the ONNX file or the package could not be made or computes something else; all other files are
+            there then.
         FileError: the folder cannot be written.
     """
+    packed = _quantized(subject, folder, tell) if report.settings["precision"] == "int8" else None
+    details = {**report.details, "int8": packed} if isinstance(packed, list) else report.details
     tell(Stage(f"writing {folder.path}"))
     left_out = save_model(
         subject.opened,
@@ -133,18 +154,19 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, exported:
         overwrite=True,
     )
     note_all(left_out, tell)
-    failure = exported if isinstance(exported, CompressorError) else None
+    failed = {name: made for name, made in ((ONNX, exported), (INT8, packed)) if isinstance(made, CompressorError)}
     check = exported if isinstance(exported, OnnxCheck) else None
-    refused = {} if failure is None else {"export to ONNX": str(failure)}
+    refused = {_EXPORTS[name]: str(error) for name, error in failed.items()}
     settings = {**report.settings, "out": folder.named}
     notes = (*report.notes, *left_out)
-    report = replace(report, settings=settings, export=check, refused={**report.refused, **refused}, notes=notes)
+    report = replace(
+        report, settings=settings, export=check, refused={**report.refused, **refused}, notes=notes, details=details
+    )
     folder.write_rows(report.rows)
     write_page(report, folder.path)
     report.save(folder.path)  # the last: a run with a report is finished
     folder.finish()
-    if failure is not None:
-        raise CompressorError(
-            f"{folder / MODEL} is made, but not {ONNX}: {failure}; leave it out with --no-onnx"
-        ) from failure
+    for name, error in failed.items():
+        instead = "leave it out with --no-onnx" if name == ONNX else "leave out --precision int8"
+        raise CompressorError(f"{folder / MODEL} is made, but not {name}: {error}; {instead}") from error
     return report

@@ -151,6 +151,9 @@ class OutputSettings:
     overwrite: bool = setting(False, "Replace the run that is in the folder.")
     latency: bool = setting(True, "Measure latency with torch and ONNX Runtime.")
     onnx: bool = setting(True, "Export the result to ONNX and check it.")
+    precision: Literal["fp32", "int8"] = setting(
+        "fp32", "int8: also a package in INT8, calibrated on training images, in the folder int8.", "HOW", rare=True
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tests.cli.command import check_golden
 DIGITS = "sample_models/digits_cnn.safetensors"
 
 WRONG_USE = {
+    "unknown-runtime": ["export", DIGITS, "--to", "coreml", "--out", "deploy"],
     "no-such-command": ["squeeze"],
     "no-such-flag": ["prune", DIGITS, "--rato", "0.5"],
     "flag-without-value": ["prune", DIGITS, "--ratio"],

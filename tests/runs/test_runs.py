@@ -10,11 +10,13 @@ import torch
 
 import compressor
 from compressor.errors import CompressorError, UsageError
+from compressor.exporting.verify import verify_package
 from compressor.graph import capture
 from compressor.loading.opening import open_model
 from compressor.pruning.settings import PruneSettings
 from compressor.report.comparison import answers
 from compressor.report.report import Report
+from compressor.runs import results
 from compressor.runs.evaluate import evaluate
 from compressor.runs.export import export
 from compressor.runs.job import EvaluateJob, ExportJob, ProfileJob, TrainJob, flat
@@ -261,8 +263,6 @@ def test_a_plan_that_fails_leaves_an_earlier_run_whole(tmp_path):
 
 
 def test_an_export_that_fails_is_an_error_but_keeps_the_model(tmp_path, monkeypatch):
-    from compressor.runs import results
-
     def failing(*_, **__):
         raise CompressorError("outputs differ")
 
@@ -271,6 +271,30 @@ def test_an_export_that_fails_is_an_error_but_keeps_the_model(tmp_path, monkeypa
         run(PruneJob(DIGITS, None, out(tmp_path / "run")))
     assert Report.load(tmp_path / "run").refused["export to ONNX"] == "outputs differ"
     assert not (tmp_path / "run" / "model.onnx").exists()
+
+
+def test_precision_int8_leaves_a_package_beside_the_model_until_it_is_overwritten(tmp_path):
+    choice, folder = PruneSettings(target_macs=0.5), tmp_path / "run"
+    report = run(PruneJob(DIGITS, "digits", out(folder, precision="int8"), choice=choice, training=QUICK))
+    [found] = Report.load(folder).details["int8"]
+    manifest = verify_package(folder / "int8")
+    assert manifest.quantization is not None and manifest.exits[0].macs == report.after.macs
+    assert found == {"exit": "model", "top1": manifest.exits[0].top1, "top1_float": report.after.top1}
+    run(PruneJob(DIGITS, None, out(folder, overwrite=True)))
+    assert not (folder / "int8").exists(), "of another model than model.safetensors"
+
+
+def test_precision_int8_that_fails_keeps_the_model_and_needs_data(tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise CompressorError("no kernel")
+
+    monkeypatch.setattr(results, "export_package", failing)
+    choice = PruneSettings(target_macs=0.5)
+    with pytest.raises(CompressorError, match=r"is made, but not int8: no kernel; leave out --precision int8"):
+        run(PruneJob(DIGITS, "digits", out(tmp_path / "run", precision="int8"), choice=choice, training=QUICK))
+    assert Report.load(tmp_path / "run").refused["export to INT8"] == "no kernel"
+    with pytest.raises(UsageError, match="`precision` int8 calibrates on images, which needs `data`"):
+        PruneJob(DIGITS, None, out(tmp_path / "none", precision="int8"), choice=choice).completed()
 
 
 # -- profile, evaluate, export

@@ -30,9 +30,8 @@ def inspect(
 
     with terminal.progress() as tell:
         from compressor.runs.inspect import inspect as run
-        from compressor.runs.inspect import measure_sensitivity
 
-        coupling = (measure_sensitivity(job, tell) if job.sensitivity else run(job, tell)).to_json()
+        coupling = run(job, tell).to_json()
     terminal.print_json(coupling)
     terminal.show(groups_table(coupling))
     if picture is not None:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
-from compressor.graph.channels import Channels
 from compressor.graph.neutral import afresh
 from compressor.report.report import Report
 from compressor.report.run_comparison import RunComparison
@@ -20,6 +19,7 @@ from compressor.runs.evaluate import Evaluated
 from compressor.runs.evaluate import evaluate as _evaluate
 from compressor.runs.export import Exported
 from compressor.runs.export import export as _export
+from compressor.runs.inspect import Inspected
 from compressor.runs.inspect import inspect as _inspect
 from compressor.runs.job import EvaluateJob, ExportJob, InspectJob
 from compressor.runs.run import run
@@ -260,8 +260,10 @@ def inspect(
     also: Sequence[str] = InspectJob.also,
     tell: Callback = silent,
     **keywords: Any,
-) -> Channels:
+) -> Inspected:
     """Which channels of a model belong together, which can be edited, and why others cannot.
+
+    With `sensitivity=True` and `data`, how far the outputs move when shares of each group go: `outputs_moved`.
 
     Example:
         channels = compressor.inspect("runs/digits/model.safetensors")

@@ -124,6 +124,13 @@ def test_mistakes_in_an_export_are_named(tmp_path):
         compressor.export("model.safetensors", tmp_path / "deploy", exit="1")
 
 
+def test_inspect_tells_what_each_group_is_worth():
+    found = compressor.inspect(ROOT / "sample_models/digits_cnn.safetensors", sensitivity=True, data="digits")
+    assert found.outputs_moved.keys() == {group.name for group in found.free}
+    assert all(0 < moved[0.1] < moved[0.5] < 0.2 for moved in found.outputs_moved.values())
+    assert compressor.inspect(ROOT / "sample_models/digits_cnn.safetensors").outputs_moved is None
+
+
 def test_objects_of_settings_take_the_place_of_what_a_verb_begins_with(tmp_path):
     small = ROOT / "sample_models/digits_cnn.safetensors"
     chosen = PruneSettings(ratio=0.25, round_to=1, seed=3), OutputSettings(latency=False, onnx=False)

@@ -1,11 +1,12 @@
 """`compressor compare`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compressor.cli.options import Json, with_data
+from compressor.cli.options import Json, all_as_typed, with_data
 from compressor.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     from compressor.report.run_comparison import comparison_table
     from compressor.runs.folder import MODEL, PACKAGE
 
+    compared = replace(compared, failed=all_as_typed(compared.failed))
     terminal.print_json(compared.to_json())
     left = next((each for each in (Path(out) / MODEL, Path(out) / PACKAGE) if each.exists()), Path(out) / MODEL)
     if compared.certificate is not None:

@@ -1,12 +1,12 @@
 """`compressor doctor`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
 
 from compressor.cli import completion
-from compressor.cli.options import Json
+from compressor.cli.options import Json, as_typed
 from compressor.cli.terminal import Terminal
 
 HELP = "Check what is installed, the device, folders and data; exit code 1 where something is missing."
@@ -30,7 +30,7 @@ def doctor(
     from compressor.report.tables import findings_table
     from compressor.runs.doctor import examine
 
-    found = examine(data)
+    found = [replace(each, said=as_typed(each.said)) for each in examine(data)]
     terminal.print_json({"findings": [asdict(each) for each in found]})
     terminal.show(findings_table([(each.what, each.good, each.said) for each in found]))
     if any(each.good is False for each in found):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from compressor.cli.options import Json, is_onnx, named, with_data
+from compressor.cli.options import Json, as_typed, is_onnx, named, with_data
 from compressor.cli.terminal import Terminal
 from compressor.report.measurements import TOP1
 from compressor.runs.job import EvaluateJob
@@ -25,7 +25,7 @@ def evaluate(job: EvaluateJob, json: Json = False) -> None:
         from compressor.runs.evaluate import evaluate as run
 
         result = run(job, tell)
-    terminal.print_json(result.to_json())
+    terminal.print_json({**result.to_json(), "notes": [as_typed(note) for note in result.notes]})
     line = f"{result.split} {_figures(result)}, on {result.amount}"
     terminal.show(Text(line))
     following = f"prune {named(job.model)} {with_data(job.data)} --out runs/small"

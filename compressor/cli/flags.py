@@ -21,7 +21,7 @@ import typer
 
 from compressor.cli.completion import COMPLETERS
 from compressor.cli.help import show_all
-from compressor.cli.options import Config, Quiet, Verbose, flag, typed
+from compressor.cli.options import Config, Quiet, Verbose, flag, typed, unset
 from compressor.cli.terminal import VERBOSITY
 from compressor.errors import CompressorError, FileError, UsageError
 from compressor.settings import Job, Known, is_text, known_to, read, stranger
@@ -156,7 +156,7 @@ def _option(name: str, known: Known) -> inspect.Parameter:
     """The flag of one setting, or its argument."""
     about, kind, default = known.about, known.hint, None if known.default is MISSING else known.default
     switched_off = kind in (bool, bool | None) and default is not False
-    names = f"{flag(name)}/--no-{flag(name).removeprefix('--')}" if switched_off else flag(name)
+    names = f"{flag(name)}/{unset(name)}" if switched_off else flag(name)
     said = get_origin(kind) is not Literal or all(each in about.text for each in get_args(kind))
     choices = "" if said else f" One of {', '.join(get_args(kind))}."
     if is_text(known):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Json, named
+from compressor.cli.options import Json, as_typed, named
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
 from compressor.runs.job import InspectJob
@@ -32,6 +32,7 @@ def inspect(
         from compressor.runs.inspect import inspect as run
 
         coupling = run(job, tell).to_json()
+    coupling["notes"] = [as_typed(note) for note in coupling["notes"]]
     terminal.print_json(coupling)
     terminal.show(groups_table(coupling))
     if picture is not None:

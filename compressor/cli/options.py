@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +20,25 @@ def flag(name: str) -> str:
     return "MODEL" if name == "model" else f"--{name.strip('_').replace('_', '-')}"
 
 
+def unset(name: str) -> str:
+    """How a setting is typed that is to be off."""
+    return f"--no-{flag(name).removeprefix('--')}"
+
+
 def as_typed(text: str) -> str:
-    """A text with every setting that stands in backquotes as it is typed: `target_macs` becomes --target-macs."""
-    return re.sub(r"`(\w+)`", lambda found: flag(found[1]) if found[1] in _settings() else found[0], text)
+    """A text with every setting in backquotes as it is typed: `target_ms` as --target-ms, `onnx=False` as --no-onnx."""
+
+    def spelled(found: re.Match[str]) -> str:
+        if found[1] not in _settings():
+            return found[0]
+        return unset(found[1]) if found[2] else flag(found[1])
+
+    return re.sub(r"`(\w+)(=False)?`", spelled, text)
+
+
+def all_as_typed(texts: Mapping[str, str]) -> dict[str, str]:
+    """The same of texts by what they are about."""
+    return {name: as_typed(text) for name, text in texts.items()}
 
 
 @cache

@@ -1,10 +1,11 @@
 """`compressor profile`."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Json, is_onnx, named
+from compressor.cli.options import Json, all_as_typed, is_onnx, named
 from compressor.cli.terminal import Terminal
 from compressor.runs.job import ProfileJob
 
@@ -22,6 +23,7 @@ def profile(
         from compressor.runs.profile import profile as run
 
         result = run(job, tell)
+    result = replace(result, reasons=all_as_typed(result.reasons))
     from compressor.report.tables import layers_table, profile_table
 
     terminal.print_json(result.to_json())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from compressor.cli.options import DryRun, Json, as_typed, with_data
+from compressor.cli.options import DryRun, Json, all_as_typed, with_data
 from compressor.cli.terminal import Terminal
 from compressor.report import units
 from compressor.runs.job import RunJob
@@ -61,8 +61,7 @@ def _show_details(terminal: Terminal, report: "Report", *, planned: bool) -> Non
     if report.edits and (planned or terminal.verbosity > 0):
         terminal.show(filters_table(report))
     if report.frozen or report.refused:
-        refused = {what: as_typed(why) for what, why in report.refused.items()}
-        terminal.show(frozen_table(replace(report, refused=refused)))
+        terminal.show(frozen_table(replace(report, refused=all_as_typed(report.refused))))
 
 
 def _predicted(report: "Report") -> Iterator[str]:

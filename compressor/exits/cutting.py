@@ -26,19 +26,19 @@ def choose_points(found: Survey, settings: DetachSettings) -> tuple[Point, ...]:
     ModelError where no sub-model would cost less than the base.
     """
     if settings.at and settings.targets:
-        raise UsageError("give cut points by name (--at) or by cost (--targets), not both")
+        raise UsageError("give cut points by name (`at`) or by cost (`targets`), not both")
     asked = settings.at or settings.targets
     if settings.exits is not None and asked and settings.exits != len(asked):
-        flag = "--at" if settings.at else "--targets"
-        raise UsageError(f"{settings.exits} exits, and {len(asked)} in {flag}: leave --exits away, or make them agree")
+        name = "`at`" if settings.at else "`targets`"
+        raise UsageError(f"{settings.exits} exits, and {len(asked)} in {name}: leave `exits` away, or make them agree")
     if settings.at:
         return _named(found, settings.at)
     exits = DEFAULT_EXITS if settings.exits is None else settings.exits
     targets = settings.targets or tuple(1 - (number + 1) / (exits + 1) for number in range(exits))
     if not targets:
-        raise UsageError("no sub-model was asked for: give --exits 1 or more")
+        raise UsageError("no sub-model was asked for: give `exits` 1 or more")
     if not all(0 < target < 1 for target in targets):
-        raise UsageError(f"--targets {', '.join(f'{t:g}' for t in targets)}: each is a fraction between 0 and 1")
+        raise UsageError(f"`targets` {', '.join(f'{t:g}' for t in targets)}: each is a fraction between 0 and 1")
     cheaper = [point for point in found.points if point.macs < found.macs]
     if not cheaper:
         raise ModelError("no sub-model would cost less than the base: the step-downs to its feature maps are too large")
@@ -67,7 +67,7 @@ def nearest(points: Sequence[Point], wanted: Sequence[float]) -> tuple[Point, ..
 def _named(found: Survey, names: Sequence[str]) -> tuple[Point, ...]:
     chosen = [_point(found, name) for name in names]
     if len({point.cut.index for point in chosen}) < len(chosen):
-        raise UsageError(f"--at {','.join(names)} names one cut point twice")
+        raise UsageError(f"`at` {','.join(names)} names one cut point twice")
     return tuple(sorted(chosen, key=lambda point: point.cut.index))
 
 

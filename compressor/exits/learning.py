@@ -179,9 +179,9 @@ def training_of(
     if isinstance(model, Detachable):
         return multi_model_step(task, model.exits, settings, training.label_smoothing), None
     if settings.loss_weights or settings.distill:
-        raise UsageError("NSN has a rule of its own for gradients: leave --loss-weights and --distill away")
+        raise UsageError("NSN has a rule of its own for gradients: leave `loss_weights` and `distill` away")
     if training.optimizer != "sgd":
-        raise UsageError(f"NSN has a momentum of its own: leave --optimizer {training.optimizer} away")
+        raise UsageError(f"NSN has a momentum of its own: leave `optimizer` {training.optimizer} away")
     assert isinstance(model, Nested)
     optimizer = damped_sgd(model, start_lr(training), training.momentum)
     return shared_gradient_step(task, model, settings), optimizer

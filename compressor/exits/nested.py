@@ -86,8 +86,8 @@ def find_run(found: Survey, start: str | None = None) -> Run:
     if start is None:
         if found.convolutional:
             raise ModelError(
-                "the network has convolutions, and NSN takes multilayer perceptrons: use --method cnsn, or name the "
-                "first of a run of equal blocks with --at"
+                "the network has convolutions, and NSN takes multilayer perceptrons: use `method` cnsn, or name the "
+                "first of a run of equal blocks with `at`"
             )
         begin = weighted[0] if weighted else 0
     else:
@@ -119,7 +119,7 @@ def make_nested(found: Survey, settings: DetachSettings) -> Nested:
     layer can come off, UsageError where fewer can than were asked for.
     """
     if len(settings.at) > 1 or settings.targets:
-        raise UsageError("NSN takes layers off one by one: give the number with --exits, a first layer with one --at")
+        raise UsageError("NSN takes layers off one by one: give the number with `exits`, a first layer with one `at`")
     run = find_run(found, settings.at[0] if settings.at else None)
     exits = run.layers if settings.exits is None else settings.exits
     if not 1 <= exits <= run.layers:

@@ -265,7 +265,7 @@ def legal_points(base: nn.Module, example: Tensor) -> Survey:
     """A survey that has at least one legal point. Raises ModelError, with the reason, when there is none."""
     found = survey(base, example)
     if not found.convolutional:
-        raise ModelError("the network has no convolution, so nothing to step down to: use --method nsn")
+        raise ModelError("the network has no convolution, so nothing to step down to: use `method` nsn")
     if not found.points:
         raise ModelError(
             "the network has no point where one feature map alone carries the flow from convolutions to convolutions, "

@@ -62,7 +62,7 @@ def flatten(
         if type(module).__module__.startswith("torch.ao.nn.quantized"):
             raise ModelError(
                 f"{name or 'the model'} is a layer that torch has quantized ({type(module).__name__}), which it cannot "
-                "write: export the network as it was before, with --precision int8"
+                "write: export the network as it was before, with `precision` int8"
             )
     arguments, keywords = call_arguments(example, reference)
     batch = torch.export.Dim("batch")

@@ -106,12 +106,12 @@ def export_package(
     key = None if settings.sign is None else private_key(settings.sign)
     outdated = check_target(target, overwrite=settings.overwrite)
     if not isinstance(example, Tensor):
-        raise ModelError("a package takes one tensor of images; export a model of several inputs with --out FILE.onnx")
+        raise ModelError("a package takes one tensor of images; export a model of several inputs with `out` FILE.onnx")
     form = form_of(reference_of(module), portable(example))
     evidence = (evidence or Evidence()).on(portable(example))
     assert evidence.images is not None
     if settings.int8 is not None and (evidence.calibration is None or evidence.score is None):
-        raise UsageError("quantization needs images to calibrate on and to measure the accuracy on: give --data")
+        raise UsageError("quantization needs images to calibrate on and to measure the accuracy on: give `data`")
     with folder_beside(target) as staging:
         graphs = _write_graphs(form, evidence, staging, settings, runtime)
         demands = Demands(runtime.name, settings.latency, settings.int8 is not None)
@@ -170,15 +170,15 @@ def check_target(target: Path, *, overwrite: bool) -> tuple[str, ...]:
         UsageError: the place is taken, by a file, by something else than a package, or without leave to replace it.
     """
     if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file: give --out the name of a folder, or of a .onnx file")
+        raise UsageError(f"{target} is a file: give `out` the name of a folder, or of a .onnx file")
     if not target.exists() or not any(target.iterdir()):
         return ()
     if not overwrite:
-        raise UsageError(f"{target} is not empty: give another --out, or --overwrite to replace the package in it")
+        raise UsageError(f"{target} is not empty: give another `out`, or `overwrite` to replace the package in it")
     try:
         return (*(name for name in read_manifest(target).files if name == Path(name).name), SIGNATURE)
     except FileError as error:
-        raise UsageError(f"{target} holds something else than a package: give another --out") from error
+        raise UsageError(f"{target} holds something else than a package: give another `out`") from error
 
 
 def finish(staging: Path, manifest: Manifest) -> Manifest:

@@ -151,7 +151,8 @@ def latencies(
     cheap, dear = wrong[0]
     raise CompressorError(
         f"exit {cheap} takes {best[cheap].median:.2f} ms and exit {dear}, with more multiply-adds, "
-        f"{best[dear].median:.2f} ms; nothing was written: if others use this machine, try again, or give --no-latency"
+        f"{best[dear].median:.2f} ms; nothing was written: if others use this machine, try again, or give "
+        "`latency=False`"
     )
 
 

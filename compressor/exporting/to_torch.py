@@ -171,7 +171,7 @@ def export_program(
     """
 
     if not isinstance(example, Tensor):
-        raise ModelError("torch's program is written for models of one input: export this one with --out FILE.onnx")
+        raise ModelError("torch's program is written for models of one input: export this one with `out` FILE.onnx")
 
     def write(reference: nn.Module, whole: Tensor, file: Path) -> None:
         _write(reference, images(whole, 2), file, _about(card or Card(), tuple(whole.shape[1:]), settings or {}))

@@ -145,7 +145,7 @@ def check_size(what: str, size: int, most_gib: float = LARGEST_GIB) -> None:
     """Raises FileError where `size` bytes are more than `most_gib`; `what` begins the message, "model.pt is"."""
     if size > most_gib * GIB:
         raise FileError(
-            f"{what} {size / GIB:,.1f} GiB, and at most {most_gib:g} are opened: give --max-size {size / GIB + 1:.0f} "
+            f"{what} {size / GIB:,.1f} GiB, and at most {most_gib:g} are opened: give `max_size` {size / GIB + 1:.0f} "
             "if that is right"
         )
 

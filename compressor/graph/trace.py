@@ -74,9 +74,9 @@ def refused(example: Any, error: Exception) -> ModelError:
         return error
     shapes = ", ".join(units.shape(tensor.shape) for tensor in tensors_in(example))
     if lacks_memory(error):
-        return ModelError(f"there is not enough memory for an input of shape {shapes}: give a smaller one with --input")
+        return ModelError(f"there is not enough memory for an input of shape {shapes}: give a smaller one with `input`")
     return ModelError(
-        f"the model does not run on an input of shape {shapes} ({cause(error)}); give the right one with --input"
+        f"the model does not run on an input of shape {shapes} ({cause(error)}); give the right one with `input`"
     )
 
 

@@ -233,5 +233,5 @@ def unreached(model: nn.Module, usually: frozenset[str], never: frozenset[str]) 
     if unseen:
         yield (
             f"no run on the example used {listed(unseen, 12)}: kept as they are, and do not fit where what feeds them "
-            "was cut; --also NAME (also=) follows other methods of the model"
+            "was cut; `also` NAME follows other methods of the model"
         )

@@ -109,13 +109,13 @@ def parse_arch(text: str, arguments: Mapping[str, Any] | None = None) -> Arch:
     """
     match = re.fullmatch(rf"({FORM.pattern}|{_DOTTED})(?::(\w+=.*))?", text.strip())
     if match is None:
-        raise UsageError(f"--arch {text!r} {_what_is_wrong(text.strip())}")
+        raise UsageError(f"`arch` {text!r} {_what_is_wrong(text.strip())}")
     name, written = match.group(1), {} if match.group(2) is None else _arguments(match.group(2), text)
     if not FORM.fullmatch(name):
         module, _, function = name.partition(":")
         path = imports.find_file(module)
         if path is None:
-            raise UsageError(f"--arch {text!r}: there is no module {module} here or installed; write {_FORMS}")
+            raise UsageError(f"`arch` {text!r}: there is no module {module} here or installed; write {_FORMS}")
         name = f"{_shortened(path)}:{function}"
     return Arch(name, plain({**written, **(arguments or {})}, "arch_arguments"))
 
@@ -125,7 +125,7 @@ def _what_is_wrong(text: str) -> str:
     if text in vision.classifiers():
         return f"is not an architecture: write {_FORMS} (did you mean torchvision:{text}?)"
     if text.endswith(".onnx"):
-        return "is a file that brings its weights: give it as the model, without --arch"
+        return "is a file that brings its weights: give it as the model, without `arch`"
     bare = text.removesuffix(":")
     path = Path(bare) if bare.endswith(".py") else imports.find_file(text) if re.fullmatch(_MODULE, text) else None
     found = None if path is None else code.choices(path)
@@ -178,7 +178,7 @@ def _arguments(text: str, whole: str) -> dict[str, Any]:
     for part in parts:
         key, _, value = (piece.strip() for piece in part.partition("="))
         if not key.isidentifier() or not value:
-            raise UsageError(f"--arch {whole!r}: {part!r} is not of the form key=value")
+            raise UsageError(f"`arch` {whole!r}: {part!r} is not of the form key=value")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -49,21 +49,21 @@ def load(path: Path, function: str, *, expected: str | None, named: bool) -> Loa
         name = shown(f"{path}:{function}")
         raise UsageError(
             f"the checkpoint's architecture file {name} is code that was never named on this machine: if you trust it, "
-            f"give --arch {name}"
+            f"give `arch` {name}"
         )
     try:
         source = _read(path)
     except (OSError, ValueError) as error:
         told = error.strerror if isinstance(error, OSError) else error
         reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {told}"
-        raise UsageError(f"the architecture file {path} {reason}: give --arch FILE.py:{function}") from error
+        raise UsageError(f"the architecture file {path} {reason}: give `arch` FILE.py:{function}") from error
     sha256 = hashlib.sha256(source).hexdigest()
     if named:
         remember(path, function, sha256)
     elif sha256 != expected:
         raise UsageError(
             f"the architecture file {path} has changed since the checkpoint was written: if it still fits, give "
-            f"--arch {path}:{function}"
+            f"`arch` {path}:{function}"
         )
     return _loaded(path, function, source)
 

@@ -136,7 +136,7 @@ def recognise(path: Path, most_gib: float = LARGEST_GIB) -> Content:
 def _no_such_file(path: Path) -> str:
     text = str(path)
     if text.startswith(("torchvision:", "timm:")) or ".py:" in text:
-        return f"there is no file {text}: an architecture with random weights is asked for by --arch {text}"
+        return f"there is no file {text}: an architecture with random weights is asked for by `arch` {text}"
     return f"there is no file {text}"
 
 

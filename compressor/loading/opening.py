@@ -73,8 +73,8 @@ def open_program(path: Path, content: Content, trust: bool) -> tuple[nn.Module, 
     """
     if not trust:
         raise FileError(
-            f"{path} holds code ({content.value}), and opening one runs what it holds: give --trust if you know who "
-            "made it, or a state dict with --arch"
+            f"{path} holds code ({content.value}), and opening one runs what it holds: give `trust` if you know who "
+            "made it, or a state dict with `arch`"
         )
     try:
         with warnings.catch_warnings():
@@ -131,7 +131,7 @@ def open_model(
     named = None if arch is None else parse_arch(arch, arch_arguments)
     if path is None:
         if named is None:
-            raise UsageError("no model: give a file, or --arch for a network with random weights")
+            raise UsageError("no model: give a file, or `arch` for a network with random weights")
         opened = _random(named)
     else:
         opened = _from_file(Path(path), named, weights, trust, max_size, rebuilders)
@@ -159,7 +159,7 @@ def _from_file(
         contents = read(path, max_size)
         if KIND in contents.metadata:
             if weights is not None:
-                raise UsageError(f"{path} is compressor's own and has one set of weights: leave --weights out")
+                raise UsageError(f"{path} is compressor's own and has one set of weights: leave `weights` out")
             return _from_checkpoint(read_checkpoint(contents), path, named, trust, rebuilders)
         held: Any = contents.tensors
     elif content in (Content.PROGRAM, Content.SCRIPT):
@@ -176,7 +176,7 @@ def _from_file(
         first = next(iter(state))
         raise UsageError(
             f"{path} holds weights only ({len(state)} tensors, the first is {first!r}): say how the network is built "
-            "with --arch torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
+            "with `arch` torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
         )
     module, definition, more = fit(state, find(named, named=True), path)
     # How images are prepared is the publisher's word only where the classes are the published ones.
@@ -194,7 +194,7 @@ def _from_checkpoint(
     arch = held.arch
     if arch is None:
         if named is not None:
-            raise UsageError(f"{path} holds its whole network: leave --arch away")
+            raise UsageError(f"{path} holds its whole network: leave `arch` away")
         with one_line(f"{path} is a damaged checkpoint ("):
             module = blank(held.blueprint or {}, allowed.most_bytes)
     else:

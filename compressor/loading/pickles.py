@@ -71,7 +71,7 @@ def read_pickle(path: Path, *, trust: bool = False, most_gib: float = LARGEST_GI
         except pickle.UnpicklingError as error:
             raise FileError(
                 f"{path} is not a pickle that can be read without running code ({first_line(error)}): save the state "
-                "dict again with torch.save's defaults, or open it with --trust if you know who made it"
+                "dict again with torch.save's defaults, or open it with `trust` if you know who made it"
             ) from error
 
 
@@ -97,7 +97,7 @@ def _read_legacy(path: Path) -> Any:
                 raise
             raise FileError(
                 f"{path} is a network in the format of torch before 1.6, of which only state dicts are opened: save "
-                "the state dict and give --arch, or open it with --trust if you know who made it"
+                "the state dict and give `arch`, or open it with `trust` if you know who made it"
             ) from error
         if tuple(numbers) != _LEGACY or type(keys) is not list or any(type(key) is not str for key in keys):
             raise ValueError("it does not begin as torch.save's files do")
@@ -132,7 +132,7 @@ def _read_trusted(path: Path) -> Any:
     except (AttributeError, ImportError) as error:
         raise FileError(
             f"{path} needs Python code that is not here ({error}): run in the folder of that code, or save the state "
-            "dict and give --arch FILE.py:build"
+            "dict and give `arch` FILE.py:build"
         ) from error
     except Exception as error:
         raise FileError(f"{path} cannot be opened ({type(error).__name__}: {first_line(error)})") from error
@@ -253,8 +253,8 @@ def rebuilt(network: StandIn, path: Path) -> nn.Module:
         asked = [name for name in sorted(network.beside) if not _known(name)]
         raise FileError(
             f"{path} holds a network that is not built without its code: {shown(str(error))}"
-            f"{f'; it asks for {listed(asked)}' if asked else ''}. Give --arch {_architecture(layers)}, or open it "
-            "with --trust if you know who made it"
+            f"{f'; it asks for {listed(asked)}' if asked else ''}. Give `arch` {_architecture(layers)}, or open it "
+            "with `trust` if you know who made it"
         ) from error
 
 

@@ -40,7 +40,7 @@ def save_model(
     """
     target = Path(path)
     if target.exists() and not overwrite:
-        raise FileError(f"{target} exists: give another name, or say that it may be overwritten (--overwrite)")
+        raise FileError(f"{target} exists: give another name, or say that it may be overwritten (`overwrite`)")
     opened = model if isinstance(model, OpenedModel) else OpenedModel(model)
     named = parse_arch(arch) if isinstance(arch, str) else arch
     opened = replace(
@@ -112,6 +112,6 @@ def _blueprint(module: nn.Module) -> dict[str, Any]:
         return describe_layers(module)[0]
     except UnbuiltError as error:
         raise UsageError(
-            f"a {type(module).__name__} cannot be built again without its code ({error}): say how with arch= (--arch), "
+            f"a {type(module).__name__} cannot be built again without its code ({error}): say how with `arch`, "
             "FILE.py:FUNCTION for a network of your own"
         ) from error

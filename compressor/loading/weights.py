@@ -55,7 +55,7 @@ def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Mod
         inside = _entries(held)
         if inside is not None:
             raise FileError(f"{path} holds no weights, only {listed([str(key) for key in inside]) or 'nothing'}")
-        raise FileError(f"{path} holds a {_kind(held)}, not a model: give a state dict, with --arch")
+        raise FileError(f"{path} holds a {_kind(held)}, not a model: give a state dict, with `arch`")
     names = [each for each in places if each]
     if name is not None:
         fitting = [each for each in places if each == name or each.startswith(f"{name}.")]
@@ -66,11 +66,11 @@ def find_weights(held: Any, path: Path, name: str | None = None) -> tuple[nn.Mod
     else:
         chosen = next(iter(places))
         if chosen and len(places) > 1 and _KEYS.count(chosen.split(".")[0]) == 0:
-            raise UsageError(f"{path} has several sets of weights: choose with --weights one of {listed(names)}")
+            raise UsageError(f"{path} has several sets of weights: choose with `weights` one of {listed(names)}")
     notes = []
     others = [each for each in names if not f"{each}.".startswith(f"{chosen}.")]
     if chosen and others:
-        notes.append(f"the weights under {shown(chosen)} are used; --weights chooses others: {listed(others)}")
+        notes.append(f"the weights under {shown(chosen)} are used; `weights` chooses others: {listed(others)}")
     found = places[chosen]
     if not isinstance(found, dict):
         return found, notes
@@ -186,7 +186,7 @@ def put(state: State, module: nn.Module, what: str, path: Path) -> None:
         return
     misfits = {"missing": missing, "not known to it": extra, "of another shape": shapes}
     told = "; ".join(f"{len(keys)} {kind}: {listed(keys, 3)}" for kind, keys in misfits.items() if keys)
-    raise FileError(f"the weights of {path} do not fit {what}: {told}; give the --arch they were trained with")
+    raise FileError(f"the weights of {path} do not fit {what}: {told}; give the `arch` they were trained with")
 
 
 def _without_prefixes(state: State, wanted: set[str]) -> tuple[State, list[str], list[str]]:

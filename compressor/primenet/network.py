@@ -174,9 +174,9 @@ def build_stage(
     scales = tuple(sorted(settings.scales))
     if not scales or len(set(scales)) < len(scales) or not set(scales) <= set(SCALES):
         given = ",".join(map(str, settings.scales))
-        raise UsageError(f"--scales {given}: give one or more different ones of {', '.join(map(str, SCALES))}")
+        raise UsageError(f"`scales` {given}: give one or more different ones of {', '.join(map(str, SCALES))}")
     if settings.fit not in ("pool", "stride"):
-        raise UsageError(f"--fit {settings.fit}: give pool or stride")
+        raise UsageError(f"`fit` {settings.fit}: give pool or stride")
     channels, whole = image[0], (image[1], image[2])
     size = size or whole
     if size[0] > whole[0] or size[1] > whole[1] or min(filters, projected) < 1:

@@ -99,12 +99,12 @@ class Early:
         asked, until = until, module_named(until, self._names, self._modules) or ""
         if not until:
             hint = did_you_mean(asked, self._names)
-            raise UsageError(f"--until {asked}: the network has no such module{hint}; {self._legal()}")
+            raise UsageError(f"`until` {asked}: the network has no such module{hint}; {self._legal()}")
         inside = [cut for cut in self.chain.cuts[1:] if _within(cut.made_by, until)]
         if not inside or self._goes_on(inside[-1], until):
-            raise UsageError(f"--until {until}: several tensors cross where it ends; {self._legal()}")
+            raise UsageError(f"`until` {until}: several tensors cross where it ends; {self._legal()}")
         if not self._ends_here(inside[-1]):
-            raise UsageError(f"--until {until}: the block cannot make what leaves there; {self._legal()}")
+            raise UsageError(f"`until` {until}: the block cannot make what leaves there; {self._legal()}")
         return inside[-1]
 
     def choose(self) -> Place:
@@ -118,10 +118,10 @@ class Early:
         if paying is not None:
             return paying
         best = max(self.places, key=lambda place: place.removed / place.typical)
-        with_stride = "" if self.settings.fit == "stride" else ", or --fit stride, which makes the block cheaper"
+        with_stride = "" if self.settings.fit == "stride" else ", or `fit` stride, which makes the block cheaper"
         raise ModelError(
             f"the block does not pay anywhere in this network: at best, {best.where}, it costs "
-            f"{best.typical / 1e6:.1f} M MACs where {best.removed / 1e6:.1f} M would go; name a stage with --until to "
+            f"{best.typical / 1e6:.1f} M MACs where {best.removed / 1e6:.1f} M would go; name a stage with `until` to "
             f"do it all the same{with_stride}"
         )
 

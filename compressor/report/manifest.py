@@ -263,7 +263,7 @@ def chosen(exits: Sequence[N], number: int) -> N:
 def packaged(manifest: Manifest | None, number: int, path: Path) -> ExitFacts:
     """What a package says of one of its exits. Raises UsageError where there is none, or the file is of no package."""
     if manifest is None:
-        raise UsageError(f"{path} has no exits to choose from, only a package's model.onnx has: leave --exit away")
+        raise UsageError(f"{path} has no exits to choose from, only a package's model.onnx has: leave `exit` away")
     return chosen(manifest.exits, number)
 
 

@@ -166,7 +166,7 @@ def choose_in_time(points: list[Point], depth_ms: Sequence[float], target_ms: fl
     if not able:  # no threshold sends all images out at the first depth
         raise UsageError(
             f"no threshold gives {target_ms:g} ms: the fastest takes "
-            f"{min(mean_ms(point, depth_ms) for point in points):.3g} ms; give a larger --target-ms"
+            f"{min(mean_ms(point, depth_ms) for point in points):.3g} ms; give a larger `target_ms`"
         )
     return max(able, key=lambda point: (point.top1, -point.macs))
 
@@ -181,7 +181,7 @@ def check_time(depth_ms: Sequence[float], target_ms: float) -> None:
     if min(depth_ms) > target_ms:
         raise UsageError(
             f"no route takes {target_ms:g} ms or less: the fastest takes {min(depth_ms):.3g} ms here, the whole "
-            f"network {depth_ms[-1]:.3g} ms; give a larger --target-ms"
+            f"network {depth_ms[-1]:.3g} ms; give a larger `target_ms`"
         )
 
 
@@ -194,7 +194,7 @@ def within(target_macs: float, least: float, whole: int) -> float:
     if limit < least:
         raise UsageError(
             f"no route costs {limit / 1e6:.3g} M MACs ({limit / whole:.1%}) or less: the cheapest takes "
-            f"{least / 1e6:.3g} M ({least / whole:.1%}); give a larger --target-macs"
+            f"{least / 1e6:.3g} M ({least / whole:.1%}); give a larger `target_macs`"
         )
     return limit
 

@@ -125,7 +125,7 @@ def reset_(network: nn.Module, seed: int) -> None:
     layers = dict(network.named_modules())
     strange = [name for name, _ in network.named_parameters() if not _draws(layers[name.rpartition(".")[0]])]
     if strange:
-        raise ModelError(f"the weights {strange[0]} belong to no layer of torch's and cannot be drawn: use --init copy")
+        raise ModelError(f"the weights {strange[0]} belong to no layer of torch's and cannot be drawn: use `init` copy")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "scratch"))
         for layer in layers.values():

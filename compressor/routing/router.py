@@ -27,7 +27,7 @@ class ImageRouter(nn.Module):
             size = units.shape(input_shape)
             raise ModelError(
                 f"the image router needs images of {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels or more, the network "
-                f"takes {size}: choose --router gates"
+                f"takes {size}: choose `router` gates"
             )
         self.argmax = argmax
         self.stride = [math.ceil(side / _SIDE) for side in input_shape[1:]]

@@ -87,6 +87,6 @@ def check(settings: RouteSettings) -> None:
     if len(given) > 1:
         raise UsageError(f"give {' or '.join(given)}, not both: each of them chooses the threshold")
     if settings.labels == "paper" and settings.router == "gates":
-        raise UsageError("--labels paper labels some images only; --router image or argmax labels the others")
+        raise UsageError("`labels` paper labels some images only; `router` image or argmax labels the others")
     if settings.skip_set == "paper" and settings.labels != "paper":
         raise UsageError("`skip_set` paper trains on the images that `labels` paper chooses: give both")

@@ -64,7 +64,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     named_folder(folder)
     for name in () if overwrite else (PAGE, DATA):
         if (folder / name).exists():
-            raise UsageError(f"{folder / name} exists: give another --out, or --overwrite to replace it")
+            raise UsageError(f"{folder / name} exists: give another `out`, or `overwrite` to replace it")
     check_writable(folder)
 
 
@@ -77,7 +77,7 @@ def timed_in_turn(runs: Sequence[str], example: Any = None) -> Timed:
     files = {run: Path(run).expanduser() / ONNX for run in runs}
     files = {run: path for run, path in files.items() if path.exists()}
     if not files:
-        raise FileError(f"none of the runs has a {ONNX} that could be timed: run them without --no-onnx")
+        raise FileError(f"none of the runs has a {ONNX} that could be timed: run them without `onnx=False`")
     return time_files(files, example)
 
 

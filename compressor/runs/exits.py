@@ -66,7 +66,7 @@ def hardly_smaller(rows: Sequence[Row]) -> list[str]:
     base = rows[0].cost.macs
     return [
         f"exit {row.cost.exit} has {row.cost.macs / base:.0%} of the base's multiply-adds and saves next to nothing: "
-        "give --at or --targets for another place"
+        "give `at` or `targets` for another place"
         for row in rows[1:]
         if row.cost.macs > _HARDLY * base
     ]

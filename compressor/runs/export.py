@@ -93,23 +93,23 @@ def evidence_of(subject: Subject, *, int8: bool) -> Evidence:
 def _check(job: ExportJob, path: Path, single: bool) -> None:
     """Raise UsageError, or FileError, before anything is opened."""
     if single and path.exists() and not path.is_dir() and not job.overwrite:
-        raise UsageError(f"{path} exists: give another --out, or --overwrite to replace it")
+        raise UsageError(f"{path} exists: give another `out`, or `overwrite` to replace it")
     if job.to == "pt2" and path.suffix != ".pt2":
-        raise UsageError(f"--to pt2 writes one file: give --out a name that ends in .pt2, not {path.name!r}")
+        raise UsageError(f"`to` pt2 writes one file: give `out` a name that ends in .pt2, not {path.name!r}")
     if path.suffix == ".pt2" and not single:
-        raise UsageError(f"{path.name!r} is what --to pt2 writes: give that, or --out the name of a folder")
+        raise UsageError(f"{path.name!r} is what `to` pt2 writes: give that, or `out` the name of a folder")
     if single and job.exits == "separate":
-        raise UsageError("--exits separate writes several files: give --out the name of a folder")
+        raise UsageError("`exits` separate writes several files: give `out` the name of a folder")
     if path.suffix == ".onnx" and job.to != "onnx":
-        raise UsageError(f"--to {job.to} writes a folder: give --out the name of one, not {path.name!r}")
+        raise UsageError(f"`to` {job.to} writes a folder: give `out` the name of one, not {path.name!r}")
     if job.to != "pt2":
         check_runtime(job.to, int8=job.precision == "int8")
     if job.precision == "int8" and (single or job.data is None):
-        raise UsageError("--precision int8 writes a package and calibrates on data: give --out FOLDER and --data")
+        raise UsageError("`precision` int8 writes a package and calibrates on data: give `out` FOLDER and `data`")
     if job.promise.max_drop is not None and job.precision != "int8":
-        raise UsageError("--max-drop is what --precision int8 may cost: leave it out")
+        raise UsageError("`max_drop` is what `precision` int8 may cost: leave it out")
     if job.sign is not None and single:
-        raise UsageError("--sign signs a package: give --out the name of a folder")
+        raise UsageError("`sign` signs a package: give `out` the name of a folder")
     if job.opset is not None:
         check_opset(job.opset)
     if not single:
@@ -123,10 +123,10 @@ def _chosen(subject: Subject, job: ExportJob, single: bool) -> nn.Module:
     if job.exit is not None:
         return chosen(exits, job.exit).module
     if len(exits) > 1 and single:
-        instead = "--to onnx and a folder, which takes all of them" if job.to == "pt2" else "--out the name of a folder"
+        instead = "`to` onnx and a folder, which takes all of them" if job.to == "pt2" else "`out` the name of a folder"
         kind = "a program of torch's" if job.to == "pt2" else "one file"
         names = ", ".join(f"{each.number} ({each.name})" for each in exits)
-        raise UsageError(f"{kind} holds one exit, and the model has {names}: choose with --exit, or give {instead}")
+        raise UsageError(f"{kind} holds one exit, and the model has {names}: choose with `exit`, or give {instead}")
     return subject.module
 
 

@@ -31,10 +31,10 @@ _ALL = (MODEL, ONNX, REPORT, PAGE, METRICS, SETTINGS, checkpoint.NAME, checkpoin
 def named_folder(out: str | Path | None) -> Path:
     """The folder that results go to. Raises UsageError where there is no name, or one of a file."""
     if out is None:
-        raise UsageError("say where the results go with --out FOLDER, or --dry-run to see what would be done")
+        raise UsageError("say where the results go with `out` FOLDER, or --dry-run to see what would be done")
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: give --out the name of a folder")
+        raise UsageError(f"{folder} is a file: give `out` the name of a folder")
     return folder
 
 
@@ -58,7 +58,7 @@ class RunFolder:
         self._lock: FolderLock | None = None
         self._check_free()
         if model is not None and not resume and any(_same_file(self.path / name, Path(model)) for name in _ALL):
-            raise UsageError(f"--overwrite would delete {model}, which is read: give another --out")
+            raise UsageError(f"`overwrite` would delete {model}, which is read: give another `out`")
         if distributed.first():
             check_writable(self.path)
 
@@ -84,7 +84,7 @@ class RunFolder:
             if (self.path / INT8 / MANIFEST).exists():
                 shutil.rmtree(self.path / INT8)
         except OSError as error:
-            raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from error
+            raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another `out`") from error
         if self.resuming:
             self.named = read_settings(self.path).get("out", self.named)
         else:
@@ -108,7 +108,7 @@ class RunFolder:
             begun = (self.path / SETTINGS).is_file() and not (self.path / REPORT).exists()
             resume = f"go on with its run: compressor resume {self.path}; else " if begun else ""
             raise UsageError(
-                f"{self.path} is not empty: {resume}give another --out, or --overwrite to replace the run in it"
+                f"{self.path} is not empty: {resume}give another `out`, or `overwrite` to replace the run in it"
             )
 
     def _scraps(self) -> list[Path]:

@@ -60,7 +60,7 @@ def _taken(folder: Path) -> int:
             owner = os.read(descriptor, 20).decode(errors="replace").strip()
             os.close(descriptor)
             raise UsageError(
-                f"another run is writing to {folder} (process {owner}): wait for it, or give another --out"
+                f"another run is writing to {folder} (process {owner}): wait for it, or give another `out`"
             )
         if _is_still(descriptor, path):
             os.truncate(descriptor, 0)

@@ -57,7 +57,7 @@ def open_model(
 def refuse_definition(file: Path, arch: str | None, weights: str | None = None) -> None:
     """Raises UsageError where an ONNX file is to have another architecture, or one of several sets of weights."""
     if arch is not None or weights is not None:
-        what = "architecture: leave --arch" if arch is not None else "only weights: leave --weights"
+        what = "architecture: leave `arch`" if arch is not None else "only weights: leave `weights`"
         raise UsageError(f"{file} is an ONNX model and brings its {what} out")
 
 

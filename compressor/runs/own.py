@@ -61,7 +61,7 @@ def task_of(text: str) -> OwnTask | None:
         return None
     path, name = place
     if not path.is_file():
-        raise UsageError(f"there is no file {path}: give --task FILE.py:CLASS; compressor new-task FILE.py writes one")
+        raise UsageError(f"there is no file {path}: give `task` FILE.py:CLASS; compressor new-task FILE.py writes one")
     found = code.load(path, name, expected=None, named=True).function
     try:
         made = found()

@@ -179,7 +179,7 @@ class Periods(Course):
         before.restore_()
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(edit.kind for edit in plan.edits).items())
         name = f"period {plan.period}: {kinds} of {', '.join(dict.fromkeys(edit.group for edit in plan.edits))}"
-        self.refused[name] = f"{measured}, more than --undo-drop allows: undone"
+        self.refused[name] = f"{measured}, more than `undo_drop` allows: undone"
         note_all([f"{name}: {self.refused[name]}"], self.tell)
         return False
 

@@ -77,7 +77,7 @@ def hints(settings: AdapNetSettings, model: nn.Module) -> list[str]:
         return []
     return [
         f"a weight decay of {settings.weight_decay:g} is strong for a network without batch norm, whose output shrinks "
-        "with its weights; --weight-decay 5e-4 is usual"
+        "with its weights; `weight_decay` 5e-4 is usual"
     ]
 
 
@@ -104,8 +104,8 @@ class TrainingPhases:
         if distill.distill:
             if not trained and not phases.startup:
                 raise UsageError(
-                    "--distill has no teacher: the network is untrained and there is no start-up; give a trained model "
-                    "or --startup-epochs"
+                    "`distill` has no teacher: the network is untrained and there is no start-up; give a trained model "
+                    "or `startup_epochs`"
                 )
             self.teacher = copy.deepcopy(model)
             self._distil = distilling(self.teacher, distill, data, phases.training.label_smoothing)

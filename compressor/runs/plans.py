@@ -36,7 +36,7 @@ def write_plan(
     about = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
     text = "{\n" + about + '  "groups": {\n' + ",\n".join(lines) + "\n  }\n}\n"
     if path.exists() and not overwrite and _groups(path.read_text(encoding="utf-8")) != _groups(text):
-        raise UsageError(f"{path} holds another plan: give another --out, or --overwrite to replace it")
+        raise UsageError(f"{path} holds another plan: give another `out`, or `overwrite` to replace it")
     return write_whole(path, text)
 
 
@@ -83,7 +83,7 @@ def read_plan(path: str, channels: Channels) -> Selection:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"--plan {path} cannot be read ({getattr(error, 'strerror', error)})") from error
+        raise FileError(f"`plan` {path} cannot be read ({getattr(error, 'strerror', error)})") from error
     try:
         content = json.loads(text) if len(text) <= _LONGEST else None
     except (ValueError, RecursionError) as error:

@@ -149,7 +149,7 @@ class PruneRun(Run[PruneJob]):
         """Fine-tune, where there are data."""
         job, subject = self.job, self.subject
         if self.before is None:
-            self.tell(NoteEvent("no --data: nothing is trained and no accuracy measured; fine-tune before use"))
+            self.tell(NoteEvent("no `data`: nothing is trained and no accuracy measured; fine-tune before use"))
             return
         now, figure = on_validation(subject), self.data.figure
         before, after = said(figure, self.before), said(figure, now)

@@ -55,7 +55,7 @@ def restart(
     if isinstance(job, PruneJob) and not may_run(job.choice.method):
         raise UsageError(
             f"the run in {path} scores channels by code in a file, {job.choice.method[:200]}, that was never named on "
-            "this machine or has changed since: start it again with --method"
+            "this machine or has changed since: start it again with `method`"
         )
     job = replace(job, output=replace(job.output, out=str(folder)))
     # Paths were given from where the run began.
@@ -64,7 +64,7 @@ def restart(
         if job.data is not None and not may_run(job.data):
             raise UsageError(
                 f"the run in {path} learns by code in a file, {job.data[:200]}, that was never named on this machine "
-                "or has changed since: start it again with --task"
+                "or has changed since: start it again with `task`"
             )
         model = _allowed(job.model, path, trust=trust, arch=arch)
         _check_unchanged(model, settings)
@@ -107,7 +107,7 @@ def _allowed(model: ModelSettings, path: str, *, trust: bool, arch: str | None) 
     """The model's settings, with code only where it was named on this machine."""
     if model.trust and not trust:
         raise UsageError(
-            f"the run in {path} began with --trust, which lets its model file run code: give --trust again if you know "
+            f"the run in {path} began with `trust`, which lets its model file run code: give `trust` again if you know "
             "who made it"
         )
     if arch is not None:
@@ -115,7 +115,7 @@ def _allowed(model: ModelSettings, path: str, *, trust: bool, arch: str | None) 
     if model.arch is not None and not was_named(parse_arch(model.arch)):
         raise UsageError(
             f"the architecture of the run in {path} is code in a file, {model.arch[:200]}, that was never named on "
-            "this machine or has changed since: give the right one with --arch"
+            "this machine or has changed since: give the right one with `arch`"
         )
     return model
 

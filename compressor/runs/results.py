@@ -167,6 +167,6 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, exported:
     report.save(folder.path)  # the last: a run with a report is finished
     folder.finish()
     for name, error in failed.items():
-        instead = "leave it out with --no-onnx" if name == ONNX else "leave out --precision int8"
+        instead = "leave it out with `onnx=False`" if name == ONNX else "leave out `precision` int8"
         raise CompressorError(f"{folder / MODEL} is made, but not {name}: {error}; {instead}") from error
     return report

@@ -90,7 +90,7 @@ class RouteRun(Run[RouteJob]):
         assert subject.opened.input_shape is not None
         if is_routed(subject.module):
             raise UsageError(
-                "this network is routed already: give the one that it was made of, and another --out; a cheaper "
+                "this network is routed already: give the one that it was made of, and another `out`; a cheaper "
                 "threshold needs no training: set_threshold_"
             )
         self.tell(Stage("finding what can be skipped"))

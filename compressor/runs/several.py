@@ -58,16 +58,16 @@ def checked(job: RunJob) -> tuple[Path, dict[str, Any]]:
 def _check_same(folder: Path, settings: dict[str, Any], command: str) -> None:
     """Only the same sweep, with more or fewer methods and targets, may go on in a folder."""
     if not (folder / SETTINGS).exists():
-        raise UsageError(f"{folder} is not empty and holds no {command}: give another --out")
+        raise UsageError(f"{folder} is not empty and holds no {command}: give another `out`")
     before = read_settings(folder)
     if before.get("command") != command:
-        raise UsageError(f"{folder} holds a run of compressor {before.get('command')}: give another --out")
+        raise UsageError(f"{folder} holds a run of compressor {before.get('command')}: give another `out`")
     now = json.loads(json.dumps(settings))  # as it would come back from the file
     keys = (before.keys() | now.keys()) - _MAY_CHANGE
     changed = sorted(key for key in keys if before.get(key) != now.get(key))
     if changed:
         was = ", ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
-        raise UsageError(f"{folder} holds a {command} with other settings ({was}): give another --out, or --overwrite")
+        raise UsageError(f"{folder} holds a {command} with other settings ({was}): give another `out`, or `overwrite`")
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> FolderLock:

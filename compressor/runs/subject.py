@@ -95,7 +95,7 @@ def open_subject(
     if data is None:
         opened = _opened(model, place)
         if opened.input_shape is None:
-            raise UsageError("the model does not say what images it takes: give --input, such as --input 3x224x224")
+            raise UsageError("the model does not say what images it takes: give `input`, such as `input` 3x224x224")
         if loading.mean or loading.std:
             usual = opened.preparation or Preparation.usual(*_images(opened.input_shape)[1:])
             opened = replace(opened, preparation=with_normalisation(usual, loading, opened.input_shape[0]))
@@ -169,7 +169,7 @@ def unsaid(model: str, preparation: Preparation | None, data: str, loading: Data
     if preparation is not None or loading.mean is not None:
         return []
     return [
-        f"{model} does not say how its images are normalised: as the training set of {data} is; give --mean and --std "
+        f"{model} does not say how its images are normalised: as the training set of {data} is; give `mean` and `std` "
         "if it was trained otherwise"
     ]
 
@@ -212,7 +212,7 @@ def _opened(model: ModelSettings, place: torch.device, more: Mapping[str, int] =
 def _fitting(model: ModelSettings, data: Data) -> dict[str, int]:
     """The arguments with which the architecture has the data's classes and channels."""
     if model.arch is None:
-        raise UsageError("no model: give a file, or --arch for a network with random weights")
+        raise UsageError("no model: give a file, or `arch` for a network with random weights")
     arch = parse_arch(model.arch, dict(model.arch_arg))
     channels = model.shape[0] if model.shape else data.input_shape[0]
     return data_arguments(arch, num_classes=len(data.classes), channels=channels)

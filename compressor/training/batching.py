@@ -59,12 +59,12 @@ def with_normalisation(preparation: Preparation, loading: DataSettings, channels
     mean, std = loading.mean or (), loading.std or ()
     if any(len(values) not in (1, channels) for values in (mean, std)):
         raise UsageError(
-            f"the model takes {channels} channels: give --mean and --std with {channels} numbers each, or one for all"
+            f"the model takes {channels} channels: give `mean` and `std` with {channels} numbers each, or one for all"
         )
     try:
         given = replace(preparation, mean=per_channel(mean, channels), std=per_channel(std, channels))
     except ValueError as error:
-        raise UsageError(f"--mean and --std: {error}") from error
+        raise UsageError(f"`mean` and `std`: {error}") from error
     return given
 
 

@@ -43,7 +43,7 @@ def fit_to_model(
     if len(data.classes) != outputs:
         raise DataError(
             f"{data.name} has {len(data.classes)} classes, the model has {outputs} outputs: give data of {outputs} "
-            f"classes or a model with {len(data.classes)} outputs, or say with --classes which output each class has"
+            f"classes or a model with {len(data.classes)} outputs, or say with `classes` which output each class has"
         )
     if classes is not None and tuple(classes) != data.classes:
         data.notes.append("the model's class names are others than the data's: labels are taken in their order")
@@ -63,7 +63,7 @@ def count_outputs(model: nn.Module, data: Task) -> int:
             shape = units.shape(x.shape[1:])
             reason = " ".join(str(error).split())[:200]
             raise DataError(
-                f"the model cannot take {shape} images ({reason}): give its own shape with --input"
+                f"the model cannot take {shape} images ({reason}): give its own shape with `input`"
             ) from error
     if scores.ndim != 2 or len(scores) != len(x):
         raise ModelError(f"the model gives {tuple(scores.shape)} for {len(x)} images, not scores (batch, classes)")
@@ -76,12 +76,12 @@ def _numbered(data: Data, outputs: int, classes: Sequence[str] | None, numbers: 
     if lacking or beyond:
         reason = f"has no number for {lacking[0]!r}" if lacking else f"gives {beyond[0]!r} an output beyond the last"
         raise DataError(
-            f"the file of --classes {reason}: the data have {', '.join(data.classes[:5])}; {outputs} outputs"
+            f"the file of `classes` {reason}: the data have {', '.join(data.classes[:5])}; {outputs} outputs"
         )
     names = list(classes) if classes is not None and len(classes) == outputs else [str(i) for i in range(outputs)]
     for name in data.classes:
         names[numbers[name]] = name
-    data.notes.append(f"the data have {len(data.classes)} of the model's {outputs} classes, numbered by --classes")
+    data.notes.append(f"the data have {len(data.classes)} of the model's {outputs} classes, numbered by `classes`")
     return _relabelled(data, [numbers[name] for name in data.classes], names)
 
 

@@ -64,7 +64,7 @@ class Data(Task):
         """As in `Task`. Raises UsageError for a batch size below 1 for each process."""
         if min(settings.batch_size, len(self.train)) < distributed.size():
             raise UsageError(
-                f"{distributed.size()} processes share every batch: give a larger --batch-size, or start fewer"
+                f"{distributed.size()} processes share every batch: give a larger `batch_size`, or start fewer"
             )
         return max(1, len(self.train) // settings.batch_size)
 

@@ -49,7 +49,7 @@ class Folder:
         Raises DataError where bad images are to stop the run.
         """
         if self.bad_images == "stop":
-            raise DataError(f"{path}: {reason}: remove the file, or leave such images out with --bad-images skip")
+            raise DataError(f"{path}: {reason}: remove the file, or leave such images out with `bad_images` skip")
         if (path, reason) not in self.problems:
             self.problems.append((path, reason))
 

@@ -72,7 +72,7 @@ def train_until_it_fails(run: Run, after_step: AfterStep | None) -> None:
         run.roll_back(error)
     except (RuntimeError, DataError) as error:
         if lacks_memory(error):  # of the optimizer or the evaluation: smaller pieces of a batch do not help there
-            raise CompressorError(f"out of memory ({one_line(error)[:200]}): choose another --device") from error
+            raise CompressorError(f"out of memory ({one_line(error)[:200]}): choose another `device`") from error
         if not isinstance(error, DataError) and "DataLoader worker" not in str(error):
             raise
         # The workers that read images may have died of a signal that this process has noted. Their death is told in the

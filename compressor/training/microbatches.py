@@ -48,7 +48,7 @@ class MicroBatches:
                     raise
                 if distributed.size() > 1:
                     raise CompressorError(
-                        f"out of memory with {examples_in(x)} images in each process: give a smaller --batch-size, or "
+                        f"out of memory with {examples_in(x)} images in each process: give a smaller `batch_size`, or "
                         "more processes"
                     ) from error
             # Outside the handler, where the error no longer holds on to the tensors of the pass that failed.
@@ -90,7 +90,7 @@ class MicroBatches:
         size = min(self.size or batch, batch)
         if size <= SMALLEST:
             raise CompressorError(
-                f"out of memory with {size} images at a time: choose a smaller --input, or another --device"
+                f"out of memory with {size} images at a time: choose a smaller `input`, or another `device`"
             )
         self.size = math.ceil(size / 2)
         self.note(

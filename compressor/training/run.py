@@ -279,5 +279,5 @@ class Run:
 
     def _advice(self, what: str) -> str:
         kept = "" if self.saving is None else f"; the last good checkpoint is in {self.saving.folder}"
-        advice = "try a smaller --lr, --warmup-epochs 1, or --on-nan rollback"
+        advice = "try a smaller `lr`, `warmup_epochs` 1, or `on_nan` rollback"
         return f"{what} (learning rate {self.state.lr:g}): {advice}{kept}"

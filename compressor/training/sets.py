@@ -216,7 +216,7 @@ def _read_idx_pair(spec: str, folder: str, root: Path, download: bool) -> tuple[
     if missing:
         raise DataError(
             f"{spec}:{root} lacks {', '.join(missing)} (looked in {folder}/raw, raw and the folder itself, with and "
-            f"without .gz): give the folder that holds them, or add --download"
+            f"without .gz): give the folder that holds them, or add `download`"
         )
     tensors = [read_idx(path) for path in found if path is not None]
     sets = []
@@ -259,5 +259,5 @@ def _from_torchvision(spec: str, kind: str, files: list[Path], **arguments: Any)
         if arguments["download"]:
             raise DataError(f"{spec}:{root} could not be downloaded ({error}): fetch it by hand") from error
         if missing:
-            raise DataError(f"{spec}:{root} lacks {missing[0]}: give the folder above it, or add --download") from error
+            raise DataError(f"{spec}:{root} lacks {missing[0]}: give the folder above it, or add `download`") from error
         raise DataError(f"{spec}:{root} is damaged (its files lack the published checksums): fetch it again") from error

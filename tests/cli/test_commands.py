@@ -2,11 +2,13 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from compressor import profile
 from compressor.runs.models import load
 from tests.cli.command import ROOT, check_golden
 
@@ -39,6 +41,25 @@ def test_doctor(compressor):
     ran = compressor("doctor", "--data", "mnist:nowhere", "--json")
     [data] = [each for each in json.loads(ran.out)["findings"] if each["what"] == "data"]
     assert ran.code == 1 and data["good"] is False and "nowhere" in data["said"]
+    assert "add --download" in compressor("doctor", "--data", f"mnist:{compressor.folder}").out
+
+
+def test_results_spell_flags(compressor, monkeypatch):
+    """What a result says in Python with the setting's name."""
+    net, weights = compressor.folder / "net.py", compressor.folder / "weights.pt"
+    net.write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, 10))\n        self.head = nn.Linear(10, 4)\n"
+        "    def forward(self, x):\n        return self[1](self[0](x))\nbuild = Net\n"
+    )
+    ran = compressor("inspect", "--arch", f"{net}:build", "--input", "1x8x8", "--json")
+    assert ran.code == 0 and "--also NAME follows" in json.loads(ran.out)["notes"][-1]
+    torch.save(load(ROOT / DIGITS).state_dict(), weights)
+    ran = compressor("evaluate", weights, "--arch", "sample_models/digits_cnn.py:build", "--data", "digits", "--json")
+    assert ran.code == 0 and "give --mean and --std" in " ".join(json.loads(ran.out)["notes"])
+    cost = replace(profile(load(ROOT / DIGITS), torch.zeros(1, 1, 8, 8)), reasons={"macs_thop": "give `input`"})
+    monkeypatch.setattr("compressor.runs.profile.profile", lambda *_: cost)
+    assert "give --input" in compressor("profile", DIGITS).out
 
 
 def test_quiet_prints_results_and_errors_only(compressor):
@@ -201,7 +222,6 @@ def test_training_dry_run(compressor, command):
 
 def test_demo(compressor, monkeypatch):
     """The demo itself, but for its length and its latency."""
-    from dataclasses import replace
 
     from compressor.runs import demo
 

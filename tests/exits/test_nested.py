@@ -113,7 +113,7 @@ def test_copies_share_too():
 @pytest.mark.parametrize(
     ("base", "shape", "settings", "error", "message"),
     [
-        (Plain, SHAPE, {}, ModelError, "has convolutions.*--method cnsn"),
+        (Plain, SHAPE, {}, ModelError, "has convolutions.*`method` cnsn"),
         (lambda: perceptron(width=12, layers=0), FLAT, {}, ModelError, "no hidden layer as wide as its input"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5)), FLAT, {}, ModelError, "12"),
         (perceptron, FLAT, {"exits": 3}, UsageError, "3 exits were asked for, and 2 hidden layers"),

@@ -100,7 +100,7 @@ def test_a_point_answers_to_the_modules_that_begin_there():
         ({"at": ("feature.3",)}, r"no module of the network \(did you mean features.3\?\); the nearest"),
         ({"at": ("features.7", "features.7")}, "names one cut point twice"),
         ({"at": ("features.7",), "targets": (0.5,)}, "not both"),
-        ({"at": ("features.7",), "exits": 2}, "2 exits, and 1 in --at"),
+        ({"at": ("features.7",), "exits": 2}, "2 exits, and 1 in `at`"),
         ({"targets": (0.5, 1.5)}, "between 0 and 1"),
         ({"exits": 0}, "no sub-model was asked for"),
         ({"exits": 40}, "40 exits were asked for, and there are 12 legal points"),
@@ -113,7 +113,7 @@ def test_impossible_wishes_are_one_clear_line(vgg, settings, message):
 
 
 def test_networks_without_points_say_why():
-    with pytest.raises(ModelError, match="no convolution.*--method nsn"):
+    with pytest.raises(ModelError, match="no convolution.*`method` nsn"):
         legal_points(perceptron(), torch.zeros(1, 1, 3, 4))
     with pytest.raises(ModelError, match="no point where one feature map alone"):
         legal_points(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 5)), images())

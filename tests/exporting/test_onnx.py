@@ -272,6 +272,6 @@ def test_torchvision_networks_export(name: str, tmp_path: Path) -> None:
 def test_layers_that_torch_has_quantized_are_named(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
-    with pytest.raises(ModelError, match=r"1 is a layer that torch has quantized.*--precision int8"):
+    with pytest.raises(ModelError, match=r"1 is a layer that torch has quantized.*`precision` int8"):
         export_onnx(quantized, torch.zeros(1, 1, 8, 8), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())

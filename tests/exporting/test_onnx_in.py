@@ -420,9 +420,9 @@ def test_images_of_another_size_are_refused(tmp_path, trusted):
 
 def test_an_architecture_beside_it_is_refused(tmp_path):
     path = write(tmp_path / "m.onnx", nodes_of("Relu x > y"), {}, ("b", 3, 4))
-    with pytest.raises(UsageError, match="brings its architecture: leave --arch out"):
+    with pytest.raises(UsageError, match="brings its architecture: leave `arch` out"):
         open_model(path, arch="sample:mlp")
-    with pytest.raises(UsageError, match="give it as the model, without --arch"):
+    with pytest.raises(UsageError, match="give it as the model, without `arch`"):
         open_model(None, arch=str(path))
 
 

@@ -111,7 +111,7 @@ def test_a_second_package_needs_leave_and_keeps_other_files(tmp_path: Path) -> N
     export_package(small_net(), example(), folder, settings=replace(QUICK, separate=True))
     assert (folder / "exit_0.onnx").exists()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="--overwrite"):
+    with pytest.raises(UsageError, match="`overwrite`"):
         export_package(small_net(), example(), folder, settings=QUICK)
     export_package(small_net(6), example(), folder, settings=replace(QUICK, overwrite=True))
     assert OnnxModel(folder / "model.onnx")(np.zeros((1, *SHAPE))).shape == (1, 6)

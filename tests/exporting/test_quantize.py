@@ -152,7 +152,7 @@ def test_a_promise_that_int8_does_not_keep_leaves_nothing(tmp_path: Path, lost: 
 
 
 def test_nothing_is_calibrated_on_noise(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--data"):
+    with pytest.raises(UsageError, match="`data`"):
         export_package(small_net(), EXAMPLE, tmp_path / "net", evidence=Evidence(IMAGES), settings=SETTINGS)
 
 

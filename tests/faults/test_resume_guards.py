@@ -38,7 +38,7 @@ def test_architecture_of_a_strange_folder_is_not_run(tmp_path):
 
 def test_trust_of_a_strange_folder_is_not_taken_over(tmp_path):
     run = recorded(tmp_path / "run", ModelSettings(MODEL, trust=True))
-    with pytest.raises(UsageError, match="--trust again"):
+    with pytest.raises(UsageError, match="`trust` again"):
         resume(str(run))
 
 

@@ -55,7 +55,7 @@ def test_layers_that_are_not_trained_stay_in_the_map():
 
 def test_wrong_input_is_one_clear_line():
     model = Plain()
-    with pytest.raises(ModelError, match=r"does not run on an input of shape 2x5x8x8 .*--input") as caught:
+    with pytest.raises(ModelError, match=r"does not run on an input of shape 2x5x8x8 .*`input`") as caught:
         capture(model, torch.randn(2, 5, 8, 8))
     assert "\n" not in str(caught.value)
 

@@ -41,7 +41,7 @@ def test_file_is_found_from_another_folder(tmp_path, monkeypatch):
 def test_file_never_named_here_is_not_run(tmp_path, monkeypatch):
     path = checkpoint(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another person"))
-    with pytest.raises(UsageError, match=r"never named on this machine.*--arch .*net\.py:build"):
+    with pytest.raises(UsageError, match=r"never named on this machine.*`arch` .*net\.py:build"):
         compressor.load(path)
     assert compressor.load(path, arch=nets.write(tmp_path))
     assert compressor.load(path)

@@ -97,7 +97,7 @@ def test_torchscript_is_known_by_content(tmp_path):
 def test_missing_file_that_is_an_architecture_says_so(tmp_path):
     with pytest.raises(FileError, match="there is no file"):
         recognise(tmp_path / "absent.pt")
-    with pytest.raises(FileError, match="--arch torchvision:resnet18"):
+    with pytest.raises(FileError, match="`arch` torchvision:resnet18"):
         recognise(tmp_path.__class__("torchvision:resnet18"))
 
 

@@ -88,18 +88,18 @@ def test_one_of_several_sets_of_weights_is_chosen_by_its_keys(tmp_path, arch, ne
     torch.save(held, tmp_path / "m.pt")
     opened = open_model(tmp_path / "m.pt", arch=arch, weights=name)
     assert not any(value.any() for value in opened.module.state_dict().values())
-    assert f"the weights under {name} are used; --weights chooses others: model" in opened.notes[0]
+    assert f"the weights under {name} are used; `weights` chooses others: model" in opened.notes[0]
     if name != "model.ema":
         default = open_model(tmp_path / "m.pt", arch=arch)
         assert same(default.module, net)
-        assert f"the weights under model are used; --weights chooses others: {name}" in default.notes[0]
+        assert f"the weights under model are used; `weights` chooses others: {name}" in default.notes[0]
     with pytest.raises(UsageError, match=f"did you mean {name}"):
         open_model(tmp_path / "m.pt", arch=arch, weights=f"{name}s")
 
 
 def test_several_sets_of_weights_of_unknown_names_are_asked_for(tmp_path, arch, net):
     torch.save({"generator": net.state_dict(), "critic": {"w": torch.ones(2)}}, tmp_path / "m.pt")
-    with pytest.raises(UsageError, match=r"--weights one of.* critic.* generator|--weights one of generator, critic"):
+    with pytest.raises(UsageError, match=r"`weights` one of.* critic.* generator|`weights` one of generator, critic"):
         open_model(tmp_path / "m.pt", arch=arch)
     assert same(open_model(tmp_path / "m.pt", arch=arch, weights="generator").module, net)
     torch.save({"generator": net.state_dict(), "epoch": 3}, tmp_path / "m.pt")
@@ -199,13 +199,13 @@ def test_architecture_alone_has_random_weights_and_says_so(arch):
 
 
 def test_nothing_given_is_wrong_use():
-    with pytest.raises(UsageError, match="--arch"):
+    with pytest.raises(UsageError, match="`arch`"):
         open_model(None)
 
 
 def test_weights_without_arch_say_what_is_missing(tmp_path, net):
     torch.save(net.state_dict(), tmp_path / "m.pt")
-    with pytest.raises(UsageError, match=r"9 tensors.*conv\.weight.*--arch"):
+    with pytest.raises(UsageError, match=r"9 tensors.*conv\.weight.*`arch`"):
         open_model(tmp_path / "m.pt")
 
 
@@ -332,7 +332,7 @@ def test_nothing_is_read_without_trust(written, monkeypatch):
 
     for name in ("torch.export.load", "torch.jit.load", "torch.load", "zipfile.ZipFile.open"):
         monkeypatch.setattr(name, refused)
-    with pytest.raises(FileError, match=r"opening one runs what it holds.*--trust.*--arch"):
+    with pytest.raises(FileError, match=r"opening one runs what it holds.*`trust`.*`arch`"):
         open_model(written[1])
 
 
@@ -357,7 +357,7 @@ def test_it_gives_its_weights_to_an_architecture(written, tmp_path):
 
 
 def test_no_checkpoint_of_it_is_written_without_an_architecture(written, tmp_path):
-    with pytest.raises(UsageError, match="--arch"):
+    with pytest.raises(UsageError, match="`arch`"):
         save_model(open_model(written[1], trust=True), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -148,7 +148,7 @@ def test_classes_that_others_allowed_are_stand_ins_too(tmp_path):
 def test_network_of_the_old_format_is_refused_and_its_state_dict_is_not(tmp_path):
     module = nn.Sequential(nn.Linear(2, 2))
     torch.save(module, tmp_path / "m.pt", **FORMATS["legacy"])
-    with pytest.raises(FileError, match=r"torch before 1\.6.*--trust"):
+    with pytest.raises(FileError, match=r"torch before 1\.6.*`trust`"):
         read_pickle(tmp_path / "m.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -166,7 +166,7 @@ def test_users_class_gives_its_tensors_or_opens_on_trust(tmp_path):
     state, expected = state_of(tmp_path / "m.pt"), module.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], each) and state[name].dtype == each.dtype for name, each in expected.items())
-    with pytest.raises(FileError, match=rf"0 is a {__name__}\.Block.*it asks for .*--arch FILE.py:FUNCTION.*--trust"):
+    with pytest.raises(FileError, match=rf"0 is a {__name__}\.Block.*it asks for .*`arch` FILE.py:FUNCTION.*`trust`"):
         rebuilt(found, tmp_path / "m.pt")
     assert type(read_pickle(tmp_path / "m.pt", trust=True)[0]).__name__ == "Block"
 
@@ -174,9 +174,9 @@ def test_users_class_gives_its_tensors_or_opens_on_trust(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.register_forward_hook(print), r"_forward_hooks.*--arch torchvision:squeezenet1_1"),
-        (lambda m: vars(m).update(forward=nn.Identity), r"forward.*--arch torchvision:squeezenet1_1"),
-        (lambda m: m.features.append(Block()), r"features\.13 is .*Block.*--arch FILE\.py"),
+        (lambda m: m.register_forward_hook(print), r"_forward_hooks.*`arch` torchvision:squeezenet1_1"),
+        (lambda m: vars(m).update(forward=nn.Identity), r"forward.*`arch` torchvision:squeezenet1_1"),
+        (lambda m: m.features.append(Block()), r"features\.13 is .*Block.*`arch` FILE\.py"),
     ],
 )
 def test_message_names_what_is_in_the_way_and_the_architecture_that_fits(tmp_path, change, says):
@@ -193,7 +193,7 @@ def test_architecture_of_the_right_width_is_named(tmp_path):
     module = vision.build("wide_resnet50_2", num_classes=2)  # the names of its tensors are ResNet-50's
     module.register_forward_hook(print)
     torch.save(module, tmp_path / "m.pt")
-    with pytest.raises(FileError, match="--arch torchvision:wide_resnet50_2"):
+    with pytest.raises(FileError, match="`arch` torchvision:wide_resnet50_2"):
         open_model(tmp_path / "m.pt")
 
 
@@ -202,7 +202,7 @@ def test_architecture_of_timm_is_named(tmp_path):
     module = timm.create_model("fasternet_t0")
     module.register_forward_hook(print)
     torch.save(module, tmp_path / "m.pt")
-    with pytest.raises(FileError, match="--arch timm:fasternet_t0"):
+    with pytest.raises(FileError, match="`arch` timm:fasternet_t0"):
         open_model(tmp_path / "m.pt")
 
 

@@ -91,20 +91,20 @@ def test_network_of_torchs_layers_needs_no_architecture(tmp_path):
     assert_same_outputs(module, again.module, 1, 8, 8)
     assert not again.module[2]._forward_hooks
     assert len(module[2]._forward_hooks) == 1
-    with pytest.raises(UsageError, match="leave --arch away"):
+    with pytest.raises(UsageError, match="leave `arch` away"):
         open_model(tmp_path / "m.pt", arch="torchvision:resnet18")
 
 
 def test_network_of_own_code_needs_its_architecture(tmp_path):
     module = open_model(None, arch=nets.write(tmp_path)).module
-    with pytest.raises(UsageError, match="arch="):
+    with pytest.raises(UsageError, match="say how with `arch`"):
         compressor.save(module, tmp_path / "m.pt")
     holds_a_function = nn.Sequential(nn.ReLU())
     holds_a_function.act = torch.relu
-    with pytest.raises(UsageError, match="act is a .*arch="):
+    with pytest.raises(UsageError, match="act is a .*`arch`"):
         compressor.save(holds_a_function, tmp_path / "m.pt")
     holds_a_function.act = lambda x: x
-    with pytest.raises(UsageError, match="arch="):
+    with pytest.raises(UsageError, match="say how with `arch`"):
         compressor.save(holds_a_function, tmp_path / "m.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
 

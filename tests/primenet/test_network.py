@@ -132,14 +132,14 @@ def test_local_classifier_of_large_maps_averages_them_first():
 
 @pytest.mark.parametrize("scales", [(), (3, 3), (2,), (3, 9)])
 def test_refuses_scales_that_no_capsule_has(scales):
-    with pytest.raises(UsageError, match="--scales"):
+    with pytest.raises(UsageError, match="`scales`"):
         build_stage(IMAGE, CLASSES, PrimeNetSettings(scales=scales))
 
 
 def test_refuses_sizes_that_pooling_cannot_reach():
     with pytest.raises(ModelError, match="128x9x8"):
         build_stage(IMAGE, CLASSES, PrimeNetSettings(), size=(9, 8))
-    with pytest.raises(UsageError, match="--fit"):
+    with pytest.raises(UsageError, match="`fit`"):
         build_stage(IMAGE, CLASSES, PrimeNetSettings(fit="crop"))
 
 

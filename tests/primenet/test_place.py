@@ -54,7 +54,7 @@ def test_a_place_has_the_name_of_the_outermost_module_that_ends_there():
 
 def test_refuses_where_it_pays_nowhere_and_says_what_would_help():
     found = Early(plain(4).eval(), IMAGE, CLASSES, PrimeNetSettings(reduced=32))
-    with pytest.raises(ModelError, match=r"does not pay .* until 5, .* --until .* --fit stride"):
+    with pytest.raises(ModelError, match=r"does not pay .* until 5, .* `until` .* `fit` stride"):
         found.choose()
 
 
@@ -90,7 +90,7 @@ def test_refuses_a_stage_that_does_not_exist(until):
 
 def test_refuses_a_stage_inside_a_residual_block():
     net = nn.Sequential(plain()[0], Wrapped(), nn.ReLU(), nn.Conv2d(16, 4, 3), nn.Flatten(), nn.Linear(144, CLASSES))
-    with pytest.raises(UsageError, match=r"--until 1.inner: several tensors cross where it ends; it may end at 0, 2"):
+    with pytest.raises(UsageError, match=r"`until` 1.inner: several tensors cross where it ends; it may end at 0, 2"):
         early(net).find("1.inner")
     assert early(net).find("1").shape == (16, 8, 8)
 
@@ -215,6 +215,6 @@ class Twice(nn.Module):
 
 
 def test_refuses_a_stage_whose_module_goes_on_behind_the_last_cut_in_it():
-    with pytest.raises(UsageError, match="--until act: several tensors cross where it ends"):
+    with pytest.raises(UsageError, match="`until` act: several tensors cross where it ends"):
         early(Twice()).find("act")
     assert early(Twice()).find("one").shape[0] == 8

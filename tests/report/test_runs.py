@@ -86,10 +86,12 @@ def test_what_does_not_compare_is_said(other, said):
 def test_the_data_of_all_runs_are_named_for_the_next_command(capsys):
     task = "tasks.py:Streets"
     a, b = (run(macs, 0.9, data=task) for macs in (1000, 2000))
-    compared = compare_runs({"a": a, "b": b})
+    compared = compare_runs({"a": a, "b": b}, {"c": "give a smaller `batch_size`"})
     assert compared.data == compared.to_json()["data"] == task
     show_comparison(Terminal(as_json=False), compared, "runs/compared")
-    assert "--task tasks.py:Streets --out deploy" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "--task tasks.py:Streets --out deploy" in printed.err
+    assert "c failed: give a smaller --batch-size" in " ".join((printed.out + printed.err).split())
     other = run(1500, 0.9, data="digits")
     assert compare_runs({"a": a, "b": other}).data is None
 

@@ -199,7 +199,7 @@ def test_without_target_the_cheapest_point_that_loses_little_is_taken():
 
 def test_target_that_no_route_meets_names_the_nearest():
     with pytest.raises(
-        UsageError, match=r"no route costs .*20\.0%.*the cheapest takes .*21\.0%.*--target-macs"
+        UsageError, match=r"no route costs .*20\.0%.*the cheapest takes .*21\.0%.*`target_macs`"
     ) as error:
         choose(routed_points(seen(), COSTS), COSTS, target_macs=0.2, max_drop=0.0)
     assert "\n" not in str(error.value)

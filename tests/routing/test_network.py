@@ -196,7 +196,7 @@ def test_image_too_small_for_the_router_is_refused(shape):
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
     model(torch.zeros(1, *shape))
     chain, found = survey(model, shape)
-    with pytest.raises(ModelError, match="4x4 pixels or more.*--router gates"):
+    with pytest.raises(ModelError, match="4x4 pixels or more.*`router` gates"):
         Routed(chain, found.units, Layout(shape, 3, (0, 1), router="image"))
 
 

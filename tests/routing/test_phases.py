@@ -181,7 +181,7 @@ def test_scratch_of_bare_weights_is_refused():
             super().__init__()
             self.kernel = nn.Parameter(torch.zeros(3))
 
-    with pytest.raises(ModelError, match="kernel belong to no layer.*--init copy"):
+    with pytest.raises(ModelError, match="kernel belong to no layer.*`init` copy"):
         reset_(Bare(), 0)
 
 
@@ -204,7 +204,7 @@ def test_papers_settings_are_the_papers():
     [
         ({"target_macs": 0.0}, "share such as 0.6"),
         ({"target_macs": 0.5, "threshold": 0.5}, "not both"),
-        ({"labels": "paper"}, "--router image or argmax"),
+        ({"labels": "paper"}, "`router` image or argmax"),
         ({"skip_set": "paper"}, "`labels` paper"),
     ],
 )

@@ -218,11 +218,11 @@ def test_a_plan_that_costs_too_much_is_undone_and_reported(tmp_path, monkeypatch
     report = run(job(tmp_path / "run", GoalSettings(undo_drop=0.05), startup_epochs=0, max_epochs=3))
     assert report.edits == () and report.after.params == report.before.params
     assert len(report.refused) >= 2
-    assert all("more than --undo-drop allows: undone" in reason for reason in report.refused.values())
+    assert all("more than `undo_drop` allows: undone" in reason for reason in report.refused.values())
 
 
 def test_distilling_needs_somebody_to_learn_from(tmp_path):
-    with pytest.raises(UsageError, match="--distill has no teacher"):
+    with pytest.raises(UsageError, match="`distill` has no teacher"):
         run(job(tmp_path / "run", distilling=DistillSettings(True), startup_epochs=0))
 
 

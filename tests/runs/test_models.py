@@ -63,7 +63,7 @@ def test_every_tensor_is_in_the_file_once(opened, tmp_path):
 def test_without_an_architecture_nothing_can_be_made_of_somebodys_class():
     found = Survey(Plain(), SHAPE)
     model = make_detachable(found, {found.points[0].at: found.points[0].plan}, "stats")
-    with pytest.raises(UsageError, match="--arch"):
+    with pytest.raises(UsageError, match="`arch`"):
         transformed(OpenedModel(found.base), model, model.step())
 
 

@@ -174,5 +174,5 @@ def test_every_job_that_leaves_a_run_names_the_class_that_carries_it_out(kind):
 
 def test_a_folder_with_a_run_that_was_broken_off_says_how_to_go_on(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
-    with pytest.raises(UsageError, match=f"go on with its run: compressor resume {tmp_path}; else give another --out"):
+    with pytest.raises(UsageError, match=f"go on with its run: compressor resume {tmp_path}; else give another `out`"):
         RunFolder(OutputSettings(str(tmp_path)))

@@ -290,7 +290,7 @@ def test_precision_int8_that_fails_keeps_the_model_and_needs_data(tmp_path, monk
 
     monkeypatch.setattr(results, "export_package", failing)
     choice = PruneSettings(target_macs=0.5)
-    with pytest.raises(CompressorError, match=r"is made, but not int8: no kernel; leave out --precision int8"):
+    with pytest.raises(CompressorError, match=r"is made, but not int8: no kernel; leave out `precision` int8"):
         run(PruneJob(DIGITS, "digits", out(tmp_path / "run", precision="int8"), choice=choice, training=QUICK))
     assert Report.load(tmp_path / "run").refused["export to INT8"] == "no kernel"
     with pytest.raises(UsageError, match="`precision` int8 calibrates on images, which needs `data`"):

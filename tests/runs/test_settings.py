@@ -272,7 +272,7 @@ def test_what_is_for_one_input_only_says_so(tmp_path):
     with pytest.raises(ModelError, match="takes several inputs: sub-models are cut out of networks of one"):
         compressor.detach(model, **given, exits=1, out=tmp_path / "cut")
     for to, out in (("pt2", "m.pt2"), ("onnx", "package")):
-        with pytest.raises(ModelError, match="--out FILE.onnx"):
+        with pytest.raises(ModelError, match="`out` FILE.onnx"):
             compressor.export(model, tmp_path / out, to=to, task=given["task"])
     compressor.export(model, tmp_path / "m.onnx", task=given["task"])
     named = {"input": ("image=3x8x8", "mask=1x8x8")}

@@ -231,7 +231,7 @@ def test_what_a_task_cannot_do_is_said(trained, tmp_path):
 @pytest.mark.parametrize(
     ("task", "error", "said"),
     [
-        ("nowhere.py:Task", UsageError, "there is no file nowhere.py: give --task FILE.py:CLASS"),
+        ("nowhere.py:Task", UsageError, "there is no file nowhere.py: give `task` FILE.py:CLASS"),
         (f"{FILE}:Missing", UsageError, "has no function 'Missing'"),
         (f"{FILE}:Nobody", DataError, "inputs gave a batch without examples, float32 0x3x8x8"),
         (f"{FILE}:Unbatched", DataError, r"gives, float32 1x8x8: .*a list that data gives is one of batches"),

@@ -43,7 +43,7 @@ def test_outputs_are_counted():
 
 def test_images_too_small_for_the_model_are_one_line():
     net = nn.Sequential(nn.Conv2d(1, 2, 5), nn.Conv2d(2, 2, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
-    with pytest.raises(DataError, match=r"cannot take 1x8x8 images .*--input") as caught:
+    with pytest.raises(DataError, match=r"cannot take 1x8x8 images .*`input`") as caught:
         count_outputs(net, small_data())
     assert "\n" not in str(caught.value)
     assert count_outputs(net, with_input_shape(small_data(), (1, 16, 16))) == 10

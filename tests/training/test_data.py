@@ -230,7 +230,7 @@ def test_missing_folder_is_one_line(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
 def test_empty_folder_says_what_it_lacks(tmp_path, name):
-    with pytest.raises(DataError, match=r"lacks .*--download"):
+    with pytest.raises(DataError, match=r"lacks .*`download`"):
         open_data(f"{name}:{tmp_path}")
 
 
@@ -286,7 +286,7 @@ def test_given_normalisation_is_laid_over_the_datas_and_the_models(mean, std):
 @pytest.mark.parametrize(
     ("mean", "std", "says"),
     [
-        ((0.5,), None, "give --mean and --std with 3 numbers each"),
+        ((0.5,), None, "give `mean` and `std` with 3 numbers each"),
         ((0.5, 0.5), (0.5, 0.5), "takes 3 channels"),
         ((0.5, 0.5, 0.5), (0.5, 0.5), "takes 3 channels"),
         ((123.7,), (58.4,), "123.7,123.7,123.7 is not within 0 to 1"),

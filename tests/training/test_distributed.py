@@ -151,7 +151,7 @@ def test_more_processes_than_images_are_refused(tmp_path):
         except UsageError as error:
             return str(error)
 
-    assert all("larger --batch-size" in text for text in together(refused, tmp_path))
+    assert all("larger `batch_size`" in text for text in together(refused, tmp_path))
 
 
 def broken_off(folder, at):

@@ -93,7 +93,7 @@ def test_bad_images_are_left_out_and_named(root, monkeypatch, streamed):
 @pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
 def test_bad_image_stops_where_that_is_asked_for(root, monkeypatch, streamed):
     (root / "test" / "cat" / "text.png").write_text("no image")
-    with pytest.raises(DataError, match=r"text\.png: not a PNG image.*--bad-images skip"):
+    with pytest.raises(DataError, match=r"text\.png: not a PNG image.*`bad_images` skip"):
         data = opened(root, monkeypatch, streamed, bad_images="stop")
         list(data.passing(data.test))
 
@@ -387,11 +387,11 @@ def test_accuracy_is_that_of_the_outputs_which_the_file_names(text, folder):
     subject = opened_with(folder, folder / "numbers")
     assert evaluate(subject.module, subject.data.test, subject.data).top1 == 1.0
     assert subject.opened.classes[4] == "red" and subject.opened.classes[1] == "green"
-    assert "2 of the model's 6 classes, numbered by --classes" in " ".join(subject.notes)
+    assert "2 of the model's 6 classes, numbered by `classes`" in " ".join(subject.notes)
 
 
 def test_without_the_file_the_number_of_classes_has_to_agree(folder):
-    with pytest.raises(DataError, match="has 2 classes, the model has 6 outputs: .* --classes"):
+    with pytest.raises(DataError, match="has 2 classes, the model has 6 outputs: .* `classes`"):
         opened_with(folder)
 
 

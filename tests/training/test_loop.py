@@ -209,7 +209,7 @@ def test_loss_that_is_not_finite_stops_with_advice():
         return loss * float("nan") if step.calls == 3 else loss
 
     step.calls = 0
-    with pytest.raises(Diverged, match=r"step 3 \(learning rate 0\.0\d+\): try a smaller --lr") as caught:
+    with pytest.raises(Diverged, match=r"step 3 \(learning rate 0\.0\d+\): try a smaller `lr`") as caught:
         fit(small_net(), small_data(), FAST, step=step)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)

@@ -117,9 +117,9 @@ def _image(
     whole = tuple(sizes[1:]) if shape is None else shape
     if len(whole) != len(sizes) - 1 or any(known not in (None, size) for known, size in zip(sizes[1:], whole)):
         wanted = units.shape(sizes[1:])
-        raise UsageError(f"{named} takes images of {wanted}, not {units.shape(whole)}: change --input")
+        raise UsageError(f"{named} takes images of {wanted}, not {units.shape(whole)}: change `input`")
     if None in whole:
-        raise UsageError(f"{named} leaves the size of its images open: give --input, such as --input 3x224x224")
+        raise UsageError(f"{named} leaves the size of its images open: give `input`, such as `input` 3x224x224")
     return inputs[0].name, (sizes[0] or _FREE_BATCHES[0], *whole), sizes[0] is not None
 
 

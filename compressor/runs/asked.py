@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypedDict, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from compressor.errors import UsageError
 from compressor.exits.settings import DetachSettings
@@ -38,6 +38,7 @@ class Common(TypedDict, total=False):
     overwrite: bool
     latency: bool
     onnx: bool
+    precision: Literal["fp32", "int8"]
 
 
 def asked(verb: str, given: Mapping[str, Any]) -> tuple[Any, Callback]:

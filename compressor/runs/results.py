@@ -143,8 +143,6 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, exported:
             there then.
         FileError: the folder cannot be written.
     """
-    packed = _quantized(subject, folder, tell) if report.settings["precision"] == "int8" else None
-    details = {**report.details, "int8": packed} if isinstance(packed, list) else report.details
     tell(Stage(f"writing {folder.path}"))
     left_out = save_model(
         subject.opened,
@@ -154,6 +152,8 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, exported:
         overwrite=True,
     )
     note_all(left_out, tell)
+    packed = _quantized(subject, folder, tell) if report.settings["precision"] == "int8" else None
+    details = {**report.details, "int8": packed} if isinstance(packed, list) else report.details
     failed = {name: made for name, made in ((ONNX, exported), (INT8, packed)) if isinstance(made, CompressorError)}
     check = exported if isinstance(exported, OnnxCheck) else None
     refused = {_EXPORTS[name]: str(error) for name, error in failed.items()}

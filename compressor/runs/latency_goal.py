@@ -1,5 +1,6 @@
 """A target in milliseconds: plan by the times of layers, measure what the plan really takes, and plan again."""
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,8 +52,8 @@ def selected(
     """Choose what goes; where there is a target of time, so that the network takes that for one image in ONNX Runtime.
 
     On this machine each plan is timed beside the network as it came, since a machine is not always as fast; where it is
-    off by more than a twentieth, the next plan asks for as much more or less. With a table of another machine the
-    prediction is all there is.
+    off by more than a twentieth, the next plan asks for as much more or less, or between two that were. With a table of
+    another machine the prediction is all there is.
 
     Raises:
         UsageError: the network is that fast already, or takes several inputs; and what `select` raises.
@@ -65,7 +66,7 @@ def selected(
         wanted = target = target_in_ms(choice, before)
         if choice.table is not None:
             return _noted(_planned(channels, ranked, choice, price, target), times, target)
-        tried = []
+        tried, fast, slow = [], 0.0, before  # what was wanted where the plan came out faster, and slower
         for number in range(1 + _CORRECTIONS):
             attempt = _planned(channels, ranked, choice, price, wanted)
             tell(Stage(f"timing plan {number + 1}, which should take {attempt.predicted:.3g} ms"))
@@ -76,7 +77,8 @@ def selected(
             off = ms / target
             if abs(off - 1) <= TOLERANCE or not 0 < wanted / off < before:
                 break
-            wanted /= off
+            fast, slow = (wanted, slow) if off < 1 else (fast, wanted)
+            wanted = math.sqrt(fast * slow) if fast and slow < before else wanted / off
         return _noted(min(tried, key=lambda each: each[0])[1], times, target)
 
 

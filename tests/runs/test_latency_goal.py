@@ -53,13 +53,14 @@ def alone(layer, widths):
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """Layers take what `alone` says; whole graphs that to a power, which no table knows."""
-    made = SimpleNamespace(power=1.0, timed=0, runtimes=set())
+    made = SimpleNamespace(power=1.0, timed=0, runtimes=set(), narrow=0.0)
 
     def in_graph(file):
         proto = onnx.load(file)
         sizes = [tuple(t.dims) for t in proto.graph.initializer if len(t.dims) == 4]
         layer = SimpleNamespace(size=(16, 16))
-        return sum(alone(layer, (dims[1], dims[0])) for dims in sizes) ** made.power
+        taken = sum(alone(layer, (dims[1], dims[0])) for dims in sizes) ** made.power
+        return 0.7 * taken if taken < made.narrow else taken  # as where narrow layers take another kernel
 
     def side_by_side(files, shape, threads, rounds=3, runtime="onnxruntime"):
         made.timed += len(files) - 1
@@ -108,6 +109,13 @@ def latency_goal_dense(net, machine):
         file = Path(folder) / "net.onnx"
         export_onnx(net[0], net[1], file)
         return machine.of(file)
+
+
+def test_between_a_plan_that_is_too_fast_and_one_too_slow_others_are_tried(net, machine):
+    whole = latency_goal_dense(net, machine)
+    machine.narrow, target = whole / 2, 0.4 * whole
+    note = next(note for note in chosen(net, target_ms=target).notes if "times as fast" in note)
+    assert 0.8 * target < float(note.split()[0]) <= 1.05 * target, "the first plan takes 0.7 of it"
 
 
 def test_milliseconds_and_multiply_adds_can_be_wanted_at_once(net, machine):

@@ -97,15 +97,9 @@ STEMS = {
 ROUNDS = 20  # of all ways in turn
 
 
-class Reader:
-    """Hands the quantizer some images at a time."""
-
-    def __init__(self, images: Tensor) -> None:
-        self._pieces: Iterator[Tensor] = iter(images.split(8))
-
-    def get_next(self) -> Any:
-        piece = next(self._pieces, None)
-        return None if piece is None else {"input": piece.numpy()}
+def pieces(images: Tensor) -> Iterator[dict[str, Any]]:
+    """What a graph is called with, some images at a time."""
+    return ({"input": part.numpy()} for part in images.split(8))
 
 
 def adjusted(network: nn.Module, images: Tensor, limit: int, *, feedback: bool, biases: bool) -> nn.Module:
@@ -218,7 +212,7 @@ def stem(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
         program.save(files["float_ms"])
         first = next(node for node in program.model.graph if node.op_type == "Conv")
         for kind, left in (("int8_ms", []), ("ms", [first.name])):
-            quantize(files["float_ms"], files[kind], SCHEMES["x86"], Reader(images), nodes_to_exclude=left)
+            quantize(files["float_ms"], files[kind], SCHEMES["x86"], pieces(images), nodes_to_exclude=left)
             free_scores_(files[kind])
         sessions = {kind: open_session(file, threads=1) for kind, file in files.items()}
         taken: dict[str, list[float]] = {kind: [] for kind in files}
@@ -307,7 +301,7 @@ class Case:
             program.save(source)
             if way.first:
                 options["nodes_to_exclude"] = image_convolution(program.model.graph)
-            quantize(source, target, SCHEMES[chip], Reader(self.more[: way.images]), cut=way.cut, **options)
+            quantize(source, target, SCHEMES[chip], pieces(self.more[: way.images]), cut=way.cut, **options)
             if way.free:
                 free_scores_(target)
             session = open_session(target, threads=1)

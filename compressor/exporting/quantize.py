@@ -4,7 +4,7 @@ The quantizer sees only a graph's top level, so a model with branches is quantiz
 float stages before it give.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,7 +76,7 @@ class QuantizingMaker(StageMaker):
             try:
                 with quiet():
                     left = image_convolution(program.model.graph)
-                    quantize(file, quantized, self._scheme, _Pieces(samples, inputs), nodes_to_exclude=left)
+                    quantize(file, quantized, self._scheme, _pieces(samples, inputs), nodes_to_exclude=left)
                     free_scores_(quantized)
             except Exception as error:  # the quantizer fails in many ways
                 raise ModelError(f"ONNX Runtime cannot quantize this model ({first_line(error)})") from error
@@ -85,22 +85,12 @@ class QuantizingMaker(StageMaker):
         return stage
 
 
-class _Pieces:
-    """Hands the quantizer what a stage is called with, a few images at a time."""
-
-    def __init__(self, samples: Samples, inputs: Sequence[str]) -> None:
-        self._pieces = self._read(samples, inputs)
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next piece; None after the last."""
-        return next(self._pieces, None)
-
-    @staticmethod
-    def _read(samples: Samples, inputs: Sequence[str]) -> Iterator[dict[str, Array]]:
-        for arguments in samples:
-            images = len(arguments[0])
-            for place in range(0, images, _BATCH):
-                yield {name: _piece(tensor, place, images) for name, tensor in zip(inputs, arguments, strict=True)}
+def _pieces(samples: Samples, inputs: Sequence[str]) -> Iterator[dict[str, Array]]:
+    """What a stage is called with, a few images at a time."""
+    for arguments in samples:
+        images = len(arguments[0])
+        for place in range(0, images, _BATCH):
+            yield {name: _piece(tensor, place, images) for name, tensor in zip(inputs, arguments, strict=True)}
 
 
 def _piece(tensor: Tensor, place: int, images: int) -> Array:
@@ -108,8 +98,16 @@ def _piece(tensor: Tensor, place: int, images: int) -> Array:
     return whole
 
 
-def quantize(source: Path, target: Path, scheme: Scheme, reader: Reader, *, cut: bool = True, **options: Any) -> None:
-    """Write a float graph in INT8, calibrated on what the reader hands out; `options` are the quantizer's own.
+def quantize(
+    source: Path,
+    target: Path,
+    scheme: Scheme,
+    pieces: Iterable[dict[str, Array]],
+    *,
+    cut: bool = True,
+    **options: Any,
+) -> None:
+    """Write a float graph in INT8, calibrated on what it is called with; `options` are the quantizer's own.
 
     Ranges of activations are those of `write_ranges`; without `cut`, the quantizer's.
     """
@@ -121,11 +119,11 @@ def quantize(source: Path, target: Path, scheme: Scheme, reader: Reader, *, cut:
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     kinds, operators = quantization.QuantType, sorted(set(QDQRegistry) - _LEFT_OUT)
     if cut:
-        write_ranges(prepared, operators, reader, ranges)
+        write_ranges(prepared, operators, pieces, ranges)
     quantization.quantize_static(
         prepared,
         target,
-        reader,
+        None if cut else Reader(pieces),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=operators,
         per_channel=scheme.per_channel,

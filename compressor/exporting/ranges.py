@@ -1,7 +1,8 @@
 """The range of values that each activation keeps in INT8: what is cut off against what all others lose by rounding."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,15 @@ _CUTTING = 3.0
 _SHARES = np.r_[1.0, np.geomspace(0.99, 0.1, 40)]  # of the smallest and the largest value that may be kept
 
 
-class Reader(Protocol):
+class Reader:
     """Hands out what a graph is called with, piece by piece, as ONNX Runtime's quantizer reads it."""
+
+    def __init__(self, pieces: Iterable[dict[str, Array]]) -> None:
+        self._pieces = iter(pieces)
 
     def get_next(self) -> dict[str, Array] | None:
         """The next piece; None after the last."""
+        return next(self._pieces, None)
 
 
 def least_error(counts: Array, edges: Array, least: float, most: float) -> tuple[float, float]:
@@ -41,13 +46,13 @@ def least_error(counts: Array, edges: Array, least: float, most: float) -> tuple
     return float(lows[low]), float(highs[high])
 
 
-def write_ranges(graph: Path, kinds: list[str], reader: Reader, target: Path) -> None:
+def write_ranges(graph: Path, kinds: list[str], pieces: Iterable[dict[str, Array]], target: Path) -> None:
     """Write the ranges of what a graph's operators of some kinds read and give, as ONNX Runtime's quantizer reads them.
 
     Args:
         graph: an ONNX file, prepared for the quantizer.
         kinds: of operators that will be quantized.
-        reader: what the graph is called with.
+        pieces: what the graph is called with, a few images at a time.
         target: a JSON file.
     """
     from onnxruntime import quantization
@@ -60,18 +65,10 @@ def write_ranges(graph: Path, kinds: list[str], reader: Reader, target: Path) ->
         extra_options={"num_bins": BINS},
     )
     with quiet():
-        while (piece := reader.get_next()) is not None:
-            histograms.collect_data(_Once(piece))  # all at once, it would keep every map of every image
+        for piece in pieces:
+            histograms.collect_data(Reader([piece]))  # all at once, it would keep every map of every image
     ranges = {
         name: tuple(np.array(each, dtype=np.float32) for each in least_error(counts, edges, float(least), float(most)))
         for name, (counts, edges, least, most, *_) in histograms.collector.histogram_dict.items()
     }
     quantization.save_tensors_data(quantization.TensorsData(quantization.CalibrationMethod.MinMax, ranges), target)
-
-
-class _Once:
-    def __init__(self, piece: dict[str, Array]) -> None:
-        self._pieces = [piece]
-
-    def get_next(self) -> dict[str, Array] | None:
-        return self._pieces.pop() if self._pieces else None

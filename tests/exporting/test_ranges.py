@@ -55,22 +55,14 @@ def test_constant_keeps_its_value(value: float) -> None:
     assert least_error(counts, edges, value, value) == (min(value, 0), max(value, 0))
 
 
-class _Pieces:
-    def __init__(self, images: torch.Tensor) -> None:
-        self._left = list(images.split(8))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return {"input": self._left.pop(0).numpy()} if self._left else None
-
-
 def test_network_on_far_values_errs_less_than_with_smallest_and_largest(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()).eval()
     images = torch.randn(256, 3, 16, 16) ** 5
     flatten(network, images[:2], OPSET, ["input"]).save(tmp_path / "float.onnx")
-    errors = dict[bool, float]()
+    pieces, errors = [{"input": part.numpy()} for part in images.split(8)], dict[bool, float]()
     for cut in (True, False):
-        quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", SCHEMES["x86"], _Pieces(images), cut=cut)
+        quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", SCHEMES["x86"], pieces, cut=cut)
         [got] = open_session(tmp_path / "int8.onnx").run(None, {"input": images.numpy()})
         with torch.no_grad():
             errors[cut] = float((network(images) - torch.from_numpy(got)).square().mean())

@@ -57,7 +57,8 @@ class RunFolder:
         self._may_replace = output.overwrite or resume
         self._lock: FolderLock | None = None
         self._check_free()
-        if model is not None and not resume and any(_same_file(self.path / name, Path(model)) for name in _ALL):
+        goes = (*(self.path / name for name in _ALL), *(self.path / INT8).glob("*"))
+        if model is not None and not resume and any(_same_file(each, Path(model)) for each in goes):
             raise UsageError(f"`overwrite` would delete {model}, which is read: give another `out`")
         if distributed.first():
             check_writable(self.path)
@@ -81,7 +82,7 @@ class RunFolder:
                 shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
             for name in () if self.resuming else _ALL:
                 (self.path / name).unlink(missing_ok=True)
-            if (self.path / INT8 / MANIFEST).exists():
+            if not self.resuming and (self.path / INT8 / MANIFEST).exists():
                 shutil.rmtree(self.path / INT8)
         except OSError as error:
             raise FileError(f"{self.path} cannot be written ({error.strerror}): choose another `out`") from error

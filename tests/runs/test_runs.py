@@ -280,6 +280,9 @@ def test_precision_int8_leaves_a_package_beside_the_model_until_it_is_overwritte
     manifest = verify_package(folder / "int8")
     assert manifest.quantization is not None and manifest.exits[0].macs == report.after.macs
     assert found == {"exit": "model", "top1": manifest.exits[0].top1, "top1_float": report.after.top1}
+    with pytest.raises(UsageError, match="would delete"):
+        run(PruneJob(ModelSettings(str(folder / "int8" / "model.onnx")), None, out(folder, overwrite=True)))
+    assert verify_package(folder / "int8") == manifest
     run(PruneJob(DIGITS, None, out(folder, overwrite=True)))
     assert not (folder / "int8").exists(), "of another model than model.safetensors"
 

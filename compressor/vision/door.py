@@ -9,7 +9,9 @@ import importlib.machinery
 import importlib.util
 import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,11 +34,10 @@ def _declare_missing_operators() -> torch.library.Library | None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.submodule_search_locations is None:
         raise UsageError("torchvision is not installed: pip install torchvision")
-    compiled = importlib.machinery.PathFinder.find_spec("_C", list(spec.submodule_search_locations))
-    if compiled is not None and compiled.origin is not None:
+    for compiled in _compiled(spec.submodule_search_locations):
         try:
             # torchvision loads the same file again right afterwards, which is then a lookup.
-            torch.ops.load_library(compiled.origin)
+            torch.ops.load_library(compiled)
             return None
         except OSError:
             pass
@@ -44,6 +45,13 @@ def _declare_missing_operators() -> torch.library.Library | None:
     for schema in _SCHEMAS:
         library.define(schema)
     return library
+
+
+def _compiled(folders: Iterable[str]) -> list[Path]:
+    """Libraries with torchvision's operators: `_C` until 0.28, `_C_stable` since; none of the image decoder's."""
+    endings = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    found = (path for folder in folders for path in sorted(Path(folder).glob("_C*")))
+    return [path for path in found if path.name.endswith(endings)]
 
 
 # Kept for the life of the process: the declarations end with the object that made them.

@@ -14,6 +14,14 @@ def test_operators_declared_only_where_torchvision_has_none():
     assert torch.ops.torchvision.nms.default is not None
 
 
+@pytest.mark.parametrize("name", ["_C.so", "_C_stable.so"])
+def test_the_compiled_operators_of_every_torchvision_are_found(name, tmp_path):
+    """Where they are not, they are declared a second time: from torchvision 0.29 on that ends the process."""
+    for other in (name, "_C.cpp", "image.so", "__init__.py"):
+        (tmp_path / other).touch()
+    assert vision._compiled([str(tmp_path)]) == [tmp_path / name]
+
+
 def test_build_gives_random_weights_and_takes_arguments():
     module = vision.build("squeezenet1_1", num_classes=3).eval()
     assert module(torch.zeros(2, 3, 64, 64)).shape == (2, 3)

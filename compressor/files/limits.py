@@ -137,7 +137,7 @@ GIB = 1 << 30
 LARGEST_GIB = 16.0  # of a model file, as it lies on the disk and unpacked
 
 _SECONDS, _WAITING = 5.0, 3.0  # of the processor; times as much on the clock, where others use the machine too
-_MEMORY = int(1.5 * GIB)
+_MEMORY = GIB  # beside what its libraries have mapped, which is gigabytes where torch is built for CUDA
 _OUT_OF_TIME = tuple(getattr(signal, name, None) for name in ("SIGXCPU", "SIGALRM"))
 
 
@@ -153,8 +153,8 @@ def check_size(what: str, size: int, most_gib: float = LARGEST_GIB) -> None:
 def apart(path: Path, function: str, *arguments: Any) -> Any:
     """Call `module:function`, which looks at a file from outside, in a process of its own with limited means.
 
-    Arguments and result are what JSON holds. The function may use 5 seconds of the processor and 1.5 GiB, and more as
-    it allows itself (`allow`) for what a large file needs.
+    Arguments and result are what JSON holds. The function may use 5 seconds of the processor and 1 GiB beside its
+    libraries, and more as it allows itself (`allow`) for what a large file needs.
 
     Raises:
         FileError: the function raised it, or the file made the process run on, fill the memory or crash.
@@ -194,8 +194,8 @@ _NO_MEMORY = 77  # exit code of a process that may not have more
 
 def serve(request: str, answers: int) -> NoReturn:
     """Be the process of `apart`: one function, its result or refusal to the open file `answers`."""
-    global _serving
-    _serving = True
+    global _serving, _allowed
+    _serving, _allowed = True, _mapped()
     asked = json.loads(request)
     answers = os.dup(answers)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
@@ -238,6 +238,14 @@ def memory_left() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
+def _mapped() -> int:
+    """Bytes of this process's address space; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 @contextmanager
 def within_memory() -> Iterator[None]:
     """What asks inside for more memory than the machine has left gets an error, where the system would end the process.
@@ -247,8 +255,7 @@ def within_memory() -> Iterator[None]:
     try:
         import resource
 
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        most = used + max(memory_left(), GIB)
+        most = _mapped() + max(memory_left(), GIB)
     except (ImportError, OSError):
         yield
         return

@@ -1,6 +1,10 @@
 """What would fill the machine's memory gets an error instead, and the process its own limits back."""
 
+import json
+import mmap
+import os
 import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.files.limits import memory_left, within_memory
+from compressor.files.limits import GIB, memory_left, serve, within_memory
 from compressor.graph import capture
 
 
@@ -50,3 +54,16 @@ def test_a_value_that_asks_for_all_memory_is_refused_too() -> None:
     assert capture(Counting(3), torch.zeros(1, 3, 8, 8)).frozen
     with pytest.raises(ModelError, match="not enough memory"):
         capture(Counting(int(0.7 * memory_left() / 2)), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("count", "code"), [(50_000_000, 0), (10**9, 77)])
+def test_what_libraries_have_mapped_is_not_what_a_file_costs(count: int, code: int, tmp_path: Path) -> None:
+    """A torch that is built for CUDA maps gigabytes as it is imported, and every file was then too much."""
+    request = json.dumps({"function": "operator:mul", "arguments": ["ab", count], "folder": str(tmp_path)})
+    child = os.fork()
+    if child == 0:
+        mapped = mmap.mmap(-1, 4 * GIB, prot=mmap.PROT_READ)
+        assert mapped
+        serve(request, os.open(tmp_path / "answer", os.O_WRONLY | os.O_CREAT))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert (tmp_path / "answer").stat().st_size == (len('{"value": ""}') + 2 * count if code == 0 else 0)

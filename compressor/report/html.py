@@ -63,7 +63,7 @@ def draw(plot: Plot) -> str:
             figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(buffer.getvalue(), plot.title)
+    return _for_page(buffer.getvalue(), _alternative(plot))
 
 
 def run_plots(rows: tuple[dict[str, Any], ...]) -> tuple[Plot, ...]:
@@ -112,8 +112,6 @@ def _times(value: Any, factor: float) -> float | None:
 
 
 def _draw_curves(axes: "Axes", plot: Plot) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     colors, shapes = itertools.cycle(_SERIES), itertools.cycle(_SHAPES)
     for curve in plot.curves:
         known = [(x, y) for x, y in zip(curve.x, curve.y) if y is not None]
@@ -126,8 +124,14 @@ def _draw_curves(axes: "Axes", plot: Plot) -> None:
     if len(places) == 1 and plot.kind == "line":
         axes.set_xlim(min(places) - 1, max(places) + 1)
     if all(place.is_integer() for place in places):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _few_ticks(axes, integer=True)
     axes.grid(linewidth=0.6)
+
+
+def _few_ticks(axes: "Axes", **settings: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(**settings))
 
 
 def _look(plot: Plot, curve: Curve, points: int, colors: Iterator[str], shapes: Iterator[str]) -> dict[str, Any]:
@@ -157,6 +161,9 @@ def _draw_bars(axes: "Axes", plot: Plot) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labeltop=True)  # of a long figure the lower end may be out of sight
+    _few_ticks(axes, nbins=5)
+    if plot.longest:
+        axes.set_xlim(0, 1.05 * plot.longest)
 
 
 def _readable(plot: Plot) -> Plot:
@@ -178,7 +185,20 @@ def _shortened(name: str, longest: int = 26) -> str:
     return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
-def _for_page(svg: str, title: str) -> str:
+def _alternative(plot: Plot) -> str:
+    """What stands for the picture where it is read aloud: each curve's ends, or how many bars or points there are."""
+    told = []
+    for curve in plot.curves:
+        known = [value for value in curve.y if value is not None]
+        if plot.kind == "line" and known and not curve.look:
+            told.append(f"{curve.label} from {known[0]:.4g} to {known[-1]:.4g}")
+        elif known and not curve.look:
+            told.append(f"{curve.label}, {len(known)} {plot.kind}")
+    axes = ", ".join(filter(None, (plot.y_label, plot.x_label)))
+    return f"{plot.title} ({axes}): {'; '.join(told)}"
+
+
+def _for_page(svg: str, alternative: str) -> str:
     """Without prolog and notes, with the page's colours and font, and identifiers that no other plot has."""
     from markupsafe import escape
 
@@ -190,7 +210,7 @@ def _for_page(svg: str, title: str) -> str:
     body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
     prefix = f"plot-{hashlib.sha256(body.encode()).hexdigest()[:8]}-"
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", body)
-    return body.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    return body.replace("<svg ", f'<svg role="img" aria-label="{escape(alternative)}" ', 1)
 
 
 _QUANTITY = re.compile(r"[+-]?[\d.,]+( ?[TGMk]?(?:MAC|B)| [TGMk]| ms| %| pp|x)?")
@@ -210,8 +230,16 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["coded"] = _coded
     style = Markup((folder / "style.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(style=style, **content)
+
+
+def _coded(text: Any) -> Any:
+    """What stands in backquotes as code, all else as text."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(str(text))))))
 
 
 def drawn(plots: tuple[Plot, ...]) -> list[tuple[str, Any]]:

@@ -23,7 +23,8 @@ from compressor.report.sections import Curve, Plot, Section
 from compressor.report.units import NOTHING
 
 VERSION = 1
-_MOST_TIMES = 30  # layers in the picture of where the time goes
+_MOST_TIMES = 30  # layers in the pictures of where the time goes
+_MOST_BARS = 20  # layers in one picture, which is then as high as a screen
 _MOST_EDITS = 1000  # rows on the page; report.json has them all
 _MOST_CHANNELS = 24  # numbers written out for one edit
 
@@ -142,11 +143,13 @@ def _content(report: Report) -> dict[str, Any]:
         "report": report,
         "answers": report.answers,
         "comparison": [(line.label, line.before, line.after, line.change) for line in comparison.lines],
+        "worse": [number for number, line in enumerate(comparison.lines) if line.better is False],
         "remarks": comparison.remarks,
         "run_plots": html.drawn(run_plots(report.rows)),
         "sections": [html.section(each) for each in report.sections],
-        "filters": html.drawn((_filters_plot(report),)) if report.changed else [],
-        "times": html.drawn(tuple(_times_plot(report))),
+        "filters": html.drawn(_filters_plots(report)) if report.changed else [],
+        "layers": [(layer.name, str(layer.before), str(layer.after)) for layer in report.layers],
+        "times": html.drawn(_times_plots(report)),
         "filters_remark": f"{len(report.changed)} of {len(report.layers)} layers changed",
         "edits": edits[:_MOST_EDITS],
         "edits_summary": _edits_summary(report.edits),
@@ -154,7 +157,8 @@ def _content(report: Report) -> dict[str, Any]:
         "edits_left_out": max(0, len(edits) - _MOST_EDITS),
         "untouched": [*report.frozen.items(), *report.refused.items()],
         "export": _export_rows(report),
-        "settings": [(name, html.written(value)) for name, value in report.settings.items()],
+        "settings": _settings_rows(report, chosen=True),
+        "other_settings": _settings_rows(report, chosen=False),
         "versions": [(name, version or "not installed") for name, version in report.versions.items()],
     }
 
@@ -165,23 +169,41 @@ def _title(command: str) -> str:
     return " ".join(words) or "compressor"
 
 
-def _filters_plot(report: Report) -> Plot:
+def _settings_rows(report: Report, *, chosen: bool) -> list[tuple[str, str]]:
+    """Those that somebody gave, or those that have their default values."""
+    given = report.settings.get("chosen") or ()
+    return [(name, html.written(value)) for name, value in report.settings.items() if (name in given) == chosen]
+
+
+def _filters_plots(report: Report) -> tuple[Plot, ...]:
     names = tuple(layer.name for layer in report.layers)
-    before = Curve("before", names, tuple(float(layer.before) for layer in report.layers))
-    after = Curve("after", names, tuple(float(layer.after) for layer in report.layers))
-    return Plot("Filters", "filters", "", (before, after), kind="bars")
+    before, after = (tuple(float(getattr(layer, side)) for layer in report.layers) for side in ("before", "after"))
+    return _bars("Filters", "filters", names, before, after)
 
 
-def _times_plot(report: Report) -> Iterator[Plot]:
+def _bars(title: str, unit: str, names: tuple[str, ...], *sides: tuple[float, ...]) -> tuple[Plot, ...]:
+    """Before and after, in as many plots as are no higher than a screen; all have one scale."""
+    parts = -(-len(names) // _MOST_BARS) or 1
+    size = -(-len(names) // parts)
+    plots = []
+    for part in range(parts):
+        here = slice(part * size, (part + 1) * size)
+        curves = tuple(Curve(label, names[here], side[here]) for label, side in zip(("before", "after"), sides))
+        heading = title if parts == 1 else f"{title}, {part + 1} of {parts}"
+        plots.append(Plot(heading, unit, "", curves, kind="bars", longest=max(itertools.chain(*sides), default=0.0)))
+    return tuple(plots)
+
+
+def _times_plots(report: Report) -> tuple[Plot, ...]:
     """Where the time goes: the layers that took most of it, before and after."""
     sides = [
         ((side.latency_ms or {}).get("onnxruntime") or {}).get("layers") or {} for side in (report.before, report.after)
     ]
-    if all(sides):
-        names = tuple(dict.fromkeys(itertools.chain(*sides)))[:_MOST_TIMES]
-        before, after = (tuple(side.get(name, 0.0) for name in names) for side in sides)
-        curves = (Curve("before", names, before), Curve("after", names, after))
-        yield Plot("Time of the layers", "ms of one image in ONNX Runtime", "", curves, kind="bars")
+    if not all(sides):
+        return ()
+    names = tuple(dict.fromkeys(itertools.chain(*sides)))[:_MOST_TIMES]
+    before, after = (tuple(side.get(name, 0.0) for name in names) for side in sides)
+    return _bars("Time of the layers", "ms of one image in ONNX Runtime", names, before, after)
 
 
 def _edit_rows(edits: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, str, str, str, str]]:

@@ -20,7 +20,6 @@ PAGE, DATA = "comparison.html", "comparison.json"
 MARK = "*"
 LEGEND = MARK + " on the Pareto front: no other has at least this {} at this cost or less"
 _SCALES = {"macs": (1e-6, "million MACs"), "latency": (1.0, "ms"), "file_bytes": (1e-6, "MB")}
-_COLUMNS = ("run", "method", "MACs", "parameters", "file size", "latency")
 # Cost -> how it is called. Less is better of each.
 COSTS = {"macs": "MACs", "latency": "latency", "file_bytes": "file size"}
 
@@ -158,7 +157,10 @@ def _content(compared: RunComparison) -> dict[str, Any]:
     return {
         "title": f"{units.counted(len(compared.points), 'network')} side by side",
         "rows": list(_rows(compared)),
-        "columns": (*_COLUMNS, compared.figure.label, "epochs", "seed"),
+        "columns": (
+            *("run", compared.figure.label, "MACs", "latency"),  # what a telephone shows of it
+            *("file size", "parameters", "method", "epochs", "seed"),
+        ),
         "remarks": [remark for remark in remarks if remark],
         "notes": [note for note in (compared.promise, *compared.notes) if note],
         "plots": drawn(tuple(_plots(compared))),
@@ -172,11 +174,9 @@ def _rows(compared: RunComparison) -> Iterator[tuple[str, ...]]:
         macs, size, latency = (
             _marked(_cost(point, cost), number in fronts[cost]) for cost in ("macs", "file_bytes", "latency")
         )
-        name, costs = (
-            f"{number} {_name(point, shared)}",
-            (macs, units.or_nothing(point.params, units.amount), size, latency),
-        )
-        yield (name, point.method, *costs, _main(point), str(point.epochs), units.or_nothing(point.seed, str))
+        costs = (macs, latency, size, units.or_nothing(point.params, units.amount))
+        about = (point.method, str(point.epochs), units.or_nothing(point.seed, str))
+        yield (f"{number} {_name(point, shared)}", _main(point), *costs, *about)
 
 
 def _plots(compared: RunComparison) -> Iterator[Plot]:

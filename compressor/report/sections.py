@@ -37,6 +37,7 @@ class Plot:
     y_label: str
     curves: tuple[Curve, ...]
     kind: Literal["line", "points", "bars"] = "line"
+    longest: float | None = None  # of the bars on the axis, where several plots are to have the same; None: these bars'
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_text_of_the_user_is_text() -> None:
     root = ElementTree.fromstring(draw(LINE))
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"<one>", "two", "epoch", "loss"} <= texts
-    assert root.get("aria-label") == "a < b & $c$"
+    assert root.get("aria-label") == "a < b & $c$ (loss, epoch): <one> from 0.5 to 0.1; two from 0.2 to 0.2"
     assert "a$b" in {
         element.text for element in ElementTree.fromstring(draw(BARS)).iter("{http://www.w3.org/2000/svg}text")
     }

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from compressor.report.comparison import answers
-from compressor.report.measurements import Certificate
-from compressor.report.report import Report, page, write_page
+from compressor.report.measurements import Certificate, LayerSize
+from compressor.report.report import Report, _filters_plots, page, write_page
 from compressor.report.run_comparison import comparison_page
 from compressor.report.runs import compare_runs
 from compressor.report.sections import Section, Table
@@ -99,6 +99,45 @@ def test_what_the_user_named_cannot_break_the_page() -> None:
     evil = "<script>alert(1)</script>&\"'"
     report = dataclasses.replace(full_report(), command=evil, frozen={evil: evil}, notes=(evil,), settings={evil: evil})
     assert "<script" not in page(report) and page(report).count("&lt;script&gt;") >= 5
+
+
+def test_settings_in_backquotes_are_code_and_nothing_else_is_markup() -> None:
+    note = "loosen `target_macs`, not <b>"
+    html = page(dataclasses.replace(full_report(), notes=(note,), refused={"target": note}))
+    assert html.count("loosen <code>target_macs</code>, not &lt;b&gt;") == 2 and "`" not in html
+
+
+def test_only_the_settings_that_somebody_gave_are_open() -> None:
+    settings = {"method": "l1", "ratio": 0.5, "momentum": 0.9, "chosen": ["ratio"]}
+    html = page(dataclasses.replace(full_report(), settings=settings))
+    shown, _, folded = html.partition("Settings and versions")[2].partition("<details>")
+    assert '<th scope="row">ratio</th>' in shown and "momentum" not in shown
+    assert '<th scope="row">momentum</th>' in folded and '<th scope="row">ratio</th>' not in folded
+
+
+def test_what_got_worse_is_marked_in_the_table() -> None:
+    report = full_report()
+    html = page(dataclasses.replace(report, after=dataclasses.replace(report.after, params=2 * report.before.params)))
+    assert re.findall(r'<tr class="worse"><th scope="row">([^<]*)', html) == ["parameters"]
+
+
+def test_many_layers_are_drawn_in_parts_with_one_scale_and_stand_in_a_table() -> None:
+    layers = tuple(LayerSize(f"layer{number}", 8 * (1 + number), 8) for number in range(56))
+    report = dataclasses.replace(full_report(), layers=layers)
+    html = page(report)
+    parts = re.findall(r'<h3>(Filters, . of 3)</h3><svg role="img" aria-label="([^"]*)" .*?</svg>', html, re.DOTALL)
+    assert [title for title, _ in parts] == ["Filters, 1 of 3", "Filters, 2 of 3", "Filters, 3 of 3"]
+    assert parts[0][1] == "Filters, 1 of 3 (filters): before, 19 bars; after, 19 bars"
+    assert len({plot.longest for plot in _filters_plots(report)}) == 1
+    assert unescape(html).count('<th scope="row">layer55</th><td class="number">448</td><td class="number">8</td>') == 1
+
+
+def test_what_can_be_scrolled_has_a_name_and_no_picture_lacks_words() -> None:
+    for html in (page(full_report()), comparison_page(compare_runs({"runs/a": full_report()}))):
+        focused = re.findall(r"<div[^>]*tabindex[^>]*>", html)
+        assert focused and all('role="group" aria-label="' in each and 'aria-label=""' not in each for each in focused)
+        assert all(len(each) > 20 for each in re.findall(r'<svg role="img" aria-label="([^"]*)"', html))
+        assert all(re.findall(r'<img [^>]*alt="[^"]+"', each) for each in re.findall(r"<img[^>]*>", html))
 
 
 def test_more_edits_than_one_can_read_are_counted() -> None:

@@ -19,6 +19,9 @@ _RIDGES = (1e-6, RIDGE, 1e-2, 1e-1)
 _SWEEPS = 2  # in which targets follow what an activation cuts off
 _LARGE = 2000  # unknowns, from which on one ridge has to do
 _KEPT_BYTES = 1 << 29  # of rows that are kept for further sweeps
+_TOGETHER = 4096  # rows that are multiplied at once: to add a product up costs as much as that of 700 rows
+_VALUES_TOGETHER = 1 << 23  # of them at most
+_BLOCK = 512  # columns of a symmetric product that are made at once
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class Rows:
         if level is not None:
             level = Level(level.values[:, chosen], level.scale, level.low, level.high)
         return Rows(self.x[:, chosen], self.y[:, chosen], level)
+
+    def follows_as(self, other: "Rows") -> bool:
+        """Whether an activation follows both alike, or none."""
+        mine, theirs = self.level, other.level
+        if mine is None or theirs is None:
+            return mine is theirs
+        same = (mine.low, mine.high) == (theirs.low, theirs.high)
+        return same and torch.equal(mine.scale, theirs.scale)
 
     def made(self, matrix: Tensor) -> Tensor:
         """Outputs (groups, rows, outputs) of a matrix (groups, unknowns, outputs), which may have a constant behind."""
@@ -96,11 +107,27 @@ class Gram:
     """
 
     constant: bool
-    inner: Tensor = field(default_factory=lambda: torch.zeros(()))  # (groups, unknowns, unknowns)
-    cross: Tensor = field(default_factory=lambda: torch.zeros(()))  # (groups, unknowns, outputs)
     held: list[Rows] = field(default_factory=list)
     kept: list[Rows] | None = field(default_factory=list)  # None: too many
+    _inner: Tensor | None = None  # what was added since it was read is in the lower triangle alone
+    _cross: Tensor | None = None
+    _waiting: list[Rows] = field(default_factory=list)
     _bytes: int = 0
+
+    @property
+    def inner(self) -> Tensor:
+        """X'X: (groups, unknowns, unknowns)."""
+        self._sum_waiting()
+        assert self._inner is not None
+        self._inner = self._inner.tril() + self._inner.tril(-1).mT
+        return self._inner
+
+    @property
+    def cross(self) -> Tensor:
+        """X'Y: (groups, unknowns, outputs)."""
+        self._sum_waiting()
+        assert self._cross is not None
+        return self._cross
 
     def add(self, rows: Rows, held: Tensor | None = None) -> None:
         """Add rows; those that `held` marks are held back."""
@@ -109,20 +136,38 @@ class Gram:
         if held is not None:
             self.held.append(rows.part(held))
             rows = rows.part(~held)
-        self._sum(rows)
         self._bytes += x.nbytes + 2 * y.nbytes
         if rows.level is None or self._bytes > _KEPT_BYTES:
             self.kept = None
+        self._waiting.append(rows)
+        if self._count() >= _TOGETHER or self._count() * x[:, 0].numel() >= _VALUES_TOGETHER:
+            self._sum_waiting()
+
+    def _count(self) -> int:
+        return sum(rows.x.shape[1] for rows in self._waiting)
+
+    def _sum_waiting(self) -> None:
+        together, self._waiting = joined(self._waiting), []
+        for rows in together:
+            self._sum(rows)
         if self.kept is not None:
-            self.kept.append(rows)
+            self.kept.extend(together)
 
     def _sum(self, rows: Rows) -> None:
-        inner = rows.summed(rows.x, self.constant)
+        x, unknowns = rows.x, rows.x.shape[2]
+        if self._inner is None or self._cross is None:
+            size = unknowns + self.constant
+            zeros = exactly(x.new_zeros(len(x), 1, 1))
+            self._inner = zeros.new_zeros(len(x), size, size)
+            self._cross = zeros.new_zeros(len(x), size, rows.y.shape[2])
+        for start in range(0, unknowns, _BLOCK):
+            part = x[:, :, start : start + _BLOCK]
+            self._inner[:, start:unknowns, start : start + part.shape[2]] += x[:, :, start:].mT @ part
+        self._cross[:, :unknowns] += x.mT @ rows.y
         if self.constant:
-            count = inner.new_full((len(inner), 1, 1), rows.x.shape[1])
-            inner = torch.cat([inner, torch.cat([inner[:, -1:].mT, count], 1)], 2)
-        self.inner = self.inner + inner
-        self.cross = self.cross + rows.summed(rows.y, self.constant)
+            self._inner[:, unknowns, :unknowns] += x.sum(1)
+            self._inner[:, unknowns, unknowns] += x.shape[1]
+            self._cross[:, unknowns] += rows.y.sum(1)
 
     def best(self, before: Tensor) -> Solution:
         """What fits the held-back rows best, output by output, solved with these rows as well.
@@ -130,6 +175,7 @@ class Gram:
         Candidates are `before`, solutions with a pull towards it, each stronger than the last, and the best of these
         with targets that the activation tells no difference to.
         """
+        self.held = joined(self.held)
         solvers, first = self._solvers(before), self._as_cut(before)
         fits = [*first, *(solve(self.cross) for solve in solvers)]
         chosen, errors = choose(fits, self.held)
@@ -149,12 +195,17 @@ class Gram:
         return Solution(_gathered(found, of_found), errors[0], errors.gather(0, chosen[None])[0])
 
     def _solvers(self, before: Tensor) -> list["Ridge"]:
-        ridges = _RIDGES if before.shape[1] < _LARGE else (RIDGE,)
-        return [Ridge(self.inner, before, ridge, self.constant) for ridge in ridges]
+        ridges, inner = _RIDGES if before.shape[1] < _LARGE else (RIDGE,), self.inner
+        return [Ridge(inner, before, ridge, self.constant) for ridge in ridges]
 
     def _as_cut(self, before: Tensor) -> list[Tensor]:
         """The matrix as it was, and where outputs may be shifted also with its mean error taken away."""
-        return [before, *([_shifted(self, before)] if self.constant else [])]
+        if not self.constant:
+            return [before]
+        assert self._inner is not None
+        shifted, sums = before.clone(), self._inner[:, -1:]
+        shifted[:, -1] += (self.cross[:, -1] - (sums @ before)[:, 0]) / sums[:, :, -1].clamp(min=1)
+        return [before, shifted]
 
     def _swept(self, solvers: Sequence["Ridge"], pulls: Tensor, matrix: Tensor) -> list[Tensor]:
         """Solutions whose targets follow the last one where the activation cuts off; each output has its own pull."""
@@ -165,6 +216,28 @@ class Gram:
             matrix = _solved(solvers, pulls, cross)
             found.append(matrix)
         return found
+
+
+def joined(rows: Sequence[Rows]) -> list[Rows]:
+    """Rows that an activation follows alike as one."""
+    alike: list[list[Rows]] = []
+    for each in rows:
+        place = next((place for place in alike if place[0].follows_as(each)), None)
+        if place is None:
+            alike.append([each])
+        else:
+            place.append(each)
+    return [_joined(each) for each in alike]
+
+
+def _joined(rows: Sequence[Rows]) -> Rows:
+    if len(rows) == 1:
+        return rows[0]
+    level = rows[0].level
+    if level is not None:
+        values = torch.cat([each.level.values for each in rows if each.level is not None], 1)
+        level = Level(values, level.scale, level.low, level.high)
+    return Rows(torch.cat([each.x for each in rows], 1), torch.cat([each.y for each in rows], 1), level)
 
 
 def _gathered(matrices: Sequence[Tensor], chosen: Tensor) -> Tensor:
@@ -182,13 +255,6 @@ def _solved(solvers: Sequence["Ridge"], pulls: Tensor, cross: Tensor) -> Tensor:
         own = torch.nonzero(pulls[0] == number).flatten()
         found[:, :, own] = solve(cross[:, :, own], own)
     return found
-
-
-def _shifted(gram: Gram, before: Tensor) -> Tensor:
-    """The matrix as it was, with the mean error taken away."""
-    shifted = before.clone()
-    shifted[:, -1] += (gram.cross[:, -1] - (gram.inner[:, -1:] @ before)[:, 0]) / gram.inner[:, -1:, -1].clamp(min=1)
-    return shifted
 
 
 def pulled(diagonal: Tensor, ridge: float) -> Tensor:

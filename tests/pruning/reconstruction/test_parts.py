@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from compressor.errors import UsageError
 from compressor.graph.trace import call_arguments
 from compressor.pruning.reconstruction.calibration import Draw, enough_images, inputs_of
-from compressor.pruning.reconstruction.gram import Gram, Ridge, Rows
+from compressor.pruning.reconstruction.gram import Gram, Level, Ridge, Rows, joined
 from compressor.pruning.reconstruction.readers import View
 from compressor.pruning.reconstruction.replay import DivergedError, Replay
 from tests.equivalence import randomise_
@@ -143,15 +143,32 @@ def test_a_ridge_is_least_squares_with_a_pull():
     torch.testing.assert_close(Ridge(inner, before, 0.3)(x.T @ y), wanted)
 
 
-def test_sums_are_those_of_all_rows_however_they_come():
+@pytest.mark.parametrize("groups, unknowns, count", [(2, 5, 60), (1, 1100, 5000), (3000, 2, 60)])
+def test_sums_are_those_of_all_rows_however_they_come(groups, unknowns, count):
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(2, 60, n, generator=generator) for n in (5, 3))
-    whole, parts = Gram(constant=True), Gram(constant=True)
-    whole.add(Rows(x, y))
-    for at in range(0, 60, 13):
-        parts.add(Rows(x[:, at : at + 13], y[:, at : at + 13]))
-    torch.testing.assert_close(whole.inner, parts.inner, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(whole.cross, parts.cross, atol=1e-4, rtol=1e-5)
+    x, y = (torch.randn(groups, count, n, generator=generator) for n in (unknowns, 3))
+    parts = Gram(constant=True)
+    for number, rows in enumerate(torch.arange(count).tensor_split(7)):
+        parts.add(Rows(x[:, rows], y[:, rows]))
+        if number == 3:  # a look in the middle changes nothing
+            assert parts.inner.shape == (groups, unknowns + 1, unknowns + 1)
+    whole = torch.cat([x, torch.ones_like(x[:, :, :1])], 2).double()
+    torch.testing.assert_close(parts.inner, whole.mT @ whole, atol=1e-2, rtol=1e-5)
+    torch.testing.assert_close(parts.cross, whole.mT @ y.double(), atol=1e-2, rtol=1e-5)
+
+
+def test_only_rows_that_an_activation_follows_alike_are_one():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(1, 4, 3, generator=generator)
+    rows = []
+    for scale, high in ((1.0, torch.inf), (1.0, torch.inf), (2.0, torch.inf), (1.0, 6.0)):
+        x, y, values = (torch.randn(1, 10, n, generator=generator) for n in (4, 3, 3))
+        rows.append(Rows(x, y, Level(values, torch.full((1, 1, 3), scale), 0.0, high)))
+    rows += [Rows(rows[0].x, rows[0].y), Rows(rows[1].x, rows[1].y)]
+    found = joined(rows)
+    assert [each.x.shape[1] for each in found] == [20, 10, 10, 20]
+    apart = torch.stack([each.errors(matrix) for each in rows]).sum(0)
+    torch.testing.assert_close(torch.stack([each.errors(matrix) for each in found]).sum(0), apart)
 
 
 @pytest.mark.parametrize("shape", [(256, 128, 1, 1), (6, 4, 3, 3)])

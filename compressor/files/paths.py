@@ -13,10 +13,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from compressor.errors import FileError, shown
+from compressor.errors import FileError, did_you_mean, shown
 
 _BLOCK = 1 << 20  # bytes read at once
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def named_alike(path: Path, *, folder: bool = False) -> str:
+    """The end of a message about a file, or folder, that is not there: what lies there under a similar name."""
+    try:
+        names = [each.name for each in path.parent.iterdir() if each.is_dir() == folder]
+    except OSError:
+        return ""
+    return did_you_mean(path.name, names)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from compressor.errors import FileError, ModelError, first_line, one_line
 from compressor.files.limits import LARGEST_GIB, check_size
-from compressor.files.paths import replacing
+from compressor.files.paths import named_alike, replacing
 from compressor.loading.arch import FORM, Arch
 from compressor.loading.forms import Packer, encode, from_json, plain, to_json, unpack
 from compressor.settings import fits
@@ -68,7 +68,7 @@ def read(path: Path, most_gib: float = LARGEST_GIB) -> Contents:
 
     try:
         if not path.is_file():
-            raise FileError(f"there is no file {path}")
+            raise FileError(f"there is no file {path}{named_alike(path)}")
         check_size(f"{path} has", path.stat().st_size, most_gib)
         data = path.read_bytes()
     except OSError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compressor.errors import FileError, one_line
 from compressor.files.limits import LARGEST_GIB, check_size
+from compressor.files.paths import named_alike
 
 _LARGEST_DIRECTORY = 16 << 20  # bytes; some 200,000 records
 
@@ -137,7 +138,7 @@ def _no_such_file(path: Path) -> str:
     text = str(path)
     if text.startswith(("torchvision:", "timm:")) or ".py:" in text:
         return f"there is no file {text}: an architecture with random weights is asked for by `arch` {text}"
-    return f"there is no file {text}"
+    return f"there is no file {text}{named_alike(path)}"
 
 
 def _a_folder(path: Path) -> str:

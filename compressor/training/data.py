@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError, UsageError, did_you_mean
+from compressor.files.paths import named_alike
 from compressor.graph.tensors import device_of
 from compressor.training import distributed, sets
 from compressor.training.batching import (
@@ -275,7 +276,7 @@ def _place(spec: str, download: bool) -> tuple[str, Path]:
         raise UsageError(f"unknown data {spec!r}{hint}: choose {', '.join(SPECS)}")
     root = Path(place).expanduser()
     if place and not download and not root.is_dir():
-        raise DataError(f"{spec}: there is no folder {root}")
+        raise DataError(f"{spec}: there is no folder {root}{named_alike(root, folder=True)}")
     return kind, root
 
 

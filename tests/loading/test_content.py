@@ -95,8 +95,11 @@ def test_torchscript_is_known_by_content(tmp_path):
 
 
 def test_missing_file_that_is_an_architecture_says_so(tmp_path):
-    with pytest.raises(FileError, match="there is no file"):
+    with pytest.raises(FileError, match=r"there is no file .*absent\.pt$"):
         recognise(tmp_path / "absent.pt")
+    (tmp_path / "resnet56-4bfd9763.th").touch()
+    with pytest.raises(FileError, match=r"resnet56\.th \(did you mean resnet56-4bfd9763\.th\?\)$"):
+        recognise(tmp_path / "resnet56.th")
     with pytest.raises(FileError, match="`arch` torchvision:resnet18"):
         recognise(tmp_path.__class__("torchvision:resnet18"))
 

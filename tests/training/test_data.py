@@ -228,6 +228,13 @@ def test_missing_folder_is_one_line(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_that_is_not_there_is_told_which_is_named_alike(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "imag").touch()
+    with pytest.raises(DataError, match=r"there is no folder .*image \(did you mean images\?\)$"):
+        open_data(f"folder:{tmp_path / 'image'}")
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
 def test_empty_folder_says_what_it_lacks(tmp_path, name):
     with pytest.raises(DataError, match=r"lacks .*`download`"):

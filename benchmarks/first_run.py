@@ -2,7 +2,8 @@
 
     python -m benchmarks.first_run --nets DIR --data DIR
 
-DIR: the folder of the published ResNet-56, and CIFAR-10 in folders.
+DIR: the folder of the published ResNet-56, and CIFAR-10 in folders. `benchmarks/stranger_resnet.py` takes the place of
+the stranger's `resnet.py`: the same network with the same names of parameters.
 """
 
 import argparse
@@ -34,7 +35,12 @@ def main() -> None:
     arguments = parser.parse_args()
     typed, begun = command(), time.perf_counter()
     model = shlex.split(typed)[2]
-    report = report_of([typed], {model: arguments.nets / model, "DIR": arguments.data})
+    places = {
+        model: arguments.nets / model,
+        "DIR": arguments.data,
+        "resnet.py": ROOT / "benchmarks" / "stranger_resnet.py",
+    }
+    report = report_of([typed], places)
     write_json(arguments.out, {**report, "typed": typed, "seconds": round(time.perf_counter() - begun)})
 
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def stand_ins(folder: Path) -> None:
     arch = "sample_models/vgg16_cifar.py:build:width=0.125"
     compressor.save(build(width=0.125), str(folder / "vgg16.pt"), arch=arch, input_shape=(3, 32, 32))
     torch.save(resnet56().state_dict(), folder / "resnet56-4bfd9763.th")
+    shutil.copy(ROOT / "benchmarks" / "stranger_resnet.py", folder / "resnet.py")
     (folder / "net.py").write_text(
         "from torch import nn\n\nINPUT_SHAPE = (3, 32, 32)\n\n\ndef build():\n    return " + _NET
     )

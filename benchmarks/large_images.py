@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,16 @@ def main() -> None:
     }
     write_json(arguments.out, result)
     print(json.dumps(result, indent=1))
+
+
+def words(result: dict[str, Any]) -> str:
+    """Time and memory, in a sentence."""
+    return (
+        f"{result['network']} to {result['macs_left']:.0%} of its multiply-adds by `prune_` with {result['images']} "
+        f"images of 224 x 224 pixels: {result['wall_seconds'] / 60:.1f} minutes, {result['cpu_seconds'] / 60:.1f} "
+        f"of the processor, {result['peak_gib']:.1f} GiB at most. {result['machine']}, "
+        f"torch {result['versions']['torch']}."
+    )
 
 
 if __name__ == "__main__":

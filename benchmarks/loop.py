@@ -100,5 +100,19 @@ def main() -> None:
     print(json.dumps(result["arms"], indent=1))
 
 
+def words(result: dict[str, Any]) -> str:
+    """What each method adds, in a sentence."""
+    arms = result["arms"]
+    quiet, watched = ([arms[arm][key] for arm in ("taylor", "adapnet")] for key in ("quiet", "watched"))
+    ends = [arms[arm]["end_seconds"] for arm in ("taylor", "adapnet")]
+    rounds = "one run" if result["rounds"] == 1 else f"{result['rounds']} runs"
+    return (
+        f"{result['network']}, batches of {result['batch']}: a step in between takes {quiet[0]:.2%} (taylor) or "
+        f"{quiet[1]:.2%} (AdapNet) longer than one of the plain loop, a batch that is looked at {watched[0]:.0%} or "
+        f"{watched[1]:.0%}, and the end of an interval {ends[0]:.1f} s or {ends[1]:.1f} s; {rounds} of each. "
+        f"{result['machine']}."
+    )
+
+
 if __name__ == "__main__":
     main()

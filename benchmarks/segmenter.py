@@ -10,6 +10,7 @@ benchmarks/results/segmenter.json and goes on where it was broken off.
 
 import argparse
 import os
+import statistics
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -149,7 +150,7 @@ def main() -> None:
     result = opened(given.out, told, given.device, torch.get_num_threads())
     done = {(row["seed"], row["arm"]) for row in result["rows"]}
     common: dict[str, Any] = {
-        "task": CamVid(given.data), "batch_size": 8, "device": given.device, "latency": False, "overwrite": True
+        "task": CamVid(given.data), "batch_size": 8, "device": given.device, "overwrite": True
     }  # fmt: skip
     for seed in given.seeds:
         trained = given.runs / f"{seed}-trained"
@@ -175,9 +176,38 @@ def _row(seed: int, arm: str, report: compressor.Report, seconds: float) -> dict
     before, after = report.before, report.after
     return {
         "seed": seed, "arm": arm, "mIoU_trained": before.main, "mIoU": after.main, "pixels": after.figures["pixels"],
-        "macs": after.macs, "macs_before": before.macs, "params": after.params,
+        "macs": after.macs, "macs_before": before.macs, "params": after.params, "bytes": after.file_bytes,
+        "ms": {"before": _ms(before), "after": _ms(after)},
         "cpu_seconds": round(seconds, 1),
     }  # fmt: skip
+
+
+def _ms(side: Any) -> float:
+    return float(side.latency_ms["onnxruntime"]["median"])
+
+
+def table(result: dict[str, Any]) -> str:
+    """Each method's figures, over the seeds where there are several."""
+    lines = ["| | mIoU, % | pixels, % | MACs | parameters | ONNX Runtime | file |", "|---|---|---|---|---|---|---|"]
+    for arm in dict.fromkeys(row["arm"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["arm"] == arm]
+        first = rows[0]
+        lines.append(
+            f"| {arm} | {_mean(rows, 'mIoU')} | {_mean(rows, 'pixels')} | {first['macs'] / 1e6:.1f} M | "
+            f"{first['params'] / 1e3:.0f} k | {first['ms']['after']:.2f} ms | {first['bytes'] / 1e6:.2f} MB |"
+        )
+    seeds = len({row["seed"] for row in result["rows"]})
+    trained = _mean(result["rows"], "mIoU_trained")
+    told = (
+        f"{result['epochs']} epochs from random weights ({trained} %), then {result['finetune_epochs']} for each; "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, test images. Time of one image on one thread, each as its own "
+        f"run measured it. {result['machine']}."
+    )
+    return "\n".join([*lines, "", told])
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> str:
+    return f"{100 * statistics.mean(row[key] for row in rows):.2f}"
 
 
 if __name__ == "__main__":

@@ -107,10 +107,11 @@ class Task(ABC):
         """Figures over batches, the main one first; the model is in eval mode."""
 
     def imitation(self, given: Any, wanted: Any, temperature: float) -> Tensor:
-        """How far outputs are from a teacher's: squared error over its variance, a mean over all tensors."""
-        pairs = zip(_numbers(given), _numbers(wanted), strict=True)
-        errors = [functional.mse_loss(a, b) / b.var(correction=0).clamp_min(1e-12) for a, b in pairs]
-        return torch.stack(errors).mean()
+        """How far outputs are from a teacher's: squared error over its variance, a mean over all tensors.
+
+        Over itself where it is larger: a teacher that hardly varies gives no steps that no training survives.
+        """
+        return torch.stack([_distance(*each) for each in zip(_numbers(given), _numbers(wanted), strict=True)]).mean()
 
     def takes_channels_last(self, model: nn.Module, *, training: bool = False) -> bool:
         """Whether the model computes on inputs whose channels lie last in memory."""
@@ -202,3 +203,8 @@ def shapes(batch: Any) -> str:
 
 def _numbers(outputs: Any) -> list[Tensor]:
     return [leaf.float() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _distance(given: Tensor, wanted: Tensor) -> Tensor:
+    error = functional.mse_loss(given, wanted)
+    return error / torch.maximum(wanted.var(correction=0), error.detach()).clamp_min(1e-12)

@@ -215,6 +215,15 @@ def test_distillation_compares_all_tensors_that_the_model_returns():
     assert right is None and loss > 0 and student.scale.grad != 0
 
 
+def test_a_teacher_that_hardly_varies_gives_steps_that_training_survives():
+    own, wanted = task(), torch.full((4, 3), 2.0) + 1e-4 * torch.arange(12.0).view(4, 3)
+    given = torch.zeros(4, 3, requires_grad=True)
+    loss = own.imitation(given, wanted, 1.0)
+    loss.backward()
+    assert loss == 1 and given.grad.norm() < 1
+    assert torch.allclose(own.imitation(wanted + 1e-5, wanted, 1.0), 1e-10 / wanted.var(correction=0), rtol=0.1)
+
+
 def test_batch_norm_is_measured_anew_on_what_the_model_is_called_with():
     own, model = task(), net()
     assert recalibrate_(model, own.train, own, batches=2, batch_size=8) == 1

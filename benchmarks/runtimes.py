@@ -271,7 +271,7 @@ def _convolutions(runtime: str, place: Path, manifest: Manifest, number: int, ra
     if runtime == "onnx":
         feeds = fed(manifest.exits[number].feeds)
         with np.load(place / manifest.sample["file"]) as sample:  # type: ignore[index]
-            counts = executed(place / manifest.graphs["model"], feeds, sample["input"])
+            counts = executed(place / manifest.graphs["model"], {"input": sample["input"], **feeds})
         return sum(count for name, count in counts.items() if "Conv" in name)
     if runtime == "openvino":
         return openvino_convolutions(place, number)

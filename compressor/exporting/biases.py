@@ -4,19 +4,21 @@ Reference: Nagel, van Baalen, Blankevoort and Welling 2019, Data-Free Quantizati
 """
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressor.exporting.quantize import IMAGE_CHANNELS, SCHEMES, Chip
 from compressor.exporting.samples import reference_of
+from compressor.training.task import called, examples_in, taken
 
 _BATCH = 8  # images at a time
 _LAYERS = (nn.Conv2d.forward, nn.Linear.forward)  # those of other classes may do more with their weights than multiply
 
 
 @torch.no_grad()
-def correct_biases(reference: nn.Module, images: Tensor, chip: Chip | None) -> nn.Module:
+def correct_biases(reference: nn.Module, images: Any, chip: Chip | None) -> nn.Module:
     """A copy in which every layer is corrected that runs once and whose weights will be rounded.
 
     A layer is linear: its mean output is that of the mean of what it reads. A convolution that reads an image is left
@@ -24,7 +26,7 @@ def correct_biases(reference: nn.Module, images: Tensor, chip: Chip | None) -> n
 
     Args:
         reference: the network as it is exported.
-        images: that it is calibrated on.
+        images: that it is calibrated on, or a tuple or dict of inputs.
         chip: that it is rounded for; None: by a runtime's own quantizer, a channel's weights to 127 steps either way.
     """
     module, steps = reference_of(reference), 127 if chip is None else SCHEMES[chip].steps
@@ -41,15 +43,16 @@ def correct_biases(reference: nn.Module, images: Tensor, chip: Chip | None) -> n
 
     layers = [layer for layer in module.modules() if type(layer).forward in _LAYERS and "weight" in layer._parameters]
     hooks = [layer.register_forward_pre_hook(add) for layer in layers]
-    pieces = images.split(_BATCH)
+    count = examples_in(images)
+    pieces = [taken(images, slice(start, start + _BATCH)) for start in range(0, count, _BATCH)]
     for piece in pieces:
-        module(piece)
+        called(module, piece)
     for hook in hooks:
         hook.remove()
     for layer, total in sums.items():
         reads_image = isinstance(layer, nn.Conv2d) and layer.in_channels <= IMAGE_CHANNELS
         if runs[layer] == len(pieces) and not reads_image:
-            _correct_(layer, total / len(images), steps)
+            _correct_(layer, total / count, steps)
     return module
 
 

@@ -1,21 +1,23 @@
 """From a model's form to the graphs of its package: one function a form."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from compressor.exits.detachable import Detaching
-from compressor.exporting.compose import StageMaker, outputs_of
+from compressor.exporting.compose import StageMaker
 from compressor.exporting.detached import flat_graph, ladder, one_graph, rungs
 from compressor.exporting.forms import Form
 from compressor.exporting.routed import depth_graph, modules_of, parts_of, routed_graph
+from compressor.exporting.samples import in_order
+from compressor.graph.trace import call_arguments
 from compressor.routing.network import Routed
 
 Graphs = dict[str, Any]  # name -> onnx.ModelProto, its weights in the package's file
 
 
-def build(form: Form, images: Tensor, maker: StageMaker, *, separate: bool) -> Graphs:
+def build(form: Form, images: Any, maker: StageMaker, *, separate: bool) -> Graphs:
     """The graph of a model, `model`; `images` (64 or so) flow through it while its parts are exported.
 
     With `separate` there is a flat graph `exit_K` for each exit besides.
@@ -40,10 +42,26 @@ def flat_name(number: int) -> str:
     return f"exit_{number}"
 
 
-def _compact(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:
-    single = isinstance(outputs_of(form.module, [(images[:2],)])[0], Tensor)
-    model = maker.make(form.module, [(images,)], ["input"], ["logits"] if single else None).model
+def _compact(form: Form, inputs: Any, maker: StageMaker, separate: bool) -> Graphs:
+    module = form.module if isinstance(inputs, Tensor) else Positional(form.module, inputs, form.names)
+    names = ["logits"] if form.gives == 0 else None
+    model = maker.make(module, [in_order(inputs, form.names)], form.names, names).model
     return {"model": model, **({flat_name(0): model} if separate else {})}
+
+
+class Positional(nn.Module):
+    """A network of several inputs, called with one tensor after the other."""
+
+    def __init__(self, module: nn.Module, example: Any, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self._names = module, names if isinstance(example, Mapping) else None
+        self.training = module.training
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """What the network gives."""
+        given = tensors if self._names is None else dict(zip(self._names, tensors))
+        arguments, keywords = call_arguments(given, self.module)
+        return self.module(*arguments, **keywords)
 
 
 def _detachable(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:
@@ -60,7 +78,7 @@ def _routed(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Gr
     return {"model": routed_graph(parts), **flat}
 
 
-_BUILDERS: dict[str, Callable[[Form, Tensor, StageMaker, bool], Graphs]] = {
+_BUILDERS: dict[str, Callable[[Form, Any, StageMaker, bool], Graphs]] = {
     "compact": _compact,
     "detachable": _detachable,
     "nested": _detachable,

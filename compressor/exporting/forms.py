@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.exits.detachable import Detachable, Detaching
+from compressor.exporting.samples import images
 from compressor.graph.trace import trace
 from compressor.profiling.costs import count_macs
 from compressor.report.manifest import Array
@@ -55,6 +56,8 @@ class Form:
     shape: tuple[int, ...]  # of an image
     exits: tuple[Exit, ...]
     choice: dict[str, Any] | None = None  # the input that chooses among them: its name, meaning, value if none is asked
+    names: tuple[str, ...] = ("input",)  # of the graph's inputs besides that
+    gives: Any = 0  # how the model returns its outputs; see `Manifest.gives`
 
     def __post_init__(self) -> None:
         assert [each.number for each in self.exits] == list(range(len(self.exits)))
@@ -121,9 +124,9 @@ class AtDepth(nn.Module):
         return scores, torch.full((x.shape[0],), self.depth, dtype=torch.int64, device=x.device)
 
 
-def cost_of(module: nn.Module, example: Tensor) -> Cost:
+def cost_of(module: nn.Module, example: Any) -> Cost:
     """Count on shapes alone what a module executes for one image."""
-    traced = trace(module, example[:1])
+    traced = trace(module, images(example, 1))
     counts = Counter(op.operator.kind for op in traced.ops)
     used = {traced.parameters.get(ref.index) for op in traced.ops for ref in op.inputs}
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}

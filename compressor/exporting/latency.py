@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError, first_line
 from compressor.exporting.measure import node_times
 from compressor.exporting.onnx import export_onnx, feeds_of
-from compressor.exporting.runtime import OnnxModel, noise, open_session
+from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.runtimes import ENGINES
 from compressor.exporting.samples import images, portable, random_like
 from compressor.exporting.weights import graphs_in
@@ -161,19 +161,19 @@ def _export_timings(opened: Sequence[tuple[Path, Any]], example: Any) -> list[Ti
     ]
 
 
-def file_latency(path: Path, input_shape: tuple[int, ...]) -> Timing:
-    """Latency of an .onnx file of this process, for random images of `input_shape` (channels, height, width)."""
-    return _onnx_timing(OnnxModel(path, threads=torch.get_num_threads(), own=True), input_shape)
+def file_latency(path: Path) -> Timing:
+    """Latency of an .onnx file of this process, for random images."""
+    return _onnx_timing(OnnxModel(path, threads=torch.get_num_threads(), own=True))
 
 
-def onnx_latency(path: Path, input_shape: tuple[int, ...], feeds: Mapping[str, Array], most_gib: float) -> Timing:
+def onnx_latency(path: Path, feeds: Mapping[str, Array], most_gib: float) -> Timing:
     """The same of an .onnx file from outside, with further `feeds`."""
-    model = OnnxModel(path, threads=torch.get_num_threads(), feeds=feeds, most_gib=most_gib)
-    return _onnx_timing(model, input_shape)
+    threads = torch.get_num_threads()
+    return _onnx_timing(OnnxModel(path, threads=threads, feeds=feeds, most_gib=most_gib, several=True))
 
 
-def _onnx_timing(model: OnnxModel, input_shape: tuple[int, ...]) -> Timing:
-    return _timings("ONNX Runtime", lambda batch: [partial(model, noise((batch, *input_shape)))])[0]
+def _onnx_timing(model: OnnxModel) -> Timing:
+    return _timings("ONNX Runtime", lambda batch: [partial(model, **model.noise(batch))])[0]
 
 
 def _torch_timings(modules: Sequence[nn.Module], example: Any) -> list[Timing]:

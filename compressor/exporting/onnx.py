@@ -7,6 +7,7 @@ stays as it was.
 
 import contextlib
 import functools
+import inspect
 import io
 import logging
 import os
@@ -24,11 +25,13 @@ from compressor.errors import CompressorError, FileError, ModelError, UsageError
 from compressor.exporting.runtime import open_session
 from compressor.exporting.samples import (
     RELATIVE_LIMIT,
+    arranged,
     images,
     largest_difference,
     portable,
     random_like,
     reference_of,
+    torch_answer,
     torch_outputs,
 )
 from compressor.files.paths import folder_beside, move_files
@@ -66,8 +69,8 @@ def flatten(
             )
     arguments, keywords = call_arguments(example, reference)
     batch = torch.export.Dim("batch")
-    given = keywords or arguments
-    shapes = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, given)
+    given = inspect.signature(reference.forward).bind(*arguments, **keywords).arguments
+    shapes = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, dict(given))
 
     def exported(model: nn.Module | torch.export.ExportedProgram) -> Any:
         return torch.onnx.export(
@@ -221,8 +224,10 @@ def export_onnx(
 
     def write(reference: nn.Module, whole: Any, file: Path) -> None:
         program = flatten(reference, images(whole, 2), opset, ["input"] if single else None)
-        if card is not None and single:
-            program.model.metadata_props[CARD_KEY] = card_text(tuple(whole.shape[1:]), card)
+        if card is not None:
+            first = next(leaf for leaf in tree_leaves(whole) if isinstance(leaf, Tensor))
+            gives = arranged(torch_answer(reference, images(whole, 2)))
+            program.model.metadata_props[CARD_KEY] = card_text(tuple(first.shape[1:]), card, gives)
         weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
         program.save(file, external_data=weights > _LARGEST_SINGLE_FILE)
         check_file(file)

@@ -24,7 +24,7 @@ from compressor.report.measurements import LayerCost, Profile
 def profile_onnx(
     path: str | os.PathLike[str], *, latency: bool = False, exit: int | None = None, most_gib: float = LARGEST_GIB
 ) -> Profile:
-    """Multiply-adds for one image, parameters, size and, if asked, latency of an .onnx file with one input.
+    """Multiply-adds for one image, parameters, size and, if asked, latency of an .onnx file.
 
     Parameters are the elements of floating-point and 8-bit weights; batch norms that were folded have none left. Of
     the branches of an If the more expensive one counts. What cannot be counted is listed in `uncounted` by operator.
@@ -47,7 +47,7 @@ def profile_onnx(
     if latency:
         from compressor.exporting.latency import onnx_latency  # torch takes seconds to import
 
-        timing = onnx_latency(file, tuple(found["input_shape"]), fed(facts.feeds) if facts else {}, most_gib)
+        timing = onnx_latency(file, fed(facts.feeds) if facts else {}, most_gib)
         timings = {"torch": None, "onnxruntime": timing}
         reasons["latency_ms.torch"] = "an .onnx file runs on ONNX Runtime"
     else:
@@ -82,9 +82,8 @@ def counted(source: str, folder: str, most_gib: float) -> dict[str, Any]:
     file = Path(source)
     taken = take_in(file, Path(folder), most_gib)
     allow(seconds=SECONDS)
-    model = OnnxModel(taken.copy, named=file, own=True)
-    sizes = [size for size in model.input_shape if size is not None]
-    if len(sizes) != len(model.input_shape):
+    model = OnnxModel(taken.copy, named=file, own=True, several=True)
+    if any(None in sizes for sizes in model.sizes.values()):
         raise FileError(f"{file} leaves its image size open, so it has no one cost; export it for a fixed size")
     proto = _portable(file, taken)
     try:
@@ -101,7 +100,6 @@ def counted(source: str, folder: str, most_gib: float) -> dict[str, Any]:
         "params": sum(count for _, count in weights),
         "layers": tally.layers,
         "uncounted": tally.uncounted,
-        "input_shape": sizes,
         "metadata": model.metadata,
         "bytes": taken.bytes,
     }

@@ -29,12 +29,20 @@ from compressor.exporting.builds import build, modules
 from compressor.exporting.compose import StageMaker
 from compressor.exporting.forms import Form, form_of
 from compressor.exporting.onnx import OPSET, check_file, check_opset
-from compressor.exporting.proof import Demands, Evidence, opened, prove, routing_facts
+from compressor.exporting.proof import Demands, Evidence, arrays, opened, prove, routing_facts
 from compressor.exporting.quantize import Chip, QuantizingMaker, facts
 from compressor.exporting.run import Run
 from compressor.exporting.runtime import noise, open_session
 from compressor.exporting.runtimes import Runtime, check_runtime, written
-from compressor.exporting.samples import portable, reference_of
+from compressor.exporting.samples import (
+    arranged,
+    images,
+    input_names,
+    portable,
+    random_like,
+    reference_of,
+    torch_answer,
+)
 from compressor.exporting.verify import SIGNATURE, check_package, private_key
 from compressor.exporting.weights import WeightsFile
 from compressor.files.paths import folder_beside, move_folder
@@ -54,6 +62,7 @@ from compressor.report.manifest import (
     input_facts,
     read_manifest,
 )
+from compressor.training.task import examples_in
 from compressor.vision import preparation
 
 
@@ -72,7 +81,7 @@ class PackageSettings:
 
 def export_package(
     module: nn.Module,
-    example: Tensor,
+    example: Any,
     folder: str | os.PathLike[str],
     *,
     card: Card | None = None,
@@ -84,14 +93,16 @@ def export_package(
     The folder appears whole and checked or not at all; the module is untouched.
 
     Args:
-        example: an image (1, channels, height, width); its values do not matter.
+        example: an image (1, channels, height, width), or a tuple or dict of inputs for ONNX Runtime; its values do not
+            matter.
         card: class names and normalisation, for the manifest.
         evidence: real images to compare on, others to calibrate a quantizer on, and what measures top-1; without it
             the comparison is on random images, and there is no quantization.
 
     Raises:
         UsageError: the folder holds something, no such opset, nothing to calibrate on, or a runtime is not installed.
-        ModelError: the model does not run on the example, takes several inputs, or torch cannot export it.
+        ModelError: the model does not run on the example, takes several inputs where the runtime is another, or torch
+            cannot export it.
         CompressorError: an exit computes something else than torch, or more or less than it promises, or loses more
             accuracy by quantization than it may.
         FileError: the folder cannot be written.
@@ -105,11 +116,14 @@ def export_package(
     runtime = check_runtime(settings.runtime, int8=settings.int8 is not None)
     key = None if settings.sign is None else private_key(settings.sign)
     outdated = check_target(target, overwrite=settings.overwrite)
-    if not isinstance(example, Tensor):
-        raise ModelError("a package takes one tensor of images; export a model of several inputs with `out` FILE.onnx")
+    if not isinstance(example, Tensor) and runtime.name != "onnx":
+        raise ModelError(f"packages for {runtime.title} take one tensor of images: export this model with `to` onnx")
     form = form_of(reference_of(module), portable(example))
     evidence = (evidence or Evidence()).on(portable(example))
     assert evidence.images is not None
+    if form.kind == "compact":
+        gives = arranged(torch_answer(form.module, images(evidence.images, 2)))
+        form = replace(form, names=input_names(form.module, evidence.images), gives=gives)
     if settings.int8 is not None and (evidence.calibration is None or evidence.score is None):
         raise UsageError("quantization needs images to calibrate on and to measure the accuracy on: give `data`")
     with folder_beside(target) as staging:
@@ -139,17 +153,21 @@ def _manifest(
     routing = routing_facts(form, evidence.score, network, exits)
     quantization, certificate = None, card.certificate
     if settings.int8 is not None and evidence.calibration is not None:
-        quantization = facts(settings.int8, len(evidence.calibration), runtime.quantizer)
+        quantization = facts(settings.int8, examples_in(evidence.calibration), runtime.quantizer)
         certificate = None  # it is another network; what is promised of that stands beside each exit
+    given = arrays(evidence.images, form.names)
+    first, *further = [(name, tuple(each.shape[1:]), str(each.dtype)) for name, each in given.items()]
     return Manifest(
         kind=form.kind,
-        input=input_facts(tuple(evidence.images.shape[1:]), card),
+        input=input_facts(first[1], card, first[0], first[2]),
+        further=tuple({"name": name, "shape": shape, "dtype": dtype} for name, shape, dtype in further),
+        gives=form.gives,
         outputs=_outputs(form, staging, graphs),
         exits=exits,
         title=runtime.title,
         runtime=runtime.name,
         graphs=graphs,
-        sample=_write_sample(staging, form, network, quantized=quantization is not None),
+        sample=_write_sample(staging, form, evidence.images, network, quantized=quantization is not None),
         classes=card.classes,
         choice=form.choice,
         routing=routing,
@@ -248,11 +266,12 @@ def _outputs(form: Form, staging: Path, graphs: dict[str, str]) -> tuple[str, ..
     return ("logits", "exit") if form.kind == "routed" else ("logits",)
 
 
-def _write_sample(folder: Path, form: Form, network: Run, *, quantized: bool) -> dict[str, Any]:
-    """Store an image of noise and what each exit gives for it."""
-    image = noise((1, *form.shape))
-    outputs = {f"exit_{each.number}": network({"input": image, **each.feeds})[0] for each in form.exits}
-    np.savez(folder / SAMPLE, allow_pickle=False, input=image, **outputs)
+def _write_sample(folder: Path, form: Form, inputs: Any, network: Run, *, quantized: bool) -> dict[str, Any]:
+    """Store an image of noise and what each exit gives for it; of several inputs noise for each of floats."""
+    like = random_like(images(inputs, 1), 1)
+    given = {"input": noise((1, *form.shape))} if isinstance(inputs, Tensor) else arrays(like, form.names)
+    outputs = {f"exit_{each.number}": network({**given, **each.feeds})[0] for each in form.exits}
+    np.savez(folder / SAMPLE, allow_pickle=False, **given, **outputs)
     return {"file": SAMPLE, "limit": 0.3 if quantized else 1e-3}
 
 
@@ -263,7 +282,8 @@ def _write_graphs(
     made: dict[str, str] = {}
     if settings.int8 is not None and evidence.calibration is not None:
         chip = None if runtime.quantizer else settings.int8
-        form = form_of(correct_biases(form.module, evidence.calibration, chip), evidence.calibration[:1])
+        mended = form_of(correct_biases(form.module, evidence.calibration, chip), images(evidence.calibration, 1))
+        form = replace(mended, names=form.names, gives=form.gives)
     if runtime.convert is not None:
         with tempfile.TemporaryDirectory() as folder:
             for name, file in _write_onnx(form, evidence, Path(folder), settings).items():
@@ -273,10 +293,8 @@ def _write_graphs(
     if runtime.write is None:
         return _write_onnx(form, evidence, staging, settings)
     int8 = settings.int8 is not None
-    images = evidence.calibration if int8 else evidence.images
-    assert images is not None
     with torch.no_grad():
-        for name, part, maps in modules(form, images if int8 else images[:2]):
+        for name, part, maps in modules(form, evidence.calibration if int8 else evidence.images[:2]):
             made[name] = f"{name}{runtime.suffix}"
             written(runtime, runtime.write, part, maps, staging / made[name], int8)
     return made
@@ -287,12 +305,10 @@ def _write_onnx(form: Form, evidence: Evidence, staging: Path, settings: Package
 
     with WeightsFile(staging / WEIGHTS) as weights:
         if settings.int8 is None:
-            maker, images = StageMaker(weights, settings.opset), evidence.images
-            images = None if images is None else images[:2]  # only their shapes matter
+            maker, inputs = StageMaker(weights, settings.opset), images(evidence.images, 2)  # only their shapes matter
         else:
-            maker, images = QuantizingMaker(weights, settings.opset, settings.int8), evidence.calibration
-        assert images is not None
-        graphs = build(form, images, maker, separate=settings.separate)
+            maker, inputs = QuantizingMaker(weights, settings.opset, settings.int8), evidence.calibration
+        graphs = build(form, inputs, maker, separate=settings.separate)
     files = {name: f"{name}.onnx" for name in graphs}
     for name, model in graphs.items():
         ir.save(model, staging / files[name])

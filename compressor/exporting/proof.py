@@ -13,18 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from compressor.errors import CompressorError, first_line
 from compressor.exporting.builds import flat_name
 from compressor.exporting.forms import THRESHOLDS, Cost, Exit, Form, cost_of
 from compressor.exporting.routed import check_mixture
 from compressor.exporting.run import Network, Run
-from compressor.exporting.runtime import open_session
-from compressor.exporting.samples import RELATIVE_LIMIT, largest_difference, portable, random_like, torch_outputs
+from compressor.exporting.runtime import by_name, open_session, put_together
+from compressor.exporting.samples import (
+    RELATIVE_LIMIT,
+    images,
+    in_order,
+    largest_difference,
+    portable,
+    random_like,
+    torch_outputs,
+)
 from compressor.profiling.latency import Latency, measure
 from compressor.report.manifest import Array, ExitFacts
 from compressor.report.measurements import Certificate
 from compressor.routing.network import Routed
+from compressor.training.task import examples_in
 
 PROOF_IMAGES = 64
 _TIE = 1e-5  # share of the largest score within which two classes are equally good
@@ -34,28 +44,38 @@ _PATIENCE = (0.3, 0.3, 0.3, 0.3, 1.0, 1.0)  # seconds that each exit is measured
 
 
 class Runner:
-    """One exit of an exported network: (batch, channels, height, width) to a list of outputs."""
+    """One exit of an exported network: a batch of images, or of each input, to a list of outputs."""
 
-    def __init__(self, run: Run, feeds: Mapping[str, Array]) -> None:
-        self._run, self._feeds = run, dict(feeds)
+    def __init__(
+        self, run: Run, feeds: Mapping[str, Array], names: Sequence[str] = ("input",), gives: object = 0
+    ) -> None:
+        self._run, self._feeds, self._names, self._gives = run, dict(feeds), names, gives
 
-    def __call__(self, images: Array) -> list[Array]:
+    def __call__(self, *given: Array, **named: Array) -> list[Array]:
         """All outputs.
 
         Raises:
             CompressorError: the runtime cannot run it.
         """
+        batches = {name: np.ascontiguousarray(each) for name, each in by_name(self._names, given, named).items()}
         try:
-            return self._run({"input": np.ascontiguousarray(images), **self._feeds})
+            return self._run({**batches, **self._feeds})
         except Exception as error:  # every runtime has exceptions of its own
             raise CompressorError(f"the exported graph does not run ({first_line(error)})") from error
 
-    def scores(self, images: Array) -> Array:
-        """The first output."""
-        return self(images)[0]
+    def answer(self, *given: Array, **named: Array) -> Any:
+        """What the model returned."""
+        return put_together(self._gives, self(*given, **named))
 
 
-def parity(runner: Runner, leaving: Exit, images: Tensor, *, quantized: bool = False) -> tuple[float, float]:
+def arrays(inputs: Any, names: Sequence[str]) -> dict[str, Array]:
+    """What a graph is given, by the names of its inputs."""
+    return {name: each.numpy() for name, each in zip(names, in_order(inputs, names), strict=True)}
+
+
+def parity(
+    runner: Runner, leaving: Exit, inputs: Any, names: Sequence[str] = ("input",), *, quantized: bool = False
+) -> tuple[float, float]:
     """The largest relative difference of an exit from torch, on one image, on five, and on all, and the share of images
     with the same largest score.
 
@@ -63,9 +83,10 @@ def parity(runner: Runner, leaving: Exit, images: Tensor, *, quantized: bool = F
         CompressorError: of a float32 graph the difference is too large, or the classes are others.
     """
     worst = 0.0
-    for batch in (images[:1], images[:5], images):
+    for count in (1, 5, examples_in(inputs)):
+        batch = images(inputs, count)
         expected = torch_outputs(leaving.module, batch)
-        got = runner(batch.numpy())
+        got = runner(*arrays(batch, names).values())
         _, relative = largest_difference(expected, got)
         worst = max(worst, relative)
         if not relative <= (float("inf") if quantized else RELATIVE_LIMIT):
@@ -92,11 +113,11 @@ def same_classes(expected: Array, got: Array) -> bool:
     return bool((chosen >= expected.max(1) - _TIE * np.abs(expected).max()).all())
 
 
-def executed(file: Path, feeds: Mapping[str, Array], image: Array) -> Counter[str]:
+def executed(file: Path, inputs: Mapping[str, Array]) -> Counter[str]:
     """How often each operator ran for one image, by ONNX Runtime's profiler."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(file, profile=Path(folder) / "profile")
-        Runner(partial(session.run, None), feeds)(image)
+        Runner(partial(session.run, None), {})(**inputs)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     names = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
     return Counter(event["args"]["op_name"] for event in names)
@@ -105,13 +126,13 @@ def executed(file: Path, feeds: Mapping[str, Array], image: Array) -> Counter[st
 _PRODUCTS = ("Gemm", "MatMul")  # in the names of ONNX Runtime's operators, fused and quantized ones too
 
 
-def count_layers(file: Path, leaving: Exit, promised: Cost, image: Array) -> None:
+def count_layers(file: Path, leaving: Exit, promised: Cost, image: Mapping[str, Array]) -> None:
     """Check that an exit executes the convolutions it promises; of a network without any, the matrix products.
 
     Raises:
         CompressorError: they are more or fewer.
     """
-    ran = executed(file, leaving.feeds, image)
+    ran = executed(file, {**image, **leaving.feeds})
     kind, wanted, found = "convolutions", promised.convolutions, sum(n for name, n in ran.items() if "Conv" in name)
     if not wanted and not found:
         kind, wanted = "matrix products", promised.products
@@ -124,7 +145,11 @@ def count_layers(file: Path, leaving: Exit, promised: Cost, image: Array) -> Non
 
 
 def latencies(
-    runners: Sequence[Runner], costs: Sequence[Cost], image: Array, threads: int, beside: Sequence[Callable[[], object]]
+    runners: Sequence[Runner],
+    costs: Sequence[Cost],
+    image: Mapping[str, Array],
+    threads: int,
+    beside: Sequence[Callable[[], object]],
 ) -> tuple[list[Latency], list[Latency]]:
     """The time of each exit for one image, and of the same in torch, called in turn.
 
@@ -136,7 +161,7 @@ def latencies(
             measured.
     """
     best: list[Latency] = []
-    calls: list[Callable[[], object]] = [*(partial(run, image) for run in runners), *beside]
+    calls: list[Callable[[], object]] = [*(partial(run, **image) for run in runners), *beside]
     order = sorted(range(len(runners)), key=lambda index: costs[index].macs)
     for seconds in _PATIENCE:
         found = [measure(call, threads=threads, seconds=seconds) for call in calls]
@@ -156,27 +181,29 @@ def latencies(
     )
 
 
-# What an exit's scores are before and after -> what is promised of the difference on fresh images.
-Judge = Callable[[Callable[[Array], Array], Callable[[Array], Array]], Certificate]
-Score = Callable[[Callable[[Array], Array]], float]  # what maps images to scores -> its top-1 on the test images
+# What an exit answers before and after -> what is promised of the difference on fresh images.
+Judge = Callable[[Callable[..., Any], Callable[..., Any]], Certificate]
+Score = Callable[[Callable[..., Any]], float]  # what maps inputs to what the model returned -> its figure on test data
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Images as the model takes them, float `(count, channels, height, width)`, and what measures accuracy."""
+    """Images as the model takes them, float `(count, channels, height, width)`, or a tuple or dict of its inputs, and
+    what measures accuracy."""
 
-    images: Tensor | None = None  # on which ONNX Runtime is compared with torch, 64 or more; None: random ones
-    calibration: Tensor | None = None  # of the training set, for a quantizer
+    images: Any = None  # on which ONNX Runtime is compared with torch, 64 or more; None: random ones
+    calibration: Any = None  # of the training set, for a quantizer
     score: Score | None = None
     promise: Judge | None = None  # that every exit in INT8 has to keep
     words: str = ""
 
-    def on(self, example: Tensor) -> "Evidence":
+    def on(self, example: Any) -> "Evidence":
         """The same with images in any case, on the CPU, and with words for what they are."""
         real = self.images is not None
         images = portable(self.images) if real else random_like(example, PROOF_IMAGES)
         calibration = None if self.calibration is None else portable(self.calibration)
-        words = f"{len(images)} {'real' if real else 'random'} images"
+        kind = "images" if isinstance(images, Tensor) else "examples"
+        words = f"{examples_in(images)} {'real' if real else 'random'} {kind}"
         return replace(self, images=images, calibration=calibration, words=words)
 
 
@@ -204,20 +231,21 @@ def prove(
             than a dearer one, or lost more accuracy than allowed.
     """
     assert evidence.images is not None
-    images, threads = evidence.images, torch.get_num_threads()
+    inputs, threads = evidence.images, torch.get_num_threads()
     network = opened(folder, graphs, demands.runtime, form, threads)
-    costs = [cost_of(leaving.module, images) for leaving in form.exits]
-    runners = [Runner(network, leaving.feeds) for leaving in form.exits]
-    worst = [_compare(folder, graphs, *each, images, demands) for each in zip(form.exits, costs, runners)]
-    top1 = [_accuracy(evidence.score, *each, demands) for each in zip(form.exits, runners)]
-    promised = [_promised(evidence.promise, *each) for each in zip(form.exits, runners)]
-    image = images[:1].numpy()
+    costs = [cost_of(leaving.module, inputs) for leaving in form.exits]
+    runners = [Runner(network, leaving.feeds, form.names, form.gives) for leaving in form.exits]
+    worst = [_compare(folder, graphs, form, *each, inputs, demands) for each in zip(form.exits, costs, runners)]
+    alone = [partial(_torch_answer, leaving, form.gives) for leaving in form.exits]
+    top1 = [_accuracy(evidence.score, *each, demands) for each in zip(alone, runners)]
+    promised = [_promised(evidence.promise, *each) for each in zip(form.exits, alone, runners)]
+    one = images(inputs, 1)
     if isinstance(form.module, Routed) and not demands.quantized:
-        check_mixture(form.module, network, images)
+        check_mixture(form.module, network, inputs)
     times: tuple[Sequence[Latency | None], Sequence[Latency | None]] = ([None] * len(costs),) * 2
     if demands.latency:
-        beside = [partial(torch_outputs, leaving.module, images[:1]) for leaving in form.exits]
-        times = latencies(runners, costs, image, threads, beside)
+        beside = [partial(torch_outputs, leaving.module, one) for leaving in form.exits]
+        times = latencies(runners, costs, arrays(one, form.names), threads, beside)
     return tuple(
         ExitFacts(
             number=leaving.number,
@@ -260,41 +288,53 @@ def routing_facts(form: Form, score: Score | None, network: Run, exits: Sequence
 
 
 def _compare(
-    folder: Path, graphs: Mapping[str, str], leaving: Exit, cost: Cost, run: Runner, images: Tensor, demands: Demands
+    folder: Path,
+    graphs: Mapping[str, str],
+    form: Form,
+    leaving: Exit,
+    cost: Cost,
+    run: Runner,
+    inputs: Any,
+    demands: Demands,
 ) -> tuple[float, float]:
     """The largest difference of an exit's graphs from torch, and the smallest agreement; their layers are counted."""
     flat, found = flat_name(leaving.number), [(graphs.get("model"), leaving, cost, run)]
     if "model" in graphs and flat in graphs:
         alone = replace(leaving, module=leaving.alone or leaving.module, feeds={})
         own = Network(folder, about={"runtime": demands.runtime, "graphs": {"model": graphs[flat]}, "tuned": None})
-        found.append((graphs[flat], alone, cost_of(alone.module, images), Runner(own, {})))
+        found.append((graphs[flat], alone, cost_of(alone.module, inputs), Runner(own, {}, form.names)))
     differences, agreements = [], []
     for file, asked, promised, runs in found:
         if demands.runtime == "onnx" and file is not None:
-            count_layers(folder / file, asked, promised, images[:1].numpy())
-        relative, agreed = parity(runs, asked, images, quantized=demands.quantized)
+            count_layers(folder / file, asked, promised, arrays(images(inputs, 1), form.names))
+        relative, agreed = parity(runs, asked, inputs, form.names, quantized=demands.quantized)
         differences.append(relative)
         agreements.append(agreed)
     return max(differences), min(agreements)
 
 
-def _accuracy(score: Score | None, leaving: Exit, run: Runner, demands: Demands) -> tuple[float | None, float | None]:
+def _accuracy(
+    score: Score | None, alone: Callable[..., Any], run: Runner, demands: Demands
+) -> tuple[float | None, float | None]:
     """Top-1 before quantization, None where there was none, and on ONNX Runtime."""
     if score is None:
         return None, None
-    before = score(partial(_torch_scores, leaving)) if demands.quantized else None
-    return before, score(run.scores)
+    before = score(alone) if demands.quantized else None
+    return before, score(run.answer)
 
 
-def _promised(promise: Judge | None, leaving: Exit, run: Runner) -> Certificate | None:
+def _promised(promise: Judge | None, leaving: Exit, alone: Callable[..., Any], run: Runner) -> Certificate | None:
     """What is promised of an exit. Raises CompressorError where nothing can be."""
     if promise is None:
         return None
-    found = promise(partial(_torch_scores, leaving), run.scores)
+    found = promise(alone, run.answer)
     if not found.kept:
         raise CompressorError(f"exit {leaving.number} ({leaving.name}): {found.words()} Nothing was written.")
     return found
 
 
-def _torch_scores(leaving: Exit, batch: Array) -> Array:
-    return torch_outputs(leaving.module, torch.from_numpy(batch))[0]
+def _torch_answer(leaving: Exit, gives: Any, *given: Array, **named: Array) -> Any:
+    given, named = tree_map_only(np.ndarray, torch.from_numpy, (given, named))
+    with torch.inference_mode():
+        found = leaving.module(*given, **named)
+    return put_together(gives, [leaf.numpy() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)])

@@ -228,7 +228,7 @@ def depth_times(routed: Routed, example: Tensor) -> tuple[float, ...]:
                 file = Path(folder) / f"depth_{depth}.onnx"
                 routed.set_threshold_(forced(routed.depths, depth).tolist())
                 export_onnx(routed, example, file)
-                found.append(float(file_latency(file, tuple(example.shape[1:]))["median"]))
+                found.append(float(file_latency(file)["median"]))
     finally:
         routed.thresholds.copy_(before)
     return tuple(found)

@@ -2,7 +2,8 @@
 
 Needs numpy, pillow and the runtime that manifest.json names, and nothing of what trained the model. IMAGE is a picture,
 which is prepared as manifest.json says (the code is in preparation.py), an array saved by numpy (.npy): uint8, of the
-model's own height and width, with channels last or grey, or a folder of both. EXIT is the number of an exit in
+model's own height and width, with channels last or grey, each input by its name as the network takes it (.npz), or a
+folder of them. EXIT is the number of an exit in
 manifest.json. A folder's last line says at which exits images left, and whether the certificate holds (watch.py).
 """
 
@@ -222,7 +223,7 @@ class Network:
         return self._routed(images, inputs["thresholds"])
 
     def _run(self, role: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        self.ran[role] = self.ran.get(role, 0) + len(inputs["input"])
+        self.ran[role] = self.ran.get(role, 0) + len(next(iter(inputs.values())))
         return self._open(role)(inputs)
 
     def _routed(self, maps: np.ndarray, thresholds: np.ndarray) -> list[np.ndarray]:
@@ -271,6 +272,11 @@ def asked(about: Mapping[str, Any], number: int | None) -> dict[str, np.ndarray]
     return fed(exits[number]["feeds"])
 
 
+def names(about: Mapping[str, Any]) -> list[str]:
+    """The network's inputs besides what chooses an exit."""
+    return [each["name"] for each in (about["input"], *about.get("further", ()))]
+
+
 def compared(network: Network, sample: Mapping[str, np.ndarray]) -> list[float]:
     """How far each exit's outputs for the stored images are from the stored ones, as shares of the largest.
 
@@ -279,7 +285,7 @@ def compared(network: Network, sample: Mapping[str, np.ndarray]) -> list[float]:
     found = []
     for each in network.about["exits"]:
         expected = sample[f"exit_{each['number']}"]
-        got = network({"input": sample["input"], **fed(each["feeds"])})[0]
+        got = network({**{name: sample[name] for name in names(network.about)}, **fed(each["feeds"])})[0]
         if got.shape != expected.shape:
             raise ValueError(
                 f"exit {each['number']} gives {got.shape}, and gave {expected.shape} where it was exported"
@@ -315,6 +321,8 @@ def network() -> Network:
 def prepared(path: str) -> np.ndarray:
     """An image as the network takes it: float32 (channels, height, width)."""
     image = network().about["input"]
+    if network().about.get("further"):
+        raise ValueError(f"the network takes {', '.join(names(network().about))}: give a .npz file of them")
     if len(image["shape"]) != 3:
         raise ValueError(f"the network takes arrays of {image['shape']}, no images: call network() in Python")
     channels, height, width = image["shape"]
@@ -341,10 +349,23 @@ def watched() -> Watched:
     return Watched(held, len(held.about["exits"]), facts)
 
 
+def given(path: str) -> dict[str, np.ndarray]:
+    """A batch of what a file holds: an image; or each input by its name, prepared, in a file of `numpy.savez`."""
+    if not path.endswith(".npz"):
+        return {"input": prepared(path)[None]}
+    about, found = network().about, {}
+    with np.load(path) as held:
+        for each in (about["input"], *about.get("further", ())):
+            if each["name"] not in held or list(held[each["name"]].shape) != list(each["shape"]):
+                raise ValueError(f"{path} has no {each['name']} of shape {each['shape']}: it holds {list(held)}")
+            found[each["name"]] = held[each["name"]].astype(each["dtype"])[None]
+    return found
+
+
 def classify(path: str, leaving: int | None = None) -> list[tuple[str, float]]:
     """The names and probabilities of the classes, the likeliest first. Raises ValueError for what does not fit."""
     chosen = asked(network().about, leaving)
-    scores = watched()({"input": prepared(path)[None], **chosen})[0][0]
+    scores = watched()({**given(path), **chosen})[0][0]
     if scores.ndim != 1:
         raise ValueError(f"the network gives {scores.shape}, no scores of classes: call network() in Python")
     shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
@@ -372,7 +393,8 @@ def main() -> None:
         sys.exit(f"error: {error.name} is missing: pip install {'pillow' if error.name == 'PIL' else error.name}")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {FOLDER if given.verify else given.image}: {error}")
-    if not network().about["input"].get("normalisation", "").startswith("of "):
+    plain = all(path.suffix == ".npz" for path in paths)
+    if not plain and not network().about["input"].get("normalisation", "").startswith("of "):
         print("note: the model did not say how its images are normalised", file=sys.stderr)
     for path, classes in found.items():
         for name, share in classes[: 1 if whole.is_dir() else 5]:

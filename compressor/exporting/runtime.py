@@ -14,7 +14,7 @@ from compressor.exporting.outside import take_in
 from compressor.files.limits import LARGEST_GIB, allow, apart
 from compressor.loading.content import Content, recognise
 from compressor.report import units
-from compressor.report.manifest import MANIFEST, MODEL, TUNED_MODEL, Array, manifest_inside
+from compressor.report.manifest import MANIFEST, MODEL, TUNED_MODEL, Array, Manifest, gives_inside, manifest_inside
 
 # ONNX Runtime's names of element types, as far as a model's input may have them.
 _DTYPES = {
@@ -46,8 +46,36 @@ def onnx_at(path: str | None, most_gib: float = LARGEST_GIB) -> Path | None:
     return file if recognise(file, most_gib) is Content.ONNX else None
 
 
+class Outputs(dict[str, Any]):
+    """Outputs by name, which are attributes, too, and numbered."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+    def __getitem__(self, name: Any) -> Any:
+        return super().__getitem__(name) if name in self else tuple(self.values())[name]
+
+
+def put_together(gives: Any, outputs: Sequence[Any]) -> Any:
+    """A graph's outputs as the model returned them; see `Manifest.gives`."""
+    if isinstance(gives, Mapping):
+        return Outputs({name: put_together(each, outputs) for name, each in gives.items()})
+    if isinstance(gives, list):
+        return tuple(put_together(each, outputs) for each in gives)
+    return None if gives is None else outputs[gives]
+
+
+def by_name(names: Sequence[str], given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments, by position or by keyword or in one dict, by the names of a graph's inputs."""
+    if len(given) == 1 and isinstance(given[0], Mapping):
+        return dict(given[0])
+    return {**dict(zip(names, given)), **named}
+
+
 class OnnxModel:
-    """An .onnx image classifier with one input, called with a batch of images.
+    """An .onnx file, called with a batch of images; with `several` with a batch of each input, as the model was.
 
     A graph that was exported for one fixed batch size is fed in pieces of that size, the last one filled up. The input
     of a package that chooses an exit has what its manifest says, or what `feeds` give.
@@ -74,6 +102,7 @@ class OnnxModel:
         most_gib: float = LARGEST_GIB,
         own: bool = False,
         named: Path | None = None,
+        several: bool = False,
     ) -> None:
         self.path = named or Path(path)
         if own:
@@ -84,42 +113,55 @@ class OnnxModel:
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.feeds = {**_default(self.session, str(self.path)), **(feeds or {})}
         inputs = [entry for entry in self.session.get_inputs() if entry.name not in self.feeds]
-        if len(inputs) != 1:
+        if len(inputs) != 1 and not (several and inputs):
             names = ", ".join(shown(entry.name, 40) for entry in inputs[:8]) or "none"
             raise FileError(f"{self.path} takes {len(inputs)} inputs ({names}); only files with one input can be run")
-        if inputs[0].type not in _DTYPES:
-            raise FileError(f"{self.path} takes an input of type {inputs[0].type}, which is no tensor of numbers")
+        for entry in inputs:
+            if entry.type not in _DTYPES:
+                raise FileError(f"{self.path} takes an input of type {entry.type}, which is no tensor of numbers")
+        self._dtypes = {entry.name: _DTYPES[entry.type] for entry in inputs}
         self.input_name = inputs[0].name
-        self._dtype = _DTYPES[inputs[0].type]
-        sizes = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
-        self.batch: int | None = sizes[0] if sizes else None
-        self.input_shape: tuple[int | None, ...] = sizes[1:]  # without the batch; None where the file leaves it open
+        self.gives: Any = gives_inside(self.metadata, str(self.path)) if several else 0
+        shapes = [tuple(size if isinstance(size, int) else None for size in entry.shape) for entry in inputs]
+        self.batch: int | None = shapes[0][0] if shapes[0] else None
+        # Of each input without the batch; None where the file leaves it open.
+        self.sizes = {entry.name: sizes[1:] for entry, sizes in zip(inputs, shapes)}
+        self.input_shape: tuple[int | None, ...] = self.sizes[self.input_name]
 
-    def __call__(self, images: Array) -> Array:
-        """The first output for `images`, both with the batch first.
+    def noise(self, count: int) -> dict[str, Array]:
+        """Noise for each input, the same in every run; ones for sizes that are left open."""
+        return {name: noise((count, *(size or 1 for size in sizes))) for name, sizes in self.sizes.items()}
+
+    def __call__(self, *given: Array, **named: Array) -> Any:
+        """The first output for `images`, both with the batch first; with `several` what the model returned.
 
         Raises:
-            CompressorError: the images do not have the shape that the file takes.
+            CompressorError: what is given does not have the shape that the file takes.
         """
-        if self.batch is None or len(images) == self.batch:
-            return self._run(images)
-        pieces = [self._run_filled(images[i : i + self.batch]) for i in range(0, len(images), self.batch)]
-        return np.concatenate(pieces)
+        batches = by_name(tuple(self._dtypes), given, named)
+        count = len(next(iter(batches.values())))
+        if self.batch is None or count == self.batch:
+            return put_together(self.gives or 0, self._run(batches))
+        starts = range(0, count, self.batch)
+        pieces = [self._run_filled({name: x[i : i + self.batch] for name, x in batches.items()}) for i in starts]
+        return put_together(self.gives or 0, [np.concatenate(each) for each in zip(*pieces)])
 
-    def _run_filled(self, images: Array) -> Array:
-        wanted = self.batch or len(images)
-        return self._run(images[np.arange(wanted) % len(images)])[: len(images)]
+    def _run_filled(self, batches: Mapping[str, Array]) -> list[Array]:
+        count = len(next(iter(batches.values())))
+        filled = np.arange(self.batch or count) % count
+        return [each[:count] for each in self._run({name: x[filled] for name, x in batches.items()})]
 
-    def _run(self, images: Array) -> Array:
-        batch = np.ascontiguousarray(images, dtype=self._dtype)
+    def _run(self, batches: Mapping[str, Array]) -> list[Array]:
+        fed = {name: np.ascontiguousarray(x, dtype=self._dtypes.get(name)) for name, x in batches.items()}
         try:
-            output: Array = self.session.run(None, {self.input_name: batch, **self.feeds})[0]
+            outputs: list[Array] = self.session.run(None, {**fed, **self.feeds})
         except Exception as error:  # onnxruntime's exceptions share no class of their own
+            first = units.shape(next(iter(fed.values())).shape)
             raise CompressorError(
-                f"{self.path} does not run on an input of shape {units.shape(batch.shape)}, "
+                f"{self.path} does not run on an input of shape {first}, "
                 f"it takes {units.shape((self.batch, *self.input_shape))} ({first_line(error)})"
             ) from error
-        return output
+        return outputs
 
 
 @contextmanager
@@ -177,6 +219,14 @@ def noise(shape: Sequence[int]) -> Array:
     """Normal noise to time or compare on, float32, the same in every run."""
     values: Array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     return values
+
+
+def noises(manifest: Manifest, count: int) -> tuple[Array, ...]:
+    """Noise for each input of a package; zeros for whole numbers."""
+    return tuple(
+        noise((count, *shape)) if dtype == "float32" else np.zeros((count, *shape), dtype)
+        for shape, dtype in manifest.takes.values()
+    )
 
 
 def open_session(

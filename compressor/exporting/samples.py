@@ -1,6 +1,8 @@
 """Inputs on which an exported file is compared with torch, what torch gives for them, and how far outputs are off."""
 
-from collections.abc import Sequence
+import inspect
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,18 +56,66 @@ def images(inputs: Any, count: int) -> Any:
     return tree_map(taken, inputs)
 
 
+def input_names(module: nn.Module, example: Any) -> tuple[str, ...]:
+    """What each tensor that a module is called with is called in a graph: "input" where it is one alone.
+
+    Raises ModelError where something else than tensors, each by itself, is given.
+    """
+    if isinstance(example, Tensor):
+        return ("input",)
+    arguments, keywords = call_arguments(example, module)
+    names: list[str] = []
+    signature = inspect.signature(module.forward)
+    for name, value in signature.bind(*arguments, **keywords).arguments.items():
+        several = [(name, value)]
+        if isinstance(value, Mapping):
+            several = list(value.items())
+        elif signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            several = [(f"{name}_{number}", each) for number, each in enumerate(value)]
+        for each, tensor in several:
+            if not isinstance(tensor, Tensor) or not tensor.ndim:
+                kind = "a number" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+                raise ModelError(f"a package takes tensors with the batch first, and {each} is {kind}")
+            names.append(str(each))
+    return tuple(names)
+
+
+def in_order(inputs: Any, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """The tensors that a model is called with, as `input_names` names them."""
+    return tuple(inputs[name] for name in names) if isinstance(inputs, Mapping) else tuple(tree_leaves(inputs))
+
+
+def torch_answer(reference: nn.Module, inputs: Any) -> Any:
+    """What the model returns. Raises ModelError where it does not run on the inputs."""
+    arguments, keywords = call_arguments(inputs, reference)
+    try:
+        with torch.inference_mode():
+            return reference(*arguments, **keywords)
+    except Exception as error:  # any code of the user's may fail in any way
+        raise refused(inputs, error) from error
+
+
+def arranged(answer: Any) -> Any:
+    """How what a model returns holds its tensors, in lists and dicts: their numbers, as `torch_outputs` orders them."""
+    numbers = itertools.count()
+
+    def told(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {str(name): told(each) for name, each in part.items()}
+        if isinstance(part, list | tuple):
+            return [told(each) for each in part]
+        return next(numbers) if isinstance(part, Tensor) else None
+
+    return told(answer)
+
+
 def torch_outputs(reference: nn.Module, inputs: Any) -> list[Array]:
     """Every tensor that the model gives.
 
     Raises:
         ModelError: it does not run on the inputs, or gives infinities or NaN.
     """
-    arguments, keywords = call_arguments(inputs, reference)
-    try:
-        with torch.inference_mode():
-            outputs = reference(*arguments, **keywords)
-    except Exception as error:  # any code of the user's may fail in any way
-        raise refused(inputs, error) from error
+    outputs = torch_answer(reference, inputs)
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise ModelError("the model gives infinities or NaN, so no export can be checked; train it to finite weights")

@@ -17,7 +17,7 @@ from typing import Any
 
 from compressor.errors import CompressorError, FileError, first_line
 from compressor.exporting.proof import Runner, executed
-from compressor.exporting.runtime import noise, open_session, private_copy, session_options
+from compressor.exporting.runtime import noises, open_session, private_copy, session_options
 from compressor.exporting.samples import largest_difference
 from compressor.exporting.verify import check_package, read_portable
 from compressor.exporting.weights import WeightsFile
@@ -29,7 +29,6 @@ from compressor.report.manifest import (
     TUNED_MODEL,
     TUNED_WEIGHTS,
     WEIGHTS,
-    Array,
     Manifest,
     fed,
     file_facts,
@@ -128,15 +127,16 @@ def _optimized(file: Path) -> Iterator[Any]:
 
 def _compare(place: Path, staging: Path, manifest: Manifest, threads: int) -> None:
     """Outputs and executed convolutions, for each exit and for what the graph does unasked."""
-    images, files = _images(manifest, _IMAGES), (place / MODEL, staging / TUNED_MODEL)
-    sessions = [open_session(file, threads=threads) for file in files]
+    images, files = noises(manifest, _IMAGES), (place / MODEL, staging / TUNED_MODEL)
+    sessions, names = [open_session(file, threads=threads) for file in files], tuple(manifest.takes)
+    one = {name: each[:1] for name, each in zip(names, images)}
     for feeds in (manifest.default, *(fed(each.feeds) for each in manifest.exits)):
-        for batch in (images[:1], images):
-            before, after = (Runner(partial(session.run, None), feeds)(batch) for session in sessions)
+        for batch in ([each[:1] for each in images], images):
+            before, after = (Runner(partial(session.run, None), feeds, names)(*batch) for session in sessions)
             _, relative = largest_difference(before, after)
             if not relative <= _SAME:
                 raise CompressorError(f"tuned, the outputs differ by {relative:.1e}; nothing was written")
-        wanted, found = (_convolutions(executed(file, feeds, images[:1])) for file in files)
+        wanted, found = (_convolutions(executed(file, {**one, **feeds})) for file in files)
         if wanted != found:
             raise CompressorError(f"tuned, {found} convolutions run and not {wanted}; nothing was written")
 
@@ -152,15 +152,11 @@ def _facts(place: Path, staging: Path, manifest: Manifest, threads: int | None) 
     facts: dict[str, Any] = {"machine": machine(), "onnxruntime": version("onnxruntime"), "threads": threads}
     if threads is None:
         return facts
-    image = _images(manifest, 1)
+    image, names = noises(manifest, 1), tuple(manifest.takes)
     sessions = [open_session(file, threads=threads) for file in (place / MODEL, staging / TUNED_MODEL)]
     rows = []
     for each in manifest.exits:
-        runs = [partial(Runner(partial(session.run, None), fed(each.feeds)), image) for session in sessions]
+        runs = [partial(Runner(partial(session.run, None), fed(each.feeds), names), *image) for session in sessions]
         found = [[measure(run, threads=threads, seconds=0.2).median for run in runs] for _ in range(_ROUNDS)]
         rows.append([min(times) for times in zip(*found)])
     return {**facts, "portable_ms": [row[0] for row in rows], "latency_ms": [row[1] for row in rows]}
-
-
-def _images(manifest: Manifest, count: int) -> Array:
-    return noise((count, *manifest.input["shape"]))

@@ -99,6 +99,8 @@ class Manifest:
     watch: dict[str, Any] | None = None  # by what a device tells that it no longer holds; see `watch.Watched`
     checked_on: str = ""  # the images on which ONNX Runtime was compared with torch
     quantization: dict[str, Any] | None = None
+    further: tuple[dict[str, Any], ...] = ()  # inputs after the first, in their order: name, shape of one, dtype
+    gives: Any = 0  # how the model returns its outputs, in lists and objects: numbers in their place
     session: dict[str, dict[str, str]] = field(default_factory=lambda: dict(SESSION))
     tuned: dict[str, Any] | None = None  # what the .cpu files were made for: machine, onnxruntime; latency of each exit
     made_with: dict[str, str] = field(default_factory=dict)
@@ -109,6 +111,11 @@ class Manifest:
     def card(self) -> Card:
         """What it says of the model."""
         return Card(self.classes, _preparation(self.input), self.history, self.certificate)
+
+    @property
+    def takes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """What is given for each example: name -> shape and dtype."""
+        return {each["name"]: (tuple(each["shape"]), each["dtype"]) for each in (self.input, *self.further)}
 
     @property
     def default(self) -> dict[str, Array]:
@@ -181,6 +188,8 @@ def manifest_from(held: Any, where: str) -> Manifest:
             if name in known and not isinstance(known[name], kind):
                 raise TypeError(f"{name} is {type(known[name]).__name__}")
         known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
+        known["further"] = tuple(_further(each) for each in held.get("further", ()))
+        _check_gives(known.get("gives", 0))
         manifest = Manifest(**known, exits=exits, files=files, classes=classes)
         fed(manifest.default)
         return manifest
@@ -217,11 +226,28 @@ def card_inside(metadata: Mapping[str, str], where: str) -> Card:
         raise FileError(f"{where} holds a damaged description ({shown(str(error))}): export it again") from error
 
 
-def card_text(shape: tuple[int, ...], card: Card) -> str:
-    """What `card_inside` reads, for a model of this input shape."""
+def gives_inside(metadata: Mapping[str, str], where: str) -> Any:
+    """How the model that a graph was made of returns its outputs; None where the graph does not say.
+
+    Raises FileError for damaged metadata.
+    """
+    manifest = manifest_inside(metadata, where)
+    if manifest is not None:
+        return manifest.gives
+    try:
+        found = json.loads(metadata.get(CARD_KEY, "{}")).get("gives")
+        _check_gives(found)
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise FileError(f"{where} holds a damaged description ({shown(str(error))}): export it again") from error
+    return found
+
+
+def card_text(shape: tuple[int, ...], card: Card, gives: Any = 0) -> str:
+    """What `card_inside` and `gives_inside` read, for a model whose first input has this shape."""
     return json.dumps(
         {
             "input": input_facts(shape, card),
+            "gives": gives,
             "classes": card.classes,
             "history": card.history,
             "certificate": card.certificate,
@@ -233,6 +259,20 @@ def _input(held: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {key: tuple(float(each) for each in held[key]) for key in ("mean", "std")}
     Preparation.from_json(held)
     return {**held, **numbers, "shape": tuple(int(size) for size in held["shape"])}
+
+
+def _further(held: Mapping[str, Any]) -> dict[str, Any]:
+    np.dtype(held["dtype"])
+    return {"name": str(held["name"]), "shape": tuple(map(int, held["shape"])), "dtype": str(held["dtype"])}
+
+
+def _check_gives(held: Any) -> None:
+    """Raise TypeError for what is no way to return outputs."""
+    if isinstance(held, Mapping | list):
+        for part in held.values() if isinstance(held, Mapping) else held:
+            _check_gives(part)
+    elif held is not None and type(held) is not int:
+        raise TypeError(f"gives holds {type(held).__name__}")
 
 
 def _preparation(held: Mapping[str, Any]) -> Preparation | None:
@@ -280,17 +320,18 @@ def file_facts(path: Path) -> dict[str, Any]:
         return copied(file)
 
 
-def input_facts(shape: tuple[int, ...], card: Card) -> dict[str, Any]:
-    """How images have to be brought to the model."""
-    plain = Preparation((0.0,) * shape[0], (1.0,) * shape[0])
+def input_facts(shape: tuple[int, ...], card: Card, name: str = "input", dtype: str = "float32") -> dict[str, Any]:
+    """How images have to be brought to the model; of several inputs the first."""
+    channels = shape[0] if shape else 1
+    plain = Preparation((0.0,) * channels, (1.0,) * channels)
     preparation = card.preparation or (
         replace(Preparation.usual(*shape[1:]), mean=plain.mean, std=plain.std) if len(shape) == 3 else plain
     )
     return {
-        "name": "input",
+        "name": name,
         "shape": shape,
         "layout": "NCHW",
-        "dtype": "float32",
+        "dtype": dtype,
         "scale": "pixels / 255, then (x - mean) / std for each channel",
         **asdict(preparation),
         "normalisation": _KNOWN if card.preparation else "unknown: the model did not say",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressor.errors import FileError, UsageError
 from compressor.exporting.onnx import feeds_of
-from compressor.exporting.runtime import OnnxModel, noise, open_session
+from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.samples import images, portable, random_like
 from compressor.files.paths import check_writable
 from compressor.profiling.latency import time_images
@@ -101,8 +101,8 @@ def _calling(path: Path, example: Any, real: Array | None) -> Callable[[int], ob
     model = OnnxModel(path, threads=1, own=example is not None)
     if real is not None:
         return lambda number: model(real[number : number + 1])
-    image = noise((1, *(side or 1 for side in model.input_shape)))
-    return lambda number: model(image)
+    noise = model.noise(1)
+    return lambda number: model(**noise)
 
 
 def _finished(name: str) -> Report:

@@ -64,20 +64,20 @@ def evaluate(job: EvaluateJob, tell: Callback = silent) -> Evaluated:
 def _evaluate_onnx(job: EvaluateJob, path: Path, tell: Callback) -> Evaluated:
     """A package's graph says what its classes and normalisation are; of any other file the data's own are taken."""
     refuse_definition(path, job.model.arch)
-    model = OnnxModel(path, most_gib=job.model.max_size)
     own = task_of(job.data)
+    model = OnnxModel(path, most_gib=job.model.max_size, several=own is not None)
+    manifest = manifest_inside(model.metadata, str(path))
+    if job.exit is not None:
+        model.feeds = fed(packaged(manifest, job.exit, path).feeds)
     if own is not None:
         given = [output.name for output in model.session.get_outputs() if output.name != "exit"]
-        if len(given) > 1:
+        if len(given) > 1 and model.gives is None:
             raise FileError(
                 f"{path} gives {len(given)} outputs ({listed(given)}), and {own.name} would see the first alone: "
                 "evaluate the model that it was exported from"
             )
         note_all(own.notes, tell)
         return replace(_evaluated(job, model, own, tell, " with ONNX Runtime"), model=str(path), notes=tuple(own.notes))
-    manifest = manifest_inside(model.metadata, str(path))
-    if job.exit is not None:
-        model.feeds = fed(packaged(manifest, job.exit, path).feeds)
     shape = job.model.shape or tuple(size for size in model.input_shape if size is not None)
     whole = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
     card = card_inside(model.metadata, str(path))

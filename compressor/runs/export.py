@@ -15,7 +15,7 @@ from compressor.exporting.proof import PROOF_IMAGES, Evidence
 from compressor.exporting.runtimes import RUNTIMES, check_runtime
 from compressor.exporting.to_torch import export_program
 from compressor.files.paths import check_writable
-from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Array, Manifest, chosen
+from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Manifest, chosen
 from compressor.report.measurements import Certificate
 from compressor.runs.job import ExportJob
 from compressor.runs.promise import Promise, put_aside
@@ -172,8 +172,4 @@ def _promised(asked: PromiseSettings, aside: Any, data: Task, before: Any, after
 
 
 def _main(data: Task, predict: Any) -> float:
-    def scores(images: Array) -> Array:
-        found: Array = predict(images)
-        return found
-
-    return evaluate(scores, data.test, data).main
+    return evaluate(predict, data.test, data).main

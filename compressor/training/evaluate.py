@@ -1,15 +1,15 @@
 """How well a network, or anything else that maps inputs to outputs, does what it is for."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from compressor.errors import DataError
 from compressor.graph.skeleton import set_mode
@@ -18,7 +18,7 @@ from compressor.report.progress import counted
 from compressor.training import distributed
 from compressor.training.task import Task, called
 
-Predict = Callable[[NDArray[np.float32]], Any]  # a float batch to scores, such as ONNX Runtime's
+Predict = Callable[..., Any]  # batches of NumPy to what a model returns, such as ONNX Runtime's
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,22 @@ def placed(model: nn.Module | Predict) -> tuple[Callable[..., Any], torch.device
     return (model, device_of(model)) if isinstance(model, nn.Module) else (through_numpy(model), torch.device("cpu"))
 
 
-def through_numpy(predict: Predict) -> Callable[[Tensor], Tensor]:
-    def call(x: Tensor) -> Tensor:
-        outputs = predict(x.numpy())
-        while isinstance(outputs, (tuple, list)) and outputs:
-            outputs = outputs[0]
-        return torch.from_numpy(np.asarray(outputs))
+def through_numpy(predict: Predict) -> Callable[..., Any]:
+    """What takes and gives tensors where something of NumPy's answers."""
+
+    def call(*given: Any, **named: Any) -> Any:
+        given, named = tree_map_only(Tensor, Tensor.numpy, (given, named))
+        return _tensors(predict(*given, **named))
 
     return call
+
+
+def _tensors(answer: Any) -> Any:
+    if isinstance(answer, Mapping):
+        return type(answer)({name: _tensors(each) for name, each in answer.items()})  # type: ignore[call-arg]
+    if isinstance(answer, list | tuple):
+        return [_tensors(each) for each in answer]
+    return None if answer is None else torch.from_numpy(np.asarray(answer))
 
 
 @dataclass

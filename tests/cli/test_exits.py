@@ -63,7 +63,7 @@ def test_without_it_the_base_counts(compressor, made):
 
 def test_latency_is_that_of_the_exit(compressor, made, monkeypatch):
     seen = []
-    monkeypatch.setattr("compressor.exporting.latency.onnx_latency", lambda *given: seen.append(given[2]) or None)
+    monkeypatch.setattr("compressor.exporting.latency.onnx_latency", lambda *given: seen.append(given[1]) or None)
     compressor("profile", made / "deploy/model.onnx", "--exit", 1, "--latency", "--json")
     assert [dict(feeds) for feeds in seen] == [{"start": 1}]
 

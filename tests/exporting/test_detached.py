@@ -120,7 +120,7 @@ def test_every_layer_stands_in_the_graph_and_on_the_disk_once(made: tuple[Path, 
 def test_the_profiler_sees_only_the_chosen_models_convolutions(made: tuple[Path, Manifest, Detachable]) -> None:
     folder, manifest, _ = made
     for each in manifest.exits:
-        ran = executed(folder / "model.onnx", {"start": np.asarray(each.number)}, images(count=1).numpy())
+        ran = executed(folder / "model.onnx", {"input": images(count=1).numpy(), "start": np.asarray(each.number)})
         assert sum(count for name, count in ran.items() if "Conv" in name) == each.convolutions
     assert [each.convolutions for each in manifest.exits] == [3, 3, 2]
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
 from compressor.exporting import proof as judging
 from compressor.exporting.forms import cost_of, form_of
+from compressor.exporting.onnx_profile import profile_onnx
 from compressor.exporting.package import PackageSettings, export_package
 from compressor.exporting.proof import Evidence
 from compressor.exporting.runtime import OnnxModel, onnx_at
@@ -141,9 +143,72 @@ def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
-def test_models_of_several_inputs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="one tensor of images"):
-        export_package(small_net(), (example(), example()), tmp_path / "net", settings=QUICK)
+class Several(nn.Module):
+    """Images, a vector, and whole numbers that choose; two outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.table = small_net(), nn.Embedding(4, 4)
+
+    def forward(self, image: Tensor, scale: Tensor, token: Tensor) -> dict[str, Any]:
+        scores = self.net(image) * scale + self.table(token)
+        return {"scores": scores, "more": [scores.sum(1), None]}
+
+
+def several(count: int) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(1)
+    drawn = torch.randn(count, *SHAPE, generator=source), torch.randn(count, 4, generator=source)
+    return {"scale": drawn[1], "token": torch.arange(count) % 4, "image": drawn[0]}
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_network_of_several_inputs_is_packaged_under_their_names(int8: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, given = Several().eval(), several(64)
+    scored = list[float]()
+
+    def score(predict: Any) -> float:
+        by_place = predict(*(given[name].numpy() for name in ("image", "scale", "token")))
+        by_keyword = predict(**{name: each.numpy() for name, each in given.items()})
+        assert (by_place.scores == by_keyword["scores"]).all() and by_place["more"][1] is None
+        assert np.allclose(by_place[0].sum(1), by_place.more[0], atol=0.2 if int8 else 1e-4)
+        scored.append(float(np.abs(by_place["scores"] - net(**given)["scores"].detach().numpy()).max()))
+        return scored[-1]
+
+    settings = replace(QUICK, int8="x86" if int8 else None)
+    evidence = Evidence(given, given if int8 else None, score)
+    manifest = export_package(net, several(1), tmp_path / "net", evidence=evidence, settings=settings)
+    assert scored[-1] < (0.2 if int8 else 1e-5) and manifest.checked_on == "64 real examples"
+    assert list(manifest.takes) == ["image", "scale", "token"] and manifest.takes["token"] == ((), "int64")
+    assert manifest.gives == {"scores": 0, "more": [1, None]}
+    assert verify_package(tmp_path / "net").takes == manifest.takes
+    assert tune_package(tmp_path / "net", latency=False).tuned is not None
+    assert profile_onnx(tmp_path / "net" / "model.onnx").macs == manifest.exits[0].macs or int8
+    opened = OnnxModel(tmp_path / "net" / "model.onnx", several=True)
+    one = {name: each[:3].numpy() for name, each in given.items()}
+    assert np.allclose(opened(one)["scores"], net(**given)["scores"][:3].detach(), atol=0.2 if int8 else 1e-5)
+    np.savez(tmp_path / "one.npz", **{name: each[0].numpy() for name, each in given.items()})
+    ran = subprocess.run(
+        [sys.executable, tmp_path / "net" / "run.py", tmp_path / "one.npz"], capture_output=True, text=True
+    )
+    assert len(ran.stdout.splitlines()) == 4 and not ran.stderr
+    np.savez(tmp_path / "none.npz", image=one["image"][0])
+    for name, said in [("none.npz", "has no scale of shape"), ("one.npy", "give a .npz file of them")]:
+        ran = subprocess.run(
+            [sys.executable, tmp_path / "net" / "run.py", tmp_path / name], capture_output=True, text=True
+        )
+        assert said in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_what_a_package_of_several_inputs_does_not_take_is_refused(tmp_path: Path) -> None:
+    class Lists(nn.Module):
+        def forward(self, x: Tensor, others: list[Tensor]) -> Tensor:
+            return x + others[0]
+
+    with pytest.raises(ModelError, match="tensors with the batch first, and others is a list"):
+        export_package(Lists(), (example(), [example()]), tmp_path / "net", settings=QUICK)
+    with pytest.raises(ModelError, match="for OpenVINO take one tensor of images: export this model with `to` onnx"):
+        export_package(Several(), several(1), tmp_path / "net", settings=replace(QUICK, runtime="openvino"))
 
 
 def _cut(folder: Path) -> None:

@@ -76,10 +76,10 @@ def test_another_class_is_refused_though_the_scores_are_near() -> None:
 def test_executed_layers_are_those_promised(ran, promised, said, monkeypatch) -> None:
     monkeypatch.setattr(proof, "executed", lambda *_: Counter(ran))
     if said is None:
-        count_layers(Path("model.onnx"), LEAVING, promised, IMAGES.numpy())
+        count_layers(Path("model.onnx"), LEAVING, promised, {"input": IMAGES.numpy()})
         return
     with pytest.raises(CompressorError, match=said):
-        count_layers(Path("model.onnx"), LEAVING, promised, IMAGES.numpy())
+        count_layers(Path("model.onnx"), LEAVING, promised, {"input": IMAGES.numpy()})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_latency_falls_with_the_macs(rounds, best, monkeypatch) -> None:
     costs = [Cost(200, 0, 0, 0), Cost(100, 0, 0, 0)]
     if best is None:
         with pytest.raises(CompressorError, match="exit 1 takes 9.00 ms and exit 0, with more multiply-adds, 5.00 ms"):
-            latencies([lambda _: [], lambda _: []], costs, IMAGES.numpy(), 1, ())
+            latencies([lambda input: [], lambda input: []], costs, {"input": IMAGES.numpy()}, 1, ())
         return
-    found, _ = latencies([lambda _: [], lambda _: []], costs, IMAGES.numpy(), 1, ())
+    found, _ = latencies([lambda input: [], lambda input: []], costs, {"input": IMAGES.numpy()}, 1, ())
     assert [each.median for each in found] == best

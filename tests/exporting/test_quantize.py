@@ -47,7 +47,7 @@ def noise(folder: Path) -> float:
 
 def test_every_convolution_runs_in_int8_and_the_outputs_stay_near(tmp_path: Path) -> None:
     manifest = export_package(small_net(), EXAMPLE, tmp_path / "net", evidence=EVIDENCE, settings=SETTINGS)
-    ran = executed(tmp_path / "net" / "model.onnx", {}, IMAGES[:1].numpy())
+    ran = executed(tmp_path / "net" / "model.onnx", {"input": IMAGES[:1].numpy()})
     assert sum(count for name, count in ran.items() if "QLinearConv" in name) == 2
     assert 0 < noise(tmp_path / "net") < bound("x86")
     assert manifest.quantization["activations"] == "QUInt8" and manifest.quantization["weights"] == "QInt8"
@@ -66,7 +66,7 @@ def test_the_convolution_of_an_image_stays_in_float32(channels: int, pools: bool
     images = torch.randn(16, channels, 8, 8)
     evidence = Evidence(images, images, lambda run: 1.0)
     export_package(net.eval(), images[:1], tmp_path / "net", evidence=evidence, settings=SETTINGS)
-    ran = executed(tmp_path / "net" / "model.onnx", {}, images[:1].numpy())
+    ran = executed(tmp_path / "net" / "model.onnx", {"input": images[:1].numpy()})
     assert sum(count for name, count in ran.items() if "QLinearConv" in name) == rounded
     assert sum(count for name, count in ran.items() if "Conv" in name) == 2
 
@@ -79,7 +79,7 @@ def test_scores_beyond_those_of_the_calibration_are_not_cut_off(tmp_path: Path) 
     export_package(
         net, EXAMPLE, tmp_path / "net", evidence=replace(evidence, calibration=IMAGES[order[:20]]), settings=SETTINGS
     )
-    ran = executed(tmp_path / "net" / "model.onnx", {}, IMAGES[:1].numpy())
+    ran = executed(tmp_path / "net" / "model.onnx", {"input": IMAGES[:1].numpy()})
     assert sum(count for name, count in ran.items() if "QGemm" in name) == 1
     high = OnnxModel(tmp_path / "net" / "model.onnx")(IMAGES[order[-5:]].numpy()).max(1)
     low = OnnxModel(tmp_path / "net" / "model.onnx")(IMAGES[order[:20]].numpy()).max()
@@ -120,7 +120,7 @@ def test_every_exit_runs_its_convolutions_in_int8(kind: str, tmp_path: Path, mon
     evidence = Evidence(calibration, calibration, lambda run: 0.9)
     manifest = export_package(model, calibration[:1], tmp_path / "net", evidence=evidence, settings=SETTINGS)
     for leaving, told in zip(form_of(model, calibration[:1]).exits, manifest.exits, strict=True):
-        ran = executed(tmp_path / "net" / "model.onnx", leaving.feeds, calibration[:1].numpy())
+        ran = executed(tmp_path / "net" / "model.onnx", {"input": calibration[:1].numpy(), **leaving.feeds})
         assert sum(count for name, count in ran.items() if "QLinearConv" in name) == told.convolutions
         assert not any(name.endswith(("Conv", "FusedConv")) and "QLinear" not in name for name in ran)
         expected = torch_outputs(leaving.module, calibration)[0]

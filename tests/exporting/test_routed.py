@@ -73,7 +73,7 @@ def test_the_work_that_is_skipped_is_not_done(made: Made) -> None:
     found = []
     for each in manifest.exits:
         feeds = {"thresholds": np.asarray(each.feeds["thresholds"], np.float32)}
-        ran = executed(folder / "model.onnx", feeds, X[:1].numpy())
+        ran = executed(folder / "model.onnx", {"input": X[:1].numpy(), **feeds})
         found.append(sum(count for name, count in ran.items() if "Conv" in name))
     assert found == [each.convolutions for each in manifest.exits] == [1, 3, 6, 8]
     assert [each.macs for each in manifest.exits] == sorted(each.macs for each in manifest.exits)
@@ -188,7 +188,7 @@ def test_each_depth_is_timed_in_the_whole_network(monkeypatch):
     x = torch.randn(2, 1, 8, 8)
     ran = []
 
-    def latency(path, shape):
+    def latency(path):
         session = onnxruntime.InferenceSession(path)
         ran.append(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
         sends = {"NonZero", "ScatterND"} <= {node.op_type for node in onnx.load(path).graph.node}

@@ -76,7 +76,7 @@ def test_every_exit_gives_the_same_at_the_same_work(made: tuple[Path, Manifest])
             OnnxModel(folder / name, feeds=fed(each.feeds))(x) for name in ("model.onnx", "model.cpu.onnx")
         )
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
-        ran = executed(folder / "model.cpu.onnx", fed(each.feeds), x[:1])
+        ran = executed(folder / "model.cpu.onnx", {"input": x[:1], **fed(each.feeds)})
         assert sum(count for name, count in ran.items() if "Conv" in name) == each.convolutions
 
 

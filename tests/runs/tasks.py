@@ -134,6 +134,39 @@ class Keypoints:
         return {"image": batch["image"], "mask": batch["mask"]}
 
 
+class Paired(nn.Module):
+    """Two inputs by place, two outputs in a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Sequential(*network(0)[0]), nn.Sequential(*network(0, channels=1)[0])
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, image, depth):
+        found = torch.cat([self.one(image), self.two(depth)], 1)
+        return self.head(found.mean((2, 3))), found.mean(1)
+
+
+class Pairs(Segmentation):
+    """Of two inputs, by a figure that says all outputs."""
+
+    lower_is_better = True
+
+    def data(self, split):
+        return TensorDataset(images(split, 3, 8, 8), images(split + "2", 1, 8, 8))
+
+    def loss(self, model, batch):
+        scores, maps = model(*batch)
+        return F.mse_loss(scores.mean(1), batch[1].mean((1, 2, 3))) + maps.mean() ** 2
+
+    def measure(self, model, batches):
+        found = [model(image, depth=depth) for image, depth in batches]
+        return {"sum": sum(scores.abs().mean() + maps.abs().mean() for scores, maps in found)}
+
+    def inputs(self, batch):
+        return batch[0], batch[1]
+
+
 class Sounds:
     """Signals, one batch after another from a generator."""
 

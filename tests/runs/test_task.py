@@ -13,6 +13,7 @@ from compressor.cli import main
 from compressor.errors import DataError, FileError, ModelError, UsageError
 from compressor.exporting.forms import AtDepth
 from compressor.exporting.onnx import export_onnx
+from compressor.report.manifest import read_manifest
 from compressor.report.report import Report
 from compressor.runs.resume import resume
 from tests.runs import tasks
@@ -115,6 +116,33 @@ def test_an_onnx_file_of_several_outputs_is_not_measured_by_its_first(tmp_path):
         FileError, match=r"gives 2 outputs .*Segmentation would see the first alone: evaluate the model"
     ):
         compressor.evaluate(tmp_path / "m.onnx", task=f"{FILE}:Segmentation")
+
+
+@pytest.mark.parametrize(("kind", "network"), [("Pairs", "Paired"), ("Keypoints", "Pointer")])
+def test_packages_and_files_of_several_inputs_are_measured_by_the_task(kind, network, tmp_path):
+    given = {"task": f"{FILE}:{kind}"}
+    compressor.prune(arch=f"{FILE}:{network}", **given, **{**FAST, "onnx": True}, target_macs=0.7, out=tmp_path / "run")
+    model = tmp_path / "run/model.safetensors"
+    wanted = compressor.evaluate(model, **given).figures
+    compressor.export(model, tmp_path / "package", **given, latency=False)
+    compressor.export(model, tmp_path / "int8", **given, latency=False, precision="int8")
+    for place, off in [("run/model.onnx", 1e-5), ("package", 1e-5), ("int8", 0.1)]:
+        found = compressor.evaluate(tmp_path / place, **given).figures
+        assert found == pytest.approx(wanted, abs=off)
+    manifest = read_manifest(tmp_path / "package")
+    assert manifest.exits[0].top1 == pytest.approx(next(iter(wanted.values())), abs=1e-5)
+
+
+def test_an_exit_of_a_package_is_measured_by_the_task(trained, tmp_path):
+    given = {"task": f"{FILE}:Segmentation"}
+    compressor.detach(trained, **given, **FAST, exits=1, out=tmp_path / "cut")
+    compressor.export(tmp_path / "cut/model.safetensors", tmp_path / "package", **given, latency=False)
+    found = [compressor.evaluate(tmp_path / "package", **given, exit=number).figures["pixels"] for number in (0, 1)]
+    wanted = [
+        compressor.evaluate(tmp_path / "cut/model.safetensors", **given, exit=number).figures["pixels"]
+        for number in (0, 1)
+    ]
+    assert found == pytest.approx(wanted, abs=1e-3) and found[0] != found[1]
 
 
 def test_a_sweep_and_its_comparison_name_the_figure(trained, tmp_path):

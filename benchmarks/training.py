@@ -58,7 +58,7 @@ class Augmented(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 v2.RandomCrop(size, padding=4),
                 v2.RandomHorizontalFlip(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(data.mean, data.std),
+                v2.Normalize(data.preparation.mean, data.preparation.std),
             ]
         )
 
@@ -103,7 +103,10 @@ def plain_evaluation(model: nn.Module, data: Data, device: torch.device, size: i
     """Normalise and run batch after batch."""
     model.to(device).eval()
     images, labels = data.test.images, data.test.labels  # type: ignore[union-attr]
-    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    mean, std = (
+        torch.tensor(values, device=device).view(1, -1, 1, 1)
+        for values in (data.preparation.mean, data.preparation.std)
+    )
     right = 0
     for x, y in zip(images.split(size), labels.split(size)):
         x = (x.to(device).float() / 255 - mean) / std

@@ -66,6 +66,27 @@ def test_every_link_leads_to_a_file_and_a_heading(path):
         assert not anchor or anchor in anchors, target
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_figure_of_a_block_is_that_of_its_result_file(path):
+    from benchmarks.readme import filled
+
+    text = path.read_text(encoding="utf-8")
+    assert filled(text) == text, "run python -m benchmarks.readme"
+    assert "(not measured yet: " not in text
+
+
+MEASURED = ("README.md", "results.md", "comparison.md", "deploying.md", "adapnet.md", "your-own-loop.md")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name in MEASURED], ids=lambda path: path.name)
+def test_no_table_has_figures_that_were_typed(path):
+    """Nobody can say how they came about, or measure them again."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"<!-- begin (\w+) -->.*?<!-- end \1 -->", "", text, flags=re.DOTALL)
+    cells = [cell.strip() for line in text.splitlines() if line.startswith("|") for cell in line.split("|")]
+    assert not [cell for cell in cells if re.fullmatch(r"[^a-z]*\d(\.\d+|[^a-z]*(%|ms|MB|e-\d+))[^a-z]*", cell)]
+
+
 class _ParsedError(Exception):
     """Raised in place of what a benchmark does with its arguments."""
 

@@ -1,4 +1,4 @@
-"""Benchmarks that the script for a GPU runs, at a toy scale on the CPU: nobody would see before that they are broken."""
+"""Benchmarks that the script for a GPU runs, at a toy scale on the CPU: else nobody sees that they are broken."""
 
 import json
 import sys

@@ -252,6 +252,8 @@ def write_checked(
     target = Path(path)
     if target.is_dir():
         raise FileError(f"{target} is a folder; give the name of the {target.suffix or 'file'} file to write")
+    if isinstance(example, list | tuple) and any(isinstance(part, list) for part in example):
+        raise ModelError("a network that is called with a list of images has no batch, so no such file can be written")
     reference, whole = reference_of(module), portable(example)
     inputs = random_like(whole, max(CHECKED_BATCHES)) if check_inputs is None else portable(check_inputs)
     batches = [images(inputs, count) for count in CHECKED_BATCHES]

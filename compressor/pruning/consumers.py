@@ -22,6 +22,7 @@ from compressor.pruning.reconstruction.products import Product
 from compressor.pruning.reconstruction.readers import Reader, View, readers, survey, unknown_ids
 from compressor.pruning.reconstruction.replay import Hook, Replay, plain_attention
 from compressor.training.evaluate import evaluating
+from compressor.training.task import examples_in
 
 _PROBED = 512  # images whose derivatives are looked at,
 _PROBED_VALUES = 1 << 20  # so many values of them at once,
@@ -159,7 +160,7 @@ def derivatives(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[dict[
             assert isinstance(total, Tensor)
             total.backward()
             with torch.no_grad():
-                yield calls, len(outputs[0])
+                yield calls, examples_in(given)
             calls.clear()
 
 
@@ -167,6 +168,8 @@ def _along(output: Tensor, source: torch.Generator) -> Tensor:
     """The sum of an output along random directions, in deviations of the whole of it over images (of one, over places);
     of one that never changes, nothing.
     """
+    if not output.ndim:  # a number for an image: there is no other to compare it with
+        return output
     signs = torch.randint(0, 2, output.shape, generator=source).to(output) * 2 - 1
     detached = output.detach()
     centre = detached.mean(0) if len(output) > 1 else detached.mean()

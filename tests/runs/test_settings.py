@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 import compressor
 from compressor import Pruner
 from compressor.cli import main
-from compressor.errors import ModelError, UsageError
+from compressor.errors import DataError, ModelError, UsageError
 from compressor.graph.trace import call_arguments
+from compressor.pruning.reconstruction import inputs_of
 from compressor.runs.settings import Input, ModelSettings, inputs, shape
 from tests.runs import tasks
 
@@ -221,16 +222,24 @@ def takes_list() -> nn.Module:
     return TakesList()
 
 
-def test_a_network_of_a_list_of_images_learns_and_is_pruned_by_its_weights(tmp_path):
+def test_a_network_of_a_list_of_images_learns_and_is_pruned_by_errors_and_refitted(tmp_path):
     given = {"arch": f"{FILE}:takes_list", "task": f"{FILE}:Lists", "epochs": 1, "onnx": False, "device": "cpu"}
-    with pytest.raises(
-        UsageError, match="takes a list of images of their own sizes, .* choose `method` l1 and `allocate`"
-    ):
-        compressor.prune(**given, ratio=0.5, out=tmp_path / "run")
-    by_weights = {"method": "l1", "allocate": "uniform", "reconstruct": False}
-    report = compressor.prune(**given, **by_weights, ratio=0.5, out=tmp_path / "run")
+    report = compressor.prune(**given, ratio=0.5, out=tmp_path / "run")
     assert report.after.macs < 0.7 * report.before.macs and report.after.figure.name == "error"
+    assert any("refitted by least squares on 12 images" in note for note in report.notes)
     assert report.after.reasons["latency_ms.torch"].startswith("the model does not run on a batch made of the example")
+
+
+def test_of_a_list_images_are_looked_at_in_one_size_and_have_to_be_images():
+    network, example = takes_list(), ([torch.rand(3, 8, 8)],)
+    batches = [([torch.rand(3, 8, width) for width in (8, 9, 12)], "labels")] * 2
+    given = inputs_of(batches, example, network)
+    assert [[each.shape for each in one[0]] for one in given] == [[(3, 8, 8)]] * 6
+    assert torch.equal(given[0][0][0], batches[0][0][0]) and torch.equal(given[3][0][0], batches[0][0][0])
+    with pytest.raises(DataError, match="data holds an image 1x8x9 where the network takes 3x8x8"):
+        inputs_of([([torch.rand(1, 8, 9)],)], example, network)
+    with pytest.raises(UsageError, match="float32 2x3x8x8, the network takes a list of images"):
+        inputs_of([torch.rand(2, 3, 8, 8)], example, network)
 
 
 READ = {
@@ -271,9 +280,8 @@ def test_what_is_for_one_input_only_says_so(tmp_path):
     model = tmp_path / "run/model.safetensors"
     with pytest.raises(ModelError, match="takes several inputs: sub-models are cut out of networks of one"):
         compressor.detach(model, **given, exits=1, out=tmp_path / "cut")
-    for to, out in (("pt2", "m.pt2"), ("onnx", "package")):
-        with pytest.raises(ModelError, match="`out` FILE.onnx"):
-            compressor.export(model, tmp_path / out, to=to, task=given["task"])
+    with pytest.raises(ModelError, match="`out` FILE.onnx"):
+        compressor.export(model, tmp_path / "m.pt2", to="pt2", task=given["task"])
     compressor.export(model, tmp_path / "m.onnx", task=given["task"])
     named = {"input": ("image=3x8x8", "mask=1x8x8")}
     with pytest.raises(UsageError, match="`input` of several, or with a name or type, is for models without data"):

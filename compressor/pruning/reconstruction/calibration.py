@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from compressor.errors import DataError, ModelError, UsageError, cause
 from compressor.graph.skeleton import skeleton
 from compressor.graph.tensors import device_of
 from compressor.graph.trace import trace
+from compressor.report import units
 from compressor.training.batch_norm import remeasure_
 from compressor.training.evaluate import evaluating
-from compressor.training.task import examples_in, shapes
+from compressor.training.task import examples_in, moved, shapes, taken
 
 MOST_POSITIONS = 64  # of each image and layer
 _ROWS = 1 << 17  # of all images together: with many images fewer places of each do
@@ -51,25 +53,21 @@ def inputs_of(data: Iterable[Any], example: Any, model: nn.Module, device: torch
         UsageError: a batch holds nothing like the example, or there are no images.
         DataError: the network does not run on images of a batch, which have another size than the example.
     """
-    if any(isinstance(part, list) for part in (example if isinstance(example, list | tuple) else ())):
-        raise UsageError(
-            "the network takes a list of images of their own sizes, and only batches that are tensors can be looked "
-            "at: choose `method` l1 and `allocate` uniform, without `reconstruct`"
-        )
     found: list[Any] = []
     device = device_of(model) if device is None else device
     known = {_sizes(example)}
-    left = enough_images(_tensors(example)[0].shape[1:])
+    left = enough_images(_sizes(example)[0])
     for batch in data:
         given = _like(example, batch)
-        leaves = _tensors(given)
-        count = min(left, len(leaves[0]))
+        held = examples_in(given)
+        count = min(left, held)
         if not count:
             continue
         if _sizes(given) not in known:
             _check_taken(model, given)
             known.add(_sizes(given))
-        size = max(2, min(_MOST, _VALUES * len(leaves[0]) // max(leaf.numel() for leaf in leaves)))
+        size = max(2, min(_MOST, _VALUES * held // _values(given)))
+        size = 1 if _is_list(given) else size  # code that goes through a list runs other operators for more images
         for part in torch.arange(count).split(size):
             found.append(_taken(given, slice(int(part[0]), int(part[-1]) + 1), device))
         left -= count
@@ -85,7 +83,7 @@ def first_batches(data: Any, example: Any, count: int) -> list[Any]:
     """
     if not isinstance(data, Iterable) or isinstance(data, Tensor | Mapping | str):
         raise UsageError(f"data is a {type(data).__name__}: give a loader or a list of batches")
-    count = max(count, enough_images(_tensors(example)[0].shape[1:]))
+    count = max(count, enough_images(_sizes(example)[0]))
     found = []
     for batch in data:
         found.append(batch)
@@ -113,17 +111,16 @@ def fewer(batches: Sequence[Any], values: int, images: int = 0) -> list[Any]:
         if values <= 0 and images <= 0:
             break
         found.append(given)
-        values -= max(leaf.numel() for leaf in _tensors(given))
-        images -= len(_tensors(given)[0])
+        values -= _values(given)
+        images -= examples_in(given)
     return found
 
 
 def in_parts(batches: Sequence[Any], images: int, values: int) -> Iterator[Any]:
     """The first images of batches, in even parts of so many values at most: no image is left over alone."""
     for given in batches:
-        leaves = _tensors(given)
-        held = min(images, len(leaves[0]))
-        size = max(1, min(held, values * len(leaves[0]) // max(leaf.numel() for leaf in leaves)))
+        held = min(images, examples_in(given))
+        size = max(1, min(held, values * examples_in(given) // _values(given)))
         for part in torch.arange(held).tensor_split(-(-held // size)):
             yield _taken(given, slice(int(part[0]), int(part[-1]) + 1), None)
         images -= held
@@ -132,12 +129,8 @@ def in_parts(batches: Sequence[Any], images: int, values: int) -> Iterator[Any]:
 
 
 def _taken(inputs: Any, part: slice, device: torch.device | None) -> Any:
-    size = len(_tensors(inputs)[0])
-    return tree_map(
-        lambda leaf: (leaf[part] if leaf.ndim and len(leaf) == size else leaf).to(device)
-        if isinstance(leaf, Tensor) else leaf,
-        inputs,
-    )  # fmt: skip
+    found = taken(inputs, part)
+    return found if device is None else moved(found, device)
 
 
 def _tensors(inputs: Any) -> list[Tensor]:
@@ -145,8 +138,20 @@ def _tensors(inputs: Any) -> list[Tensor]:
 
 
 def _sizes(inputs: Any) -> tuple[torch.Size, ...]:
-    """Of one image."""
-    return tuple(leaf.shape[1:] for leaf in _tensors(inputs))
+    """Of one image; in a list of images of their own sizes of each."""
+    cut = 0 if _is_list(inputs) else 1
+    return tuple(leaf.shape[cut:] for leaf in _tensors(inputs))
+
+
+def _values(inputs: Any) -> int:
+    """Of the largest input of a batch."""
+    sizes = [leaf.numel() for leaf in _tensors(inputs)]
+    return sum(sizes) if _is_list(inputs) else max(sizes)
+
+
+def _is_list(inputs: Any) -> bool:
+    """Whether a network is called with a list that has an entry for each image."""
+    return isinstance(inputs, tuple | list) and bool(inputs) and isinstance(inputs[0], list)
 
 
 def _check_taken(model: nn.Module, given: Any) -> None:
@@ -174,15 +179,29 @@ def _like(example: Any, batch: Any) -> Any:
         if missing:
             raise UsageError(f"a batch of data lacks {', '.join(map(str, missing))}, which the network takes")
         return {key: _like(part, held[key]) if isinstance(part, Tensor) else part for key, part in example.items()}
+    if _is_list(example):
+        if not parts or not isinstance(parts[0], list | tuple):
+            raise UsageError(f"a batch of data holds {shapes(batch)}, the network takes a list of images")
+        [one, *_], given = example[0], [each for each in parts[0] if isinstance(each, Tensor)]
+        return ([each if each.shape == one.shape else _resized(each, one) for each in given], *example[1:])
     parts = parts[0] if parts and isinstance(parts[0], tuple | list) else parts
     if len(parts) < len(example):
         raise UsageError(f"a batch of data holds {len(parts)} parts, the network takes {len(example)}")
     return tuple(_like(one, part) for one, part in zip(example, parts, strict=False))
 
 
+def _resized(image: Tensor, like: Tensor) -> Tensor:
+    """In a list of images all are looked at in one size: code that pads them runs other operators for each."""
+    if image.ndim != 3 or len(image) != len(like):
+        raise DataError(
+            f"data holds an image {units.shape(image.shape)} where the network takes {units.shape(like.shape)}"
+        )
+    return functional.interpolate(image[None], like.shape[1:], mode="bilinear", antialias=True)[0]
+
+
 def draws(inputs: Sequence[Any]) -> list["Draw"]:
     """The places of every batch."""
-    positions = min(MOST_POSITIONS, max(1, _ROWS // sum(len(_tensors(given)[0]) for given in inputs)))
+    positions = min(MOST_POSITIONS, max(1, _ROWS // sum(map(examples_in, inputs))))
     return [Draw(given, positions) for given in inputs]
 
 
@@ -190,10 +209,9 @@ class Draw:
     """Which places of every image of a batch are looked at: a function of the image, whatever batch it is in."""
 
     def __init__(self, inputs: Any, positions: int) -> None:
-        leaves = _tensors(inputs)
-        self.images, self.positions = len(leaves[0]), positions
-        same = [leaf.detach().cpu() for leaf in leaves if len(leaf) == self.images]
-        self.seeds = [_hash([leaf[at] for leaf in same]) for at in range(self.images)]
+        self.images, self.positions = examples_in(inputs), positions
+        each = [_tensors(taken(inputs, slice(at, at + 1))) for at in range(self.images)]
+        self.seeds = [_hash([leaf.detach().cpu() for leaf in leaves]) for leaves in each]
         self._rows: dict[int, Tensor] = {}
 
     def rows(self, count: int) -> Tensor:

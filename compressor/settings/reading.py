@@ -203,5 +203,6 @@ def _stranger(
         return f"{spell(name)} is not for {method}: {kind.LACKS[name]}"
     for each in kinds:
         if name in known_to(each):
-            return f"{spell(name)} belongs to {spell('method')} {known_to(each)['method'].default}, not to {method}"
+            owner = f"{spell('method')} {known_to(each)['method'].default}"
+            return f"{spell(name)} belongs to {owner}, not to {method}: give {owner}, or leave {spell(name)} out"
     return f"{stranger(name, given[name], known_to(kind))}; {verb} knows {', '.join(known_to(kind))}"

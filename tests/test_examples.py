@@ -1,6 +1,8 @@
 """The programs in examples, run with small networks."""
 
+import ast
 import importlib
+import json
 import runpy
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from compressor.report.html import draw
 from compressor.vision import door
 from tests.torchvision_operators import stand_ins
 
@@ -83,6 +86,43 @@ def test_the_plain_loop_prunes_and_goes_on_from_its_checkpoint(tmp_path, capsys)
     assert example["train"](2, 8, tmp_path / "last.pt", resume=True).edits == report.edits
     whole, last = (torch.load(tmp_path / name)["model"] for name in ("whole.pt", "last.pt"))
     assert whole.keys() == last.keys() and all(torch.equal(whole[name], last[name]) for name in whole)
+
+
+def test_the_notebook_makes_a_smaller_onnx_file_and_shows_a_table_and_plots(tmp_path, monkeypatch):
+    """Every cell as it stands but the second's names: of a small network and a few images."""
+    for split, count in (("train", 20), ("test", 5)):
+        for label, grey in (("dark", 40), ("light", 200)):
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (grey + number, grey, grey)).save(
+                    tmp_path / "images" / split / label / f"{number}.png"
+                )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("compressor.report.html.draw", draw)  # which tests of other things leave out
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nINPUT_SHAPE = (3, 8, 8)\n\n\ndef build():\n    return nn.Sequential("
+        "nn.Conv2d(3, 8, 3), nn.ReLU(), "
+        "nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))\n"
+    )
+    torch.save(runpy.run_path(str(tmp_path / "net.py"))["build"]().state_dict(), "weights.pt")
+    book = json.loads((EXAMPLES / "resnet56.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    named = cells[0].replace("resnet56-4bfd9763.th", "weights.pt").replace("cifar10", "images")
+    cells[0] = named.replace("../benchmarks/stranger_resnet.py:resnet56", "net.py:build")
+    assert "images" in cells[0] and "net.py" in cells[0] and "weights.pt" in cells[0]
+    shown, names = [], {}
+    for cell in cells:
+        *lines, last = ast.parse(cell).body
+        exec(compile(ast.Module(lines, []), "cell", "exec"), names)
+        single = isinstance(last, ast.Expr)
+        run = compile(
+            ast.Expression(last.value) if single else ast.Module([last], []), "cell", "eval" if single else "exec"
+        )
+        shown.append(eval(run, names))
+    assert "of 10 test images" in shown[1] and "of the multiply-adds" in shown[-1]
+    comparison, report = (each._repr_html_() for each in shown[2:4])
+    assert "<table" in comparison and "<svg" in comparison and "<table" in report and "<svg" in report
+    assert names["report"].after.macs < 0.6 * names["report"].before.macs and names["file"].exists()
 
 
 @pytest.mark.slow

@@ -140,6 +140,16 @@ def test_what_can_be_scrolled_has_a_name_and_no_picture_lacks_words() -> None:
         assert all(re.findall(r'<img [^>]*alt="[^"]+"', each) for each in re.findall(r"<img[^>]*>", html))
 
 
+def test_the_page_of_a_large_network_takes_at_most_a_megabyte() -> None:
+    report = full_report()
+    layers = tuple(LayerSize(f"features.denseblock3.denselayer{number}.conv2", 320, 150) for number in range(200))
+    edits = tuple({**report.edits[0], "group": layer.name, "channels": list(range(24))} for layer in layers) * 10
+    frozen = {layer.name: "its channels are the model's output, and a view has their number" for layer in layers}
+    rows = tuple({**report.rows[number % 12], "epoch": number} for number in range(200))
+    large = dataclasses.replace(report, layers=layers, edits=edits, frozen=frozen, rows=rows)
+    assert len(page(large).encode()) < 1_000_000
+
+
 def test_more_edits_than_one_can_read_are_counted() -> None:
     edit = full_report().edits[1]
     html = page(dataclasses.replace(full_report(), edits=(edit,) * 1203))

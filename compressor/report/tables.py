@@ -177,6 +177,11 @@ def exits_table(manifest: "Manifest") -> RenderableType:
         remarks.append(f"top-1: measured on {manifest.title} where --data is given")
     if manifest.quantization is not None:
         remarks.append(f"INT8, calibrated on {manifest.quantization['calibrated_on']}; {manifest.quantization['note']}")
+        kept = sum(facts["bytes"] for name, facts in manifest.files.items() if not name.endswith((".py", ".npz")))
+        params = max(each.params for each in manifest.exits)
+        remarks.append(
+            f"graph and weights take {units.size(kept)}, in float32 the weights alone {units.size(4 * params)}"
+        )
     timing = next((each.latency_ms for each in manifest.exits if each.latency_ms), None)
     if timing is not None:
         remarks.append(f"latency: {manifest.title}, batch 1, {timing['threads']} thread(s) an operator, median")

@@ -6,10 +6,12 @@ from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
 from compressor.profiling.costs import profile
+from compressor.report.manifest import ExitFacts, Manifest
 from compressor.report.measurements import LayerCost, Profile
 from compressor.report.report import Report
 from compressor.report.tables import (
     before_after_table,
+    exits_table,
     filters_table,
     frozen_table,
     layers_table,
@@ -80,6 +82,16 @@ def test_filters_shows_what_changed_and_counts_the_rest() -> None:
     names = [line.split()[0] for line in text.splitlines()]
     assert "layer1.0.conv1" in names and "conv1" not in names
     assert "1 of 8 layers unchanged" in text
+
+
+def test_a_package_in_int8_says_what_it_takes_and_what_float32_would() -> None:
+    manifest = Manifest(
+        kind="plain", input={}, outputs=("logits",), exits=(ExitFacts(0, "model", 10**6, 400_000, 3),),
+        quantization={"calibrated_on": "128 training images", "note": "for x86 with VNNI"},
+        files={"model.onnx": {"bytes": 50_000}, "weights.bin": {"bytes": 400_000}, "run.py": {"bytes": 9_000}},
+    )  # fmt: skip
+    text = " ".join(printed(exits_table(manifest)).split())
+    assert "graph and weights take 450.0 kB, in float32 the weights alone 1.600 MB" in text
 
 
 def test_names_with_brackets_are_shown_as_they_are() -> None:

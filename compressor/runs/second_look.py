@@ -1,7 +1,7 @@
-"""Judge channels once more where half of the way is gone: what groups lose together is more than what each loses alone.
+"""Judge channels again where a part of the way is gone: what groups lose together is more than what each loses alone.
 
-The error curves of `pruning.obs` are of single groups in the whole network. So a copy is cut half-way, refitted, and
-judged again; each curve goes on from where it was cut with what was found there.
+The error curves of `pruning.obs` are of single groups in the whole network. So a copy is cut part of the way, refitted,
+and judged again; each curve goes on from where it was cut with what was found there.
 """
 
 import math
@@ -27,6 +27,7 @@ from compressor.surgery import Plan, operate_
 
 _REFITTED = (1 << 21, 32)  # values, and images, at least, that a copy is refitted on to be judged
 _NEAR = 0.8  # of a cost that stays: so much is gone at one look
+_MOST_LOOKS = 4
 
 
 def ranked(
@@ -37,45 +38,58 @@ def ranked(
     score: Score | None = None,
     tell: Callback = silent,
 ) -> Ranked:
-    """Judge every channel, by errors twice: from half-way to the target on as things are there, unless that is near.
+    """Judge every channel, by errors again and again on the way to the target, unless that is near.
 
     The order of channels is found anew by `obs` alone. The model is not changed. Arguments and errors are those of
-    `rank`; `tell` hears of the least squares half-way.
+    `rank`; `tell` hears of the least squares on the way.
     """
     first = rank(model, channels, settings, given, score)
     if first.curves is None:
         return first
-    plan = _half_way(channels, settings, first)
-    if plan is None:
-        return first
-    few = fewer(given.inputs, *JUDGED)
-    small = skeleton(model, real=True)
-    after = operate_(small, plan, channels)
-    if not after.free:  # each group is down to one channel
-        return first
-    reconstruct_(small, model, channels, plan, fewer(few, *_REFITTED), parts("least squares half of the way", tell))
-    by_obs = settings.method == "obs"
-    orders = None if by_obs else {
-        name: each.ids[~np.isin(each.ids, plan.removed)] for name, each in first.curves.items()
-    }  # fmt: skip
-    again = calibrated(small, curves(small, after, consumers(small, after, few), orders), few)
-    joined = {name: _joined(each, plan, again[name]) for name, each in first.curves.items() if name in again}
-    found = {**first.curves, **joined}
+    found, few, by_obs = dict(first.curves), fewer(given.inputs, *JUDGED), settings.method == "obs"
+    looks = _looks(channels, settings)
+    for look in range(1, looks):
+        scores = as_scores(channels, found) if by_obs else first.scores
+        plan = _part_way(channels, settings, Ranked(scores, found), look / looks)
+        if plan is None:
+            break
+        small = skeleton(model, real=True)
+        after = operate_(small, plan, channels)
+        if not after.free:  # each group is down to one channel
+            break
+        part = parts(f"least squares {look / looks:.0%} of the way", tell)
+        reconstruct_(small, model, channels, plan, fewer(few, *_REFITTED), part)
+        orders = None if by_obs else {
+            name: each.ids[~np.isin(each.ids, plan.removed)] for name, each in found.items()
+        }  # fmt: skip
+        again = calibrated(small, curves(small, after, consumers(small, after, few), orders), few)
+        found |= {name: _joined(each, plan, again[name]) for name, each in found.items() if name in again}
     return Ranked(as_scores(channels, found) if by_obs else first.scores, found)
 
 
-def _half_way(channels: Channels, settings: PruneSettings, first: Ranked) -> Plan | None:
-    """The plan of the first half, in shares that multiply to the whole; None where the target is near, or none."""
+def _goals(channels: Channels, settings: PruneSettings) -> list[Goal]:
     goals = goals_of(channels, settings)
-    if in_time(settings):  # the time of half the way is not known
+    if in_time(settings):  # the time of a part of the way is not known
         goals.append(Goal.of(macs_price(channels), 1 / max(settings.speedup or 2.0, 1.1)))
+    return goals
+
+
+def _looks(channels: Channels, settings: PruneSettings) -> int:
+    """How often channels are judged: once where the target is near, else twice, and again for every further half."""
+    goals = _goals(channels, settings)
     left = min((goal.wanted / goal.price.whole() for goal in goals), default=1 - settings.ratio)
-    if left > _NEAR:
-        return None
-    halves = [replace(goal, wanted=math.sqrt(goal.price.whole() * goal.wanted)) for goal in goals]
-    half = replace(settings, ratio=1 - math.sqrt(1 - settings.ratio), round_to=1)
+    return 1 if left > _NEAR else max(2, min(_MOST_LOOKS, math.ceil(-math.log2(max(left, 1e-9)))))
+
+
+def _part_way(channels: Channels, settings: PruneSettings, known: Ranked, part: float) -> Plan | None:
+    """The plan of a part of the way, in shares that multiply to the whole; None where there is none."""
+    goals = [
+        replace(goal, wanted=goal.price.whole() ** (1 - part) * goal.wanted**part)
+        for goal in _goals(channels, settings)
+    ]
+    partial = replace(settings, ratio=1 - (1 - settings.ratio) ** part, round_to=1)
     try:
-        return select(channels, first.scores, half, first.curves, halves).plan
+        return select(channels, known.scores, partial, known.curves, goals).plan
     except (ModelError, UsageError):  # of what cannot be reached, or is nothing, the whole way tells
         return None
 

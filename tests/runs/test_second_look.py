@@ -1,4 +1,4 @@
-"""Channels are judged again half-way: against a slow version that cuts the network and captures it anew."""
+"""Channels are judged again on the way: against a slow version that cuts the network and captures it anew."""
 
 import copy
 
@@ -80,8 +80,26 @@ def _shared(ids, other, errors, others):
         yield one
 
 
+@pytest.mark.parametrize("target", [0.4, 0.15])
+def test_the_further_the_target_the_more_looks_each_at_an_even_share_of_the_way(net, target, monkeypatch):
+    seen = []
+
+    def reconstruct(small, model, channels, plan, *given):
+        seen.append(channels.macs(plan.removed) / channels.macs())
+        return reconstruct_(small, model, channels, plan, *given)
+
+    monkeypatch.setattr(second_look, "reconstruct_", reconstruct)
+    model, channels, inputs = net
+    found = ranked(model, channels, choice(target_macs=target), Given(inputs=inputs))
+    looks = {0.4: 2, 0.15: 3}[target]
+    assert seen == pytest.approx([target ** (look / looks) for look in range(1, looks)], rel=0.15)
+    for name, each in found.curves.items():
+        assert sorted(each.ids.tolist()) == sorted(channels.group(name).ids.tolist())
+        assert np.all(np.diff(each.errors) >= -1e-9)
+
+
 @pytest.mark.parametrize(
-    "given", [{"target_macs": 0.9}, {"ratio": 0.1}, {"target_macs": 1e-6}], ids=["near", "near ratio", "unreachable"]
+    "given", [{"target_macs": 0.9}, {"ratio": 0.1}, {"target_macs": 1e-12}], ids=["near", "near ratio", "unreachable"]
 )
 def test_one_look_is_enough_where_the_target_is_near_or_out_of_reach(net, given, monkeypatch):
     monkeypatch.setattr(second_look, "operate_", lambda *_: pytest.fail("cut for nothing"))

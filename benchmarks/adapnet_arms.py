@@ -33,13 +33,14 @@ from compressor.pruning.price import Goal, macs_price
 from compressor.pruning.scores import Scores, in_order
 from compressor.pruning.selection import select
 from compressor.pruning.settings import PruneSettings
+from compressor.runs import periods
 from compressor.runs.apply import apply_plan_
 from compressor.runs.course import Network
 from compressor.runs.goals import Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import MOMENTUM
 from compressor.runs.settings import GoalSettings
-from compressor.surgery import Insert, Plan, operate_
+from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.surgery.renumber import Renumbering
 from compressor.training.checkpoint import TrainState
 from compressor.training.evaluate import evaluate
@@ -366,6 +367,7 @@ class Adaptive:
     broken: Callable[[], AbstractContextManager[Any]] = nullcontext  # what a control takes away
     rates: Mapping[str, Any] | None = None
     by_curves: bool = False  # no layer goes below the width that the error curves give it at the target
+    refitted: bool = False  # what reads a pruned or merged filter is refitted by least squares, every time
 
     def __call__(self, case: Case, share: float) -> Outcome:
         """A trained network at this share of the multiply-adds."""
@@ -374,30 +376,30 @@ class Adaptive:
         settings = replace(case.training, **(self.rates or {}))
         steps, wanted = case.data.steps(settings), share * channels.macs()
         method = AdapNet(self.settings, classes=len(case.data.classes), steps_per_epoch=steps, seed=case.seed)
-        target = Target.of(GoalSettings(target_macs=share), channels)
-        periods = Periods(Network(model, channels), method, target)
+        target = Target.of(GoalSettings(target_macs=share if share < 1 else None), channels)
+        course = Periods(Network(model, channels), method, target)
         optimizer, step = make_optimizer(model, settings), case.step()
         facts: dict[str, Any] = {}
 
         def watched(model: nn.Module, x: Any, y: Any) -> Any:
             if not facts:
-                periods.arm(optimizer)
+                course.arm(optimizer)
             return step(model, x, y)
 
         def after(state: TrainState) -> None:
             if facts:
                 return
-            periods.stepped(optimizer, {"epoch": state.epoch, "step": state.step})
+            course.stepped(optimizer, {"epoch": state.epoch, "step": state.step})
             if state.batch == state.batches:
-                periods.close_epoch(optimizer)
-            if not periods.over and state.step < round(self.epochs * steps):
+                course.close_epoch(optimizer)
+            if not course.over and state.step < round(self.epochs * steps):
                 return
-            periods.disarm()
+            course.disarm()
             method.release()
-            kinds = [row["kind"] for plan in periods.plans for row in plan]
-            facts["macs_left_by_adapnet"] = periods.channels.macs() / channels.macs()
+            kinds = [row["kind"] for plan in course.plans for row in plan]
+            facts["macs_left_by_adapnet"] = course.channels.macs() / channels.macs()
             facts["edits"] = {kind: kinds.count(kind) for kind in ("prune", "merge", "insert")}
-            left = Choice().cut_(case, model, periods.channels, wanted, optimizer)
+            left = Choice().cut_(case, model, course.channels, wanted, optimizer)
             facts["widths"] = {each.name: each.size for each in left.free}
 
         widths = nullcontext()
@@ -405,7 +407,8 @@ class Adaptive:
             plan, _ = Choice().plan(case, model, channels, wanted)
             floors = Renumbering.of(plan, channels).apply(channels)
             widths = _at_least({group.name: group.size for group in floors.free})
-        with self.broken(), widths:
+        solved: AbstractContextManager[Any] = _refitting(case) if self.refitted else nullcontext()
+        with self.broken(), widths, solved:
             fit(model, case.data, settings, step=watched, after_step=after, optimizer=optimizer)
         return Outcome(model, case.epochs, facts)
 
@@ -415,9 +418,30 @@ def _at_least(floors: Mapping[str, int]) -> Iterator[None]:
     """How many filters every group keeps, in place of a share of what it came with."""
 
     def room(looked: boundary.Looked, unit: Unit, planned: int) -> int:
-        return unit.filters - planned - floors[unit.name]
+        return unit.filters - planned - floors.get(unit.name, 1)  # down to one: no longer free
 
     with patch.object(boundary, "_room", room):
+        yield
+
+
+@contextmanager
+def _refitting(case: Case) -> Iterator[None]:
+    """Merges drop one filter of the two, and least squares say what the rest makes of that."""
+    inputs = [x for x, _ in case.images(LOOKED_AT)]
+    known = periods.operate_
+
+    def operate(
+        model: nn.Module, plan: Plan, channels: Channels, optimizer: Any = None, followers: Sequence[nn.Module] = ()
+    ) -> Channels:
+        if not plan.removed:
+            return known(model, plan, channels, optimizer, followers)
+        plan = replace(plan, edits=tuple(
+            Prune(each.group, (each.drop,), each.why) if isinstance(each, Merge) else each for each in plan.edits
+        ))  # fmt: skip
+        apply_plan_(model, plan, channels, case.example, optimizer, inputs=inputs)
+        return Renumbering.of(plan, channels).apply(channels)
+
+    with patch.object(periods, "operate_", operate):
         yield
 
 
@@ -464,7 +488,14 @@ ARMS: dict[str, Arm] = {
     "AdapNet, widths by the curves": Adaptive(by_curves=True),
     "AdapNet, widths by the curves, random p-values": Adaptive(by_curves=True, broken=random_p),
     "AdapNet, widths by the curves, half an epoch": Adaptive(replace(SHORT, lsep=4), epochs=0.7, by_curves=True),
+    "AdapNet, refitted": Adaptive(refitted=True),
+    "AdapNet, refitted, widths by the curves": Adaptive(refitted=True, by_curves=True),
+    "AdapNet, refitted, widths by the curves, random p-values": Adaptive(
+        refitted=True, by_curves=True, broken=random_p
+    ),
     "AdapNet, half an epoch": Adaptive(replace(SHORT, lsep=4), epochs=0.6),
+    "one-shot, two looks": Rounds(count=2),
+    "one-shot, three looks": Rounds(count=3),
     "one-shot, class Gram": Rounds(Choice(weigh=discriminant)),
     "one-shot, concepts prior": Rounds(Choice(prior(clustered))),
     "one-shot, random prior": Rounds(Choice(prior(drawn))),

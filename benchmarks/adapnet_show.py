@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-BASE = "one-shot"  # what `prune --epochs --distill` does
+BASE = "one-shot"  # what others are compared with
 
 
 def table(result: dict[str, Any]) -> str:

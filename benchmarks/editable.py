@@ -225,7 +225,7 @@ _FAMILIES = {
     "segmentation": "torchvision's segmenters",
     "segmentation_models_pytorch": "segmentation_models_pytorch",
     "ultralytics": "ultralytics' YOLO 3 to 26, every task of 8, 11, 12 and 26",
-    "diffusers": "diffusers' small UNets",
+    "diffusers": "diffusers' small UNets and an autoencoder",
 }
 
 

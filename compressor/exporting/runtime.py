@@ -115,7 +115,8 @@ class OnnxModel:
         inputs = [entry for entry in self.session.get_inputs() if entry.name not in self.feeds]
         if len(inputs) != 1 and not (several and inputs):
             names = ", ".join(shown(entry.name, 40) for entry in inputs[:8]) or "none"
-            raise FileError(f"{self.path} takes {len(inputs)} inputs ({names}); only files with one input can be run")
+            what_to_do = "images are one, give a task whose batches hold all of them" if inputs else "it cannot be run"
+            raise FileError(f"{self.path} takes {len(inputs)} inputs ({names}): {what_to_do}")
         for entry in inputs:
             if entry.type not in _DTYPES:
                 raise FileError(f"{self.path} takes an input of type {entry.type}, which is no tensor of numbers")

@@ -8,12 +8,12 @@ import numpy as np
 from tests.faults.hostile_pickles import Make
 
 
-def graph_of(nodes: list[Any], initializers: list[Any] = (), inputs: list[Any] | None = None) -> Any:
+def graph_of(nodes: list[Any], initializers: list[Any] = ()) -> Any:
     """A model from an image x (1, 3) to y, of these nodes."""
     from onnx import TensorProto, helper
 
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy"]
-    graph = helper.make_graph(nodes, "graph", inputs or values[:1], values[1:], initializer=list(initializers))
+    graph = helper.make_graph(nodes, "graph", values[:1], values[1:], initializer=list(initializers))
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
@@ -111,14 +111,6 @@ def _unknown(domain: str) -> Make:
     return make
 
 
-def _several_inputs(path: Path, canary: Path) -> None:
-    from onnx import TensorProto, helper
-
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in ("x", "u")]
-    model = graph_of([helper.make_node("Add", ["x", "u"], ["y"])], inputs=inputs)
-    path.write_bytes(model.SerializeToString())
-
-
 def _circle(path: Path, canary: Path) -> None:
     from onnx import helper
 
@@ -158,7 +150,6 @@ ONNX: dict[str, Make] = {
     "deep": _deep,
     "unknown_operator": _unknown("some.where"),
     "operator_of_no_name": _unknown(""),
-    "several_inputs": _several_inputs,
     "circle": _circle,
     "half": _part(0.5),
     "most": _part(0.9),

@@ -28,9 +28,9 @@ def evaluate(job: EvaluateJob, json: Json = False) -> None:
     terminal.print_json({**result.to_json(), "notes": [as_typed(note) for note in result.notes]})
     line = f"{result.split} {_figures(result)}, on {result.amount}"
     terminal.show(Text(line))
-    following = f"prune {named(job.model)} {with_data(job.data)} --out runs/small"
+    following = f"prune {named(job.model)} {with_data(job.data, job.loading)} --out runs/small"
     if any(command.split()[:2] in _SMALLER for command in result.history):
-        following = f"export {named(job.model)} {with_data(job.data)} --out deploy"
+        following = f"export {named(job.model)} {with_data(job.data, job.loading)} --out deploy"
     if is_onnx(job.model):
         following = f"profile {job.model.model} --latency"
     terminal.say("", f"next: compressor {following}")

@@ -13,6 +13,7 @@ from compressor.report import units
 from compressor.runs.jobs import VERBS
 from compressor.runs.settings import ModelSettings
 from compressor.settings import known_to
+from compressor.training.settings import DataSettings
 
 
 def flag(name: str) -> str:
@@ -87,11 +88,15 @@ def named(model: ModelSettings) -> str:
     return shlex.join(words)
 
 
-def with_data(data: str) -> str:
-    """The data, or the user's task, as one would type it again."""
+def with_data(data: str, loading: DataSettings | None = None) -> str:
+    """The data, or the user's task, as one would type it again, and how pixels are normalised where that was given."""
     from compressor.runs import own
 
-    return shlex.join(["--data" if own.parts(data) is None else "--task", data])
+    words = ["--data" if own.parts(data) is None else "--task", data]
+    for name in ("mean", "std"):
+        values = getattr(loading, name, None)
+        words += [] if values is None else [f"--{name}", ",".join(map(str, values))]
+    return shlex.join(words)
 
 
 def is_onnx(model: ModelSettings) -> bool:

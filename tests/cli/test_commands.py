@@ -258,9 +258,10 @@ def test_the_next_command_names_the_model_as_it_was_opened(compressor):
     weights = compressor.folder / "weights.pt"
     torch.save(load_file(DIGITS), weights)
     how = ["--arch", "sample_models/digits_cnn.py:build", "--arch-arg", "num_classes=10", "--input", "1x8x8"]
-    ran = compressor("evaluate", weights, *how, "--data", "digits")
+    data = ["--data", "digits", "--mean", "0.3", "--std", "0.4"]
+    ran = compressor("evaluate", weights, *how, *data)
     [following] = [line for line in ran.err.splitlines() if line.startswith("next: compressor prune ")]
-    assert f"prune {weights} {' '.join(how)} --data digits" in following
+    assert f"prune {weights} {' '.join([*how, *data])} --out" in following
     words = following.replace("runs/small", str(compressor.folder / "small")).split()[2:]
     assert compressor(*words, "--dry-run").code == 0
 

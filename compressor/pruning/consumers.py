@@ -21,6 +21,7 @@ from compressor.pruning.reconstruction.gram import Gram, Rows, cells
 from compressor.pruning.reconstruction.products import Product
 from compressor.pruning.reconstruction.readers import Reader, View, readers, survey, unknown_ids
 from compressor.pruning.reconstruction.replay import Hook, Replay, plain_attention
+from compressor.report.progress import counted
 from compressor.training.evaluate import evaluating
 from compressor.training.task import examples_in
 
@@ -64,7 +65,7 @@ def consumers(model: nn.Module, channels: Channels, inputs: Sequence[Any]) -> li
         layers = [reader for reader in layers if reader.start in known]
         places = {start: cells(ids) if len(ids) > _WIDE else None for start, ids in known.items()}
         grams = {reader.start: Gram(constant=True) for reader in layers}
-        for batch, draw in enumerate(draws(judged)):
+        for batch, draw in enumerate(counted("looking at inputs of layers, batch", draws(judged), len(judged))):
             hooks: dict[int, list[Hook]] = {}
             for reader in layers:
                 for call in reader.calls:
@@ -151,14 +152,17 @@ def derivatives(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[dict[
             layer.register_forward_hook(partial(ran, f"{name}.weight" if name else "weight"))
     source = torch.Generator().manual_seed(0)
     with neutral(), evaluating(copied), plain_attention(), torch.enable_grad():
-        for given in in_parts(fewer(inputs, _PROBED_IN_ALL), _PROBED, _PROBED_VALUES):
+        probed = fewer(inputs, _PROBED_IN_ALL)
+        total = min(_PROBED, sum(map(examples_in, probed)))
+        parts = in_parts(probed, _PROBED, _PROBED_VALUES)
+        for given in counted("taking derivatives, images", parts, total, examples_in):
             given = tree_map(lambda leaf: leaf.detach().clone().requires_grad_() if _is_float(leaf) else leaf, given)
             outputs = [leaf for leaf in outputs_of(copied, given) if leaf.requires_grad]
             if not outputs:
                 return
-            total = sum(_along(leaf, source) for leaf in outputs) / len(outputs) ** 0.5
-            assert isinstance(total, Tensor)
-            total.backward()
+            along = sum(_along(leaf, source) for leaf in outputs) / len(outputs) ** 0.5
+            assert isinstance(along, Tensor)
+            along.backward()
             with torch.no_grad():
                 yield calls, examples_in(given)
             calls.clear()

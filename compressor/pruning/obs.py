@@ -23,6 +23,7 @@ from compressor.graph.channels import Channels, Group, Ids
 from compressor.pruning.consumers import Consumer, derivatives
 from compressor.pruning.reconstruction.gram import RIDGE, cells, pulled
 from compressor.pruning.scores import Given, l1
+from compressor.report.progress import counted
 
 _STEPS = 64  # in which a group's channels go at most
 _ENOUGH = 4  # rows for each unknown: of fewer, covariances are shrunk,
@@ -85,7 +86,7 @@ def curves(
     read = np.unique(np.concatenate([np.empty(0, np.int64), *(each.ids for each in layers)]))
     found = {
         group.name: curve(group, layers, None if orders is None else orders[group.name])
-        for group in groups
+        for group in counted("putting channels in order, group", groups, len(groups))
         if np.isin(group.ids, read).any()
     }
     if len(found) < len(groups):

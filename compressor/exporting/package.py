@@ -126,11 +126,19 @@ def export_package(
         form = replace(form, names=input_names(form.module, evidence.images), gives=gives)
     if settings.int8 is not None and (evidence.calibration is None or evidence.score is None):
         raise UsageError("quantization needs images to calibrate on and to measure the accuracy on: give `data`")
-    with folder_beside(target) as staging:
+    with folder_beside(target) as staging, tempfile.TemporaryDirectory() as before:
         graphs = _write_graphs(form, evidence, staging, settings, runtime)
         demands = Demands(runtime.name, settings.latency, settings.int8 is not None)
+        if demands.quantized and demands.latency:
+            whole = _write_graphs(form, evidence, Path(before), replace(settings, int8=None), runtime)
+            network = opened(Path(before), whole, runtime.name, form, torch.get_num_threads())
+            demands = replace(demands, float32=network)
         exits = prove(form, evidence, staging, graphs, demands)
-        manifest = finish(staging, _manifest(form, evidence, staging, graphs, exits, card, settings, runtime))
+        made = _manifest(form, evidence, staging, graphs, exits, card, settings, runtime)
+        if made.quantization is not None and demands.float32 is not None:
+            taken = sum(file.stat().st_size for file in Path(before).iterdir())
+            made = replace(made, quantization={**made.quantization, "float32_bytes": taken})
+        manifest = finish(staging, made)
         if key is not None:
             (staging / SIGNATURE).write_bytes(key.sign((staging / MANIFEST).read_bytes()))
         move_folder(staging, target, last=MANIFEST, outdated=outdated)

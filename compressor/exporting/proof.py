@@ -151,7 +151,7 @@ def latencies(
     threads: int,
     beside: Sequence[Callable[[], object]],
 ) -> tuple[list[Latency], list[Latency]]:
-    """The time of each exit for one image, and of the same in torch, called in turn.
+    """The time of each exit for one image, and of what else is called `beside` them in turn, as the same in torch.
 
     What else the machine does can make a run longer and never shorter, so exits are judged by the shortest of several
     medians, taken in turn.
@@ -214,6 +214,7 @@ class Demands:
     runtime: str = "onnx"
     latency: bool = True
     quantized: bool = False  # then accuracy is compared and not outputs
+    float32: Run | None = None  # the same before quantization, to be timed beside it
 
 
 def opened(folder: Path, graphs: Mapping[str, str], runtime: str, form: Form, threads: int) -> Network:
@@ -242,10 +243,15 @@ def prove(
     one = images(inputs, 1)
     if isinstance(form.module, Routed) and not demands.quantized:
         check_mixture(form.module, network, inputs)
-    times: tuple[Sequence[Latency | None], Sequence[Latency | None]] = ([None] * len(costs),) * 2
+    times: tuple[Sequence[Latency | None], ...] = ([None] * len(costs),) * 3
     if demands.latency:
-        beside = [partial(torch_outputs, leaving.module, one) for leaving in form.exits]
-        times = latencies(runners, costs, arrays(one, form.names), threads, beside)
+        image = arrays(one, form.names)
+        beside: list[Callable[[], object]] = [partial(torch_outputs, leaving.module, one) for leaving in form.exits]
+        if demands.float32 is not None:
+            whole = [Runner(demands.float32, leaving.feeds, form.names) for leaving in form.exits]
+            beside += [partial(run, **image) for run in whole]
+        exported, others = latencies(runners, costs, image, threads, beside)
+        times = (exported, others[: len(costs)], others[len(costs) :] or times[2])
     return tuple(
         ExitFacts(
             number=leaving.number,
@@ -258,12 +264,13 @@ def prove(
             top1=after,
             top1_float=before,
             latency_ms=None if time is None else asdict(time),
-            torch_ms=None if beside is None else beside.median,
+            torch_ms=None if in_torch is None else in_torch.median,
+            float_ms=None if before_int8 is None else before_int8.median,
             max_rel=relative,
             agreement=agreement,
             certificate=None if certificate is None else certificate.to_json(),
         )
-        for leaving, cost, (before, after), certificate, (relative, agreement), time, beside in zip(
+        for leaving, cost, (before, after), certificate, (relative, agreement), time, in_torch, before_int8 in zip(
             form.exits, costs, top1, promised, worst, *times
         )
     )

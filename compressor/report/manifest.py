@@ -74,6 +74,7 @@ class ExitFacts:
     top1_float: float | None = None  # the same before quantization
     latency_ms: dict[str, Any] | None = None  # batch 1 where it was exported: median, p95, runs, threads
     torch_ms: float | None = None  # median in torch, measured in turn with it
+    float_ms: float | None = None  # the same of the package before quantization
     max_rel: float | None = None  # largest difference from torch, as a share of the largest output
     agreement: float | None = None  # share of the images compared whose largest score is torch's
     certificate: dict[str, Any] | None = None  # what is promised of its quantization on fresh images

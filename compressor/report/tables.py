@@ -179,18 +179,21 @@ def exits_table(manifest: "Manifest") -> RenderableType:
         remarks.append(f"INT8, calibrated on {manifest.quantization['calibrated_on']}; {manifest.quantization['note']}")
         kept = sum(facts["bytes"] for name, facts in manifest.files.items() if not name.endswith((".py", ".npz")))
         params = max(each.params for each in manifest.exits)
-        remarks.append(
-            f"graph and weights take {units.size(kept)}, in float32 the weights alone {units.size(4 * params)}"
-        )
+        whole = manifest.quantization.get("float32_bytes")
+        before = f"the weights alone {units.size(4 * params)}" if whole is None else units.size(whole)
+        remarks.append(f"graph and weights take {units.size(kept)}, in float32 {before}")
     timing = next((each.latency_ms for each in manifest.exits if each.latency_ms), None)
     if timing is not None:
         remarks.append(f"latency: {manifest.title}, batch 1, {timing['threads']} thread(s) an operator, median")
     agreement = [each.agreement for each in manifest.exits if each.agreement is not None]
     if agreement:
         remarks.append(f"same class as torch: {units.percent(min(agreement))} of {manifest.checked_on}")
+    slower = [each.float_ms for each in manifest.exits if each.float_ms is not None]
+    if slower:
+        remarks.append(f"before quantization it takes {_times(slower)}, measured in turn")
     times = [each.torch_ms for each in manifest.exits if each.torch_ms is not None]
     if times:
-        remarks.append(f"torch takes {', '.join(map(units.milliseconds, times))}, measured in turn")
+        remarks.append(f"torch takes {_times(times)}, measured in turn")
     return with_remarks(table, *remarks)
 
 
@@ -202,3 +205,7 @@ def tuned_table(manifest: "Manifest") -> RenderableType:
         table.add_row(Text(f"{each.number} {each.name}"), units.milliseconds(before), units.milliseconds(after))
     remark = f"batch 1, {tuned.get('threads')} thread(s) an operator, {tuned.get('machine')}, default options before"
     return with_remarks(table, remark)
+
+
+def _times(found: list[float]) -> str:
+    return ", ".join(map(units.milliseconds, found))

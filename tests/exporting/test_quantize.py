@@ -57,6 +57,16 @@ def test_every_convolution_runs_in_int8_and_the_outputs_stay_near(tmp_path: Path
     assert verify_package(tmp_path / "net") == manifest
 
 
+def test_the_package_in_float32_is_timed_and_weighed_beside_it(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, latency=True)
+    manifest = export_package(small_net(), EXAMPLE, tmp_path / "net", evidence=EVIDENCE, settings=settings)
+    whole = export_package(small_net(), EXAMPLE, tmp_path / "whole", evidence=Evidence(IMAGES[:8]))
+    graph = sum(whole.files[name]["bytes"] for name in ("model.onnx", "weights.bin"))
+    assert graph - 20_000 < manifest.quantization["float32_bytes"] <= graph  # without the manifest inside
+    assert manifest.exits[0].float_ms > 0 and whole.exits[0].float_ms is None
+    assert sorted(manifest.files) == sorted(whole.files)
+
+
 @pytest.mark.parametrize(("channels", "pools", "rounded"), [(3, False, 1), (4, False, 1), (5, False, 2), (3, True, 2)])
 def test_the_convolution_of_an_image_stays_in_float32(channels: int, pools: bool, rounded: int, tmp_path: Path) -> None:
     """But where a pooling follows, which would be slow, or the input has so many channels that 8 bits save time."""

@@ -1,5 +1,7 @@
 """Tables fit a terminal of 80 columns and say why something is missing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console, RenderableType
@@ -92,6 +94,10 @@ def test_a_package_in_int8_says_what_it_takes_and_what_float32_would() -> None:
     )  # fmt: skip
     text = " ".join(printed(exits_table(manifest)).split())
     assert "graph and weights take 450.0 kB, in float32 the weights alone 1.600 MB" in text
+    timed, known = replace(manifest.exits[0], float_ms=1.5), {**manifest.quantization, "float32_bytes": 1_700_000}
+    text = " ".join(printed(exits_table(replace(manifest, exits=(timed,), quantization=known))).split())
+    assert "graph and weights take 450.0 kB, in float32 1.700 MB" in text
+    assert "before quantization it takes 1.50 ms, measured in turn" in text
 
 
 def test_names_with_brackets_are_shown_as_they_are() -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,8 @@ class RunFolder:
         self._may_replace = output.overwrite or resume
         self._lock: FolderLock | None = None
         self._check_free()
-        goes = (*(self.path / name for name in _ALL), *(self.path / INT8).glob("*"))
-        if model is not None and not resume and any(_same_file(each, Path(model)) for each in goes):
-            raise UsageError(f"`overwrite` would delete {model}, which is read: give another `out`")
+        if not resume:
+            refuse_deleting(model, (*(self.path / name for name in _ALL), *(self.path / INT8).glob("*")))
         if distributed.first():
             check_writable(self.path)
 
@@ -143,6 +142,12 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+
+def refuse_deleting(model: str | None, goes: Iterable[Path]) -> None:
+    """Raise UsageError where the model that is read is among the files that go."""
+    if model is not None and any(_same_file(each, Path(model)) for each in goes):
+        raise UsageError(f"`overwrite` would delete {model}, which is read: give another `out`")
 
 
 def _same_file(one: Path, other: Path) -> bool:

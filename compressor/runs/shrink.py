@@ -31,7 +31,7 @@ from compressor.routing.settings import TUNED_TRAINING
 from compressor.runs.compare import time_files
 from compressor.runs.estimate import estimate
 from compressor.runs.export import export
-from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings
+from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings, refuse_deleting
 from compressor.runs.job import ExportJob
 from compressor.runs.jobs import RouteJob, ShrinkJob, job_of_method
 from compressor.runs.models import open_model, save_model
@@ -94,6 +94,7 @@ def shrink(job: ShrinkJob, tell: Callback = silent) -> RunComparison:
     """
     start = time.perf_counter()
     folder, settings = checked(job)
+    refuse_deleting(job.model.model, (folder / MODEL, folder / ONNX, *(folder / PACKAGE).glob("*")))
     judge = Judge(job)
     epochs, decided = _epochs(job, folder, judge.subject, tell)
     lock = begin(folder, settings)

@@ -1,5 +1,6 @@
 """`shrink`: targets follow from validation images, the result from images that nothing looked at."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,17 @@ def test_milliseconds_that_cannot_be_reached_end_it_with_the_reason(tmp_path, mo
 def test_a_trained_network_is_needed(tmp_path):
     with pytest.raises(UsageError, match="starts from a trained model"):
         replace(job(tmp_path / "run"), model=ModelSettings(arch="torchvision:resnet18")).completed()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "package/model.safetensors"])
+def test_the_network_that_is_read_is_not_deleted(name, tmp_path):
+    model = tmp_path / name
+    model.parent.mkdir(exist_ok=True)
+    shutil.copyfile(DIGITS.model, model)
+    asked = job(tmp_path)
+    with pytest.raises(UsageError, match="would delete"):
+        shrink(replace(asked, model=ModelSettings(str(model)), output=replace(asked.output, overwrite=True)))
+    assert model.exists()
 
 
 def test_a_run_that_goes_on_has_the_epochs_that_it_began_with(tmp_path):

@@ -38,10 +38,11 @@ def compare(
     json: Json = False,
 ) -> None:
     terminal = Terminal(as_json=json)
-    from compressor.report.run_comparison import comparison_table
-    from compressor.runs.compare import compare as run
+    with terminal.progress():
+        from compressor.report.run_comparison import comparison_table
+        from compressor.runs.compare import compare as run
 
-    compared = run(runs, out, overwrite=overwrite, latency=latency)
+        compared = run(runs, out, overwrite=overwrite, latency=latency)
     if out is not None:
         show_comparison(terminal, compared, out)
         return

@@ -7,8 +7,9 @@
 The network is a stranger's (60 epochs at 320 pixels). `examples/ultralytics_callbacks.py` prunes it in the trainer,
 which trains the whole network as long beside it. Validation and test images judge together; "drop" is that of mAP50 in
 points against the network as it came, with its 95 % interval of a paired bootstrap over images. Torch-Pruning is tried
-on it, attention and heads left whole; where it fails, the result says how. Needs ultralytics (AGPL-3.0). Writes
-benchmarks/results/detector.json and goes on where it was broken off.
+on it, attention and heads left whole; where it fails, the result says how. What the network costs as it came and pruned
+is measured in turn in ONNX Runtime. Needs ultralytics (AGPL-3.0). Writes benchmarks/results/detector.json and goes on
+where it was broken off.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 import compressor
+from benchmarks.real_costs import ROUNDS, timed
 from benchmarks.resumable import opened
 from compressor.files.paths import write_json
 from compressor.vision import door
@@ -36,8 +38,9 @@ OUT = Path(__file__).parent / "results" / "detector.json"
 DRAWS = 300  # of the bootstrap
 Found = dict[str, list[np.ndarray]]  # of each image: whether a box is right, how sure it is, its class; true classes
 KEPT = ("tp", "conf", "pred_cls", "target_cls")
+PRUNED = "obs, least squares"
 ARMS: dict[str, dict[str, Any] | None] = {
-    "obs, least squares": {"method": "obs"},
+    PRUNED: {"method": "obs"},
     "whole": None,
     "l1, batch norm only": {"method": "l1", "allocate": "uniform", "reconstruct": False},
 }
@@ -61,6 +64,12 @@ def main() -> None:
     result["torch_pruning_says"] = _peer(_opened(weights).model, torch.zeros(1, 3, given.imgsz, given.imgsz))
     write_json(given.out, result)
     with tempfile.TemporaryDirectory() as folder:
+        if "costs" not in result:
+            small, _ = _made(weights, "", PRUNED, given, 0, 0, folder)
+            modules = {"as it came": _opened(weights).model, PRUNED: small.model}
+            example = torch.rand(1, 3, given.imgsz, given.imgsz)
+            result["costs"] = timed({name: module.float().eval() for name, module in modules.items()}, example)
+            write_json(given.out, result)
         data = _described(given.data, Path(folder))
         for epochs, seed, arm in ((e, s, a) for e in given.epochs for s in given.seeds for a in given.arms):
             if (arm, epochs, seed) in done or (ARMS[arm] is None and not epochs):
@@ -197,8 +206,16 @@ def table(result: dict[str, Any]) -> str:
         drops = "; ".join(f"{row['drop']:.1f} ({row['drop_95'][0]:.1f} to {row['drop_95'][1]:.1f})" for row in held)
         mean, left = np.mean([row["drop"] for row in held]), held[0]["macs_left"]
         lines.append(f"| {arm} | {left:.0%} | {epochs} | {drops} | {mean:.1f} |")
+    lines += ["", "| | multiply-adds | parameters | ONNX Runtime | file |", "|---|---|---|---|---|"]
+    whole = result["costs"]["as it came"]["ms"]
+    for arm, cost in result["costs"].items():
+        lines.append(
+            f"| {arm} | {cost['macs'] / 1e6:,.0f} M | {cost['params'] / 1e6:.2f} M | "
+            f"{cost['ms']:.1f} ms, {cost['ms'] / whole:.2f}x | {cost['bytes'] / 1e6:.2f} MB |"
+        )
     came = result["as_it_came"]
     lines += ["", f"In points, of {came['mAP50']:.1%} on {came['images']} images. {result['machine']}."]
+    lines[-1] += f" Time of one image on one thread, processor time, medians of {ROUNDS} rounds in turn."
     if said := result.get("torch_pruning_says"):
         peer = f"Torch-Pruning {result['torch_pruning']}"
         lines[-1] += f" {peer}, a quarter of the filters, attention and heads left whole: {said}."

@@ -17,7 +17,8 @@ from compressor.graph.neutral import neutral
 from compressor.graph.skeleton import skeleton
 from compressor.graph.trace import call_arguments
 from compressor.pruning.reconstruction.calibration import Draw, draws, fewer, in_parts
-from compressor.pruning.reconstruction.gram import Gram, Rows, cells
+from compressor.pruning.reconstruction.fold import cells
+from compressor.pruning.reconstruction.gram import Gram, Rows
 from compressor.pruning.reconstruction.products import Product
 from compressor.pruning.reconstruction.readers import Reader, View, readers, survey, unknown_ids
 from compressor.pruning.reconstruction.replay import Hook, Replay, plain_attention

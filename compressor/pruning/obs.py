@@ -21,7 +21,8 @@ from torch.func import functional_call
 
 from compressor.graph.channels import Channels, Group, Ids
 from compressor.pruning.consumers import Consumer, derivatives
-from compressor.pruning.reconstruction.gram import RIDGE, cells, pulled
+from compressor.pruning.reconstruction.fold import cells
+from compressor.pruning.reconstruction.gram import RIDGE, pulled
 from compressor.pruning.scores import Given, l1
 from compressor.report.progress import counted
 

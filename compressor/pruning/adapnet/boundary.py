@@ -19,7 +19,7 @@ from compressor.pruning.adapnet.neighbours import indicators, newcomer
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.tables import ROW_MIN
 from compressor.pruning.adapnet.unit import Unit
-from compressor.pruning.reconstruction.gram import shares
+from compressor.pruning.reconstruction.fold import shares
 from compressor.surgery.edits import Edit, Insert, Merge, Prune
 
 UNIFORM = "equally active on all concepts, and the next layer draws little on it"

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group
-from compressor.pruning.reconstruction.gram import residuals
+from compressor.pruning.reconstruction.fold import residuals
 
 REC_BATCHES = 8  # batches of a period that are recorded
 REC_MAPS = 3  # of each filter and recorded batch, at least

@@ -14,7 +14,8 @@ from compressor.graph.channels import Channels
 from compressor.graph.neutral import neutral
 from compressor.graph.tensors import named_tensors
 from compressor.pruning.reconstruction.calibration import HELD_BACK, draws
-from compressor.pruning.reconstruction.gram import Fold, Gram, Solution, exactly
+from compressor.pruning.reconstruction.fold import Fold
+from compressor.pruning.reconstruction.gram import Gram, Solution, exactly
 from compressor.pruning.reconstruction.paths import Sample, Way, watch
 from compressor.pruning.reconstruction.readers import (
     Reader,

@@ -8,8 +8,9 @@ from torch import nn
 
 from compressor.graph import capture
 from compressor.pruning.adapnet.maps import Means, moments
-from compressor.pruning.reconstruction import gram
-from compressor.pruning.reconstruction.gram import FEW_RIDGE, Fold, Rows, residuals, shares
+from compressor.pruning.reconstruction import fold
+from compressor.pruning.reconstruction.fold import FEW_RIDGE, Fold, residuals, shares
+from compressor.pruning.reconstruction.gram import Rows
 from compressor.surgery import Prune
 from tests.pruning.adapnet.running import Running, small_net
 from tests.pruning.adapnet.test_method import pruning_only
@@ -36,7 +37,7 @@ def test_shares_are_the_least_squares_of_what_goes_on_what_stays() -> None:
 
 def test_shares_are_what_a_reconstruction_predicts_of_a_network_that_has_not_changed_yet(monkeypatch) -> None:
     """Columns handed on by shares are those of the fold: AdapNet's reconstruction is its special case."""
-    monkeypatch.setattr(gram, "RIDGE", FEW_RIDGE)
+    monkeypatch.setattr(fold, "RIDGE", FEW_RIDGE)
     values, removed = samples() - samples().mean(0), [1, 4]
     matrix = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     staying, parts = shares(torch.cov(values.T, correction=0), removed)

@@ -24,6 +24,7 @@ from benchmarks import (
     adapnet_small,
     detector,
     editable,
+    growth,
     int8_ways,
     kinds,
     large_images,
@@ -129,6 +130,11 @@ def adapnet_variants() -> str:
     """AdapNet, its controls and variants of it against one-shot pruning with the same help."""
     paths = sorted(RESULTS.glob("adapnet-variants-*.json"), reverse=True)
     return "\n\n".join(adapnet_show.table(json.loads(path.read_text())) for path in paths)
+
+
+def adapnet_growth() -> str:
+    """A network that is too narrow in places, and what grows it."""
+    return growth.table(_read("growth.json"))
 
 
 def adapnet_tables() -> str:
@@ -373,6 +379,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "adapnet_trained": adapnet_trained,
     "adapnet_tables": adapnet_tables,
     "adapnet_variants": adapnet_variants,
+    "adapnet_growth": adapnet_growth,
     "faults": faults,
     "mutants": mutants,
     "submodels": submodels,

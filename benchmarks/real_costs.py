@@ -11,23 +11,20 @@ the rounds. Writes benchmarks/results/real_costs.json network by network and goe
 import json
 import statistics
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.in_turn import in_turn
 from benchmarks.real import NETWORKS, case_of, parser_of
 from benchmarks.real_arms import ARMS
 from benchmarks.real_show import Rows, best_recipe, measured
 from benchmarks.resumable import opened
-from compressor.exporting.onnx import export_onnx
-from compressor.exporting.runtime import OnnxModel
 from compressor.files.paths import write_json
 from compressor.graph import capture
+from compressor.profiling.costs import params_of
 from compressor.training.numerics import seed_everything_
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,26 +59,15 @@ def main() -> None:
 
 def timed(modules: dict[str, nn.Module], example: torch.Tensor) -> dict[str, dict[str, float]]:
     """MACs, parameters, bytes as .onnx and milliseconds of each, all in turn."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        models = {}
-        for arm, module in modules.items():
-            path = Path(folder) / f"{len(models)}.onnx"
-            export_onnx(module, example, path)
-            models[arm] = OnnxModel(path, threads=1, own=True)
-            found[arm] = {
-                "macs": capture(module, example).macs(),
-                "params": sum(parameter.numel() for parameter in module.parameters()),
-                "bytes": path.stat().st_size,
-            }
-        image = example.numpy().astype(np.float32)
-        times: dict[str, list[float]] = {arm: [] for arm in models}
-        for _ in range(ROUNDS):
-            for arm, model in models.items():
-                start = time.process_time()
-                model(image)
-                times[arm].append(time.process_time() - start)
-    return {arm: facts | {"ms": 1e3 * statistics.median(times[arm])} for arm, facts in found.items()}
+    return {
+        arm: {
+            "macs": capture(modules[arm], example).macs(),
+            "params": params_of(modules[arm]),
+            "bytes": each.bytes,
+            "ms": 1e3 * statistics.median(each.seconds),
+        }
+        for arm, each in in_turn(modules, example, ROUNDS).items()
+    }
 
 
 def table(result: dict[str, Any], accuracies: dict[str, Rows]) -> str:

@@ -11,17 +11,13 @@ import copy
 import json
 import statistics
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.in_turn import in_turn
 from compressor import prune_
-from compressor.exporting.onnx import export_onnx
-from compressor.exporting.runtime import OnnxModel
 from compressor.profiling.timetable import preferred_multiple
 from compressor.report.environment import device_words, versions
 from compressor.vision import door as vision
@@ -71,19 +67,7 @@ def row(name: str) -> dict[str, Any]:
         report = prune_(nets[way], example, target_macs=0.5, round_to=multiple)
         assert report.before.macs and report.after.macs
         found[f"macs, {way}"] = report.after.macs / report.before.macs
-    with tempfile.TemporaryDirectory() as folder:
-        models = {}
-        for way, net in nets.items():
-            path = Path(folder) / f"{len(models)}.onnx"
-            export_onnx(net, example, path)
-            models[way] = OnnxModel(path, threads=1, own=True)
-        times: dict[str, list[float]] = {way: [] for way in models}
-        image = example.numpy().astype(np.float32)
-        for _ in range(ROUNDS):
-            for way, model in models.items():
-                start = time.process_time()
-                model(image)
-                times[way].append(time.process_time() - start)
+    times = {way: each.seconds for way, each in in_turn(nets, example, ROUNDS).items()}
     found["dense_ms"] = 1e3 * statistics.median(times["dense"])
     for way in ("default", "as they come"):
         ratios = [one / whole for one, whole in zip(times[way], times["dense"], strict=True)]

@@ -11,8 +11,8 @@ from compressor.exporting.detached import flat_graph, ladder, one_graph, rungs
 from compressor.exporting.forms import Form
 from compressor.exporting.routed import depth_graph, modules_of, parts_of, routed_graph
 from compressor.exporting.samples import in_order
-from compressor.graph.trace import call_arguments
 from compressor.routing.network import Routed
+from compressor.training.task import called
 
 Graphs = dict[str, Any]  # name -> onnx.ModelProto, its weights in the package's file
 
@@ -60,8 +60,7 @@ class Positional(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         """What the network gives."""
         given = tensors if self._names is None else dict(zip(self._names, tensors))
-        arguments, keywords = call_arguments(given, self.module)
-        return self.module(*arguments, **keywords)
+        return called(self.module, given)
 
 
 def _detachable(form: Form, images: Tensor, maker: StageMaker, separate: bool) -> Graphs:

@@ -14,6 +14,7 @@ from compressor.errors import ModelError
 from compressor.graph.skeleton import set_mode, skeleton
 from compressor.graph.trace import call_arguments, refused
 from compressor.report.manifest import Array
+from compressor.training.task import called
 
 
 def reference_of(module: nn.Module) -> nn.Module:
@@ -87,10 +88,9 @@ def in_order(inputs: Any, names: Sequence[str]) -> tuple[Tensor, ...]:
 
 def torch_answer(reference: nn.Module, inputs: Any) -> Any:
     """What the model returns. Raises ModelError where it does not run on the inputs."""
-    arguments, keywords = call_arguments(inputs, reference)
     try:
         with torch.inference_mode():
-            return reference(*arguments, **keywords)
+            return called(reference, inputs)
     except Exception as error:  # any code of the user's may fail in any way
         raise refused(inputs, error) from error
 

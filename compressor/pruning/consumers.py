@@ -15,7 +15,6 @@ from compressor.errors import ModelError
 from compressor.graph.channels import Channels, Ids
 from compressor.graph.neutral import neutral
 from compressor.graph.skeleton import skeleton
-from compressor.graph.trace import call_arguments
 from compressor.pruning.reconstruction.calibration import Draw, draws, fewer, in_parts
 from compressor.pruning.reconstruction.fold import cells
 from compressor.pruning.reconstruction.gram import Gram, Rows
@@ -24,7 +23,7 @@ from compressor.pruning.reconstruction.readers import Reader, View, readers, sur
 from compressor.pruning.reconstruction.replay import Hook, Replay, plain_attention
 from compressor.report.progress import counted
 from compressor.training.evaluate import evaluating
-from compressor.training.task import examples_in
+from compressor.training.task import called, examples_in
 
 _PROBED = 512  # images whose derivatives are looked at,
 _PROBED_VALUES = 1 << 20  # so many values of them at once,
@@ -187,6 +186,5 @@ def _is_float(leaf: Any) -> bool:
 
 
 def outputs_of(model: nn.Module, given: Any) -> list[Tensor]:
-    arguments, keywords = call_arguments(given, model)
-    leaves = tree_leaves(model(*arguments, **keywords))
+    leaves = tree_leaves(called(model, given))
     return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -155,11 +155,10 @@ class Gram:
         for start in range(0, unknowns, _BLOCK):
             part = x[:, :, start : start + _BLOCK]
             self._inner[:, start:unknowns, start : start + part.shape[2]] += x[:, :, start:].mT @ part
-        self._cross[:, :unknowns] += x.mT @ rows.y
+        self._cross += rows.summed(rows.y, self.constant)
         if self.constant:
             self._inner[:, unknowns, :unknowns] += x.sum(1)
             self._inner[:, unknowns, unknowns] += x.shape[1]
-            self._cross[:, unknowns] += rows.y.sum(1)
 
     def best(self, before: Tensor) -> Solution:
         """What fits the held-back rows best, output by output, solved with these rows as well.

@@ -43,14 +43,13 @@ def ranked(
     The order of channels is found anew by `obs` alone. The model is not changed. Arguments and errors are those of
     `rank`; `tell` hears of the least squares on the way.
     """
-    first = rank(model, channels, settings, given, score)
-    if first.curves is None:
-        return first
-    found, few, by_obs = dict(first.curves), fewer(given.inputs, *JUDGED), settings.method == "obs"
+    known = rank(model, channels, settings, given, score)
+    if known.curves is None:
+        return known
+    found, few, by_obs = known.curves, fewer(given.inputs, *JUDGED), settings.method == "obs"
     looks = _looks(channels, settings)
     for look in range(1, looks):
-        scores = as_scores(channels, found) if by_obs else first.scores
-        plan = _part_way(channels, settings, Ranked(scores, found), look / looks)
+        plan = _part_way(channels, settings, known, look / looks)
         if plan is None:
             break
         small = skeleton(model, real=True)
@@ -63,8 +62,10 @@ def ranked(
             name: each.ids[~np.isin(each.ids, plan.removed)] for name, each in found.items()
         }  # fmt: skip
         again = calibrated(small, curves(small, after, consumers(small, after, few), orders), few)
-        found |= {name: _joined(each, plan, again[name]) for name, each in found.items() if name in again}
-    return Ranked(as_scores(channels, found) if by_obs else first.scores, found)
+        joined = {name: _joined(each, plan, again[name]) for name, each in found.items() if name in again}
+        found = {**found, **joined}
+        known = Ranked(as_scores(channels, found) if by_obs else known.scores, found)
+    return known
 
 
 def _goals(channels: Channels, settings: PruneSettings) -> list[Goal]:

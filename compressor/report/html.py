@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import printable
-from compressor.report.measurements import TOP1, validated
 from compressor.report.sections import Curve, Gallery, Plot, Section, Table
 from compressor.report.units import NOTHING
 
@@ -64,51 +63,6 @@ def draw(plot: Plot) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _for_page(buffer.getvalue(), _alternative(plot))
-
-
-def run_plots(rows: tuple[dict[str, Any], ...]) -> tuple[Plot, ...]:
-    """Plots of a run's metrics over its epochs: accuracy, loss and, where a method writes them, costs."""
-    return tuple(plot for plot in _candidates(rows) if plot.curves)
-
-
-def _candidates(rows: tuple[dict[str, Any], ...]) -> Iterator[Plot]:
-    wanted = {
-        ("Accuracy", "top-1, %", 100.0): {"validation_top1": "validation", "train_top1": "training"},
-        **_own_figures(rows),
-        ("Loss", "loss", 1.0): {"validation_loss": "validation", "train_loss": "training"},
-        ("Multiply-adds", "MMAC per image", 1e-6): {"macs": "model"},
-        ("Parameters", "million", 1e-6): {"params": "model"},
-        ("Filters", "filters", 1.0): {"filters": "model"},
-    }
-    epochs = _epochs(rows)
-    for (title, y_label, factor), keys in wanted.items():
-        curves = []
-        for key, label in keys.items():
-            y = tuple(_times(row.get(key), factor) for row in rows)
-            if any(value is not None for value in y):
-                curves.append(Curve(label, epochs, y))
-        yield Plot(title, "epoch", y_label, tuple(curves))
-
-
-def _own_figures(rows: tuple[dict[str, Any], ...]) -> dict[tuple[str, str, float], dict[str, str]]:
-    """The main figure of a user's task."""
-    found = [validated(row) for row in rows]
-    names = {each[0].name for each in found if each is not None} - {TOP1}
-    return {(name, name, 1.0): {f"validation_{name}": "validation"} for name in sorted(names)}
-
-
-def _epochs(rows: tuple[dict[str, Any], ...]) -> tuple[float, ...]:
-    """Epochs done after each row, or the rows' numbers where a phase starts its epochs anew."""
-    epochs = [row.get("epoch") for row in rows]
-    if all(isinstance(epoch, int | float) for epoch in epochs):
-        done = [epoch + 1 for epoch in epochs if epoch is not None]
-        if all(earlier < later for earlier, later in itertools.pairwise(done)):
-            return tuple(done)
-    return tuple(range(1, len(rows) + 1))
-
-
-def _times(value: Any, factor: float) -> float | None:
-    return None if value is None else float(value) * factor
 
 
 def _draw_curves(axes: "Axes", plot: Plot) -> None:
@@ -190,8 +144,9 @@ def _alternative(plot: Plot) -> str:
     told = []
     for curve in plot.curves:
         known = [value for value in curve.y if value is not None]
-        if plot.kind == "line" and known and not curve.look:
-            told.append(f"{curve.label} from {known[0]:.4g} to {known[-1]:.4g}")
+        if plot.kind == "line" and known and curve.look in ("", "dashed"):
+            first, last = f"{known[0]:.4g}", f"{known[-1]:.4g}"
+            told.append(f"{curve.label} at {last}" if first == last else f"{curve.label} from {first} to {last}")
         elif known and not curve.look:
             told.append(f"{curve.label}, {len(known)} {plot.kind}")
     axes = ", ".join(filter(None, (plot.y_label, plot.x_label)))

@@ -3,7 +3,6 @@
 The page needs nothing else: its plots stand in it, its colours follow the reader's choice.
 """
 
-import itertools
 import json
 import os
 from collections import Counter
@@ -17,14 +16,12 @@ from compressor.files.paths import write_json, write_whole
 from compressor.files.plain import from_plain, plain
 from compressor.report import html, units
 from compressor.report.comparison import answers, compare
-from compressor.report.html import run_plots
 from compressor.report.measurements import LayerSize, Measurements, OnnxCheck
-from compressor.report.sections import Curve, Plot, Section
+from compressor.report.plots import filters_plots, run_plots, times_plots
+from compressor.report.sections import Section
 from compressor.report.units import NOTHING
 
 VERSION = 1
-_MOST_TIMES = 30  # layers in the pictures of where the time goes
-_MOST_BARS = 20  # layers in one picture, which is then as high as a screen
 _MOST_EDITS = 1000  # rows on the page; report.json has them all
 _MOST_CHANNELS = 24  # numbers written out for one edit
 
@@ -138,6 +135,7 @@ def _content(report: Report) -> dict[str, Any]:
     """Everything that the templates show, as texts and finished plots."""
     comparison = compare(report.before, report.after, larger=True)
     edits = list(_edit_rows(report.edits))
+    original = report.before if report.settings.get("model") else None  # from random weights there is none
     return {
         "title": f"{_title(report.command)}: before and after",
         "report": report,
@@ -145,11 +143,11 @@ def _content(report: Report) -> dict[str, Any]:
         "comparison": [(line.label, line.before, line.after, line.change) for line in comparison.lines],
         "worse": [number for number, line in enumerate(comparison.lines) if line.better is False],
         "remarks": comparison.remarks,
-        "run_plots": html.drawn(run_plots(report.rows)),
+        "run_plots": html.drawn(run_plots(report.rows, original)),
         "sections": [html.section(each) for each in report.sections],
-        "filters": html.drawn(_filters_plots(report)) if report.changed else [],
+        "filters": html.drawn(filters_plots(report.layers)) if report.changed else [],
         "layers": [(layer.name, str(layer.before), str(layer.after)) for layer in report.layers],
-        "times": html.drawn(_times_plots(report)),
+        "times": html.drawn(times_plots(report.before, report.after)),
         "filters_remark": f"{len(report.changed)} of {len(report.layers)} layers changed",
         "edits": edits[:_MOST_EDITS],
         "edits_summary": _edits_summary(report.edits),
@@ -173,37 +171,6 @@ def _settings_rows(report: Report, *, chosen: bool) -> list[tuple[str, str]]:
     """Those that somebody gave, or those that have their default values."""
     given = report.settings.get("chosen") or ()
     return [(name, html.written(value)) for name, value in report.settings.items() if (name in given) == chosen]
-
-
-def _filters_plots(report: Report) -> tuple[Plot, ...]:
-    names = tuple(layer.name for layer in report.layers)
-    before, after = (tuple(float(getattr(layer, side)) for layer in report.layers) for side in ("before", "after"))
-    return _bars("Filters", "filters", names, before, after)
-
-
-def _bars(title: str, unit: str, names: tuple[str, ...], *sides: tuple[float, ...]) -> tuple[Plot, ...]:
-    """Before and after, in as many plots as are no higher than a screen; all have one scale."""
-    parts = -(-len(names) // _MOST_BARS) or 1
-    size = -(-len(names) // parts)
-    plots = []
-    for part in range(parts):
-        here = slice(part * size, (part + 1) * size)
-        curves = tuple(Curve(label, names[here], side[here]) for label, side in zip(("before", "after"), sides))
-        heading = title if parts == 1 else f"{title}, {part + 1} of {parts}"
-        plots.append(Plot(heading, unit, "", curves, kind="bars", longest=max(itertools.chain(*sides), default=0.0)))
-    return tuple(plots)
-
-
-def _times_plots(report: Report) -> tuple[Plot, ...]:
-    """Where the time goes: the layers that took most of it, before and after."""
-    sides = [
-        ((side.latency_ms or {}).get("onnxruntime") or {}).get("layers") or {} for side in (report.before, report.after)
-    ]
-    if not all(sides):
-        return ()
-    names = tuple(dict.fromkeys(itertools.chain(*sides)))[:_MOST_TIMES]
-    before, after = (tuple(side.get(name, 0.0) for name in names) for side in sides)
-    return _bars("Time of the layers", "ms of one image in ONNX Runtime", names, before, after)
 
 
 def _edit_rows(edits: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, str, str, str, str]]:

@@ -5,7 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compressor.report.html import draw, run_plots
+from compressor.report.html import draw
+from compressor.report.measurements import Measurements
+from compressor.report.plots import run_plots
 from compressor.report.sections import Curve, Plot
 from tests.report.reports import full_report
 
@@ -35,7 +37,7 @@ def test_text_of_the_user_is_text() -> None:
     root = ElementTree.fromstring(draw(LINE))
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"<one>", "two", "epoch", "loss"} <= texts
-    assert root.get("aria-label") == "a < b & $c$ (loss, epoch): <one> from 0.5 to 0.1; two from 0.2 to 0.2"
+    assert root.get("aria-label") == "a < b & $c$ (loss, epoch): <one> from 0.5 to 0.1; two at 0.2"
     assert "a$b" in {
         element.text for element in ElementTree.fromstring(draw(BARS)).iter("{http://www.w3.org/2000/svg}text")
     }
@@ -58,6 +60,19 @@ def test_a_runs_metrics_become_plots() -> None:
     assert (validation.label, training.label) == ("validation", "training")
     assert validation.x == tuple(range(1, 13)) and validation.y[1] is None
     assert training.y[0] == pytest.approx(10.0), "accuracy in percent"
+
+
+def test_the_accuracy_of_the_original_is_a_line_that_the_picture_names_in_words_too() -> None:
+    report = full_report()
+    accuracy, loss = run_plots(report.rows, report.before)
+    line = accuracy.curves[-1]
+    assert (line.label, line.x, line.look) == ("original, on test data", (0, 12), "dashed")
+    assert line.y == pytest.approx((93.21, 93.21))
+    assert [curve.look for curve in loss.curves] == ["", ""]
+    assert draw(accuracy).count("original, on test data at 93.21") == 1
+    own = Measurements(figures={"iou": 0.5})
+    assert run_plots(({"validation_iou": 0.4},), own)[0].curves[-1].y == (0.5, 0.5)
+    assert len(run_plots(report.rows, own)[0].curves) == 2, "of another figure there is no level"
 
 
 def test_epochs_of_two_phases_follow_each_other() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from compressor.report.comparison import answers
 from compressor.report.measurements import Certificate, LayerSize
-from compressor.report.report import Report, _filters_plots, page, write_page
+from compressor.report.plots import filters_plots
+from compressor.report.report import Report, page, write_page
 from compressor.report.run_comparison import comparison_page
 from compressor.report.runs import compare_runs
 from compressor.report.sections import Section, Table
@@ -90,6 +91,12 @@ def test_the_answers_stand_above_the_command_with_the_promise_among_them() -> No
     assert all(words in top for words, _ in said)
 
 
+def test_only_a_network_that_came_trained_has_a_line_of_the_original() -> None:
+    report = full_report()
+    trained = dataclasses.replace(report, settings={"model": "big.safetensors"})
+    assert ["original, on test data at 93.21" in page(each) for each in (report, trained)] == [False, True]
+
+
 def test_pictures_stand_in_the_page_and_are_fetched_from_nowhere() -> None:
     html = page(full_report())
     assert html.count("<img") == 7 and "example.org" not in html and "two concepts" in html
@@ -128,7 +135,7 @@ def test_many_layers_are_drawn_in_parts_with_one_scale_and_stand_in_a_table() ->
     parts = re.findall(r'<h3>(Filters, . of 3)</h3><svg role="img" aria-label="([^"]*)" .*?</svg>', html, re.DOTALL)
     assert [title for title, _ in parts] == ["Filters, 1 of 3", "Filters, 2 of 3", "Filters, 3 of 3"]
     assert parts[0][1] == "Filters, 1 of 3 (filters): before, 19 bars; after, 19 bars"
-    assert len({plot.longest for plot in _filters_plots(report)}) == 1
+    assert len({plot.longest for plot in filters_plots(layers)}) == 1
     assert unescape(html).count('<th scope="row">layer55</th><td class="number">448</td><td class="number">8</td>') == 1
 
 

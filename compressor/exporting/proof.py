@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -194,6 +194,7 @@ class Evidence:
     images: Any = None  # on which ONNX Runtime is compared with torch, 64 or more; None: random ones
     calibration: Any = None  # of the training set, for a quantizer
     score: Score | None = None
+    scored: Mapping[int, float] = field(default_factory=dict)  # by exit, before quantization, where that is known
     promise: Judge | None = None  # that every exit in INT8 has to keep
     words: str = ""
 
@@ -238,7 +239,7 @@ def prove(
     runners = [Runner(network, leaving.feeds, form.names, form.gives) for leaving in form.exits]
     worst = [_compare(folder, graphs, form, *each, inputs, demands) for each in zip(form.exits, costs, runners)]
     alone = [partial(_torch_answer, leaving, form.gives) for leaving in form.exits]
-    top1 = [_accuracy(evidence.score, *each, demands) for each in zip(alone, runners)]
+    top1 = [_accuracy(evidence, *each, demands) for each in zip(form.exits, alone, runners)]
     promised = [_promised(evidence.promise, *each) for each in zip(form.exits, alone, runners)]
     one = images(inputs, 1)
     if isinstance(form.module, Routed) and not demands.quantized:
@@ -321,13 +322,15 @@ def _compare(
 
 
 def _accuracy(
-    score: Score | None, alone: Callable[..., Any], run: Runner, demands: Demands
+    evidence: Evidence, leaving: Exit, alone: Callable[..., Any], run: Runner, demands: Demands
 ) -> tuple[float | None, float | None]:
     """Top-1 before quantization, None where there was none, and on ONNX Runtime."""
-    if score is None:
+    if evidence.score is None:
         return None, None
-    before = score(alone) if demands.quantized else None
-    return before, score(run.answer)
+    before = evidence.scored.get(leaving.number) if demands.quantized else None
+    if demands.quantized and before is None:
+        before = evidence.score(alone)
+    return before, evidence.score(run.answer)
 
 
 def _promised(promise: Judge | None, leaving: Exit, alone: Callable[..., Any], run: Runner) -> Certificate | None:

@@ -24,7 +24,7 @@ from compressor.runs.export import evidence_of
 from compressor.runs.folder import INT8, MODEL, ONNX, RunFolder
 from compressor.runs.models import save_model
 from compressor.runs.stages import Callback, Stage, note_all
-from compressor.runs.subject import Subject, card_of
+from compressor.runs.subject import Subject, card_of, is_routed
 from compressor.training import distributed
 from compressor.training.evaluate import evaluate
 
@@ -118,18 +118,26 @@ def export_result(subject: Subject, folder: RunFolder, tell: Callback) -> OnnxCh
         return error
 
 
-def _quantized(subject: Subject, folder: RunFolder, tell: Callback) -> list[dict[str, Any]] | CompressorError:
+def _quantized(
+    subject: Subject, report: Report, folder: RunFolder, tell: Callback
+) -> list[dict[str, Any]] | CompressorError:
     """Write a run's result in INT8 as well, a package; how each exit does there, or why there is no package."""
     tell(Stage("quantizing to INT8 and measuring it"))
     settings = PackageSettings(int8="x86", latency=False, overwrite=True)
     try:
-        evidence = evidence_of(subject, int8=True)
+        evidence = replace(evidence_of(subject, int8=True), scored=_scored(subject, report))
         made = export_package(
             subject.module, subject.example, folder / INT8, card=card_of(subject), evidence=evidence, settings=settings
         )
     except CompressorError as error:
         return error
     return [{"exit": each.name, "top1": each.top1, "top1_float": each.top1_float} for each in made.exits]
+
+
+def _scored(subject: Subject, report: Report) -> dict[int, float]:
+    """The figure of each exit, as the report has it; a routed network's exits are depths that nothing measured."""
+    models = () if is_routed(subject.module) else (report.after, *report.variants.values())
+    return {number: each.main for number, each in enumerate(models) if each.main is not None}
 
 
 @distributed.by_first
@@ -152,7 +160,7 @@ def write_results(subject: Subject, report: Report, folder: RunFolder, exported:
         overwrite=True,
     )
     note_all(left_out, tell)
-    packed = _quantized(subject, folder, tell) if report.settings["precision"] == "int8" else None
+    packed = _quantized(subject, report, folder, tell) if report.settings["precision"] == "int8" else None
     details = {**report.details, "int8": packed} if isinstance(packed, list) else report.details
     failed = {name: made for name, made in ((ONNX, exported), (INT8, packed)) if isinstance(made, CompressorError)}
     check = exported if isinstance(exported, OnnxCheck) else None

@@ -16,6 +16,7 @@ from compressor.loading.opening import open_model
 from compressor.pruning.settings import PruneSettings
 from compressor.report.comparison import answers
 from compressor.report.report import Report
+from compressor.runs import export as exporting
 from compressor.runs import results
 from compressor.runs.evaluate import evaluate
 from compressor.runs.export import export
@@ -273,13 +274,16 @@ def test_an_export_that_fails_is_an_error_but_keeps_the_model(tmp_path, monkeypa
     assert not (tmp_path / "run" / "model.onnx").exists()
 
 
-def test_precision_int8_leaves_a_package_beside_the_model_until_it_is_overwritten(tmp_path):
-    choice, folder = PruneSettings(target_macs=0.5), tmp_path / "run"
+def test_precision_int8_leaves_a_package_beside_the_model_until_it_is_overwritten(tmp_path, monkeypatch):
+    choice, folder, scored = PruneSettings(target_macs=0.5), tmp_path / "run", []
+    score = exporting._main
+    monkeypatch.setattr(exporting, "_main", lambda data, predict: scored.append(predict) or score(data, predict))
     report = run(PruneJob(DIGITS, "digits", out(folder, precision="int8"), choice=choice, training=QUICK))
     [found] = Report.load(folder).details["int8"]
     manifest = verify_package(folder / "int8")
     assert manifest.quantization is not None and manifest.exits[0].macs == report.after.macs
     assert found == {"exit": "model", "top1": manifest.exits[0].top1, "top1_float": report.after.top1}
+    assert len(scored) == 1, "in float32 the report has the figure"
     with pytest.raises(UsageError, match="would delete"):
         run(PruneJob(ModelSettings(str(folder / "int8" / "model.onnx")), None, out(folder, overwrite=True)))
     assert verify_package(folder / "int8") == manifest

@@ -67,10 +67,13 @@ def test_a_plan_and_settings_are_taken_as_the_page_says(
         "compressor prune --config runs/half/settings.json --out runs/again",
     ):
         assert f"`{command}`" in page
-        run([*shlex.split(command)[1:], "--no-latency"], capsys)
+        run([*shlex.split(command)[1:], "--no-latency", "--no-onnx"], capsys)
     run(["prune", "model.pt", "--ratio", "0.3", "--dry-run", "--out", "FOLDER"], capsys)
     assert "`compressor prune MODEL --plan FOLDER/plan.json`" in page
-    run(["prune", "model.pt", "--plan", "FOLDER/plan.json", "--out", "runs/planned", "--no-latency"], capsys)
+    run(
+        ["prune", "model.pt", "--plan", "FOLDER/plan.json", "--out", "runs/planned", "--no-latency", "--no-onnx"],
+        capsys,
+    )
 
 
 def test_a_detached_and_a_routed_network_are_used_as_their_pages_say(

@@ -3,8 +3,10 @@
 To take seconds and not minutes, training is cut to an epoch and latency left out; nothing else is changed.
 """
 
+import contextlib
 import itertools
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 import compressor
+from compressor.cli import main
 from tests.pages import PAGES, README, ROOT, owned, run, shortened, stand_ins
 from tests.pages import commands as commands_of
 
@@ -116,9 +119,16 @@ def test_the_readmes_python_runs_on_a_strangers_network(tmp_path, monkeypatch, c
     assert 0.4 < float(capsys.readouterr().out.split()[-1]) < 0.55
 
 
-def test_the_lines_for_a_loop_of_ones_own_run_on_a_small_network():
-    _, block = python(README)
-    assert len(block.strip().splitlines()) == 5
+SHAPES = python(README)[1:]  # in memory, in a loop of one's own, with a task of one's own
+
+
+def test_the_three_shapes_take_at_most_five_lines_each():
+    assert len(SHAPES) == 3
+    assert all(len(block.strip().splitlines()) <= 5 for block in SHAPES)
+
+
+def test_a_small_network_is_pruned_at_once_and_in_a_loop_of_ones_own():
+    at_once, in_a_loop, _ = SHAPES
     torch.manual_seed(0)
     module = torch.nn.Sequential(
         torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU(),
@@ -136,5 +146,19 @@ def test_the_lines_for_a_loop_of_ones_own_run_on_a_small_network():
         "compressor": compressor, "module": module, "example": torch.zeros(1, 1, 8, 8), "loader": loader,
         "optimizer": optimizer, "train_on": train_on, "chain": itertools.chain, "repeat": itertools.repeat,
     }  # fmt: skip
-    exec(compile(block, "README.md", "exec"), given)
+    exec(compile(in_a_loop, "README.md", "exec"), given)
     assert given["report"].rows  # a period at least
+    exec(compile(at_once, "README.md", "exec"), given)
+    assert given["report"].after.macs < 0.55 * given["report"].before.macs
+    assert "refitted by least squares" in " ".join(given["report"].notes)
+
+
+def test_a_task_of_ones_own_is_trained_pruned_and_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(SystemExit):
+        main(["new-task", "net.py"])
+    names = runpy.run_path("net.py")
+    torch.save(names["build"]().state_dict(), "weights.pt")
+    block = SHAPES[2].replace("epochs=2", "epochs=1, latency=False, onnx=False")
+    exec(compile(block, "README.md", "exec"), {"compressor": compressor, **names})
+    assert capsys.readouterr().out.count("IoU") == 2 and Path("runs/task/model.safetensors").exists()

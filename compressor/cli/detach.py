@@ -44,9 +44,9 @@ def detach(
         carry_out(job, dry_run=dry_run, json=json)
         return
     terminal = Terminal(as_json=json)
-    from compressor.runs import detach as runs
-
     with terminal.progress() as tell:
+        from compressor.runs import detach as runs
+
         found = runs.list_points(job, tell)
     terminal.print_json(found)
     terminal.show(_points_table(found))

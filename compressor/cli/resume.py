@@ -29,10 +29,10 @@ def resume(
 ) -> None:
     """Parse, run, print as the run itself would have."""
     terminal = Terminal(as_json=json)
-    from compressor.report.report import Report
-    from compressor.runs.resume import resume as go_on
-
     with terminal.progress() as tell:
+        from compressor.report.report import Report
+        from compressor.runs.resume import resume as go_on
+
         found = go_on(run, tell, trust=trust, arch=arch)
     if isinstance(found, Report):
         show_run(terminal, found, run)

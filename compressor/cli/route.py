@@ -41,9 +41,9 @@ def route(
         carry_out(job, dry_run=dry_run, json=json)
         return
     terminal = Terminal(as_json=json)
-    from compressor.runs import route as runs
-
     with terminal.progress() as tell:
+        from compressor.runs import route as runs
+
         found = runs.list_units(job, tell)
     terminal.print_json({"units": [asdict(unit) for unit in found.units], "refused": found.refused})
     terminal.show(_units_table(found.units))

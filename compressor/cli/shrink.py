@@ -19,9 +19,9 @@ EXAMPLE = (
 
 def shrink(job: ShrinkJob, json: Json = False) -> None:
     terminal = Terminal(as_json=json)
-    from compressor.runs import shrink as runs
-
     with terminal.progress() as tell:
+        from compressor.runs import shrink as runs
+
         compared = runs.shrink(job, tell)
     assert job.output.out is not None
     show_comparison(terminal, compared, job.output.out)

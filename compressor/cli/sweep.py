@@ -22,16 +22,15 @@ EXAMPLE = (
 
 def sweep(job: SweepJob, dry_run: DryRun = False, json: Json = False) -> None:
     terminal = Terminal(as_json=json)
-    from compressor.runs import sweep as runs
+    with terminal.progress() as tell:
+        from compressor.runs import sweep as runs
 
-    if dry_run:
-        with terminal.progress() as tell:
-            commands = [run.job.command for run in runs.predicted(job, tell)]
+        commands = [run.job.command for run in runs.predicted(job, tell)] if dry_run else []
+        compared = None if dry_run else runs.sweep(job, tell)
+    if compared is None:
         terminal.print_json({"dry_run": True, "commands": commands})
         terminal.show(*("\n".join(broken(command)) for command in commands))
         terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
         return
-    with terminal.progress() as tell:
-        compared = runs.sweep(job, tell)
     assert job.output.out is not None
     show_comparison(terminal, compared, job.output.out)

@@ -16,22 +16,24 @@ EXAMPLE = "compressor tune deploy"
 def tune(job: TuneJob, json: Json = False) -> None:
     terminal = Terminal(as_json=json)
     if job.kit is not None:
-        from compressor.runs.kit import kit
-
         with terminal.progress() as tell:
+            from compressor.runs.kit import kit
+
             count = kit(job, tell)
         terminal.print_json({"kit": job.kit, "samples": count})
         words = {f"{job.kit}/measure.py": f"times {count} layers; copy the folder to the device and run it there"}
         terminal.made(words, f"compressor prune MODEL --target-ms MS --table {job.kit}/table.json")
         return
-    from compressor.exporting.tune import tune_package
     from compressor.report.manifest import TUNED_MODEL, TUNED_WEIGHTS
     from compressor.report.tables import tuned_table
 
     folder = job.model.model
     if folder is None:
         raise UsageError("tune takes the folder that `compressor export` made; a model needs --kit FOLDER")
-    manifest = tune_package(folder, threads=job.threads, latency=job.latency)
+    with terminal.progress():
+        from compressor.exporting.tune import tune_package
+
+        manifest = tune_package(folder, threads=job.threads, latency=job.latency)
     terminal.print_json({"folder": folder, **manifest.to_json()})
     if job.latency:
         terminal.show(tuned_table(manifest))

@@ -7,7 +7,7 @@ the portable ones, and are opened as they are.
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,7 @@ from compressor.report.manifest import (
     fed,
     file_facts,
 )
+from compressor.report.progress import counted
 
 _SAME = 1e-5  # relative difference allowed between the portable graph and the tuned one; the same kernels run
 _IMAGES = 8
@@ -62,10 +63,14 @@ def tune_package(folder: str | os.PathLike[str], *, threads: int = 1, latency: b
     manifest = read_portable(place)
     with tempfile.TemporaryDirectory(prefix="compressor-") as private, folder_beside(place / MANIFEST) as staging:
         copies = Path(private)
-        check_package(place, manifest, copies)
-        _try(copies, place)
-        _write(copies, staging)
-        _compare(copies, staging, manifest, threads)
+        steps: tuple[Callable[[], object], ...] = (
+            partial(check_package, place, manifest, copies),
+            partial(_try, copies, place),
+            partial(_write, copies, staging),
+            partial(_compare, copies, staging, manifest, threads),
+        )
+        for step in counted("steps of tuning", steps, len(steps)):
+            step()
         manifest = replace(
             manifest,
             tuned=_facts(copies, staging, manifest, threads if latency else None),
@@ -155,7 +160,7 @@ def _facts(place: Path, staging: Path, manifest: Manifest, threads: int | None) 
     image, names = noises(manifest, 1), tuple(manifest.takes)
     sessions = [open_session(file, threads=threads) for file in (place / MODEL, staging / TUNED_MODEL)]
     rows = []
-    for each in manifest.exits:
+    for each in counted("timing exits", manifest.exits, len(manifest.exits)):
         runs = [partial(Runner(partial(session.run, None), fed(each.feeds), names), *image) for session in sessions]
         found = [[measure(run, threads=threads, seconds=0.2).median for run in runs] for _ in range(_ROUNDS)]
         rows.append([min(times) for times in zip(*found)])

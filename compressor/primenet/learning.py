@@ -157,7 +157,7 @@ def local_losses(network: PrimeNetwork, part: Any, task: Task) -> dict[int, floa
     block, device = network.stage.block, device_of(network)
     sums = {scale: torch.zeros((), dtype=torch.float64, device=device) for scale in block.scales}
     with evaluating(network), torch.no_grad():
-        for x, y in task.passing(part, _BATCH, device):
+        for x, y in task.counted("comparing scales on", part, _BATCH, device):
             labels = task.labels(y)
             count += len(labels)
             for scale in block.scales:

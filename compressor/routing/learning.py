@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
 from compressor.graph.tensors import device_of
+from compressor.report.progress import progress
 from compressor.routing.network import Routed
 from compressor.routing.router import Gates
 from compressor.training.data import cross_entropy
@@ -106,7 +107,8 @@ def fit_gates(gates: Gates, seen: tuple[Tensor, ...], suffices: Tensor, *, epoch
         source = generator(torch.device("cpu"), seed, "gate", depth)
         per_epoch = len(y) // batch
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * per_epoch)
-        for _ in range(epochs):
+        for epoch in range(epochs):
+            progress("teaching gates, epoch", depth * epochs + epoch, len(seen) * epochs)
             order = torch.randperm(len(y), generator=source).to(device)
             for chosen in order.split(batch)[:per_epoch]:
                 loss = functional.binary_cross_entropy_with_logits(gate(x[chosen]), y[chosen])

@@ -40,7 +40,7 @@ def observe(routed: Routed, part: Any, task: Task, *, keep_seen: bool = False) -
     seen: list[list[Tensor]] = []
     router = routed.router
     with evaluating(routed), torch.no_grad():
-        for x, y in task.passing(part, _BATCH, device_of(routed)):
+        for x, y in task.counted("trying all depths on", part, _BATCH, device_of(routed)):
             scores, maps = routed.all_scores(x)
             right = torch.stack([task.correct(each, y) for each in scores], 1)
             entropy = torch.stack([-sureness(each)[1][:, 2] for each in scores], 1)
@@ -101,7 +101,7 @@ def activations(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
     """
     rows = []
     with evaluating(routed), torch.no_grad():
-        for x, _ in data.passing(image_set, _BATCH, device_of(routed)):
+        for x, _ in data.counted("looking at maps of", image_set, _BATCH, device_of(routed)):
             row = torch.zeros(len(x), routed.depths, MAPS)
             for depth in range(routed.depths):
                 x = routed.segment(depth, x)

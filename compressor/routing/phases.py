@@ -27,7 +27,7 @@ from compressor.training import checkpoint, distributed
 from compressor.training.checkpoint import Saving
 from compressor.training.data import AnySet, Data
 from compressor.training.evaluate import evaluating
-from compressor.training.events import Event, NoteEvent
+from compressor.training.events import BatchEvent, Event, NoteEvent
 from compressor.training.loop import fit
 from compressor.training.microbatches import Step
 from compressor.training.numerics import choose_device
@@ -156,7 +156,7 @@ class Teacher:
             ROUTER_TRAINING, epochs=self.settings.router_epochs, seed=seed, device=self.training.device,
             batch_size=min(ROUTER_TRAINING.batch_size, max(8, len(kept) // 8)),
         )  # fmt: skip
-        fit(router, chosen, training, step=step)
+        fit(router, chosen, training, step=step, on_event=self._batches)
         router.eval()
         named = router_labels(self.routed, images.take(held_out), self.images)
         taught.router_top1 = float((named == labels[held_out]).float().mean())
@@ -204,6 +204,11 @@ class Teacher:
             saving = replace(saving, phase=phase, resume=resume, method=lambda: known or {})
         return fit(self.routed, data, training, step=step, on_event=self.tell, saving=saving).rows
 
+    def _batches(self, event: Event) -> None:
+        """Of the router, whose epochs are none of the network's."""
+        if isinstance(event, BatchEvent):
+            self.tell(event)
+
     def _note(self, taught: Taught, text: str) -> None:
         taught.notes.append(text)
         self.tell(NoteEvent(text))
@@ -214,7 +219,7 @@ def router_labels(routed: Routed, image_set: AnySet, data: Data) -> Tensor:
     """The depth that an image router finds most probable, int64 (images,)."""
     named = []
     with evaluating(routed), torch.no_grad():
-        for x, _ in data.passing(image_set, device=device_of(routed)):
+        for x, _ in data.counted("routing", image_set, device=device_of(routed)):
             named.append(routed.router(x).argmax(1).cpu())
     return torch.cat(named)
 
@@ -223,7 +228,7 @@ def top1_at_labels(routed: Routed, image_set: AnySet, depths: Tensor, data: Data
     """Accuracy when every image leaves at a given depth, int64 (images,); a fraction."""
     right, done = 0, 0
     with evaluating(routed), torch.no_grad():
-        for x, y in data.passing(image_set, device=device_of(routed)):
+        for x, y in data.counted("routing", image_set, device=device_of(routed)):
             scores = routed.scores_at(x, depths[done : done + len(x)].to(x.device))
             right += int((scores.argmax(1) == y).sum())
             done += len(x)

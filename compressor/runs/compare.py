@@ -15,6 +15,7 @@ from compressor.files.paths import check_writable
 from compressor.profiling.latency import time_images
 from compressor.report.environment import processor
 from compressor.report.manifest import Array
+from compressor.report.progress import counted
 from compressor.report.report import Report
 from compressor.report.run_comparison import DATA, PAGE, RunComparison
 from compressor.report.runs import Timed, compare_runs
@@ -87,7 +88,7 @@ def time_files(files: Mapping[str, Path], example: Any = None, real: Array | Non
     Random ones, and the median; or `real` ones, on which exits differ, and the mean. Files that this process wrote
     come with an `example` of what the network takes; others take images.
     """
-    calls = {run: _calling(path, example, real) for run, path in files.items()}
+    calls = {run: _calling(path, example, real) for run, path in counted("opening networks", files.items(), len(files))}
     times = time_images(calls, _IMAGES if real is None else len(real), threads=1, repeats=9)
     found = {run: each.median if real is None else each.mean for run, each in times.items()}
     return Timed(found, f"{processor()}, 1 thread")

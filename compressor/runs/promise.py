@@ -209,7 +209,7 @@ def differing(model: nn.Module, deepest: nn.Module, image_set: AnySet, data: Dat
     """How many images of a set two networks give different classes; of several processes the first looks."""
     count = 0
     with evaluating(model), evaluating(deepest), torch.no_grad():
-        for x, _ in data.passing(image_set, device=device_of(model)):
+        for x, _ in data.counted("evaluating", image_set, device=device_of(model)):
             first, second = (first_output(each(x)).argmax(1) for each in (model, deepest))
             count += int((first != second).sum())
     return count

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map_only
 from compressor.errors import DataError
 from compressor.graph.skeleton import set_mode
 from compressor.graph.tensors import device_of
-from compressor.report.progress import counted
 from compressor.training import distributed
 from compressor.training.task import Task, called
 
@@ -57,9 +56,8 @@ def evaluate(model: nn.Module | Predict, part: Any, task: Task, batch_size: int 
     # On a CPU up to twice as fast; a GPU gains from it only in half precision, and this is none.
     layout = device.type == "cpu" and isinstance(model, nn.Module) and task.takes_channels_last(model)
     with evaluating(model), torch.no_grad():
-        pairs = task.passing(part, batch_size, device, layout)
-        told = counted(f"evaluating {task.unit}", pairs, len(part), task.count_in)
-        return Evaluation(task.measure(predict, told), len(part))
+        pairs = task.counted("evaluating", part, batch_size, device, layout)
+        return Evaluation(task.measure(predict, pairs), len(part))
 
 
 @distributed.by_first
@@ -69,7 +67,8 @@ def which_right(model: nn.Module | Predict, part: Any, task: Task) -> Tensor:
     """
     predict, device = placed(model)
     with evaluating(model), torch.no_grad():
-        found = [task.correct(called(predict, x), y).cpu() for x, y in task.passing(part, device=device)]
+        pairs = task.counted("evaluating", part, device=device)
+        found = [task.correct(called(predict, x), y).cpu() for x, y in pairs]
     return torch.cat(found).bool()
 
 

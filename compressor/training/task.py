@@ -16,6 +16,7 @@ from compressor.errors import ModelError
 from compressor.graph.trace import call_arguments
 from compressor.report import units
 from compressor.report.measurements import Figure
+from compressor.report.progress import counted
 from compressor.training.settings import TrainSettings
 
 # What a network is called with, and what its outputs are compared with, both with the batch first: images and labels;
@@ -59,6 +60,18 @@ class Task(ABC):
         self, part: Any, batch_size: int | None = None, device: torch.device | str = "cpu", channels_last: bool = False
     ) -> Iterator[Pair]:
         """A part of the data once, in its order and as it is measured on."""
+
+    def counted(
+        self,
+        what: str,
+        part: Any,
+        batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+    ) -> Iterator[Pair]:
+        """`passing`, which tells how far it is with what is done: "evaluating"."""
+        pairs = self.passing(part, batch_size, device, channels_last)
+        return counted(f"{what} {self.unit}", pairs, len(part), self.count_in)
 
     @abstractmethod
     def drawn(self, part: Any, count: int, seed: int, device: torch.device, batch_size: int = 128) -> Iterator[Pair]:

@@ -1,5 +1,6 @@
 """Colour and bars with a terminal, neither without one nor with NO_COLOR: the program as a process of its own."""
 
+import ast
 import io
 import os
 import pty
@@ -54,6 +55,22 @@ def through_pipe(*arguments):
     seen, _ = process.communicate()
     assert process.returncode == 0, seen
     return seen
+
+
+def test_what_takes_seconds_to_import_is_imported_while_the_command_says_that_it_starts():
+    slow = ("compressor.runs", "compressor.exporting")
+    found = []
+    for path in sorted((ROOT / "compressor" / "cli").glob("*.py")):
+        for function in (each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.FunctionDef)):
+            inside = list(ast.walk(function))
+            shown = [
+                each.lineno for each in inside if isinstance(each, ast.With) and ".progress()" in ast.unparse(each)
+            ]
+            imports = [
+                each for each in inside if isinstance(each, ast.ImportFrom) and each.lineno < min(shown, default=0)
+            ]
+            found += [f"{path.name}:{each.lineno}" for each in imports if str(each.module).startswith(slow)]
+    assert not found
 
 
 def test_help_is_coloured_on_a_terminal_only():

@@ -24,6 +24,7 @@ from compressor.exporting.tune import tune_package, uniquified
 from compressor.exporting.verify import verify_package
 from compressor.exporting.weights import graphs_in
 from compressor.report.manifest import Manifest, fed
+from compressor.report.progress import listening
 from tests.exits.nets import detachable, images
 from tests.exporting.nets import trained
 
@@ -100,7 +101,10 @@ def test_tuning_again_and_after_damage_to_the_tuned_files(exported: Path, tmp_pa
     (tmp_path / "net" / "weights.cpu.bin").write_bytes(b"")
     with pytest.raises(FileError, match="weights.cpu.bin has 0 bytes"):
         verify_package(tmp_path / "net")
-    tune_package(tmp_path / "net", latency=False)
+    told: list[tuple[str, int, int]] = []
+    with listening(lambda *event: told.append(event)):
+        tune_package(tmp_path / "net", latency=False)
+    assert told == [("steps of tuning", done, 4) for done in range(5)]
     verify_package(tmp_path / "net")
 
 

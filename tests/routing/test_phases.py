@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.exporting.forms import AtDepth
+from compressor.report.progress import listening
 from compressor.routing import phases
 from compressor.routing.learning import all_depths, by_label, fit_gates, image_router, reset_
 from compressor.routing.observing import Balance, observe
@@ -16,6 +17,7 @@ from compressor.routing.phases import Taught, Teacher, top1_at_labels
 from compressor.routing.router import Gates
 from compressor.routing.settings import PAPER_TRAINING, RouteSettings, check, every_unit, paper
 from compressor.training.data import cross_entropy
+from compressor.training.events import BatchEvent, EpochEvent
 from compressor.training.settings import TrainSettings
 from tests.routing.nets import Residual, Three, images, routed, small_data
 
@@ -32,11 +34,20 @@ def teach(network=Three, training=SHORT, data=None, **settings):
 @pytest.mark.parametrize(("images", "batch"), [(256, 25), (80, 8), (20, 8)])
 def test_the_image_router_learns_by_an_eighth_of_its_images_and_by_eight_at_least(monkeypatch, images, batch):
     seen = []
-    monkeypatch.setattr(phases, "fit", lambda _router, _data, training, step: seen.append(training.batch_size))
+    monkeypatch.setattr(phases, "fit", lambda _router, _data, training, **_: seen.append(training.batch_size))
     data = small_data(images)
     teacher = Teacher(Three(), routed(router="image"), data, SHORT, RouteSettings(router="image"))
     teacher._teach_image_router(Taught(Balance(()), data.validation), data.train, torch.arange(images) % 4)
     assert seen == [batch]  # of the four fifths that it learns from
+
+
+def test_batches_of_the_image_router_are_told_and_its_epochs_are_not(monkeypatch):
+    told, events = [], [BatchEvent(0, 1, 0, 4, 1.0, 0.5, 9.0, 1.0, 0.1), EpochEvent({"epoch": 0}, 1)]
+    monkeypatch.setattr(phases, "fit", lambda *_, on_event, **__: [on_event(each) for each in events])
+    data, router = small_data(64), routed(router="image")
+    teacher = Teacher(Three(), router, data, SHORT, RouteSettings(router="image"), told.append)
+    teacher._teach_image_router(Taught(Balance(()), data.validation), data.train, torch.arange(64) % router.depths)
+    assert told == events[:1]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +60,11 @@ def test_the_image_router_learns_by_an_eighth_of_its_images_and_by_eight_at_leas
     ids=lambda settings: ",".join(map(str, settings.values())) or "default",
 )  # fmt: skip
 def test_every_way_of_teaching_ends_in_a_network_that_routes(settings):
-    net, taught = teach(**settings)
+    told = []
+    with listening(lambda what, done, total: told.append(what)):
+        net, taught = teach(**settings)
+    assert "looking at maps of images" in told if "labels" in settings else "trying all depths on images" in told
+    assert ("teaching gates, epoch" in told) == (settings.get("router", "gates") == "gates")
     assert not net.training
     assert sum(taught.labels.counts) > 0
     assert taught.rows

@@ -13,7 +13,7 @@ import torch
 
 from compressor.exits.detachable import Detachable
 from compressor.exporting.package import PackageSettings, export_package
-from compressor.report.manifest import Card
+from compressor.report.card import Card
 from compressor.vision.preparation import Preparation
 from tests.exits.nets import detachable, images
 from tests.exporting.nets import trained

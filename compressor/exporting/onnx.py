@@ -36,7 +36,8 @@ from compressor.exporting.samples import (
 )
 from compressor.files.paths import folder_beside, move_files
 from compressor.graph.trace import call_arguments
-from compressor.report.manifest import CARD_KEY, Array, Card, card_text
+from compressor.report.card import CARD_KEY, Card, card_text
+from compressor.report.manifest import Array
 from compressor.report.measurements import OnnxCheck
 
 OPSET = 20

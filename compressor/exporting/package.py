@@ -46,6 +46,7 @@ from compressor.exporting.samples import (
 from compressor.exporting.verify import SIGNATURE, check_package, private_key
 from compressor.exporting.weights import WeightsFile
 from compressor.files.paths import folder_beside, move_folder
+from compressor.report.card import Card, input_facts
 from compressor.report.environment import VERSION
 from compressor.report.manifest import (
     MANIFEST,
@@ -55,11 +56,9 @@ from compressor.report.manifest import (
     SAMPLE,
     WATCH,
     WEIGHTS,
-    Card,
     ExitFacts,
     Manifest,
     file_facts,
-    input_facts,
     read_manifest,
 )
 from compressor.training.task import examples_in

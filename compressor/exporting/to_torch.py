@@ -23,7 +23,8 @@ from compressor.exporting.onnx import write_checked
 from compressor.exporting.samples import images, largest_difference, torch_outputs
 from compressor.graph.program import is_weight, operator_of, program, with_free_batch
 from compressor.loading.opening import EXTRA, open_model
-from compressor.report.manifest import Array, Card
+from compressor.report.card import Card
+from compressor.report.manifest import Array
 from compressor.report.measurements import OnnxCheck
 
 _LAYERS = (

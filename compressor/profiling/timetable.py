@@ -100,7 +100,7 @@ class Timetable:
             read = json.loads(path.read_text(encoding="utf-8"))
             if read["format"] != FORMAT:
                 raise ValueError(f"its format is {read['format']!r}, not {FORMAT!r}")
-            table = cls(Machine(**read["machine"]), whole=read.get("whole"))
+            table = cls(from_plain(Machine, read["machine"]), whole=read.get("whole"))
             for row in read["layers"]:
                 for taken, made, ms in row["samples"]:
                     table.add(from_plain(Layer, row), (int(taken), int(made)), float(ms))

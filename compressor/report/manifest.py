@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from compressor.errors import FileError, UsageError, shown
 from compressor.files.paths import beside, copied
-from compressor.vision.preparation import Preparation
+from compressor.files.plain import from_plain
+from compressor.report.card import CARD_KEY, Card, check_gives, input_from, preparation_of
 
 Array = NDArray[Any]
 FORMAT, VERSION = "compressor package", 1
@@ -20,9 +21,7 @@ SAMPLE = "sample.npz"
 PREPARATION, WATCH = "preparation.py", "watch.py"  # beside the runner, which imports them
 TUNED_MODEL, TUNED_WEIGHTS = "model.cpu.onnx", "weights.cpu.bin"  # of `compressor tune`
 METADATA_KEY = "compressor.manifest"
-CARD_KEY = "compressor.card"  # of a graph that is no package's
 
-_KNOWN = "of the training data"
 _LONGEST = 1 << 26  # bytes of a manifest
 
 # An entry for ONNX Runtime's session options: no scale of one sub-model is multiplied into weights that are shared.
@@ -47,16 +46,6 @@ SESSION = {
         "note": "written by `compressor tune` on the device itself: fast, and the weights are shared",
     },
 }
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known of a model besides its weights."""
-
-    classes: tuple[str, ...] | None = None
-    preparation: Preparation | None = None  # None: nobody said, and pixels in 0..1 go in as they are
-    history: tuple[str, ...] = ()  # the commands that made it
-    certificate: dict[str, Any] | None = None  # what is promised of it on fresh images
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ class Manifest:
     @property
     def card(self) -> Card:
         """What it says of the model."""
-        return Card(self.classes, _preparation(self.input), self.history, self.certificate)
+        return Card(self.classes, preparation_of(self.input), self.history, self.certificate)
 
     @property
     def takes(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -164,34 +153,19 @@ def parsed(text: bytes, where: str) -> Manifest:
 
 
 def manifest_from(held: Any, where: str) -> Manifest:
-    """The manifest in plain data; raises FileError as `read_manifest` does."""
+    """The manifest in plain data; keys that it does not know are left out. Raises FileError as `read_manifest` does."""
     if not isinstance(held, Mapping) or held.get("format") != FORMAT:
         raise FileError(f"{where} is not the manifest of a package: export the package again")
     if not isinstance(held.get("version"), int) or held["version"] > VERSION:
         raise FileError(f"{where} has version {held.get('version')}, this compressor reads {VERSION}: upgrade it")
     try:
-        known = {key: held[key] for key in (each.name for each in fields(Manifest)) if key in held}
-        exits = tuple(ExitFacts(**each) for each in known.pop("exits"))
-        for each in exits:
-            fed(each.feeds), int(each.macs), int(each.params)
-        files = {str(name): dict(facts) for name, facts in known.pop("files").items()}
-        for facts in files.values():
+        further = [_further(each) for each in held.get("further", ())]
+        manifest = from_plain(Manifest, {**held, "input": input_from(held["input"]), "further": further})
+        for each in manifest.exits:
+            fed(each.feeds)
+        for facts in manifest.files.values():
             int(facts["bytes"]), str(facts["sha256"])
-        classes = None if known.pop("classes") is None else tuple(map(str, held["classes"]))
-        known["input"] = _input(held["input"])
-        for name, kind in (
-            ("runtime", str),
-            ("title", str),
-            ("graphs", Mapping),
-            ("sample", Mapping | None),
-            ("watch", Mapping | None),
-        ):
-            if name in known and not isinstance(known[name], kind):
-                raise TypeError(f"{name} is {type(known[name]).__name__}")
-        known["outputs"], known["history"] = tuple(held["outputs"]), tuple(held["history"])
-        known["further"] = tuple(_further(each) for each in held.get("further", ()))
-        _check_gives(known.get("gives", 0))
-        manifest = Manifest(**known, exits=exits, files=files, classes=classes)
+        check_gives(manifest.gives)
         fed(manifest.default)
         return manifest
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -221,7 +195,10 @@ def card_inside(metadata: Mapping[str, str], where: str) -> Card:
         held = json.loads(metadata[CARD_KEY])
         classes = None if held["classes"] is None else tuple(map(str, held["classes"]))
         return Card(
-            classes, _preparation(_input(held["input"])), tuple(map(str, held["history"])), held.get("certificate")
+            classes,
+            preparation_of(input_from(held["input"])),
+            tuple(map(str, held["history"])),
+            held.get("certificate"),
         )
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise FileError(f"{where} holds a damaged description ({shown(str(error))}): export it again") from error
@@ -237,47 +214,15 @@ def gives_inside(metadata: Mapping[str, str], where: str) -> Any:
         return manifest.gives
     try:
         found = json.loads(metadata.get(CARD_KEY, "{}")).get("gives")
-        _check_gives(found)
+        check_gives(found)
     except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise FileError(f"{where} holds a damaged description ({shown(str(error))}): export it again") from error
     return found
 
 
-def card_text(shape: tuple[int, ...], card: Card, gives: Any = 0) -> str:
-    """What `card_inside` and `gives_inside` read, for a model whose first input has this shape."""
-    return json.dumps(
-        {
-            "input": input_facts(shape, card),
-            "gives": gives,
-            "classes": card.classes,
-            "history": card.history,
-            "certificate": card.certificate,
-        }
-    )
-
-
-def _input(held: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {key: tuple(float(each) for each in held[key]) for key in ("mean", "std")}
-    Preparation.from_json(held)
-    return {**held, **numbers, "shape": tuple(int(size) for size in held["shape"])}
-
-
 def _further(held: Mapping[str, Any]) -> dict[str, Any]:
     np.dtype(held["dtype"])
     return {"name": str(held["name"]), "shape": tuple(map(int, held["shape"])), "dtype": str(held["dtype"])}
-
-
-def _check_gives(held: Any) -> None:
-    """Raise TypeError for what is no way to return outputs."""
-    if isinstance(held, Mapping | list):
-        for part in held.values() if isinstance(held, Mapping) else held:
-            _check_gives(part)
-    elif held is not None and type(held) is not int:
-        raise TypeError(f"gives holds {type(held).__name__}")
-
-
-def _preparation(held: Mapping[str, Any]) -> Preparation | None:
-    return Preparation.from_json(held) if held.get("normalisation") == _KNOWN else None
 
 
 class Numbered(Protocol):
@@ -319,21 +264,3 @@ def file_facts(path: Path) -> dict[str, Any]:
     """Size and hash of a file of this process."""
     with path.open("rb") as file:
         return copied(file)
-
-
-def input_facts(shape: tuple[int, ...], card: Card, name: str = "input", dtype: str = "float32") -> dict[str, Any]:
-    """How images have to be brought to the model; of several inputs the first."""
-    channels = shape[0] if shape else 1
-    plain = Preparation((0.0,) * channels, (1.0,) * channels)
-    preparation = card.preparation or (
-        replace(Preparation.usual(*shape[1:]), mean=plain.mean, std=plain.std) if len(shape) == 3 else plain
-    )
-    return {
-        "name": name,
-        "shape": shape,
-        "layout": "NCHW",
-        "dtype": dtype,
-        "scale": "pixels / 255, then (x - mean) / std for each channel",
-        **asdict(preparation),
-        "normalisation": _KNOWN if card.preparation else "unknown: the model did not say",
-    }

@@ -17,6 +17,7 @@ from compressor.surgery.edits import BlockEdit, Edit, plan_of, rows_of
 
 FORMAT, VERSION, NAME = "compressor plan", 1, "plan.json"
 _LONGEST = 1 << 26  # characters
+_KEYS = ("format", "version", "groups")  # all else are numbers for a person
 
 
 def write_plan(
@@ -92,6 +93,9 @@ def read_plan(path: str, channels: Channels) -> Selection:
         raise FileError(f"{path} is no plan: `compressor prune MODEL --dry-run --out FOLDER` writes one")
     if content.get("version") != VERSION:
         raise FileError(f"{path} is a plan of version {content.get('version')!r}, this compressor reads {VERSION}")
+    for name, value in content.items():
+        if name not in _KEYS and not isinstance(value, float | int | None):
+            raise UsageError(f"{path}: a plan has no {shown(name)}{did_you_mean(name, _KEYS)}")
     edits = []
     for name, wanted in content["groups"].items():
         try:
@@ -117,7 +121,8 @@ def _edit(name: str, wanted: Any, channels: Channels) -> Prune | None:
         raise UsageError(f"the network has no group {shown(name)}{did_you_mean(name, groups)}")
     group = groups[name]
     gone = wanted.get("remove") if isinstance(wanted, Mapping) else None
-    if not isinstance(gone, list) or not all(type(each) is int for each in gone):
+    known = isinstance(wanted, Mapping) and wanted.keys() <= {"channels", "remove"}
+    if not known or not isinstance(gone, list) or not all(type(each) is int for each in gone):
         raise UsageError('a group is written {"channels": 64, "remove": [0, 5]}')
     if wanted.get("channels") != group.size:
         raise UsageError(f"{name} has {group.size} channels here, and not {wanted.get('channels')!r}")

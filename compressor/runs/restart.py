@@ -21,7 +21,7 @@ from compressor.runs.own import may_run
 from compressor.runs.run import run
 from compressor.runs.settings import ModelSettings
 from compressor.runs.stages import Callback
-from compressor.settings import fits, plain, read, recorded_of
+from compressor.settings import fits, plain, read, recorded_of, stranger
 from compressor.training import distributed
 
 
@@ -91,6 +91,9 @@ def job_of(settings: Mapping[str, Any]) -> RunJob:
     try:
         if not fits(plain(chosen), tuple[str, ...]):
             raise UsageError(f"chosen is {chosen!r}")
+        for name in chosen:
+            if name not in known and name not in kind.ALIASES:
+                raise UsageError(stranger(name, settings.get(name), known))
         inside = {"command": typed}
         made: Any = read([kind], given, verb="compressor", chosen=chosen, inside=inside, recorded=True)
     except UsageError as error:

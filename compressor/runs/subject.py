@@ -15,7 +15,8 @@ from compressor.exporting.forms import form_of
 from compressor.loading.arch import data_arguments, find, parse_arch
 from compressor.loading.opening import OpenedModel
 from compressor.pruning.reconstruction import enough_images, inputs_of
-from compressor.report.manifest import Card, chosen
+from compressor.report.card import Card
+from compressor.report.manifest import chosen
 from compressor.routing.network import Routed
 from compressor.runs.models import open_model
 from compressor.runs.own import task_of

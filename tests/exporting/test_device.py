@@ -16,7 +16,8 @@ from torch import nn
 from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, export_package, write_runner
 from compressor.exporting.runtime import OnnxModel
-from compressor.report.manifest import Card, Manifest, card_inside, input_facts
+from compressor.report.card import Card, input_facts
+from compressor.report.manifest import Manifest, card_inside
 from compressor.runs.evaluate import evaluate
 from compressor.runs.job import EvaluateJob
 from compressor.runs.settings import ModelSettings

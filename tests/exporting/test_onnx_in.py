@@ -22,7 +22,7 @@ from compressor.exporting.onnx_in.reading import open_onnx
 from compressor.exporting.runtime import OnnxModel
 from compressor.graph import capture
 from compressor.loading.onnx_network import FUNCTIONS, lacks_norms
-from compressor.report.manifest import CARD_KEY, Card, card_text
+from compressor.report.card import CARD_KEY, Card, card_text
 from compressor.runs.models import open_model, save_model
 from compressor.surgery import operate_
 from tests.equivalence import half_plan, masked_outputs, outputs, randomise_, relative_error, same_map

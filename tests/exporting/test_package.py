@@ -23,7 +23,8 @@ from compressor.exporting.proof import Evidence
 from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.exporting.tune import tune_package
 from compressor.exporting.verify import verify_package
-from compressor.report.manifest import Card, Manifest, input_facts, manifest_from, read_manifest
+from compressor.report.card import Card, input_facts
+from compressor.report.manifest import Manifest, manifest_from, read_manifest
 from compressor.vision.preparation import Preparation
 from tests.exporting.nets import small_net
 
@@ -269,6 +270,12 @@ def test_tampering_is_found(damage, message: str, made: tuple[Path, Manifest], t
     with pytest.raises(FileError, match=message) as caught:
         verify_package(tmp_path / "net")
     assert "\n" not in str(caught.value)
+
+
+def test_keys_that_a_newer_compressor_writes_are_left_out(made: tuple[Path, Manifest]) -> None:
+    held = json.loads((made[0] / "manifest.json").read_text())
+    newer = {**held, "carbon": 1, "exits": [{**each, "joules": [0.1]} for each in held["exits"]]}
+    assert manifest_from(newer, "newer") == manifest_from(held, "held") == made[1]
 
 
 def test_a_signed_package_is_known_by_its_key(tmp_path: Path) -> None:

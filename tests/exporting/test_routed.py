@@ -21,7 +21,8 @@ from compressor.exporting.routed import check_mixture, depth_times, mixtures
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.watch import OVERHEAD
 from compressor.exporting.weights import graphs_in
-from compressor.report.manifest import Card, Manifest
+from compressor.report.card import Card
+from compressor.report.manifest import Manifest
 from compressor.routing.network import Routed
 from tests.exporting.nets import trained
 from tests.routing.nets import Residual, Three, images, routed

@@ -10,7 +10,7 @@ from compressor.errors import CompressorError, FileError, ModelError
 from compressor.exporting.to_torch import export_program
 from compressor.graph import capture
 from compressor.loading.opening import open_model
-from compressor.report.manifest import Card
+from compressor.report.card import Card
 from compressor.surgery import operate_
 from compressor.vision import door as vision
 from compressor.vision.preparation import Preparation

@@ -1,5 +1,6 @@
 """Times of layers by their widths: what lies between samples, and the file."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,9 @@ def test_the_file_holds_everything(tmp_path: Path):
     table = sampled(lambda a, b: a / b)
     table.whole = {"Conv": 3.0}
     table.write(tmp_path / "table.json")
+    newer = json.loads((tmp_path / "table.json").read_text())
+    newer["machine"]["volts"], newer["layers"][0]["joules"], newer["carbon"] = 1, 1, 1  # by a newer compressor
+    (tmp_path / "table.json").write_text(json.dumps(newer))
     again = Timetable.read(tmp_path / "table.json")
     assert (again.machine, again.samples, again.whole) == (table.machine, table.samples, table.whole)
 

@@ -75,6 +75,7 @@ WRONG = {
     "size": (lambda groups, name: groups[name].update(channels=7), "channels here, and not 7"),
     "beyond": (lambda groups, name: groups[name].update(remove=[0, 99]), "and no 99"),
     "twice": (lambda groups, name: groups[name].update(remove=[1, 1]), "removes a channel twice"),
+    "key": (lambda groups, name: groups[name].update(removed=[1]), "a group is written"),
     "words": (lambda groups, name: groups[name].update(remove=["1"]), "a group is written"),
     "all": (lambda groups, name: groups[name].update(remove=list(range(groups[name]["channels"]))), "one has to stay"),
     "frozen": (lambda groups, name: groups.update({"12": {"channels": 10, "remove": [0]}}), "12 is frozen: output"),
@@ -102,6 +103,10 @@ def test_a_line_that_does_not_fit_is_named_and_nothing_is_written(
         ("{", "is no JSON"),
         ("[]", "is no plan"),
         ('{"format": "compressor plan", "version": 9, "groups": {}}', "version 9"),
+        (
+            '{"format": "compressor plan", "version": 1, "groups": {}, "group": {}}',
+            "has no group .did you mean groups",
+        ),
     ],
 )
 def test_what_is_no_plan_is_one_line(text: str, said: str, tmp_path: Path) -> None:

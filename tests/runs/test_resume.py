@@ -167,6 +167,13 @@ def test_settings_go_to_json_and_back(job):
     assert not differing
 
 
+def test_a_setting_that_somebody_chose_in_a_newer_compressor_is_not_left_out():
+    settings = {**flat(next(jobs())), "carbon": 0.5}
+    assert job_of(settings) == next(jobs())
+    with pytest.raises(FileError, match="there is no setting 'carbon'"):
+        job_of({**settings, "chosen": ["carbon"]})
+
+
 @pytest.mark.parametrize("kind", [kind for kinds in VERBS.values() for kind in kinds if issubclass(kind, RunJob)])
 def test_every_job_that_leaves_a_run_names_the_class_that_carries_it_out(kind):
     assert kind in (SweepJob, ShrinkJob) or issubclass(run_class(kind), Run)

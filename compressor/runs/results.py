@@ -18,6 +18,7 @@ from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare
 from compressor.loading.opening import OpenedModel
 from compressor.report import units
+from compressor.report.manifest import Manifest
 from compressor.report.measurements import LayerSize, Measurements, OnnxCheck
 from compressor.report.report import Report, write_page
 from compressor.runs.export import evidence_of
@@ -118,17 +119,28 @@ def export_result(subject: Subject, folder: RunFolder, tell: Callback) -> OnnxCh
         return error
 
 
+def quantize(subject: Subject, report: Report, target: Path, tell: Callback) -> Manifest:
+    """Write a run's network in INT8, a package, in the place of one that is there.
+
+    Raises CompressorError.
+    """
+    tell(Stage("quantizing to INT8 and measuring it"))
+    return export_package(
+        subject.module,
+        subject.example,
+        target,
+        card=card_of(subject),
+        evidence=replace(evidence_of(subject, int8=True), scored=_scored(subject, report)),
+        settings=PackageSettings(int8="x86", latency=False, overwrite=True),
+    )
+
+
 def _quantized(
     subject: Subject, report: Report, folder: RunFolder, tell: Callback
 ) -> list[dict[str, Any]] | CompressorError:
     """Write a run's result in INT8 as well, a package; how each exit does there, or why there is no package."""
-    tell(Stage("quantizing to INT8 and measuring it"))
-    settings = PackageSettings(int8="x86", latency=False, overwrite=True)
     try:
-        evidence = replace(evidence_of(subject, int8=True), scored=_scored(subject, report))
-        made = export_package(
-            subject.module, subject.example, folder / INT8, card=card_of(subject), evidence=evidence, settings=settings
-        )
+        made = quantize(subject, report, folder / INT8, tell)
     except CompressorError as error:
         return error
     return [{"exit": each.name, "top1": each.top1, "top1_float": each.top1_float} for each in made.exits]

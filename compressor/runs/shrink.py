@@ -24,20 +24,20 @@ from compressor.pruning.settings import PruneSettings
 from compressor.report import units
 from compressor.report.manifest import MANIFEST, WEIGHTS, read_manifest
 from compressor.report.measurements import Certificate
+from compressor.report.progress import counted
 from compressor.report.report import Report
 from compressor.report.run_comparison import Point, RunComparison
 from compressor.report.runs import Timed, compare_runs
 from compressor.routing.settings import TUNED_TRAINING
 from compressor.runs.compare import time_files
 from compressor.runs.estimate import estimate
-from compressor.runs.export import export
 from compressor.runs.folder import MODEL, ONNX, PACKAGE, SETTINGS, read_settings, refuse_deleting
-from compressor.runs.job import ExportJob
 from compressor.runs.jobs import RouteJob, ShrinkJob, job_of_method
 from compressor.runs.models import open_model, save_model
 from compressor.runs.promise import Judge
+from compressor.runs.results import quantize
 from compressor.runs.run import planned
-from compressor.runs.settings import ModelSettings, PromiseSettings
+from compressor.runs.settings import PromiseSettings
 from compressor.runs.several import Cell, attempted, begin, carry_out, checked, common
 from compressor.runs.stages import Callback, Stage, silent
 from compressor.runs.subject import Subject, card_of
@@ -163,12 +163,9 @@ class Tried:
     def quantize(self, run: str) -> None:
         """A run's network in INT8."""
         place = Path(f"{run}-int8")
-        asked = ExportJob(
-            ModelSettings(str(Path(run) / MODEL)), str(place), precision="int8", data=self.job.data, latency=False,
-            loading=self.job.loading, overwrite=self.job.output.overwrite,
-        )  # fmt: skip
         if self.job.output.overwrite or not (place / MANIFEST).exists():
-            self._attempt(place.name, lambda: export(asked))
+            subject = replace(self.judge.subject, data=self.judge.data, opened=open_model(Path(run) / MODEL))
+            self._attempt(place.name, lambda: quantize(subject, self.done[run], place, self.tell))
         if place.name not in self.failed:
             self.packages[str(place)] = run
 
@@ -226,7 +223,8 @@ class Tried:
         with TemporaryDirectory() as scratch:
             files = {name: Path(name) / ONNX for name in self.packages}
             modules = {name: open_model(Path(name) / MODEL).module for name in names if name not in files}
-            for number, (name, module) in enumerate({str(self.job.model.model): subject.module, **modules}.items()):
+            timed = {str(self.job.model.model): subject.module, **modules}
+            for number, (name, module) in enumerate(counted("exporting networks to time", timed.items(), len(timed))):
                 files[name] = Path(scratch) / f"{number}.onnx"
                 export_onnx(module, subject.example, files[name])
             return time_files(files, subject.example, real)

@@ -33,7 +33,7 @@ from benchmarks.real import NETWORKS, Network, parser_of
 from benchmarks.resumable import opened
 from benchmarks.stranger_resnet import resnet20
 from compressor.exporting.biases import correct_biases
-from compressor.exporting.onnx import OPSET, flatten
+from compressor.exporting.flatten import OPSET, flatten
 from compressor.exporting.onnx_in.reading import open_onnx
 from compressor.exporting.proof import agreement
 from compressor.exporting.quantize import SCHEMES, Chip, free_scores_, image_convolution, quantize

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.exporting.onnx import flatten
+from compressor.exporting.flatten import flatten
 from compressor.exporting.samples import images
 from compressor.exporting.weights import WeightsFile
 from compressor.report.manifest import Array

@@ -27,8 +27,8 @@ from compressor.exporting import run, watch
 from compressor.exporting.biases import correct_biases
 from compressor.exporting.builds import build, modules
 from compressor.exporting.compose import StageMaker
+from compressor.exporting.flatten import OPSET, check_file, check_opset
 from compressor.exporting.forms import Form, form_of
-from compressor.exporting.onnx import OPSET, check_file, check_opset
 from compressor.exporting.proof import Demands, Evidence, arrays, opened, prove, routing_facts
 from compressor.exporting.quantize import Chip, QuantizingMaker, facts
 from compressor.exporting.run import Run

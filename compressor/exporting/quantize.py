@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError, first_line
 from compressor.exporting.compose import Samples, Stage, StageMaker
-from compressor.exporting.onnx import quiet
+from compressor.exporting.flatten import quiet
 from compressor.exporting.ranges import Reader, write_ranges
 from compressor.exporting.weights import WeightsFile
 from compressor.report.manifest import Array

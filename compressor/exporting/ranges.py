@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.exporting.onnx import quiet
+from compressor.exporting.flatten import quiet
 from compressor.report.manifest import Array
 
 BINS = 2048  # of a histogram, from the largest magnitude below zero to that above

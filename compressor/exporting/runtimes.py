@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, first_line
 from compressor.exporting import run, to_executorch, to_litert, to_ncnn, to_torch
+from compressor.exporting.flatten import quiet, root_of
 from compressor.exporting.measure import ROUNDS, SECONDS, profiled, without_reorders
-from compressor.exporting.onnx import quiet, root_of
 from compressor.exporting.runtime import noise, open_session
 from compressor.profiling.latency import once
 from compressor.report.manifest import Array

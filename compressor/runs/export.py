@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import UsageError
+from compressor.exporting.flatten import OPSET, check_opset
 from compressor.exporting.forms import form_of
-from compressor.exporting.onnx import OPSET, check_opset, export_onnx
+from compressor.exporting.onnx import export_onnx
 from compressor.exporting.package import PackageSettings, check_target, export_package
 from compressor.exporting.proof import PROOF_IMAGES, Evidence
 from compressor.exporting.runtimes import RUNTIMES, check_runtime

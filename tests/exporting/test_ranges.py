@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from compressor.exporting.onnx import OPSET, flatten
+from compressor.exporting.flatten import OPSET, flatten
 from compressor.exporting.quantize import SCHEMES, quantize
 from compressor.exporting.ranges import BINS, least_error
 from compressor.exporting.runtime import open_session

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from compressor.exits.cutting import cut
 from compressor.exits.settings import DetachSettings
 from compressor.exporting.forms import AtDepth
+from compressor.exporting.graphs import PackageSettings
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.package import export_package
 from compressor.exporting.runtime import Level, open_session
 from compressor.exporting.tune import tune_package
 from compressor.report.environment import device_words, versions

@@ -19,8 +19,9 @@ from torch import Tensor
 
 import compressor
 from benchmarks.export import runner, sizes, times, warmed
+from compressor.exporting.graphs import PackageSettings
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.package import export_package
 from compressor.exporting.proof import Evidence
 from compressor.report.environment import device_words, versions
 from compressor.vision import door as vision

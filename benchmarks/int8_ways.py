@@ -35,9 +35,9 @@ from benchmarks.stranger_resnet import resnet20
 from compressor.exporting.biases import correct_biases
 from compressor.exporting.flatten import OPSET, flatten
 from compressor.exporting.onnx_in.reading import open_onnx
-from compressor.exporting.proof import agreement
 from compressor.exporting.quantize import SCHEMES, Chip, free_scores_, image_convolution, quantize
 from compressor.exporting.runtime import open_session
+from compressor.exporting.samples import agreement
 from compressor.files.paths import write_json
 from compressor.profiling.costs import macs_of
 from compressor.training.data import open_data, with_input_shape

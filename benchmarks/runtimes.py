@@ -42,11 +42,14 @@ from benchmarks.stranger_resnet import resnet20
 from compressor.errors import CompressorError
 from compressor.exits.cutting import cut
 from compressor.exits.settings import DetachSettings
-from compressor.exporting.package import PackageSettings, export_package
-from compressor.exporting.proof import Evidence, agreement, executed
+from compressor.exporting.graphs import PackageSettings
+from compressor.exporting.package import export_package
+from compressor.exporting.proof import Evidence
 from compressor.exporting.quantize import SCHEMES
 from compressor.exporting.run import Network, fed
+from compressor.exporting.running import executed
 from compressor.exporting.runtimes import RUNTIMES
+from compressor.exporting.samples import agreement
 from compressor.files.paths import write_json
 from compressor.report.manifest import Manifest
 from compressor.routing.network import make_routed, survey

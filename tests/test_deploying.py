@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from compressor.exits.detachable import Detachable
-from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.graphs import PackageSettings
+from compressor.exporting.package import export_package
 from compressor.report.card import Card
 from compressor.vision.preparation import Preparation
 from tests.exits.nets import detachable, images

@@ -12,7 +12,7 @@ watch.py        counts exits and says when the certificate no longer holds, for 
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,15 @@ from torch import Tensor, nn
 from compressor.certify import share_at_most
 from compressor.errors import FileError, ModelError, UsageError
 from compressor.exporting import run, watch
-from compressor.exporting.biases import correct_biases
-from compressor.exporting.builds import build, modules
-from compressor.exporting.compose import StageMaker
-from compressor.exporting.flatten import OPSET, check_file, check_opset
+from compressor.exporting.flatten import check_opset
 from compressor.exporting.forms import Form, form_of
-from compressor.exporting.proof import Demands, Evidence, arrays, opened, prove, routing_facts
-from compressor.exporting.quantize import Chip, QuantizingMaker, facts
+from compressor.exporting.graphs import PackageSettings, write_graphs
+from compressor.exporting.proof import Demands, Evidence, prove, routing_facts
+from compressor.exporting.quantize import facts
 from compressor.exporting.run import Run
+from compressor.exporting.running import arrays, opened
 from compressor.exporting.runtime import noise, open_session
-from compressor.exporting.runtimes import Runtime, check_runtime, written
+from compressor.exporting.runtimes import Runtime, check_runtime
 from compressor.exporting.samples import (
     arranged,
     images,
@@ -44,7 +43,6 @@ from compressor.exporting.samples import (
     torch_answer,
 )
 from compressor.exporting.verify import SIGNATURE, check_package, private_key
-from compressor.exporting.weights import WeightsFile
 from compressor.files.paths import folder_beside, move_folder
 from compressor.report.card import Card, input_facts
 from compressor.report.environment import VERSION
@@ -63,19 +61,6 @@ from compressor.report.manifest import (
 )
 from compressor.training.task import examples_in
 from compressor.vision import preparation
-
-
-@dataclass(frozen=True)
-class PackageSettings:
-    """How a package is written."""
-
-    opset: int = OPSET
-    separate: bool = False  # also a flat graph for each exit
-    latency: bool = True  # measure each exit
-    overwrite: bool = False  # a package that is there may be replaced
-    runtime: str = "onnx"  # a row of RUNTIMES
-    int8: Chip | None = None  # quantized for a chip; None: float32
-    sign: str | None = None  # a private ed25519 key in a PEM file, for the manifest
 
 
 def export_package(
@@ -117,19 +102,15 @@ def export_package(
     outdated = check_target(target, overwrite=settings.overwrite)
     if not isinstance(example, Tensor) and runtime.name != "onnx":
         raise ModelError(f"packages for {runtime.title} take one tensor of images: export this model with `to` onnx")
-    form = form_of(reference_of(module), portable(example))
     evidence = (evidence or Evidence()).on(portable(example))
-    assert evidence.images is not None
-    if form.kind == "compact":
-        gives = arranged(torch_answer(form.module, images(evidence.images, 2)))
-        form = replace(form, names=input_names(form.module, evidence.images), gives=gives)
+    form = _called(form_of(reference_of(module), portable(example)), evidence.images)
     if settings.int8 is not None and (evidence.calibration is None or evidence.score is None):
         raise UsageError("quantization needs images to calibrate on and to measure the accuracy on: give `data`")
     with folder_beside(target) as staging, tempfile.TemporaryDirectory() as before:
-        graphs = _write_graphs(form, evidence, staging, settings, runtime)
+        graphs = write_graphs(form, evidence, staging, settings, runtime)
         demands = Demands(runtime.name, settings.latency, settings.int8 is not None)
         if demands.quantized and demands.latency:
-            whole = _write_graphs(form, evidence, Path(before), replace(settings, int8=None), runtime)
+            whole = write_graphs(form, evidence, Path(before), replace(settings, int8=None), runtime)
             network = opened(Path(before), whole, runtime.name, form, torch.get_num_threads())
             demands = replace(demands, float32=network)
         exits = prove(form, evidence, staging, graphs, demands)
@@ -142,6 +123,14 @@ def export_package(
             (staging / SIGNATURE).write_bytes(key.sign((staging / MANIFEST).read_bytes()))
         move_folder(staging, target, last=MANIFEST, outdated=outdated)
     return manifest
+
+
+def _called(form: Form, inputs: Any) -> Form:
+    """The form with the names of what a compact network is called with, and how it returns its outputs."""
+    if form.kind != "compact":
+        return form
+    gives = arranged(torch_answer(form.module, images(inputs, 2)))
+    return replace(form, names=input_names(form.module, inputs), gives=gives)
 
 
 def _manifest(
@@ -280,44 +269,3 @@ def _write_sample(folder: Path, form: Form, inputs: Any, network: Run, *, quanti
     outputs = {f"exit_{each.number}": network({**given, **each.feeds})[0] for each in form.exits}
     np.savez(folder / SAMPLE, allow_pickle=False, **given, **outputs)
     return {"file": SAMPLE, "limit": 0.3 if quantized else 1e-3}
-
-
-def _write_graphs(
-    form: Form, evidence: Evidence, staging: Path, settings: PackageSettings, runtime: Runtime
-) -> dict[str, str]:
-    """Write what the runtime runs; returns the file of each graph."""
-    made: dict[str, str] = {}
-    if settings.int8 is not None and evidence.calibration is not None:
-        chip = None if runtime.quantizer else settings.int8
-        mended = form_of(correct_biases(form.module, evidence.calibration, chip), images(evidence.calibration, 1))
-        form = replace(mended, names=form.names, gives=form.gives)
-    if runtime.convert is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, file in _write_onnx(form, evidence, Path(folder), settings).items():
-                made[name] = f"{name}{runtime.suffix}"
-                written(runtime, runtime.convert, Path(folder) / file, staging / made[name])
-        return made
-    if runtime.write is None:
-        return _write_onnx(form, evidence, staging, settings)
-    int8 = settings.int8 is not None
-    with torch.no_grad():
-        for name, part, maps in modules(form, evidence.calibration if int8 else evidence.images[:2]):
-            made[name] = f"{name}{runtime.suffix}"
-            written(runtime, runtime.write, part, maps, staging / made[name], int8)
-    return made
-
-
-def _write_onnx(form: Form, evidence: Evidence, staging: Path, settings: PackageSettings) -> dict[str, str]:
-    import onnx_ir as ir
-
-    with WeightsFile(staging / WEIGHTS) as weights:
-        if settings.int8 is None:
-            maker, inputs = StageMaker(weights, settings.opset), images(evidence.images, 2)  # only their shapes matter
-        else:
-            maker, inputs = QuantizingMaker(weights, settings.opset, settings.int8), evidence.calibration
-        graphs = build(form, inputs, maker, separate=settings.separate)
-    files = {name: f"{name}.onnx" for name in graphs}
-    for name, model in graphs.items():
-        ir.save(model, staging / files[name])
-        check_file(staging / files[name])
-    return files

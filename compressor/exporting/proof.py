@@ -1,8 +1,5 @@
 """The proof that an export does what it should, exit by exit: parity, executed convolutions, accuracy and time."""
 
-import json
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -15,19 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from compressor.errors import CompressorError, first_line
+from compressor.errors import CompressorError
 from compressor.exporting.builds import flat_name
 from compressor.exporting.forms import THRESHOLDS, Cost, Exit, Form, cost_of
 from compressor.exporting.routed import check_mixture
 from compressor.exporting.run import Network, Run
-from compressor.exporting.runtime import by_name, open_session, put_together
+from compressor.exporting.running import Runner, arrays, executed, opened
+from compressor.exporting.runtime import put_together
 from compressor.exporting.samples import (
     RELATIVE_LIMIT,
+    agreement,
     images,
-    in_order,
     largest_difference,
     portable,
     random_like,
+    same_classes,
     torch_outputs,
 )
 from compressor.profiling.latency import Latency, measure
@@ -37,40 +36,9 @@ from compressor.routing.network import Routed
 from compressor.training.task import examples_in
 
 PROOF_IMAGES = 64
-_TIE = 1e-5  # share of the largest score within which two classes are equally good
 _SLOWER = 1.1  # how much slower than a dearer exit a cheaper one may be measured on a machine that others use too
 _SLOWER_MS = 0.1
 _PATIENCE = (0.3, 0.3, 0.3, 0.3, 1.0, 1.0)  # seconds that each exit is measured, until their order is right
-
-
-class Runner:
-    """One exit of an exported network: a batch of images, or of each input, to a list of outputs."""
-
-    def __init__(
-        self, run: Run, feeds: Mapping[str, Array], names: Sequence[str] = ("input",), gives: object = 0
-    ) -> None:
-        self._run, self._feeds, self._names, self._gives = run, dict(feeds), names, gives
-
-    def __call__(self, *given: Array, **named: Array) -> list[Array]:
-        """All outputs.
-
-        Raises:
-            CompressorError: the runtime cannot run it.
-        """
-        batches = {name: np.ascontiguousarray(each) for name, each in by_name(self._names, given, named).items()}
-        try:
-            return self._run({**batches, **self._feeds})
-        except Exception as error:  # every runtime has exceptions of its own
-            raise CompressorError(f"the exported graph does not run ({first_line(error)})") from error
-
-    def answer(self, *given: Array, **named: Array) -> Any:
-        """What the model returned."""
-        return put_together(self._gives, self(*given, **named))
-
-
-def arrays(inputs: Any, names: Sequence[str]) -> dict[str, Array]:
-    """What a graph is given, by the names of its inputs."""
-    return {name: each.numpy() for name, each in zip(names, in_order(inputs, names), strict=True)}
 
 
 def parity(
@@ -97,30 +65,6 @@ def parity(
         if not quantized and not same_classes(expected[0], got[0]):
             raise CompressorError(f"exit {leaving.number} ({leaving.name}) gives other classes than torch")
     return worst, agreement(expected[0], got[0])
-
-
-def agreement(expected: Array, got: Array) -> float:
-    """The share of images with the same largest score; 1 for what are no scores."""
-    scores = expected.ndim == 2 and expected.shape == got.shape
-    return float((expected.argmax(1) == got.argmax(1)).mean()) if scores else 1.0
-
-
-def same_classes(expected: Array, got: Array) -> bool:
-    """Whether the largest scores are at the same places, but for ties; true for what are no scores."""
-    if expected.ndim != 2 or not expected.size:
-        return True
-    chosen = np.take_along_axis(expected, got.argmax(1)[:, None], 1)[:, 0]
-    return bool((chosen >= expected.max(1) - _TIE * np.abs(expected).max()).all())
-
-
-def executed(file: Path, inputs: Mapping[str, Array]) -> Counter[str]:
-    """How often each operator ran for one image, by ONNX Runtime's profiler."""
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_session(file, profile=Path(folder) / "profile")
-        Runner(partial(session.run, None), {})(**inputs)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    names = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
-    return Counter(event["args"]["op_name"] for event in names)
 
 
 _PRODUCTS = ("Gemm", "MatMul")  # in the names of ONNX Runtime's operators, fused and quantized ones too
@@ -216,11 +160,6 @@ class Demands:
     latency: bool = True
     quantized: bool = False  # then accuracy is compared and not outputs
     float32: Run | None = None  # the same before quantization, to be timed beside it
-
-
-def opened(folder: Path, graphs: Mapping[str, str], runtime: str, form: Form, threads: int) -> Network:
-    """The graphs in a folder as the package's own script runs them."""
-    return Network(folder, threads, {"runtime": runtime, "graphs": graphs, "exits": form.exits, "tuned": None})
 
 
 def prove(

@@ -147,3 +147,20 @@ def largest_difference(expected: Sequence[Array], got: Sequence[Array]) -> tuple
         absolute = max(absolute, difference)
         relative = max(relative, difference / scale if scale else difference)
     return absolute, relative
+
+
+_TIE = 1e-5  # share of the largest score within which two classes are equally good
+
+
+def agreement(expected: Array, got: Array) -> float:
+    """The share of images with the same largest score; 1 for what are no scores."""
+    scores = expected.ndim == 2 and expected.shape == got.shape
+    return float((expected.argmax(1) == got.argmax(1)).mean()) if scores else 1.0
+
+
+def same_classes(expected: Array, got: Array) -> bool:
+    """Whether the largest scores are at the same places, but for ties; true for what are no scores."""
+    if expected.ndim != 2 or not expected.size:
+        return True
+    chosen = np.take_along_axis(expected, got.argmax(1)[:, None], 1)[:, 0]
+    return bool((chosen >= expected.max(1) - _TIE * np.abs(expected).max()).all())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError, FileError, first_line
-from compressor.exporting.proof import Runner, executed
+from compressor.exporting.running import Runner, executed
 from compressor.exporting.runtime import noises, open_session, private_copy, session_options
 from compressor.exporting.samples import largest_difference
 from compressor.exporting.verify import check_package, read_portable

@@ -10,8 +10,9 @@ from torch import nn
 from compressor.errors import UsageError
 from compressor.exporting.flatten import OPSET, check_opset
 from compressor.exporting.forms import form_of
+from compressor.exporting.graphs import PackageSettings
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.package import PackageSettings, check_target, export_package
+from compressor.exporting.package import check_target, export_package
 from compressor.exporting.proof import PROOF_IMAGES, Evidence
 from compressor.exporting.runtimes import RUNTIMES, check_runtime
 from compressor.exporting.to_torch import export_program

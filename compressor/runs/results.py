@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import CompressorError
+from compressor.exporting.graphs import PackageSettings
 from compressor.exporting.latency import model_latencies, profile
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.package import export_package
 from compressor.graph.channels import Channels
 from compressor.graph.neutral import bare
 from compressor.loading.opening import OpenedModel

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from compressor.exits.detachable import Detachable
 from compressor.exits.nested import Nested
-from compressor.exporting.package import PackageSettings, export_package
-from compressor.exporting.proof import Evidence, executed
+from compressor.exporting.graphs import PackageSettings
+from compressor.exporting.package import export_package
+from compressor.exporting.proof import Evidence
+from compressor.exporting.running import executed
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.weights import graphs_in
 from compressor.graph import capture

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from compressor.exporting.graphs import PackageSettings
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.package import PackageSettings, export_package, write_runner
+from compressor.exporting.package import export_package, write_runner
 from compressor.exporting.runtime import OnnxModel
 from compressor.report.card import Card, input_facts
 from compressor.report.manifest import Manifest, card_inside

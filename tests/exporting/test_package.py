@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
 from compressor.exporting import proof as judging
 from compressor.exporting.forms import cost_of, form_of
+from compressor.exporting.graphs import PackageSettings
 from compressor.exporting.onnx_profile import profile_onnx
-from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.package import export_package
 from compressor.exporting.proof import Evidence
 from compressor.exporting.runtime import OnnxModel, onnx_at
 from compressor.exporting.tune import tune_package

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError
 from compressor.exporting import proof
 from compressor.exporting.forms import Cost, Exit
-from compressor.exporting.proof import PROOF_IMAGES, count_layers, latencies, parity, same_classes
+from compressor.exporting.proof import PROOF_IMAGES, count_layers, latencies, parity
+from compressor.exporting.samples import same_classes
 
 IMAGES = torch.randn(PROOF_IMAGES, 6, generator=torch.Generator().manual_seed(0))
 

@@ -11,11 +11,13 @@ from torch import nn
 
 from compressor.certify import promised
 from compressor.errors import CompressorError, UsageError
-from compressor.exporting import package, quantize
+from compressor.exporting import graphs, quantize
 from compressor.exporting.forms import form_of
-from compressor.exporting.package import PackageSettings, export_package
-from compressor.exporting.proof import Evidence, executed
+from compressor.exporting.graphs import PackageSettings
+from compressor.exporting.package import export_package
+from compressor.exporting.proof import Evidence
 from compressor.exporting.quantize import SCHEMES, Chip, facts, saturates
+from compressor.exporting.running import executed
 from compressor.exporting.runtime import OnnxModel
 from compressor.exporting.samples import torch_outputs
 from compressor.exporting.verify import verify_package
@@ -102,7 +104,7 @@ def test_biases_make_up_for_rounded_weights(tmp_path: Path, monkeypatch: pytest.
     shifts = []
     for corrected in (True, False):
         if not corrected:
-            monkeypatch.setattr(package, "correct_biases", lambda module, images, chip: module)
+            monkeypatch.setattr(graphs, "correct_biases", lambda module, images, chip: module)
         place, settings = tmp_path / str(corrected), replace(SETTINGS, int8="x86-old")
         made = export_package(small_net(), EXAMPLE, place, evidence=EVIDENCE, settings=settings)
         shifts.append(np.abs(OnnxModel(place / "model.onnx")(IMAGES.numpy()).mean(0) - expected).mean())

@@ -15,9 +15,11 @@ from compressor.certify import share_at_most
 from compressor.errors import CompressorError
 from compressor.exporting import routed as module
 from compressor.exporting.forms import AtDepth, forced, form_of
-from compressor.exporting.package import PackageSettings, export_package, watch_facts
-from compressor.exporting.proof import Evidence, executed
+from compressor.exporting.graphs import PackageSettings
+from compressor.exporting.package import export_package, watch_facts
+from compressor.exporting.proof import Evidence
 from compressor.exporting.routed import check_mixture, depth_times, mixtures
+from compressor.exporting.running import executed
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.watch import OVERHEAD
 from compressor.exporting.weights import graphs_in

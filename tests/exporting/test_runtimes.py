@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressorError, FileError, ModelError, UsageError
 from compressor.exporting import runtimes, to_executorch, to_ncnn
-from compressor.exporting.package import PackageSettings, export_package
+from compressor.exporting.graphs import PackageSettings
+from compressor.exporting.package import export_package
 from compressor.exporting.proof import Evidence
 from compressor.exporting.run import Network
 from compressor.exporting.runtimes import RUNTIMES

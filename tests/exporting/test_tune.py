@@ -16,9 +16,10 @@ from torch import nn
 
 from compressor.errors import CompressorError, FileError
 from compressor.exporting import tune as tuning
+from compressor.exporting.graphs import PackageSettings
 from compressor.exporting.onnx_profile import profile_onnx
-from compressor.exporting.package import PackageSettings, export_package
-from compressor.exporting.proof import executed
+from compressor.exporting.package import export_package
+from compressor.exporting.running import executed
 from compressor.exporting.runtime import OnnxModel, open_session
 from compressor.exporting.tune import tune_package, uniquified
 from compressor.exporting.verify import verify_package

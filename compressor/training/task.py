@@ -4,13 +4,13 @@ Labelled images are one such task (`data.Data`), a class of the user's is anothe
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from compressor.errors import ModelError
 from compressor.graph.trace import call_arguments
@@ -81,11 +81,13 @@ class Task(ABC):
         """Up to `count` examples of a part, as the network is called with them."""
         found: list[Any] = []
         for x, _ in self.passing(part, min(count, 64), device):
+            if found and _form(x) != _form(found[0]):
+                break
             found.append(taken(x, slice(count)))
             count -= examples_in(x)
-            if count <= 0 or not isinstance(x, Tensor) or x.shape[1:] != found[0].shape[1:]:
+            if count <= 0:
                 break
-        return torch.cat(found) if isinstance(found[0], Tensor) else found[0]
+        return _together(found)
 
     @abstractmethod
     def alike(self, part: Any, batches: int, batch_size: int | None, seed: int, device: torch.device) -> Iterator[Pair]:
@@ -200,6 +202,25 @@ def _taken(batch: Any, part: slice, count: int, depth: int) -> Any:
         held = [_taken(each, part, count, depth + 1) for each in batch]
         return tuple(held) if isinstance(batch, tuple) else held
     return batch[part] if isinstance(batch, Tensor) and batch.ndim and len(batch) == count else batch
+
+
+def _form(batch: Any) -> tuple[Any, ...]:
+    """How a batch holds its tensors, and their sizes but the first: those of equal form can stand in one. None is equal
+    to one with a list in it, such as images of their own sizes."""
+    leaves, held = tree_flatten(batch, is_leaf=lambda part: isinstance(part, list))
+    kinds = (leaf.shape[1:] if isinstance(leaf, Tensor) else isinstance(leaf, list) and object() for leaf in leaves)
+    return held, *kinds
+
+
+def _together(batches: Sequence[Any]) -> Any:
+    """Batches of one form as one; what is not a tensor with an entry for each example is that of the first."""
+    count = examples_in(batches[0])
+
+    def joined(*parts: Any) -> Any:
+        each = isinstance(parts[0], Tensor) and parts[0].ndim and len(parts[0]) == count
+        return torch.cat(parts) if each else parts[0]
+
+    return tree_map(joined, *batches)
 
 
 def moved(batch: Any, device: torch.device | str) -> Any:

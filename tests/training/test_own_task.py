@@ -177,6 +177,22 @@ def test_a_part_of_a_batch_has_a_part_of_everything(kind):
         assert [image.shape[1] for image in part[0]] == [1, 2] and len(part[1]) == 2
 
 
+def test_examples_of_several_inputs_are_taken_of_as_many_batches_as_it_needs():
+    """A quantizer is calibrated on them; images of their own sizes are those of the first batch."""
+    mine = task(inputs=lambda batch: {"signal": batch[0], "other": (batch[1], 2.0)})
+    every = mine.user.data("train")
+    found = mine.examples(mine.train, 20)
+    assert torch.equal(found["signal"], every[:20][0]) and torch.equal(found["other"][0], every[:20][1])
+    assert found["other"][1] == 2.0
+    batches = [torch.full((size, 1, 16), float(number)) for number, size in enumerate((8, 8, 8, 3))]
+    mine = task(lambda split: [(batch, batch) for batch in batches], inputs=lambda batch: batch)
+    assert [part[:, 0, 0].tolist() for part in mine.examples(mine.train, 18)] == [[0.0] * 8 + [1.0] * 8 + [2.0] * 2] * 2
+    mine = task(inputs=lambda batch: (list(batch[0]),))
+    assert examples_in(mine.examples(mine.train, 64)) == 24
+    listed = task(lambda split: [(batch, batch) for batch in batches], inputs=lambda batch: (list(batch[0]),))
+    assert examples_in(listed.examples(listed.train, 20)) == 8
+
+
 def test_memory_that_runs_out_halves_the_pieces_with_the_gradients_of_the_whole():
     class Scarce(Regression):
         def loss(self, model: nn.Module, batch: Any) -> Tensor:

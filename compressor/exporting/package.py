@@ -169,6 +169,7 @@ def _manifest(
         routing=routing,
         opset=settings.opset,
         checked_on=evidence.words,
+        figure=evidence.figure().name,
         certificate=certificate,
         watch=watch_facts(form, exits, routing, certificate),
         quantization=quantization,

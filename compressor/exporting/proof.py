@@ -31,7 +31,7 @@ from compressor.exporting.samples import (
 )
 from compressor.profiling.latency import Latency, measure
 from compressor.report.manifest import Array, ExitFacts
-from compressor.report.measurements import Certificate
+from compressor.report.measurements import Certificate, Figure
 from compressor.routing.network import Routed
 from compressor.training.task import examples_in
 
@@ -138,6 +138,7 @@ class Evidence:
     images: Any = None  # on which ONNX Runtime is compared with torch, 64 or more; None: random ones
     calibration: Any = None  # of the training set, for a quantizer
     score: Score | None = None
+    figure: Callable[[], Figure] = Figure  # that it gave: a task's has its name once it is measured
     scored: Mapping[int, float] = field(default_factory=dict)  # by exit, before quantization, where that is known
     promise: Judge | None = None  # that every exit in INT8 has to keep
     words: str = ""

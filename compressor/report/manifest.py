@@ -13,6 +13,7 @@ from compressor.errors import FileError, UsageError, shown
 from compressor.files.paths import beside, copied
 from compressor.files.plain import from_plain
 from compressor.report.card import CARD_KEY, Card, check_gives, input_from, preparation_of
+from compressor.report.measurements import TOP1
 
 Array = NDArray[Any]
 FORMAT, VERSION = "compressor package", 1
@@ -59,7 +60,7 @@ class ExitFacts:
     convolutions: int  # executed for one batch, as ONNX Runtime's profiler counts
     feeds: dict[str, Any] = field(default_factory=dict)  # input -> value that chooses this exit
     file: str | None = None  # of the flat graph, where there is one
-    top1: float | None = None  # fraction of the test images; None without data
+    top1: float | None = None  # fraction of the test images, or the manifest's `figure`; None without data
     top1_float: float | None = None  # the same before quantization
     latency_ms: dict[str, Any] | None = None  # batch 1 where it was exported: median, p95, runs, threads
     torch_ms: float | None = None  # median in torch, measured in turn with it
@@ -87,6 +88,7 @@ class Manifest:
     opset: int = 0
     certificate: dict[str, Any] | None = None  # what is promised of the model on fresh images
     watch: dict[str, Any] | None = None  # by what a device tells that it no longer holds; see `watch.Watched`
+    figure: str = TOP1  # what every `top1` is: a task of the user's own may have another figure
     checked_on: str = ""  # the images on which ONNX Runtime was compared with torch
     quantization: dict[str, Any] | None = None
     further: tuple[dict[str, Any], ...] = ()  # inputs after the first, in their order: name, shape of one, dtype

@@ -11,6 +11,7 @@ from rich.text import Text
 from compressor.report import units
 from compressor.report.comparison import compare
 from compressor.report.html import number_columns, written
+from compressor.report.measurements import TOP1, Figure
 from compressor.report.report import Report
 from compressor.report.units import NOTHING
 
@@ -156,25 +157,28 @@ def _shape(shapes: "Shapes") -> str:
 def exits_table(manifest: "Manifest") -> RenderableType:
     """Costs, accuracy and latency of every exit; below, what was not measured and how an exit is chosen."""
     quantized = manifest.quantization is not None
-    titles = ("MACs", "parameters", "top-1 float32" if quantized else "convolutions", "top-1", "latency")
+    figure = Figure(manifest.figure)
+    third = f"{figure.label} float32" if quantized else "convolutions"
+    titles = ("MACs", "parameters", third, figure.label, "latency")
     table = plain_table("exit", *((title, "right") for title in titles))
     for each in manifest.exits:
         table.add_row(
             Text(f"{each.number} {each.name}" if len(manifest.exits) > 1 else each.name),
             units.macs(each.macs),
             units.amount(each.params),
-            units.or_nothing(each.top1_float, units.percent) if quantized else str(each.convolutions),
-            units.or_nothing(each.top1, units.percent),
+            units.or_nothing(each.top1_float, figure.write) if quantized else str(each.convolutions),
+            units.or_nothing(each.top1, figure.write),
             units.or_nothing((each.latency_ms or {}).get("median"), units.milliseconds),
         )
     remarks = []
     if manifest.routing is not None:
         found = manifest.routing
-        remarks.append(f"routed: top-1 {units.percent(found['top1'])} at {units.macs(found['mean_macs'])} on average")
+        routed = f"{figure.label} {figure.write(found['top1'])} at {units.macs(found['mean_macs'])} on average"
+        remarks.append(f"routed: {routed}")
     if manifest.choice is not None:
         remarks.append(f"chosen by the input {manifest.choice['input']!r}: {manifest.choice['meaning']}")
     if any(each.top1 is None for each in manifest.exits):
-        remarks.append(f"top-1: measured on {manifest.title} where --data is given")
+        remarks.append(f"{figure.label}: measured on {manifest.title} where --data is given")
     if manifest.quantization is not None:
         remarks.append(f"INT8, calibrated on {manifest.quantization['calibrated_on']}; {manifest.quantization['note']}")
         kept = sum(facts["bytes"] for name, facts in manifest.files.items() if not name.endswith((".py", ".npz")))
@@ -186,7 +190,7 @@ def exits_table(manifest: "Manifest") -> RenderableType:
     if timing is not None:
         remarks.append(f"latency: {manifest.title}, batch 1, {timing['threads']} thread(s) an operator, median")
     agreement = [each.agreement for each in manifest.exits if each.agreement is not None]
-    if agreement:
+    if agreement and manifest.figure == TOP1:
         remarks.append(f"same class as torch: {units.percent(min(agreement))} of {manifest.checked_on}")
     slower = [each.float_ms for each in manifest.exits if each.float_ms is not None]
     if slower:

@@ -18,7 +18,7 @@ from compressor.exporting.runtimes import RUNTIMES, check_runtime
 from compressor.exporting.to_torch import export_program
 from compressor.files.paths import check_writable
 from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Manifest, chosen
-from compressor.report.measurements import Certificate
+from compressor.report.measurements import TOP1, Certificate
 from compressor.runs.job import ExportJob
 from compressor.runs.promise import Promise, put_aside
 from compressor.runs.settings import PromiseSettings
@@ -89,7 +89,9 @@ def evidence_of(subject: Subject, *, int8: bool) -> Evidence:
     if data is None:
         return Evidence()
     calibration = data.examples(data.train, _CALIBRATION_IMAGES) if int8 else None
-    return Evidence(data.examples(data.validation, PROOF_IMAGES), calibration, partial(_main, data))
+    return Evidence(
+        data.examples(data.validation, PROOF_IMAGES), calibration, partial(_main, data), lambda: data.figure
+    )
 
 
 def _check(job: ExportJob, path: Path, single: bool) -> None:
@@ -150,11 +152,12 @@ def _program(subject: Subject, module: nn.Module, path: Path) -> Exported:
 
 def _package(folder: Path, manifest: Manifest) -> Exported:
     worst = max(each.max_rel or 0.0 for each in manifest.exits)
+    does = "classifies an image" if manifest.figure == TOP1 else "runs the network on what it takes"
     checked = f"on {manifest.checked_on} its outputs differ from torch's by {worst:.0e}"
     words = {
         WEIGHTS: "the weights, each once",
         MANIFEST: "inputs, classes, exits with cost and accuracy, hashes",
-        RUNNER: f"classifies an image with numpy, {manifest.title} and pillow alone",
+        RUNNER: f"{does} with numpy, {manifest.title} and pillow alone",
         PREPARATION: "brings an image to what the network takes, for the former",
         WATCH: "counts exits and watches the certificate, for run.py",
         SAMPLE: "an image of noise and each exit's output, which `verify` compares",

@@ -15,7 +15,9 @@ from compressor.exporting.forms import AtDepth
 from compressor.exporting.onnx import export_onnx
 from compressor.report.manifest import read_manifest
 from compressor.report.report import Report
+from compressor.report.tables import exits_table
 from compressor.runs.resume import resume
+from tests.report.test_tables import printed
 from tests.runs import tasks
 
 FILE = Path(tasks.__file__)
@@ -130,7 +132,13 @@ def test_packages_and_files_of_several_inputs_are_measured_by_the_task(kind, net
         found = compressor.evaluate(tmp_path / place, **given).figures
         assert found == pytest.approx(wanted, abs=off)
     manifest = read_manifest(tmp_path / "package")
-    assert manifest.exits[0].top1 == pytest.approx(next(iter(wanted.values())), abs=1e-5)
+    main, value = next(iter(wanted.items()))
+    assert manifest.exits[0].top1 == pytest.approx(value, abs=1e-5)
+    for folder in ("package", "int8"):
+        manifest = read_manifest(tmp_path / folder)
+        shown = printed(exits_table(manifest))
+        assert manifest.figure == main and main in shown and f"{manifest.exits[0].top1:.4g}" in shown
+        assert "top-1" not in shown and "%" not in shown and "same class" not in shown
 
 
 def test_an_exit_of_a_package_is_measured_by_the_task(trained, tmp_path):

@@ -1,5 +1,6 @@
 """`compressor compare`."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,7 +49,7 @@ def compare(
         return
     terminal.print_json(compared.to_json())
     terminal.show(comparison_table(compared))
-    terminal.made({}, f"compressor compare {' '.join(runs)} --out FOLDER")
+    terminal.made({}, f"compressor compare {shlex.join(runs)} --out FOLDER")
 
 
 def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> None:
@@ -72,7 +73,8 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     good = {point.run: worst if point.main is None else point.figure.drop(point.main, 0.0) for point in smaller}
     best = compared.promised or (max(good, key=lambda run: good[run]) if good else "RUN")
     if left.is_dir():
-        terminal.made(files, f"compressor verify {left}")
+        terminal.made(files, f"compressor verify {shlex.quote(str(left))}")
         return
     given = "--data DATA" if compared.data is None else with_data(compared.data)
-    terminal.made(files, f"compressor export {left if left.exists() else Path(best) / MODEL} {given} --out deploy")
+    model = shlex.quote(str(left if left.exists() else Path(best) / MODEL))
+    terminal.made(files, f"compressor export {model} {given} --out deploy")

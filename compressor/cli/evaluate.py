@@ -32,7 +32,7 @@ def evaluate(job: EvaluateJob, json: Json = False) -> None:
     if any(command.split()[:2] in _SMALLER for command in result.history):
         following = f"export {named(job.model)} {with_data(job.data, job.loading)} --out deploy"
     if is_onnx(job.model):
-        following = f"profile {job.model.model} --latency"
+        following = f"profile {named(job.model)} --latency"
     terminal.say("", f"next: compressor {following}")
 
 

@@ -1,5 +1,7 @@
 """`compressor export`."""
 
+from shlex import quote
+
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
 from compressor.runs.job import ExportJob
@@ -26,4 +28,5 @@ def export(job: ExportJob, json: Json = False) -> None:
 
         terminal.show(exits_table(made.manifest))
     package = made.manifest is not None
-    terminal.made(made.files, f"compressor {f'verify {job.out}' if package else f'profile {made.model} --latency'}")
+    following = f"verify {quote(job.out)}" if package else f"profile {quote(made.model)} --latency"
+    terminal.made(made.files, f"compressor {following}")

@@ -1,6 +1,7 @@
 """`compressor new-task`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -31,5 +32,6 @@ def new_task(
     terminal.print_json({"file": file})
     terminal.made(
         {file: "a task, a data set and a small network; change what is yours"},
-        f"compressor train --arch {file}:build --task {file}:Shapes --epochs 3 --batch-size 16 --out runs/shapes",
+        f"compressor train --arch {quote(f'{file}:build')} --task {quote(f'{file}:Shapes')} --epochs 3 --batch-size 16 "
+        "--out runs/shapes",
     )

@@ -31,5 +31,5 @@ def profile(
         terminal.show(layers_table(result))
     terminal.show(profile_table(result))
     model = job.model
-    following = f"evaluate {model.model} --data DATA" if is_onnx(model) else f"prune {named(model)} --dry-run"
+    following = f"evaluate {named(model)} --data DATA" if is_onnx(model) else f"prune {named(model)} --dry-run"
     terminal.say("", f"next: compressor {following}")

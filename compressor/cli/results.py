@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from compressor.cli.options import DryRun, Json, all_as_typed, with_data
+from compressor.cli.options import DryRun, Json, all_as_typed, named, with_data
 from compressor.cli.terminal import Terminal
 from compressor.report import units
 from compressor.runs.job import RunJob
@@ -34,7 +35,9 @@ def carry_out(job: RunJob, dry_run: DryRun = False, json: Json = False) -> None:
         from compressor.runs.plans import NAME
 
         plan = Path(job.output.out) / NAME
-        terminal.made({str(plan): "what would go, to read and edit"}, f"compressor prune MODEL --plan {plan}")
+        given = "" if job.data is None else f"{with_data(job.data, job.loading)} "
+        asked = f"{given}--plan {quote(str(plan))} --out {quote(job.output.out)}"
+        terminal.made({str(plan): "what would go, to read and edit"}, f"compressor prune {named(job.model)} {asked}")
     else:
         terminal.say("", "a dry run: nothing was changed and nothing written", "next: the same without --dry-run")
 
@@ -103,6 +106,7 @@ def _files(folder: Path, report: "Report") -> dict[str, str]:
 def _following(folder: Path, report: "Report") -> str:
     from compressor.runs.folder import MODEL
 
+    model = quote(str(folder / MODEL))
     if report.settings["data"] is not None:
-        return f"compressor export {folder / MODEL} {with_data(report.settings['data'])} --out deploy"
-    return f"compressor finetune {folder / MODEL} --data DATA --epochs 10 --out {folder}-finetuned"
+        return f"compressor export {model} {with_data(report.settings['data'])} --out deploy"
+    return f"compressor finetune {model} --data DATA --epochs 10 --out {quote(f'{folder}-finetuned')}"

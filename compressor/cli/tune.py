@@ -1,5 +1,7 @@
 """`compressor tune`."""
 
+from shlex import quote
+
 from compressor.cli.options import Json
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
@@ -22,7 +24,7 @@ def tune(job: TuneJob, json: Json = False) -> None:
             count = kit(job, tell)
         terminal.print_json({"kit": job.kit, "samples": count})
         words = {f"{job.kit}/measure.py": f"times {count} layers; copy the folder to the device and run it there"}
-        terminal.made(words, f"compressor prune MODEL --target-ms MS --table {job.kit}/table.json")
+        terminal.made(words, f"compressor prune MODEL --target-ms MS --table {quote(f'{job.kit}/table.json')}")
         return
     from compressor.report.manifest import TUNED_MODEL, TUNED_WEIGHTS
     from compressor.report.tables import tuned_table
@@ -41,4 +43,4 @@ def tune(job: TuneJob, json: Json = False) -> None:
         f"{folder}/{TUNED_MODEL}": "for this processor and this ONNX Runtime only: open it with ORT_DISABLE_ALL",
         f"{folder}/{TUNED_WEIGHTS}": "its weights, which sessions and processes share",
     }
-    terminal.made(words, f"python {folder}/run.py IMAGE")
+    terminal.made(words, f"python {quote(f'{folder}/run.py')} IMAGE")

@@ -1,5 +1,6 @@
 """`compressor verify`."""
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -26,8 +27,10 @@ def verify(
 
     manifest = verify_package(folder, key)
     if manifest.tuned is not None and not fits_here(manifest.tuned):
-        terminal.say(f"note: tuned for another machine or ONNX Runtime; once there, run compressor tune {folder}")
+        terminal.say(
+            f"note: tuned for another machine or ONNX Runtime; once there, run compressor tune {quote(folder)}"
+        )
     terminal.print_json({"folder": folder, "whole": True, **manifest.to_json()})
     terminal.show(exits_table(manifest))
     words = {f"{folder}/{name}": f"{facts['bytes']:,} bytes, unchanged" for name, facts in manifest.files.items()}
-    terminal.made(words, f"python {folder}/run.py IMAGE")
+    terminal.made(words, f"python {quote(f'{folder}/run.py')} IMAGE")

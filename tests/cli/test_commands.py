@@ -1,16 +1,20 @@
 """Each command as a person runs it: the whole text it prints, its JSON, and the files it leaves."""
 
 import json
+import shlex
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from compressor import profile
+from compressor.cli.results import _following
 from compressor.runs.models import load
 from tests.cli.command import ROOT, check_golden
+from tests.report.reports import bare_report
 
 DIGITS = "sample_models/digits_cnn.safetensors"
 # Which filters AdapNet takes hangs on the last bits of sums, which are others on another processor.
@@ -135,12 +139,20 @@ def test_prune_dry_run(compressor):
 
 
 def test_prune_dry_run_as_json(compressor):
-    out = compressor.folder / "run"
-    data = data_of(compressor("prune", DIGITS, "--out", out, "--dry-run", "--json"))
+    out = compressor.folder / "a run"
+    ran = compressor("prune", DIGITS, "--out", out, "--dry-run", "--json")
+    data = data_of(ran)
     assert data["dry_run"] and data["after"]["macs"] < data["before"]["macs"] and data["edits"]
     assert [each.name for each in out.iterdir()] == ["plan.json"]
-    again = data_of(compressor("prune", DIGITS, "--plan", out / "plan.json", "--dry-run", "--json"))
+    [following] = [line for line in ran.err.splitlines() if line.startswith("next: compressor ")]
+    again = data_of(compressor(*shlex.split(following)[2:], "--dry-run", "--json"))
     assert [edit["channels"] for edit in again["edits"]] == [edit["channels"] for edit in data["edits"]]
+
+
+def test_the_next_command_is_one_that_a_shell_takes_as_it_stands():
+    for data in (None, "digits"):
+        report = replace(bare_report(), settings={"data": data})
+        assert shlex.split(_following(Path("a run/x"), report))[2] == "a run/x/model.safetensors"
 
 
 def test_prune_one_shot(compressor):

@@ -6,6 +6,7 @@ manifest.json   inputs, classes, exits with cost and accuracy, hash of every fil
 sample.npz      an image of noise and what each exit gives for it
 run.py          classifies an image with numpy, the runtime and pillow alone, and checks the package
 preparation.py  brings an image to what the network takes, for run.py
+engines.py      opens a graph on its runtime, for run.py
 watch.py        counts exits and says when the certificate no longer holds, for run.py
 """
 
@@ -23,13 +24,13 @@ from torch import Tensor, nn
 
 from compressor.certify import share_at_most
 from compressor.errors import FileError, ModelError, UsageError
-from compressor.exporting import run, watch
+from compressor.exporting import engines, run, watch
+from compressor.exporting.engines import Run
 from compressor.exporting.flatten import check_opset
 from compressor.exporting.forms import Form, form_of
 from compressor.exporting.graphs import PackageSettings, write_graphs
 from compressor.exporting.proof import Demands, Evidence, prove, routing_facts
 from compressor.exporting.quantize import facts
-from compressor.exporting.run import Run
 from compressor.exporting.running import arrays, opened
 from compressor.exporting.runtime import noise, open_session
 from compressor.exporting.runtimes import Runtime, check_runtime
@@ -47,6 +48,7 @@ from compressor.files.paths import folder_beside, move_folder
 from compressor.report.card import Card, input_facts
 from compressor.report.environment import VERSION
 from compressor.report.manifest import (
+    ENGINES,
     MANIFEST,
     METADATA_KEY,
     PREPARATION,
@@ -218,10 +220,10 @@ def finish(staging: Path, manifest: Manifest) -> Manifest:
 
 
 def write_runner(folder: Path) -> None:
-    """The script, and the code beside it that prepares images."""
-    sources = {RUNNER: run.__file__, PREPARATION: preparation.__file__, WATCH: watch.__file__}
+    """The script, and the code beside it that it imports."""
+    sources = {RUNNER: run, PREPARATION: preparation, WATCH: watch, ENGINES: engines}
     for name, source in sources.items():
-        code = Path(source).read_text(encoding="utf-8")
+        code = Path(str(source.__file__)).read_text(encoding="utf-8")
         for room in ("compressor.vision", "compressor.exporting"):
             code = code.replace(f"from {room}.", "from ")
         (folder / name).write_text(code, encoding="utf-8")

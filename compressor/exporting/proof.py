@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from compressor.errors import CompressorError
 from compressor.exporting.builds import flat_name
+from compressor.exporting.engines import Run
 from compressor.exporting.forms import THRESHOLDS, Cost, Exit, Form, cost_of
 from compressor.exporting.routed import check_mixture
-from compressor.exporting.run import Network, Run
+from compressor.exporting.run import Network
 from compressor.exporting.running import Runner, arrays, executed, opened
 from compressor.exporting.runtime import put_together
 from compressor.exporting.samples import (

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressorError
 from compressor.exporting.compose import Body, Stage, StageMaker, outputs_of
+from compressor.exporting.engines import Run
 from compressor.exporting.forms import THRESHOLDS, forced
 from compressor.exporting.latency import file_latency
 from compressor.exporting.onnx import export_onnx
-from compressor.exporting.run import Run
 from compressor.exporting.samples import RELATIVE_LIMIT, largest_difference
 from compressor.report.manifest import Array
 from compressor.routing.network import Piece, Routed

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import CompressorError, first_line
+from compressor.exporting.engines import Run
 from compressor.exporting.forms import Form
-from compressor.exporting.run import Network, Run
+from compressor.exporting.run import Network
 from compressor.exporting.runtime import by_name, open_session, put_together
 from compressor.exporting.samples import in_order
 from compressor.report.manifest import Array

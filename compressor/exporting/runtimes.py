@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, first_line
-from compressor.exporting import run, to_executorch, to_litert, to_ncnn, to_torch
+from compressor.exporting import engines, to_executorch, to_litert, to_ncnn, to_torch
 from compressor.exporting.flatten import quiet, root_of
 from compressor.exporting.measure import ROUNDS, SECONDS, profiled, without_reorders
 from compressor.exporting.runtime import noise, open_session
@@ -29,7 +29,7 @@ def _openvino(graph: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a network is written for a runtime, and what that can do. `exporting/run.py` opens what was written."""
+    """How a network is written for a runtime, and what that can do. `exporting/engines.py` opens what was written."""
 
     name: str
     title: str
@@ -130,13 +130,13 @@ def _calling_onnxruntime(file: Path, shape: tuple[int, ...], threads: int) -> Ca
 
 
 def _calling_openvino(file: Path, shape: tuple[int, ...], threads: int) -> Callable[[], object]:
-    network, feeds = run.openvino(file, threads), {"input": noise(shape)}
+    network, feeds = engines.openvino(file, threads), {"input": noise(shape)}
     return lambda: network(feeds)
 
 
 def _openvino_operators(model: Any, feeds: Mapping[str, Array], threads: int, seconds: float) -> dict[str, float]:
     """By its own counters, which know microseconds: the mean over the runs, without the slower half."""
-    core = run.openvino_core()
+    core = engines.openvino_core()
     graph = core.read_model(model)
     graph.reshape({name: list(value.shape) for name, value in feeds.items()})
     options = {"PERF_COUNT": True, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}

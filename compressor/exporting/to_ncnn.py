@@ -53,7 +53,7 @@ _TRIED = """
 import sys
 from pathlib import Path
 import numpy as np
-from compressor.exporting.run import ncnn
+from compressor.exporting.engines import ncnn
 ncnn(Path(sys.argv[1]), 1)({"input": np.load(sys.argv[2])})
 """
 

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 FORMAT, VERSION = "compressor package", 1
 MANIFEST, MODEL, WEIGHTS, RUNNER = "manifest.json", "model.onnx", "weights.bin", "run.py"
 SAMPLE = "sample.npz"
-PREPARATION, WATCH = "preparation.py", "watch.py"  # beside the runner, which imports them
+PREPARATION, WATCH, ENGINES = "preparation.py", "watch.py", "engines.py"  # beside the runner, which imports them
 TUNED_MODEL, TUNED_WEIGHTS = "model.cpu.onnx", "weights.cpu.bin"  # of `compressor tune`
 METADATA_KEY = "compressor.manifest"
 

@@ -17,7 +17,7 @@ from compressor.exporting.proof import PROOF_IMAGES, Evidence
 from compressor.exporting.runtimes import RUNTIMES, check_runtime
 from compressor.exporting.to_torch import export_program
 from compressor.files.paths import check_writable
-from compressor.report.manifest import MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Manifest, chosen
+from compressor.report.manifest import ENGINES, MANIFEST, PREPARATION, RUNNER, SAMPLE, WATCH, WEIGHTS, Manifest, chosen
 from compressor.report.measurements import TOP1, Certificate
 from compressor.runs.job import ExportJob
 from compressor.runs.promise import Promise, put_aside
@@ -158,7 +158,8 @@ def _package(folder: Path, manifest: Manifest) -> Exported:
         WEIGHTS: "the weights, each once",
         MANIFEST: "inputs, classes, exits with cost and accuracy, hashes",
         RUNNER: f"{does} with numpy, {manifest.title} and pillow alone",
-        PREPARATION: "brings an image to what the network takes, for the former",
+        PREPARATION: "brings an image to what the network takes, for run.py",
+        ENGINES: f"opens a graph on {manifest.title}, for run.py",
         WATCH: "counts exits and watches the certificate, for run.py",
         SAMPLE: "an image of noise and each exit's output, which `verify` compares",
         **{file: name.replace("_", " ") for name, file in manifest.graphs.items()},

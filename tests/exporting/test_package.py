@@ -49,9 +49,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     )
 
 
-def test_the_folder_holds_seven_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
+def test_the_folder_holds_eight_files_and_nothing_else_was_left(made: tuple[Path, Manifest]) -> None:
     folder, _ = made
     assert sorted(entry.name for entry in folder.iterdir()) == [
+        "engines.py",
         "manifest.json",
         "model.onnx",
         "preparation.py",
@@ -73,7 +74,8 @@ def test_the_manifest_says_what_the_model_is(made: tuple[Path, Manifest]) -> Non
     assert leaving.top1 == 0.5 and leaving.latency_ms["median"] > 0 and leaving.max_rel < 1e-5
     assert manifest.checked_on == "70 real images" and manifest.classes == CARD.classes
     assert manifest.input["shape"] == SHAPE and manifest.card == CARD
-    assert set(manifest.files) == {"model.onnx", "weights.bin", "run.py", "preparation.py", "sample.npz", "watch.py"}
+    code = {"run.py", "preparation.py", "engines.py", "watch.py"}
+    assert set(manifest.files) == {"model.onnx", "weights.bin", "sample.npz", *code}
 
 
 def test_the_graph_brings_the_manifest_along(made: tuple[Path, Manifest]) -> None:

@@ -54,7 +54,7 @@ SIGNALLED = """
 import signal, sys
 from pathlib import Path
 import numpy as np
-from compressor.exporting.run import openvino
+from compressor.exporting.engines import openvino
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 x = {"input": np.zeros((1, 3, 8, 8), np.float32)}

@@ -15,6 +15,7 @@ from torch import Tensor
 from compressor.errors import FileError, one_line
 from compressor.files.limits import LARGEST_GIB, check_size
 from compressor.files.paths import named_alike
+from compressor.loading.arch import SAMPLE_FOLDER
 
 _LARGEST_DIRECTORY = 16 << 20  # bytes; some 200,000 records
 
@@ -109,12 +110,8 @@ def recognise(path: Path, most_gib: float = LARGEST_GIB) -> Content:
         check_size(f"{path} has", size, most_gib)
         with path.open("rb") as file:
             head = file.read(64)
-    except FileNotFoundError:
-        raise FileError(_no_such_file(path)) from None
-    except IsADirectoryError:
-        raise FileError(_a_folder(path)) from None
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     if size == 0:
         raise FileError(f"{path} is empty (0 bytes): copy or download it again")
     if head.startswith(b"PK\x03\x04"):
@@ -134,10 +131,21 @@ def recognise(path: Path, most_gib: float = LARGEST_GIB) -> Content:
     )
 
 
+def unreadable(path: Path, error: OSError) -> FileError:
+    """What is to be said of a model file that the system does not open."""
+    if isinstance(error, FileNotFoundError):
+        return FileError(_no_such_file(path))
+    if isinstance(error, IsADirectoryError):
+        return FileError(_a_folder(path))
+    return FileError(f"{path} cannot be read: {error.strerror or error}")
+
+
 def _no_such_file(path: Path) -> str:
-    text = str(path)
+    text, sample = str(path), SAMPLE_FOLDER / path.name
     if text.startswith(("torchvision:", "timm:")) or ".py:" in text:
         return f"there is no file {text}: an architecture with random weights is asked for by `arch` {text}"
+    if path.parent.name == SAMPLE_FOLDER.name and sample.is_file():
+        return f"there is no file {text} here: compressor's own is {sample}"
     return f"there is no file {text}{named_alike(path)}"
 
 

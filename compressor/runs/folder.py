@@ -9,6 +9,7 @@ from typing import Any
 
 from compressor.errors import FileError, UsageError
 from compressor.files.paths import check_writable, write_whole
+from compressor.loading.content import unreadable
 from compressor.report.manifest import MANIFEST
 from compressor.runs.lock import LOCK, FolderLock
 from compressor.runs.plans import NAME as PLAN
@@ -155,11 +156,17 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def file_sha256(path: Any) -> str | None:
-    """The hash of the file that a run starts from; None where it starts from an architecture."""
+    """The hash of the file that a run starts from; None where it starts from an architecture.
+
+    Raises FileError where it cannot be read.
+    """
     if path is None:
         return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(Path(path), error) from error
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

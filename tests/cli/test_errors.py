@@ -116,6 +116,16 @@ def test_a_ratio_and_a_target_exclude_each_other(compressor):
     assert ran.code == 2 and "exclude each other" in ran.err
 
 
+@pytest.mark.parametrize("verb", ["sweep", "shrink"])
+def test_several_runs_of_a_file_that_is_not_there_are_refused_in_one_line(compressor, verb):
+    out = compressor.folder / "runs"
+    ran = compressor(
+        verb, "nowhere.pt", "--data", "digits", "--out", out, *(["--max-drop", "0.1"] * (verb == "shrink"))
+    )
+    assert (ran.code, ran.err.splitlines()[-1]) == (1, "error: there is no file nowhere.pt")
+    assert not out.exists()
+
+
 def test_a_run_that_fails_writes_nothing(compressor):
     out = compressor.folder / "run"
     assert compressor("prune", DIGITS, "--out", out, "--ratio", "0.01").code == 2

@@ -2,6 +2,7 @@ import gzip
 import io
 import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +103,14 @@ def test_missing_file_that_is_an_architecture_says_so(tmp_path):
         recognise(tmp_path / "resnet56.th")
     with pytest.raises(FileError, match="`arch` torchvision:resnet18"):
         recognise(tmp_path.__class__("torchvision:resnet18"))
+
+
+def test_a_sample_that_is_not_in_the_folder_is_told_where_it_is(tmp_path, monkeypatch):
+    """The pages' commands name it as it lies in a clone; who installed the package is elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError) as caught:
+        recognise(Path("sample_models/digits_cnn.safetensors"))
+    assert recognise(Path(str(caught.value).rpartition(" is ")[2])) is Content.SAFETENSORS
 
 
 def test_folder_names_the_model_in_it(tmp_path):

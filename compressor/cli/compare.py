@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compressor.cli.options import Json, all_as_typed, with_data
+from compressor.cli.options import Json, all_as_typed, unused, with_data
 from compressor.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -77,4 +77,4 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
         return
     given = "--data DATA" if compared.data is None else with_data(compared.data)
     model = shlex.quote(str(left if left.exists() else Path(best) / MODEL))
-    terminal.made(files, f"compressor export {model} {given} --out deploy")
+    terminal.made(files, f"compressor export {model} {given} --out {unused('deploy')}")

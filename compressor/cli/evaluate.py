@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from compressor.cli.options import Json, as_typed, is_onnx, named, with_data
+from compressor.cli.options import Json, as_typed, is_onnx, named, unused, with_data
 from compressor.cli.terminal import Terminal
 from compressor.report.measurements import TOP1
 from compressor.runs.job import EvaluateJob
@@ -28,9 +28,9 @@ def evaluate(job: EvaluateJob, json: Json = False) -> None:
     terminal.print_json({**result.to_json(), "notes": [as_typed(note) for note in result.notes]})
     line = f"{result.split} {_figures(result)}, on {result.amount}"
     terminal.show(Text(line))
-    following = f"prune {named(job.model)} {with_data(job.data, job.loading)} --out runs/small"
+    following = f"prune {named(job.model)} {with_data(job.data, job.loading)} --out {unused('runs/small')}"
     if any(command.split()[:2] in _SMALLER for command in result.history):
-        following = f"export {named(job.model)} {with_data(job.data, job.loading)} --out deploy"
+        following = f"export {named(job.model)} {with_data(job.data, job.loading)} --out {unused('deploy')}"
     if is_onnx(job.model):
         following = f"profile {named(job.model)} --latency"
     terminal.say("", f"next: compressor {following}")

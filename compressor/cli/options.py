@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
@@ -86,6 +87,12 @@ def named(model: ModelSettings) -> str:
     for each in given:
         words += ["--input", str(each)]
     return shlex.join(words)
+
+
+def unused(folder: str) -> str:
+    """A folder for results that is not there yet, as one would type it: this one, or with a number behind it."""
+    names = chain([folder], (f"{folder}-{number}" for number in count(2)))
+    return shlex.quote(next(name for name in names if not Path(name).exists()))
 
 
 def with_data(data: str, loading: DataSettings | None = None) -> str:

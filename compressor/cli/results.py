@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from compressor.cli.options import DryRun, Json, all_as_typed, named, with_data
+from compressor.cli.options import DryRun, Json, all_as_typed, named, unused, with_data
 from compressor.cli.terminal import Terminal
 from compressor.report import units
 from compressor.runs.job import RunJob
@@ -108,5 +108,5 @@ def _following(folder: Path, report: "Report") -> str:
 
     model = quote(str(folder / MODEL))
     if report.settings["data"] is not None:
-        return f"compressor export {model} {with_data(report.settings['data'])} --out deploy"
-    return f"compressor finetune {model} --data DATA --epochs 10 --out {quote(f'{folder}-finetuned')}"
+        return f"compressor export {model} {with_data(report.settings['data'])} --out {unused('deploy')}"
+    return f"compressor finetune {model} --data DATA --epochs 10 --out {unused(f'{folder}-finetuned')}"

@@ -29,6 +29,7 @@ VARIES: Patterns = (
     (r"(the largest error on images held back has [\w.]+: ).*", r"\1..."),
     (r"(latency (?:torch|ONNX Runtime)).*", r"\1 ..."),
     (r"\d+ threads?\b", "N threads"),
+    (r"--out (deploy|runs/small)-\d+$", r"--out \1"),  # where a run by hand left such a folder
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from compressor import profile
+from compressor.cli.options import unused
 from compressor.cli.results import _following
 from compressor.runs.models import load
 from tests.cli.command import ROOT, check_golden
@@ -153,6 +154,17 @@ def test_the_next_command_is_one_that_a_shell_takes_as_it_stands():
     for data in (None, "digits"):
         report = replace(bare_report(), settings={"data": data})
         assert shlex.split(_following(Path("a run/x"), report))[2] == "a run/x/model.safetensors"
+
+
+def test_the_next_command_names_a_folder_that_is_free(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = replace(bare_report(), settings={"data": "digits"})
+    found = []
+    for _ in range(3):
+        found.append(_following(Path("run"), report).split()[-1])
+        Path(found[-1]).mkdir()
+    assert found == ["deploy", "deploy-2", "deploy-3"]
+    assert unused("a b") == "'a b'"
 
 
 def test_prune_one_shot(compressor):

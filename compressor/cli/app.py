@@ -1,5 +1,7 @@
 """The list of commands, and the one door through which errors leave."""
 
+import atexit
+import gc
 import os
 import shlex
 import signal
@@ -155,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     typed = shlex.join(["compressor", *given])
+    atexit.register(gc.freeze)  # else the interpreter looks through all of torch's objects for garbage, for seconds
     with stopping() as stopped:
         try:
             with _among_processes(given):

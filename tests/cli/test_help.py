@@ -44,6 +44,18 @@ def test_help_imports_nothing_heavy(arguments):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_command_leaves_without_a_search_for_garbage():
+    """Through all of torch's objects that takes one to three seconds, in which the prompt does not come back."""
+    code = (
+        "import atexit, gc\n"
+        "from compressor.cli import main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "main(['--version'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.splitlines()[-1] == "True"
+
+
 def processor_time(*command):
     """Seconds of the fastest of three, since other processes may be running."""
     spent = []

@@ -1,6 +1,7 @@
 """`compressor compare`."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from compressor.cli.options import Json, all_as_typed, unused, with_data
 from compressor.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from compressor.report.run_comparison import RunComparison
+    from compressor.report.run_comparison import Point, RunComparison
 
 HELP = (
     "Compare runs: cost and accuracy of every network, and the Pareto front.\n\n"
@@ -69,12 +70,20 @@ def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> 
     files |= {str(page): "the comparison, to look at in a browser", str(data): "the same as data"}
     most = max(point.macs or 0 for point in compared.points)
     smaller = [point for point in compared.points if (point.macs or 0) < most and (Path(point.run) / MODEL).exists()]
-    worst = float("-inf")
-    good = {point.run: worst if point.main is None else point.figure.drop(point.main, 0.0) for point in smaller}
-    best = compared.promised or (max(good, key=lambda run: good[run]) if good else "RUN")
+    best = compared.promised or (best_of(smaller).run if smaller else "RUN")
     if left.is_dir():
         terminal.made(files, f"compressor verify {shlex.quote(str(left))}")
         return
     given = "--data DATA" if compared.data is None else with_data(compared.data)
     model = shlex.quote(str(left if left.exists() else Path(best) / MODEL))
     terminal.made(files, f"compressor export {model} {given} --out {unused('deploy')}")
+
+
+def best_of(points: "Sequence[Point]") -> "Point":
+    """The network with the best figure, of several with it the one of the fewest multiply-adds."""
+
+    def worth(point: "Point") -> tuple[float, float]:
+        figure = float("-inf") if point.main is None else point.figure.drop(point.main, 0.0)
+        return figure, -(point.macs or 0)
+
+    return max(points, key=worth)

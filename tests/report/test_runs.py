@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from compressor.cli.compare import show_comparison
+from compressor.cli.compare import best_of, show_comparison
 from compressor.cli.terminal import Terminal
 from compressor.errors import UsageError
 from compressor.report.measurements import Measurements
@@ -51,6 +51,15 @@ def test_front_is_what_its_definition_says(found):
     assert {id(points[index]) for index in front(points, "macs")} >= {id(points[index]) for index in expected}
     for index in front(points, "macs"):
         assert not any(beats(other, points[index]) for other in known)
+
+
+def test_the_best_of_several_is_the_cheapest_where_figures_are_equal():
+    points = [
+        Point(name, "l1", main=main, macs=macs) for name, main, macs in (("a", 0.9, 7), ("b", 0.9, 5), ("c", 0.8, 1))
+    ]
+    unmeasured = Point("d", "l1", macs=1)
+    assert best_of([*points, unmeasured]).run == "b"
+    assert best_of([unmeasured]).run == "d"
 
 
 def test_starts_are_there_once_and_sub_models_join():

@@ -50,7 +50,7 @@ def compare(
         return
     terminal.print_json(compared.to_json())
     terminal.show(comparison_table(compared))
-    terminal.made({}, f"compressor compare {shlex.join(runs)} --out FOLDER")
+    terminal.made({}, f"compressor compare {shlex.join(runs)} --out {unused('runs/compared')}")
 
 
 def show_comparison(terminal: Terminal, compared: "RunComparison", out: str) -> None:

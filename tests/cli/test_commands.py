@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from compressor import profile
 from compressor.cli.options import unused
 from compressor.cli.results import _following
+from compressor.report.runs import compare_runs
 from compressor.runs.models import load
 from tests.cli.command import ROOT, check_golden
 from tests.report.reports import bare_report
@@ -165,6 +166,13 @@ def test_the_next_command_names_a_folder_that_is_free(tmp_path, monkeypatch):
         Path(found[-1]).mkdir()
     assert found == ["deploy", "deploy-2", "deploy-3"]
     assert unused("a b") == "'a b'"
+
+
+def test_compare_names_the_folder_of_the_page_that_it_proposes(compressor, monkeypatch):
+    report = replace(bare_report(), settings={"data": "digits"})
+    monkeypatch.setattr("compressor.runs.compare.compare", lambda *runs, **more: compare_runs({"a b": report}))
+    monkeypatch.chdir(compressor.folder)
+    assert compressor("compare", "a b").err.splitlines()[-1] == "next: compressor compare 'a b' --out runs/compared"
 
 
 def test_prune_one_shot(compressor):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch_pruning
 from torch import Tensor, nn
-from torch.nn import functional
 from torch_pruning.pruner import BasePruner, GroupNormPruner
 from torch_pruning.pruner.importance import GroupMagnitudeImportance, MagnitudeImportance, TaylorImportance
 
@@ -32,11 +31,11 @@ from compressor.runs.second_look import ranked
 from compressor.runs.settings import FINETUNE, GoalSettings
 from compressor.surgery import Plan, Prune, operate_
 from compressor.training.batch_norm import recalibrate_
-from compressor.training.data import Data
 from compressor.training.evaluate import evaluating
 from compressor.training.loop import distilling, fit, plain
 from compressor.training.microbatches import Step
 from compressor.training.settings import DistillSettings, TrainSettings
+from compressor.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Case:
     """One trained network with its data; every arm starts from a copy of it and has the same epochs."""
 
     start: nn.Module
-    data: Data
+    data: Task
     seed: int
     epochs: int
     distill: DistillSettings = field(default_factory=DistillSettings)
@@ -56,8 +55,8 @@ class Case:
 
     @property
     def example(self) -> Tensor:
-        """One black image."""
-        return torch.zeros(1, *self.data.input_shape, device=device_of(self.start))
+        """One grey image, on the device of the start."""
+        return torch.zeros_like(self.data.examples(self.data.train, 1, device_of(self.start)))
 
     def step(self) -> Step:
         """What one batch does: cross-entropy, and where it is asked for the start's scores beside the labels."""
@@ -77,7 +76,7 @@ class Case:
 
     def inputs(self) -> list[Tensor]:
         """What reconstruction looks at."""
-        return [x for x, _ in self.images(enough_images(self.data.input_shape))]
+        return [x for x, _ in self.images(enough_images(tuple(self.example.shape[1:])))]
 
 
 @dataclass
@@ -171,15 +170,17 @@ class Recipe:
             spent = case.epochs - 1
         return Outcome(_cut(case, model, share, self), spent)
 
+    def plan(self, case: Case, share: float) -> tuple[Plan, Channels]:
+        """What it takes of the start in one shot, as a plan of ours, and the channels of the start."""
+        channels = capture(case.start, case.example)
+        small = _taken(case, case.start, share, self)
+        plan = _as_plan(case.start, small, channels)
+        assert channels.params(plan.removed) == sum(parameter.numel() for parameter in small.parameters())
+        return plan, channels
+
 
 def _cut(case: Case, model: nn.Module, share: float, recipe: Recipe) -> nn.Module:
-    if recipe.score == "taylor":
-        with evaluating(model):
-            for images, labels in case.images(PruneSettings.score_images):
-                functional.cross_entropy(model(images), labels).backward()
-    small = _at_macs(case, model, share, recipe)
-    for parameter in (*model.parameters(), *small.parameters()):
-        parameter.grad = None
+    small = _taken(case, model, share, recipe)
     if not recipe.refit:
         recalibrate_(small, case.data.train, case.data, seed=case.seed)
         return small
@@ -188,6 +189,18 @@ def _cut(case: Case, model: nn.Module, share: float, recipe: Recipe) -> nn.Modul
     model = _refitted(case, model, plan, channels, case.inputs()).model
     assert _macs(case, model) == _macs(case, small)
     return model
+
+
+def _taken(case: Case, model: nn.Module, share: float, recipe: Recipe) -> nn.Module:
+    """A copy without the channels that the peer takes, nothing else changed."""
+    if recipe.score == "taylor":
+        with evaluating(model):
+            for images, labels in case.images(PruneSettings.score_images):
+                case.data.loss(model, images, labels)[0].backward()
+    small = _at_macs(case, model, share, recipe)
+    for parameter in (*model.parameters(), *small.parameters()):
+        parameter.grad = None
+    return small
 
 
 def _at_macs(case: Case, model: nn.Module, share: float, recipe: Recipe) -> nn.Module:
@@ -207,7 +220,8 @@ def _at_macs(case: Case, model: nn.Module, share: float, recipe: Recipe) -> nn.M
 
 
 def _pruner(recipe: Recipe, case: Case, model: nn.Module, ratio: float) -> Any:
-    last, example = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:], case.example
+    last = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
+    example = case.example
     given = {"pruning_ratio": ratio, "ignored_layers": [*last, *(_tied(case, model) if recipe.kept else ())]}
     match recipe.score:
         case "magnitude":

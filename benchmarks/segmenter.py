@@ -4,14 +4,16 @@
     python -m benchmarks.segmenter --data DIR/camvid
 
 A network like U-Net (ours, random weights) learns images of 64x48 pixels, then the same fine-tuning is given to the
-network as it is and to what each method leaves. Test images judge; void is not counted. Writes
-benchmarks/results/segmenter.json and goes on where it was broken off.
+network as it is and to what each method leaves. Torch-Pruning (TP) says which channels go, as `benchmarks/real_arms.py`
+uses it, and `compressor prune --plan` takes them away, so that all else is alike. Test images judge; void is not
+counted. Writes benchmarks/results/segmenter.json and goes on where it was broken off.
 """
 
 import argparse
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -25,19 +27,28 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 import compressor
+from benchmarks.real_arms import RECIPES, Case
 from benchmarks.resumable import opened
 from compressor.files.paths import write_json
+from compressor.pruning.selection import Selection
+from compressor.runs.plans import write_plan
+from compressor.training.own_task import OwnTask
 
 OUT = Path(__file__).parent / "results" / "segmenter.json"
 SIZE = (64, 48)  # width and height
 CLASSES, VOID = 11, 11
 PARTS = {"train": "train", "validation": "val", "test": "test"}
-# What becomes of the trained network; every one is fine-tuned for as many epochs.
+# What becomes of the trained network; every one is fine-tuned for as many epochs. "plan" is the peer's recipe.
 ARMS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "obs, least squares": {"method": "obs"},
     "obs, least squares, distilled": {"method": "obs", "distill": True},
+    "obs, least squares, widths as they come": {"method": "obs", "round_to": 1},
     "l1, batch norm only": {"method": "l1", "allocate": "uniform", "reconstruct": False},
+    "TP magnitude": {"plan": "TP magnitude", "reconstruct": False},
+    "TP taylor": {"plan": "TP taylor", "reconstruct": False},
+    "TP magnitude, least squares": {"plan": "TP magnitude"},
+    "TP magnitude, least squares, distilled": {"plan": "TP magnitude", "distill": True},
 }
 
 
@@ -146,6 +157,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
+    warnings.filterwarnings("ignore", module="torch_pruning")
     told = {name: getattr(given, name) for name in ("epochs", "finetune_epochs", "left")}
     result = opened(given.out, told, given.device, torch.get_num_threads())
     done = {(row["seed"], row["arm"]) for row in result["rows"]}
@@ -166,10 +178,21 @@ def main() -> None:
             if choice is None:
                 report = compressor.finetune(model, **more)
             else:
-                report = compressor.prune(model, target_macs=given.left, **choice, **more)
+                asked = {"target_macs": given.left} | choice
+                if "plan" in choice:
+                    asked = choice | {"plan": _planned(choice["plan"], model, seed, given)}
+                report = compressor.prune(model, **asked, **more)
             result["rows"].append(_row(seed, arm, report, time.process_time() - began))
             write_json(given.out, result)
             print(result["rows"][-1], flush=True)
+
+
+def _planned(recipe: str, model: Path, seed: int, given: argparse.Namespace) -> str:
+    """The file of the plan by which a recipe of the peer cuts the trained network."""
+    case = Case(compressor.load(model).eval(), OwnTask(CamVid(given.data), "CamVid"), seed, given.finetune_epochs)
+    plan, channels = RECIPES[recipe].plan(case, given.left)
+    selection = Selection(plan, channels.macs(plan.removed), channels.params(plan.removed), {})
+    return str(write_plan(given.runs / f"{seed}-{recipe}-plan", selection, channels, {}, overwrite=True))
 
 
 def _row(seed: int, arm: str, report: compressor.Report, seconds: float) -> dict[str, Any]:
@@ -188,26 +211,37 @@ def _ms(side: Any) -> float:
 
 def table(result: dict[str, Any]) -> str:
     """Each method's figures, over the seeds where there are several."""
-    lines = ["| | mIoU, % | pixels, % | MACs | parameters | ONNX Runtime | file |", "|---|---|---|---|---|---|---|"]
-    for arm in dict.fromkeys(row["arm"] for row in result["rows"]):
+    lines = [
+        "| | mIoU, % | to dense, points | pixels, % | MACs | parameters | ONNX Runtime | file |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    dense = {row["seed"]: row["mIoU"] for row in result["rows"] if row["arm"] == "dense"}
+    for arm in ARMS:
         rows = [row for row in result["rows"] if row["arm"] == arm]
-        first = rows[0]
+        if not rows:
+            continue
+        macs, params, size = (statistics.mean(row[key] for row in rows) for key in ("macs", "params", "bytes"))
+        ms = statistics.median(row["ms"]["after"] for row in rows)
         lines.append(
-            f"| {arm} | {_mean(rows, 'mIoU')} | {_mean(rows, 'pixels')} | {first['macs'] / 1e6:.1f} M | "
-            f"{first['params'] / 1e3:.0f} k | {first['ms']['after']:.2f} ms | {first['bytes'] / 1e6:.2f} MB |"
+            f"| {arm} | {_spread([row['mIoU'] for row in rows])} | "
+            f"{'' if arm == 'dense' else _spread([row['mIoU'] - dense[row['seed']] for row in rows], '+')} | "
+            f"{_spread([row['pixels'] for row in rows])} | {macs / 1e6:.1f} M | "
+            f"{params / 1e3:.0f} k | {ms:.2f} ms | {size / 1e6:.2f} MB |"
         )
     seeds = len({row["seed"] for row in result["rows"]})
-    trained = _mean(result["rows"], "mIoU_trained")
+    trained = _spread([row["mIoU_trained"] for row in result["rows"] if row["arm"] == "dense"])
     told = (
         f"{result['epochs']} epochs from random weights ({trained} %), then {result['finetune_epochs']} for each; "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}, test images. Time of one image on one thread, each as its own "
-        f"run measured it. {result['machine']}."
+        f"run measured it. {result['machine']}, Torch-Pruning {result['torch_pruning']}."
     )
     return "\n".join([*lines, "", told])
 
 
-def _mean(rows: list[dict[str, Any]], key: str) -> str:
-    return f"{100 * statistics.mean(row[key] for row in rows):.2f}"
+def _spread(fractions: list[float], sign: str = "") -> str:
+    """In per cent: the mean over the seeds, and the standard deviation where there are several."""
+    mean = f"{100 * statistics.mean(fractions):{sign}.2f}"
+    return f"{mean} ± {100 * statistics.stdev(fractions):.2f}" if len(fractions) > 1 else mean
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from tests.training.test_folders import write_images
 
@@ -48,3 +50,21 @@ def test_the_script_for_a_gpu_has_all_that_it_should_show() -> None:
 
     names = [part.name for part in gpu.parts(Path("nets"), "cifar10-jpeg=folder:DIR", Path("out"), "cuda")]
     assert names == ["tests", "training", "resnet56", "resnet56-adapnet", "two processes", "real"]
+
+
+def test_a_recipe_of_the_peer_is_a_plan_that_leaves_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_pruning", reason="benchmarks need the peer: make install")
+    from benchmarks import real_arms
+    from compressor import load
+    from compressor.graph.tensors import named_tensors
+    from compressor.surgery import operate_
+    from compressor.training.data import open_data
+
+    taken: list[nn.Module] = []
+    take = real_arms._taken
+    monkeypatch.setattr(real_arms, "_taken", lambda *given: taken.append(take(*given)) or taken[-1])
+    case = real_arms.Case(load("sample_models/digits_cnn.safetensors").eval(), open_data("digits"), 0, 1)
+    plan, channels = real_arms.RECIPES["TP magnitude"].plan(case, 0.5)
+    operate_(case.start, plan, channels)
+    small = named_tensors(taken[0])
+    assert all(torch.equal(tensor, small[name]) for name, tensor in named_tensors(case.start).items())

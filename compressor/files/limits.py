@@ -85,8 +85,10 @@ def _server() -> str:
 def preside(folder: str, serve: Callable[[str, int], NoReturn]) -> NoReturn:
     """Be the server: fork a process for every request, which `serve` answers to an open file, until stdin is closed.
 
-    The folder with its socket goes then. What a request calls is imported here, once for all that follow.
+    The folder with its socket goes then. What a request calls is imported here, once for all that follow. Ctrl-C is
+    meant for whoever asks, and for the processes that answer.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _HEAVY:
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -117,6 +119,7 @@ def _ended() -> bool:
 
 def _attend(connection: socket.socket, serve: Callable[[int], NoReturn]) -> NoReturn:
     """Fork once more, a process with limits, and send what became of it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     ours, answers = os.pipe()
     with tempfile.TemporaryFile() as said:
         child = os.fork()

@@ -4,6 +4,9 @@ import json
 import mmap
 import os
 import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,26 @@ def test_memory_that_is_not_there_is_an_error() -> None:
     with within_memory(), pytest.raises(RuntimeError, match="allocate memory"):
         filled()
     assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+ASKING = """
+import time
+from compressor.files import limits
+limits._server()
+print("asked", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    limits.stop()
+"""
+
+
+def test_ctrl_c_ends_the_server_without_a_word() -> None:
+    command = [sys.executable, "-c", ASKING]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, start_new_session=True) as asking:
+        assert asking.stdout is not None and asking.stdout.readline() == b"asked\n"
+        os.killpg(asking.pid, signal.SIGINT)
+        assert asking.communicate(timeout=60)[1] == b"" and asking.returncode == 0
 
 
 class Filling(nn.Sequential):

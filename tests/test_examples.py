@@ -106,7 +106,9 @@ def test_the_notebook_makes_a_smaller_onnx_file_and_shows_a_table_and_plots(tmp_
     )
     torch.save(runpy.run_path(str(tmp_path / "net.py"))["build"]().state_dict(), "weights.pt")
     book = json.loads((EXAMPLES / "resnet56.ipynb").read_text())
-    cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert [bool(cell["outputs"]) for cell in code] == [False, *[True] * (len(code) - 1)]  # as they were run
+    cells = ["".join(cell["source"]) for cell in code]
     named = cells[0].replace("resnet56-4bfd9763.th", "weights.pt").replace("cifar10", "images")
     cells[0] = named.replace("../benchmarks/stranger_resnet.py:resnet56", "net.py:build")
     assert "images" in cells[0] and "net.py" in cells[0] and "weights.pt" in cells[0]

@@ -33,14 +33,13 @@ from compressor.pruning.price import Goal, macs_price
 from compressor.pruning.scores import Scores, in_order
 from compressor.pruning.selection import select
 from compressor.pruning.settings import PruneSettings
-from compressor.runs import periods
 from compressor.runs.apply import apply_plan_
 from compressor.runs.course import Network
 from compressor.runs.goals import Target
 from compressor.runs.periods import Periods
 from compressor.runs.phases import MOMENTUM
 from compressor.runs.settings import GoalSettings
-from compressor.surgery import Insert, Merge, Plan, Prune, operate_
+from compressor.surgery import Insert, Plan, operate_
 from compressor.surgery.renumber import Renumbering
 from compressor.training.checkpoint import TrainState
 from compressor.training.evaluate import evaluate
@@ -64,7 +63,6 @@ Weighing = Callable[[Case, nn.Module, Channels, list[Consumer]], list[Consumer]]
 def clustered(case: Case, model: nn.Module, channels: Channels) -> P:
     """The paper's: p-values over the clusters of maps that algorithm 1 takes for concepts."""
     method = AdapNet(replace(SHORT, lsep=RECORDED // 2), classes=len(case.data.classes), steps_per_epoch=1, seed=0)
-    method.means.joint = False
     watched = copy.deepcopy(model).train()  # batch norm's statistics move
     method.adopt(watched, channels)
     images = iter(case.data.drawn(case.data.train, 64 * RECORDED, case.seed + 1, device_of(model), 64))
@@ -367,7 +365,6 @@ class Adaptive:
     broken: Callable[[], AbstractContextManager[Any]] = nullcontext  # what a control takes away
     rates: Mapping[str, Any] | None = None
     by_curves: bool = False  # no layer goes below the width that the error curves give it at the target
-    refitted: bool = False  # what reads a pruned or merged filter is refitted by least squares, every time
 
     def __call__(self, case: Case, share: float) -> Outcome:
         """A trained network at this share of the multiply-adds."""
@@ -377,7 +374,8 @@ class Adaptive:
         steps, wanted = case.data.steps(settings), share * channels.macs()
         method = AdapNet(self.settings, classes=len(case.data.classes), steps_per_epoch=steps, seed=case.seed)
         target = Target.of(GoalSettings(target_macs=share if share < 1 else None), channels)
-        course = Periods(Network(model, channels), method, target)
+        inputs = [x for x, _ in case.images(LOOKED_AT)] if self.settings.reconstruct else ()
+        course = Periods(Network(model, channels, case.example), method, target, inputs=inputs)
         optimizer, step = make_optimizer(model, settings), case.step()
         facts: dict[str, Any] = {}
 
@@ -407,8 +405,7 @@ class Adaptive:
             plan, _ = Choice().plan(case, model, channels, wanted)
             floors = Renumbering.of(plan, channels).apply(channels)
             widths = _at_least({group.name: group.size for group in floors.free})
-        solved: AbstractContextManager[Any] = _refitting(case) if self.refitted else nullcontext()
-        with self.broken(), widths, solved:
+        with self.broken(), widths:
             fit(model, case.data, settings, step=watched, after_step=after, optimizer=optimizer)
         return Outcome(model, case.epochs, facts)
 
@@ -421,27 +418,6 @@ def _at_least(floors: Mapping[str, int]) -> Iterator[None]:
         return unit.filters - planned - floors.get(unit.name, 1)  # down to one: no longer free
 
     with patch.object(boundary, "_room", room):
-        yield
-
-
-@contextmanager
-def _refitting(case: Case) -> Iterator[None]:
-    """Merges drop one filter of the two, and least squares say what the rest makes of that."""
-    inputs = [x for x, _ in case.images(LOOKED_AT)]
-    known = periods.operate_
-
-    def operate(
-        model: nn.Module, plan: Plan, channels: Channels, optimizer: Any = None, followers: Sequence[nn.Module] = ()
-    ) -> Channels:
-        if not plan.removed:
-            return known(model, plan, channels, optimizer, followers)
-        plan = replace(plan, edits=tuple(
-            Prune(each.group, (each.drop,), each.why) if isinstance(each, Merge) else each for each in plan.edits
-        ))  # fmt: skip
-        apply_plan_(model, plan, channels, case.example, optimizer, inputs=inputs)
-        return Renumbering.of(plan, channels).apply(channels)
-
-    with patch.object(periods, "operate_", operate):
         yield
 
 
@@ -488,11 +464,7 @@ ARMS: dict[str, Arm] = {
     "AdapNet, widths by the curves": Adaptive(by_curves=True),
     "AdapNet, widths by the curves, random p-values": Adaptive(by_curves=True, broken=random_p),
     "AdapNet, widths by the curves, half an epoch": Adaptive(replace(SHORT, lsep=4), epochs=0.7, by_curves=True),
-    "AdapNet, refitted": Adaptive(refitted=True),
-    "AdapNet, refitted, widths by the curves": Adaptive(refitted=True, by_curves=True),
-    "AdapNet, refitted, widths by the curves, random p-values": Adaptive(
-        refitted=True, by_curves=True, broken=random_p
-    ),
+    "AdapNet, means alone": Adaptive(replace(SHORT, reconstruct=False)),
     "AdapNet, half an epoch": Adaptive(replace(SHORT, lsep=4), epochs=0.6),
     "one-shot, two looks": Rounds(count=2),
     "one-shot, three looks": Rounds(count=3),

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.graph import capture
 from compressor.graph.channels import Channels
+from compressor.graph.tensors import device_of
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.oneshot import decide
@@ -24,7 +25,7 @@ from compressor.pruning.scores import Given
 from compressor.pruning.settings import PruneSettings, score_of
 from compressor.runs.course import Network
 from compressor.runs.goals import Guard, Target
-from compressor.runs.periods import Periods
+from compressor.runs.periods import REFITTED_BY, Periods
 from compressor.runs.phases import Phases, TrainingPhases
 from compressor.runs.settings import GoalSettings
 from compressor.surgery import Plan, Prune, operate_
@@ -109,7 +110,8 @@ def _start(trial: Trial) -> nn.Module:
 def _adapnet(trial: Trial, model: nn.Module) -> tuple[nn.Module, Periods, int]:
     """AdapNet's second phase, and fine-tuning with the epochs it left; how many it took."""
     phases, data = trial.phases(0), trial.data
-    channels = capture(model, _example(model, data))
+    example = _example(model, data)
+    channels = capture(model, example)
     method = AdapNet(
         trial.settings,
         classes=len(data.classes),
@@ -117,12 +119,19 @@ def _adapnet(trial: Trial, model: nn.Module) -> tuple[nn.Module, Periods, int]:
         seed=trial.training.seed,
     )
     guard = Guard(trial.goals.undo_drop, lambda: evaluate(model, data.validation, data).top1)
-    periods = Periods(Network(model, channels), method, Target.of(trial.goals, channels), guard)
+    inputs = looked_at(data, trial.training.seed, model) if trial.settings.reconstruct else ()
+    target = Target.of(trial.goals, channels)
+    periods = Periods(Network(model, channels, example), method, target, guard, inputs=inputs)
     training = TrainingPhases(model, data, periods, phases, DistillSettings(), trained=True)
     training.run()
     changing = sum(row["phase"] != "period" for row in training.rows)
     _train_(model, trial, trial.total_epochs - changing, done=changing, optimizer=training.optimizer)
     return model, periods, changing
+
+
+def looked_at(data: Data, seed: int, model: nn.Module) -> list[Tensor]:
+    """The random training images by which layers are refitted."""
+    return [x for x, _ in data.drawn(data.train, REFITTED_BY, seed, device_of(model))]
 
 
 def _train_(

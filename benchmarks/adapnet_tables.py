@@ -201,7 +201,8 @@ def _one(
     seed_everything_(training.seed)
     model = table.build(len(data.classes)).to(choose_device(training.device))
     phases = Phases.of(settings, training, trained=False)
-    channels = capture(model, torch.zeros(1, *data.input_shape, device=device_of(model)))
+    example = torch.zeros(1, *data.input_shape, device=device_of(model))
+    channels = capture(model, example)
     method = AdapNet(
         settings,
         classes=len(data.classes),
@@ -218,7 +219,7 @@ def _one(
 
     goals = GoalSettings()
     before = (channels.params(), channels.macs(), _filters(model))
-    periods = Periods(Network(model, channels, show), method, Target.of(goals, channels))
+    periods = Periods(Network(model, channels, example, show), method, Target.of(goals, channels))
     whole = TrainingPhases(model, data, periods, phases, DistillSettings(), trained=False)
     whole.run(on_event=show)
     after = (periods.channels.params(), periods.channels.macs(), _filters(model))

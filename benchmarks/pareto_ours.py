@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+from benchmarks.adapnet_small import looked_at
 from benchmarks.pareto_case import Arm, Case, Outcome
 from compressor.graph import capture
 from compressor.pruning.adapnet.method import AdapNet
@@ -31,7 +32,8 @@ def adapnet(case: Case, share: float, *, distill: bool = False) -> Outcome:
     whole, phases = capture(model, case.example), case.phases(0)
     steps = data.steps(phases.training)
     method = AdapNet(case.settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.training.seed)
-    periods = Periods(Network(model, whole), method, Target.of(goals, whole))
+    inputs = looked_at(data, case.training.seed, model) if case.settings.reconstruct else ()
+    periods = Periods(Network(model, whole, case.example), method, Target.of(goals, whole), inputs=inputs)
     training = TrainingPhases(model, data, periods, phases, DistillSettings(distill), trained=True)
     training.run()
     changing = sum(row["phase"] != "period" for row in training.rows)

@@ -126,7 +126,7 @@ def adapnet(case: Case, share: float) -> Outcome:
     goals, channels = GoalSettings(target_macs=share), capture(model, case.example)
     steps = data.steps(phases.training)
     method = AdapNet(settings, classes=len(data.classes), steps_per_epoch=steps, seed=case.seed)
-    periods = Periods(Network(model, channels), method, Target.of(goals, channels))
+    periods = Periods(Network(model, channels, case.example), method, Target.of(goals, channels), inputs=case.inputs())
     training = TrainingPhases(model, data, periods, phases, case.distill, trained=True)
     training.run()
     kinds = [row["kind"] for plan in periods.plans for row in plan]

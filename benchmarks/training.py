@@ -118,10 +118,11 @@ def with_adapnet(model: nn.Module, data: Data, training: TrainSettings, epochs: 
     """Epochs of AdapNet's second phase at its own settings, in periods of `PERIOD` steps."""
     chosen = replace(PRESETS["quick"], lsep=PERIOD, startup_epochs=0, max_epochs=epochs)
     phases = Phases.of(replace(chosen, finetune_epochs=0), training, trained=True)
-    channels = capture(model, torch.zeros(1, *data.input_shape, device=next(model.parameters()).device))
+    example = torch.zeros(1, *data.input_shape, device=next(model.parameters()).device)
+    channels = capture(model, example)
     method = AdapNet(chosen, classes=len(data.classes), steps_per_epoch=PERIOD, seed=0)
     goals = GoalSettings()
-    periods = Periods(Network(model, channels), method, Target.of(goals, channels))
+    periods = Periods(Network(model, channels, example), method, Target.of(goals, channels))
     TrainingPhases(model, data, periods, phases, DistillSettings(), trained=True).run()
     return {"periods": method.period, "macs_left": periods.channels.macs() / channels.macs()}
 

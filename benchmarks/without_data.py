@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -80,22 +81,19 @@ def _sliced(model: nn.Module, channels: Channels, plan: Plan, example: Tensor) -
     apply_plan_(model, plan, channels, example)
 
 
-def _nearest(model: nn.Module, channels: Channels, plan: Plan, example: Tensor) -> None:
-    edits = [_folded(model, channels, edit) for edit in plan.edits if isinstance(edit, Prune)]
+def _nearest(model: nn.Module, channels: Channels, plan: Plan, example: Tensor, *, means: bool = False) -> None:
+    dense = named_tensors(copy.deepcopy(model))
+    edits = [_folded_(model, dense, channels, edit, means=means) for edit in plan.edits if isinstance(edit, Prune)]
     apply_plan_(model, replace(plan, edits=tuple(edits)), channels, example)
 
 
-def _nearest_with_means(model: nn.Module, channels: Channels, plan: Plan, example: Tensor) -> None:
-    edits = [_folded(model, channels, edit, means=True) for edit in plan.edits if isinstance(edit, Prune)]
-    apply_plan_(model, replace(plan, edits=tuple(edits)), channels, example)
+def _folded_(model: nn.Module, tensors: dict[str, Tensor], channels: Channels, edit: Prune, *, means: bool) -> Prune:
+    """Fold each channel that goes into the kept one whose filters are nearest; returns the edit that removes it.
 
-
-def _folded(model: nn.Module, channels: Channels, edit: Prune, *, means: bool = False) -> Prune:
-    """Each channel that goes, and what a ReLU lets through of it, as a share of the kept one whose filters are nearest.
-
-    Filters are scaled as batch norm scales their outputs; those of all layers that make a channel count together.
+    What a ReLU lets through of it is taken for a share of that one. Filters are scaled as batch norm scales their
+    outputs; those of all layers that make a channel count together.
     """
-    tensors, group = named_tensors(model), channels.group(edit.group)
+    own_tensors, group = named_tensors(model), channels.group(edit.group)
     filters: list[Tensor] = []
     mean = torch.zeros(group.size)
     for place in group.places:
@@ -116,8 +114,13 @@ def _folded(model: nn.Module, channels: Channels, edit: Prune, *, means: bool = 
     shares = torch.zeros(len(kept), len(gone))
     shares[near, torch.arange(len(gone))] = share.clamp(min=0)
     over = mean[gone] - shares.T @ mean[kept] if means else torch.zeros(len(gone))
-    heirs = {ids[at]: tuple(row) for at, row in zip(kept, shares.tolist(), strict=True)}
-    return replace(edit, heirs=heirs, means=tuple(over.tolist()))
+    for place in group.places:
+        if place.role == "column":
+            where = torch.from_numpy(channels.positions(place, group.ids))  # (channels, columns of each)
+            weight = own_tensors[place.tensor].data.movedim(place.dim, 0)
+            for column in where.T:
+                weight[column[kept]] += torch.tensordot(shares, weight[column[gone]], dims=1)
+    return replace(edit, means=tuple(over.tolist()))
 
 
 def _leaves(model: nn.Module, channels: Channels, plan: Plan, example: Tensor) -> None:
@@ -135,7 +138,7 @@ def _noise(model: nn.Module, channels: Channels, plan: Plan, example: Tensor) ->
 WAYS: dict[str, Callable[[nn.Module, Channels, Plan, Tensor], None]] = {
     "as cut": _sliced,
     "nearest filter": _nearest,
-    "nearest filter and means": _nearest_with_means,
+    "nearest filter and means": partial(_nearest, means=True),
     "least squares on white noise": _noise,
     "least squares on dead leaves": _leaves,
 }

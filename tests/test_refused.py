@@ -16,8 +16,8 @@ from compressor.errors import CompressorError, ModelError
 from compressor.graph import capture
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.settings import AdapNetSettings
+from compressor.runs import course
 from compressor.runs import folder as run_folder
-from compressor.runs import gradual
 from compressor.runs.course import Network
 from compressor.runs.goals import Guard
 from compressor.runs.periods import Periods
@@ -120,7 +120,7 @@ def test_ctrl_c_in_a_pruner_leaves_its_map_and_the_model_together(monkeypatch):
 
     model, optimizer = trained()
     pruner = public.Pruner(model, X, optimizer, "l1", ratio=0.4, steps=1)
-    monkeypatch.setattr(gradual, "Renumbering", SimpleNamespace(of=stop))
+    monkeypatch.setattr(course, "Renumbering", SimpleNamespace(of=stop))
     with untouched(model, optimizer), pytest.raises(KeyboardInterrupt):
         pruner._course._carry_out(Plan((Prune("0", (int(mapped().group("0").ids[0]),), "t"),)), optimizer)
 
@@ -132,7 +132,7 @@ def test_ctrl_c_as_a_plan_is_judged_takes_it_back():
     model, optimizer = trained()
     guard = Guard(0.1, stop, before=0.9)
     method = AdapNet(AdapNetSettings(lsep=6), classes=4, steps_per_epoch=10, seed=0)
-    periods = Periods(Network(model, mapped()), method, guard=guard)
+    periods = Periods(Network(model, mapped(), X), method, guard=guard)
     before = values(everything(model))
     with pytest.raises(KeyboardInterrupt):
         periods._carry_out(every_kind_of_edit(), optimizer)

@@ -9,10 +9,10 @@ HELP = (
     "by least squares, and the smaller network is fine-tuned and measured.\n\n"
     "Methods:\n\n"
     + "\n".join(f"  {name:<9} {about.summary}" for name, about in METHODS.items())
-    + "\n\nadapnet trains in three phases: before, while and after the structure changes. --preset paper takes up to "
-    "120 epochs as in the paper, --preset quick minutes, --preset short four epochs of a trained network; learning "
-    "rate, weight decay and batch size are the preset's, too. Flags change single settings of each. blocks takes whole "
-    "blocks of layers until a target in MACs or time is met."
+    + "\n\nadapnet trains in three phases: before, while and after the structure changes. --preset short takes four "
+    "epochs (a trained network's default), --preset paper up to 120 as in the paper (the default from random weights), "
+    "--preset quick minutes; learning rate, weight decay and batch size are the preset's, too. Flags change single "
+    "settings of each. blocks takes whole blocks of layers until a target in MACs or time is met."
 )
 EXAMPLE = (
     "compressor prune sample_models/digits_cnn.safetensors --target-macs 0.5 --data digits --epochs 5 --out runs/small"

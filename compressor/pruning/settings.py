@@ -107,7 +107,7 @@ class PruneSettings:
     )
     score_images: int = 512  # training images that methods which need labels look at
     reconstruct: bool = setting(
-        True, "Least-squares reconstruction of layers that read pruned channels. [adapnet: off]"
+        True, "Least-squares reconstruction of layers that read pruned channels. [adapnet: preset short]"
     )
     seed: int = setting(0, "Random seed.", "N")
 

@@ -21,7 +21,7 @@ from compressor.runs.periods import Periods
 from compressor.runs.phases import Phases, TrainingPhases, hints
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
-from compressor.runs.subject import refuse_routed
+from compressor.runs.subject import calibration_inputs, refuse_routed
 from compressor.runs.tuning import measured_here
 from compressor.training import distributed
 from compressor.training.events import NoteEvent
@@ -52,8 +52,9 @@ class AdaptRun(Run[AdaptJob]):
         self.phases_steps, self.period_steps = steps, self.method.lsep
         self.method.check_units(channels)
         guard = Guard(job.goals.undo_drop, partial(measured_here, subject), data)
-        network = Network(subject.module, channels, self.tell)
-        self.periods = Periods(network, self.method, self._target(), guard, job.goals.round_to)
+        network = Network(subject.module, channels, subject.example, self.tell)
+        inputs = calibration_inputs(subject, job.training.seed) if job.adapnet.reconstruct else ()
+        self.periods = Periods(network, self.method, self._target(), guard, job.goals.round_to, inputs)
         self.training = TrainingPhases(subject.module, data, self.periods, self.phases, job.distilling, self._trained)
         self.facts["frozen"] = {**channels.frozen, **self.method.locked}
 

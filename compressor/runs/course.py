@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from torch import nn
+from torch.optim import Optimizer
 
 from compressor.graph.channels import Channels
+from compressor.graph.tensors import device_of
+from compressor.runs.apply import apply_plan_
 from compressor.runs.stages import Callback, silent
 from compressor.surgery import Plan, operate_
 from compressor.surgery.edits import plan_of
-from compressor.surgery.snapshot import Snapshot
+from compressor.surgery.renumber import Renumbering
+from compressor.surgery.snapshot import Snapshot, all_or_nothing
+from compressor.training import distributed
+from compressor.training.task import moved
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Network:
 
     model: nn.Module
     channels: Channels  # its map as it came
+    example: Any  # an input as it takes it
     tell: Callback = silent  # hears of every change
     followers: Sequence[nn.Module] = ()  # copies that are edited alike
 
@@ -33,7 +40,8 @@ class Course(ABC):
 
     def __init__(self, network: Network) -> None:
         self.model, self.channels, self.followers = network.model, network.channels, network.followers
-        self.tell = network.tell
+        self.example, self.tell = network.example, network.tell
+        self.notes: list[str] = []
         self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
         self.rows: list[dict[str, Any]] = []  # one each time that the structure was judged
         self.refused: dict[str, str] = {}
@@ -47,6 +55,21 @@ class Course(ABC):
     @abstractmethod
     def disarm(self) -> None:
         """Take hooks off."""
+
+    def cut_(self, plan: Plan, optimizer: Optimizer, inputs: Sequence[Any]) -> Channels:
+        """Cut the model and its followers, all of them or none, and refit what reads a channel that goes.
+
+        By least squares, to what each gave on these inputs; without any they are cut only.
+        """
+        given = [moved(each, device_of(self.model)) for each in inputs]
+        work = [(self.model, optimizer), *((follower, None) for follower in self.followers)]
+        with all_or_nothing(*(Snapshot.of(each, its_optimizer, copies=False) for each, its_optimizer in work)):
+            for each, its_optimizer in work:
+                _, found = apply_plan_(each, plan, self.channels, self.example, its_optimizer, inputs=given)
+                distributed.alike_(each)
+            after = Renumbering.of(plan, self.channels).apply(self.channels)
+        self.notes += [note for note in found.words() if note not in self.notes]
+        return after
 
     def findings(self) -> dict[str, Any]:
         """What a report says of the changes, by its fields."""

@@ -1,11 +1,10 @@
 """A criterion applied little by little while a network trains: score, select, cut and refit every so many steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,22 +12,18 @@ from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.graph.tensors import device_of
 from compressor.pruning.oneshot import Ranked, rank
 from compressor.pruning.price import Goal, Price, macs_price, memory_goals, peak_memory, size_price
-from compressor.pruning.reconstruction import first_batches, inputs_of
-from compressor.pruning.scores import Given, Score, add_, l1, products_of
-from compressor.pruning.selection import Selection, goals_of, select
-from compressor.pruning.settings import BLOCKS, PruneSettings, check, in_time, looks_at_inputs, resolved
-from compressor.runs.apply import apply_plan_
-from compressor.runs.course import Asked, Course, Network
+from compressor.pruning.scores import Given, Score, add_, products_of
+from compressor.pruning.selection import Selection, select
+from compressor.pruning.settings import PruneSettings, in_time, looks_at_inputs
+from compressor.runs.course import Course, Network
 from compressor.runs.goals import followed
-from compressor.runs.latency_goal import goal_in_ms, selected, target_in_ms
+from compressor.runs.latency_goal import selected, target_in_ms
 from compressor.runs.stages import PeriodEvent
 from compressor.surgery import Plan
-from compressor.surgery.renumber import Renumbering
-from compressor.surgery.snapshot import Snapshot, all_or_nothing
 from compressor.training import distributed
 from compressor.training.task import moved
 
-_ROUNDS = 10  # where nothing else is said
+ROUNDS = 10  # where nothing else is said
 WATCHED = 8  # batches before a pruning step, whose gradients are gathered where the criterion wants them
 
 
@@ -52,7 +47,6 @@ class Gradual(Course):
     def __init__(
         self,
         network: Network,
-        example: Any,
         choice: PruneSettings,
         steps: int,
         every: int,
@@ -61,8 +55,7 @@ class Gradual(Course):
     ) -> None:
         """`choice` is resolved; there are so many `steps`, and a round is due `every` so many; `price` is in ms."""
         super().__init__(network)
-        self.example, self.choice, self.steps, self.every, self.looks = example, choice, steps, every, looks
-        self.notes: list[str] = []
+        self.choice, self.steps, self.every, self.looks = choice, steps, every, looks
         self.step = 0
         self._prices: dict[str, Price] = {} if price is None else {"target_ms": price}
         self._asked, channels = dict(self._prices), self.came
@@ -204,25 +197,13 @@ class Gradual(Course):
                 given = moved(batch, device_of(self.model))
                 add_(changes, products_of(self.model, partial(looks.loss, self.model, given)), self.channels)
         pairs: list[Any] = [each for each in looks.batches if isinstance(each, tuple | list) and len(each) == 2]
-        inputs = self._inputs() if looks_at_inputs(choice) else ()
+        inputs = [moved(each, device_of(self.model)) for each in looks.inputs] if looks_at_inputs(choice) else ()
         return rank(self.model, self.channels, choice, Given(pairs, inputs, changes=changes or None), looks.score)
 
-    def _inputs(self) -> list[Any]:
-        device = device_of(self.model)
-        return [moved(each, device) for each in self.looks.inputs]
-
     def _carry_out(self, plan: Plan, optimizer: Optimizer) -> None:
-        """Cut and refit the model and its followers, all of them or none."""
-        inputs = self._inputs() if self.choice.reconstruct else ()
-        work = [(self.model, optimizer), *((follower, None) for follower in self.followers)]
-        with all_or_nothing(*(Snapshot.of(each, its_optimizer, copies=False) for each, its_optimizer in work)):
-            for each, its_optimizer in work:
-                _, found = apply_plan_(each, plan, self.channels, self.example, its_optimizer, inputs=inputs)
-                distributed.alike_(each)
-            after = Renumbering.of(plan, self.channels).apply(self.channels)
-            self.follow(plan)
-            self.channels = after
-        self.notes += [note for note in found.words() if note not in self.notes]
+        after = self.cut_(plan, optimizer, self.looks.inputs if self.choice.reconstruct else ())
+        self.follow(plan)
+        self.channels = after
         self.plans.append(list(plan.rows()))
 
     def follow(self, plan: Plan) -> None:
@@ -250,50 +231,3 @@ def _complete(products: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     """With zeros for parameters that the loss does not depend on."""
     named = model.named_parameters()
     return {name: products[name] if name in products else each.detach().new_zeros(each.shape) for name, each in named}
-
-
-def by_criterion(
-    network: Network,
-    example: Any,
-    choice: PruneSettings,
-    score: Score | None,
-    *,
-    steps: int | None,
-    every: int | None,
-    data: Any,
-    loss: Callable[[nn.Module, Any], Tensor] | None,
-) -> Asked[Gradual]:
-    """Rounds of a criterion, all at once where no `steps` are given; `score` is the user's own.
-
-    Raises UsageError for settings that make no sense, or what the criterion lacks.
-    """
-    choice = resolved(choice, has_inputs=data is not None)
-    if choice.method in BLOCKS:
-        raise UsageError(f"{choice.method} makes new layers, which the optimizer lacks: call prune_ before the loop")
-    check(choice, has_data=data is not None or choice.method == "taylor")
-    if looks_at_inputs(choice) and data is None:
-        raise UsageError(f'`data` is missing: allocate="{choice.allocate}" looks at batches')
-    if loss is not None and (choice.method != "taylor" or data is None):
-        raise UsageError("`loss` is for method taylor, with `data` to take it on: leave it out, or give both")
-    steps = steps or 1
-    if every is not None and every > steps:
-        raise UsageError(f"`every` is {every}, and there are only {steps} `steps`")
-    goal = goal_in_ms(network.model, example, network.channels, choice)
-    _check_reached(network, choice, goal)
-    batches = [] if data is None else first_batches(data, example, choice.score_images)
-    looks = Looks(
-        score,
-        inputs_of(batches, example, network.model, torch.device("cpu")) if batches else (),
-        batches if loss is not None or score is not None else (),
-        loss,
-    )
-    price = None if goal is None else goal.price
-    course = Gradual(network, example, choice, steps, every or max(1, steps // _ROUNDS), looks, price)
-    return Asked(course, asdict(choice), steps)
-
-
-def _check_reached(network: Network, choice: PruneSettings, goal: Goal | None) -> None:
-    """Raise what the last round would: a target that cannot be reached, a layer that is not there."""
-    channels = network.channels
-    goals = [*goals_of(channels, choice), *([] if goal is None else [goal])]
-    select(channels, l1(network.model, channels, Given()), replace(choice, allocate="uniform"), None, goals)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from compressor.errors import UsageError
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
-from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.adapnet.settings import AdapNetSettings, Preset, preset
 from compressor.pruning.settings import BLOCKS, TRAINED, WITHOUT_DATA, PruneSettings
 from compressor.pruning.settings import check as check_pruning
 from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSettings, paper
@@ -137,10 +137,8 @@ class AdaptJob(RunJob):
     # `training`: what AdapNet's own settings do not say
     command: str = "compressor prune"
     goals: GoalSettings = field(default_factory=GoalSettings)
-    preset: Literal["paper", "quick", "short"] = setting(
-        "paper", "paper, quick or short, see above.", "NAME", panel="AdapNet"
-    )
-    adapnet: AdapNetSettings = PRESETS["paper"]
+    preset: Preset = setting("auto", "auto, paper, quick or short, see above.", "NAME", panel="AdapNet")
+    adapnet: AdapNetSettings = field(default_factory=AdapNetSettings)
     distilling: DistillSettings = field(default_factory=DistillSettings)
     method: str = setting("adapnet", "Pruning criterion.", "METHOD", panel="Pruning")
 
@@ -157,7 +155,8 @@ class AdaptJob(RunJob):
                 "adapnet decides while the network trains and needs `data`, such as digits; without data prune in one "
                 f"shot by {', '.join(WITHOUT_DATA)}"
             )
-        return {"adapnet": PRESETS.get(given.get("preset", "paper"), PRESETS["paper"]), "training": FINETUNE}
+        chosen = preset(given.get("preset", "auto"), trained=given.get("model") is not None)
+        return {"adapnet": chosen, "training": FINETUNE}
 
 
 @dataclass(frozen=True)

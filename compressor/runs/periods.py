@@ -2,36 +2,33 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compressor.errors import UsageError
+from compressor.graph.channels import Channels
 from compressor.graph.neutral import as_written
 from compressor.graph.skeleton import skeleton
 from compressor.pruning.adapnet.freeze import Held
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.observe import Watch
-from compressor.pruning.adapnet.schedule import check_period
 from compressor.pruning.adapnet.section import galleries, section
-from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
 from compressor.pruning.price import in_words
+from compressor.pruning.reconstruction.calibration import fewer
 from compressor.pruning.target import rounded
-from compressor.runs.course import Asked, Course, Network
+from compressor.runs.course import Course, Network
 from compressor.runs.goals import Guard, Target
-from compressor.runs.latency_goal import goal_in_ms
-from compressor.runs.settings import GoalSettings
 from compressor.runs.stages import PeriodEvent, PeriodStep, note_all
-from compressor.settings import filled, settings_of
 from compressor.surgery import Plan, operate_
 from compressor.surgery.snapshot import Snapshot, all_or_nothing
 from compressor.training import distributed
 from compressor.training.events import NoteEvent
+
+REFITTED_BY = 256  # images, at the end of a period
 
 
 class Periods(Course):
@@ -44,9 +41,12 @@ class Periods(Course):
         target: Target | None = None,
         guard: Guard | None = None,
         round_to: int | Literal["auto"] = 1,
+        inputs: Sequence[Any] = (),
     ) -> None:
+        """By `inputs`, where given, layers that read a filter that goes are refitted."""
         super().__init__(network)
         self.method, self.target, self.guard, self.round_to = method, target or Target(), guard or Guard(), round_to
+        self.inputs = fewer(inputs, 0, REFITTED_BY)
         self.target_met = False
         self._asked = self.target  # by the channels as they came
         self._hooks = ExitStack()
@@ -165,13 +165,13 @@ class Periods(Course):
         """Edit model, optimizer, followers and channels; take it back where it does too much harm."""
         target = self.target.after(plan, self.channels)
         if self.guard.undo_drop is None:
-            self.channels = operate_(self.model, plan, self.channels, optimizer, self.followers)
+            self.channels = self._edited(plan, optimizer)
             self.target = target
             return True
         distributed.from_first(self.guard.ready)
         before = Snapshot.of(self.model, optimizer)
         with all_or_nothing(before):
-            updated = operate_(self.model, plan, self.channels, optimizer)
+            updated = self._edited(plan, optimizer)
             passed, measured = distributed.from_first(self.guard.passes)
         if passed:
             self.channels, self.target = updated, target
@@ -182,6 +182,19 @@ class Periods(Course):
         self.refused[name] = f"{measured}, more than `undo_drop` allows: undone"
         note_all([f"{name}: {self.refused[name]}"], self.tell)
         return False
+
+    def _edited(self, plan: Plan, optimizer: Optimizer) -> Channels:
+        """Edit model, optimizer and followers; returns the channels after that.
+
+        Where layers are refitted, least squares say what is made of the filter that a merge keeps.
+        """
+        if not self.inputs or not plan.removed:
+            return operate_(self.model, plan, self.channels, optimizer, self.followers)
+        less, more = plan.parted()
+        models = (self.model, *self.followers)
+        with all_or_nothing(*(Snapshot.of(each, optimizer, copies=False) for each in models)):
+            channels = self.cut_(less, optimizer, self.inputs)
+            return operate_(self.model, more, channels, optimizer, self.followers) if more.edits else channels
 
     def _report(self, place: Mapping[str, float], beta: float, done: Counter[str]) -> None:
         macs = self.channels.macs()
@@ -220,7 +233,10 @@ class Periods(Course):
             "frozen": {**found["frozen"], **self.method.locked},
             "refused": found["refused"] if missed is None else {**found["refused"], "target": missed},
             "sections": section(self.rows, found["edits"], galleries(self.method.units.values())),
-            "notes": () if ms is None else (f"{in_words(ms.price.whole(), 'ms')} are predicted for one image",),
+            "notes": (
+                *self.notes,
+                *(() if ms is None else (f"{in_words(ms.price.whole(), 'ms')} are predicted for one image",)),
+            ),
         }
 
     def structure(self) -> dict[str, Any]:
@@ -229,7 +245,8 @@ class Periods(Course):
 
     def state(self) -> dict[str, Any]:
         """With what the method knows."""
-        return {**super().state(), "adapnet": self.method.state_dict(), "target_met": self.target_met}
+        mine = {"adapnet": self.method.state_dict(), "target_met": self.target_met, "notes": self.notes}
+        return {**super().state(), **mine}
 
     def restore(self, structure: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """With what the method knew."""
@@ -237,7 +254,7 @@ class Periods(Course):
         self.target = self._asked = self._asked.as_measured(structure)
         super().restore(structure, state)
         self.method.load_state_dict(state["adapnet"], self.model, self.channels)
-        self.target_met = state["target_met"]
+        self.target_met, self.notes = state["target_met"], list(state["notes"])
 
     def follow(self, plan: Plan) -> None:
         """The target's."""
@@ -251,39 +268,3 @@ def _on_the_host(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_on_the_host(each) for each in value)
     return value.cpu() if isinstance(value, Tensor) else value
-
-
-def by_adapnet(
-    network: Network,
-    example: Any,
-    base: AdapNetSettings | None,
-    given: Mapping[str, Any],
-    *,
-    steps: int | None,
-    classes: int | None,
-    seed: int,
-) -> Asked[Periods]:
-    """AdapNet's second phase; `given` are settings of it by name, and goals.
-
-    Raises UsageError for settings that are unknown or out of range, or too few steps.
-    """
-    if steps is None:
-        raise UsageError("`steps` is missing: over how many steps of the optimizer, such as 30 * len(loader)")
-    given = dict(given)
-    preset = given.pop("preset", "paper")
-    if preset not in PRESETS:
-        raise UsageError(f"there is no preset {preset!r}: these are {', '.join(PRESETS)}")
-    names = settings_of(GoalSettings()).keys() - {"undo_drop", "fill"}
-    known = {name: given.pop(name) for name in sorted(names) if name in given}
-    settings, goals = filled(base or PRESETS[preset], given), filled(GoalSettings(), known)
-    if steps < settings.max_epochs:
-        raise UsageError(f"`steps` is {steps}, and has to be at least `max_epochs`, which is {settings.max_epochs}")
-    epoch = steps // settings.max_epochs
-    check_period(settings, epoch)
-    model, channels = network.model, network.channels
-    method = AdapNet(settings, classes=classes, steps_per_epoch=epoch, seed=seed)
-    method.adopt(model, channels)
-    method.check_units(channels)
-    target = Target.of(goals, channels, goal_in_ms(model, example, channels, goals))
-    course = Periods(network, method, target, round_to=goals.round_to)
-    return Asked(course, {**asdict(settings), **known}, steps, settings.max_epochs)

@@ -21,10 +21,11 @@ from compressor.report.environment import device_words, versions
 from compressor.report.measurements import Measurements
 from compressor.report.report import Report
 from compressor.runs.course import Asked, Network
-from compressor.runs.gradual import Gradual, by_criterion
+from compressor.runs.gradual import Gradual
+from compressor.runs.in_loops import by_adapnet, by_criterion
 from compressor.runs.oneshot import check_can_be_edited, check_optimizer, checked
 from compressor.runs.own import criterion, in_words
-from compressor.runs.periods import Periods, by_adapnet
+from compressor.runs.periods import Periods
 from compressor.runs.results import filters, layer_sizes
 from compressor.runs.stages import Callback, silent
 from compressor.settings import filled
@@ -53,7 +54,8 @@ class Pruner:
             `max_epochs` are equal parts of them.
         every: steps between two prunings by a criterion; a tenth of `steps`. AdapNet has `lsep`.
         data: a loader or another iterable of batches, of which the first are taken now. Layers that read what was
-            pruned are refitted by them, "obs" and `allocate="error"` choose by them.
+            pruned are refitted by them, by AdapNet at the end of every period; "obs" and `allocate="error"` choose by
+            them.
         loss: `(model, batch) -> scalar`, by which "taylor" takes gradients on `data` and not in the loop.
         classes: how many there are, where AdapNet's clusters are to follow from them and not from the widths.
         followers: copies of the network that are edited alike, such as an average of its weights, or a teacher.
@@ -112,21 +114,19 @@ class Pruner:
             check_optimizer(self.model, optimizer)
             _check_followers(self.model, self.followers)
             channels = capture(self.model, example, keep=(*own.keep, *names.keep), also=traced or own.also)
-            network = Network(self.model, channels, tell, self.followers)
+            network = Network(self.model, channels, example, tell, self.followers)
             self._asked: Asked[Periods] | Asked[Gradual]
             if method == "adapnet" or isinstance(method, AdapNetSettings):
-                _refuse("adapnet", {"ratio": ratio, "every": every, "data": data, "loss": loss})
+                _refuse("adapnet", {"ratio": ratio, "every": every, "loss": loss})
                 base = None if isinstance(method, str) else method
-                self._asked = by_adapnet(network, example, base, given, steps=steps, classes=classes, seed=seed)
+                self._asked = by_adapnet(network, base, given, steps=steps, data=data, classes=classes, seed=seed)
             else:
                 _refuse("a criterion", {"classes": classes})
                 score = criterion(method.method if isinstance(method, PruneSettings) else method)
                 if not isinstance(method, PruneSettings):
                     given["method"] = method if isinstance(method, str) else in_words(method)
                 choice = filled(own, checked(**given, seed=seed))
-                self._asked = by_criterion(
-                    network, example, choice, score, steps=steps, every=every, data=data, loss=loss
-                )
+                self._asked = by_criterion(network, choice, score, steps=steps, every=every, data=data, loss=loss)
             self._before, self._widths = self._measured(), filters(self.model)
         self._course: Periods | Gradual = self._asked.course
         self._parts = [(path, held, dict(held)) for path, held in _parts(self.model)]

@@ -218,4 +218,4 @@ class SweepSettings:
     )
     control: bool = setting(True, "Also fine-tune the unpruned model with the same budget, to compare.")
     lsep: int | None = setting(None, "Optimizer steps between pruning steps.", "STEPS", 1)
-    reconstruct: bool = same(PruneSettings, "reconstruct")
+    reconstruct: bool = setting(True, "Least-squares reconstruction of layers that read pruned channels.")

@@ -172,7 +172,7 @@ def _adapnet(job: SweepJob, name: str, target: Mapping[str, Any]) -> AdaptJob:
     training, preset = job.training, PRESETS["quick"]
     own = [each.name for each in fields(preset) if each.name in job.chosen and hasattr(training, each.name)]
     changed = {name: getattr(training, name) for name in own if getattr(training, name) is not None}
-    changed |= {"batch_size": training.batch_size, "lsep": job.grid.lsep}
+    changed |= {"batch_size": training.batch_size, "lsep": job.grid.lsep, "reconstruct": job.grid.reconstruct}
     adapnet = in_epochs(replace(preset, **changed), training.epochs)
     told = {name: getattr(adapnet, name) for name in (*changed, "max_epochs", "finetune_epochs", "startup_epochs")}
     typed = {"method": "adapnet", "preset": "quick", **target, "fill": True}

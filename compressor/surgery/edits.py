@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -16,8 +16,7 @@ class Prune:
     """Remove channels everywhere.
 
     `means`, where given, holds each channel's mean activation: readers are compensated for it, through the running
-    mean of the batch norm that follows them or through their bias. `heirs` maps channels that stay to what of each
-    removed channel's columns is added to theirs, where their maps predict its; `means` is then what these leave over.
+    mean of the batch norm that follows them or through their bias.
     """
 
     group: str
@@ -25,7 +24,6 @@ class Prune:
     why: str
     means: tuple[float, ...] | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)  # what decided it, for the report
-    heirs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     kind: Literal["prune"] = "prune"
 
 
@@ -103,6 +101,15 @@ class Plan:
     def removed(self) -> tuple[int, ...]:
         """Identities that will be gone."""
         return tuple(itertools.chain.from_iterable(map(_gone, self.edits)))
+
+    def parted(self) -> "tuple[Plan, Plan]":
+        """What takes channels away, a merge only the one that goes, and what adds some: two plans, in this order."""
+        less = (Prune(e.group, (e.drop,), e.why) if isinstance(e, Merge) else e for e in self.edits)
+        more = (edit for edit in self.edits if isinstance(edit, Insert))
+        return (
+            replace(self, edits=tuple(edit for edit in less if isinstance(edit, Prune))),
+            replace(self, edits=tuple(more)),
+        )
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The edits as plain types, for the report."""

@@ -177,8 +177,7 @@ def _compensate_(data: dict[str, Tensor], plan: Plan, channels: Channels) -> Non
     """Make up for what is removed, in the layers that read it and in whatever follows them.
 
     A reader that loses channels of mean activation m shifts, on average, by its columns times m. A bias takes that
-    shift up; without one, the running mean of the batch norm behind the reader does; with neither it stays. Where other
-    channels predict a removed one, the reader's columns for these take on their share of its columns.
+    shift up; without one, the running mean of the batch norm behind the reader does; with neither it stays.
 
     `data` holds the tensors by name: those that change are replaced in it, and are not written to.
     """
@@ -196,24 +195,6 @@ def _compensate_(data: dict[str, Tensor], plan: Plan, channels: Channels) -> Non
                 shift = torch.tensordot(columns.movedim(place.dim, 0).flatten(2).sum(2) if weight.ndim > 2
                                         else columns.movedim(place.dim, 0), spread, dims=([0], [0]))  # fmt: skip
                 data[absorber.tensor] = data[absorber.tensor].add(shift, alpha=1 if absorber.kind == "bias" else -1)
-    for edit in plan.edits:  # only now: the shifts are those of the columns as they were
-        if isinstance(edit, Prune) and edit.heirs:
-            for place in channels.group(edit.group).places:
-                if place.role == "column" and place.tensor in data:
-                    data[place.tensor] = _bequeathed(data[place.tensor], place, edit, channels)
-
-
-def _bequeathed(weight: Tensor, place: Place, edit: Prune, channels: Channels) -> Tensor:
-    """The weight with the shares of the columns that go added to the columns of the edit's heirs."""
-    gone = channels.positions(place, edit.channels)  # (channels, occurrences)
-    heirs = channels.positions(place, list(edit.heirs))
-    shares = torch.tensor(list(edit.heirs.values()), dtype=weight.dtype, device=weight.device)  # (heirs, channels)
-    result = weight
-    for occurrence in range(gone.shape[1]):
-        old = weight.index_select(place.dim, torch.from_numpy(gone[:, occurrence]).to(weight.device))
-        added = torch.tensordot(shares, old.movedim(place.dim, 0), dims=1).movedim(0, place.dim)
-        result = result.index_add(place.dim, torch.from_numpy(heirs[:, occurrence]).to(weight.device), added)
-    return result
 
 
 def _by_group(plan: Plan) -> dict[str, list[Edit]]:

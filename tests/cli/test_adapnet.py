@@ -38,12 +38,16 @@ def test_every_setting_is_a_flag(compressor):
 
 
 def test_a_preset_gives_what_was_not_typed(compressor, jobs):
-    arguments = ["--data", "digits", "--dry-run", "--lsep", "10"]
+    arguments = ["--data", "digits", "--dry-run", "--lsep", "8"]
+    untrained = ["prune", "--arch", "sample_models/digits_cnn.py:build", *PRUNE[2:]]
     assert compressor(*PRUNE, *arguments, "--preset", "quick", "--no-merge", "--lr", "0.3").code == 0
+    assert compressor(*PRUNE, *arguments, "--preset", "paper").code == 0
     assert compressor(*PRUNE, *arguments).code == 0
-    quick, paper = jobs
-    assert quick.adapnet == replace(PRESETS["quick"], lsep=10, merge=False, lr=0.3) and quick.preset == "quick"
-    assert paper.adapnet == replace(PRESETS["paper"], lsep=10) and paper.preset == "paper"
+    assert compressor(*untrained, *arguments).code == 0
+    quick, paper, trained, random = [job.adapnet for job in jobs]
+    assert quick == replace(PRESETS["quick"], lsep=8, merge=False, lr=0.3)
+    assert paper == random == replace(PRESETS["paper"], lsep=8)
+    assert trained == replace(PRESETS["short"], lsep=8) and trained.reconstruct
 
 
 def test_goals_and_shared_flags_reach_the_job(compressor, jobs):

@@ -18,10 +18,12 @@ from compressor.graph import capture
 from compressor.pruning.adapnet import boundary, prune, tables
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.settings import PruneSettings
+from compressor.runs.apply import apply_plan_
 from compressor.runs.jobs import AdaptJob
 from compressor.runs.phases import Phases
 from compressor.runs.run import run
 from compressor.runs.settings import GoalSettings, ModelSettings, OutputSettings
+from compressor.surgery import Insert, Merge, Plan, Prune, operate_
 from compressor.training.data import open_data
 from compressor.training.schedule import lr_at, make_optimizer, set_lr_
 from compressor.training.settings import TrainSettings
@@ -205,8 +207,31 @@ def test_the_command_line_and_a_plain_loop_make_the_same_network(tmp_path):
     assert same(model, theirs)
 
 
+def test_what_reads_a_filter_that_adapnet_takes_is_refitted_as_one_shot_pruning_does():
+    """A plan with a merge: one of the two goes, and least squares say what is made of the other; then filters come."""
+    loop = Loop()
+    loop.train(12)
+    channels = capture(loop.model, EXAMPLE)
+    ids = channels.group("3").ids.tolist()
+    follower, alone = copy.deepcopy(loop.model), copy.deepcopy(loop.model)
+    settings = replace(ADAPNET, reconstruct=True)
+    pruner = loop.pruner(settings, steps=60, data=loop.batches[:3], followers=[follower])
+    periods = pruner._course
+    less = Merge("3", ids[0], ids[1], "alike"), Prune("3", (ids[4],), "t")
+    grown = Insert("0", int(channels.group("0").ids[2]), "more")
+    assert periods._carry_out(Plan((*less, grown)), loop.optimizer)
+
+    inputs = [x for x, _ in loop.batches[:3]]
+    apply_plan_(alone, Plan((Prune("3", (ids[1], ids[4]), "t"),)), channels, EXAMPLE, inputs=inputs)
+    operate_(alone, Plan((grown,)), channels)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(loop.model.state_dict()[name], value, msg=name)
+        torch.testing.assert_close(follower.state_dict()[name], value, msg=name)
+    assert periods.channels.group("3").size == channels.group("3").size - 2
+
+
 CONTENT = [
-    (replace(ADAPNET, freeze=True, reconstruct=True), {"steps": 60}, 33),
+    (replace(ADAPNET, freeze=True, reconstruct=True), {"steps": 60, "data": True}, 33),
     ("taylor", {"steps": 12, "every": 4, "target_macs": 0.5}, 7),
     ("obs", {"steps": 12, "every": 4, "target_macs": 0.5, "data": True}, 8),
 ]
@@ -342,9 +367,11 @@ WRONG = {
     "steps": (("l1",), {"steps": 0}, "`steps` is 0, and has to be a whole number from 1"),
     "negative": (("l1",), {"steps": -5}, "`steps` is -5"),
     "no steps": (("adapnet",), {}, "`steps` is missing"),
-    "few steps": (("adapnet",), {"steps": 60}, "a period of 150 steps fits 0 times .* `lsep` 20 or less"),
+    "few steps": (("adapnet",), {"steps": 60, "preset": "paper"}, "of 150 steps fits 0 times .* `lsep` 20 or less"),
     "every": (("l1",), {"steps": 3, "every": 5}, "`every` is 5, and there are only 3"),
     "every of adapnet": (("adapnet",), {"steps": 600, "every": 5}, "`every` is nothing that adapnet looks at"),
+    "no data to refit by": (("adapnet",), {"steps": 600, "reconstruct": True}, "`data` is missing: `reconstruct`"),
+    "no settings to refit by": ((ADAPNET,), {"steps": 600, "data": [EXAMPLE]}, "`reconstruct` .* is off"),
     "ratio of adapnet": (("adapnet",), {"steps": 600, "ratio": 0.5}, "`ratio` is nothing that adapnet looks at"),
     "classes": (("l1",), {"classes": 10}, "`classes` is nothing that a criterion looks at"),
     "data": (("obs",), {}, "obs needs data"),

@@ -136,7 +136,7 @@ def test_objects_of_settings_take_the_place_of_what_a_verb_begins_with(tmp_path)
     chosen = PruneSettings(ratio=0.25, round_to=1, seed=3), OutputSettings(latency=False, onnx=False)
     report = compressor.prune(small, *chosen, out=tmp_path / "run", seed=5)
     assert {"ratio": 0.25, "round_to": 1, "seed": 5, "latency": False}.items() <= report.settings.items()
-    with pytest.raises(UsageError, match="preset is 'fast', and has to be one of paper"):
+    with pytest.raises(UsageError, match="preset is 'fast', and has to be one of auto, paper"):
         compressor.prune(small, AdapNetSettings(), preset="fast", data="digits", out=tmp_path / "other")
     with pytest.raises(UsageError, match="ratio is not for blocks"):
         compressor.prune(small, PruneSettings(method="blocks", ratio=0.3), data="digits", out=tmp_path / "other")

@@ -57,21 +57,3 @@ def test_readers_with_nothing_to_take_the_shift_stay_as_they_are() -> None:
     kept = model[1].weight.detach()[:, 1:].clone()
     operate_(model, Plan((Prune("0", (int(channels.group("0").ids[0]),), "first", means=(2.0,)),)), channels)
     assert torch.equal(model[1].weight, kept)
-
-
-@pytest.mark.parametrize("counts", [(1, 2), (3, 1), (2, 2)])
-def test_columns_that_several_channels_take_over_are_the_weighted_sum(counts: tuple[int, int]) -> None:
-    """Of a convolution's kernels: heirs' new columns by a loop."""
-    torch.manual_seed(0)
-    gone, heirs = range(counts[0]), range(3, 3 + counts[1])
-    shares = torch.randn(counts[1], counts[0], dtype=torch.float64)
-    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
-    channels = capture(model, torch.zeros(1, 3, 5, 5, dtype=torch.float64))
-    ids = channels.group("0").ids.tolist()
-    wanted = model[1].weight.detach().clone()
-    for row, heir in enumerate(heirs):
-        for column, one in enumerate(gone):
-            wanted[:, heir] += shares[row, column] * model[1].weight.detach()[:, one]
-    handed = {ids[heir]: tuple(shares[row].tolist()) for row, heir in enumerate(heirs)}
-    operate_(model, Plan((Prune("0", tuple(ids[i] for i in gone), "test", heirs=handed),)), channels)
-    torch.testing.assert_close(model[1].weight.detach(), wanted[:, counts[0] :])

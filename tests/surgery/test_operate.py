@@ -263,37 +263,3 @@ def test_a_model_on_a_gpu_stays_there_and_equals_the_masked_original(offloaded):
     for parameter, state in optimizer.state.items():
         assert state["momentum_buffer"].shape == parameter.shape
         assert state["momentum_buffer"].is_cuda != offloaded
-
-
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_heirs_stand_in_for_a_channel_that_they_predict(kernel):
-    """Channel 2 is half of channel 0 less a quarter of channel 1 plus a constant: nothing is missed without it."""
-    torch.manual_seed(0)
-    reader = nn.Conv2d(4, 5, kernel)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), reader, nn.Flatten(), nn.Linear(5 * (6 - kernel + 1) ** 2, 2)).eval()
-    with torch.no_grad():
-        for tensor in (model[0].weight, model[0].bias):
-            tensor[2] = tensor[0] / 2 - tensor[1] / 4
-        model[0].bias[2] += 0.7
-    x = torch.randn(2, 3, 8, 8)
-    channels = capture(model, x)
-    ids = channels.group("0").ids.tolist()
-    before = model(x)
-    heirs = {ids[0]: (0.5,), ids[1]: (-0.25,)}
-    operate_(model, Plan((Prune("0", (ids[2],), "t", means=(0.7,), heirs=heirs),)), channels)
-    assert reader.in_channels == 3 and torch.allclose(model(x), before, atol=1e-5)
-
-
-def test_heirs_of_several_channels_take_over_every_place_of_a_flattened_map():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
-    with torch.no_grad():
-        for tensor in (model[0].weight, model[0].bias):
-            tensor[1], tensor[3] = 2 * tensor[0], tensor[2] - tensor[0]
-    x = torch.randn(2, 3, 8, 8)
-    channels = capture(model, x)
-    ids = channels.group("0").ids.tolist()
-    before = model(x)
-    heirs = {ids[0]: (2.0, -1.0), ids[2]: (0.0, 1.0)}
-    operate_(model, Plan((Prune("0", (ids[1], ids[3]), "t", heirs=heirs),)), channels)
-    assert model[0].out_channels == 2 and torch.allclose(model(x), before, atol=1e-4)

@@ -19,7 +19,6 @@ from compressor.pruning.adapnet.neighbours import indicators, newcomer
 from compressor.pruning.adapnet.settings import AdapNetSettings
 from compressor.pruning.adapnet.tables import ROW_MIN
 from compressor.pruning.adapnet.unit import Unit
-from compressor.pruning.reconstruction.fold import shares
 from compressor.surgery.edits import Edit, Insert, Merge, Prune
 
 UNIFORM = "equally active on all concepts, and the next layer draws little on it"
@@ -63,16 +62,14 @@ def candidates(looked: Looked, unit: Unit, threshold: float) -> dict[int, dict[s
 def prunes(
     looked: Looked, unit: Unit, why: Mapping[int, str], numbers: Mapping[int, dict[str, float]]
 ) -> Iterator[Edit]:
-    """Prune the filters at these positions, with what makes up for them."""
+    """Prune the filters at these positions, with the means that make up for them."""
     if not why:
         return
-    group = looked.group(unit)
-    means = looked.means.of(looked.channels, group)
-    for (position, reason), heirs in zip(why.items(), _heirs(looked, unit, group, list(why))):
-        identity, mean = unit.ids[position], None
-        if means is not None:
-            mean = (means[identity] - sum(share * means[heir] for heir, (share,) in heirs.items()),)
-        yield Prune(unit.name, (identity,), reason, mean, numbers.get(identity, {}), heirs)
+    means = looked.means.of(looked.channels, looked.group(unit))
+    for position, reason in why.items():
+        identity = unit.ids[position]
+        mean = None if means is None else (means[identity],)
+        yield Prune(unit.name, (identity,), reason, mean, numbers.get(identity, {}))
 
 
 def merges(looked: Looked, unit: Unit, leaving: Mapping[int, dict[str, float]]) -> list[Edit]:
@@ -110,12 +107,3 @@ def insertion(looked: Looked, unit: Unit, coupled: bool, position: int, layers: 
 def _room(looked: Looked, unit: Unit, planned: int) -> int:
     """How many more filters the group can lose."""
     return unit.filters - planned - prune.fewest(unit.original, looked.settings)
-
-
-def _heirs(looked: Looked, unit: Unit, group: Group, gone: list[int]) -> list[dict[int, tuple[float, ...]]]:
-    """For each filter that goes, what part of its columns every one that stays takes over."""
-    covariance = looked.means.covariance(group) if looked.settings.reconstruct else None
-    if covariance is None or len(gone) == unit.filters:
-        return [{} for _ in gone]
-    staying, parts = shares(covariance, gone)
-    return [{unit.ids[i]: (part,) for i, part in zip(staying, column)} for column in parts.T.tolist()]

@@ -43,7 +43,7 @@ class AdapNet:
         self.classes = classes
         self.lsep = schedule.period_steps(settings, steps_per_epoch)
         self.generator = torch.Generator().manual_seed(seed)
-        self.means = Means(settings.reconstruct)
+        self.means = Means()
         self.units: dict[str, Unit] = {}  # by the group's name, in topological order
         self.locked: dict[str, str] = {}  # groups that the engine could edit and AdapNet does not -> why
         self.coupled: frozenset[str] = frozenset()  # groups that additions or gates tie together: no insertion
@@ -84,7 +84,7 @@ class AdapNet:
             self.means.begin(channels)
         seen = {name: views(model, channels, channels.group(name)) for name in self.units}
         readers = reader_inputs(model, channels)
-        return Watch(self.units, seen, readers, self.generator, lambda: self.slot, part, joint=self.means.joint)
+        return Watch(self.units, seen, readers, self.generator, lambda: self.slot, part)
 
     def step_done(self, seen: Seen | None) -> bool:
         """Count one step of the optimizer, of whose batch this was seen; True when it ended the period."""
@@ -124,7 +124,7 @@ class AdapNet:
             unit.recording = None
         yield from self._offered(partial(self._insertions, judged), model, current, admit)
         self.rows = [self._row(unit) for unit in self.units.values()]
-        self.means = Means(self.settings.reconstruct)
+        self.means = Means()
         self.period += 1
         self.step = 0
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.graph.channels import Channels, Group, Site
-from compressor.pruning.adapnet.maps import REC_BATCHES, Moments, Part, Shown, draw_images, moments, show
+from compressor.pruning.adapnet.maps import REC_BATCHES, Part, Shown, draw_images, moments, show
 from compressor.pruning.adapnet.neighbours import CONVOLUTIONS
 from compressor.pruning.adapnet.unit import Unit
 
@@ -100,12 +100,12 @@ class Seen:
     """
 
     maps: dict[str, Shown] = field(default_factory=dict)  # by group
-    moments: list[tuple[str, Moments]] = field(default_factory=list)  # by the weight that reads them, once a call
+    moments: list[tuple[str, Tensor]] = field(default_factory=list)  # by the weight that reads them, once a call
 
     def over(self, add: Callable[[Tensor], Tensor], largest: Callable[[Tensor], Tensor]) -> "Seen":
         """The whole batch's, by the sum and the element-wise maximum over the processes."""
         maps = {name: shown.over(add, largest) for name, shown in self.maps.items()}
-        return Seen(maps, [(weight, moments.over(add)) for weight, moments in self.moments])
+        return Seen(maps, [(weight, add(moments)) for weight, moments in self.moments])
 
 
 class Watch:
@@ -126,11 +126,9 @@ class Watch:
         generator: torch.Generator,
         slot: Callable[[], int | None],
         part: Callable[[int], tuple[int, int]],
-        *,
-        joint: bool,
     ) -> None:
         self.units, self.views, self.readers = units, seen, readers
-        self.generator, self.slot, self.part, self.joint = generator, slot, part, joint
+        self.generator, self.slot, self.part = generator, slot, part
         self.seen: Seen | None = None
         self._live: int | None = None
         self._last: int | None = None
@@ -195,7 +193,7 @@ class Watch:
         def given(_module: nn.Module, inputs: Any) -> None:
             if self._live is not None and self.seen is not None and inputs and isinstance(inputs[0], Tensor):
                 share = len(inputs[0]) / self.part(len(inputs[0]))[1]
-                self.seen.moments.append((weight, moments(inputs[0], dim, share, joint=self.joint)))
+                self.seen.moments.append((weight, moments(inputs[0], dim, share)))
 
         return given
 

@@ -4,12 +4,14 @@ import math
 from collections.abc import Sequence
 
 from compressor.errors import UsageError
+from compressor.pruning.adapnet.maps import REC_BATCHES
 from compressor.pruning.adapnet.settings import AdapNetSettings
 
 BETA_FLOOR = 0.18  # of the threshold (table 2)
 STOP_FILTERS, STOP_PERIODS = 3, 2  # fewer filters in each of so many periods: the structure is done
 # The paper's ratio on CIFAR-10: 391 steps an epoch, periods of 150.
 PERIODS_PER_EPOCH = 2.6
+FEWEST_PERIODS = 10  # of the phase, where it is of few epochs
 
 
 def startup_epochs(settings: AdapNetSettings, *, trained: bool) -> int:
@@ -23,6 +25,8 @@ def period_steps(settings: AdapNetSettings, steps_per_epoch: int) -> int:
     """Optimizer steps in one period (the paper's LSEP)."""
     if settings.lsep is not None:
         return settings.lsep
+    if settings.max_epochs * PERIODS_PER_EPOCH < FEWEST_PERIODS:
+        return max(settings.max_epochs * steps_per_epoch // FEWEST_PERIODS, REC_BATCHES)
     return min(max(round(steps_per_epoch / PERIODS_PER_EPOCH), 20), 150)
 
 

@@ -59,9 +59,10 @@ class AdapNetSettings:
     insert: bool = setting(True, "Add filters to layers that need more.")
     max_width: float = 1.0  # largest width that insertion may reach, relative to the original
 
-    # Ours, beyond the paper. With `params_bias` the prune threshold falls where a channel costs more parameters than
+    # Ours, beyond the paper. With `reconstruct` a merge takes one of two filters away, and least squares say what is
+    # made of the other. With `params_bias` the prune threshold falls where a channel costs more parameters than
     # elsewhere, and rises where it costs fewer (below 0 the other way round).
-    reconstruct: bool = setting(False, "Least-squares reconstruction of pruned filters from the others.")
+    reconstruct: bool = setting(False, "Least-squares reconstruction of layers that read pruned filters.")
     params_bias: float = 0.0
 
     @property
@@ -74,6 +75,14 @@ def in_epochs(settings: AdapNetSettings, epochs: int) -> AdapNetSettings:
     """The settings for a trained network and so many epochs in all: a quarter, one at least, is for fine-tuning."""
     fine = max(1, epochs // 4)
     return replace(settings, startup_epochs=0, max_epochs=max(1, epochs - fine), finetune_epochs=fine)
+
+
+Preset = Literal["auto", "paper", "quick", "short"]
+
+
+def preset(name: str, *, trained: bool) -> AdapNetSettings:
+    """The settings of that name; "auto": short for a network that comes trained, else paper, as for an unknown name."""
+    return PRESETS.get("short" if name == "auto" and trained else name, PRESETS["paper"])
 
 
 PRESETS: dict[str, AdapNetSettings] = {
@@ -93,13 +102,12 @@ PRESETS: dict[str, AdapNetSettings] = {
     ),
 }
 # For a trained network and few epochs, what our benchmarks win with: the structure changes in the first of four epochs,
-# in ten periods where `lsep` is a tenth of an epoch. The threshold starts lower and falls faster, counts are scaled so
-# that more filters qualify at it; no layer loses more than seven filters in ten, none grows that has more than four.
+# in ten periods. The threshold starts lower and falls faster, counts are scaled so that more filters qualify at it; no
+# layer loses more than seven filters in ten, none grows that has more than four.
 PRESETS["short"] = replace(
     PRESETS["quick"],
     batch_size=50,
     max_epochs=1,
-    lsep=10,
     beta_start=0.6,
     beta_step=0.12,
     chi_s=5.0,

@@ -13,8 +13,6 @@ from torch import Tensor
 from compressor.graph.channels import Ids
 from compressor.pruning.reconstruction.gram import RIDGE, Gram, Ridge, Rows, Solution, choose
 
-FEW_RIDGE = 0.01  # where a covariance comes of few samples: they must not make large shares
-
 
 @dataclass
 class Fold:
@@ -63,20 +61,3 @@ def cells(ids: Ids) -> Ids:
 def _by_channel(x: Tensor, where: Ids) -> Tensor:
     """(groups, rows, unknowns) -> (groups, rows for each column of a channel, channels)."""
     return x[:, :, where].transpose(2, 3).flatten(1, 2)
-
-
-def shares(covariance: Tensor, removed: list[int]) -> tuple[list[int], Tensor]:
-    """The channels that stay, and what each of them takes over of every one that is removed: (staying, removed).
-
-    What `Fold` predicts where the network has not changed before these channels: all that it takes then is their
-    covariance (channels, channels) in the dense network.
-    """
-    staying = [at for at in range(len(covariance)) if at not in set(removed)]
-    cross = covariance[staying][:, removed]
-    return staying, Ridge(covariance[staying][:, staying], torch.zeros_like(cross), FEW_RIDGE)(cross)
-
-
-def residuals(covariance: Tensor) -> Tensor:
-    """The variance of each channel that all others together do not predict: (channels,)."""
-    factor = Ridge(covariance, torch.zeros_like(covariance), FEW_RIDGE).factor
-    return torch.cholesky_inverse(factor).diagonal().reciprocal()

@@ -137,7 +137,6 @@ def watched(
         generator,
         lambda: next(asked),
         lambda count: (0, count),
-        joint=False,
     )
     model.train()
     with watch.on(model):
@@ -194,7 +193,7 @@ def test_maps_of_one_and_three_dimensions_are_seen_as_planes(
     unit = Unit("0", channels.group("0").ids.tolist(), 8, new_autoencoder(torch.Generator(), CPU))
     unit.start_recording(3 * 2)
     source = torch.Generator().manual_seed(1)
-    watch = Watch({"0": unit}, {"0": seen}, {}, source, lambda: 0, lambda count: (0, count), joint=False)
+    watch = Watch({"0": unit}, {"0": seen}, {}, source, lambda: 0, lambda count: (0, count))
     with watch.on(model), torch.no_grad():
         model(x)
         maps = model[:2](x).reshape(4, 6, *plane)

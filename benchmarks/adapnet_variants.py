@@ -1,12 +1,12 @@
 """AdapNet, its controls and variants of it against one-shot pruning with least squares, from the same trained network.
 
     python -m benchmarks.adapnet_variants --nets DIR --data cifar10-jpeg=folder:DIR \\
-        --data fashion-mnist=fashion-mnist:DIR
+        --data fashion-mnist=fashion-mnist:DIR [--data imagenette=folder:DIR --lite0 FILE]
 
-A quarter-width VGG-11 of our own and the ResNet-20 of `benchmarks/real.py`. Every arm has the same start weights,
-images, epochs, batches, learning rate, distillation and least squares; only "its own rates" trains as the preset says.
-The test set is looked at once a cell. Writes benchmarks/results/adapnet-variants-NETWORK.json cell by cell and goes on
-where it was broken off.
+A quarter-width VGG-11 of our own and the published networks of `benchmarks/real.py`. Every arm has the same start
+weights, images, epochs, batches, learning rate, distillation and least squares; only "its own rates" trains as the
+preset says. The test set is looked at once a cell. Writes benchmarks/results/adapnet-variants-NETWORK.json cell by cell
+and goes on where it was broken off.
 """
 
 import argparse
@@ -58,6 +58,8 @@ def _trained_vgg11(spec: str, device: str) -> nn.Module:
 NETWORKS = {
     "vgg11": replace(real.NETWORKS["vgg11"], open=_vgg11, images=2000),
     "resnet20": replace(real.NETWORKS["resnet20"], images=2000),
+    "resnet56": replace(real.NETWORKS["resnet56"], images=2000),
+    "efficientnet_lite0": real.NETWORKS["efficientnet_lite0"],
 }
 
 
@@ -74,6 +76,7 @@ class Distilled(Case):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", type=Path, help="folder with the published ResNets")
+    parser.add_argument("--lite0", type=Path, help="the published weights of EfficientNet-Lite0")
     parser.add_argument("--data", action="append", metavar="NAME=SPEC", required=True)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS))

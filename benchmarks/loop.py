@@ -1,6 +1,6 @@
 """What `compressor.Pruner` adds to the steps of a plain training loop.
 
-    python -m benchmarks.loop --batch 64 --rounds 1 --out benchmarks/results/loop.json
+    python -m benchmarks.loop --batch 64 --rounds 3 --out benchmarks/results/loop.json
 
 ResNet-20 for CIFAR-10 on random images, SGD with momentum; processor time. In a quiet step all that a pruner adds is
 its `step`: the median of its time over that of the rest. Where it looks at the batch (AdapNet at 8 of a period, taylor

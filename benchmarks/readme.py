@@ -22,6 +22,7 @@ from rich.console import Console
 from benchmarks import (
     adapnet_show,
     adapnet_small,
+    adapnet_time,
     detector,
     editable,
     growth,
@@ -380,6 +381,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "adapnet_tables": adapnet_tables,
     "adapnet_variants": adapnet_variants,
     "adapnet_growth": adapnet_growth,
+    "adapnet_time": lambda: adapnet_time.words(_read("adapnet_time.json")),
     "faults": faults,
     "mutants": mutants,
     "submodels": submodels,

@@ -42,6 +42,8 @@ class Course(ABC):
         self.model, self.channels, self.followers = network.model, network.channels, network.followers
         self.example, self.tell = network.example, network.tell
         self.notes: list[str] = []
+        self.refits = 0  # how often layers were refitted,
+        self.refit = ""  # and what became of it the last time
         self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
         self.rows: list[dict[str, Any]] = []  # one each time that the structure was judged
         self.refused: dict[str, str] = {}
@@ -64,17 +66,23 @@ class Course(ABC):
         given = [moved(each, device_of(self.model)) for each in inputs]
         work = [(self.model, optimizer), *((follower, None) for follower in self.followers)]
         with all_or_nothing(*(Snapshot.of(each, its_optimizer, copies=False) for each, its_optimizer in work)):
+            found = []
             for each, its_optimizer in work:
-                _, found = apply_plan_(each, plan, self.channels, self.example, its_optimizer, inputs=given)
+                found.append(apply_plan_(each, plan, self.channels, self.example, its_optimizer, inputs=given)[1])
                 distributed.alike_(each)
             after = Renumbering.of(plan, self.channels).apply(self.channels)
-        self.notes += [note for note in found.words() if note not in self.notes]
+        words = list(found[0].words())
+        if found[0].layers:
+            self.refits, self.refit = self.refits + 1, words.pop(0)
+        self.notes += [note for note in words if note not in self.notes]
         return after
 
     def findings(self) -> dict[str, Any]:
         """What a report says of the changes, by its fields."""
         edits = tuple(row for plan in self.plans for row in plan)
-        return {"edits": edits, "frozen": self.channels.frozen, "refused": dict(self.refused)}
+        often = f"; so after the last of {self.refits} changes of structure" if self.refits > 1 else ""
+        notes = (*self.notes, *([f"{self.refit}{often}"] if self.refits else []))
+        return {"edits": edits, "frozen": self.channels.frozen, "refused": dict(self.refused), "notes": notes}
 
     def structure(self) -> dict[str, Any]:
         """The edits so far, from which `restore` makes the same network and the same channels."""
@@ -82,7 +90,8 @@ class Course(ABC):
 
     def state(self) -> dict[str, Any]:
         """Everything else that a resumed run needs, as plain data and tensors."""
-        return {"rows": self.rows, "refused": self.refused}
+        said = {"notes": self.notes, "refits": self.refits, "refit": self.refit}
+        return {"rows": self.rows, "refused": self.refused, **said}
 
     def restore(self, structure: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Go back, or forward, to the structure of a checkpoint; weights are put in after."""
@@ -94,7 +103,8 @@ class Course(ABC):
             plan = plan_of(rows)
             self.follow(plan)
             self.channels = operate_(self.model, plan, self.channels, followers=self.followers)
-        self.rows, self.refused = list(state["rows"]), dict(state["refused"])
+        self.rows, self.refused, self.notes = list(state["rows"]), dict(state["refused"]), list(state["notes"])
+        self.refits, self.refit = state["refits"], state["refit"]
 
 
 C = TypeVar("C", bound=Course)

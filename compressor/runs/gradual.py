@@ -210,20 +210,16 @@ class Gradual(Course):
         """Prices that were measured."""
         self._prices = {name: followed(price, plan, self.channels) for name, price in self._prices.items()}
 
-    def findings(self) -> dict[str, Any]:
-        """With a note on every round in which nothing went."""
-        return {**super().findings(), "notes": tuple(self.notes)}
-
     def state(self) -> dict[str, Any]:
         """With the place among the rounds, and what was gathered since the last."""
-        mine = {"step": self.step, "notes": self.notes, "whole": self._whole, "changes": self._changes}
+        mine = {"step": self.step, "whole": self._whole, "changes": self._changes}
         return {**super().state(), **mine}
 
     def restore(self, structure: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """With the place among the rounds."""
         self._prices = dict(self._asked)
         super().restore(structure, state)
-        self.step, self.notes = state["step"], list(state["notes"])
+        self.step = state["step"]
         self._whole, self._changes = dict(state["whole"]), dict(state["changes"])
 
 

@@ -234,7 +234,7 @@ class Periods(Course):
             "refused": found["refused"] if missed is None else {**found["refused"], "target": missed},
             "sections": section(self.rows, found["edits"], galleries(self.method.units.values())),
             "notes": (
-                *self.notes,
+                *found["notes"],
                 *(() if ms is None else (f"{in_words(ms.price.whole(), 'ms')} are predicted for one image",)),
             ),
         }
@@ -245,8 +245,7 @@ class Periods(Course):
 
     def state(self) -> dict[str, Any]:
         """With what the method knows."""
-        mine = {"adapnet": self.method.state_dict(), "target_met": self.target_met, "notes": self.notes}
-        return {**super().state(), **mine}
+        return {**super().state(), "adapnet": self.method.state_dict(), "target_met": self.target_met}
 
     def restore(self, structure: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """With what the method knew."""
@@ -254,7 +253,7 @@ class Periods(Course):
         self.target = self._asked = self._asked.as_measured(structure)
         super().restore(structure, state)
         self.method.load_state_dict(state["adapnet"], self.model, self.channels)
-        self.target_met, self.notes = state["target_met"], list(state["notes"])
+        self.target_met = state["target_met"]
 
     def follow(self, plan: Plan) -> None:
         """The target's."""

@@ -229,6 +229,10 @@ def test_what_reads_a_filter_that_adapnet_takes_is_refitted_as_one_shot_pruning_
         torch.testing.assert_close(follower.state_dict()[name], value, msg=name)
     assert periods.channels.group("3").size == channels.group("3").size - 2
 
+    assert periods._carry_out(Plan((Prune("3", (ids[5],), "t"),)), loop.optimizer)
+    (said,) = periods.findings()["notes"]
+    assert "refitted by least squares on 144 images" in said and "the last of 2 changes of structure" in said
+
 
 CONTENT = [
     (replace(ADAPNET, freeze=True, reconstruct=True), {"steps": 60, "data": True}, 33),

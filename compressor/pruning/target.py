@@ -97,6 +97,7 @@ def up_to(order: Iterable[Unit], most: float) -> list[Unit]:
 
 
 TOLERANCE = 0.01  # of the target: how near counts as met
+FAR = 0.1  # of what is wanted: where rounding ends further off, smaller multiples are tried
 _PAIRED_GROUPS = 40  # of networks with more than that no pairs are tried: they have steps small enough
 
 
@@ -232,21 +233,38 @@ def rounded(
     groups: Iterable[Group],
     round_to: int | Literal["auto"],
     fits: Callable[[Plan], bool],
+    off: Callable[[Plan], float],
     period: int = 0,
 ) -> Plan:
     """A plan that makes the widths of groups multiples: of the next below, and of the next above as far as the plan
     then `fits`, those first that are nearest to it.
 
     Below, the channels with the smallest weights go; above, those with the largest are doubled and share their readers'
-    columns by halves, which changes no output. A group that is narrower than one multiple stays as it is. The model is
-    not changed.
+    columns by halves, which changes no output. A group that is narrower than one multiple stays as it is. With "auto"
+    multiples are those of this machine, and smaller ones where that ends far `off`, as a share of what is wanted. The
+    model is not changed.
     """
-    multiple = preferred_multiple()[0] if round_to == "auto" else round_to
     groups = list(groups)
-    steps = {
-        group.name: step_of(group, channels, narrowed(multiple, group) if round_to == "auto" else multiple)
-        for group in groups
-    }
+    if round_to != "auto":
+        return _rounded(model, channels, groups, {group.name: round_to for group in groups}, fits, period)
+    tried: list[Plan] = []
+    multiple = preferred_multiple()[0]
+    while not tried or (multiple and off(tried[-1]) > FAR):
+        blocks = {group.name: narrowed(multiple, group) for group in groups}
+        tried.append(_rounded(model, channels, groups, blocks, fits, period))
+        multiple //= 2
+    return min(tried, key=off)
+
+
+def _rounded(
+    model: nn.Module,
+    channels: Channels,
+    groups: Sequence[Group],
+    multiples: Mapping[str, int],
+    fits: Callable[[Plan], bool],
+    period: int,
+) -> Plan:
+    steps = {group.name: step_of(group, channels, multiples[group.name]) for group in groups}
     ragged = [group for group in groups if group.size % steps[group.name] and group.size > steps[group.name]]
     if not ragged:
         return Plan((), period)

@@ -140,11 +140,16 @@ class Periods(Course):
         changed = [group for group in self.channels.free if group.size != self.came.group(group.name).size]
         target = self.target if self.target_met else Target(self.channels.macs())
 
-        def fits(plan: Plan) -> bool:
-            after = operate_(skeleton(self.model), plan, self.channels)
-            return target.after(plan, self.channels).met(after)
+        def after(plan: Plan) -> Channels:
+            return operate_(skeleton(self.model), plan, self.channels)
 
-        choose = partial(rounded, self.model, self.channels, changed, self.round_to, fits, self.method.period - 1)
+        def fits(plan: Plan) -> bool:
+            return target.after(plan, self.channels).met(after(plan))
+
+        def off(plan: Plan) -> float:
+            return abs(after(plan).macs() / (self.target.macs or self.channels.macs()) - 1)
+
+        choose = partial(rounded, self.model, self.channels, changed, self.round_to, fits, off, self.method.period - 1)
         plan = distributed.from_first(choose)
         if plan.edits and self._carry_out(plan, optimizer):
             self.plans.append(list(plan.rows()))

@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressor.graph import capture
+from compressor.pruning import target
 from compressor.pruning.target import rounded
 from compressor.surgery import operate_
 
 EXAMPLE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def never_off(plan):
+    return 0.0
 
 
 def net(first: int, second: int) -> nn.Module:
@@ -31,7 +36,7 @@ def test_widths_are_the_nearest_multiples_that_the_limit_allows(first, second, s
     def fits(plan):
         return operate_(copy.deepcopy(model), plan, channels).macs() <= limit
 
-    plan = rounded(model, channels, channels.free, 8, fits)
+    plan = rounded(model, channels, channels.free, 8, fits, never_off)
     assert all(torch.equal(one, other) for one, other in zip(before, model(EXAMPLE)))
     after = operate_(model, plan, channels)
     below = net(*(size - size % 8 if size > 8 else size for size in (first, second)))
@@ -48,5 +53,25 @@ def test_widths_are_the_nearest_multiples_that_the_limit_allows(first, second, s
 def test_narrow_layers_get_narrow_multiples():
     model = net(5, 24)
     channels = capture(model, EXAMPLE)
-    after = operate_(model, rounded(model, channels, channels.free, "auto", lambda _: True), channels)
+    after = operate_(model, rounded(model, channels, channels.free, "auto", lambda _: True, never_off), channels)
     assert after.group("0").size == 6 and after.group("3").size % 8 == 0
+
+
+def test_multiples_are_smaller_where_larger_ones_would_take_far_more_than_asked(monkeypatch):
+    monkeypatch.setattr(target, "preferred_multiple", lambda: (16, "of this test"))
+    model = net(24, 47)
+    channels = capture(model, EXAMPLE)
+
+    def after(plan):
+        return operate_(copy.deepcopy(model), plan, channels).macs()
+
+    def off(plan):
+        return 1 - after(plan) / channels.macs()
+
+    def fits(plan):
+        return after(plan) <= channels.macs()
+
+    coarse = rounded(model, channels, channels.free, "auto", fits, never_off)
+    fine = rounded(model, channels, channels.free, "auto", fits, off)
+    assert operate_(copy.deepcopy(model), coarse, channels).group("3").size == 32 and off(coarse) > target.FAR
+    assert operate_(copy.deepcopy(model), fine, channels).group("3").size == 44 and off(fine) < target.FAR

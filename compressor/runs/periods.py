@@ -136,20 +136,29 @@ class Periods(Course):
         self._report(place, beta, done)
 
     def round(self, optimizer: Optimizer) -> None:
-        """Make the widths that changed multiples of what the chip likes, now that the structure stands."""
+        """Make the widths that changed multiples of what the chip likes, now that the structure stands.
+
+        Below the target, where that is met or can be met by rounding; else below what the network costs now.
+        """
         changed = [group for group in self.channels.free if group.size != self.came.group(group.name).size]
-        target = self.target if self.target_met else Target(self.channels.macs())
 
         def after(plan: Plan) -> Channels:
             return operate_(skeleton(self.model), plan, self.channels)
 
-        def fits(plan: Plan) -> bool:
+        def fits(target: Target, plan: Plan) -> bool:
             return target.after(plan, self.channels).met(after(plan))
 
         def off(plan: Plan) -> float:
             return abs(after(plan).macs() / (self.target.macs or self.channels.macs()) - 1)
 
-        choose = partial(rounded, self.model, self.channels, changed, self.round_to, fits, off, self.method.period - 1)
+        def choose() -> Plan:
+            asked, now = (
+                rounded(self.model, self.channels, changed, self.round_to, partial(fits, target), off, period)
+                for target in (self.target, Target(self.channels.macs()))
+            )
+            return asked if fits(self.target, asked) else now
+
+        period = self.method.period - 1
         plan = distributed.from_first(choose)
         if plan.edits and self._carry_out(plan, optimizer):
             self.plans.append(list(plan.rows()))

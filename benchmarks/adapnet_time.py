@@ -1,4 +1,4 @@
-"""What AdapNet's default costs a trained network: a run of 13 epochs beside as many of plain fine-tuning.
+"""What `--preset short` of AdapNet costs: a run of 13 epochs beside as many of plain fine-tuning.
 
     python -m benchmarks.adapnet_time --nets DIR --data cifar10-jpeg=folder:DIR
 

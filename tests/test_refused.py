@@ -114,13 +114,17 @@ def test_ctrl_c_between_edit_and_refit_takes_the_edit_back(monkeypatch):
         public.prune_(model, X, optimizer=optimizer, data=DATA)
 
 
-def test_ctrl_c_in_a_pruner_leaves_its_map_and_the_model_together(monkeypatch):
+@pytest.mark.parametrize("follows", [False, True])
+def test_ctrl_c_in_a_pruner_leaves_its_map_and_the_model_together(follows, monkeypatch):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
     model, optimizer = trained()
     pruner = public.Pruner(model, X, optimizer, "l1", ratio=0.4, steps=1)
-    monkeypatch.setattr(course, "Renumbering", SimpleNamespace(of=stop))
+    if follows:
+        monkeypatch.setattr(pruner._course, "follow", stop)
+    else:
+        monkeypatch.setattr(course, "Renumbering", SimpleNamespace(of=stop))
     with untouched(model, optimizer), pytest.raises(KeyboardInterrupt):
         pruner._course._carry_out(Plan((Prune("0", (int(mapped().group("0").ids[0]),), "t"),)), optimizer)
 

@@ -6,6 +6,7 @@ A course is armed before a batch, stepped after the optimizer's step, and told o
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from compressor.graph.channels import Channels
 from compressor.graph.tensors import device_of
+from compressor.pruning.reconstruction import Reconstruction
 from compressor.runs.apply import apply_plan_
 from compressor.runs.stages import Callback, silent
 from compressor.surgery import Plan, operate_
@@ -42,8 +44,7 @@ class Course(ABC):
         self.model, self.channels, self.followers = network.model, network.channels, network.followers
         self.example, self.tell = network.example, network.tell
         self.notes: list[str] = []
-        self.refits = 0  # how often layers were refitted,
-        self.refit = ""  # and what became of it the last time
+        self.refitted: tuple[int, str] = 0, ""  # how often layers were, and what was said of the last time
         self.plans: list[list[dict[str, Any]]] = []  # all that was carried out, as plain data
         self.rows: list[dict[str, Any]] = []  # one each time that the structure was judged
         self.refused: dict[str, str] = {}
@@ -58,30 +59,38 @@ class Course(ABC):
     def disarm(self) -> None:
         """Take hooks off."""
 
-    def cut_(self, plan: Plan, optimizer: Optimizer, inputs: Sequence[Any]) -> Channels:
-        """Cut the model and its followers, all of them or none, and refit what reads a channel that goes.
+    def together(self, optimizer: Optimizer) -> AbstractContextManager[None]:
+        """Whatever is raised meanwhile leaves the model, its optimizer and its followers as they were."""
+        models = [(self.model, optimizer), *((follower, None) for follower in self.followers)]
+        return all_or_nothing(*(Snapshot.of(model, its_optimizer, copies=False) for model, its_optimizer in models))
 
-        By least squares, to what each gave on these inputs; without any they are cut only.
+    def cut_(self, plan: Plan, optimizer: Optimizer, inputs: Sequence[Any]) -> tuple[Channels, Reconstruction]:
+        """Cut the model and its followers, and refit what reads a channel that goes.
+
+        By least squares, to what each gave on these inputs; without any they are cut only. Returns the channels
+        afterwards and what was refitted of the model.
         """
         given = [moved(each, device_of(self.model)) for each in inputs]
-        work = [(self.model, optimizer), *((follower, None) for follower in self.followers)]
-        with all_or_nothing(*(Snapshot.of(each, its_optimizer, copies=False) for each, its_optimizer in work)):
-            found = []
-            for each, its_optimizer in work:
-                found.append(apply_plan_(each, plan, self.channels, self.example, its_optimizer, inputs=given)[1])
-                distributed.alike_(each)
-            after = Renumbering.of(plan, self.channels).apply(self.channels)
-        words = list(found[0].words())
-        if found[0].layers:
-            self.refits, self.refit = self.refits + 1, words.pop(0)
+        _, found = apply_plan_(self.model, plan, self.channels, self.example, optimizer, inputs=given)
+        for follower in self.followers:
+            apply_plan_(follower, plan, self.channels, self.example, inputs=given)
+        for each in (self.model, *self.followers):
+            distributed.alike_(each)
+        return Renumbering.of(plan, self.channels).apply(self.channels), found
+
+    def note(self, found: Reconstruction) -> None:
+        """Keep what is to be said of a refit, once its plan stays."""
+        words = found.words()
+        if found.layers:
+            self.refitted, words = (self.refitted[0] + 1, words[0]), words[1:]
         self.notes += [note for note in words if note not in self.notes]
-        return after
 
     def findings(self) -> dict[str, Any]:
         """What a report says of the changes, by its fields."""
         edits = tuple(row for plan in self.plans for row in plan)
-        often = f"; so after the last of {self.refits} changes of structure" if self.refits > 1 else ""
-        notes = (*self.notes, *([f"{self.refit}{often}"] if self.refits else []))
+        count, last = self.refitted
+        often = f"; so after the last of {count} changes of structure" if count > 1 else ""
+        notes = (*self.notes, *([f"{last}{often}"] if count else []))
         return {"edits": edits, "frozen": self.channels.frozen, "refused": dict(self.refused), "notes": notes}
 
     def structure(self) -> dict[str, Any]:
@@ -90,8 +99,7 @@ class Course(ABC):
 
     def state(self) -> dict[str, Any]:
         """Everything else that a resumed run needs, as plain data and tensors."""
-        said = {"notes": self.notes, "refits": self.refits, "refit": self.refit}
-        return {"rows": self.rows, "refused": self.refused, **said}
+        return {"rows": self.rows, "refused": self.refused, "notes": self.notes, "refitted": list(self.refitted)}
 
     def restore(self, structure: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Go back, or forward, to the structure of a checkpoint; weights are put in after."""
@@ -104,7 +112,8 @@ class Course(ABC):
             self.follow(plan)
             self.channels = operate_(self.model, plan, self.channels, followers=self.followers)
         self.rows, self.refused, self.notes = list(state["rows"]), dict(state["refused"]), list(state["notes"])
-        self.refits, self.refit = state["refits"], state["refit"]
+        count, last = state["refitted"]
+        self.refitted = count, last
 
 
 C = TypeVar("C", bound=Course)

@@ -201,9 +201,11 @@ class Gradual(Course):
         return rank(self.model, self.channels, choice, Given(pairs, inputs, changes=changes or None), looks.score)
 
     def _carry_out(self, plan: Plan, optimizer: Optimizer) -> None:
-        after = self.cut_(plan, optimizer, self.looks.inputs if self.choice.reconstruct else ())
-        self.follow(plan)
-        self.channels = after
+        with self.together(optimizer):
+            after, found = self.cut_(plan, optimizer, self.looks.inputs if self.choice.reconstruct else ())
+            self.follow(plan)
+            self.channels = after
+        self.note(found)
         self.plans.append(list(plan.rows()))
 
     def follow(self, plan: Plan) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compressor.errors import UsageError
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.schedule import check_period
-from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings, preset
 from compressor.pruning.price import Goal
 from compressor.pruning.reconstruction import first_batches, inputs_of
 from compressor.pruning.scores import Given, Score, l1
@@ -20,7 +20,7 @@ from compressor.runs.course import Asked, Network
 from compressor.runs.goals import Target
 from compressor.runs.gradual import ROUNDS, Gradual, Looks
 from compressor.runs.latency_goal import goal_in_ms
-from compressor.runs.periods import REFITTED_BY, Periods
+from compressor.runs.periods import Periods
 from compressor.runs.settings import GoalSettings
 from compressor.settings import filled, settings_of
 
@@ -43,12 +43,14 @@ def by_adapnet(
     if steps is None:
         raise UsageError("`steps` is missing: over how many steps of the optimizer, such as 30 * len(loader)")
     given = dict(given)
-    chosen = given.pop("preset", "short")
-    if chosen not in PRESETS:
+    if base is not None and "preset" in given:
+        raise UsageError("`preset` and an object of settings both say how AdapNet works: leave one of them out")
+    chosen = given.pop("preset", "auto")
+    if chosen not in ("auto", *PRESETS):
         raise UsageError(f"there is no preset {chosen!r}: these are {', '.join(PRESETS)}")
     names = settings_of(GoalSettings()).keys() - {"undo_drop", "fill"}
     known = {name: given.pop(name) for name in sorted(names) if name in given}
-    start = base or replace(PRESETS[chosen], reconstruct=data is not None)
+    start = base or replace(preset(chosen, trained=True), reconstruct=data is not None)
     settings, goals = filled(start, given), filled(GoalSettings(), known)
     if settings.reconstruct != (data is not None):
         raise UsageError(
@@ -65,7 +67,7 @@ def by_adapnet(
     method.check_units(channels)
     target = Target.of(goals, channels, goal_in_ms(model, example, channels, goals))
     host = torch.device("cpu")
-    inputs = () if data is None else inputs_of(first_batches(data, example, REFITTED_BY), example, model, host)
+    inputs = () if data is None else inputs_of(first_batches(data, example, 0), example, model, host)
     course = Periods(network, method, target, round_to=goals.round_to, inputs=inputs)
     return Asked(course, {**asdict(settings), **known}, steps, settings.max_epochs)
 

@@ -147,6 +147,11 @@ class AdaptJob(RunJob):
         """The method that trains."""
         return given.get("method") == "adapnet"
 
+    def completed(self) -> Self:
+        super().completed()
+        trained = self.model.model is not None
+        return replace(self, preset="short" if trained else "paper") if self.preset == "auto" else self
+
     @classmethod
     def bases(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the preset sets."""

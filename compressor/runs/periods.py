@@ -18,6 +18,7 @@ from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.observe import Watch
 from compressor.pruning.adapnet.section import galleries, section
 from compressor.pruning.price import in_words
+from compressor.pruning.reconstruction import Reconstruction
 from compressor.pruning.reconstruction.calibration import fewer
 from compressor.pruning.target import rounded
 from compressor.runs.course import Course, Network
@@ -133,13 +134,16 @@ class Periods(Course):
         self._follow_first()
         self.guard.trained()
         self.target_met = self.target.met(self.channels)
+        if self.target_met:  # what is left of the epoch trains the widths as they stay
+            self.round(optimizer)
         self._report(place, beta, done)
 
     def round(self, optimizer: Optimizer) -> None:
         """Make the widths that changed multiples of what the chip likes, now that the structure stands.
 
-        Below the target, where that is met or can be met by rounding; else below what the network costs now.
+        They end at the target or below where that is met or rounding meets it, else at what the network costs now.
         """
+        period = self.method.period - 1
         changed = [group for group in self.channels.free if group.size != self.came.group(group.name).size]
 
         def after(plan: Plan) -> Channels:
@@ -151,14 +155,13 @@ class Periods(Course):
         def off(plan: Plan) -> float:
             return abs(after(plan).macs() / (self.target.macs or self.channels.macs()) - 1)
 
-        def choose() -> Plan:
-            asked, now = (
-                rounded(self.model, self.channels, changed, self.round_to, partial(fits, target), off, period)
-                for target in (self.target, Target(self.channels.macs()))
-            )
-            return asked if fits(self.target, asked) else now
+        def within(target: Target) -> Plan:
+            return rounded(self.model, self.channels, changed, self.round_to, partial(fits, target), off, period)
 
-        period = self.method.period - 1
+        def choose() -> Plan:
+            plan = within(self.target)
+            return plan if fits(self.target, plan) else within(Target(self.channels.macs()))
+
         plan = distributed.from_first(choose)
         if plan.edits and self._carry_out(plan, optimizer):
             self.plans.append(list(plan.rows()))
@@ -179,16 +182,19 @@ class Periods(Course):
         """Edit model, optimizer, followers and channels; take it back where it does too much harm."""
         target = self.target.after(plan, self.channels)
         if self.guard.undo_drop is None:
-            self.channels = self._edited(plan, optimizer)
-            self.target = target
+            with self.together(optimizer):
+                updated, found = self._edited(plan, optimizer)
+            self.channels, self.target = updated, target
+            self.note(found)
             return True
         distributed.from_first(self.guard.ready)
         before = Snapshot.of(self.model, optimizer)
         with all_or_nothing(before):
-            updated = self._edited(plan, optimizer)
+            updated, found = self._edited(plan, optimizer)
             passed, measured = distributed.from_first(self.guard.passes)
         if passed:
             self.channels, self.target = updated, target
+            self.note(found)
             return True
         before.restore_()
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(edit.kind for edit in plan.edits).items())
@@ -197,18 +203,15 @@ class Periods(Course):
         note_all([f"{name}: {self.refused[name]}"], self.tell)
         return False
 
-    def _edited(self, plan: Plan, optimizer: Optimizer) -> Channels:
-        """Edit model, optimizer and followers; returns the channels after that.
-
-        Where layers are refitted, least squares say what is made of the filter that a merge keeps.
-        """
+    def _edited(self, plan: Plan, optimizer: Optimizer) -> tuple[Channels, Reconstruction]:
+        """Edit model, optimizer and followers; returns the channels after that, and what was refitted."""
         if not self.inputs or not plan.removed:
-            return operate_(self.model, plan, self.channels, optimizer, self.followers)
-        less, more = plan.parted()
-        models = (self.model, *self.followers)
-        with all_or_nothing(*(Snapshot.of(each, optimizer, copies=False) for each in models)):
-            channels = self.cut_(less, optimizer, self.inputs)
-            return operate_(self.model, more, channels, optimizer, self.followers) if more.edits else channels
+            return operate_(self.model, plan, self.channels, optimizer, self.followers), Reconstruction()
+        removing, adding = plan.parted()
+        channels, found = self.cut_(removing, optimizer, self.inputs)
+        if adding.edits:
+            channels = operate_(self.model, adding, channels, optimizer, self.followers)
+        return channels, found
 
     def _report(self, place: Mapping[str, float], beta: float, done: Counter[str]) -> None:
         macs = self.channels.macs()

@@ -54,8 +54,8 @@ class Pruner:
             `max_epochs` are equal parts of them.
         every: steps between two prunings by a criterion; a tenth of `steps`. AdapNet has `lsep`.
         data: a loader or another iterable of batches, of which the first are taken now. Layers that read what was
-            pruned are refitted by them, by AdapNet at the end of every period; "obs" and `allocate="error"` choose by
-            them.
+            pruned are refitted by them, by AdapNet at the end of every period (an object of settings has to say so,
+            too: `reconstruct`); "obs" and `allocate="error"` choose by them.
         loss: `(model, batch) -> scalar`, by which "taylor" takes gradients on `data` and not in the loop.
         classes: how many there are, where AdapNet's clusters are to follow from them and not from the widths.
         followers: copies of the network that are edited alike, such as an average of its weights, or a teacher.
@@ -209,8 +209,11 @@ class Pruner:
             raise UsageError(
                 f"the state is of a Pruner with {other}={state['settings'].get(other)!r}, not {mine[other]!r}"
             )
-        with self._editing():
-            self._course.restore(state["structure"], state["state"])
+        try:
+            with self._editing():
+                self._course.restore(state["structure"], state["state"])
+        except KeyError as error:
+            raise UsageError(f"the state is of another version of compressor, it has no {error}") from error
         self.done, self.closed = state["done"], state["closed"]
         self._course.arm_later(self.optimizer)
 

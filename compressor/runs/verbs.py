@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
 from compressor.graph.neutral import afresh
+from compressor.pruning.adapnet.settings import Preset
 from compressor.report.report import Report
 from compressor.report.run_comparison import RunComparison
 from compressor.runs.asked import Common, Settings, asked
@@ -86,7 +87,7 @@ def prune(
     target_macs: float | None = None,
     target_ms: float | None = None,
     keep: Sequence[str] | None = None,
-    preset: Literal["paper", "quick", "short"] | None = None,
+    preset: Preset | None = None,
     distill: bool | None = None,
     tell: Callback = silent,
     **keywords: Unpack[Common],

@@ -103,13 +103,13 @@ class Plan:
         return tuple(itertools.chain.from_iterable(map(_gone, self.edits)))
 
     def parted(self) -> "tuple[Plan, Plan]":
-        """What takes channels away, a merge only the one that goes, and what adds some: two plans, in this order."""
-        less = (Prune(e.group, (e.drop,), e.why) if isinstance(e, Merge) else e for e in self.edits)
-        more = (edit for edit in self.edits if isinstance(edit, Insert))
-        return (
-            replace(self, edits=tuple(edit for edit in less if isinstance(edit, Prune))),
-            replace(self, edits=tuple(more)),
+        """The edits that take channels away, and those that add some: two plans, in this order."""
+        adds = [isinstance(edit, Insert) for edit in self.edits]
+        removing, adding = (
+            replace(self, edits=tuple(edit for edit, added in zip(self.edits, adds, strict=True) if added == wanted))
+            for wanted in (False, True)
         )
+        return removing, adding
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The edits as plain types, for the report."""

@@ -59,8 +59,7 @@ class AdapNetSettings:
     insert: bool = setting(True, "Add filters to layers that need more.")
     max_width: float = 1.0  # largest width that insertion may reach, relative to the original
 
-    # Ours, beyond the paper. With `reconstruct` a merge takes one of two filters away, and least squares say what is
-    # made of the other. With `params_bias` the prune threshold falls where a channel costs more parameters than
+    # Ours, beyond the paper. With `params_bias` the prune threshold falls where a channel costs more parameters than
     # elsewhere, and rises where it costs fewer (below 0 the other way round).
     reconstruct: bool = setting(False, "Least-squares reconstruction of layers that read pruned filters.")
     params_bias: float = 0.0
@@ -102,7 +101,7 @@ PRESETS: dict[str, AdapNetSettings] = {
     ),
 }
 # For a trained network and few epochs, what our benchmarks win with: the structure changes in the first of four epochs,
-# in ten periods. The threshold starts lower and falls faster, counts are scaled so that more filters qualify at it; no
+# in ten periods. The threshold starts lower, counts are scaled so that more filters qualify at it; no
 # layer loses more than seven filters in ten, none grows that has more than four.
 PRESETS["short"] = replace(
     PRESETS["quick"],

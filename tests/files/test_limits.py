@@ -35,8 +35,8 @@ ASKING = """
 import time
 from compressor.files import limits
 limits._server()
-print("asked", flush=True)
 try:
+    print("asked", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     limits.stop()

@@ -152,7 +152,8 @@ def jobs():
     yield TrainJob(FRESH, "digits", output, training=training, command="compressor train a", chosen=("lr",))
     yield TrainJob(DIGITS, "digits", output, command="compressor finetune a")
     goals = GoalSettings(keep=("a",))
-    yield AdaptJob(FRESH, "digits", output, goals=goals, command="compressor prune --method adapnet")
+    command = "compressor prune --method adapnet"
+    yield AdaptJob(FRESH, "digits", output, goals=goals, preset="paper", command=command)
     yield ReplaceJob(DIGITS, "digits", output, until="5", command="compressor replace a")
     yield DetachJob(DIGITS, "digits", output, command="compressor detach a")
 

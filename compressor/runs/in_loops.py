@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from compressor.errors import UsageError
 from compressor.pruning.adapnet.method import AdapNet
 from compressor.pruning.adapnet.schedule import check_period
-from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings, preset
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings
+from compressor.pruning.adapnet.settings import resolved as named_preset
 from compressor.pruning.price import Goal
 from compressor.pruning.reconstruction import first_batches, inputs_of
 from compressor.pruning.scores import Given, Score, l1
@@ -50,7 +51,7 @@ def by_adapnet(
         raise UsageError(f"there is no preset {chosen!r}: these are {', '.join(PRESETS)}")
     names = settings_of(GoalSettings()).keys() - {"undo_drop", "fill"}
     known = {name: given.pop(name) for name in sorted(names) if name in given}
-    start = base or replace(preset(chosen, trained=True), reconstruct=data is not None)
+    start = base or replace(PRESETS[named_preset(chosen, trained=True)], reconstruct=data is not None)
     settings, goals = filled(start, given), filled(GoalSettings(), known)
     if settings.reconstruct != (data is not None):
         raise UsageError(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from compressor.errors import UsageError
 from compressor.exits.settings import CNSN, NSN, DetachSettings, falling
 from compressor.primenet.settings import REPRESENTATION, PrimeNetSettings
-from compressor.pruning.adapnet.settings import AdapNetSettings, Preset, preset
+from compressor.pruning.adapnet.settings import PRESETS, AdapNetSettings, Preset, resolved
 from compressor.pruning.settings import BLOCKS, TRAINED, WITHOUT_DATA, PruneSettings
 from compressor.pruning.settings import check as check_pruning
 from compressor.routing.settings import PAPER_TRAINING, TUNED_TRAINING, RouteSettings, paper
@@ -149,8 +149,7 @@ class AdaptJob(RunJob):
 
     def completed(self) -> Self:
         super().completed()
-        trained = self.model.model is not None
-        return replace(self, preset="short" if trained else "paper") if self.preset == "auto" else self
+        return replace(self, preset=resolved(self.preset, trained=self.model.model is not None))
 
     @classmethod
     def bases(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,8 +159,8 @@ class AdaptJob(RunJob):
                 "adapnet decides while the network trains and needs `data`, such as digits; without data prune in one "
                 f"shot by {', '.join(WITHOUT_DATA)}"
             )
-        chosen = preset(given.get("preset", "auto"), trained=given.get("model") is not None)
-        return {"adapnet": chosen, "training": FINETUNE}
+        chosen = resolved(given.get("preset", "auto"), trained=given.get("model") is not None)
+        return {"adapnet": PRESETS.get(chosen, PRESETS["paper"]), "training": FINETUNE}  # others are refused later
 
 
 @dataclass(frozen=True)

@@ -104,12 +104,9 @@ class Plan:
 
     def parted(self) -> "tuple[Plan, Plan]":
         """The edits that take channels away, and those that add some: two plans, in this order."""
-        adds = [isinstance(edit, Insert) for edit in self.edits]
-        removing, adding = (
-            replace(self, edits=tuple(edit for edit, added in zip(self.edits, adds, strict=True) if added == wanted))
-            for wanted in (False, True)
-        )
-        return removing, adding
+        adding = tuple(edit for edit in self.edits if isinstance(edit, Insert))
+        removing = tuple(edit for edit in self.edits if not isinstance(edit, Insert))
+        return replace(self, edits=removing), replace(self, edits=adding)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The edits as plain types, for the report."""

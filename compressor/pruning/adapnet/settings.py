@@ -79,9 +79,9 @@ def in_epochs(settings: AdapNetSettings, epochs: int) -> AdapNetSettings:
 Preset = Literal["auto", "paper", "quick", "short"]
 
 
-def preset(name: str, *, trained: bool) -> AdapNetSettings:
-    """The settings of that name; "auto": short for a network that comes trained, else paper, as for an unknown name."""
-    return PRESETS.get("short" if name == "auto" and trained else name, PRESETS["paper"])
+def resolved(name: Preset, *, trained: bool) -> Preset:
+    """The preset that "auto" stands for: short for a network that comes trained, else paper. Others stay."""
+    return name if name != "auto" else "short" if trained else "paper"
 
 
 PRESETS: dict[str, AdapNetSettings] = {

@@ -17,7 +17,7 @@ from compressor.runs.course import Network
 from compressor.runs.goals import Guard, Target
 from compressor.runs.jobs import AdaptJob
 from compressor.runs.latency_goal import goal_in_ms
-from compressor.runs.periods import Periods
+from compressor.runs.periods import REFITTED_BY, Periods
 from compressor.runs.phases import Phases, TrainingPhases, hints
 from compressor.runs.run import UNMEASURED, Run
 from compressor.runs.stages import Stage
@@ -53,7 +53,7 @@ class AdaptRun(Run[AdaptJob]):
         self.method.check_units(channels)
         guard = Guard(job.goals.undo_drop, partial(measured_here, subject), data)
         network = Network(subject.module, channels, subject.example, self.tell)
-        inputs = calibration_inputs(subject, job.training.seed) if job.adapnet.reconstruct else ()
+        inputs = calibration_inputs(subject, job.training.seed, REFITTED_BY) if job.adapnet.reconstruct else ()
         self.periods = Periods(network, self.method, self._target(), guard, job.goals.round_to, inputs)
         self.training = TrainingPhases(subject.module, data, self.periods, self.phases, job.distilling, self._trained)
         self.facts["frozen"] = {**channels.frozen, **self.method.locked}

@@ -187,12 +187,13 @@ def score_batches(subject: Subject, images: int, seed: int) -> Sequence[Pair]:
     return list(subject.data.drawn(subject.data.train, images, seed, subject.device, 32))
 
 
-def calibration_inputs(subject: Subject, seed: int) -> list[Any]:
-    """Random training images, not augmented, as many as a reconstruction looks at; none without data."""
+def calibration_inputs(subject: Subject, seed: int, most: int | None = None) -> list[Any]:
+    """Random training images, not augmented, as many as a reconstruction looks at, or `most`; none without data."""
     if subject.data is None:
         return []
     shape = next(leaf for leaf in tree_leaves(subject.example) if isinstance(leaf, Tensor)).shape[1:]
-    batches = subject.data.drawn(subject.data.train, enough_images(shape), seed, subject.device)
+    count = enough_images(shape) if most is None else min(most, enough_images(shape))
+    batches = subject.data.drawn(subject.data.train, count, seed, subject.device)
     return inputs_of((x for x, _ in batches), subject.example, subject.module)
 
 
